@@ -1,0 +1,1 @@
+"""jacrec: a policy that thinks before each action."""

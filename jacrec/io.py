@@ -1,0 +1,43 @@
+"""Networks on disk: safetensors for the weights, their class and configuration in the file's metadata."""
+
+import json
+import os
+from pathlib import Path
+
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import nn
+
+from jacrec.dynamics import DeterministicDynamics, DiffusionDynamics
+from jacrec.networks import Actor, RewardModel, TwinCritic
+
+CLASSES = {c.__name__: c for c in (Actor, TwinCritic, RewardModel, DiffusionDynamics, DeterministicDynamics)}
+
+
+def save_module(module: nn.Module, path: str | Path) -> Path:
+    """Write one of jacrec's networks to `path` (.safetensors), atomically: an interrupted save leaves the old file."""
+    kind = type(module).__name__
+    if kind not in CLASSES:
+        raise ValueError(f"save_module: expected one of {', '.join(CLASSES)}, got {kind}; save its state_dict yourself")
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(path.name + ".part")
+    tensors = {k: v.detach().cpu().contiguous() for k, v in module.state_dict().items()}
+    save_file(tensors, part, metadata={"class": kind, "config": json.dumps(module.config)})
+    os.replace(part, path)
+    return path
+
+
+def load_module(path: str | Path) -> nn.Module:
+    """The network stored at `path`, on the CPU, in evaluation mode."""
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no network at {path}; train one with `jacrec train`")
+    with safe_open(path, "pt") as file:
+        metadata = file.metadata() or {}
+        tensors = {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118 (safe_open is no mapping)
+    if metadata.get("class") not in CLASSES:
+        raise ValueError(f"{path}: expected a file written by jacrec (class in its metadata), got metadata {metadata}")
+    module = CLASSES[metadata["class"]](**json.loads(metadata["config"]))
+    module.load_state_dict(tensors)
+    return module.eval()
