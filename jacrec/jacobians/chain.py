@@ -1,0 +1,102 @@
+"""The reverse chain of a `DiffusionDynamics` with its derivatives: A_k, B_k of (29) and (31), or any tangents; and transposed.
+
+h_u, h_s and h_a are never formed. The denoiser's first layer splits by input: W_u u changes with k, W_sa (s, a) and its
+tangents do not, and the step embedding is a table of K rows.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from jacrec.dynamics import DiffusionDynamics
+from jacrec.jacobians.mlp import MLPTape, join, mlp_pull, mlp_push, mlp_record, split
+from jacrec.networks import step_embedding
+
+
+def level_table(dynamics: DiffusionDynamics) -> Tensor:
+    """W_t emb(k) + b for the K levels of the chain: (K, hidden[0]), row k−1 for h_k."""
+    _, _, W_t, b = dynamics.denoiser.split()
+    return torch.addmm(b, step_embedding(dynamics.level, dynamics.denoiser.embedding_dim).to(W_t), W_t.mT)
+
+
+def chain_forward(
+    dynamics: DiffusionDynamics, state: Tensor, action: Tensor, noise: Tensor, ds: Tensor, da: Tensor
+) -> tuple[Tensor, Tensor]:
+    """f_θ(s, a, ε) and its derivative along T directions, in one pass that stores nothing.
+
+    Args:
+        state (B, d), action (B, m), noise (B, K+1, d); ds (B, T, d) and da (B, T, m): the directions. Unit directions
+        give [A_0 | B_0] of (32).
+
+    Returns:
+        next state (B, d) and its tangents F_s ds + F_a da, (B, T, d).
+    """
+    K = dynamics.diffusion_steps
+    W_u, W_sa, _, _ = dynamics.denoiser.split()
+    table = level_table(dynamics)
+    conditioning = join(
+        torch.cat([dynamics.standardise(state), action], -1), torch.cat([ds / dynamics.state_std, da], -1)
+    )  # (B, 1+T, d+m)
+    constant = conditioning @ W_sa.mT  # (B, 1+T, w)
+    c_u, c_net, sigma = (t.tolist() for t in (dynamics.c_u, dynamics.c_net, dynamics.sigma))
+    u = torch.zeros_like(conditioning[..., : dynamics.state_dim])  # (B, 1+T, d), tangents 0: (27)
+    u[:, 0] = dynamics.g(noise[:, K])  # (23)
+    for k in range(K, 0, -1):
+        z = u @ W_u.mT
+        z += constant
+        z[:, 0] += table[k - 1]
+        y = mlp_push(dynamics.denoiser.mlp, z)
+        u = u.mul_(c_u[k - 1]).add_(y, alpha=c_net[k - 1])  # (24) in row 0, (29) and (31) below
+        if sigma[k - 1]:
+            u[:, 0].add_(noise[:, k - 1], alpha=sigma[k - 1])
+    x, dx = split(u)
+    tangents = dx * dynamics.out_std
+    return dynamics.decode(state, x), tangents + ds if dynamics.target == "difference" else tangents
+
+
+@dataclass
+class ChainTape:
+    """The K denoiser tapes of one pass, entry k−1 for h_k; with states kept instead, they are recomputed."""
+
+    tapes: list[MLPTape]
+
+
+def chain_record(
+    dynamics: DiffusionDynamics, state: Tensor, action: Tensor, noise: Tensor
+) -> tuple[Tensor, ChainTape]:
+    """f_θ(s, a, ε) (B, d) and what `chain_adjoint` needs; arguments as in `chain_forward`."""
+    K = dynamics.diffusion_steps
+    W_u, W_sa, _, _ = dynamics.denoiser.split()
+    table = level_table(dynamics)
+    constant = torch.cat([dynamics.standardise(state), action], -1) @ W_sa.mT  # (B, w)
+    c_u, c_net, sigma = (t.tolist() for t in (dynamics.c_u, dynamics.c_net, dynamics.sigma))
+    u = dynamics.g(noise[:, K])
+    tapes: list[MLPTape] = []
+    for k in range(K, 0, -1):
+        z = torch.addmm(constant, u, W_u.mT)
+        z += table[k - 1]
+        y, tape = mlp_record(dynamics.denoiser.mlp, z)
+        tapes.append(tape)
+        u = (c_u[k - 1] * u).add_(y, alpha=c_net[k - 1])
+        if sigma[k - 1]:
+            u.add_(noise[:, k - 1], alpha=sigma[k - 1])
+    return dynamics.decode(state, u), ChainTape(tapes[::-1])
+
+
+def chain_adjoint(dynamics: DiffusionDynamics, tape: ChainTape, cotangent: Tensor) -> tuple[Tensor, Tensor]:
+    """The transposed chain: λ (B, d) -> F_sᵀ λ (B, d), F_aᵀ λ (B, m).
+
+    μ_0 = λ; for k = 1…K: v += (h_s, h_a)ᵀ μ, μ ← h_uᵀ μ. W_sa is applied once, to the sum over k of the first layer's z̄.
+    """
+    W_u, W_sa, _, _ = dynamics.denoiser.split()
+    c_u, c_net = dynamics.c_u.tolist(), dynamics.c_net.tolist()
+    mu = cotangent * dynamics.out_std
+    total: Tensor | None = None
+    for k in range(1, dynamics.diffusion_steps + 1):
+        z_bar = mlp_pull(dynamics.denoiser.mlp, tape.tapes[k - 1], c_net[k - 1] * mu)
+        total = z_bar if total is None else total + z_bar
+        mu = torch.addmm(c_u[k - 1] * mu, z_bar, W_u)
+    v = total @ W_sa
+    v_s, v_a = v[:, : dynamics.state_dim] / dynamics.state_std, v[:, dynamics.state_dim :]
+    return v_s + cotangent if dynamics.target == "difference" else v_s, v_a
