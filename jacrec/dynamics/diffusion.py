@@ -26,9 +26,6 @@ class DiffusionDynamics(ScaledDynamics):
         levels: ascending training levels visited by the sampler; None visits all.
     """
 
-    c_u: Tensor
-    c_net: Tensor
-    sigma: Tensor
     level: Tensor
     alpha_bar: Tensor
 
@@ -62,9 +59,8 @@ class DiffusionDynamics(ScaledDynamics):
                                  residual=residual, embedding_dim=embedding_dim)  # fmt: skip
         alpha = alphas(schedule, steps)
         tables = reverse_steps(alpha, sampler=sampler, prediction=prediction, eta=eta, levels=levels)
-        # float64 whatever the default dtype: .to(dtype) narrows them with the rest of the module
-        for name in ("c_u", "c_net", "sigma"):
-            self.register_buffer(name, getattr(tables, name), persistent=False)
+        # plain floats: exact in every dtype, and no device to wait for when a step reads them
+        self.c_u, self.c_net, self.sigma = tables.c_u.tolist(), tables.c_net.tolist(), tables.sigma.tolist()
         self.register_buffer("level", tables.level, persistent=False)
         self.register_buffer("alpha_bar", torch.cumprod(alpha, 0), persistent=False)
 
@@ -86,7 +82,7 @@ class DiffusionDynamics(ScaledDynamics):
         """h_k, (1): one reverse step from s^(k) = u to s^(k−1); `state` in the data's units. All (..., d), action (..., m)."""
         i = k - 1
         net = self.denoiser(u, self.level[i].expand(u.shape[:-1]), self.standardise(state), action)
-        return self.c_u[i].to(u) * u + self.c_net[i].to(u) * net + self.sigma[i].to(u) * z
+        return self.c_u[i] * u + self.c_net[i] * net + self.sigma[i] * z
 
     def forward(self, state: Tensor, action: Tensor, noise: Tensor) -> Tensor:
         """state (..., d), action (..., m), noise (..., K+1, d) -> next state (..., d)."""

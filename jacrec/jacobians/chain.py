@@ -21,25 +21,31 @@ def level_table(dynamics: DiffusionDynamics) -> Tensor:
 
 
 def chain_forward(
-    dynamics: DiffusionDynamics, state: Tensor, action: Tensor, noise: Tensor, ds: Tensor, da: Tensor
+    dynamics: DiffusionDynamics,
+    state: Tensor,
+    action: Tensor,
+    noise: Tensor,
+    ds: Tensor,
+    da: Tensor,
+    table: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """f_θ(s, a, ε) and its derivative along T directions, in one pass that stores nothing.
 
     Args:
         state (B, d), action (B, m), noise (B, K+1, d); ds (B, T, d) and da (B, T, m): the directions. Unit directions
-        give [A_0 | B_0] of (32).
+        give [A_0 | B_0] of (32). table: `level_table(dynamics)`, for callers that have it.
 
     Returns:
         next state (B, d) and its tangents F_s ds + F_a da, (B, T, d).
     """
     K = dynamics.diffusion_steps
     W_u, W_sa, _, _ = dynamics.denoiser.split()
-    table = level_table(dynamics)
+    table = level_table(dynamics) if table is None else table
     conditioning = join(
         torch.cat([dynamics.standardise(state), action], -1), torch.cat([ds / dynamics.state_std, da], -1)
     )  # (B, 1+T, d+m)
     constant = conditioning @ W_sa.mT  # (B, 1+T, w)
-    c_u, c_net, sigma = (t.tolist() for t in (dynamics.c_u, dynamics.c_net, dynamics.sigma))
+    c_u, c_net, sigma = dynamics.c_u, dynamics.c_net, dynamics.sigma
     u = torch.zeros_like(conditioning[..., : dynamics.state_dim])  # (B, 1+T, d), tangents 0: (27)
     u[:, 0] = dynamics.g(noise[:, K])  # (23)
     for k in range(K, 0, -1):
@@ -57,31 +63,51 @@ def chain_forward(
 
 @dataclass
 class ChainTape:
-    """The K denoiser tapes of one pass, entry k−1 for h_k; with states kept instead, they are recomputed."""
+    """What `chain_adjoint` needs of a pass: the K denoiser tapes (entry k−1 for h_k), or only the latents to remake them."""
 
     tapes: list[MLPTape]
+    latents: list[Tensor]  # s^(k) as entry k−1, (B, d)
+    constant: Tensor  # W_sa (s, a), (B, w)
+    table: Tensor  # (K, w)
+
+    def denoiser(self, dynamics: DiffusionDynamics, k: int) -> MLPTape:
+        """The tape of h_k's denoiser call."""
+        if self.tapes:
+            return self.tapes[k - 1]
+        return _denoise(dynamics, self.latents[k - 1], self.constant, self.table[k - 1])[1]
 
 
 def chain_record(
-    dynamics: DiffusionDynamics, state: Tensor, action: Tensor, noise: Tensor
+    dynamics: DiffusionDynamics,
+    state: Tensor,
+    action: Tensor,
+    noise: Tensor,
+    table: Tensor | None = None,
+    *,
+    recompute: bool = False,
 ) -> tuple[Tensor, ChainTape]:
-    """f_θ(s, a, ε) (B, d) and what `chain_adjoint` needs; arguments as in `chain_forward`."""
+    """f_θ(s, a, ε) (B, d) and its tape; arguments as in `chain_forward`.
+
+    With `recompute` the tape holds the K latents (B, d) instead of the K·layers activations (B, width), and
+    `chain_adjoint` evaluates the denoiser again.
+    """
     K = dynamics.diffusion_steps
-    W_u, W_sa, _, _ = dynamics.denoiser.split()
-    table = level_table(dynamics)
+    _, W_sa, _, _ = dynamics.denoiser.split()
+    table = level_table(dynamics) if table is None else table
     constant = torch.cat([dynamics.standardise(state), action], -1) @ W_sa.mT  # (B, w)
-    c_u, c_net, sigma = (t.tolist() for t in (dynamics.c_u, dynamics.c_net, dynamics.sigma))
     u = dynamics.g(noise[:, K])
     tapes: list[MLPTape] = []
+    latents: list[Tensor] = []
     for k in range(K, 0, -1):
-        z = torch.addmm(constant, u, W_u.mT)
-        z += table[k - 1]
-        y, tape = mlp_record(dynamics.denoiser.mlp, z)
-        tapes.append(tape)
-        u = (c_u[k - 1] * u).add_(y, alpha=c_net[k - 1])
-        if sigma[k - 1]:
-            u.add_(noise[:, k - 1], alpha=sigma[k - 1])
-    return dynamics.decode(state, u), ChainTape(tapes[::-1])
+        y, tape = _denoise(dynamics, u, constant, table[k - 1])
+        if recompute:
+            latents.append(u)
+        else:
+            tapes.append(tape)
+        u = (dynamics.c_u[k - 1] * u).add_(y, alpha=dynamics.c_net[k - 1])
+        if dynamics.sigma[k - 1]:
+            u.add_(noise[:, k - 1], alpha=dynamics.sigma[k - 1])
+    return dynamics.decode(state, u), ChainTape(tapes[::-1], latents[::-1], constant, table)
 
 
 def chain_adjoint(dynamics: DiffusionDynamics, tape: ChainTape, cotangent: Tensor) -> tuple[Tensor, Tensor]:
@@ -90,13 +116,18 @@ def chain_adjoint(dynamics: DiffusionDynamics, tape: ChainTape, cotangent: Tenso
     μ_0 = λ; for k = 1…K: v += (h_s, h_a)ᵀ μ, μ ← h_uᵀ μ. W_sa is applied once, to the sum over k of the first layer's z̄.
     """
     W_u, W_sa, _, _ = dynamics.denoiser.split()
-    c_u, c_net = dynamics.c_u.tolist(), dynamics.c_net.tolist()
     mu = cotangent * dynamics.out_std
-    total: Tensor | None = None
+    total = torch.zeros_like(tape.constant)
     for k in range(1, dynamics.diffusion_steps + 1):
-        z_bar = mlp_pull(dynamics.denoiser.mlp, tape.tapes[k - 1], c_net[k - 1] * mu)
-        total = z_bar if total is None else total + z_bar
-        mu = torch.addmm(c_u[k - 1] * mu, z_bar, W_u)
+        z_bar = mlp_pull(dynamics.denoiser.mlp, tape.denoiser(dynamics, k), dynamics.c_net[k - 1] * mu)
+        total += z_bar
+        mu = torch.addmm(mu, z_bar, W_u, beta=dynamics.c_u[k - 1])
     v = total @ W_sa
     v_s, v_a = v[:, : dynamics.state_dim] / dynamics.state_std, v[:, dynamics.state_dim :]
     return v_s + cotangent if dynamics.target == "difference" else v_s, v_a
+
+
+def _denoise(dynamics: DiffusionDynamics, u: Tensor, constant: Tensor, row: Tensor) -> tuple[Tensor, MLPTape]:
+    """The denoiser at one level: u (B, d), the constant part (B, w), the level's table row (w,) -> (B, d) and its tape."""
+    W_u, _, _, _ = dynamics.denoiser.split()
+    return mlp_record(dynamics.denoiser.mlp, torch.addmm(constant, u, W_u.mT).add_(row))

@@ -1,0 +1,99 @@
+"""The same passes for any differentiable torch code, through torch.func and autograd: slower, never wrong.
+
+The code has to treat rows independently; forward mode (`push`) needs operations that torch.func can differentiate and vmap.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from jacrec.world import BatchedPolicy, Dynamics, batched_call
+
+
+class GenericPolicyPass:
+    """`PolicyPass` of any module."""
+
+    def __init__(self, policy: nn.Module, state: Tensor):
+        self.policy = policy
+        self.state = state
+        with torch.enable_grad():
+            self._state = state.detach().requires_grad_()
+            self._parameters = {name: p.detach().requires_grad_() for name, p in policy.named_parameters()}
+            self._action = _call(policy, self._parameters, self._state)
+        self.action = self._action.detach()
+
+    def Pi_s(self) -> Tensor:
+        rows = [self.pull_state(e.expand_as(self.action)) for e in torch.eye(self.action.shape[-1]).to(self.action)]
+        return torch.stack(rows, -2)
+
+    def pull_state(self, w: Tensor) -> Tensor:
+        return _pull(self._action, [self._state], w)[0]
+
+    def pull_parameters(self, w: Tensor) -> dict[str, Tensor]:
+        return dict(zip(self._parameters, _pull(self._action, list(self._parameters.values()), w), strict=True))
+
+    def parameter_rows(self, w: Tensor) -> dict[str, Tensor]:
+        directions = w.unsqueeze(-2) if w.dim() == self.action.dim() else w  # (N, R, T, m)
+        batched = isinstance(self.policy, BatchedPolicy)
+        module = self.policy.template if isinstance(self.policy, BatchedPolicy) else self.policy
+        buffers = dict(self.policy.named_buffers())
+
+        def one_row(p: dict[str, Tensor], s: Tensor, w: Tensor) -> dict[str, Tensor]:
+            _, pull = torch.func.vjp(lambda q: torch.func.functional_call(module, {**q, **buffers}, (s,)), p)
+            return torch.func.vmap(lambda v: pull(v)[0])(w)
+
+        over_rows = torch.func.vmap(one_row, in_dims=(None, 0, 0))
+        over_states = torch.func.vmap(over_rows, in_dims=(0 if batched else None, 0, 0))
+        parameters = {k: v.detach() for k, v in self._parameters.items()}
+        rows = over_states(parameters, self.state, directions)
+        return {k: v.squeeze(2) for k, v in rows.items()} if w.dim() == self.action.dim() else rows
+
+
+class GenericDynamicsPass:
+    """`DynamicsPass` of any function."""
+
+    def __init__(self, dynamics: Dynamics):
+        self.dynamics = dynamics
+
+    def push(self, state: Tensor, action: Tensor, noise: Tensor, ds: Tensor, da: Tensor) -> tuple[Tensor, Tensor]:
+        def one(ds: Tensor, da: Tensor) -> tuple[Tensor, Tensor]:
+            return torch.func.jvp(lambda s, a: self.dynamics(s, a, noise), (state, action), (ds, da))
+
+        return torch.func.vmap(one, in_dims=1, out_dims=(None, 1))(ds, da)
+
+    def record(self, state: Tensor, action: Tensor, noise: Tensor):
+        with torch.enable_grad():
+            s, a = state.detach().requires_grad_(), action.detach().requires_grad_()
+            next_state = self.dynamics(s, a, noise)
+
+        def pull(cotangent: Tensor) -> tuple[Tensor, Tensor]:
+            v_s, v_a = _pull(next_state, [s, a], cotangent)
+            return v_s, v_a
+
+        return next_state.detach(), pull
+
+
+def value_and_gradient(
+    function: Callable[[Tensor, Tensor], Tensor], state: Tensor, action: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """f(s, a) (B,), ∂f/∂s (B, d), ∂f/∂a (B, m) by reverse mode."""
+    with torch.enable_grad():
+        s, a = state.detach().requires_grad_(), action.detach().requires_grad_()
+        value = function(s, a)
+    g_s, g_a = _pull(value, [s, a], torch.ones_like(value))
+    return value.detach(), g_s, g_a
+
+
+def _call(policy: nn.Module, parameters: dict[str, Tensor], state: Tensor) -> Tensor:
+    if isinstance(policy, BatchedPolicy):
+        return batched_call(policy, parameters, state)
+    return torch.func.functional_call(policy, parameters, (state,))
+
+
+def _pull(output: Tensor, inputs: list[Tensor], cotangent: Tensor) -> list[Tensor]:
+    """Vector–Jacobian products; zeros for inputs that the output does not depend on."""
+    if not output.requires_grad:
+        return [torch.zeros_like(x) for x in inputs]
+    gradients = torch.autograd.grad(output, inputs, cotangent, retain_graph=True, allow_unused=True)
+    return [torch.zeros_like(x) if g is None else g for x, g in zip(inputs, gradients, strict=True)]

@@ -1,0 +1,102 @@
+"""Checks of the engine's inputs, and the one batched layout it works in."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from jacrec.world import BatchedPolicy, World, check_deterministic
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A policy, a world, N real states and their noise, in the layout of the engine."""
+
+    policy: nn.Module
+    world: World
+    state: Tensor  # (N, d)
+    noise: Tensor  # (N, M, H, *noise_shape)
+    single: bool  # the caller gave one state without the axis N
+
+    @property
+    def N(self) -> int:
+        return self.noise.shape[0]
+
+    @property
+    def M(self) -> int:
+        return self.noise.shape[1]
+
+    @property
+    def H(self) -> int:
+        return self.noise.shape[2]
+
+    @property
+    def batched(self) -> bool:
+        """Whether every real state has parameters of its own."""
+        return isinstance(self.policy, BatchedPolicy)
+
+
+def problem(policy: nn.Module, world: World, state: Tensor, noise: Tensor) -> Problem:
+    """Check and lay out: state (d,) or (N, d), noise (M, H, *noise_shape) or (N, M, H, *noise_shape).
+
+    Raises:
+        ValueError: wrong type, shape, dtype, device, or a value that is not finite; says what was expected.
+    """
+    state, single = check_state(policy, world, state)
+    check_tensor("noise", noise)
+    tail = tuple(world.dynamics.noise_shape)
+    N = state.shape[0]
+    expected = ("M", "H", *tail) if single else (N, "M", "H", *tail)
+    shown = f"({', '.join(map(str, expected))})"
+    fits = noise.dim() == len(expected) and tuple(noise.shape[noise.dim() - len(tail) :]) == tail
+    if not fits or (not single and noise.shape[0] != N) or noise.shape[-len(tail) - 2] < 1:
+        raise ValueError(f"noise: expected shape {shown} with M >= 1 particles, got {tuple(noise.shape)}; "
+                         f"one transition's noise is {tail} (dynamics.noise_shape)")  # fmt: skip
+    if noise.dtype != state.dtype or noise.device != state.device:
+        raise ValueError(f"noise: expected {state.dtype} on {state.device} like the state, got {noise.dtype} on {noise.device}")
+    noise = noise.unsqueeze(0) if single else noise
+    check_finite("noise", noise)
+    return Problem(policy, world, state, noise, single)
+
+
+def check_state(policy: nn.Module, world: World, state: Tensor) -> tuple[Tensor, bool]:
+    """The state as (N, d), and whether it came as (d,)."""
+    if not isinstance(policy, nn.Module):
+        raise ValueError(f"policy: expected a torch.nn.Module state -> action, got {type(policy).__name__}")
+    if not isinstance(world, World):
+        raise ValueError(f"world: expected a jacrec.World(dynamics, reward, critic, discount), got {type(world).__name__}")
+    check_deterministic(policy, "policy")
+    check_tensor("state", state)
+    if state.dim() not in (1, 2) or not state.numel():
+        raise ValueError(f"state: expected shape (d,) or (N, d), got {tuple(state.shape)}")
+    d = next((part.state_dim for part in (policy, world.dynamics) if isinstance(getattr(part, "state_dim", None), int)), None)
+    if d is not None and state.shape[-1] != d:
+        raise ValueError(f"state: expected dimension d = {d} as the networks have it, got {tuple(state.shape)}")
+    first = next(policy.parameters(), None)
+    if first is None:
+        raise ValueError("policy: expected a module with parameters to improve, got none")
+    if first.dtype != state.dtype or first.device != state.device:
+        raise ValueError(f"state: expected {first.dtype} on {first.device} like the policy's parameters, got {state.dtype} "
+                         f"on {state.device}; convert one of them with .to(...)")  # fmt: skip
+    single = state.dim() == 1
+    state = state.unsqueeze(0) if single else state
+    if isinstance(policy, BatchedPolicy) and policy.n != state.shape[0]:
+        raise ValueError(f"state: expected {policy.n} rows, one for each policy of the BatchedPolicy, got {state.shape[0]}")
+    check_finite("state", state)
+    return state, single
+
+
+def check_tensor(name: str, value) -> None:
+    """ValueError unless `value` is a floating-point tensor."""
+    if not isinstance(value, Tensor):
+        raise ValueError(f"{name}: expected a torch.Tensor, got {type(value).__name__}; use torch.as_tensor(...)")
+    if not value.is_floating_point():
+        raise ValueError(f"{name}: expected a floating-point tensor, got {value.dtype}; use .float()")
+
+
+def check_finite(name: str, value: Tensor) -> None:
+    """ValueError naming the first-axis rows that hold NaN or infinity."""
+    finite = torch.isfinite(value)
+    if not finite.all():
+        rows = (~finite.reshape(value.shape[0], -1).all(-1)).nonzero().flatten().tolist()
+        raise ValueError(f"{name}: expected finite values, got NaN or infinity in rows {rows[:8]} of {value.shape[0]}")

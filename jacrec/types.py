@@ -1,0 +1,38 @@
+"""The objects that the engine propagates and returns. Leading axes (N, M): real states, particles."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class PolicyGradient:
+    """Ĵ and ∇_ψ Ĵ (section 4.2)."""
+
+    value: Tensor
+    """Ĵ, the mean over the M particles: () for one state, (N,) for N"""
+    gradient: dict[str, Tensor]
+    """by `policy.named_parameters()` names. Shared ψ: of the mean of Ĵ over the N states; `BatchedPolicy`: (N, ...), row n of Ĵ_n"""
+
+
+@dataclass(frozen=True)
+class DynamicsJacobians:
+    """∂f_θ/∂s and ∂f_θ/∂a at fixed noise. (12), (32)"""
+
+    F_s: Tensor  # (..., d, d) = B_0
+    F_a: Tensor  # (..., d, m) = A_0
+
+
+@dataclass(frozen=True)
+class Sensitivities:
+    """G_j and D_j in factored form: G_j = Σ_{i<j} C_{j,i} Π_ψ(i), D_j = Σ_{i≤j} E_{j,i} Π_ψ(i)."""
+
+    C: Tensor  # (N, M, j, m, d): C_{j,i} transposed, its m columns as rows
+    E: Tensor  # (N, M, j+1, m, m): E_{j,i} transposed, likewise
+
+    def dense(self, Pi_psi: Tensor) -> tuple[Tensor, Tensor]:
+        """G_j (N, M, d, P) and D_j (N, M, m, P) from Π_ψ(0…j), (N, M, j+1, m, P)."""
+        G = torch.einsum("nmiad,nmiap->nmdp", self.C, Pi_psi[:, :, :-1])
+        D = torch.einsum("nmiab,nmiap->nmbp", self.E, Pi_psi)
+        return G, D
