@@ -5,6 +5,7 @@ hand-written values, tangents and cotangents of the same object are in `jacrec.j
 """
 
 import math
+from itertools import pairwise
 from collections.abc import Sequence
 
 import torch
@@ -85,7 +86,7 @@ class MLP(nn.Module):
         self.in_dim, self.out_dim, self.hidden = in_dim, out_dim, tuple(hidden)
         self.activation, self.residual, self.tanh_output, self.stack = activation, residual, tanh_output, stack
         widths = [in_dim, *hidden, out_dim]
-        self.layers = nn.ModuleList(Affine(a, b, stack) for a, b in zip(widths, widths[1:], strict=False))
+        self.layers = nn.ModuleList(Affine(a, b, stack) for a, b in pairwise(widths))
         self.norms = nn.ModuleList(LayerNorm(width, stack) for width in hidden if layer_norm)
         expect_one_of("activation", activation, ACTIVATIONS)
         self.act = ACTIVATIONS[activation]
@@ -266,6 +267,7 @@ class Denoiser(nn.Module):
 
 def step_embedding(k: Tensor, dim: int) -> Tensor:
     """Sinusoids of the step: (...) -> (..., dim), frequencies from 1 to 1e-4 (float64 inside)."""
-    frequency = torch.exp(torch.arange(dim // 2, dtype=torch.float64, device=k.device) * (-math.log(1e4) / max(dim // 2 - 1, 1)))
+    index = torch.arange(dim // 2, dtype=torch.float64, device=k.device)
+    frequency = torch.exp(index * (-math.log(1e4) / max(dim // 2 - 1, 1)))
     angle = k.to(torch.float64).unsqueeze(-1) * frequency
     return torch.cat([angle.sin(), angle.cos()], -1)

@@ -13,7 +13,8 @@ class PolicyGradient:
     value: Tensor
     """Ĵ, the mean over the M particles: () for one state, (N,) for N"""
     gradient: dict[str, Tensor]
-    """by `policy.named_parameters()` names. Shared ψ: of the mean of Ĵ over the N states; `BatchedPolicy`: (N, ...), row n of Ĵ_n"""
+    """by `policy.named_parameters()` names. Shared ψ: of the mean of Ĵ over the N states. `BatchedPolicy`: (N, ...), row n
+    of Ĵ_n"""
 
 
 @dataclass(frozen=True)

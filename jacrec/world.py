@@ -22,7 +22,7 @@ class Dynamics(Protocol):
 
 @dataclass(frozen=True)
 class World:
-    """Plain differentiable torch that the policy thinks in. Any callables serve; jacrec's own networks get the hand-written paths.
+    """Plain differentiable torch that the policy thinks in. Any callables serve; jacrec's own networks have written-out paths.
 
     Every function maps rows independently, over any leading axes. Batch-coupled or random layers (BatchNorm, Dropout)
     have to be in evaluation mode.

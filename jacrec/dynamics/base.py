@@ -27,9 +27,11 @@ class ScaledDynamics(nn.Module):
     @torch.no_grad()
     def set_scales(self, state_mean, state_std, out_mean, out_std) -> None:
         """Take the data's means and standard deviations, each (d,)."""
-        for name, value in (("state_mean", state_mean), ("state_std", state_std), ("out_mean", out_mean), ("out_std", out_std)):
+        scales = {"state_mean": state_mean, "state_std": state_std, "out_mean": out_mean, "out_std": out_std}
+        for name, value in scales.items():
             value = torch.as_tensor(value)
-            if value.shape != (self.state_dim,) or not torch.isfinite(value).all() or (name.endswith("std") and (value <= 0).any()):
+            positive = not name.endswith("std") or bool((value > 0).all())
+            if value.shape != (self.state_dim,) or not torch.isfinite(value).all() or not positive:
                 raise ValueError(f"{name}: expected {self.state_dim} finite values (positive for std), got {value}")
             getattr(self, name).copy_(value)
 

@@ -28,7 +28,8 @@ class DeterministicDynamics(ScaledDynamics):
         super().__init__(state_dim, action_dim, target)
         self.config = dict(state_dim=state_dim, action_dim=action_dim, hidden=list(hidden), target=target,
                            activation=activation, layer_norm=layer_norm, residual=residual)  # fmt: skip
-        self.mlp = MLP(state_dim + action_dim, state_dim, hidden, activation=activation, layer_norm=layer_norm, residual=residual)
+        self.mlp = MLP(state_dim + action_dim, state_dim, hidden, activation=activation, layer_norm=layer_norm,
+                       residual=residual)  # fmt: skip
         self.mlp.initialise()
 
     @property

@@ -20,7 +20,7 @@ class GenericPolicyPass:
         with torch.enable_grad():
             self._state = state.detach().requires_grad_()
             self._parameters = {name: p.detach().requires_grad_() for name, p in policy.named_parameters()}
-            self._action = _call(policy, self._parameters, self._state)
+            self._action = call_policy(policy, self._parameters, self._state)
         self.action = self._action.detach()
 
     def Pi_s(self) -> Tensor:
@@ -28,10 +28,10 @@ class GenericPolicyPass:
         return torch.stack(rows, -2)
 
     def pull_state(self, w: Tensor) -> Tensor:
-        return _pull(self._action, [self._state], w)[0]
+        return pull_back(self._action, [self._state], w)[0]
 
     def pull_parameters(self, w: Tensor) -> dict[str, Tensor]:
-        return dict(zip(self._parameters, _pull(self._action, list(self._parameters.values()), w), strict=True))
+        return dict(zip(self._parameters, pull_back(self._action, list(self._parameters.values()), w), strict=True))
 
     def parameter_rows(self, w: Tensor) -> dict[str, Tensor]:
         directions = w.unsqueeze(-2) if w.dim() == self.action.dim() else w  # (N, R, T, m)
@@ -57,6 +57,9 @@ class GenericDynamicsPass:
         self.dynamics = dynamics
 
     def push(self, state: Tensor, action: Tensor, noise: Tensor, ds: Tensor, da: Tensor) -> tuple[Tensor, Tensor]:
+        # forward mode writes through its primals: an expanded one would be written many times
+        state, action = state.contiguous(), action.contiguous()
+
         def one(ds: Tensor, da: Tensor) -> tuple[Tensor, Tensor]:
             return torch.func.jvp(lambda s, a: self.dynamics(s, a, noise), (state, action), (ds, da))
 
@@ -68,7 +71,7 @@ class GenericDynamicsPass:
             next_state = self.dynamics(s, a, noise)
 
         def pull(cotangent: Tensor) -> tuple[Tensor, Tensor]:
-            v_s, v_a = _pull(next_state, [s, a], cotangent)
+            v_s, v_a = pull_back(next_state, [s, a], cotangent)
             return v_s, v_a
 
         return next_state.detach(), pull
@@ -81,19 +84,20 @@ def value_and_gradient(
     with torch.enable_grad():
         s, a = state.detach().requires_grad_(), action.detach().requires_grad_()
         value = function(s, a)
-    g_s, g_a = _pull(value, [s, a], torch.ones_like(value))
+    g_s, g_a = pull_back(value, [s, a], torch.ones_like(value))
     return value.detach(), g_s, g_a
 
 
-def _call(policy: nn.Module, parameters: dict[str, Tensor], state: Tensor) -> Tensor:
+def call_policy(policy: nn.Module, parameters: dict[str, Tensor], state: Tensor) -> Tensor:
+    """The policy (N, R, d) -> (N, R, m) with the given parameters instead of its own."""
     if isinstance(policy, BatchedPolicy):
         return batched_call(policy, parameters, state)
     return torch.func.functional_call(policy, parameters, (state,))
 
 
-def _pull(output: Tensor, inputs: list[Tensor], cotangent: Tensor) -> list[Tensor]:
-    """Vector–Jacobian products; zeros for inputs that the output does not depend on."""
+def pull_back(output: Tensor, inputs: list[Tensor], cotangent: Tensor, *, again: bool = True) -> list[Tensor]:
+    """Vector–Jacobian products; zeros for inputs that the output does not depend on. `again`: the graph is used once more."""
     if not output.requires_grad:
         return [torch.zeros_like(x) for x in inputs]
-    gradients = torch.autograd.grad(output, inputs, cotangent, retain_graph=True, allow_unused=True)
+    gradients = torch.autograd.grad(output, inputs, cotangent, retain_graph=again, allow_unused=True)
     return [torch.zeros_like(x) if g is None else g for x, g in zip(inputs, gradients, strict=True)]

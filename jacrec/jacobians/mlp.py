@@ -153,7 +153,7 @@ def mlp_parameter_pull(mlp: MLP, tape: MLPTape, x: Tensor, y_bar: Tensor) -> dic
 
 
 def mlp_parameter_rows(mlp: MLP, tape: MLPTape, x: Tensor, y_bar: Tensor) -> dict[str, Tensor]:
-    """The same, one gradient per row instead of their sum: x (..., in), y_bar (..., out) or (..., R, out) -> (..., [R,] *shape)."""
+    """The same without the sum: x (..., in), y_bar (..., out) or (..., R, out) -> (..., [R,] *shape)."""
     bars = mlp_cotangents(mlp, tape, y_bar)
     rows = y_bar.dim() - x.dim()
     gradient = {}

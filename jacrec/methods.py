@@ -1,0 +1,148 @@
+"""Five ways to the same gradient behind one signature: `method.gradient(problem) -> PolicyGradient`."""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from jacrec.cost import cheaper_form
+from jacrec.errors import expect_one_of
+from jacrec.gradient import adjoint_gradient, dense_gradient, forward_gradient
+from jacrec.jacobians.generic import call_policy, pull_back
+from jacrec.rollout import rollout
+from jacrec.shapes import Problem, problem
+from jacrec.types import PolicyGradient
+from jacrec.world import World
+
+
+class Method(Protocol):
+    """A way to compute ∇_ψ Ĵ."""
+
+    def gradient(self, problem: Problem) -> PolicyGradient: ...
+
+
+@dataclass(frozen=True)
+class Forward:
+    """Theorem 4.1 forward in time: tangents ride along with the rollout.
+
+    Its memory does not grow with the number K of denoising steps, and its sequential depth is that of the rollout alone.
+    Costs up to 1 + d + m rows per denoiser call, so for many particles on a CPU prefer `Adjoint`.
+    sensitivities="dense" keeps G and D with all P columns as printed: the reference, for small problems only.
+    """
+
+    sensitivities: str = "factored"
+
+    def __post_init__(self):
+        expect_one_of("Forward.sensitivities", self.sensitivities, ("factored", "dense"))
+
+    def gradient(self, problem: Problem) -> PolicyGradient:
+        return dense_gradient(problem) if self.sensitivities == "dense" else forward_gradient(problem)
+
+
+@dataclass(frozen=True)
+class Adjoint:
+    """Theorem 4.1 re-associated from the end: one cotangent per particle, pulled back through the stored rollout.
+
+    The least arithmetic; stores the activations of the H·K denoiser calls, or with `recompute` only the H·K latents at the
+    price of a second evaluation.
+    """
+
+    recompute: bool = False
+
+    def gradient(self, problem: Problem) -> PolicyGradient:
+        return adjoint_gradient(problem, recompute=self.recompute)
+
+
+@dataclass(frozen=True)
+class Autograd:
+    """Reverse-mode automatic differentiation through the rollout: what the others are compared with.
+
+    Serves every world that torch can differentiate. Slower, and its memory holds the whole graph.
+    """
+
+    def gradient(self, problem: Problem) -> PolicyGradient:
+        p = problem
+        with torch.enable_grad():
+            parameters = {name: value.detach().requires_grad_() for name, value in p.policy.named_parameters()}
+            value = rollout(lambda s: call_policy(p.policy, parameters, s), p.world, p.state, p.noise).returns.mean(-1)
+            total = value.sum() if p.batched else value.mean()
+        gradients = pull_back(total, list(parameters.values()), torch.ones_like(total), again=False)
+        value = value.detach().squeeze(0) if p.single else value.detach()
+        return PolicyGradient(value, dict(zip(parameters, gradients, strict=True)))
+
+
+@dataclass(frozen=True)
+class FiniteDifference:
+    """Central differences, one parameter at a time, for checking the others on small policies.
+
+    Needs 2P rollouts. Accurate to about ε^(2/3) of the dtype (1e-10 relative to the values in float64), and wrong across
+    a kink: do not use it to act.
+    """
+
+    step: float | None = None
+    """half-width of the difference; None: the cube root of the dtype's ε, about the best there is"""
+    chunk: int = 64
+    """parameters perturbed per batch"""
+
+    @torch.no_grad()
+    def gradient(self, problem: Problem) -> PolicyGradient:
+        p = problem
+        step = self.step or torch.finfo(p.state.dtype).eps ** (1 / 3)
+        parameters = {name: value.detach() for name, value in p.policy.named_parameters()}
+        value = rollout(lambda s: call_policy(p.policy, parameters, s), p.world, p.state, p.noise).returns.mean(-1)
+
+        def returns(moved: dict[str, Tensor]) -> Tensor:
+            J = rollout(lambda s: call_policy(p.policy, moved, s), p.world, p.state, p.noise).returns.mean(-1)
+            return J if p.batched else J.mean()
+
+        gradient = {}
+        for name, centre in parameters.items():
+            one = centre[0] if p.batched else centre
+            entries = []
+            for index in torch.arange(one.numel(), device=centre.device).split(self.chunk):
+                bump = torch.nn.functional.one_hot(index, one.numel()).to(centre).reshape(-1, *one.shape) * step
+
+                def along(b: Tensor, name: str = name, centre: Tensor = centre) -> Tensor:
+                    return (returns({**parameters, name: centre + b}) - returns({**parameters, name: centre - b})) / (2 * step)
+
+                entries.append(torch.func.vmap(along)(bump))  # (chunk,) or (chunk, N)
+            gradient[name] = torch.cat(entries).movedim(0, -1).reshape(centre.shape)
+        return PolicyGradient(value.squeeze(0) if p.single else value, gradient)
+
+
+@dataclass(frozen=True)
+class Auto:
+    """`Forward` or `Adjoint`, whichever `jacrec.cost` expects to be faster for these sizes on this device."""
+
+    def choose(self, problem: Problem) -> Method:
+        """The method for this problem."""
+        return Forward() if cheaper_form(problem) == "forward" else Adjoint()
+
+    def gradient(self, problem: Problem) -> PolicyGradient:
+        return self.choose(problem).gradient(problem)
+
+
+METHODS = {"forward": Forward(), "adjoint": Adjoint(), "autograd": Autograd(), "auto": Auto()}
+
+
+def policy_gradient(
+    policy: nn.Module, world: World, state: Tensor, noise: Tensor, *, method: Method | None = None
+) -> PolicyGradient:
+    """Ĵ and ∇_ψ Ĵ of section 4.2: the return imagined with `policy` in `world` from `state`, under explicit noise.
+
+    Args:
+        policy: state (..., d) -> action (..., m) in [-1, 1], or a `BatchedPolicy` with one set of parameters per state.
+        state: (d,) or (N, d).
+        noise: (M, H, *noise_shape) or (N, M, H, *noise_shape), standard normal; decides M particles and horizon H >= 0.
+        method: Forward(), Adjoint(), Autograd(), FiniteDifference() or Auto() (default); all give the same gradient.
+
+    Returns:
+        `PolicyGradient`: value () or (N,); gradient by `policy.named_parameters()` names. With one ψ for N states it is
+        the gradient of the mean of the N values; with a BatchedPolicy, row n is the gradient of value n.
+
+    Raises:
+        ValueError: wrong shape, dtype, device, or non-finite input.
+    """
+    return (method or Auto()).gradient(problem(policy, world, state, noise))
+
