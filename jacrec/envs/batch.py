@@ -1,0 +1,227 @@
+"""Episodes of one environment in lock-step.
+
+    BatchedEnv(env_id, n, *, physics="d4rl", engine="auto", threads=None)
+        .reset(seeds, rows=None) -> observation (n, d) float64
+        .step(actions (n, m)) -> observation (n, d), reward (n,), terminated (n,), truncated (n,)
+        .n .state_dim .action_dim .step_time .max_episode_steps .engine .physics .done (n,) .elapsed (n,)
+
+Row i, reset with seed s, follows `make_env(env_id).reset(seed=s)` and its steps to the last bit, whatever the other rows
+do and whichever engine serves.
+"""
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import mujoco
+import mujoco.batch
+import numpy as np
+from gymnasium.envs.mujoco.half_cheetah_v4 import HalfCheetahEnv as HalfCheetahV4
+from gymnasium.envs.mujoco.half_cheetah_v5 import HalfCheetahEnv as HalfCheetahV5
+from gymnasium.envs.mujoco.hopper_v4 import HopperEnv as HopperV4
+from gymnasium.envs.mujoco.hopper_v5 import HopperEnv as HopperV5
+from gymnasium.envs.mujoco.walker2d_v4 import Walker2dEnv as Walker2dV4
+from gymnasium.envs.mujoco.walker2d_v5 import Walker2dEnv as Walker2dV5
+
+from jacrec.envs.physics import make_env, physics_record
+from jacrec.errors import expect_one_of
+
+ENGINES = ("auto", "mujoco.batch", "gymnasium")
+_mj: Any = mujoco  # the bindings declare no types
+
+
+@dataclass(frozen=True)
+class _Task:
+    """Reward, termination and observation of one gymnasium class, for many rows at once."""
+
+    control_cost: float
+    velocity_limit: float = np.inf
+    healthy: Callable[[np.ndarray, np.ndarray], np.ndarray] | None = None
+    """(qpos, qvel) -> (n,) bool; None: never terminates and pays nothing for health"""
+    pay_when_unhealthy: bool = True
+    """the -v4 classes pay the healthy reward on the terminal step too"""
+
+
+def _hopper_is_healthy(qpos: np.ndarray, qvel: np.ndarray) -> np.ndarray:
+    bounded = (np.abs(qpos[:, 2:]) < 100).all(1) & (np.abs(qvel) < 100).all(1)
+    return bounded & (qpos[:, 1] > 0.7) & (np.abs(qpos[:, 2]) < 0.2)
+
+
+def _walker_is_healthy(qpos: np.ndarray, qvel: np.ndarray) -> np.ndarray:
+    return (qpos[:, 1] > 0.8) & (qpos[:, 1] < 2.0) & (np.abs(qpos[:, 2]) < 1.0)
+
+
+_TASKS: dict[type, _Task] = {
+    HopperV4: _Task(1e-3, 10.0, _hopper_is_healthy),
+    HopperV5: _Task(1e-3, 10.0, _hopper_is_healthy, pay_when_unhealthy=False),
+    HalfCheetahV4: _Task(0.1),
+    HalfCheetahV5: _Task(0.1),
+    Walker2dV4: _Task(1e-3, 10.0, _walker_is_healthy),
+    Walker2dV5: _Task(1e-3, 10.0, _walker_is_healthy, pay_when_unhealthy=False),
+}
+
+
+class _ThreadedEngine:
+    """All rows on MuJoCo's own thread pool; resets are gymnasium's, done on one template environment."""
+
+    def __init__(self, env_id: str, n: int, physics: str, threads: int):
+        self.env = make_env(env_id, physics=physics)
+        core: Any = self.env.unwrapped
+        self._core, self._task = core, _TASKS[type(core)]
+        self._batch = mujoco.batch.Batch(core.model, n, min(threads, n))
+        self._qpos, self._qvel = self._batch.bind("qpos"), self._batch.bind("qvel")
+        self._ctrl = self._batch.bind("ctrl")
+
+    def reset(self, row: int, seed: int) -> np.ndarray:
+        observation, _ = self.env.reset(seed=seed)
+        kind = int(_mj.mjtState.mjSTATE_INTEGRATION)
+        _mj.mj_getState(self._core.model, self._core.data, self._batch.state[row], kind)
+        return observation
+
+    def step(self, rows: np.ndarray, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        task = self._task
+        before = self._qpos[rows, 0]
+        self._ctrl[rows] = actions
+        self._batch.step(rows, nstep=self._core.frame_skip)
+        qpos, qvel = self._qpos[rows], self._qvel[rows]
+        observation = np.concatenate((qpos[:, 1:], np.clip(qvel, -task.velocity_limit, task.velocity_limit)), axis=1)
+        reward = (qpos[:, 0] - before) / self._core.dt
+        terminated = np.zeros(len(rows), bool)
+        if task.healthy is not None:
+            terminated = ~task.healthy(qpos, qvel)
+            reward = reward + (1.0 if task.pay_when_unhealthy else np.where(terminated, 0.0, 1.0))
+        reward = reward - task.control_cost * np.square(actions).sum(1)
+        return observation, reward, terminated
+
+    def close(self) -> None:
+        self.env.close()
+
+
+class _LoopedEngine:
+    """One gymnasium environment per row, stepped one after the other: serves every environment."""
+
+    def __init__(self, env_id: str, n: int, physics: str, threads: int):
+        self._envs = [make_env(env_id, physics=physics) for _ in range(n)]
+        self.env = self._envs[0]
+
+    def reset(self, row: int, seed: int) -> np.ndarray:
+        return self._envs[row].reset(seed=seed)[0]
+
+    def step(self, rows: np.ndarray, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        results = [self._envs[row].step(action)[:3] for row, action in zip(rows, actions, strict=True)]
+        observation, reward, terminated = map(np.array, zip(*results, strict=True))
+        return observation, reward, terminated
+
+    def close(self) -> None:
+        for env in self._envs:
+            env.close()
+
+
+def _processors() -> int:
+    """How many processors this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+class BatchedEnv:
+    """`n` episodes of `env_id` in lock-step; a finished row stays as it is, paying 0, until it is reset.
+
+    `engine` "auto" takes "mujoco.batch" (threads inside MuJoCo) for Hopper, HalfCheetah and Walker2d and "gymnasium" (a
+    loop) for everything else; the attribute `engine` says which one serves. `threads` defaults to the processors this
+    process may use. Actions are taken as float64 and, as in gymnasium, not clipped: MuJoCo clips the torque, the
+    control cost is charged on the action as given.
+
+    Raises:
+        ValueError: `n` < 1, unknown ids or engines, "mujoco.batch" for an environment it cannot serve.
+    """
+
+    def __init__(
+        self,
+        env_id: str,
+        n: int,
+        *,
+        physics: str = "d4rl",
+        engine: str = "auto",
+        threads: int | None = None,
+    ):
+        expect_one_of("engine", engine, ENGINES)
+        if n < 1:
+            raise ValueError(f"n: expected at least one episode, got {n}")
+        probe = make_env(env_id, physics=physics)
+        threaded = type(probe.unwrapped) in _TASKS
+        probe.close()
+        if engine == "mujoco.batch" and not threaded:
+            served = ", ".join(sorted({task.__name__ for task in _TASKS}))
+            raise ValueError(f"engine: 'mujoco.batch' serves {served}, got {env_id!r}; use engine='gymnasium'")
+        self.engine = ("mujoco.batch" if threaded else "gymnasium") if engine == "auto" else engine
+        maker = _ThreadedEngine if self.engine == "mujoco.batch" else _LoopedEngine
+        self._engine = maker(env_id, n, physics, threads or _processors())
+
+        env = self._engine.env
+        core: Any = env.unwrapped
+        self.env_id, self.n = env_id, n
+        self.physics = physics_record(env)
+        self.observation_space, self.action_space = env.observation_space, env.action_space
+        self.state_dim = int(np.prod(env.observation_space.shape or (0,)))
+        self.action_dim = int(np.prod(env.action_space.shape or (0,)))
+        self.step_time = float(getattr(core, "point_env", core).dt)
+        """seconds of simulated time per step"""
+        self.max_episode_steps = env.spec.max_episode_steps if env.spec else None
+        self.elapsed = np.zeros(n, np.int64)
+        self._observation = np.zeros((n, self.state_dim))
+        self._terminated, self._truncated = np.zeros(n, bool), np.zeros(n, bool)
+        self._started = np.zeros(n, bool)
+
+    @property
+    def done(self) -> np.ndarray:
+        """(n,) bool: the row's episode is over (or was never begun) and waits for a reset."""
+        return self._terminated | self._truncated | ~self._started
+
+    def reset(self, seeds: Sequence[int] | np.ndarray, rows: Sequence[int] | np.ndarray | None = None) -> np.ndarray:
+        """Begin new episodes in `rows` (all by default), one seed each; returns the observations of all rows, (n, d).
+
+        Raises:
+            ValueError: not one seed per row, or a row that is not there.
+        """
+        rows = np.arange(self.n) if rows is None else np.asarray(rows, np.int64).reshape(-1)
+        seeds = np.asarray(seeds).reshape(-1)
+        if len(seeds) != len(rows):
+            raise ValueError(f"seeds: expected one per row ({len(rows)} rows), got {len(seeds)}")
+        if len(rows) and not (rows.min() >= 0 and rows.max() < self.n):
+            raise ValueError(f"rows: expected numbers in [0, {self.n}), got {rows.tolist()}")
+        for row, seed in zip(rows, seeds, strict=True):
+            self._observation[row] = self._engine.reset(int(row), int(seed))
+        self.elapsed[rows] = 0
+        self._terminated[rows] = self._truncated[rows] = False
+        self._started[rows] = True
+        return self._observation.copy()
+
+    def step(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """One step of every running row; actions (n, m), rows of finished episodes are ignored.
+
+        Returns observation (n, d), reward (n,), terminated (n,), truncated (n,). Finished rows repeat their last
+        observation and flags and pay 0.
+
+        Raises:
+            ValueError: wrong shape, a non-finite action of a running row, or rows that were never reset.
+        """
+        actions = np.asarray(actions, np.float64)
+        if actions.shape != (self.n, self.action_dim):
+            raise ValueError(f"actions: expected shape {(self.n, self.action_dim)}, got {actions.shape}")
+        if not self._started.all():
+            raise ValueError(f"step: rows {np.flatnonzero(~self._started).tolist()} were never reset; call reset(seeds)")
+        rows = np.flatnonzero(~self.done)
+        bad = rows[~np.isfinite(actions[rows]).all(1)]
+        if len(bad):
+            raise ValueError(f"actions: expected finite numbers, got {actions[bad[0]]} in row {bad[0]}")
+        reward = np.zeros(self.n)
+        if len(rows):
+            self._observation[rows], reward[rows], self._terminated[rows] = self._engine.step(rows, actions[rows])
+            self.elapsed[rows] += 1
+            if self.max_episode_steps is not None:
+                self._truncated[rows] = self.elapsed[rows] >= self.max_episode_steps
+        return self._observation.copy(), reward, self._terminated.copy(), self._truncated.copy()
+
+    def close(self) -> None:
+        """Release the environments."""
+        self._engine.close()

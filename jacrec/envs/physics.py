@@ -1,0 +1,205 @@
+"""Environments with the contact physics that offline data sets were recorded with.
+
+    make_env(env_id, *, physics="d4rl" | "native", **kwargs) -> gymnasium.Env
+    physics_record(env) -> {"mujoco": "3.17.0", "physics": "d4rl", "margins_halved": True}
+    check_physics() -> PhysicsCheck(ok, error, native_error, message)
+
+MuJoCo 3.5 began to add the contact margins of two geoms where it had taken the larger one. Hopper, Ant and the mazes
+give both geoms the same margin, so their contacts start twice as far out and a state differs by about 1e-2 after one
+step. Halving `model.geom_margin` restores the old physics exactly; HalfCheetah and Walker2d have no margins.
+"""
+
+import importlib.util
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import gymnasium
+import mujoco
+import numpy as np
+
+from jacrec.errors import expect_one_of
+
+PHYSICS = ("d4rl", "native")
+_mj: Any = mujoco  # the bindings declare no types
+
+
+class ContactPhysics(gymnasium.Wrapper):
+    """Applies the contact-margin compatibility once, to a freshly made environment, and remembers that it did."""
+
+    def __init__(self, env: gymnasium.Env, physics: str):
+        super().__init__(env)
+        model = getattr(_simulator(env), "model", None)
+        halved = physics == "d4rl" and model is not None and margins_are_summed() and bool(np.any(model.geom_margin))
+        if halved and model is not None:
+            model.geom_margin[:] *= 0.5
+        self.physics = {"mujoco": mujoco.__version__, "physics": physics, "margins_halved": halved}
+
+
+class GoalInState(gymnasium.ObservationWrapper):
+    """Flattens a goal environment's dict observation to (observation, desired_goal), shape (d + g,)."""
+
+    def __init__(self, env: gymnasium.Env):
+        super().__init__(env)
+        spaces: Any = env.observation_space
+        size = sum(spaces[key].shape[0] for key in ("observation", "desired_goal"))
+        self.observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (size,), np.float64)
+
+    def observation(self, observation: dict) -> np.ndarray:
+        return goal_in_state(observation)
+
+
+def goal_in_state(observation: dict) -> np.ndarray:
+    """(..., d + g) from a goal environment's dict: its `observation` followed by its `desired_goal`."""
+    return np.concatenate((observation["observation"], observation["desired_goal"]), axis=-1)
+
+
+def is_goal_space(space: gymnasium.Space) -> bool:
+    """Whether observations are a goal environment's dict, which jacrec reads as one flat state vector."""
+    return isinstance(space, gymnasium.spaces.Dict) and {"observation", "desired_goal"} <= set(space.spaces)
+
+
+def margins_are_summed(version: str = mujoco.__version__) -> bool:
+    """Whether this MuJoCo adds the contact margins of two geoms (3.5 and later)."""
+    return tuple(int(part) for part in version.split(".")[:2]) >= (3, 5)
+
+
+def make_env(env_id: str, *, physics: str = "d4rl", **kwargs) -> gymnasium.Env:
+    """A gymnasium environment with `physics` "d4rl" (contacts as before MuJoCo 3.5) or "native" (as MuJoCo has them).
+
+    Data of the D4RL family belong to the ``-v4`` environments: ``-v5`` changed Walker2d's friction and the healthy
+    rewards. Their deprecation warning is therefore not passed on. Goal environments (PointMaze) are wrapped so that
+    the state is (observation, desired_goal). `kwargs` go to `gymnasium.make`, e.g. ``render_mode="rgb_array"``.
+
+    Raises:
+        ValueError: an unknown `physics`, or an id that gymnasium does not know.
+    """
+    expect_one_of("physics", physics, PHYSICS)
+    if env_id.startswith(("PointMaze", "AntMaze")):
+        _register_mazes(env_id)
+    with warnings.catch_warnings(), _quiet_compiler():
+        warnings.filterwarnings("ignore", message=".*is out of date", category=DeprecationWarning)
+        try:
+            env = gymnasium.make(env_id, **kwargs)
+        except gymnasium.error.UnregisteredEnv as error:
+            raise ValueError(
+                f"env_id: gymnasium has no environment {env_id!r} ({error}); "
+                "expected an id such as 'Hopper-v4', 'HalfCheetah-v4' or 'PointMaze_UMaze-v3'"
+            ) from error
+    env = ContactPhysics(env, physics)
+    return GoalInState(env) if is_goal_space(env.observation_space) else env
+
+
+def physics_record(env: gymnasium.Env) -> dict[str, Any]:
+    """What `make_env` did to this environment: MuJoCo version, requested physics, margins halved or not.
+
+    Raises:
+        ValueError: the environment was not made by `make_env`.
+    """
+    if not env.has_wrapper_attr("physics"):
+        raise ValueError(f"env: expected an environment made by jacrec.envs.physics.make_env, got {env}")
+    return dict(env.get_wrapper_attr("physics"))
+
+
+@dataclass(frozen=True)
+class PhysicsCheck:
+    """Outcome of `check_physics`."""
+
+    ok: bool
+    """the compatible physics reproduce the reference"""
+    error: float
+    """largest difference of a position or velocity after one step with the compatibility on"""
+    native_error: float
+    """the same without it: what the compatibility is worth"""
+    message: str
+    """one sentence for a reader of `jacrec doctor`, with the remedy where it fails"""
+
+
+# (qpos, qvel, action) of three Hopper states whose foot touches the floor ...
+_PROBES = (
+    ([0.0, 1.205, 0.0, 0.0, 0.0, 0.0], [0.5, -0.8, 0.0, 0.0, 0.0, 0.0], [0.3, -0.6, 0.9]),
+    ([0.1, 1.2115, 0.02, 0.0, 0.0, -0.02], [1.0, -0.6, 0.2, -0.4, -0.5, 0.5], [1.0, 0.5, -1.0]),
+    ([0.0, 1.2, 0.05, -0.1, -0.05, 0.1], [0.5, 0.5, 0.0, 0.5, 0.5, -0.5], [-0.8, 0.7, 0.4]),
+)
+# ... and (qpos, qvel) one environment step (four substeps) later, computed with MuJoCo 2.3.7 on gymnasium's hopper.xml:
+# mj_resetData, set qpos and qvel, mj_forward, set ctrl, 4 x mj_step; rounded to 12 decimals
+_REFERENCE = (
+    (
+        [0.004032024101, 1.199864678612, -0.000219602844, 0.000406495096, -0.004030156163, 0.00514740437],
+        [0.502967681596, -0.498812144325, -0.125634223049, 0.053206377842, -1.000225305095, 1.256297381821],
+    ),
+    (
+        [0.108053835003, 1.207475361139, 0.02696243926, 0.001297921357, -0.000188743523, -0.018649911045],
+        [0.993437183033, -0.40656085986, 1.197368259008, 0.30718092974, 0.487720152789, -0.15906998155],
+    ),
+    (
+        [0.004418820173, 1.203852676137, 0.049062990283, -0.101357326547, -0.042453309016, 0.09891901491],
+        [0.5989011424, 0.457510732477, -0.261277290993, -0.831646234236, 1.395140554369, 0.21348748838],
+    ),
+)
+
+
+def check_physics() -> PhysicsCheck:
+    """One step of Hopper in contact against numbers pinned from MuJoCo 2.3.7, with and without the compatibility."""
+    error, native_error = _probe_error("d4rl"), _probe_error("native")
+    ok = error <= 1e-10
+    if ok:
+        message = f"contacts reproduce the reference physics to {error:.0e} (without the compatibility: {native_error:.0e})"
+    else:
+        message = (
+            f"one step of Hopper differs from the reference by {error:.1e} (expected at most 1e-10) on MuJoCo "
+            f"{mujoco.__version__}: scores on this machine are not comparable with D4RL's; "
+            "install mujoco>=3.17,<4 and an unmodified gymnasium"
+        )
+    return PhysicsCheck(ok, error, native_error, message)
+
+
+def _probe_error(physics: str) -> float:
+    env = make_env("Hopper-v4", physics=physics)
+    simulator = _simulator(env)
+    worst = 0.0
+    for (qpos, qvel, action), (qpos_after, qvel_after) in zip(_PROBES, _REFERENCE, strict=True):
+        env.reset(seed=0)
+        _mj.mj_resetData(simulator.model, simulator.data)
+        simulator.set_state(np.array(qpos), np.array(qvel))
+        env.step(np.array(action))
+        difference = np.concatenate((simulator.data.qpos - qpos_after, simulator.data.qvel - qvel_after))
+        worst = max(worst, float(np.abs(difference).max()))
+    env.close()
+    return worst
+
+
+def _simulator(env: gymnasium.Env) -> Any:
+    """The object that holds MuJoCo's model and data: the environment, or the robot inside a maze."""
+    core: Any = env.unwrapped
+    return getattr(core, "point_env", None) or getattr(core, "ant_env", None) or core
+
+
+@contextmanager
+def _quiet_compiler() -> Iterator[None]:
+    """Turn MuJoCo's warnings while compiling a model into Python's, and drop the one about gymnasium's own XML.
+
+    Left alone, MuJoCo prints and appends to MUJOCO_LOG.TXT in the working directory.
+    """
+
+    def warn(message: str) -> None:
+        if "settotalmass" not in message:
+            warnings.warn(message, RuntimeWarning, stacklevel=2)
+
+    before = _mj.get_mju_user_warning()
+    _mj.set_mju_user_warning(warn)
+    try:
+        yield
+    finally:
+        _mj.set_mju_user_warning(before)
+
+
+def _register_mazes(env_id: str) -> None:
+    if importlib.util.find_spec("gymnasium_robotics") is None:
+        raise ValueError(f"env_id: {env_id!r} needs gymnasium-robotics, which is not installed; pip install 'jacrec[maze]'")
+    if env_id not in gymnasium.registry:
+        import gymnasium_robotics
+
+        gymnasium.register_envs(gymnasium_robotics)

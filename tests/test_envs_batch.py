@@ -1,0 +1,119 @@
+"""Lock-step episodes against gymnasium's own stepping, bit for bit."""
+
+import numpy as np
+import pytest
+
+from jacrec.envs.batch import BatchedEnv
+from jacrec.envs.physics import make_env
+
+THREADED = ["Hopper-v4", "HalfCheetah-v4", "Walker2d-v4", "Hopper-v5", "HalfCheetah-v5", "Walker2d-v5"]
+
+
+def actions_of(seed: int, shape: tuple[int, ...]) -> np.ndarray:
+    return np.random.default_rng(seed).uniform(-1.3, 1.3, shape)
+
+
+@pytest.mark.parametrize("physics", ["d4rl", "native"])
+@pytest.mark.parametrize("env_id", THREADED)
+def test_threaded_rows_are_bit_identical_to_gymnasium(env_id, physics):
+    n, steps, seeds = 5, 120, [3, 0, 3, 12345, 7]
+    batch = BatchedEnv(env_id, n, physics=physics, threads=2)
+    assert batch.engine == "mujoco.batch"
+    observation = batch.reset(seeds)
+    actions = actions_of(1, (steps, n, batch.action_dim))
+    envs = [make_env(env_id, physics=physics) for _ in seeds]
+    expected = [env.reset(seed=seed)[0] for env, seed in zip(envs, seeds, strict=True)]
+    running = np.ones(n, bool)
+    assert np.array_equal(observation, expected)
+    for action in actions:
+        observation, reward, terminated, truncated = batch.step(action)
+        for i in np.flatnonzero(running):
+            expected[i], pay, end, cut, _ = envs[i].step(action[i])
+            assert np.array_equal(observation[i], expected[i])
+            assert reward[i] == pay
+            assert (terminated[i], truncated[i]) == (end, cut)
+            running[i] = not (end or cut)
+        assert np.array_equal(observation, expected)
+        assert np.array_equal(batch.done, ~running)
+    assert running.any() == env_id.startswith("HalfCheetah")
+
+
+def test_rows_reset_at_different_times_follow_their_own_episodes():
+    batch, env = BatchedEnv("Hopper-v4", 3), make_env("Hopper-v4")
+    batch.reset([1, 2, 3])
+    actions = actions_of(0, (60, 3))
+    for action in actions[:20]:
+        batch.step(np.tile(action, (3, 1)))
+    observation = batch.reset([9], rows=[1])
+    expected, _ = env.reset(seed=9)
+    assert np.array_equal(observation[1], expected)
+    assert batch.elapsed.tolist()[1] == 0
+    for action in actions[20:30]:
+        observation, reward, *_ = batch.step(np.tile(action, (3, 1)))
+        expected, pay, *_ = env.step(action)
+        assert np.array_equal(observation[1], expected)
+        assert reward[1] == pay
+
+
+def test_engines_agree_and_say_which_they_are():
+    threaded, looped = BatchedEnv("Hopper-v4", 4), BatchedEnv("Hopper-v4", 4, engine="gymnasium")
+    assert (threaded.engine, looped.engine) == ("mujoco.batch", "gymnasium")
+    assert np.array_equal(threaded.reset([0, 1, 2, 3]), looped.reset([0, 1, 2, 3]))
+    for action in actions_of(5, (150, 4, 3)):
+        for ours, theirs in zip(threaded.step(action), looped.step(action), strict=True):
+            assert np.array_equal(ours, theirs)
+    assert threaded.done.all()
+
+
+def test_finished_rows_are_frozen_and_pay_nothing():
+    batch = BatchedEnv("Hopper-v4", 2)
+    batch.reset([0, 1])
+    for action in actions_of(2, (400, 2, 3)):
+        observation, _, terminated, _ = batch.step(action)
+        if terminated[0]:
+            break
+    assert terminated[0]
+    later, reward, still, _ = batch.step(np.full((2, 3), np.nan) if batch.done.all() else np.ones((2, 3)))
+    assert np.array_equal(later[0], observation[0])
+    assert reward[0] == 0.0
+    assert still[0]
+
+
+def test_time_limit_truncates():
+    batch = BatchedEnv("HalfCheetah-v4", 2)
+    assert (batch.max_episode_steps, batch.step_time, batch.state_dim, batch.action_dim) == (1000, 0.05, 17, 6)
+    batch.reset([0, 1])
+    for step in range(1000):
+        _, _, terminated, truncated = batch.step(np.zeros((2, 6)))
+        assert truncated.all() == (step == 999)
+    assert not terminated.any()
+    assert batch.step(np.zeros((2, 6)))[1].tolist() == [0.0, 0.0]
+
+
+def test_other_environments_run_in_a_loop():
+    batch = BatchedEnv("InvertedPendulum-v5", 3)
+    env = make_env("InvertedPendulum-v5")
+    assert batch.engine == "gymnasium"
+    assert np.array_equal(batch.reset([4, 5, 6])[2], env.reset(seed=6)[0])
+    assert np.array_equal(batch.step(np.full((3, 1), 0.5))[0][2], env.step(np.array([0.5]))[0])
+
+
+def test_wrong_use_is_told():
+    with pytest.raises(ValueError, match="at least one episode, got 0"):
+        BatchedEnv("Hopper-v4", 0)
+    with pytest.raises(ValueError, match="engine: expected one of"):
+        BatchedEnv("Hopper-v4", 1, engine="async")
+    with pytest.raises(ValueError, match=r"'mujoco\.batch' serves HalfCheetahEnv, HopperEnv, Walker2dEnv"):
+        BatchedEnv("InvertedPendulum-v5", 1, engine="mujoco.batch")
+    batch = BatchedEnv("Hopper-v4", 2)
+    with pytest.raises(ValueError, match=r"rows \[0, 1\] were never reset"):
+        batch.step(np.zeros((2, 3)))
+    with pytest.raises(ValueError, match=r"one per row \(2 rows\), got 1"):
+        batch.reset([0])
+    with pytest.raises(ValueError, match=r"numbers in \[0, 2\), got \[2\]"):
+        batch.reset([0], rows=[2])
+    batch.reset([0, 1])
+    with pytest.raises(ValueError, match=r"expected shape \(2, 3\), got \(3,\)"):
+        batch.step(np.zeros(3))
+    with pytest.raises(ValueError, match=r"finite numbers, got .* in row 1"):
+        batch.step(np.array([[0, 0, 0], [0, np.nan, 0]]))
