@@ -1,1 +1,23 @@
-"""jacrec: a policy that thinks before each action."""
+"""jacrec: a policy that thinks before each action.
+
+`mpc_update` improves a policy's own parameters by gradients through imagined futures, computed by the recursions of
+Theorem 4.1 instead of automatic differentiation.
+"""
+
+from jacrec.dynamics import DeterministicDynamics, DiffusionDynamics
+from jacrec.linearize import Linearization, linearize
+from jacrec.methods import Adjoint, Auto, Autograd, FiniteDifference, Forward, policy_gradient
+from jacrec.mpc import MPC, MPCConfig, MPCStep, mpc_update
+from jacrec.networks import Actor, Denoiser, RewardModel, TwinCritic
+from jacrec.rollout import imagined_return, rollout
+from jacrec.types import DynamicsJacobians, PolicyGradient, Sensitivities
+from jacrec.world import BatchedPolicy, World
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "MPC", "Actor", "Adjoint", "Auto", "Autograd", "BatchedPolicy", "Denoiser", "DeterministicDynamics", "DiffusionDynamics",
+    "DynamicsJacobians", "FiniteDifference", "Forward", "Linearization", "MPCConfig", "MPCStep", "PolicyGradient",
+    "RewardModel", "Sensitivities", "TwinCritic", "World", "imagined_return", "linearize", "mpc_update", "policy_gradient",
+    "rollout",
+]  # fmt: skip

@@ -127,7 +127,7 @@ METHODS = {"forward": Forward(), "adjoint": Adjoint(), "autograd": Autograd(), "
 
 
 def policy_gradient(
-    policy: nn.Module, world: World, state: Tensor, noise: Tensor, *, method: Method | None = None
+    policy: nn.Module, world: World, state: Tensor, noise: Tensor, *, method: Method = Auto()
 ) -> PolicyGradient:
     """Ĵ and ∇_ψ Ĵ of section 4.2: the return imagined with `policy` in `world` from `state`, under explicit noise.
 
@@ -144,5 +144,5 @@ def policy_gradient(
     Raises:
         ValueError: wrong shape, dtype, device, or non-finite input.
     """
-    return (method or Auto()).gradient(problem(policy, world, state, noise))
+    return method.gradient(problem(policy, world, state, noise))
 

@@ -5,8 +5,8 @@ hand-written values, tangents and cotangents of the same object are in `jacrec.j
 """
 
 import math
-from itertools import pairwise
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
