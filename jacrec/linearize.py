@@ -87,15 +87,20 @@ def linearize(policy: nn.Module, world: World, state: Tensor, noise: Tensor) -> 
     returns = s.new_zeros(p.N, p.M)
     for j in range(p.H + 1):
         pi = policy_pass(policy, s)
-        policies.append(pi), states.append(s), actions.append(pi.action), Pi_s.append(pi.Pi_s())
+        policies.append(pi)
+        states.append(s)
+        actions.append(pi.action)
+        Pi_s.append(pi.Pi_s())
         flat = s.flatten(0, 1), pi.action.flatten(0, 1)
         value, g_s, g_a = value_and_gradient(world.reward if j < p.H else world.critic, *flat)
         returns += world.discount**j * value.reshape(p.N, p.M)
-        v_s.append(g_s.reshape(s.shape)), v_a.append(g_a.reshape(pi.action.shape))
+        v_s.append(g_s.reshape(s.shape))
+        v_a.append(g_a.reshape(pi.action.shape))
         if j < p.H:
             s, J = jacobians(passes, *flat, p.noise[:, :, j].flatten(0, 1))
             s = s.unflatten(0, (p.N, p.M))
-            F_s.append(J.F_s.unflatten(0, (p.N, p.M))), F_a.append(J.F_a.unflatten(0, (p.N, p.M)))
+            F_s.append(J.F_s.unflatten(0, (p.N, p.M)))
+            F_a.append(J.F_a.unflatten(0, (p.N, p.M)))
     w = _action_weights(world.discount, v_s, v_a, Pi_s, F_s, F_a)
     d, m = states[0].shape[-1], actions[0].shape[-1]
 

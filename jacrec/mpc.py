@@ -68,7 +68,8 @@ def mpc_update(
         ValueError: wrong shape, dtype, device or setting, or a state or noise that is not finite.
     """
     if noise is None:
-        _at_least("horizon", horizon, 0), _at_least("particles", particles, 1)
+        _at_least("horizon", horizon, 0)
+        _at_least("particles", particles, 1)
         checked, single = check_state(policy, world, state)
         noise = noise_like(world, checked[0] if single else checked, particles, horizon, generator)
     _at_least("updates", updates, 0)
@@ -193,7 +194,7 @@ class MPC:
         expected = 1 if self.batch is None else 2
         if state.dim() != expected or (self.batch is not None and state.shape[0] != self.batch):
             shape = "(d,)" if self.batch is None else f"({self.batch}, d)"
-            raise ValueError(f"observation: expected shape {shape}, got {tuple(state.shape)}; MPC(batch=N) controls N environments")
+            raise ValueError(f"observation: expected shape {shape}, got {tuple(state.shape)}; MPC(batch=N) controls N of them")
         if self.config.carry == "step":
             self.reset()
         self.last = self._think(state, start)

@@ -7,6 +7,7 @@ hand-written values, tangents and cotangents of the same object are in `jacrec.j
 import math
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -86,8 +87,9 @@ class MLP(nn.Module):
         self.in_dim, self.out_dim, self.hidden = in_dim, out_dim, tuple(hidden)
         self.activation, self.residual, self.tanh_output, self.stack = activation, residual, tanh_output, stack
         widths = [in_dim, *hidden, out_dim]
-        self.layers = nn.ModuleList(Affine(a, b, stack) for a, b in pairwise(widths))
-        self.norms = nn.ModuleList(LayerNorm(width, stack) for width in hidden if layer_norm)
+        # lists of these classes to a type checker, registered modules to torch
+        self.layers = cast("list[Affine]", nn.ModuleList(Affine(a, b, stack) for a, b in pairwise(widths)))
+        self.norms = cast("list[LayerNorm]", nn.ModuleList(LayerNorm(width, stack) for width in hidden if layer_norm))
         expect_one_of("activation", activation, ACTIVATIONS)
         self.act = ACTIVATIONS[activation]
 

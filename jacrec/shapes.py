@@ -69,7 +69,8 @@ def check_state(policy: nn.Module, world: World, state: Tensor) -> tuple[Tensor,
     check_tensor("state", state)
     if state.dim() not in (1, 2) or not state.numel():
         raise ValueError(f"state: expected shape (d,) or (N, d), got {tuple(state.shape)}")
-    d = next((part.state_dim for part in (policy, world.dynamics) if isinstance(getattr(part, "state_dim", None), int)), None)
+    dims = [getattr(part, "state_dim", None) for part in (policy, world.dynamics)]
+    d = next((dim for dim in dims if isinstance(dim, int)), None)
     if d is not None and state.shape[-1] != d:
         raise ValueError(f"state: expected dimension d = {d} as the networks have it, got {tuple(state.shape)}")
     first = next(policy.parameters(), None)

@@ -40,7 +40,7 @@ class GenericPolicyPass:
         buffers = dict(self.policy.named_buffers())
 
         def one_row(p: dict[str, Tensor], s: Tensor, w: Tensor) -> dict[str, Tensor]:
-            _, pull = torch.func.vjp(lambda q: torch.func.functional_call(module, {**q, **buffers}, (s,)), p)
+            pull = torch.func.vjp(lambda q: torch.func.functional_call(module, {**q, **buffers}, (s,)), p)[1]
             return torch.func.vmap(lambda v: pull(v)[0])(w)
 
         over_rows = torch.func.vmap(one_row, in_dims=(None, 0, 0))
@@ -61,9 +61,11 @@ class GenericDynamicsPass:
         state, action = state.contiguous(), action.contiguous()
 
         def one(ds: Tensor, da: Tensor) -> tuple[Tensor, Tensor]:
-            return torch.func.jvp(lambda s, a: self.dynamics(s, a, noise), (state, action), (ds, da))
+            result = torch.func.jvp(lambda s, a: self.dynamics(s, a, noise), (state, action), (ds, da))
+            return result[0], result[1]
 
-        return torch.func.vmap(one, in_dims=1, out_dims=(None, 1))(ds, da)
+        out_dims = (None, 1)  # the value does not depend on the direction
+        return torch.func.vmap(one, in_dims=1, out_dims=out_dims)(ds, da)  # pyright: ignore[reportArgumentType]
 
     def record(self, state: Tensor, action: Tensor, noise: Tensor):
         with torch.enable_grad():

@@ -1,6 +1,7 @@
 """Reward and critic with their gradients: r, r_s, r_a and Q, Q_s, Q_a. (16), (19)"""
 
 from collections.abc import Callable
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -14,10 +15,11 @@ def value_and_gradient(
     function: Callable[[Tensor, Tensor], Tensor], state: Tensor, action: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """f(s, a) (B,), ∂f/∂s (B, d), ∂f/∂a (B, m) for state (B, d), action (B, m): by hand for jacrec's networks."""
+    # a subclass may have changed forward: only the classes themselves are known
     if type(function) is RewardModel:
-        return reward_gradient(function, state, action)
+        return reward_gradient(cast(RewardModel, function), state, action)
     if type(function) is TwinCritic:
-        return critic_gradient(function, state, action)
+        return critic_gradient(cast(TwinCritic, function), state, action)
     return generic.value_and_gradient(function, state, action)
 
 
