@@ -1,8 +1,16 @@
-"""Transitions (s, a, r, s') of an offline data set, and what it is."""
+"""Transitions (s, a, r, s') of an offline data set, and what it is.
+
+Transitions(state, action, reward, next_state, next_action, terminal, has_next_action, episode, info)
+    .rows(index) .split(fraction, seed) -> (train, held_out) .for_td() .statistics() -> Statistics
+from_flat(observations, actions, rewards, terminal, last, info, next_observations=None) -> Transitions
+"""
 
 from dataclasses import dataclass, field, replace
 
 import numpy as np
+
+STD_FLOOR = 1e-6
+ACTION_SLACK = 1e-4
 
 
 @dataclass(frozen=True)
@@ -29,12 +37,25 @@ class DatasetInfo:
 
 
 @dataclass(frozen=True)
+class Statistics:
+    """Means and standard deviations over transitions, float64; every std is at least `STD_FLOOR`."""
+
+    state_mean: np.ndarray  # (d,)
+    state_std: np.ndarray  # (d,)
+    delta_mean: np.ndarray  # (d,) of next_state − state
+    delta_std: np.ndarray  # (d,)
+    reward_mean: float
+    reward_std: float
+
+
+@dataclass(frozen=True)
 class Transitions:
     """n transitions in the order they were collected; all arrays share the first axis.
 
     `next_action` is the action the data took at `next_state`; its rows are meaningless where `has_next_action` is False
     (the end of an episode). `next_state` is the true successor everywhere it is kept: rows for which the file does not
-    hold it are dropped by the reader.
+    hold it are dropped by the reader. Terminal ones among those still teach a critic, which does not look at their
+    successor: they wait in `blind_ends` for `for_td`.
     """
 
     state: np.ndarray  # (n, d) float32
@@ -46,6 +67,8 @@ class Transitions:
     has_next_action: np.ndarray  # (n,) bool: the row is followed by another of the same episode
     episode: np.ndarray  # (n,) int64, which episode, counted from 0
     info: DatasetInfo
+    blind_ends: "Transitions | None" = None
+    """terminal rows whose successor the file does not hold (their `next_state` repeats `state`), or None"""
 
     def __len__(self) -> int:
         return len(self.reward)
@@ -59,6 +82,140 @@ class Transitions:
         return self.action.shape[1]
 
     def rows(self, index: np.ndarray) -> "Transitions":
-        """The transitions of an integer or boolean index."""
+        """The transitions of an integer or boolean index; `blind_ends` stay behind."""
         arrays = {k: v[index] for k, v in vars(self).items() if isinstance(v, np.ndarray)}
-        return replace(self, **arrays)
+        return replace(self, **arrays, blind_ends=None)
+
+    def split(self, fraction: float, seed: int) -> tuple["Transitions", "Transitions"]:
+        """(train, held_out): whole episodes drawn by `seed`, `fraction` of them (at least one) held out.
+
+        Raises:
+            ValueError: `fraction` outside (0, 1), or a single episode.
+        """
+        if not 0.0 < fraction < 1.0:
+            raise ValueError(f"fraction: expected a number between 0 and 1, got {fraction}")
+        ends = () if self.blind_ends is None else (self.blind_ends.episode,)
+        episodes = np.unique(np.concatenate((self.episode, *ends)))
+        if len(episodes) < 2:
+            raise ValueError(f"split: expected at least two episodes, got {len(episodes)}; make or load more data")
+        count = min(max(round(fraction * len(episodes)), 1), len(episodes) - 1)
+        held = np.random.default_rng(seed).permutation(episodes)[:count]
+        return self._of_episodes(held, inside=False), self._of_episodes(held, inside=True)
+
+    def for_td(self) -> "Transitions":
+        """The rows a TD critic with next actions may use: terminal rows, and rows followed by another.
+
+        Rows that end an episode without terminating it (timeouts, the end of the file) are dropped, as in ReBRAC's
+        reader. Next actions of terminal rows are zeros: the target masks them.
+        """
+        own = self.rows(self.terminal | self.has_next_action)
+        if self.blind_ends is None:
+            return own
+        order = np.argsort(np.concatenate((own.episode, self.blind_ends.episode)), kind="stable")
+        arrays = {
+            name: np.concatenate((value, getattr(self.blind_ends, name)))[order]
+            for name, value in vars(own).items()
+            if isinstance(value, np.ndarray)
+        }
+        return replace(own, **arrays)
+
+    def statistics(self) -> Statistics:
+        """Means and stds of state, next_state − state and reward, accumulated in float64.
+
+        A std below `STD_FLOOR` becomes `STD_FLOOR`, so that a constant coordinate standardises to about 0 and not to NaN.
+        """
+        state = self.state.astype(np.float64)
+        delta = self.next_state.astype(np.float64) - state
+        reward = self.reward.astype(np.float64)
+        floor = STD_FLOOR
+        return Statistics(
+            state.mean(0),
+            np.maximum(state.std(0), floor),
+            delta.mean(0),
+            np.maximum(delta.std(0), floor),
+            float(reward.mean()),
+            float(max(reward.std(), floor)),
+        )
+
+    def _of_episodes(self, episodes: np.ndarray, inside: bool) -> "Transitions":
+        part = self.rows(np.isin(self.episode, episodes, invert=not inside))
+        if self.blind_ends is None:
+            return part
+        ends = self.blind_ends.rows(np.isin(self.blind_ends.episode, episodes, invert=not inside))
+        return replace(part, blind_ends=ends if len(ends) else None)
+
+
+def from_flat(
+    observations: np.ndarray,
+    actions: np.ndarray,
+    rewards: np.ndarray,
+    terminal: np.ndarray,
+    last: np.ndarray,
+    info: DatasetInfo,
+    next_observations: np.ndarray | None = None,
+) -> Transitions:
+    """Transitions from rows in the order of collection.
+
+    observations (n, d), actions (n, m), rewards (n,), terminal (n,) bool, last (n,) bool: the row is the last one of
+    its episode. Without `next_observations` the successor of a row is the next row of its episode; last rows then have
+    none and are dropped, the terminal ones among them into `blind_ends`.
+
+    Raises:
+        ValueError: shapes that do not fit, no rows, non-finite numbers or actions beyond ±1, with the row.
+    """
+    arrays = {"observations": observations, "actions": actions, "rewards": rewards}
+    if next_observations is not None:
+        arrays["next_observations"] = next_observations
+    _validate(info.name, arrays, terminal, last)
+
+    last = last.astype(bool) | (np.arange(len(rewards)) == len(rewards) - 1)
+    terminal = terminal.astype(bool)
+    state = np.ascontiguousarray(observations, np.float32)
+    action = np.clip(np.asarray(actions, np.float32), -1.0, 1.0)
+    next_action = np.zeros_like(action)
+    next_action[:-1] = action[1:]
+    next_action[last] = 0.0
+    known = np.ones(len(rewards), bool)
+    if next_observations is not None:
+        next_state = np.ascontiguousarray(next_observations, np.float32)
+    else:
+        next_state = state.copy()
+        next_state[:-1] = state[1:]
+        next_state[last] = state[last]
+        known = ~last
+    episode = np.cumsum(np.concatenate(([0], last[:-1]))).astype(np.int64)
+    reward = np.asarray(rewards, np.float32)
+    every = Transitions(state, action, reward, next_state, next_action, terminal, ~last, episode, info)
+    if known.all():
+        return every
+    blind = terminal & ~known
+    return replace(every.rows(known), blind_ends=every.rows(blind) if blind.any() else None)
+
+
+def _validate(name: str, arrays: dict[str, np.ndarray], terminal: np.ndarray, last: np.ndarray) -> None:
+    """Raise ValueError unless the arrays fit together, are finite, and actions lie in [-1, 1]."""
+    n = len(arrays["rewards"])
+    if n == 0:
+        raise ValueError(f"{name}: expected transitions, got none")
+    ranks = {"observations": 2, "actions": 2, "next_observations": 2, "rewards": 1}
+    for key, value in {**arrays, "terminals": terminal, "episode ends": last}.items():
+        rank = ranks.get(key, 1)
+        if value.ndim != rank or len(value) != n:
+            shape = "(n,)" if rank == 1 else "(n, width)"
+            raise ValueError(f"{name}: {key}: expected shape {shape} with n = {n}, got {value.shape}")
+    states = arrays["observations"]
+    successors = arrays.get("next_observations", states)
+    if successors.shape != states.shape:
+        raise ValueError(f"{name}: next_observations: expected shape {states.shape}, got {successors.shape}")
+    for key, value in arrays.items():
+        finite = np.isfinite(value).reshape(n, -1).all(1)
+        if not finite.all():
+            row = int(np.argmin(finite))
+            raise ValueError(f"{name}: {key}: expected finite numbers, got {value[row]} in row {row}")
+    beyond = (np.abs(arrays["actions"]) > 1.0 + ACTION_SLACK).any(1)
+    if beyond.any():
+        row = int(np.argmax(beyond))
+        raise ValueError(
+            f"{name}: actions: expected [-1, 1], got {arrays['actions'][row]} in row {row}; "
+            "rescale the actions of the data set to [-1, 1]"
+        )

@@ -1,0 +1,140 @@
+"""Whole episodes from scripted behaviour, in lock-step.
+
+    collect(env_id, stages, *, steps, seed, physics="d4rl", threads=None, progress=None) -> list[Episode]
+    Stage(name, policy, noise)
+
+An episode is a function of (seed, stage, its number in the stage) alone: how many run at once, on how many threads, on
+whose machine, changes nothing.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from jacrec.envs.batch import BatchedEnv
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Behaviour for a share of the data: clip(policy(s) + noise n, ±1) with n standard normal, drawn per step."""
+
+    name: str
+    policy: Callable[[np.ndarray], np.ndarray] | None
+    """states (n, d) to actions (n, m); None: actions uniform in [-1, 1], `noise` unused"""
+    noise: float = 0.0
+
+
+@dataclass(frozen=True)
+class Episode:
+    """One episode of T steps."""
+
+    observations: np.ndarray  # (T + 1, d) float64
+    actions: np.ndarray  # (T, m) float32, exactly as executed
+    rewards: np.ndarray  # (T,) float64
+    terminated: bool
+    """the last step ended the MDP; otherwise it was cut by the time limit or by the step budget"""
+
+    def __len__(self) -> int:
+        return len(self.rewards)
+
+    def first(self, steps: int) -> "Episode":
+        """The first `steps` steps: itself, or a cut episode that did not terminate."""
+        if steps >= len(self):
+            return self
+        return Episode(self.observations[: steps + 1], self.actions[:steps], self.rewards[:steps], False)
+
+
+def collect(
+    env_id: str,
+    stages: list[Stage],
+    *,
+    steps: int,
+    seed: int,
+    physics: str = "d4rl",
+    threads: int | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> list[Episode]:
+    """Exactly `steps` steps, an equal share per stage; only the very last episode may be cut short.
+
+    A stage runs whole episodes; what it exceeds its share by, the next one has less. `progress` is called with the
+    number of steps collected so far.
+
+    Raises:
+        ValueError: fewer steps than stages, or an environment without a time limit.
+    """
+    if steps < len(stages):
+        raise ValueError(f"steps: expected at least one per stage ({len(stages)} stages), got {steps}")
+    probe = BatchedEnv(env_id, 1, physics=physics)
+    limit = probe.max_episode_steps
+    probe.close()
+    if limit is None:
+        raise ValueError(f"env_id: expected an environment with a time limit, got {env_id!r} without")
+    # as many rows as there will be full-length episodes: behaviour that never falls then wastes nothing
+    n = int(np.clip(-(-steps // (len(stages) * limit)), 8, 64))
+    env = BatchedEnv(env_id, n, physics=physics, threads=threads)
+    episodes: list[Episode] = []
+    collected = 0
+    try:
+        for number, stage in enumerate(stages):
+            wanted = steps * (number + 1) // len(stages) - collected
+            report = None if progress is None else lambda done, base=collected: progress(base + done)
+            found = _run_stage(env, limit, stage, [seed, number], wanted, report) if wanted > 0 else []
+            episodes += found
+            collected += sum(map(len, found))
+    finally:
+        env.close()
+    excess = collected - steps
+    if excess > 0:
+        episodes[-1] = episodes[-1].first(len(episodes[-1]) - excess)
+    return episodes
+
+
+def _run_stage(
+    env: BatchedEnv, limit: int, stage: Stage, key: list[int], wanted: int, progress: Callable[[int], None] | None
+) -> list[Episode]:
+    """Episodes 0, 1, 2, ... of a stage until they hold `wanted` steps."""
+    n, d, m = env.n, env.state_dim, env.action_dim
+    observations = np.empty((n, limit + 1, d))
+    actions = np.empty((n, limit, m), np.float32)
+    rewards = np.empty((n, limit))
+    draws = np.empty((n, limit, m))
+    number = np.full(n, -1)  # which episode a row is running
+    finished: dict[int, Episode] = {}
+    started, complete, held = 0, 0, 0  # `complete`: episodes before it are all finished, holding `held` steps
+    state, rows = np.zeros((n, d)), np.arange(n)
+    while True:
+        seeds = []
+        for row in rows:
+            rng = np.random.default_rng([*key, started])
+            seeds.append(int(rng.integers(2**31)))
+            draws[row] = rng.uniform(-1.0, 1.0, (limit, m)) if stage.policy is None else rng.standard_normal((limit, m))
+            number[row] = started
+            started += 1
+        if len(rows):
+            state = env.reset(seeds, rows)
+            observations[rows, 0] = state[rows]
+
+        time = env.elapsed.copy()
+        every = np.arange(n)
+        action = draws[every, time]
+        if stage.policy is not None:
+            action = np.clip(stage.policy(state) + stage.noise * action, -1.0, 1.0)
+        actions[every, time] = action
+        state, reward, terminated, _ = env.step(actions[every, time])
+        observations[every, time + 1] = state
+        rewards[every, time] = reward
+
+        rows = np.flatnonzero(env.done)
+        for row in rows:
+            T = int(env.elapsed[row])
+            finished[int(number[row])] = Episode(
+                observations[row, : T + 1].copy(), actions[row, :T].copy(), rewards[row, :T].copy(), bool(terminated[row])
+            )
+        while complete in finished:
+            held += len(finished[complete])
+            complete += 1
+            if progress is not None:
+                progress(min(held, wanted))
+            if held >= wanted:
+                return [finished[i] for i in range(complete)]

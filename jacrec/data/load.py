@@ -1,0 +1,54 @@
+"""One way in for every kind of offline data.
+
+load(source, *, env_id=None, download=True) -> Transitions
+"""
+
+from pathlib import Path
+
+from jacrec.data.d4rl import FLAT_SUFFIXES, read_d4rl
+from jacrec.data.minari import dataset_path, local_ids, read_minari
+from jacrec.data.transitions import Transitions
+
+
+def load(source: str | Path, *, env_id: str | None = None, download: bool = True) -> Transitions:
+    """Transitions of a Minari id, or of a D4RL-layout .hdf5, .h5 or .npz file.
+
+    A Minari id is looked up on disk; if it is not there and `download` is True, Minari's server is asked. `env_id`
+    overrides the environment that the data name.
+
+    Raises:
+        FileNotFoundError: nothing of that name here, nor to be had; lists what is here.
+        ValueError: neither an id nor a file name, or contents that do not make transitions (see the readers).
+    """
+    if isinstance(source, Path) or source.endswith(FLAT_SUFFIXES):
+        return read_d4rl(source, env_id=env_id)
+    path = dataset_path(source)
+    if not (path / "data").exists():
+        reason = _download(source) if download and not source.startswith("jacrec/") else "not asked"
+        if reason is not None:
+            raise FileNotFoundError(_not_found(source, path, reason))
+    return read_minari(source, env_id=env_id)
+
+
+def _download(dataset_id: str) -> str | None:
+    """Ask Minari's server; None when the data set has arrived, else why not, in one line."""
+    import minari
+
+    try:
+        minari.download_dataset(dataset_id)
+    # every transport has errors of its own: missing extra, no network, no such set
+    except Exception as error:
+        return f"{type(error).__name__}: {error}".splitlines()[0]
+    return None
+
+
+def _not_found(dataset_id: str, path: Path, reason: str) -> str:
+    here = ", ".join(local_ids()) or "none"
+    if dataset_id.startswith("jacrec/"):
+        remedy = "make it with `jacrec data make` (jacrec.data.make.make_dataset)"
+    else:
+        remedy = (
+            "to download, pip install 'minari[hf]' and allow network access, or make an embedded set with "
+            f"`jacrec data make` (download: {reason})"
+        )
+    return f"{dataset_id}: no such data set at {path}; local data sets: {here}; {remedy}"

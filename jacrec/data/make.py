@@ -1,0 +1,194 @@
+"""Embedded offline data: real MuJoCo under our own behaviour, written as Minari data sets.
+
+    make_dataset(env_name, kind, *, steps=100_000, seed=0, overwrite=False, dataset_id=None, physics="d4rl",
+                 threads=None, progress=None) -> MadeDataset(dataset_id, path, episodes, steps, seconds)
+    make_episodes(env_name, kind, *, steps, seed, ...) -> list[Episode]
+    ENV_NAMES, KINDS, kinds_of(env_name), default_id(env_name, kind)
+
+The kinds are those of D4RL, with linear policies and Gaussian action noise in place of SAC's:
+
+    random         actions uniform in [-1, 1]
+    medium         the snapshot whose return is nearest to `MEDIUM_SHARE` of the best
+    expert         the best snapshot
+    medium-expert  half medium, half expert
+    medium-replay  every snapshot of the search up to the medium one, in order, in equal shares
+    full-replay    every snapshot
+
+Point mazes have no snapshots: expert is the search-and-PD controller with noise.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import numpy as np
+
+from jacrec.data.behaviour import ENVIRONMENTS, Snapshot, load_snapshots
+from jacrec.data.collect import Episode, Stage, collect
+from jacrec.data.maze import MazeController
+from jacrec.data.minari import dataset_path, refuse_existing, write_minari
+from jacrec.data.references import reference_by_env
+from jacrec.envs.physics import make_env, physics_record
+from jacrec.errors import expect_one_of
+
+KINDS = ("random", "medium", "medium-replay", "full-replay", "medium-expert", "expert")
+MAZES = {
+    "pointmaze-umaze": "PointMaze_UMaze-v3",
+    "pointmaze-medium": "PointMaze_Medium-v3",
+    "pointmaze-large": "PointMaze_Large-v3",
+}
+ENV_NAMES = (*ENVIRONMENTS, *MAZES)
+MEDIUM_SHARE = 0.5
+NOISE = {"hopper": 0.1, "halfcheetah": 0.2, "pointmaze": 0.5}
+"""standard deviation of the action noise, by family"""
+
+
+@dataclass(frozen=True)
+class MadeDataset:
+    """What `make_dataset` made."""
+
+    dataset_id: str
+    path: Path
+    episodes: int
+    steps: int
+    seconds: float
+    """wall time, collection and writing"""
+
+
+def kinds_of(env_name: str) -> tuple[str, ...]:
+    """The kinds an environment can be made in.
+
+    Raises:
+        ValueError: an environment that is not embedded.
+    """
+    expect_one_of("env_name", env_name, ENV_NAMES)
+    return ("random", "expert") if env_name in MAZES else KINDS
+
+
+def default_id(env_name: str, kind: str) -> str:
+    """The id a made data set gets: ``jacrec/hopper-medium-replay-v0``."""
+    return f"jacrec/{env_name}-{kind}-v0"
+
+
+def medium_of(snapshots: tuple[Snapshot, ...]) -> int:
+    """Which snapshot plays "medium": its return is nearest to `MEDIUM_SHARE` of the best."""
+    returns = np.array([snapshot.mean_return for snapshot in snapshots])
+    return int(np.argmin(np.abs(returns - MEDIUM_SHARE * returns.max())))
+
+
+def stages_of(env_name: str, kind: str) -> list[Stage]:
+    """The behaviour of a kind, stage by stage in equal shares.
+
+    Raises:
+        ValueError: an unknown environment, or a kind it cannot be made in.
+    """
+    expect_one_of(f"kind of {env_name}", kind, kinds_of(env_name))
+    if kind == "random":
+        return [Stage("random", None)]
+    if env_name in MAZES:
+        env = make_env(MAZES[env_name])
+        controller = MazeController.of(env)
+        env.close()
+        return [Stage("controller", controller, NOISE["pointmaze"])]
+    snapshots = load_snapshots(env_name)
+    medium, best = medium_of(snapshots), len(snapshots) - 1
+    chosen = {
+        "medium": [medium],
+        "expert": [best],
+        "medium-expert": [medium, best],
+        "medium-replay": list(range(medium + 1)),
+        "full-replay": list(range(best + 1)),
+    }[kind]
+    return [Stage(f"snapshot {i}", snapshots[i].policy, NOISE[env_name]) for i in chosen]
+
+
+def make_episodes(
+    env_name: str,
+    kind: str,
+    *,
+    steps: int,
+    seed: int,
+    physics: str = "d4rl",
+    threads: int | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> list[Episode]:
+    """The episodes of a kind, exactly `steps` steps, in memory (see `jacrec.data.collect.collect`)."""
+    stages = stages_of(env_name, kind)
+    env_id = env_id_of(env_name)
+    return collect(env_id, stages, steps=steps, seed=seed, physics=physics, threads=threads, progress=progress)
+
+
+def env_id_of(env_name: str) -> str:
+    """The gymnasium id behind a short name."""
+    expect_one_of("env_name", env_name, ENV_NAMES)
+    return {**ENVIRONMENTS, **MAZES}[env_name]
+
+
+def make_dataset(
+    env_name: str,
+    kind: str,
+    *,
+    steps: int = 100_000,
+    seed: int = 0,
+    overwrite: bool = False,
+    dataset_id: str | None = None,
+    physics: str = "d4rl",
+    threads: int | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> MadeDataset:
+    """Make an embedded data set and write it to Minari's local root.
+
+    The data depend on the arguments alone, not on the number of threads. `progress` is called with the steps collected
+    so far. An interruption leaves nothing behind.
+
+    Raises:
+        ValueError: unknown names, or fewer steps than stages.
+        FileExistsError: the set exists and `overwrite` is False; said before any work is done.
+    """
+    began = time.monotonic()
+    stages = stages_of(env_name, kind)
+    dataset_id = dataset_id or default_id(env_name, kind)
+    dataset_path(dataset_id)
+    refuse_existing(dataset_id, overwrite)
+    env_id = env_id_of(env_name)
+    episodes = collect(env_id, stages, steps=steps, seed=seed, physics=physics, threads=threads, progress=progress)
+    env = make_env(env_id, physics=physics)
+    metadata = _metadata(env_name, kind, env_id, stages, steps, seed, physics_record(env))
+    path = write_minari(dataset_id, episodes, env=env.unwrapped, metadata=metadata, overwrite=overwrite)
+    env.close()
+    return MadeDataset(dataset_id, path, len(episodes), sum(map(len, episodes)), time.monotonic() - began)
+
+
+def _metadata(
+    env_name: str, kind: str, env_id: str, stages: list[Stage], steps: int, seed: int, physics: dict[str, Any]
+) -> dict[str, Any]:
+    policies = []
+    for stage in stages:
+        policy: Any = stage.policy
+        numbers = {"gain": policy.gain.tolist(), "bias": policy.bias.tolist()} if hasattr(policy, "bias") else {}
+        policies.append({"name": stage.name, "noise": stage.noise, **numbers})
+    made = version("jacrec")
+    metadata: dict[str, Any] = {
+        "description": f"{env_name} {kind}, {steps} steps made by jacrec {made} with seed {seed} from embedded behaviour",
+        "algorithm_name": "search and PD control" if env_name in MAZES else "augmented random search",
+        "author": {"jacrec"},
+        "requirements": [f"gymnasium=={gymnasium.__version__}", f"mujoco=={physics['mujoco']}"],
+        "jacrec": {
+            "version": made,
+            "env_name": env_name,
+            "env_id": env_id,
+            "kind": kind,
+            "seed": seed,
+            "steps": steps,
+            "physics": physics,
+            "policies": policies,
+        },
+    }
+    reference = reference_by_env(env_id)
+    if reference is not None:
+        metadata |= {"ref_min_score": reference.ref_min, "ref_max_score": reference.ref_max}
+    return metadata

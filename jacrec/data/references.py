@@ -1,0 +1,44 @@
+"""Which environment a data set belongs to, and the returns that score 0 and 100.
+
+reference_by_name(name) -> Reference | None      by how a file or data set is called
+reference_by_env(env_id) -> Reference | None     by its gymnasium environment
+"""
+
+import re
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import yaml
+
+
+@dataclass(frozen=True)
+class Reference:
+    """One row of references.yaml."""
+
+    name: str
+    env_id: str | None
+    """environment that evaluates the data, None where gymnasium has no equal"""
+    ref_min: float
+    ref_max: float
+
+
+@cache
+def references() -> dict[str, Reference]:
+    """All references, by name."""
+    rows = yaml.safe_load(Path(__file__).with_name("references.yaml").read_text())
+    return {name: Reference(name, **row) for name, row in rows.items()}
+
+
+def reference_by_name(name: str) -> Reference | None:
+    """The reference whose name begins `name`: ``hopper_medium_replay-v2`` gives hopper, ``antmaze-umaze-v2`` antmaze."""
+    plain = re.sub(r"[_\s]", "-", name.lower())
+    fitting = [row for key, row in references().items() if plain == key or plain.startswith(f"{key}-")]
+    return max(fitting, key=lambda row: len(row.name), default=None)
+
+
+def reference_by_env(env_id: str) -> Reference | None:
+    """The reference of an environment, whatever its version: ``Hopper-v5`` gives hopper."""
+    stem = env_id.rpartition("-v")[0]
+    fitting = (row for row in references().values() if row.env_id and row.env_id.rpartition("-v")[0] == stem)
+    return next(fitting, None)
