@@ -1,0 +1,6 @@
+"""Offline training: ReBRAC, the world model, the reward model, and the run folders they fill."""
+
+from jacrec.training.config import DynamicsConfig, ReBRACConfig, RewardConfig, TrainConfig
+from jacrec.training.run import Run, load_run, train
+
+__all__ = ["DynamicsConfig", "ReBRACConfig", "RewardConfig", "Run", "TrainConfig", "load_run", "train"]

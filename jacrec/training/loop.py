@@ -1,0 +1,183 @@
+"""The one training loop: steps, progress, metrics, checkpoints; a killed run goes on with the same bits.
+
+A stage keeps all of its state in tensors that it changes in place, and takes its randomness from the update's number
+(`jacrec.training.streams`). A checkpoint is those tensors, the sums behind the next line of metrics, and the number of
+updates done.
+"""
+
+import json
+import math
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+OnLog = Callable[[dict[str, Any]], None]
+
+
+class Stage(Protocol):
+    """One of the trainings of a run."""
+
+    name: str
+    updates: int
+
+    def step(self, update: int) -> dict[str, Tensor]:
+        """Do update number `update` (from 0); scalars to be averaged into the metrics."""
+        ...
+
+    def evaluate(self) -> dict[str, float]:
+        """Errors on held-out data, for the metrics."""
+        ...
+
+    def state(self) -> dict[str, Tensor]:
+        """The live tensors that everything later depends on; a resumed run copies into them."""
+        ...
+
+    def modules(self) -> dict[str, nn.Module]:
+        """The networks to be stored, by file name without suffix."""
+        ...
+
+
+@dataclass
+class Position:
+    """Where a stage stands."""
+
+    update: int = 0
+    """updates done"""
+    seconds: float = 0.0
+    """time they took"""
+    sums: dict[str, Tensor] = field(default_factory=dict)
+    """[sum, count] of each scalar since the last line of metrics, float64 (2,)"""
+
+
+def make_progress(quiet: bool = False) -> Progress:
+    """The progress display: bar, count, time spent, time left."""
+    name, note = TextColumn("{task.description:>9}"), TextColumn("{task.fields[note]}")
+    columns = (name, BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn(), note)
+    return Progress(*columns, disable=quiet, speed_estimate_period=30)
+
+
+def run_stage(
+    stage: Stage,
+    folder: Path,
+    *,
+    log_every: int,
+    checkpoint_every: int,
+    progress: Progress,
+    on_log: OnLog | None = None,
+) -> None:
+    """Train `stage` to its end in a run's folder, from its last checkpoint where there is one.
+
+    Appends to `metrics.jsonl` one line per `log_every` updates: stage, update, the scalars' means since the line before,
+    the stage's `evaluate()`, and `seconds` of training so far, the only entry that a repetition does not reproduce.
+
+    Raises:
+        FloatingPointError: a metric is no longer finite. The last checkpoint stays.
+    """
+    metrics, checkpoint = folder / "metrics.jsonl", folder / "checkpoints" / f"{stage.name}.safetensors"
+    here = load_checkpoint(stage, checkpoint)
+    trim_metrics(metrics, stage.name, here.update)
+    task = progress.add_task(stage.name, total=stage.updates, completed=here.update, note="")
+    shown = start = time.perf_counter()
+    before = here.seconds
+    with metrics.open("a", encoding="utf-8") as file:
+        while here.update < stage.updates:
+            for name, value in stage.step(here.update).items():
+                total = here.sums.setdefault(name, torch.zeros(2, dtype=torch.float64, device=value.device))
+                total[0] += value
+                total[1] += 1
+            here.update += 1
+            now = time.perf_counter()
+            here.seconds = before + now - start
+            if now - shown > 0.2:
+                progress.update(task, completed=here.update)
+                shown = now
+            last = here.update == stage.updates
+            if here.update % log_every == 0 or last:
+                line = _line(stage, here)
+                file.write(json.dumps(line) + "\n")
+                file.flush()
+                progress.update(task, completed=here.update, note=_note(line))
+                if on_log is not None:
+                    on_log(line)
+            if here.update % checkpoint_every == 0 or last:
+                save_checkpoint(stage, here, checkpoint)
+    progress.update(task, completed=here.update)
+
+
+def _line(stage: Stage, here: Position) -> dict[str, Any]:
+    means = {name: (total[0] / total[1]).item() for name, total in here.sums.items()}
+    here.sums.clear()
+    line = {"stage": stage.name, "update": here.update, **means, **stage.evaluate(), "seconds": round(here.seconds, 3)}
+    broken = [f"{k} = {v}" for k, v in line.items() if isinstance(v, float) and not math.isfinite(v)]
+    if broken:
+        raise FloatingPointError(
+            f"{stage.name}, update {here.update}: expected finite metrics, got {', '.join(broken)}; "
+            "look for extreme values in the data, or start a new run with a smaller learning rate"
+        )
+    return line
+
+
+def _note(line: dict[str, Any]) -> str:
+    names = ("one_step_rmse", "reward_rmse", "loss", "critic_loss", "bc")
+    return "  ".join(f"{name} {line[name]:.4g}" for name in names if name in line)
+
+
+def save_checkpoint(stage: Stage, here: Position, path: Path) -> None:
+    """Write the checkpoint so that a kill at any moment leaves the old one or the new one."""
+    path.parent.mkdir(exist_ok=True)
+    tensors = {f"state.{k}": v.detach().cpu().clone() for k, v in stage.state().items()}
+    tensors |= {f"sums.{k}": v.cpu() for k, v in here.sums.items()}
+    part = path.with_name(path.name + ".part")
+    save_file(tensors, part, metadata={"update": str(here.update), "seconds": repr(here.seconds)})
+    with part.open("rb") as file:
+        os.fsync(file.fileno())
+    os.replace(part, path)
+
+
+def load_checkpoint(stage: Stage, path: Path) -> Position:
+    """Put the stage where its checkpoint left it; the start if there is none.
+
+    Raises:
+        ValueError: the checkpoint belongs to other networks.
+    """
+    if not path.is_file():
+        return Position()
+    with safe_open(path, "pt") as file:
+        metadata = file.metadata()
+        tensors = {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118 (safe_open is no mapping)
+    live = stage.state()
+    stored = {k.removeprefix("state."): v for k, v in tensors.items() if k.startswith("state.")}
+    shapes = {k: tuple(v.shape) for k, v in live.items()}
+    if shapes != {k: tuple(v.shape) for k, v in stored.items()}:
+        raise ValueError(f"{path}: expected a checkpoint of tensors {shapes}, got others; it belongs to another run")
+    for name, tensor in stored.items():
+        live[name].copy_(tensor)
+    device = next(iter(live.values())).device
+    sums = {k.removeprefix("sums."): v.to(device) for k, v in tensors.items() if k.startswith("sums.")}
+    return Position(int(metadata["update"]), float(metadata["seconds"]), sums)
+
+
+def trim_metrics(path: Path, stage: str, update: int) -> None:
+    """Drop the lines that a stage wrote after the checkpoint it goes on from, and a last line cut short by a kill."""
+    if not path.is_file():
+        return
+    kept = []
+    for text in path.read_text(encoding="utf-8").splitlines():
+        try:
+            line = json.loads(text)
+        except json.JSONDecodeError:
+            continue
+        if line["stage"] != stage or line["update"] <= update:
+            kept.append(text)
+    part = path.with_name(path.name + ".part")
+    part.write_text("".join(text + "\n" for text in kept), encoding="utf-8")
+    os.replace(part, path)

@@ -1,0 +1,76 @@
+"""The reward model's training (section 3.2): least squares on standardised states, raw actions and standardised rewards."""
+
+import torch
+from torch import Tensor
+
+from jacrec.data.transitions import Transitions
+from jacrec.networks import RewardModel
+from jacrec.training.config import RewardConfig
+from jacrec.training.dynamics import choose_rows, as_tensor, spread
+from jacrec.training.streams import BatchStream, seed_of
+from jacrec.training.supervised import Regression, rmse
+
+
+class RewardStage:
+    """The reward model on the training episodes, tested on held-out ones; a stage of `jacrec.training.loop`.
+
+    It learns reward_scale · r, the critic's own scale. `evaluate` reports on `eval_transitions` fixed held-out
+    transitions, in that scale: reward_rmse = √ mean (r̂ − r)² (the paper's Table 4 and Figure 3), reward_rmse_se its
+    standard error over the transitions, reward_std the rewards' own standard deviation for scale.
+    """
+
+    name = "reward"
+
+    def __init__(
+        self, data: Transitions, held_out: Transitions, config: RewardConfig, seed: int, reward_scale: float = 1.0, device="cpu"
+    ):
+        self.config, self.updates = config, config.updates
+
+        def network() -> RewardModel:
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(seed_of(seed, self.name, "networks"))
+                model = RewardModel(data.state_dim, data.action_dim, config.hidden, activation=config.activation)
+            reward = data.reward.astype("float64") * reward_scale
+            model.state_mean.copy_(torch.from_numpy(data.state.mean(0, dtype="float64")))
+            model.state_std.copy_(torch.from_numpy(spread(data.state)))
+            model.reward_mean.fill_(float(reward.mean()))
+            model.reward_std.fill_(float(spread(reward)))
+            return model.to(device)
+
+        self.model = network()
+        self.regression = Regression(
+            self.model, network(), self.model.mlp, "mlp.", lr=config.lr, max_grad_norm=config.max_grad_norm, ema=config.ema
+        )
+        state, action = as_tensor(data.state, device), as_tensor(data.action, device)
+        reward = as_tensor(data.reward, device).mul(reward_scale).unsqueeze(-1)
+        goal = (reward - self.model.reward_mean) / self.model.reward_std
+        self.rows = torch.cat([(state - self.model.state_mean) / self.model.state_std, action, goal], -1)
+
+        def draw(generator: torch.Generator, block: int) -> tuple[Tensor, ...]:
+            return (torch.randint(len(self.rows), (block, config.batch_size), generator=generator),)
+
+        self.stream = BatchStream(seed, self.name, draw, device)
+        held_out = held_out.rows(choose_rows(len(held_out), config.eval_transitions, seed_of(seed, self.name, "held out")))
+        self.test = tuple(as_tensor(a, device) for a in (held_out.state, held_out.action, held_out.reward * reward_scale))
+
+    def step(self, update: int) -> dict[str, Tensor]:
+        """Update number `update`, counted from 0."""
+        (index,) = self.stream.at(update)
+        rows = self.rows.index_select(0, index)
+        return {"loss": self.regression.update(rows[:, :-1], rows[:, -1:], update)}
+
+    @torch.no_grad()
+    def evaluate(self) -> dict[str, float]:
+        """The held-out errors; see the class."""
+        state, action, reward = self.test
+        value, error = rmse((self.regression.averaged(state, action) - reward).square())
+        return {"reward_rmse": value, "reward_rmse_se": error, "reward_std": reward.double().std(correction=0).item(),
+                "held_out_transitions": len(reward)}  # fmt: skip
+
+    def state(self) -> dict[str, Tensor]:
+        """The live tensors that a checkpoint holds."""
+        return self.regression.state()
+
+    def modules(self) -> dict[str, torch.nn.Module]:
+        """The finished network by file name."""
+        return {"reward": self.regression.averaged}
