@@ -6,7 +6,7 @@ from torch import Tensor
 from jacrec.data.transitions import Transitions
 from jacrec.networks import RewardModel
 from jacrec.training.config import RewardConfig
-from jacrec.training.dynamics import choose_rows, as_tensor, spread
+from jacrec.training.dynamics import as_tensor, choose_rows, spread
 from jacrec.training.streams import BatchStream, seed_of
 from jacrec.training.supervised import Regression, rmse
 

@@ -153,12 +153,17 @@ def _claim(out: Path, config: TrainConfig, data: Transitions) -> None:
         "settings": to_dict(config),
         "data": {
             **json.loads(json.dumps(asdict(data.info), default=float)),
-            **{"transitions": len(data), "episodes": len(np.unique(data.episode))},
-            **{"state_dim": data.state_dim, "action_dim": data.action_dim, "digest": digest(data)},
+            "transitions": len(data),
+            "episodes": len(np.unique(data.episode)),
+            "state_dim": data.state_dim,
+            "action_dim": data.action_dim,
+            "digest": digest(data),
         },
         "versions": {
-            **{"jacrec": jacrec.__version__, "torch": str(torch.__version__)},
-            **{"numpy": np.__version__, "python": platform.python_version()},
+            "jacrec": jacrec.__version__,
+            "torch": str(torch.__version__),
+            "numpy": np.__version__,
+            "python": platform.python_version(),
         },
     }
     if (out / "config.yaml").is_file():
