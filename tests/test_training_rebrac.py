@@ -1,0 +1,180 @@
+"""ReBRAC's hand-written updates against a plain transcription of the algorithm with autograd."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+from tests.training_data import linear_system
+
+from jacrec.training.config import ReBRACConfig
+from jacrec.training.rebrac import ReBRAC, ReBRACStage, pack
+
+
+class PlainActor(nn.Module):
+    def __init__(self, d, m, width, layer_norm):
+        super().__init__()
+        self.linears = nn.ModuleList(
+            [nn.Linear(d, width), nn.Linear(width, width), nn.Linear(width, width), nn.Linear(width, m)]
+        )
+        self.norms = nn.ModuleList(nn.LayerNorm(width, eps=1e-6) for _ in range(3)) if layer_norm else [nn.Identity()] * 3
+
+    def body(self, x):
+        for linear, norm in zip(self.linears[:-1], self.norms, strict=True):
+            x = norm(functional.relu(linear(x)))
+        return self.linears[-1](x)
+
+    def forward(self, state):
+        return torch.tanh(self.body(state))
+
+
+class PlainCritic(PlainActor):
+    def __init__(self, d, m, width, layer_norm):
+        super().__init__(d + m, 1, width, layer_norm)
+
+    def forward(self, state, action):
+        return self.body(torch.cat([state, action], dim=1))[:, 0]
+
+
+class PlainReBRAC:
+    """The reference's two updates, written as it writes them: a critic loss, an actor loss, targets after the actor's step."""
+
+    def __init__(self, learner: ReBRAC, width: int):
+        c = self.c = learner.config
+        self.actor = PlainActor(learner.d, learner.m, width, c.actor_layer_norm).double()
+        self.critics = nn.ModuleList(PlainCritic(learner.d, learner.m, width, c.critic_layer_norm) for _ in range(2)).double()
+        plain_weights(learner.actor.mlp, self.actor, None)
+        for head, critic in enumerate(self.critics):
+            plain_weights(learner.critic.mlp, critic, head)
+        self.target_actor, self.target_critics = copy.deepcopy(self.actor), copy.deepcopy(self.critics)
+        self.actor_optimiser = torch.optim.Adam(self.actor.parameters(), lr=c.actor_lr, fused=False)
+        self.critic_optimiser = torch.optim.Adam(self.critics.parameters(), lr=c.critic_lr, fused=False)
+
+    def update(self, s, a, r, s2, a2, done, noise, move_actor):
+        c = self.c
+        with torch.no_grad():
+            n = (noise * c.policy_noise).clamp(-c.noise_clip, c.noise_clip)
+            next_action = (self.target_actor(s2) + n).clamp(-1, 1)
+            penalty = ((next_action - a2) ** 2).sum(-1)
+            next_q = torch.minimum(*(q(s2, next_action) for q in self.target_critics)) - c.critic_bc_coef * penalty
+            target = r + c.discount * (1 - done) * next_q
+        loss = sum(functional.mse_loss(q(s, a), target) for q in self.critics)
+        self.critic_optimiser.zero_grad()
+        loss.backward()
+        self.critic_optimiser.step()
+        if not move_actor:
+            return
+        pi = self.actor(s)
+        q = torch.minimum(*(critic(s, pi) for critic in self.critics))
+        lam = 1 / q.abs().mean().detach() if c.normalize_q else 1.0
+        actor_loss = (c.actor_bc_coef * ((pi - a) ** 2).sum(-1) - lam * q).mean()
+        self.actor_optimiser.zero_grad()
+        actor_loss.backward()
+        before = copy.deepcopy(self.actor)
+        self.actor_optimiser.step()
+        with torch.no_grad():
+            for online, target_net in ((before, self.target_actor), (self.critics, self.target_critics)):
+                for p, p_bar in zip(online.parameters(), target_net.parameters(), strict=True):
+                    p_bar.mul_(1 - c.tau).add_(c.tau * p)
+
+
+@torch.no_grad()
+def plain_weights(mlp, plain, head):
+    """Copy an MLP (or one of its stack) into plain layers."""
+    for layers, plain_layers in ((mlp.layers, plain.linears), (mlp.norms, plain.norms)):
+        for layer, plain_layer in zip(layers, plain_layers, strict=False):
+            plain_layer.weight.copy_(layer.weight if head is None else layer.weight[head])
+            plain_layer.bias.copy_(layer.bias if head is None else layer.bias[head])
+
+
+def largest_difference(mlp, plain, head=None) -> float:
+    worst = 0.0
+    for layers, plain_layers in ((mlp.layers, plain.linears), (mlp.norms, plain.norms)):
+        for layer, plain_layer in zip(layers, plain_layers, strict=False):
+            for name in ("weight", "bias"):
+                ours, theirs = getattr(layer, name), getattr(plain_layer, name)
+                worst = max(worst, ((ours if head is None else ours[head]) - theirs).abs().max().item())
+    return worst
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"actor_layer_norm": True, "critic_layer_norm": False},
+        {"normalize_q": False, "policy_freq": 3, "critic_bc_coef": 0.0},
+    ],
+    ids=["reference", "other norms", "other rhythm"],
+)
+def test_hundred_updates_equal_the_plain_transcription(changes):
+    d, m, width, rows = 11, 3, 32, 24
+    config = ReBRACConfig(hidden=(width,) * 3, batch_size=rows, **{"actor_bc_coef": 0.4, "critic_bc_coef": 0.3, **changes})
+    learner = ReBRAC(d, m, config, seed=3, dtype=torch.float64)
+    plain = PlainReBRAC(learner, width)
+    start = copy.deepcopy(learner.actor.state_dict())
+    g = torch.Generator().manual_seed(0)
+
+    def normal(*shape):
+        return torch.randn(*shape, dtype=torch.float64, generator=g)
+
+    for t in range(100):
+        s, s2, r, noise = normal(rows, d), normal(rows, d), normal(rows), 2 * normal(rows, m)
+        a, a2 = normal(rows, m).tanh(), normal(rows, m).tanh()
+        done = (torch.rand(rows, generator=g) < 0.2).double()
+        move = t % config.policy_freq == 0
+        plain.update(s, a, r, s2, a2, done, noise, move)
+        learner.update(torch.cat([s, a, s2, a2, r[:, None], 1 - done[:, None]], 1), noise, move)
+
+    target_actor, target_critic = learner.flat_target_actor.module, learner.flat_target_critic.module
+    assert largest_difference(learner.actor.mlp, plain.actor) < 1e-10
+    assert largest_difference(target_actor.mlp, plain.target_actor) < 1e-10
+    for head in range(2):
+        assert largest_difference(learner.critic.mlp, plain.critics[head], head) < 1e-10
+        assert largest_difference(target_critic.mlp, plain.target_critics[head], head) < 1e-10
+    # the targets lag and the actor has moved: the agreement is not that of standing still
+    moved = max((v - start[k]).abs().max().item() for k, v in learner.actor.state_dict().items())
+    assert moved > 1e-3
+    assert largest_difference(target_actor.mlp, plain.actor) > 1e-4
+
+
+def test_the_actors_target_is_mixed_with_the_actor_from_before_its_update():
+    config = ReBRACConfig(hidden=(8, 8), tau=1.0)
+    learner = ReBRAC(2, 1, config, seed=0)
+    before = learner.flat_actor.value.clone()
+    learner.update(torch.rand(4, 8), torch.randn(4, 1), True)
+    assert torch.equal(learner.flat_target_actor.value, before)
+    assert not torch.equal(learner.flat_actor.value, before)
+    assert torch.equal(learner.flat_target_critic.value, learner.flat_critic.value)
+
+
+def test_rows_of_td_learning():
+    data = linear_system(episodes=6, steps=5)
+    rows = pack(data, reward_scale=100.0)
+    d, m = data.state_dim, data.action_dim
+    usable = data.has_next_action | data.terminal
+    assert len(rows) == usable.sum() == 6 * 4 + 2
+    np.testing.assert_array_equal(rows[:, :d], data.state[usable])
+    np.testing.assert_array_equal(rows[:, d : d + m], data.action[usable])
+    np.testing.assert_allclose(rows[:, -2], 100 * data.reward[usable], rtol=1e-6)
+    np.testing.assert_array_equal(rows[:, -1], ~data.terminal[usable])
+
+
+def test_critic_learns():
+    """The error of the critic falls, and it values the states near the optimum more."""
+    data = linear_system(state_dim=1, action_dim=1, episodes=40, steps=30)
+    config = ReBRACConfig(hidden=(32, 32), batch_size=64, updates=400, actor_bc_coef=1.0, discount=0.5, tau=0.05)
+    stage = ReBRACStage(data, config, seed=0)
+    losses = [stage.step(t)["critic_loss"].item() for t in range(config.updates)]
+    assert np.mean(losses[-50:]) < 0.1 * np.mean(losses[:10])
+    state = torch.tensor([[0.0], [1.5]])
+    near, far = stage.learner.critic(state, torch.zeros(2, 1))
+    assert near > far + 1.0  # −s² is best at the origin
+
+
+def test_data_without_successors_is_refused():
+    data = linear_system(episodes=2, steps=4)
+    data = data.rows(~data.has_next_action & ~data.terminal)
+    with pytest.raises(ValueError, match="expected rows with a successor, got none of 1"):
+        pack(data)
