@@ -1,0 +1,65 @@
+"""The settings of an evaluation."""
+
+from dataclasses import dataclass, field, replace
+
+from jacrec.errors import expect_one_of
+from jacrec.mpc import MPCConfig
+
+CONTESTANTS = ("base", "h0", "mpc")
+
+
+@dataclass(frozen=True)
+class EvalConfig:
+    """Base policy, MPC, and MPC without a world model (H = 0), on the same environment seeds."""
+
+    episodes: int = 10
+    """episodes per contestant (the reference protocol: 10 for locomotion, 100 for AntMaze)"""
+    seed: int = 42
+    """episode i starts from environment seed 1000 · seed + i"""
+    contestants: tuple[str, ...] = CONTESTANTS
+    """who plays: base (π as trained), h0 (ascent on the critic at s_t alone), mpc (Algorithm 1); base always does"""
+    mpc: MPCConfig = field(default_factory=MPCConfig)
+    """the controller's settings; h0 takes them with horizon 0"""
+    h0_lr: float | None = None
+    """step size of h0 where it is to differ from mpc's"""
+    rows: int | None = None
+    """episodes in lock-step; none named: all of them"""
+    env_id: str | None = None
+    """gymnasium id of the evaluating environment, where the run does not say it"""
+    physics: str = "d4rl"
+    """d4rl (contacts as when the data sets were made) or native"""
+    probe_every: int = 20
+    """steps between measurements of the imagined return before and after the update"""
+    probe_particles: int = 16
+    """imagined trajectories of each such measurement"""
+    growth_horizon: int = 10
+    """steps over which the growth of the closed-loop Jacobian is followed"""
+
+    def __post_init__(self):
+        for name in ("episodes", "probe_every", "probe_particles", "growth_horizon"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")
+        if self.rows is not None and not 1 <= self.rows <= self.episodes:
+            raise ValueError(f"rows: expected 1 to {self.episodes} (the number of episodes), got {self.rows}")
+        for name in self.contestants:
+            expect_one_of("contestants", name, CONTESTANTS)
+        if self.mpc.deadline_ms is not None and (self.rows or self.episodes) > 1:
+            raise ValueError("mpc.deadline_ms: expected rows = 1, since a deadline is of one decision; got "
+                             f"{self.rows or self.episodes} episodes in lock-step")  # fmt: skip
+
+    @property
+    def seeds(self) -> list[int]:
+        """One environment seed per episode."""
+        return [1000 * self.seed + i for i in range(self.episodes)]
+
+    @property
+    def order(self) -> list[str]:
+        """The contestants in the order they play, base first."""
+        return [name for name in CONTESTANTS if name == "base" or name in self.contestants]
+
+    def controller(self, name: str) -> MPCConfig:
+        """The controller's settings of the contestant "mpc" or "h0"."""
+        if name == "mpc":
+            return self.mpc
+        # at H = 0 every particle is the same number
+        return replace(self.mpc, horizon=0, particles=1, lr=self.mpc.lr if self.h0_lr is None else self.h0_lr)

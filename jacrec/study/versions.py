@@ -1,0 +1,30 @@
+"""What ran: versions of everything that can change a number, and the machine."""
+
+import os
+import platform
+from importlib.metadata import PackageNotFoundError, version
+
+PACKAGES = ("jacrec", "torch", "triton", "numpy", "gymnasium", "mujoco", "minari")
+
+
+def versions(packages: tuple[str, ...] = PACKAGES) -> dict[str, str]:
+    """Installed versions by package name, "absent" where there is none."""
+    found = {"python": platform.python_version()}
+    for name in packages:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "absent"
+    return found
+
+
+def machine() -> dict[str, str | int]:
+    """Processor architecture, usable cores, torch's threads."""
+    import torch
+
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    found: dict[str, str | int] = {"system": f"{platform.system()} {platform.machine()}", "cores": cores}
+    found["torch_threads"] = torch.get_num_threads()
+    if torch.cuda.is_available():
+        found["gpu"] = torch.cuda.get_device_name(0)
+    return found
