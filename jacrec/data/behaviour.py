@@ -2,7 +2,8 @@
 
     ENVIRONMENTS: {"hopper": "Hopper-v4", "halfcheetah": "HalfCheetah-v4"}
     load_snapshots(env_name) -> list[Snapshot], from nearly random to best
-    load_snapshots_file(path, env_name); dump_snapshots(path, env_name, snapshots, command)
+    load_action_noise(env_name) -> float
+    load_snapshots_file(path, env_name); dump_snapshots(path, env_name, snapshots, action_noise, command)
     LinearPolicy(gain (m, d), bias (m,))(state (..., d)) -> action (..., m) in [-1, 1]
 
 The numbers stand in behaviour.yaml, together with the command that found them (`jacrec.data.search`).
@@ -40,7 +41,7 @@ class Snapshot:
     iteration: int
     policy: LinearPolicy
     mean_return: float
-    """undiscounted return without action noise, mean over the search's evaluation episodes"""
+    """undiscounted return under the search's action noise, mean over its evaluation episodes"""
     std_return: float
 
 
@@ -53,6 +54,13 @@ def load_snapshots(env_name: str) -> tuple[Snapshot, ...]:
     """
     expect_one_of("env_name", env_name, sorted(ENVIRONMENTS))
     return load_snapshots_file(SNAPSHOTS, env_name)
+
+
+@cache
+def load_action_noise(env_name: str) -> float:
+    """Standard deviation of the Gaussian action noise that an environment's snapshots were found and measured with."""
+    expect_one_of("env_name", env_name, sorted(ENVIRONMENTS))
+    return float(yaml.safe_load(SNAPSHOTS.read_text())[env_name]["action_noise"])
 
 
 def load_snapshots_file(path: Path, env_name: str) -> tuple[Snapshot, ...]:
@@ -69,8 +77,8 @@ def load_snapshots_file(path: Path, env_name: str) -> tuple[Snapshot, ...]:
     )
 
 
-def dump_snapshots(path: Path, env_name: str, snapshots: list[Snapshot], command: str) -> None:
-    """Write snapshots as YAML, under the environment's name, with the command that found them."""
+def dump_snapshots(path: Path, env_name: str, snapshots: list[Snapshot], action_noise: float, command: str) -> None:
+    """Write snapshots as YAML under the environment's name, with their noise and the command that found them."""
     rows = [
         {
             "iteration": s.iteration,
@@ -81,5 +89,12 @@ def dump_snapshots(path: Path, env_name: str, snapshots: list[Snapshot], command
         }
         for s in snapshots
     ]
-    entry = {env_name: {"env_id": ENVIRONMENTS[env_name], "command": command, "snapshots": rows}}
+    entry = {
+        env_name: {
+            "env_id": ENVIRONMENTS[env_name],
+            "command": command,
+            "action_noise": action_noise,
+            "snapshots": rows,
+        }
+    }
     path.write_text(yaml.safe_dump(entry, sort_keys=False, default_flow_style=None, width=120))

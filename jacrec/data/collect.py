@@ -1,6 +1,6 @@
 """Whole episodes from scripted behaviour, in lock-step.
 
-    collect(env_id, stages, *, steps, seed, physics="d4rl", threads=None, progress=None) -> list[Episode]
+    collect(env_id, stages, *, steps, seed, physics="d4rl", threads=None, rows=None, progress=None) -> list[Episode]
     Stage(name, policy, noise)
 
 An episode is a function of (seed, stage, its number in the stage) alone: how many run at once, on how many threads, on
@@ -53,12 +53,14 @@ def collect(
     seed: int,
     physics: str = "d4rl",
     threads: int | None = None,
+    rows: int | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> list[Episode]:
     """Exactly `steps` steps, an equal share per stage; only the very last episode may be cut short.
 
-    A stage runs whole episodes; what it exceeds its share by, the next one has less. `progress` is called with the
-    number of steps collected so far.
+    A stage runs whole episodes; what it exceeds its share by, the next one has less. `rows` episodes run at once
+    (default: as many as full-length ones make a stage, 8 to 64). `progress` is called with the number of steps collected
+    so far.
 
     Raises:
         ValueError: fewer steps than stages, or an environment without a time limit.
@@ -70,9 +72,9 @@ def collect(
     probe.close()
     if limit is None:
         raise ValueError(f"env_id: expected an environment with a time limit, got {env_id!r} without")
-    # as many rows as there will be full-length episodes: behaviour that never falls then wastes nothing
-    n = int(np.clip(-(-steps // (len(stages) * limit)), 8, 64))
-    env = BatchedEnv(env_id, n, physics=physics, threads=threads)
+    # behaviour that never falls then wastes nothing
+    full = -(-steps // (len(stages) * limit))
+    env = BatchedEnv(env_id, rows or min(max(full, 8), 64), physics=physics, threads=threads)
     episodes: list[Episode] = []
     collected = 0
     try:

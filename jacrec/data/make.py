@@ -27,7 +27,7 @@ from typing import Any
 import gymnasium
 import numpy as np
 
-from jacrec.data.behaviour import ENVIRONMENTS, Snapshot, load_snapshots
+from jacrec.data.behaviour import ENVIRONMENTS, Snapshot, load_action_noise, load_snapshots
 from jacrec.data.collect import Episode, Stage, collect
 from jacrec.data.maze import MazeController
 from jacrec.data.minari import dataset_path, refuse_existing, write_minari
@@ -43,8 +43,8 @@ MAZES = {
 }
 ENV_NAMES = (*ENVIRONMENTS, *MAZES)
 MEDIUM_SHARE = 0.5
-NOISE = {"hopper": 0.1, "halfcheetah": 0.2, "pointmaze": 0.5}
-"""standard deviation of the action noise, by family"""
+MAZE_NOISE = 0.5
+"""standard deviation of the action noise in the mazes, D4RL's"""
 
 
 @dataclass(frozen=True)
@@ -93,8 +93,9 @@ def stages_of(env_name: str, kind: str) -> list[Stage]:
         env = make_env(MAZES[env_name])
         controller = MazeController.of(env)
         env.close()
-        return [Stage("controller", controller, NOISE["pointmaze"])]
+        return [Stage("controller", controller, MAZE_NOISE)]
     snapshots = load_snapshots(env_name)
+    noise = load_action_noise(env_name)
     medium, best = medium_of(snapshots), len(snapshots) - 1
     chosen = {
         "medium": [medium],
@@ -103,7 +104,7 @@ def stages_of(env_name: str, kind: str) -> list[Stage]:
         "medium-replay": list(range(medium + 1)),
         "full-replay": list(range(best + 1)),
     }[kind]
-    return [Stage(f"snapshot {i}", snapshots[i].policy, NOISE[env_name]) for i in chosen]
+    return [Stage(f"snapshot {i}", snapshots[i].policy, noise) for i in chosen]
 
 
 def make_episodes(

@@ -33,6 +33,11 @@ class SearchSettings:
     """alpha, step size"""
     noise: float
     """nu, standard deviation of the perturbations"""
+    search_noise: float
+    """standard deviation of the Gaussian action noise while searching: it makes HalfCheetah's policies robust, and keeps
+    Hopper from ever standing up"""
+    action_noise: float
+    """the same while snapshots are measured, and later while data are collected"""
     survival: float = 0.0
     """paid per step by the environment for staying up, and taken away while searching"""
     every: int = 2
@@ -42,8 +47,8 @@ class SearchSettings:
 
 
 SETTINGS = {
-    "hopper": SearchSettings(directions=16, top=8, step=0.02, noise=0.03, survival=1.0),
-    "halfcheetah": SearchSettings(directions=32, top=4, step=0.02, noise=0.03, every=1, evaluations=8),
+    "hopper": SearchSettings(directions=16, top=8, step=0.02, noise=0.03, search_noise=0.0, action_noise=0.1, survival=1.0),
+    "halfcheetah": SearchSettings(directions=32, top=4, step=0.02, noise=0.03, search_noise=0.2, action_noise=0.2, every=1),
 }
 
 
@@ -68,11 +73,21 @@ class RunningMoments:
         return np.where(std > 1e-8, std, 1.0)
 
 
-def rollouts(env: BatchedEnv, gains: np.ndarray, biases: np.ndarray, seeds: np.ndarray, survival: float = 0.0):
-    """One episode per row of `env` under clip(gains[i] s + biases[i], ±1).
+def rollouts(
+    env: BatchedEnv,
+    gains: np.ndarray,
+    biases: np.ndarray,
+    seeds: np.ndarray,
+    rng: np.random.Generator,
+    *,
+    action_noise: float = 0.0,
+    survival: float = 0.0,
+    shared: int = 1,
+) -> tuple[np.ndarray, np.ndarray]:
+    """One episode per row of `env` under clip(clip(gains[i] s + biases[i], ±1) + action_noise n, ±1).
 
-    gains (n, m, d), biases (n, m), seeds (n,); returns the undiscounted returns (n,), less `survival` per step, and the
-    states seen, (total steps, d).
+    gains (n, m, d), biases (n, m), seeds (n,); the noise of a row is repeated every n / `shared` rows. Returns the
+    undiscounted returns (n,), less `survival` per step, and the states seen, (total steps, d).
     """
     state = env.reset(seeds)
     total, seen = np.zeros(env.n), []
@@ -80,6 +95,9 @@ def rollouts(env: BatchedEnv, gains: np.ndarray, biases: np.ndarray, seeds: np.n
     while running.any():
         seen.append(state[running])
         action = np.clip(np.einsum("nmd,nd->nm", gains, state) + biases, -1.0, 1.0)
+        if action_noise:
+            draws = np.tile(rng.standard_normal((env.n // shared, env.action_dim)), (shared, 1))
+            action = np.clip(action + action_noise * draws, -1.0, 1.0)
         state, reward, _, _ = env.step(action)
         total += reward - survival * running
         running = ~env.done
@@ -116,7 +134,7 @@ def search(
     began, iteration = time.monotonic(), 0
     while True:
         if iteration % settings.every == 0:
-            snapshots.append(_measure(judge, weight, moments, iteration))
+            snapshots.append(_measure(judge, weight, moments, iteration, settings.action_noise))
             if report is not None:
                 report(snapshots[-1])
         if time.monotonic() - began > seconds or iteration == iterations:
@@ -124,9 +142,10 @@ def search(
         delta = rng.standard_normal((directions, *weight.shape))
         trial = weight + settings.noise * np.concatenate((delta, -delta))  # (2N, m, d)
         gains, biases = _unstandardised(trial, moments)
-        # both signs of a direction start from the same state
+        # both signs of a direction start from the same state and meet the same noise
         seeds = np.tile(rng.integers(2**31, size=directions), 2)
-        returns, seen = rollouts(env, gains, biases, seeds, settings.survival)
+        options = {"action_noise": settings.search_noise, "survival": settings.survival, "shared": 2}
+        returns, seen = rollouts(env, gains, biases, seeds, rng, **options)
         moments.update(seen)
         plus, minus = returns[:directions], returns[directions:]
         best = np.argsort(-np.maximum(plus, minus))[: settings.top]
@@ -155,11 +174,12 @@ def _unstandardised(weight: np.ndarray, moments: RunningMoments) -> tuple[np.nda
     return gain, -gain @ moments.mean
 
 
-def _measure(judge: BatchedEnv, weight: np.ndarray, moments: RunningMoments, iteration: int) -> Snapshot:
+def _measure(judge: BatchedEnv, weight: np.ndarray, moments: RunningMoments, iteration: int, action_noise: float) -> Snapshot:
     # rounded before it is measured: the numbers on file are the numbers that ran
     gain, bias = (np.round(part, 4) for part in _unstandardised(weight, moments))
-    n = judge.n
-    returns, _ = rollouts(judge, np.tile(gain, (n, 1, 1)), np.tile(bias, (n, 1)), 10_000 + np.arange(n))
+    n, rng = judge.n, np.random.default_rng(iteration)
+    gains, biases, seeds = np.tile(gain, (n, 1, 1)), np.tile(bias, (n, 1)), 10_000 + np.arange(n)
+    returns, _ = rollouts(judge, gains, biases, seeds, rng, action_noise=action_noise)
     return Snapshot(iteration, LinearPolicy(gain, bias), float(returns.mean()), float(returns.std()))
 
 
@@ -187,7 +207,7 @@ def main(arguments: list[str] | None = None) -> None:
     kept = choose(found, options.snapshots)
     last = found[-1].iteration
     command = f"python -m jacrec.data.search {options.env} --iterations {last} --seed {options.seed}"
-    dump_snapshots(options.out, options.env, kept, command)
+    dump_snapshots(options.out, options.env, kept, settings.action_noise, command)
     print(f"{options.out}: {len(kept)} of {len(found)} snapshots, best return {kept[-1].mean_return:.0f}")
 
 
