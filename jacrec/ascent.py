@@ -17,7 +17,7 @@ def ascend(p: Problem, estimate: PolicyGradient, lr: float, max_grad_norm: float
     norm = parameter_norm(estimate.gradient, batched=p.batched)
     finite = torch.isfinite(estimate.value).reshape(-1)
     accepted = torch.isfinite(norm * lr) & (finite if p.batched else finite.all())
-    scale = torch.where(accepted, lr, 0.0).to(norm)
+    scale = accepted.to(norm.dtype) * lr  # torch.where(accepted, lr, 0.0) would round lr to float32
     if max_grad_norm is not None:
         scale = scale * (max_grad_norm / norm.clamp(min=max_grad_norm)).nan_to_num()
     everything = bool(accepted.all())
