@@ -1,5 +1,7 @@
 """Contact compatibility, its record, and the pinned reference step."""
 
+import tempfile
+
 import gymnasium
 import mujoco
 import numpy as np
@@ -57,9 +59,12 @@ def test_wrong_use_is_told():
         physics_record(gymnasium.make("CartPole-v1"))
 
 
-def test_mazes_put_the_goal_into_the_state():
+def test_mazes_put_the_goal_into_the_state(tmp_path, monkeypatch):
     pytest.importorskip("gymnasium_robotics", reason="the maze extra is not installed")
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "inner"))
+    (tmp_path / "inner").mkdir()
     env = make_env("PointMaze_UMaze-v3")
+    assert list(tmp_path.glob("**/*.xml")) == []
     observation, _ = env.reset(seed=0)
     assert observation.shape == env.observation_space.shape == (6,)
     assert np.array_equal(observation[4:], env.unwrapped.goal)

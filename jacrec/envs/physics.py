@@ -10,10 +10,12 @@ step. Halving `model.geom_margin` restores the old physics exactly; HalfCheetah 
 """
 
 import importlib.util
+import io
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import gymnasium
@@ -88,6 +90,10 @@ def make_env(env_id: str, *, physics: str = "d4rl", **kwargs) -> gymnasium.Env:
                 f"env_id: gymnasium has no environment {env_id!r} ({error}); "
                 "expected an id such as 'Hopper-v4', 'HalfCheetah-v4' or 'PointMaze_UMaze-v3'"
             ) from error
+    leftover = getattr(env.unwrapped, "tmp_xml_file_path", None)
+    if leftover is not None:
+        # each maze writes its model to the temporary folder, compiles it and forgets it there
+        Path(leftover).unlink(missing_ok=True)
     env = ContactPhysics(env, physics)
     return GoalInState(env) if is_goal_space(env.observation_space) else env
 
@@ -200,6 +206,7 @@ def _register_mazes(env_id: str) -> None:
     if importlib.util.find_spec("gymnasium_robotics") is None:
         raise ValueError(f"env_id: {env_id!r} needs gymnasium-robotics, which is not installed; pip install 'jacrec[maze]'")
     if env_id not in gymnasium.registry:
-        import gymnasium_robotics
-
+        # importing it prints a notice about hands that have nothing to do with mazes
+        with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+            import gymnasium_robotics
         gymnasium.register_envs(gymnasium_robotics)
