@@ -2,6 +2,7 @@
 
 import json
 import os
+import time
 import zlib
 from collections.abc import Callable
 from dataclasses import asdict
@@ -63,8 +64,9 @@ def evaluate(
         for name in config.order:
             task = progress.add_task(name, total=1.0)
             if name not in record["contestants"]:
+                began = time.perf_counter()
                 played, growth = _contestant(name, run, config, env, lambda x, t=task: progress.update(t, completed=x))
-                record["contestants"][name] = played
+                record["contestants"][name] = played | {"wall_seconds": time.perf_counter() - began}
                 record["growth"] = growth or record["growth"]
                 _write(folder / FILE, record)
             progress.update(task, completed=1.0)

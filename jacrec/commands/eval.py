@@ -1,0 +1,44 @@
+"""`jacrec eval RUN`."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+from rich.console import Console
+from tyro.conf import Positional
+
+from jacrec.study.config import EvalConfig
+from jacrec.study.evaluate import FILE, evaluate
+from jacrec.study.results import table
+from jacrec.study.video import record_video
+from jacrec.training.run import load_run
+
+
+@dataclass(frozen=True)
+class Eval:
+    """Play base policy, MPC and its control H = 0 on the same environment seeds; finished contestants are kept."""
+
+    run: Annotated[Positional[Path], tyro.conf.arg(metavar="RUN")]
+    """the run's folder"""
+    out: Path | None = None
+    """where evaluation.json goes, the run's folder unless told"""
+    again: bool = False
+    """discard an earlier evaluation there"""
+    video: bool = True
+    """film base beside MPC, where this machine can render"""
+    config: Annotated[EvalConfig, tyro.conf.arg(name="")] = field(default_factory=EvalConfig)
+
+
+def run(args: list[str]) -> int:
+    """The verb."""
+    chosen = tyro.cli(Eval, args=args, prog="jacrec eval")
+    trained, folder = load_run(chosen.run), chosen.out or chosen.run
+    record = evaluate(trained, chosen.config, out=folder, again=chosen.again)
+    Console().print(table(record))
+    print(f"evaluation: {folder / FILE}")
+    if chosen.video:
+        film = record_video(trained, chosen.config, folder, again=chosen.again)
+        print(f"video: {film.path}" if film.path else f"no video: {film.reason}")
+    print(f"next: jacrec report {chosen.run}" + (f" --evaluation {folder}" if chosen.out else ""))
+    return 0

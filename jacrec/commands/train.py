@@ -1,0 +1,86 @@
+"""`jacrec train DATA`."""
+
+import re
+from dataclasses import dataclass, field, fields
+from pathlib import Path, PurePath
+from typing import Annotated, Any, Literal
+
+import tyro
+import yaml
+from tyro.conf import Positional
+
+from jacrec.training.config import TrainConfig, from_dict, to_dict
+from jacrec.training.run import STAGES, train
+
+Stage = Literal["rebrac", "dynamics", "reward"]
+
+
+@dataclass(frozen=True)
+class Settings(TrainConfig):
+    """TrainConfig with its data set named elsewhere."""
+
+    data: tyro.conf.Suppress[str] = ""
+
+
+@dataclass(frozen=True)
+class Train:
+    """Train policy, critic, world model and reward model into a run folder; an interrupted run is gone on with.
+
+    ReBRAC's published settings are taken where the data set is one of D4RL's 24.
+    """
+
+    source: Annotated[Positional[str], tyro.conf.arg(metavar="DATA")]
+    """Minari id, or path of a D4RL-layout HDF5 file"""
+    out: Path | None = None
+    """the run's folder, runs/DATA-sSEED unless told"""
+    settings: Path | None = None
+    """YAML file of settings, which the options below override"""
+    stages: tuple[Stage, ...] = STAGES
+    """what to train now"""
+    config: Annotated[Settings, tyro.conf.arg(name="")] = field(default_factory=Settings)
+
+
+def run(args: list[str]) -> int:
+    """The verb."""
+    # the data set and the file of settings decide the other defaults, so they are read first
+    first = next((a for a in args if not a.startswith("-")), "") if args and not args[0].startswith("-") else ""
+    default = TrainConfig.for_dataset(first)
+    path = _option(args, "--settings")
+    if path is not None:
+        default = _from_file(Path(path), default)
+    start = {f.name: getattr(default, f.name) for f in fields(TrainConfig)}
+    given: dict[str, Any] = {"default": Train(first, config=Settings(**start))} if first else {}
+    chosen = tyro.cli(Train, args=args, prog="jacrec train", **given)
+    config = from_dict(to_dict(chosen.config) | {"data": chosen.source})
+    out = chosen.out or Path("runs") / f"{slug(chosen.source)}-s{config.seed}"
+    train(config, out, stages=chosen.stages)
+    print(f"trained: {out}\nnext: jacrec eval {out}")
+    return 0
+
+
+def slug(source: str) -> str:
+    """A data set's name, fit for a folder."""
+    name = PurePath(source).name if source.endswith((".hdf5", ".h5", ".npz")) else source
+    return re.sub(r"[^A-Za-z0-9]+", "-", name.rsplit(".hdf5")[0].removeprefix("jacrec/")).strip("-")
+
+
+def _option(args: list[str], name: str) -> str | None:
+    for i, arg in enumerate(args):
+        if arg == name and i + 1 < len(args):
+            return args[i + 1]
+        if arg.startswith(name + "="):
+            return arg.split("=", 1)[1]
+    return None
+
+
+def _from_file(path: Path, default: TrainConfig) -> TrainConfig:
+    if not path.is_file():
+        raise FileNotFoundError(f"--settings: no file at {path}")
+    content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: expected a mapping of settings, got {type(content).__name__}")
+    content = content.get("settings", content)  # a run's config.yaml serves too
+    merged = to_dict(default)
+    for key, value in content.items():
+        merged[key] = {**merged[key], **value} if isinstance(value, dict) and isinstance(merged.get(key), dict) else value
+    return from_dict(merged)

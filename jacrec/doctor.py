@@ -1,0 +1,175 @@
+"""What this installation can and cannot do, each problem with its remedy."""
+
+import os
+import platform
+import shutil
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Check:
+    """One line of the examination."""
+
+    name: str
+    status: str
+    """ "ok", "note" (something is missing that is not essential) or "broken" """
+    found: str
+    remedy: str = ""
+
+
+REQUIRED = ("torch", "numpy", "safetensors", "gymnasium", "mujoco", "minari", "tyro", "rich", "matplotlib", "imageio")
+
+
+def checks() -> list[Check]:
+    """Everything, in the order of importance. No check raises: one that fails to run is itself reported as broken."""
+    made: list[Callable[[], list[Check]]] = [
+        check_python, check_packages, check_devices, check_gradient, check_kernels, check_physics, check_rendering, check_data,
+    ]  # fmt: skip
+    found = []
+    for check in made:
+        try:
+            found += check()
+        except Exception as error:  # an examination has to come to its end
+            name = check.__name__.removeprefix("check_")
+            found.append(Check(name, "broken", f"{type(error).__name__}: {error}".splitlines()[0], "reinstall jacrec"))
+    return found
+
+
+def check_python() -> list[Check]:
+    """The interpreter."""
+    good = sys.version_info >= (3, 11)
+    found = f"{platform.python_version()} at {sys.prefix}"
+    return [Check("python", "ok" if good else "broken", found, "" if good else "install Python 3.11 or newer")]
+
+
+def check_packages() -> list[Check]:
+    """What pyproject requires."""
+    found, missing = [], []
+    for name in REQUIRED:
+        try:
+            found.append(f"{name} {version(name)}")
+        except PackageNotFoundError:
+            missing.append(name)
+    result = [Check("packages", "ok" if found else "broken", ", ".join(found))]
+    if missing:
+        result.append(Check("packages", "broken", f"missing: {', '.join(missing)}", f"pip install {' '.join(missing)}"))
+    return result
+
+
+def check_devices() -> list[Check]:
+    """Processors, threads, GPUs."""
+    import torch
+
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    threads = torch.get_num_threads()
+    crowded = threads > cores
+    cpu = Check("cpu", "note" if crowded else "ok", f"{cores} usable cores, torch uses {threads} threads",
+                f"set OMP_NUM_THREADS={cores}: more threads than cores slow each other down" if crowded else "")  # fmt: skip
+    if torch.cuda.is_available():
+        names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+        return [cpu, Check("gpu", "ok", f"{', '.join(names)} (CUDA {torch.version.cuda})")]
+    built = torch.version.cuda
+    if shutil.which("nvidia-smi"):
+        remedy = "install a CUDA build of torch" if built is None else "check the driver with nvidia-smi"
+        return [cpu, Check("gpu", "note", f"a driver is here, but torch {torch.__version__} cannot use it", remedy)]
+    return [cpu, Check("gpu", "ok", "none; everything runs on the CPU")]
+
+
+def check_gradient() -> list[Check]:
+    """The engine against autograd on a small problem."""
+    import torch
+
+    from jacrec.dynamics import DiffusionDynamics
+    from jacrec.methods import Adjoint, Autograd, Forward, policy_gradient
+    from jacrec.networks import Actor, RewardModel, TwinCritic
+    from jacrec.rollout import noise_like
+    from jacrec.world import World
+
+    generator = torch.Generator().manual_seed(0)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        policy = Actor(4, 2, (16, 16)).double()
+        world = World(DiffusionDynamics(4, 2, (16, 16), steps=3).double(), RewardModel(4, 2, (16,)).double(),
+                      TwinCritic(4, 2, (16, 16)).double(), 0.99)  # fmt: skip
+    state = torch.randn(4, generator=generator, dtype=torch.float64)
+    noise = noise_like(world, state, 3, 2, generator)
+    reference = policy_gradient(policy, world, state, noise, method=Autograd()).gradient
+    scale = max(float(g.abs().max()) for g in reference.values())
+    errors = []
+    for method in (Forward(), Adjoint()):
+        gradient = policy_gradient(policy, world, state, noise, method=method).gradient
+        errors.append(max(float((gradient[k] - reference[k]).abs().max()) for k in reference) / scale)
+    good = max(errors) < 1e-10
+    found = f"forward and adjoint recursions agree with autograd to {max(errors):.0e}"
+    return [Check("gradient", "ok" if good else "broken", found, "" if good else "run the tests (make test) and report it")]
+
+
+def check_kernels() -> list[Check]:
+    """What fused kernels would have to run on: Triton and a GPU, its interpreter, Numba."""
+    import torch
+
+    found = []
+    interpreted = os.environ.get("TRITON_INTERPRET") == "1"
+    try:
+        triton = version("triton")
+    except PackageNotFoundError:
+        triton = None
+    if triton is None:
+        found.append(Check("triton", "note", "not installed", "on Linux: pip install 'triton>=3.6'"))
+    elif torch.cuda.is_available():
+        found.append(Check("triton", "ok", f"{triton}, compiles for the GPU" + (", but interprets" if interpreted else "")))
+    else:
+        how = "interpreted (slow: for tests)" if interpreted else "no GPU: usable only for tests, with TRITON_INTERPRET=1"
+        found.append(Check("triton", "ok", f"{triton}, {how}"))
+    numba = f"{version('numba')}" if find_spec("numba") else "not installed; nothing here needs it"
+    found.append(Check("numba", "ok", numba))
+    spec = find_spec("jacrec.kernels")
+    folders = list(spec.submodule_search_locations or []) if spec else []
+    fused = sorted(p.stem for folder in folders for p in Path(folder).glob("*.py") if not p.stem.startswith("_"))
+    found.append(Check("kernels", "ok", ", ".join(fused) if fused else "none in this version; the methods run on plain torch"))
+    return found
+
+
+def check_physics() -> list[Check]:
+    """MuJoCo's contacts against the reference."""
+    from jacrec.envs.physics import check_physics as examine
+
+    outcome = examine()
+    return [Check("physics", "ok" if outcome.ok else "broken", outcome.message, "" if outcome.ok else "see left")]
+
+
+def check_rendering() -> list[Check]:
+    """A picture without a screen: needed for videos only."""
+    from jacrec.study.rendering import REMEDY, probe
+
+    outcome = probe()
+    video = "MP4" if find_spec("imageio_ffmpeg") else "GIF (pip install 'jacrec[video]' for MP4)"
+    if outcome.ok:
+        return [Check("rendering", "ok", f"{outcome.backend} works; videos as {video}")]
+    return [Check("rendering", "note", f"no videos: {outcome.reason}", REMEDY)]
+
+
+def check_data() -> list[Check]:
+    """The folder of data sets and what is in it."""
+    from minari.storage.datasets_root_dir import get_dataset_path
+
+    from jacrec.data.catalog import list_datasets
+
+    root = Path(get_dataset_path())
+    sets = list_datasets()
+    nearest = next(p for p in (root, *root.parents) if p.exists())
+    if not os.access(nearest, os.W_OK):
+        remedy = "set MINARI_DATASETS_PATH to a folder you may write to"
+        return [Check("data", "broken", f"{root} is not writable", remedy)]
+    free = shutil.disk_usage(nearest).free / 1e9
+    names = ", ".join(x.dataset_id for x in sets[:6]) + (f" and {len(sets) - 6} more" if len(sets) > 6 else "")
+    remedy = "" if sets else "make one: jacrec data make hopper medium-replay"
+    note = Check("data", "ok", f"{root}: {names or 'no data sets yet'}; {free:.0f} GB free", remedy)
+    if free < 1:
+        return [Check("data", "note", note.found, "free some disk space: a data set takes 10 to 500 MB")]
+    return [note]

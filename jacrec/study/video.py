@@ -1,0 +1,99 @@
+"""Base beside MPC on film: a GIF, or an MP4 where imageio-ffmpeg is installed. Filming runs in a process of its own."""
+
+import json
+import sys
+from dataclasses import asdict, dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jacrec.envs.physics import make_env
+from jacrec.mpc import MPC, MPCConfig
+from jacrec.study.config import EvalConfig
+from jacrec.study.episodes import Controller, PolicyController
+from jacrec.study.rendering import REMEDY, run_apart
+from jacrec.training.run import Run, load_run
+
+STEM, SIZE, FPS = "episode", 240, 25
+
+
+@dataclass(frozen=True)
+class Film:
+    """Outcome of `record_video`."""
+
+    path: Path | None
+    reason: str
+    """why there is none, with the remedy; empty where there is one"""
+
+
+def record_video(
+    run: Run, config: EvalConfig, folder: Path, *, again: bool = False, seconds: float = 8.0, timeout: float = 600.0
+) -> Film:
+    """Film the first `seconds` of simulated time of the first episode, base on the left, MPC on the right."""
+    path = folder / f"{STEM}{'.mp4' if find_spec('imageio_ffmpeg') else '.gif'}"
+    if path.is_file() and not again:
+        return Film(path, "")
+    folder.mkdir(parents=True, exist_ok=True)
+    request = json.dumps({"run": str(run.path), "config": asdict(config), "path": str(path), "seconds": seconds})
+    reason = run_apart([sys.executable, "-m", "jacrec.study.video", request], timeout)
+    return Film(path, "") if reason is None else Film(None, f"{reason}; {REMEDY}")
+
+
+def film(run: Run, config: EvalConfig, path: Path, seconds: float) -> None:
+    """Play, render and write; needs a rendering backend."""
+    import imageio.v3 as iio
+
+    mpc = MPC(run.policy, run.world, config.mpc, batch=1)
+    sides = {"base": PolicyController(run.policy), "MPC": mpc}
+    reels = [_play(name, controller, run, config, seconds) for name, controller in sides.items()]
+    length = max(map(len, reels))
+    # an episode that ended stands still on its last picture
+    left, right = ([*reel, *[reel[-1]] * (length - len(reel))] for reel in reels)
+    frames = np.concatenate([np.stack(left), np.stack(right)], 2)
+    part = path.with_name(f"{path.stem}-part{path.suffix}")
+    if path.suffix == ".gif":
+        iio.imwrite(part, frames, duration=1000 / FPS, loop=0)
+    else:
+        iio.imwrite(part, frames, fps=FPS, macro_block_size=8)
+    part.replace(path)
+
+
+def _play(name: str, controller: Controller, run: Run, config: EvalConfig, seconds: float) -> list[np.ndarray]:
+    env = make_env(config.env_id or run.info.env_id or "", physics=config.physics, render_mode="rgb_array", width=SIZE,
+                   height=SIZE)  # fmt: skip
+    simulator: Any = env.unwrapped
+    every = max(1, round(1 / (FPS * simulator.dt)))
+    observation, _ = env.reset(seed=config.seeds[0])
+    controller.new_episode()
+    frames, total, over, step = [], 0.0, False, 0
+    while not over and step * simulator.dt < seconds:
+        if step % every == 0:
+            frames.append(_caption(env.render(), f"{name}  step {step}  return {total:.0f}"))
+        action = controller.act(np.asarray(observation)[None])[0]
+        observation, reward, terminated, truncated, _ = env.step(action)
+        total, over, step = total + float(reward), terminated or truncated, step + 1
+    frames.append(_caption(env.render(), f"{name}  step {step}  return {total:.0f}{'  (ended)' if over else ''}"))
+    env.close()
+    return frames
+
+
+def _caption(picture: Any, text: str) -> np.ndarray:
+    from PIL import Image, ImageDraw
+
+    image = Image.fromarray(picture)
+    ImageDraw.Draw(image).text((6, 4), text, fill="white", stroke_width=1, stroke_fill="black")
+    return np.asarray(image)
+
+
+def main(request: str) -> None:
+    """What the process of its own does."""
+    asked = json.loads(request)
+    settings = asked["config"]
+    settings |= {"mpc": MPCConfig(**settings["mpc"]), "contestants": tuple(settings["contestants"])}
+    film(load_run(asked["run"]), EvalConfig(**settings), Path(asked["path"]), asked["seconds"])
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
