@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional
-from tests.training_data import linear_system
 
 from jacrec.training.config import ReBRACConfig
 from jacrec.training.rebrac import ReBRAC, ReBRACStage, pack
+from tests.training_data import linear_system
 
 
 class PlainActor(nn.Module):

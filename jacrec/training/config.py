@@ -140,8 +140,11 @@ class TrainConfig:
     seed: int = 0
     """the one seed: initial weights, batches, noise, the choice of held-out episodes"""
     rebrac: ReBRACConfig = field(default_factory=ReBRACConfig)
+    """policy and critic"""
     dynamics: DynamicsConfig = field(default_factory=DynamicsConfig)
+    """world model"""
     reward: RewardConfig = field(default_factory=RewardConfig)
+    """reward model"""
     held_out: float = 0.1
     """share of the episodes kept from the world and reward models for their test (ReBRAC uses all, as the reference does)"""
     threads: int | None = None

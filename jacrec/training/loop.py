@@ -8,6 +8,7 @@ updates done.
 import json
 import math
 import os
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -55,7 +56,39 @@ class Position:
     seconds: float = 0.0
     """time they took"""
     sums: dict[str, Tensor] = field(default_factory=dict)
-    """[sum, count] of each scalar since the last line of metrics, float64 (2,)"""
+    """since the last line of metrics, [sums…, count] of the scalars that come together, by their joined names; float64"""
+
+
+class Metrics:
+    """A run's `metrics.jsonl`, written by one stage or by several at a time."""
+
+    def __init__(self, path: Path, on_log: OnLog | None = None):
+        self.path, self.on_log, self.lock = path, on_log, threading.Lock()
+
+    def write(self, line: dict[str, Any]) -> None:
+        """Append a line, flush, and call `on_log`; one line at a time."""
+        with self.lock:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
+            if self.on_log is not None:
+                self.on_log(line)
+
+    def trim(self, stage: str, update: int) -> None:
+        """Drop the lines that a stage wrote after the checkpoint it goes on from, and a last line cut short by a kill."""
+        with self.lock:
+            if not self.path.is_file():
+                return
+            kept = []
+            for text in self.path.read_text(encoding="utf-8").splitlines():
+                try:
+                    line = json.loads(text)
+                except json.JSONDecodeError:
+                    continue
+                if line["stage"] != stage or line["update"] <= update:
+                    kept.append(text)
+            part = self.path.with_name(self.path.name + ".part")
+            part.write_text("".join(text + "\n" for text in kept), encoding="utf-8")
+            os.replace(part, self.path)
 
 
 def make_progress(quiet: bool = False) -> Progress:
@@ -67,54 +100,73 @@ def make_progress(quiet: bool = False) -> Progress:
 
 def run_stage(
     stage: Stage,
-    folder: Path,
+    checkpoint: Path,
+    metrics: Metrics,
     *,
     log_every: int,
     checkpoint_every: int,
     progress: Progress,
-    on_log: OnLog | None = None,
-) -> None:
-    """Train `stage` to its end in a run's folder, from its last checkpoint where there is one.
+    stop: threading.Event | None = None,
+) -> bool:
+    """Train `stage` to its end, from its last checkpoint where there is one; whether the end was reached.
 
-    Appends to `metrics.jsonl` one line per `log_every` updates: stage, update, the scalars' means since the line before,
-    the stage's `evaluate()`, and `seconds` of training so far, the only entry that a repetition does not reproduce.
+    Writes to `metrics` one line per `log_every` updates: stage, update, the scalars' means since the line before, the
+    stage's `evaluate()`, and `seconds` of training so far, the only entry that a repetition does not reproduce. When
+    `stop` is set, the update at hand is finished and a checkpoint written.
 
     Raises:
         FloatingPointError: a metric is no longer finite. The last checkpoint stays.
     """
-    metrics, checkpoint = folder / "metrics.jsonl", folder / "checkpoints" / f"{stage.name}.safetensors"
     here = load_checkpoint(stage, checkpoint)
-    trim_metrics(metrics, stage.name, here.update)
+    metrics.trim(stage.name, here.update)
     task = progress.add_task(stage.name, total=stage.updates, completed=here.update, note="")
     shown = start = time.perf_counter()
     before = here.seconds
-    with metrics.open("a", encoding="utf-8") as file:
-        while here.update < stage.updates:
-            for name, value in stage.step(here.update).items():
-                total = here.sums.setdefault(name, torch.zeros(2, dtype=torch.float64, device=value.device))
-                total[0] += value
-                total[1] += 1
-            here.update += 1
-            now = time.perf_counter()
-            here.seconds = before + now - start
-            if now - shown > 0.2:
-                progress.update(task, completed=here.update)
-                shown = now
-            last = here.update == stage.updates
-            if here.update % log_every == 0 or last:
-                line = _line(stage, here)
-                file.write(json.dumps(line) + "\n")
-                file.flush()
-                progress.update(task, completed=here.update, note=_note(line))
-                if on_log is not None:
-                    on_log(line)
-            if here.update % checkpoint_every == 0 or last:
-                save_checkpoint(stage, here, checkpoint)
+    while here.update < stage.updates:
+        if stop is not None and stop.is_set():
+            save_checkpoint(stage, here, checkpoint)
+            return False
+        _add(here.sums, stage.step(here.update))
+        here.update += 1
+        now = time.perf_counter()
+        here.seconds = before + now - start
+        if now - shown > 0.2:
+            progress.update(task, completed=here.update)
+            shown = now
+        last = here.update == stage.updates
+        if here.update % log_every == 0 or last:
+            line = _line(stage, here)
+            metrics.write(line)
+            progress.update(task, completed=here.update, note=_note(line))
+        if here.update % checkpoint_every == 0 or last:
+            save_checkpoint(stage, here, checkpoint)
     progress.update(task, completed=here.update)
+    return True
+
+
+def _add(sums: dict[str, Tensor], scalars: dict[str, Tensor]) -> None:
+    """Add an update's scalars to the sums; nothing is read back from the device."""
+    values = list(scalars.values())
+    row = torch.stack([*values, torch.ones_like(values[0])])
+    key = " ".join(scalars)
+    if key not in sums:
+        sums[key] = torch.zeros(len(row), dtype=torch.float64, device=row.device)
+    sums[key] += row
+
+
+def _means(sums: dict[str, Tensor]) -> dict[str, float]:
+    totals: dict[str, list[float]] = {}
+    for key, row in sums.items():
+        *values, count = row.tolist()
+        for name, value in zip(key.split(), values, strict=True):
+            total = totals.setdefault(name, [0.0, 0.0])
+            total[0] += value
+            total[1] += count
+    return {name: value / count for name, (value, count) in totals.items()}
 
 
 def _line(stage: Stage, here: Position) -> dict[str, Any]:
-    means = {name: (total[0] / total[1]).item() for name, total in here.sums.items()}
+    means = _means(here.sums)
     here.sums.clear()
     line = {"stage": stage.name, "update": here.update, **means, **stage.evaluate(), "seconds": round(here.seconds, 3)}
     broken = [f"{k} = {v}" for k, v in line.items() if isinstance(v, float) and not math.isfinite(v)]
@@ -133,7 +185,7 @@ def _note(line: dict[str, Any]) -> str:
 
 def save_checkpoint(stage: Stage, here: Position, path: Path) -> None:
     """Write the checkpoint so that a kill at any moment leaves the old one or the new one."""
-    path.parent.mkdir(exist_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
     tensors = {f"state.{k}": v.detach().cpu().clone() for k, v in stage.state().items()}
     tensors |= {f"sums.{k}": v.cpu() for k, v in here.sums.items()}
     part = path.with_name(path.name + ".part")
@@ -164,20 +216,3 @@ def load_checkpoint(stage: Stage, path: Path) -> Position:
     device = next(iter(live.values())).device
     sums = {k.removeprefix("sums."): v.to(device) for k, v in tensors.items() if k.startswith("sums.")}
     return Position(int(metadata["update"]), float(metadata["seconds"]), sums)
-
-
-def trim_metrics(path: Path, stage: str, update: int) -> None:
-    """Drop the lines that a stage wrote after the checkpoint it goes on from, and a last line cut short by a kill."""
-    if not path.is_file():
-        return
-    kept = []
-    for text in path.read_text(encoding="utf-8").splitlines():
-        try:
-            line = json.loads(text)
-        except json.JSONDecodeError:
-            continue
-        if line["stage"] != stage or line["update"] <= update:
-            kept.append(text)
-    part = path.with_name(path.name + ".part")
-    part.write_text("".join(text + "\n" for text in kept), encoding="utf-8")
-    os.replace(part, path)

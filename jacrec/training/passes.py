@@ -24,13 +24,14 @@ class Tape:
     output: Tensor | None = None  # (B, out), for the slope of tanh
 
     def rows(self, index: Tensor) -> "Tape":
-        """The tape of some of the rows."""
+        """The tape of some of the rows, for input cotangents alone."""
+        gates = [t.index_select(0, index) for t in self.gates]
         return Tape(
-            [t.index_select(0, index) for t in self.inputs],
-            [t.index_select(0, index) for t in self.gates],
-            [t.index_select(0, index) for t in self.values],
-            [(m.index_select(0, index), r.index_select(0, index)) for m, r in self.moments],
-            None if self.output is None else self.output.index_select(0, index),
+            gates=gates,
+            # after a ReLU the gate and the LayerNorm's input are one tensor
+            values=[g if v is t else v.index_select(0, index) for g, t, v in zip(gates, self.gates, self.values, strict=False)],
+            moments=[(m.index_select(0, index), r.index_select(0, index)) for m, r in self.moments],
+            output=None if self.output is None else self.output.index_select(0, index),
         )
 
 

@@ -7,11 +7,14 @@ checkpoints/          one per stage, for going on
 """
 
 import contextlib
+import fcntl
 import json
 import os
 import platform
+import threading
 import zlib
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -28,7 +31,7 @@ from jacrec.io import load_module, save_module
 from jacrec.networks import Actor
 from jacrec.training.config import TrainConfig, from_dict, to_dict
 from jacrec.training.dynamics import DynamicsStage
-from jacrec.training.loop import OnLog, Stage, make_progress, run_stage
+from jacrec.training.loop import Metrics, OnLog, Stage, make_progress, run_stage
 from jacrec.training.rebrac import ReBRACStage
 from jacrec.training.reward import RewardStage
 from jacrec.training.streams import seed_of
@@ -60,6 +63,7 @@ def train(
     *,
     stages: Sequence[str] = STAGES,
     data: Transitions | None = None,
+    abreast: int = 1,
     quiet: bool = False,
     on_log: OnLog | None = None,
 ) -> Path:
@@ -67,11 +71,16 @@ def train(
 
     A new folder is filled. One that holds a run with the same settings on the same data is gone on with: from the last
     checkpoint, to the bits that an undisturbed run gives (same machine, same number of threads). Any other is left alone.
+    An interruption from the keyboard ends the update at hand and loses nothing; a kill loses what came after the last
+    checkpoint.
 
     Args:
+        stages: which to train, in this order.
         data: transitions to learn from instead of loading `config.data`.
+        abreast: how many stages train at a time. On c cores, c abreast with config.threads = 1 do more than one after
+            the other with c threads, for small batches.
         quiet: no progress display.
-        on_log: called with every line of metrics as it is written.
+        on_log: called with every line of metrics as it is written, in the thread of its stage.
 
     Raises:
         ValueError: `out` holds something else, or the data cannot be learned from.
@@ -80,6 +89,8 @@ def train(
     out = Path(out)
     for stage in stages:
         expect_one_of("stages", stage, STAGES)
+    if abreast < 1:
+        raise ValueError(f"abreast: expected at least 1 stage at a time, got {abreast}")
     if data is None:
         from jacrec.data.load import load
 
@@ -87,13 +98,31 @@ def train(
     if config.env_id is not None:
         data = replace(data, info=replace(data.info, env_id=config.env_id))
     _claim(out, config, data)
-    with _threads(config.threads), make_progress(quiet) as progress:
-        for name in stages:
-            stage = make_stage(name, config, data)
-            run_stage(stage, out, log_every=config.log_every, checkpoint_every=config.checkpoint_every, progress=progress,
-                      on_log=on_log)  # fmt: skip
-            for part, module in stage.modules().items():
-                save_module(_fresh(module), out / f"{part}.safetensors")
+    metrics, stop, saving = Metrics(out / "metrics.jsonl", on_log), threading.Event(), threading.Lock()
+
+    def run(stage: Stage) -> None:
+        if config.threads is not None:
+            torch.set_num_threads(config.threads)
+        checkpoint = out / "checkpoints" / f"{stage.name}.safetensors"
+        try:
+            finished = run_stage(stage, checkpoint, metrics, log_every=config.log_every,
+                                 checkpoint_every=config.checkpoint_every, progress=progress, stop=stop)  # fmt: skip
+        except BaseException:
+            stop.set()
+            raise
+        if finished:
+            with saving:
+                for part, module in stage.modules().items():
+                    save_module(_fresh(module), out / f"{part}.safetensors")
+
+    # the stages run in threads even one by one: the main thread stays free to take an interruption between two updates
+    with _lock(out), _threads(config.threads), make_progress(quiet) as progress, ThreadPoolExecutor(abreast) as pool:
+        try:
+            ready = [make_stage(name, config, data) for name in stages]
+            for future in as_completed([pool.submit(run, stage) for stage in ready]):
+                future.result()
+        finally:
+            stop.set()
     return out
 
 
@@ -203,6 +232,19 @@ def _fresh(module: nn.Module) -> nn.Module:
         copy = type(module)(**module.config)  # pyright: ignore[reportArgumentType, reportCallIssue]
     copy.load_state_dict(module.state_dict())
     return copy
+
+
+@contextlib.contextmanager
+def _lock(out: Path) -> Iterator[None]:
+    """Keep a second process out of the folder; the operating system lets go of the lock whatever way this one ends."""
+    folder = out / "checkpoints"
+    folder.mkdir(exist_ok=True)
+    with (folder / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(f"{out}: expected a run not in training, got one that is; wait for it, or stop it") from None
+        yield
 
 
 @contextlib.contextmanager
