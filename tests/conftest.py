@@ -1,0 +1,48 @@
+"""Shared by all tests: the number of property cases, and memory that tells when it is read before it is written."""
+
+import os
+
+import pytest
+import torch
+from hypothesis import HealthCheck, Phase, settings
+
+settings.register_profile(
+    "jacrec",
+    deadline=None,
+    derandomize=True,
+    print_blob=True,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+    phases=(Phase.explicit, Phase.reuse, Phase.generate, Phase.shrink),
+)
+settings.load_profile("jacrec")
+
+
+def pytest_addoption(parser):
+    parser.addoption("--cases", type=int, default=None, help="property-test cases in all (default 2400)")
+
+
+def pytest_configure(config):
+    if config.getoption("--cases"):
+        os.environ["JACREC_TEST_CASES"] = str(config.getoption("--cases"))
+    torch.set_num_threads(1)
+
+
+def property_cases(share: float):
+    """Hypothesis settings for a test that takes this share of all property cases."""
+    total = int(os.environ.get("JACREC_TEST_CASES", "2400"))
+    return settings(max_examples=max(1, round(share * total)))
+
+
+@pytest.fixture(autouse=True)
+def _poison_uninitialised_memory():
+    """torch.empty holds NaN in every test: reading what nobody wrote shows."""
+    torch.use_deterministic_algorithms(True)
+    torch.utils.deterministic.fill_uninitialized_memory = True
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture
+def rng():
+    """A seeded torch generator."""
+    return torch.Generator().manual_seed(0)

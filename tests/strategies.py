@@ -1,0 +1,152 @@
+"""Hypothesis strategies: random problems. Hypothesis draws structure, shapes and a seed; torch draws the values."""
+
+from dataclasses import dataclass
+
+import torch
+from hypothesis import strategies as st
+from torch import nn
+
+from jacrec import Actor, BatchedPolicy, DeterministicDynamics, DiffusionDynamics, RewardModel, TwinCritic, World
+from jacrec.activations import ACTIVATIONS
+
+
+@st.composite
+def architectures(draw, layer_norm=(False, True)):
+    """hidden widths, activation, LayerNorm and residual connections, as keyword arguments."""
+    norm = draw(st.sampled_from(layer_norm))
+    # LayerNorm of two features is a sign, whose gradient is all cancellation
+    widths = st.integers(4 if norm else 2, 9)
+    depth, width, equal = draw(st.integers(1, 3)), draw(widths), draw(st.booleans())
+    return dict(
+        hidden=tuple(width if equal else draw(widths) for _ in range(depth)),
+        activation=draw(st.sampled_from(sorted(ACTIVATIONS))),
+        layer_norm=norm,
+        residual=draw(st.booleans()),
+    )
+
+
+@st.composite
+def diffusions(draw):
+    """Keyword arguments of a `DiffusionDynamics` beyond its dimensions."""
+    steps = draw(st.integers(1, 6))
+    prediction = draw(st.sampled_from(["epsilon", "x0"]))
+    sampler = draw(st.sampled_from(["ddpm", "ddim", "printed"] if prediction == "epsilon" else ["ddpm", "ddim"]))
+    levels = draw(st.none() | st.sets(st.integers(1, steps), min_size=1).map(sorted))
+    return dict(
+        steps=steps, prediction=prediction, sampler=sampler, levels=levels, eta=draw(st.sampled_from([0.0, 0.5, 1.0])),
+        schedule=draw(st.sampled_from(["vp", "cosine", "linear"])), target=draw(st.sampled_from(["difference", "state"])),
+        embedding_dim=draw(st.sampled_from([2, 6])), **draw(architectures()),
+    )  # fmt: skip
+
+
+class ForeignDynamics(nn.Module):
+    """A stranger's stochastic world: multiplicative noise of another shape than the state."""
+
+    noise_shape = (2,)
+
+    def __init__(self, d, m):
+        super().__init__()
+        self.inner = nn.Linear(d + m, d)
+
+    def forward(self, state, action, noise):
+        moved = torch.sin(self.inner(torch.cat([state, action], -1)))
+        return 0.8 * state + moved * (1 + 0.3 * noise[..., :1]) + 0.1 * noise[..., 1:] * state.square()
+
+
+class ForeignPolicy(nn.Module):
+    """A stranger's policy, with a parameter that is no weight matrix and a buffer."""
+
+    def __init__(self, d, m):
+        super().__init__()
+        self.net = nn.Sequential(nn.Linear(d, 5), nn.Softplus(), nn.Linear(5, m))
+        self.gain = nn.Parameter(torch.rand(m) + 0.5)
+        self.register_buffer("offset", torch.randn(m))
+
+    def forward(self, state):
+        return torch.tanh(self.gain * self.net(state) + self.offset)
+
+
+def foreign_reward(state, action):
+    return torch.cos(state).sum(-1) - action.square().sum(-1)
+
+
+def foreign_critic(state, action):
+    return -(state.square().sum(-1)) + (state.sum(-1) * action.sum(-1))
+
+
+@dataclass
+class Case:
+    """One random problem; `build` makes its tensors."""
+
+    d: int
+    m: int
+    N: int
+    M: int
+    H: int
+    batched: bool
+    single: bool
+    policy: dict | None  # None: foreign
+    dynamics: tuple[str, dict]
+    reward: dict | None
+    critic: dict | None
+    discount: float
+    seed: int
+
+    def build(self, dtype=torch.float64):
+        """policy, world, state, noise."""
+        with torch.random.fork_rng():
+            torch.manual_seed(self.seed)
+            d, m = self.d, self.m
+            policy = ForeignPolicy(d, m) if self.policy is None else Actor(d, m, **self.policy)
+            kind, options = self.dynamics
+            dynamics = {
+                "diffusion": lambda: DiffusionDynamics(d, m, **options),
+                "deterministic": lambda: DeterministicDynamics(d, m, **options),
+                "foreign": lambda: ForeignDynamics(d, m),
+            }[kind]()
+            reward = foreign_reward if self.reward is None else RewardModel(d, m, **self.reward)
+            critic = foreign_critic if self.critic is None else TwinCritic(d, m, **self.critic)
+            modules = [x for x in (policy, dynamics, reward, critic) if isinstance(x, nn.Module)]
+            for module in modules:
+                module.to(dtype)
+                shake(module)
+            if self.batched:
+                policy = BatchedPolicy(policy, self.N)
+                shake(policy, 0.05)
+            state = torch.randn(self.N, d, dtype=dtype)
+            noise = torch.randn(self.N, self.M, self.H, *dynamics.noise_shape, dtype=dtype)
+            if self.single:
+                state, noise = state[0], noise[0]
+            return policy, World(dynamics, reward, critic, self.discount), state, noise
+
+
+@torch.no_grad()
+def shake(module, scale=0.3):
+    """Move every parameter and every scale buffer off its initial value."""
+    for p in module.parameters():
+        p.add_(scale * torch.randn_like(p))
+    for name, b in module.named_buffers():
+        if name.endswith("_mean"):
+            b.add_(0.3 * torch.randn_like(b))
+        elif name.endswith("_std"):
+            b.mul_(torch.rand_like(b) + 0.5)
+
+
+@st.composite
+def cases(draw, max_H=4, max_M=5, foreign=True):
+    """Random problems over every structure that the engine claims to serve."""
+    N = draw(st.integers(1, 3))
+    kinds = ["diffusion", "diffusion", "deterministic"] + (["foreign"] if foreign else [])
+    kind = draw(st.sampled_from(kinds))
+    options = {"diffusion": diffusions(), "deterministic": architectures(), "foreign": st.just({})}[kind]
+    own = st.integers(0, 3).map(bool) if foreign else st.just(True)
+
+    def part():
+        return draw(architectures()) if draw(own) else None
+
+    return Case(
+        d=draw(st.integers(1, 7)), m=draw(st.integers(1, 4)), N=N, M=draw(st.integers(1, max_M)), H=draw(st.integers(0, max_H)),
+        batched=draw(st.booleans()), single=N == 1 and draw(st.booleans()),
+        policy=part(), dynamics=(kind, draw(options)), reward=part(), critic=part(),
+        discount=draw(st.sampled_from([0.0, 0.9, 0.99, 1.0])), seed=draw(st.integers(0, 2**31 - 1)),
+    )  # fmt: skip
