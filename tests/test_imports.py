@@ -1,0 +1,104 @@
+"""Imports run one way, and the engine knows nothing of data, training, environments or studies."""
+
+import ast
+import graphlib
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PUBLIC = "jacrec"  # jacrec/__init__.py itself
+LAYERS = (
+    ("errors", "types", "activations"),
+    ("networks",),
+    ("dynamics", "world"),
+    ("shapes", "io"),
+    ("rollout", "jacobians"),
+    ("sensitivities",),
+    ("gradient", "linearize"),
+    ("kernels", "cost"),
+    ("methods", "ascent"),
+    ("mpc",),
+    (PUBLIC,),
+    ("envs",),
+    ("data",),
+    ("training",),
+    ("study",),
+    ("commands", "demo", "doctor"),
+    ("cli", "__main__"),
+)
+LAYER = {part: i for i, layer in enumerate(LAYERS) for part in layer}
+ENGINE_MAY_USE = {"torch", "numpy", "safetensors", "triton", "numba"}
+
+
+def package_sources():
+    """Module name -> source text, for jacrec/ and kernels/ (which is imported as jacrec.kernels)."""
+    result = {}
+    for folder, prefix in (("jacrec", "jacrec"), ("kernels", "jacrec.kernels")):
+        for path in (ROOT / folder).rglob("*.py"):
+            parts = path.relative_to(ROOT / folder).with_suffix("").parts
+            result[".".join([prefix, *(p for p in parts if p != "__init__")])] = path.read_text(encoding="utf-8")
+    return result
+
+
+def imported(source, modules):
+    """Every module that `source` imports, at its top or inside a function; `modules` are the names of jacrec's own."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "relative import: write the module's full name"
+            inner = [f"{node.module}.{alias.name}" for alias in node.names]
+            yield from (name if name in modules else str(node.module) for name in inner)
+
+
+def part_of(module):
+    """The name in LAYERS that a module of jacrec belongs to."""
+    return module.split(".")[1] if "." in module else PUBLIC
+
+
+def violations(sources):
+    """What breaks the order, as sentences."""
+    found = []
+    graph = {}
+    for module, source in sources.items():
+        part = part_of(module)
+        if part not in LAYER:
+            found.append(f"{module} is in no layer: add '{part}' to LAYERS")
+            continue
+        graph[module] = set()
+        for target in imported(source, sources):
+            top = target.split(".")[0]
+            if top == "jacrec":
+                graph[module].add(target)
+                if LAYER.get(part_of(target), -1) > LAYER[part]:
+                    found.append(f"{module} imports {target}, which is above it")
+            elif LAYER[part] <= LAYER[PUBLIC] and top not in ENGINE_MAY_USE | sys.stdlib_module_names:
+                found.append(f"{module} is part of the engine and imports {target}")
+    try:
+        graphlib.TopologicalSorter(graph).prepare()
+    except graphlib.CycleError as error:
+        found.append("modules import each other: " + " -> ".join(error.args[1]))
+    return found
+
+
+def test_imports_run_one_way():
+    assert violations(package_sources()) == []
+
+
+@pytest.mark.parametrize(
+    ("module", "source", "sentence"),
+    [
+        ("jacrec.mpc", "from jacrec.training.run import load", "jacrec.mpc imports jacrec.training.run, which is above it"),
+        ("jacrec.world", "def f():\n    import jacrec.data", "jacrec.world imports jacrec.data, which is above it"),
+        ("jacrec.networks", "import gymnasium as gym", "jacrec.networks is part of the engine and imports gymnasium"),
+        ("jacrec.novelty", "", "jacrec.novelty is in no layer: add 'novelty' to LAYERS"),
+        ("jacrec.errors", "from jacrec.types import X", "modules import each other"),
+    ],
+)
+def test_a_wrong_import_is_found(module, source, sentence):
+    sources = {"jacrec.types": "from jacrec import errors", "jacrec.errors": "", module: source}
+    found = violations(sources)
+    assert len(found) == 1
+    assert found[0].startswith(sentence)
