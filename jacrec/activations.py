@@ -29,11 +29,6 @@ def _silu(z: Tensor) -> tuple[Tensor, Tensor]:
     return value, gate + value * (1 - gate)
 
 
-def _mish_value(z: Tensor) -> Tensor:
-    # torch's own mish overflows to NaN for z > 88 in its vectorised float32 path on the CPU (torch 2.13)
-    return z * torch.tanh(functional.softplus(z))
-
-
 def _mish(z: Tensor) -> tuple[Tensor, Tensor]:
     soft = torch.tanh(functional.softplus(z))
     return z * soft, soft + z * torch.sigmoid(z) * (1 - soft * soft)
@@ -52,7 +47,7 @@ def _gelu(z: Tensor) -> tuple[Tensor, Tensor]:
 ACTIVATIONS = {
     "relu": Activation("relu", torch.relu, _relu),
     "silu": Activation("silu", functional.silu, _silu),
-    "mish": Activation("mish", _mish_value, _mish),
+    "mish": Activation("mish", functional.mish, _mish),
     "tanh": Activation("tanh", torch.tanh, _tanh),
     "gelu": Activation("gelu", functional.gelu, _gelu),
 }
