@@ -20,7 +20,8 @@ from jacrec.study.results import compare
 from jacrec.training.config import DynamicsConfig, ReBRACConfig, RewardConfig, TrainConfig
 from jacrec.training.run import load_run, train
 
-CONFIG = EvalConfig(episodes=3, mpc=MPCConfig(horizon=2, particles=2, lr=1e-3), probe_every=4, probe_particles=3, growth_horizon=3)
+MPC_CONFIG = MPCConfig(horizon=2, particles=2, lr=1e-3)
+CONFIG = EvalConfig(episodes=3, mpc=MPC_CONFIG, probe_every=4, probe_particles=3, growth_horizon=3)
 
 
 @pytest.fixture(scope="module")
@@ -158,6 +159,14 @@ def test_another_evaluation_is_never_overwritten(trained, record):
     again = evaluate(trained, dataclasses.replace(CONFIG, episodes=1), out=trained.parent / "again", again=True, quiet=True)
     assert replaced["settings"]["mpc"]["lr"] == 1e-4
     assert read_evaluation(trained.parent / "again")["settings"]["mpc"]["lr"] == again["settings"]["mpc"]["lr"] == 1e-3
+
+
+def test_an_evaluation_of_other_networks_is_not_continued(trained, record):
+    run = load_run(trained)
+    with torch.no_grad():
+        next(run.policy.parameters()).add_(1e-3)
+    with pytest.raises(ValueError, match=r"networks\.actor"):
+        evaluate(run, CONFIG, quiet=True)
 
 
 def test_comparison_is_paired_by_seed(record):

@@ -18,7 +18,7 @@ from jacrec.study.config import EvalConfig
 from jacrec.study.episodes import EpisodeLog, PolicyController, play
 from jacrec.study.probes import ThinkingProbe, jacobian_growth
 from jacrec.study.versions import machine, versions
-from jacrec.training.run import PARTS, Run, load_run
+from jacrec.training.run import Run, load_run
 
 FILE = "evaluation.json"
 GROWTH_STATES = 64
@@ -127,7 +127,7 @@ class _Visited:
 def _new_record(run: Run, config: EvalConfig, env: BatchedEnv) -> dict[str, Any]:
     return {
         "settings": asdict(config),
-        "networks": {part: f"{zlib.crc32((run.path / f'{part}.safetensors').read_bytes()):08x}" for part in PARTS},
+        "networks": {name: _digest(module) for name, module in _networks(run).items()},
         "environment": {"id": env.env_id, "engine": env.engine, "step_time": env.step_time,
                         "max_episode_steps": env.max_episode_steps, **env.physics},
         "versions": versions(),
@@ -135,6 +135,18 @@ def _new_record(run: Run, config: EvalConfig, env: BatchedEnv) -> dict[str, Any]
         "growth": None,
         "contestants": {},
     }  # fmt: skip
+
+
+def _networks(run: Run) -> dict[str, Any]:
+    return {"actor": run.policy, "critic": run.world.critic, "dynamics": run.world.dynamics, "reward": run.world.reward}
+
+
+def _digest(module: Any) -> str:
+    """A checksum of a network's numbers."""
+    value = 0
+    for name, tensor in sorted(module.state_dict().items()):
+        value = zlib.crc32(tensor.detach().cpu().contiguous().numpy().tobytes(), zlib.crc32(name.encode(), value))
+    return f"{value:08x}"
 
 
 def _previous(path: Path, fresh: dict[str, Any]) -> dict[str, Any]:
