@@ -3,12 +3,15 @@
 from dataclasses import dataclass
 from typing import Any
 
+from rich import box
 from rich.table import Table
 
 from jacrec.study.config import CONTESTANTS
 from jacrec.study.statistics import Estimate, bootstrap_mean, paired_difference
 
 LABELS = {"base": "base policy", "h0": "H = 0 (critic only)", "mpc": "MPC"}
+
+SHORT = {"base": "base", "h0": "H = 0", "mpc": "MPC"}
 
 
 @dataclass(frozen=True)
@@ -103,10 +106,11 @@ def table(record: dict[str, Any], *, level: float = 0.95) -> Table:
     """The comparison for a terminal."""
     results, what = compare(record, level=level), unit(record)
     n = record["settings"]["episodes"]
-    shown = Table(title=f"{record['environment']['id']}, {n} episodes on the same seeds, {level:.0%} intervals of the mean")
-    for column in ("", what, "± std", "gain over base", "over H = 0", "steps", "decisions/s"):
+    title = f"{record['environment']['id']}: {n} episodes on the same seeds, {level:.0%} intervals"
+    shown = Table(title=title, box=box.SIMPLE_HEAD, padding=(0, 0), title_justify="left")
+    for column in ("", f"{what} ± std", "gain over base", "over H = 0", "steps", "actions/s"):
         shown.add_column(column, justify="left" if not column else "right")
     for r in results:
-        shown.add_row(r.label, interval(r.value), f"{r.value.std:.1f}", interval(r.gain, signed=True),
+        shown.add_row(SHORT[r.name], f"{r.value.mean:.1f} ± {r.value.std:.1f}", interval(r.gain, signed=True),
                       interval(r.over_h0, signed=True), f"{r.lengths:.0f}", f"{r.decisions_per_second:.0f}")  # fmt: skip
     return shown
