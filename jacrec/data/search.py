@@ -48,7 +48,7 @@ class SearchSettings:
 
 SETTINGS = {
     "hopper": SearchSettings(directions=16, top=8, step=0.02, noise=0.03, search_noise=0.0, action_noise=0.1, survival=1.0),
-    "halfcheetah": SearchSettings(directions=32, top=4, step=0.02, noise=0.03, search_noise=0.2, action_noise=0.2, every=1),
+    "halfcheetah": SearchSettings(directions=32, top=16, step=0.02, noise=0.03, search_noise=0.2, action_noise=0.2, every=1),
 }
 
 
@@ -160,12 +160,12 @@ def search(
 
 
 def choose(snapshots: list[Snapshot], count: int) -> list[Snapshot]:
-    """`count` snapshots in the order of the search, evenly spaced in return from the first to the best."""
-    best = int(np.argmax([snapshot.mean_return for snapshot in snapshots]))
-    candidates = snapshots[: best + 1]
-    returns = np.array([snapshot.mean_return for snapshot in candidates])
-    chosen = {int(np.argmin(np.abs(returns - goal))) for goal in np.linspace(returns[0], returns[best], count)}
-    return [candidates[i] for i in sorted(chosen)]
+    """At most `count` of the snapshots that were the best so far, evenly spaced in return from the first to the best."""
+    returns = np.array([snapshot.mean_return for snapshot in snapshots])
+    records = np.flatnonzero(returns >= np.maximum.accumulate(returns))
+    goals = np.linspace(returns[0], returns.max(), count)
+    chosen = {int(records[np.argmin(np.abs(returns[records] - goal))]) for goal in goals}
+    return [snapshots[i] for i in sorted(chosen)]
 
 
 def _unstandardised(weight: np.ndarray, moments: RunningMoments) -> tuple[np.ndarray, np.ndarray]:
