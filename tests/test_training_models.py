@@ -195,14 +195,28 @@ def test_averaged_weights_follow():
     net, averaged = MLP(2, 1, (4,)), MLP(2, 1, (4,))
     net.initialise()
     averaged.load_state_dict(net.state_dict())
-    regression = Regression(net, averaged, net, "", lr=0.1, max_grad_norm=None, ema=0.5)
+    config = RewardConfig(lr=0.1, lr_schedule="cosine", max_grad_norm=None, ema=0.5, updates=20)
+    regression = Regression(net, averaged, net, "", config)
     expected = regression.flat_averaged.value.clone()
     for t in range(20):
         regression.update(torch.randn(8, 2), torch.randn(8, 1), t)
         keep = min(0.5, (1 + t) / (10 + t))
         expected = keep * expected + (1 - keep) * regression.flat.value
     torch.testing.assert_close(regression.flat_averaged.value, expected)
-    assert Regression(net, averaged, net, "", lr=0.1, max_grad_norm=None, ema=0.0).averaged is net
+    assert Regression(net, averaged, net, "", RewardConfig(ema=0.0)).averaged is net
+
+
+@pytest.mark.parametrize(("schedule", "last"), [("constant", 0.1), ("cosine", 0.1 * 0.5 * (1 + math.cos(0.75 * math.pi)))])
+def test_learning_rate_over_training(schedule, last):
+    net = MLP(2, 1, (4,))
+    net.initialise()
+    regression = Regression(net, net, net, "", RewardConfig(lr=0.1, lr_schedule=schedule, updates=4))
+    rates = []
+    for t in range(4):
+        regression.update(torch.randn(8, 2), torch.randn(8, 1), t)
+        rates.append(regression.adam.optimiser.param_groups[0]["lr"])
+    assert rates[0] == 0.1
+    assert rates[-1] == pytest.approx(last)
 
 
 def test_streams_depend_on_seed_stage_and_update_alone():

@@ -11,6 +11,8 @@ import yaml
 
 from jacrec.errors import expect_one_of
 
+LR_SCHEDULES = ("constant", "cosine")
+
 
 @dataclass(frozen=True)
 class ReBRACConfig:
@@ -88,6 +90,8 @@ class DynamicsConfig:
     """transitions per step"""
     lr: float = 3e-4
     """Adam's step"""
+    lr_schedule: str = "cosine"
+    """constant, or cosine: down to nothing over the updates"""
     max_grad_norm: float | None = 1.0
     """bound on the gradient's norm"""
     ema: float = 0.999
@@ -99,6 +103,7 @@ class DynamicsConfig:
 
     def __post_init__(self):
         expect_one_of("dynamics.kind", self.kind, ("diffusion", "deterministic"))
+        expect_one_of("dynamics.lr_schedule", self.lr_schedule, LR_SCHEDULES)
         _check_counts(self, "steps", "batch_size", "eval_transitions", "eval_samples")
         _check_range(self, 0.0, 1.0, "ema", "eta")
 
@@ -117,6 +122,8 @@ class RewardConfig:
     """transitions per step"""
     lr: float = 3e-4
     """Adam's step"""
+    lr_schedule: str = "constant"
+    """constant, or cosine: down to nothing over the updates"""
     max_grad_norm: float | None = 1.0
     """bound on the gradient's norm"""
     ema: float = 0.0
@@ -125,6 +132,7 @@ class RewardConfig:
     """held-out transitions of the RMSE (Figure 3 uses 1000)"""
 
     def __post_init__(self):
+        expect_one_of("reward.lr_schedule", self.lr_schedule, LR_SCHEDULES)
         _check_counts(self, "batch_size", "eval_transitions")
         _check_range(self, 0.0, 1.0, "ema")
 

@@ -87,10 +87,8 @@ class DynamicsStage:
         self.model = network()
         diffusion = isinstance(self.model, DiffusionDynamics)
         mlp = self.model.denoiser.mlp if isinstance(self.model, DiffusionDynamics) else self.model.mlp
-        self.regression = Regression(
-            self.model, network(), mlp, "denoiser.mlp." if diffusion else "mlp.",
-            lr=config.lr, max_grad_norm=config.max_grad_norm, ema=config.ema,
-        )  # fmt: skip
+        prefix = "denoiser.mlp." if diffusion else "mlp."
+        self.regression = Regression(self.model, network(), mlp, prefix, config)
         state, action, next_state = (as_tensor(a, device) for a in (data.state, data.action, data.next_state))
         # rows [standardised s, a, target x]
         self.rows = torch.cat([self.model.standardise(state), action, self.model.encode(state, next_state)], -1)

@@ -39,7 +39,7 @@ class Adam:
     """Adam (default betas, ε = 1e-8) on a `Flat`, with an optional bound on the gradient's norm."""
 
     def __init__(self, flat: Flat, lr: float, max_grad_norm: float | None = None):
-        self.flat, self.max_grad_norm = flat, max_grad_norm
+        self.flat, self.lr, self.max_grad_norm = flat, lr, max_grad_norm
         self.parameter = nn.Parameter(flat.value)
         self.parameter.grad = flat.gradient
         self.optimiser = torch.optim.Adam([self.parameter], lr=lr, fused=True)
@@ -49,8 +49,12 @@ class Adam:
         state["exp_avg_sq"] = torch.zeros_like(flat.value)
 
     @torch.no_grad()
-    def step(self) -> None:
-        """One update of the parameters from `flat.gradient`, which is scaled in place where it is too long."""
+    def step(self, scale: float = 1.0) -> None:
+        """One update of the parameters from `flat.gradient`, which is scaled in place where it is too long.
+
+        `scale` multiplies the learning rate.
+        """
+        self.optimiser.param_groups[0]["lr"] = scale * self.lr
         if self.max_grad_norm is not None:
             norm = torch.linalg.vector_norm(self.flat.gradient)
             self.flat.gradient.mul_((self.max_grad_norm / (norm + 1e-6)).clamp_(max=1.0))

@@ -38,9 +38,7 @@ class RewardStage:
             return model.to(device)
 
         self.model = network()
-        self.regression = Regression(
-            self.model, network(), self.model.mlp, "mlp.", lr=config.lr, max_grad_norm=config.max_grad_norm, ema=config.ema
-        )
+        self.regression = Regression(self.model, network(), self.model.mlp, "mlp.", config)
         state, action = as_tensor(data.state, device), as_tensor(data.action, device)
         reward = as_tensor(data.reward, device).mul(reward_scale).unsqueeze(-1)
         goal = (reward - self.model.reward_mean) / self.model.reward_std

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from jacrec.networks import MLP
+from jacrec.training.config import DynamicsConfig, RewardConfig
 from jacrec.training.flat import Adam, Flat
 from jacrec.training.passes import MLPPass
 
@@ -13,43 +14,40 @@ from jacrec.training.passes import MLPPass
 class Regression:
     """Least squares on an `MLP` inside `module`, by Adam with a bound on the gradient's norm and averaged weights.
 
-    `averaged` is a second module of the same make whose weights are the moving average; with ema = 0 it is `module` itself.
+    Args:
+        module: what is trained.
+        averaged: a second module of the same make, for the moving average of the weights; with config.ema = 0 it is
+            not used, and `self.averaged` is `module`.
+        mlp: the network inside `module`.
+        prefix: of the network's parameters among the module's.
+        config: updates, lr, lr_schedule, max_grad_norm, ema.
     """
 
-    def __init__(
-        self,
-        module: nn.Module,
-        averaged: nn.Module,
-        mlp: MLP,
-        prefix: str,
-        *,
-        lr: float,
-        max_grad_norm: float | None,
-        ema: float,
-    ):
-        self.module, self.ema = module, ema
-        self.averaged = averaged if ema else module
+    def __init__(self, module: nn.Module, averaged: nn.Module, mlp: MLP, prefix: str, config: DynamicsConfig | RewardConfig):
+        self.module, self.config = module, config
+        self.averaged = averaged if config.ema else module
         self.flat = Flat(module)
-        self.flat_averaged = Flat(averaged) if ema else self.flat
+        self.flat_averaged = Flat(averaged) if config.ema else self.flat
         gradients = {name.removeprefix(prefix): g for name, g in self.flat.gradient_of.items()}
         self.net = MLPPass(mlp, gradients)
-        self.adam = Adam(self.flat, lr, max_grad_norm)
+        self.adam = Adam(self.flat, config.lr, config.max_grad_norm)
 
     @torch.no_grad()
     def update(self, x: Tensor, goal: Tensor, update: int) -> Tensor:
-        """One step on mean (net(x) − goal)², x (B, in), goal (B, out); the loss before it."""
+        """Step number `update` on mean (net(x) − goal)², x (B, in), goal (B, out); the loss before it."""
+        c = self.config
         prediction, tape = self.net.record(x)
         error = prediction.sub_(goal)
         loss = error.square().mean()
         self.net.pull(tape, error.mul_(2 / error.numel()))
-        self.adam.step()
-        if self.ema:
-            self.flat_averaged.move_towards(self.flat, 1 - min(self.ema, (1 + update) / (10 + update)))
+        self.adam.step(1.0 if c.lr_schedule == "constant" else 0.5 * (1 + math.cos(math.pi * update / c.updates)))
+        if c.ema:
+            self.flat_averaged.move_towards(self.flat, 1 - min(c.ema, (1 + update) / (10 + update)))
         return loss
 
     def state(self) -> dict[str, Tensor]:
         """The live tensors that a checkpoint holds."""
-        average = {"averaged": self.flat_averaged.value} if self.ema else {}
+        average = {"averaged": self.flat_averaged.value} if self.config.ema else {}
         return {**self.adam.state(), **average}
 
 
