@@ -50,6 +50,7 @@ class Linearization:
             norms.append(torch.linalg.matrix_norm(total, 2))
         return torch.stack(norms, -1)
 
+    @torch.no_grad()
     def particle_gradients(self) -> dict[str, Tensor]:
         """∇_ψ L of every particle, by parameter name: (N, M, *shape). M·P numbers per state: mind the memory."""
         w = self.w.unsqueeze(0) if self._single else self.w

@@ -1,0 +1,119 @@
+"""Schedules, reverse steps and the dynamics built on them."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from jacrec import DeterministicDynamics, DiffusionDynamics
+from jacrec.dynamics.schedule import SCHEDULES, alphas, reverse_steps
+from tests.conftest import property_cases
+
+
+@property_cases(0.02)
+@given(schedule=st.sampled_from(SCHEDULES), steps=st.integers(1, 200))
+def test_schedules_destroy_the_signal_step_by_step(schedule, steps):
+    alpha = alphas(schedule, steps)
+    assert alpha.dtype == torch.float64
+    assert alpha.shape == (steps,)
+    assert ((alpha > 0) & (alpha < 1)).all()
+
+
+def test_ddpm_coefficients_are_those_of_ho_et_al():
+    alpha = alphas("cosine", 8)
+    bar, table = alpha.cumprod(0), reverse_steps(alpha)
+    torch.testing.assert_close(table.c_u, alpha.rsqrt(), rtol=1e-12, atol=0)
+    torch.testing.assert_close(table.c_net, -(1 - alpha) / (alpha * (1 - bar)).sqrt(), rtol=1e-11, atol=1e-12)
+    previous = torch.cat([torch.ones(1).double(), bar[:-1]])
+    torch.testing.assert_close(table.sigma**2, (1 - previous) / (1 - bar) * (1 - alpha), rtol=1e-12, atol=1e-15)
+    assert table.sigma[0] == 0
+
+
+@property_cases(0.02)
+@given(schedule=st.sampled_from(SCHEDULES), steps=st.integers(1, 12), data=st.data())
+def test_predicting_noise_or_sample_is_the_same_step(schedule, steps, data):
+    """Both parametrisations of one denoised sample give one s^(k−1), for DDPM, DDIM and any subset of levels."""
+    alpha = alphas(schedule, steps)
+    levels = data.draw(st.none() | st.sets(st.integers(1, steps), min_size=1).map(sorted))
+    for sampler, eta in (("ddpm", 0.0), ("ddim", 0.0), ("ddim", 0.7), ("ddim", 1.0)):
+        by_eps = reverse_steps(alpha, sampler=sampler, prediction="epsilon", eta=eta, levels=levels)
+        by_x0 = reverse_steps(alpha, sampler=sampler, prediction="x0", eta=eta, levels=levels)
+        bar = alpha.cumprod(0)[by_eps.level - 1]
+        x0, eps = 0.7, -1.3
+        u = bar.sqrt() * x0 + (1 - bar).sqrt() * eps
+        left, right = by_eps.c_u * u + by_eps.c_net * eps, by_x0.c_u * u + by_x0.c_net * x0
+        torch.testing.assert_close(left, right, rtol=1e-9, atol=1e-11)
+        assert torch.equal(by_eps.sigma, by_x0.sigma)
+
+
+def test_ddim_with_full_noise_is_ddpm():
+    alpha = alphas("vp", 9)
+    a, b = reverse_steps(alpha, sampler="ddim", eta=1.0, levels=[2, 5, 9]), reverse_steps(alpha, levels=[2, 5, 9])
+    torch.testing.assert_close((a.c_u, a.c_net, a.sigma), (b.c_u, b.c_net, b.sigma), rtol=1e-12, atol=1e-12)
+
+
+def test_the_exact_denoiser_samples_the_exact_gaussian():
+    """For s' ~ N(μ, v) the best ε̂ is linear and known; the chain then ends in N(μ, v), as the printed one does not."""
+    mu, v, n, K = 1.5, 0.25, 40_000, 400
+    generator = torch.Generator().manual_seed(0)
+    for sampler, right in (("ddpm", True), ("ddim", True), ("printed", False)):
+        alpha = alphas("vp", K)
+        bar, table = alpha.cumprod(0), reverse_steps(alpha, sampler=sampler, eta=0.0)
+        # from the exact marginal at level K: vp leaves a trace of the signal there
+        x = bar[-1].sqrt() * mu + (bar[-1] * v + 1 - bar[-1]).sqrt() * torch.randn(n, dtype=torch.float64, generator=generator)
+        for k in range(K, 0, -1):
+            b = bar[k - 1]
+            eps = (1 - b).sqrt() * (x - b.sqrt() * mu) / (b * v + 1 - b)
+            z = torch.randn(n, dtype=torch.float64, generator=generator)
+            x = table.c_u[k - 1] * x + table.c_net[k - 1] * eps + table.sigma[k - 1] * z
+        good = abs(x.mean() - mu) < 0.03 and abs(x.std() - math.sqrt(v)) < 0.03
+        assert good == right, (sampler, x.mean(), x.std())
+
+
+@pytest.mark.parametrize("make", [lambda **k: DiffusionDynamics(3, 2, (4,), **k), lambda **k: DeterministicDynamics(3, 2, (4,), **k)])
+@pytest.mark.parametrize("target", ["difference", "state"])
+def test_encode_inverts_decode(make, target):
+    f = make(target=target).double()
+    f.set_scales(*(torch.rand(3) + 0.5 for _ in range(4)))
+    s, x = torch.randn(5, 3).double(), torch.randn(5, 3).double()
+    torch.testing.assert_close(f.encode(s, f.decode(s, x)), x)
+
+
+def test_loss_is_the_error_of_the_predicted_noise_at_the_marginal():
+    f = DiffusionDynamics(2, 1, (4,), steps=5).double()
+    s, a, following = torch.randn(6, 2).double(), torch.rand(6, 1).double(), torch.randn(6, 2).double()
+    k, noise = torch.tensor([1, 2, 3, 4, 5, 5]), torch.randn(6, 2).double()
+    for i in range(6):
+        b = f.alpha_bar[k[i] - 1]
+        u = b.sqrt() * (following[i] - s[i]) + (1 - b).sqrt() * noise[i]
+        expected = (f.denoiser(u, k[i], s[i], a[i]) - noise[i]).square().mean()
+        torch.testing.assert_close(f.loss(s, a, following, k, noise)[i], expected)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"schedule": "sigmoid"}, "schedule: expected one of 'linear', 'cosine', 'vp', got 'sigmoid'"),
+        ({"steps": 0}, "steps: expected K >= 1"),
+        ({"levels": [3, 2]}, r"levels: expected ascending steps within 1..10, got \[3, 2\]"),
+        ({"levels": [0]}, "levels: expected ascending steps"),
+        ({"levels": []}, "levels: expected ascending steps"),
+        ({"sampler": "printed", "prediction": "x0"}, "predicts the noise"),
+        ({"target": "velocity"}, "target: expected one of"),
+        ({"activation": "swish"}, "activation: expected one of"),
+        ({"embedding_dim": 3}, "embedding_dim: expected a positive even number, got 3"),
+        ({"hidden": ()}, "a hidden layer"),
+    ],
+)
+def test_bad_settings_say_what_was_expected(options, message):
+    options = {"hidden": (4,), **options}
+    with pytest.raises(ValueError, match=message):
+        DiffusionDynamics(3, 2, **options)
+
+
+def test_bad_scales_are_refused():
+    f = DeterministicDynamics(2, 1, (4,))
+    with pytest.raises(ValueError, match="state_std: expected 2 finite values"):
+        f.set_scales([0, 0], [1, 0], [0, 0], [1, 1])

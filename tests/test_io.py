@@ -1,0 +1,41 @@
+"""Networks on disk."""
+
+import pytest
+import torch
+
+from jacrec import Actor, DeterministicDynamics, DiffusionDynamics, RewardModel, TwinCritic
+from jacrec.io import load_module, save_module
+from tests.strategies import shake
+
+
+@pytest.mark.parametrize(
+    "module",
+    [
+        Actor(3, 2, (4, 4), activation="gelu"),
+        TwinCritic(3, 2, (4,), critics=3),
+        RewardModel(3, 2, (4,)),
+        DiffusionDynamics(3, 2, (4,), steps=7, levels=[1, 4, 7], sampler="ddim"),
+        DeterministicDynamics(3, 2, (4, 4), residual=True),
+    ],
+    ids=lambda module: type(module).__name__,
+)
+def test_what_is_saved_is_loaded(module, tmp_path):
+    shake(module)
+    again = load_module(save_module(module, tmp_path / "new" / "net.safetensors"))
+    assert type(again) is type(module)
+    assert again.config == module.config
+    assert not again.training
+    assert all(torch.equal(a, b) for a, b in zip(module.state_dict().values(), again.state_dict().values(), strict=True))
+    assert sorted(p.name for p in (tmp_path / "new").iterdir()) == ["net.safetensors"]
+
+
+def test_errors_say_what_to_do(tmp_path):
+    with pytest.raises(FileNotFoundError, match="train one with `jacrec train`"):
+        load_module(tmp_path / "none.safetensors")
+    with pytest.raises(ValueError, match="expected one of Actor"):
+        save_module(torch.nn.Linear(1, 1), tmp_path / "x.safetensors")
+    from safetensors.torch import save_file
+
+    save_file({"x": torch.zeros(1)}, tmp_path / "foreign.safetensors")
+    with pytest.raises(ValueError, match="expected a file written by jacrec"):
+        load_module(tmp_path / "foreign.safetensors")
