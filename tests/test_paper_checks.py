@@ -109,3 +109,28 @@ def test_a_ledger_refuses_shapes_and_nan(script):
     assert distance(torch.ones(3), torch.ones(1, 3)) == float("inf")
     assert distance(torch.full((3,), float("nan")), torch.ones(3)) == float("inf")
     assert distance(torch.ones(3), torch.full((3,), float("nan"))) == float("inf")
+
+
+def notation_rows():
+    """(line, names in code, files) of every table row of NOTATION.md that names a file."""
+    for line in (SCRIPTS.parent / "NOTATION.md").read_text().splitlines():
+        cells = line.strip("|").split("|")
+        files = re.findall(r"`([\w/]+\.py)`", cells[-1])
+        if line.startswith("|") and files:
+            column = next(cell for cell in cells[1:] if "`" in cell or "–" in cell)
+            yield line, re.findall(r"`(\w+)`", column), files
+
+
+def test_notation_names_what_exists():
+    rows = list(notation_rows())
+    assert len(rows) > 30
+    for line, names, files in rows:
+        text = "".join((SCRIPTS.parent / file).read_text() for file in files)
+        assert names, line
+        for name in names:
+            assert re.search(rf"\b{name}\b", text), f"{name} is not in {files}: {line}"
+
+
+def test_notation_places_every_equation():
+    text = "".join(line for line, _, _ in notation_rows())
+    assert [i for i in range(1, 33) if f"({i})" not in text] == []
