@@ -64,6 +64,7 @@ def _play(name: str, controller: Controller, run: Run, config: EvalConfig, secon
     env = make_env(config.env_id or run.info.env_id or "", physics=config.physics, render_mode="rgb_array", width=SIZE,
                    height=SIZE)  # fmt: skip
     simulator: Any = env.unwrapped
+    _follow(simulator)
     every = max(1, round(1 / (FPS * simulator.dt)))
     observation, _ = env.reset(seed=config.seeds[0])
     controller.new_episode()
@@ -77,6 +78,18 @@ def _play(name: str, controller: Controller, run: Run, config: EvalConfig, secon
     frames.append(_caption(env.render(), f"{name}  step {step}  return {total:.0f}{'  (ended)' if over else ''}"))
     env.close()
     return frames
+
+
+def _follow(simulator: Any) -> None:
+    """Let the model's own tracking camera film, where it has one: gymnasium's stands still."""
+    import mujoco
+
+    lib: Any = mujoco  # the bindings declare no types
+    model, renderer = getattr(simulator, "model", None), getattr(simulator, "mujoco_renderer", None)
+    if model is not None and renderer is not None:
+        camera = lib.mj_name2id(model, int(lib.mjtObj.mjOBJ_CAMERA), "track")
+        if camera >= 0:
+            renderer.camera_id = camera
 
 
 def _caption(picture: Any, text: str) -> np.ndarray:
