@@ -94,7 +94,7 @@ def test_settings_come_from_the_data_set_then_the_file_then_the_options(monkeypa
     (folder / "mine.yaml").write_text("seed: 5\nrebrac: {tau: 0.02, updates: 7}\n")
     source = "some/hopper_medium_replay-v2.hdf5"
     assert cli.main(["train", source, "--settings", "mine.yaml", "--rebrac.updates", "9", "--stages", "rebrac"]) == 0
-    (config, out, stages), = seen
+    ((config, out, stages),) = seen
     assert (config.data, config.seed, out, stages) == (source, 5, "runs/hopper-medium-replay-v2-s5", ("rebrac",))
     assert (config.rebrac.critic_bc_coef, config.rebrac.tau, config.rebrac.updates) == (0.5, 0.02, 9)
     (folder / "bad.yaml").write_text("sead: 5\n")
