@@ -1,4 +1,4 @@
-"""Elementwise activations with their derivatives, as functions of the pre-activation z."""
+"""Elementwise activations and multiplication by their derivatives, all that tangents and cotangents need of them."""
 
 import math
 from collections.abc import Callable
@@ -11,16 +11,24 @@ from torch.nn import functional
 
 @dataclass(frozen=True)
 class Activation:
-    """`value(z)` and `slope(z)` = (act(z), act'(z)), same shape as z."""
+    """act(z); and act(z) with a *gate*, what is kept to multiply by act'(z) later. All elementwise, gate shaped as z."""
 
     name: str
     value: Callable[[Tensor], Tensor]
-    slope: Callable[[Tensor], tuple[Tensor, Tensor]]
+    """z -> act(z)"""
+    gated: Callable[[Tensor], tuple[Tensor, Tensor]]
+    """z -> act(z), gate"""
+    times: Callable[[Tensor, Tensor], Tensor]
+    """x, gate -> x ⊙ act'(z), broadcasting the gate"""
 
 
 def _relu(z: Tensor) -> tuple[Tensor, Tensor]:
-    positive = (z > 0).to(z.dtype)
-    return z * positive, positive
+    value = torch.relu(z)
+    return value, value  # its slope can be read off its value: nothing more is kept
+
+
+def _relu_times(x: Tensor, gate: Tensor) -> Tensor:
+    return torch.ops.aten.threshold_backward(x, gate, 0)
 
 
 def _silu(z: Tensor) -> tuple[Tensor, Tensor]:
@@ -45,10 +53,9 @@ def _gelu(z: Tensor) -> tuple[Tensor, Tensor]:
 
 
 ACTIVATIONS = {
-    "relu": Activation("relu", torch.relu, _relu),
-    "silu": Activation("silu", functional.silu, _silu),
-    "mish": Activation("mish", functional.mish, _mish),
-    "tanh": Activation("tanh", torch.tanh, _tanh),
-    "gelu": Activation("gelu", functional.gelu, _gelu),
+    "relu": Activation("relu", torch.relu, _relu, _relu_times),
+    "silu": Activation("silu", functional.silu, _silu, torch.mul),
+    "mish": Activation("mish", functional.mish, _mish, torch.mul),
+    "tanh": Activation("tanh", torch.tanh, _tanh, torch.mul),
+    "gelu": Activation("gelu", functional.gelu, _gelu, torch.mul),
 }
-

@@ -34,12 +34,12 @@ def affine_push(layer: Affine, rows: Tensor) -> Tensor:
 
 
 def mlp_push(mlp: MLP, rows: Tensor) -> Tensor:
-    """Value and tangents of the network: rows (..., 1+T, hidden[0]) of z_1, overwritten, -> rows (..., 1+T, out)."""
+    """Value and tangents of the network: rows (..., 1+T, hidden[0]) of z_1 -> rows (..., 1+T, out)."""
     h = rows
     for i in range(len(mlp.hidden)):
         x, z = h, h if i == 0 else affine_push(mlp.layers[i], h)
-        value, slope = mlp.act.slope(z[..., 0, :])
-        z *= slope.unsqueeze(-2)
+        value, gate = mlp.act.gated(z[..., 0, :])
+        z = mlp.act.times(z, gate.unsqueeze(-2))
         z[..., 0, :] = value
         h = _norm_push(mlp.norms[i], z) if mlp.norms else z
         if mlp.skips(i):
@@ -57,7 +57,7 @@ class MLPTape:
     """What a value pass leaves for the cotangents: everything elementwise, nothing multiplied."""
 
     inputs: list[Tensor] = field(default_factory=list)  # x_l of layers 1…, (..., in_l); kept for parameter cotangents only
-    slopes: list[Tensor] = field(default_factory=list)  # act'(z_l), (..., hidden[l])
+    gates: list[Tensor] = field(default_factory=list)  # what multiplies by act'(z_l), (..., hidden[l])
     hats: list[Tensor] = field(default_factory=list)  # LayerNorm's normalised input, (..., hidden[l])
     inv_std: list[Tensor] = field(default_factory=list)  # LayerNorm's 1/σ, (..., 1)
     output_slope: Tensor | None = None  # 1 − tanh², (..., out)
@@ -77,8 +77,8 @@ def mlp_record(mlp: MLP, z: Tensor, *, keep_inputs: bool = False) -> tuple[Tenso
     h = z
     for i in range(len(mlp.hidden)):
         x, z = h, h if i == 0 else mlp.layers[i](h)
-        h, slope = mlp.act.slope(z)
-        tape.slopes.append(slope)
+        h, gate = mlp.act.gated(z)
+        tape.gates.append(gate)
         if mlp.norms:
             norm = mlp.norms[i]
             centred = h - h.mean(-1, keepdim=True)
@@ -105,7 +105,7 @@ def mlp_pull(mlp: MLP, tape: MLPTape, y_bar: Tensor) -> Tensor:
 
 def mlp_cotangents(mlp: MLP, tape: MLPTape, y_bar: Tensor) -> Cotangents:
     """Every layer's z̄ for output cotangents y_bar (..., out) or (..., R, out)."""
-    rows = y_bar.dim() - tape.slopes[0].dim()
+    rows = y_bar.dim() - tape.gates[0].dim()
 
     def recorded(x: Tensor) -> Tensor:
         return x.unsqueeze(-2) if rows else x
@@ -121,7 +121,7 @@ def mlp_cotangents(mlp: MLP, tape: MLPTape, y_bar: Tensor) -> Cotangents:
             g = y_bar * _aligned(norm.weight, y_bar)
             g = g - g.mean(-1, keepdim=True) - hat * (hat * g).mean(-1, keepdim=True)
             y_bar = g * recorded(tape.inv_std[i])
-        z_bar = y_bar * recorded(tape.slopes[i])
+        z_bar = mlp.act.times(y_bar, recorded(tape.gates[i]))
         layers.append(z_bar)
         if i > 0:
             below = affine(z_bar, mlp.layers[i].weight.mT)

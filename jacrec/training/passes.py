@@ -73,15 +73,10 @@ class MLPPass:
         return self._forward(x, tape), tape
 
     def _forward(self, x: Tensor, tape: Tape | None) -> Tensor:
-        mlp, relu, h = self.mlp, self.mlp.act.name == "relu", x
+        mlp, h = self.mlp, x
         for i, width in enumerate(mlp.hidden):
             z = torch.addmm(self.biases[i], h, self.weights[i].T)
-            if relu:
-                value = gate = z.relu_()
-            elif tape is None:
-                value = gate = mlp.act.value(z)
-            else:
-                value, gate = mlp.act.slope(z)
+            value, gate = mlp.act.gated(z) if tape is not None else (mlp.act.value(z), z)
             y = value
             if mlp.norms:
                 y, *moments = torch.native_layer_norm(value, (width,), self.gains[i], self.offsets[i], LayerNorm.eps)
@@ -129,6 +124,4 @@ class MLPPass:
             if parameters:
                 self.gain_bars[i].copy_(gain_bar)
                 self.offset_bars[i].copy_(offset_bar)
-        if self.mlp.act.name == "relu":
-            return torch.ops.aten.threshold_backward(bar, tape.gates[i], 0)
-        return bar * tape.gates[i]
+        return self.mlp.act.times(bar, tape.gates[i])
