@@ -5,98 +5,11 @@ import copy
 import numpy as np
 import pytest
 import torch
-from torch import nn
-from torch.nn import functional
 
 from jacrec.training.config import ReBRACConfig
 from jacrec.training.rebrac import ReBRAC, ReBRACStage, pack
+from tests.plain_rebrac import PlainReBRAC, largest_difference
 from tests.training_data import linear_system
-
-
-class PlainActor(nn.Module):
-    def __init__(self, d, m, width, layer_norm):
-        super().__init__()
-        self.linears = nn.ModuleList(
-            [nn.Linear(d, width), nn.Linear(width, width), nn.Linear(width, width), nn.Linear(width, m)]
-        )
-        self.norms = nn.ModuleList(nn.LayerNorm(width, eps=1e-6) for _ in range(3)) if layer_norm else [nn.Identity()] * 3
-
-    def body(self, x):
-        for linear, norm in zip(self.linears[:-1], self.norms, strict=True):
-            x = norm(functional.relu(linear(x)))
-        return self.linears[-1](x)
-
-    def forward(self, state):
-        return torch.tanh(self.body(state))
-
-
-class PlainCritic(PlainActor):
-    def __init__(self, d, m, width, layer_norm):
-        super().__init__(d + m, 1, width, layer_norm)
-
-    def forward(self, state, action):
-        return self.body(torch.cat([state, action], dim=1))[:, 0]
-
-
-class PlainReBRAC:
-    """The reference's two updates, written as it writes them: a critic loss, an actor loss, targets after the actor's step."""
-
-    def __init__(self, learner: ReBRAC, width: int):
-        c = self.c = learner.config
-        self.actor = PlainActor(learner.d, learner.m, width, c.actor_layer_norm).double()
-        self.critics = nn.ModuleList(PlainCritic(learner.d, learner.m, width, c.critic_layer_norm) for _ in range(2)).double()
-        plain_weights(learner.actor.mlp, self.actor, None)
-        for head, critic in enumerate(self.critics):
-            plain_weights(learner.critic.mlp, critic, head)
-        self.target_actor, self.target_critics = copy.deepcopy(self.actor), copy.deepcopy(self.critics)
-        self.actor_optimiser = torch.optim.Adam(self.actor.parameters(), lr=c.actor_lr, fused=False)
-        self.critic_optimiser = torch.optim.Adam(self.critics.parameters(), lr=c.critic_lr, fused=False)
-
-    def update(self, s, a, r, s2, a2, done, noise, move_actor):
-        c = self.c
-        with torch.no_grad():
-            n = (noise * c.policy_noise).clamp(-c.noise_clip, c.noise_clip)
-            next_action = (self.target_actor(s2) + n).clamp(-1, 1)
-            penalty = ((next_action - a2) ** 2).sum(-1)
-            next_q = torch.minimum(*(q(s2, next_action) for q in self.target_critics)) - c.critic_bc_coef * penalty
-            target = r + c.discount * (1 - done) * next_q
-        loss = sum(functional.mse_loss(q(s, a), target) for q in self.critics)
-        self.critic_optimiser.zero_grad()
-        loss.backward()
-        self.critic_optimiser.step()
-        if not move_actor:
-            return
-        pi = self.actor(s)
-        q = torch.minimum(*(critic(s, pi) for critic in self.critics))
-        lam = 1 / q.abs().mean().detach() if c.normalize_q else 1.0
-        actor_loss = (c.actor_bc_coef * ((pi - a) ** 2).sum(-1) - lam * q).mean()
-        self.actor_optimiser.zero_grad()
-        actor_loss.backward()
-        before = copy.deepcopy(self.actor)
-        self.actor_optimiser.step()
-        with torch.no_grad():
-            for online, target_net in ((before, self.target_actor), (self.critics, self.target_critics)):
-                for p, p_bar in zip(online.parameters(), target_net.parameters(), strict=True):
-                    p_bar.mul_(1 - c.tau).add_(c.tau * p)
-
-
-@torch.no_grad()
-def plain_weights(mlp, plain, head):
-    """Copy an MLP (or one of its stack) into plain layers."""
-    for layers, plain_layers in ((mlp.layers, plain.linears), (mlp.norms, plain.norms)):
-        for layer, plain_layer in zip(layers, plain_layers, strict=False):
-            plain_layer.weight.copy_(layer.weight if head is None else layer.weight[head])
-            plain_layer.bias.copy_(layer.bias if head is None else layer.bias[head])
-
-
-def largest_difference(mlp, plain, head=None) -> float:
-    worst = 0.0
-    for layers, plain_layers in ((mlp.layers, plain.linears), (mlp.norms, plain.norms)):
-        for layer, plain_layer in zip(layers, plain_layers, strict=False):
-            for name in ("weight", "bias"):
-                ours, theirs = getattr(layer, name), getattr(plain_layer, name)
-                worst = max(worst, ((ours if head is None else ours[head]) - theirs).abs().max().item())
-    return worst
 
 
 @pytest.mark.parametrize(
@@ -112,7 +25,7 @@ def test_hundred_updates_equal_the_plain_transcription(changes):
     d, m, width, rows = 11, 3, 32, 24
     config = ReBRACConfig(hidden=(width,) * 3, batch_size=rows, **{"actor_bc_coef": 0.4, "critic_bc_coef": 0.3, **changes})
     learner = ReBRAC(d, m, config, seed=3, dtype=torch.float64)
-    plain = PlainReBRAC(learner, width)
+    plain = PlainReBRAC(learner)
     start = copy.deepcopy(learner.actor.state_dict())
     g = torch.Generator().manual_seed(0)
 

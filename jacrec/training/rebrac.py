@@ -135,14 +135,14 @@ class ReBRACStage:
 
     name = "rebrac"
 
-    def __init__(self, data: Transitions, config: ReBRACConfig, seed: int, device="cpu"):
+    def __init__(self, data: Transitions, config: ReBRACConfig, seed: int, device="cpu", dtype=torch.float32):
         self.config, self.updates = config, config.updates
-        self.learner = ReBRAC(data.state_dim, data.action_dim, config, seed, device)
-        self.rows = pack(data, config.reward_scale).to(device)
+        self.learner = ReBRAC(data.state_dim, data.action_dim, config, seed, device, dtype)
+        self.rows = pack(data, config.reward_scale).to(device, dtype)
 
         def draw(generator: torch.Generator, block: int) -> tuple[Tensor, ...]:
             index = torch.randint(len(self.rows), (block, config.batch_size), generator=generator)
-            return index, torch.randn(block, config.batch_size, data.action_dim, generator=generator)
+            return index, torch.randn(block, config.batch_size, data.action_dim, generator=generator, dtype=dtype)
 
         self.stream = BatchStream(seed, self.name, draw, device)
 

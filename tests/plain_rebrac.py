@@ -1,0 +1,100 @@
+"""ReBRAC as the reference states it, in plain torch with autograd: what the hand-written updates have to equal, and to beat."""
+
+import copy
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from jacrec.training.rebrac import ReBRAC
+
+
+class PlainActor(nn.Module):
+    def __init__(self, d, m, width, layer_norm):
+        super().__init__()
+        self.linears = nn.ModuleList(
+            [nn.Linear(d, width), nn.Linear(width, width), nn.Linear(width, width), nn.Linear(width, m)]
+        )
+        self.norms = nn.ModuleList(nn.LayerNorm(width, eps=1e-6) for _ in range(3)) if layer_norm else [nn.Identity()] * 3
+
+    def body(self, x):
+        for linear, norm in zip(self.linears[:-1], self.norms, strict=True):
+            x = norm(functional.relu(linear(x)))
+        return self.linears[-1](x)
+
+    def forward(self, state):
+        return torch.tanh(self.body(state))
+
+
+class PlainCritic(PlainActor):
+    def __init__(self, d, m, width, layer_norm):
+        super().__init__(d + m, 1, width, layer_norm)
+
+    def forward(self, state, action):
+        return self.body(torch.cat([state, action], dim=1))[:, 0]
+
+
+class PlainReBRAC:
+    """The reference's two updates, starting from a learner's networks: a critic loss, an actor loss, moving targets."""
+
+    def __init__(self, learner: ReBRAC, fused: bool = False):
+        c, dtype = learner.config, learner.flat_actor.value.dtype
+        self.c, width = c, c.hidden[0]
+        self.actor = PlainActor(learner.d, learner.m, width, c.actor_layer_norm).to(dtype)
+        self.critics = nn.ModuleList(PlainCritic(learner.d, learner.m, width, c.critic_layer_norm) for _ in range(2)).to(dtype)
+        plain_weights(learner.actor.mlp, self.actor, None)
+        for head, critic in enumerate(self.critics):
+            plain_weights(learner.critic.mlp, critic, head)
+        self.target_actor, self.target_critics = copy.deepcopy(self.actor), copy.deepcopy(self.critics)
+        self.actor_optimiser = torch.optim.Adam(self.actor.parameters(), lr=c.actor_lr, fused=fused)
+        self.critic_optimiser = torch.optim.Adam(self.critics.parameters(), lr=c.critic_lr, fused=fused)
+
+    def update(self, s, a, r, s2, a2, done, noise, move_actor):
+        """(B, d), (B, m), (B,), (B, d), (B, m), (B,), (B, m)."""
+        c = self.c
+        with torch.no_grad():
+            n = (noise * c.policy_noise).clamp(-c.noise_clip, c.noise_clip)
+            next_action = (self.target_actor(s2) + n).clamp(-1, 1)
+            penalty = ((next_action - a2) ** 2).sum(-1)
+            next_q = torch.minimum(*(q(s2, next_action) for q in self.target_critics)) - c.critic_bc_coef * penalty
+            target = r + c.discount * (1 - done) * next_q
+        loss = sum(functional.mse_loss(q(s, a), target) for q in self.critics)
+        self.critic_optimiser.zero_grad()
+        loss.backward()
+        self.critic_optimiser.step()
+        if not move_actor:
+            return
+        pi = self.actor(s)
+        q = torch.minimum(*(critic(s, pi) for critic in self.critics))
+        lam = 1 / q.abs().mean().detach() if c.normalize_q else 1.0
+        actor_loss = (c.actor_bc_coef * ((pi - a) ** 2).sum(-1) - lam * q).mean()
+        self.actor_optimiser.zero_grad()
+        actor_loss.backward()
+        self.follow(self.actor, self.target_actor)  # before the actor's step: the reference's order
+        self.actor_optimiser.step()
+        self.follow(self.critics, self.target_critics)
+
+    @torch.no_grad()
+    def follow(self, online, target):
+        for p, p_bar in zip(online.parameters(), target.parameters(), strict=True):
+            p_bar.mul_(1 - self.c.tau).add_(self.c.tau * p)
+
+
+@torch.no_grad()
+def plain_weights(mlp, plain, head):
+    """Copy an MLP (or one of its stack) into plain layers."""
+    for layers, plain_layers in ((mlp.layers, plain.linears), (mlp.norms, plain.norms)):
+        for layer, plain_layer in zip(layers, plain_layers, strict=False):
+            plain_layer.weight.copy_(layer.weight if head is None else layer.weight[head])
+            plain_layer.bias.copy_(layer.bias if head is None else layer.bias[head])
+
+
+def largest_difference(mlp, plain, head=None) -> float:
+    """Between the parameters of an MLP (or one of its stack) and the plain layers."""
+    worst = 0.0
+    for layers, plain_layers in ((mlp.layers, plain.linears), (mlp.norms, plain.norms)):
+        for layer, plain_layer in zip(layers, plain_layers, strict=False):
+            for name in ("weight", "bias"):
+                ours, theirs = getattr(layer, name), getattr(plain_layer, name)
+                worst = max(worst, ((ours if head is None else ours[head]) - theirs).abs().max().item())
+    return worst
