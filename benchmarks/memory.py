@@ -15,7 +15,6 @@ caller's):
 
 import argparse
 import json
-import platform
 import resource
 import subprocess
 import sys
@@ -23,6 +22,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from harness import RESULTS, environment
 
 from jacrec import Actor, Adjoint, Autograd, DiffusionDynamics, Forward, RewardModel, TwinCritic, World, policy_gradient
 from jacrec.types import PolicyGradient
@@ -126,22 +126,6 @@ def table(rows: list[dict], key: str, unit: float) -> str:
     return "\n".join(lines)
 
 
-def environment(device: str) -> dict:
-    """Machine, versions and commit."""
-    model = platform.processor()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        model = next((line.split(": ")[1] for line in cpuinfo.read_text().splitlines() if line.startswith("model name")), model)
-    done = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False,
-                          cwd=Path(__file__).parent)  # fmt: skip
-    return {
-        "machine": torch.cuda.get_device_name() if device == "cuda" else model,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "commit": done.stdout.strip() or None,
-    }
-
-
 def main(arguments: list[str] | None = None) -> list[dict]:
     """Measure everything, print the tables, write the JSON; returns the rows."""
     parser = argparse.ArgumentParser(description="Peak memory of one policy gradient against K.")
@@ -165,7 +149,7 @@ def main(arguments: list[str] | None = None) -> list[dict]:
     grows = (max(forward) - min(forward)) / MIB
     print(f"\nForward is {'flat' if flat else 'NOT flat'} in K: {min(forward) / MIB:.2f} to {max(forward) / MIB:.2f} MiB "
           f"({grows:.2f} MiB more for the step embedding's table of K rows of 256 floats).")  # fmt: skip
-    path = Path(__file__).parent / "results" / f"memory_{options.device}.json"
+    path = RESULTS / f"memory_{options.device}.json"
     path.parent.mkdir(exist_ok=True)
     settings = dict(d=D, m=M_ACTION, H=H, M=M, dtype="float32", agreement=worst, forward_flat_in_K=flat)
     kept = [{k: v for k, v in row.items() if k != "probes"} for row in rows]

@@ -13,8 +13,8 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
+from harness import environment, timed, write
 
-from benchmarks.harness import environment, timed, write
 from jacrec.data.transitions import DatasetInfo, Transitions
 from jacrec.training.config import DynamicsConfig, ReBRACConfig, RewardConfig
 from jacrec.training.dynamics import DynamicsStage

@@ -1,8 +1,115 @@
-"""Which form of the gradient is cheaper: a count of rows and operations, with constants measured per device class."""
+"""What a gradient costs in each form, and so which form `Auto` takes.
 
+A plain torch evaluation costs operations (each a dispatch, or a kernel launch), arithmetic, and traffic of activations.
+All three are counted exactly enough from the sizes; three constants per device class turn them into seconds.
+`benchmarks/grad_speed.py --fit` measures the constants.
+"""
+
+from dataclasses import dataclass
+
+from torch import nn
+
+from jacrec.dynamics import DeterministicDynamics, DiffusionDynamics
+from jacrec.networks import MLP
 from jacrec.shapes import Problem
 
 
+@dataclass(frozen=True)
+class Cost:
+    """A count: of torch operations, multiply–adds, and numbers read or written elementwise."""
+
+    operations: float = 0.0
+    multiplications: float = 0.0
+    traffic: float = 0.0
+
+    def __add__(self, other: "Cost") -> "Cost":
+        return Cost(
+            self.operations + other.operations,
+            self.multiplications + other.multiplications,
+            self.traffic + other.traffic,
+        )
+
+
+@dataclass(frozen=True)
+class Rates:
+    """Seconds per operation, per multiply–add, per number moved."""
+
+    operation: float
+    multiplication: float
+    traffic: float
+
+    def seconds(self, cost: Cost) -> float:
+        """The time that a count takes."""
+        return (
+            cost.operations * self.operation + cost.multiplications * self.multiplication + cost.traffic * self.traffic
+        )
+
+
+RATES = {
+    # two cores of an AMD EPYC (Zen 4) at 2.6 GHz, torch 2.13: benchmarks/results/grad_speed_cpu.json
+    "cpu": Rates(operation=6e-6, multiplication=1.2e-11, traffic=2.5e-10),
+    # not fitted on a device: launch latency and an H100-class datasheet, so that the shape of the count decides
+    "cuda": Rates(operation=6e-6, multiplication=3e-14, traffic=1e-12),
+}
+
+
+def forward_cost(mlp: MLP, rows: float, calls: int) -> Cost:
+    """Value and tangents together: `calls` evaluations of `rows` rows each."""
+    depth, widths = len(mlp.hidden), sum(mlp.hidden)
+    norm = 9 if mlp.norms else 0
+    return Cost(
+        operations=calls * ((7 + norm) * depth + 6),
+        multiplications=calls * rows * _weights(mlp),
+        traffic=calls * rows * widths * (4 + norm),
+    )
+
+
+def adjoint_cost(mlp: MLP, rows: float, calls: int) -> Cost:
+    """A recorded value pass and a cotangent pass: `calls` evaluations of `rows` rows each."""
+    depth, widths = len(mlp.hidden), sum(mlp.hidden)
+    norm = 12 if mlp.norms else 0
+    return Cost(
+        operations=calls * ((6 + norm) * depth + 10),
+        multiplications=2 * calls * rows * _weights(mlp),
+        traffic=calls * rows * widths * (6 + norm),
+    )
+
+
 def cheaper_form(problem: Problem) -> str:
-    """"forward" or "adjoint"."""
-    return "adjoint"
+    """Returns "forward" or "adjoint", whichever `Rates` of the device expect to be faster.
+
+    A stranger's dynamics are differentiated by torch itself, where reverse mode costs two evaluations and forward mode
+    one per tangent: "adjoint".
+    """
+    dynamics = problem.world.dynamics
+    if type(dynamics) is DiffusionDynamics:
+        mlp, calls = dynamics.denoiser.mlp, dynamics.diffusion_steps
+    elif type(dynamics) is DeterministicDynamics:
+        mlp, calls = dynamics.mlp, 1
+    else:
+        return "adjoint"
+    forward, adjoint = dynamics_costs(mlp, calls, problem)
+    rates = RATES.get(problem.state.device.type, RATES["cpu"])
+    return "forward" if rates.seconds(forward) < rates.seconds(adjoint) else "adjoint"
+
+
+def dynamics_costs(mlp: MLP, calls: int, problem: Problem) -> tuple[Cost, Cost]:
+    """The share of the dynamics in both forms; policy, reward and critic cost both the same."""
+    d = problem.state.shape[-1]
+    m = action_dim(problem.policy, mlp, d)
+    B = problem.N * problem.M
+    forward = adjoint = Cost()
+    for j in range(problem.H):
+        forward += forward_cost(mlp, B * (1 + min((j + 1) * m, d + m)), calls)
+        adjoint += adjoint_cost(mlp, B, calls)
+    return forward, adjoint
+
+
+def action_dim(policy: nn.Module, mlp: MLP, d: int) -> int:
+    """m, from the policy where it says so, else at most what the dynamics' network takes in beside the state."""
+    found = getattr(getattr(policy, "template", policy), "action_dim", None)
+    return found if isinstance(found, int) else max(1, mlp.in_dim - d)
+
+
+def _weights(mlp: MLP) -> int:
+    return sum(layer.weight.shape[-1] * layer.weight.shape[-2] for layer in mlp.layers)

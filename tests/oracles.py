@@ -33,10 +33,14 @@ def looped_gradient(policy, world, state, noise):
             )
         value = value / noise.shape[1]
         gradient = (
-            torch.autograd.grad(value, list(parameters.values()), allow_unused=True) if value.requires_grad else [None] * len(own)
+            torch.autograd.grad(value, list(parameters.values()), allow_unused=True)
+            if value.requires_grad
+            else [None] * len(own)
         )
         values.append(value.detach())
-        rows.append({k: torch.zeros_like(p) if g is None else g for (k, p), g in zip(parameters.items(), gradient, strict=True)})
+        rows.append(
+            {k: torch.zeros_like(p) if g is None else g for (k, p), g in zip(parameters.items(), gradient, strict=True)}
+        )
     stacked = {k: torch.stack([row[k] for row in rows]) for k in own}
     return torch.stack(values), stacked if batched else {k: g.mean(0) for k, g in stacked.items()}
 

@@ -86,7 +86,7 @@ def test_float32_is_as_good_as_plain_torch():
 
     collect()
     percentiles = {name: np.percentile(error, [50, 90, 99]) for name, error in errors.items()}
-    for name, got in percentiles.items():
+    for got in percentiles.values():
         assert (got <= 2 * percentiles["autograd"]).all(), percentiles
 
 
@@ -104,13 +104,15 @@ def test_same_inputs_same_bits_and_inputs_untouched(case, seed):
     assert all(torch.equal(a, b) for a, b in zip(before, (state, noise, *policy.parameters()), strict=True))
 
 
-@pytest.mark.parametrize("d,m,H,M", [(11, 3, 5, 16), (17, 6, 3, 7), (29, 8, 2, 5), (1, 1, 1, 1)])
+@pytest.mark.parametrize(("d", "m", "H", "M"), [(11, 3, 5, 16), (17, 6, 3, 7), (29, 8, 2, 5), (1, 1, 1, 1)])
 def test_task_sizes(d, m, H, M):
     """The dimensions of the benchmarks, where the factored form changes from columns to unit directions."""
     from tests.strategies import Case
 
     nets = dict(hidden=(32, 32), activation="relu", layer_norm=False, residual=False)
-    case = Case(d, m, 2, M, H, True, False, nets, ("diffusion", dict(steps=5, **nets)), nets, {**nets, "layer_norm": True}, 0.99, 3)
+    case = Case(
+        d, m, 2, M, H, True, False, nets, ("diffusion", dict(steps=5, **nets)), nets, {**nets, "layer_norm": True}, 0.99, 3
+    )
     problem = case.build()
     reference = policy_gradient(*problem, method=Autograd())
     for method in EXACT.values():

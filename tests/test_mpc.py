@@ -7,8 +7,18 @@ import pytest
 import torch
 
 from jacrec import (
-    MPC, Actor, Autograd, BatchedPolicy, DiffusionDynamics, MPCConfig, RewardModel, TwinCritic, World, imagined_return,
-    mpc_update, policy_gradient,
+    MPC,
+    Actor,
+    Autograd,
+    BatchedPolicy,
+    DiffusionDynamics,
+    MPCConfig,
+    RewardModel,
+    TwinCritic,
+    World,
+    imagined_return,
+    mpc_update,
+    policy_gradient,
 )  # fmt: skip
 from tests.strategies import ForeignDynamics, shake
 

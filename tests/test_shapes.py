@@ -4,7 +4,17 @@ import pytest
 import torch
 from torch import nn
 
-from jacrec import Actor, BatchedPolicy, DiffusionDynamics, RewardModel, TwinCritic, World, linearize, mpc_update, policy_gradient
+from jacrec import (
+    Actor,
+    BatchedPolicy,
+    DiffusionDynamics,
+    RewardModel,
+    TwinCritic,
+    World,
+    linearize,
+    mpc_update,
+    policy_gradient,
+)  # fmt: skip
 
 d, m, K = 4, 2, 3
 
@@ -49,11 +59,11 @@ def test_wrong_inputs(parts, entry, change, message):
 def test_world_says_what_it_needs():
     f = DiffusionDynamics(d, m, (8,), steps=K)
     r, q = RewardModel(d, m, (8,)), TwinCritic(d, m, (8,))
-    with pytest.raises(ValueError, match="World.reward: expected a callable, got float"):
+    with pytest.raises(ValueError, match=r"World\.reward: expected a callable, got float"):
         World(f, 1.0, q, 0.9)
     with pytest.raises(ValueError, match="noise_shape"):
         World(lambda s, a, e: s, r, q, 0.9)
-    with pytest.raises(ValueError, match="0 <= γ <= 1, got 1.5"):
+    with pytest.raises(ValueError, match=r"0 <= γ <= 1, got 1\.5"):
         World(f, r, q, 1.5)
     with pytest.raises(ValueError, match=r"World.critic: .* BatchNorm1d at '0' in training mode"):
         World(f, r, nn.Sequential(nn.BatchNorm1d(3)), 0.9)

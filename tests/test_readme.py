@@ -1,0 +1,32 @@
+"""What the README shows runs, and what it links to exists."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+EXAMPLES = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+
+
+@pytest.mark.parametrize("example", EXAMPLES, ids=lambda text: text.splitlines()[0])
+def test_examples_run(example, capsys):
+    torch.manual_seed(0)
+    names: dict = {}
+    exec(compile(example, "README.md", "exec"), names)
+    if "step" in names:
+        assert names["step"].accepted.all()
+    else:
+        assert torch.isfinite(names["action"]).all()
+
+
+def test_there_are_examples():
+    assert len(EXAMPLES) == 2
+
+
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "NOTATION.md", "CHANGELOG.md"])
+def test_links_point_to_files(page):
+    for target in re.findall(r"\]\((?!http)([^)#]+)\)", (ROOT / page).read_text(encoding="utf-8")):
+        assert (ROOT / target).exists(), f"{page} links to {target}"
