@@ -156,7 +156,7 @@ class TrainConfig:
     held_out: float = 0.1
     """share of the episodes kept from the world and reward models for their test (ReBRAC uses all, as the reference does)"""
     threads: int | None = None
-    """threads of torch; none named: as many as torch takes. Equal bits need equal numbers of threads"""
+    """threads of torch for each stage; none named: all that torch takes. Equal bits need equal numbers of threads"""
     device: str = "cpu"
     """torch device of the training, e.g. cuda; the batches are drawn on the CPU and are the same everywhere"""
     log_every: int = 1000

@@ -77,8 +77,8 @@ def train(
     Args:
         stages: which to train, in this order.
         data: transitions to learn from instead of loading `config.data`.
-        abreast: how many stages train at a time. On c cores, c abreast with config.threads = 1 do more than one after
-            the other with c threads, for small batches.
+        abreast: how many stages train at a time; they share torch's threads unless config.threads gives each its number.
+            Small batches gain more from this than from more threads.
         quiet: no progress display.
         on_log: called with every line of metrics as it is written, in the thread of its stage.
 
@@ -101,8 +101,7 @@ def train(
     metrics, stop, saving = Metrics(out / "metrics.jsonl", on_log), threading.Event(), threading.Lock()
 
     def run(stage: Stage) -> None:
-        if config.threads is not None:
-            torch.set_num_threads(config.threads)
+        torch.set_num_threads(threads)
         checkpoint = out / "checkpoints" / f"{stage.name}.safetensors"
         try:
             finished = run_stage(stage, checkpoint, metrics, log_every=config.log_every,
@@ -116,7 +115,8 @@ def train(
                     save_module(_fresh(module), out / f"{part}.safetensors")
 
     # the stages run in threads even one by one: the main thread stays free to take an interruption between two updates
-    with _lock(out), _threads(config.threads), make_progress(quiet) as progress, ThreadPoolExecutor(abreast) as pool:
+    threads = config.threads or max(1, torch.get_num_threads() // abreast)
+    with _lock(out), _threads(threads), make_progress(quiet) as progress, ThreadPoolExecutor(abreast) as pool:
         try:
             ready = [make_stage(name, config, data) for name in stages]
             for future in as_completed([pool.submit(run, stage) for stage in ready]):
@@ -248,10 +248,9 @@ def _lock(out: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _threads(count: int | None) -> Iterator[None]:
+def _threads(count: int) -> Iterator[None]:
     before = torch.get_num_threads()
-    if count is not None:
-        torch.set_num_threads(count)
+    torch.set_num_threads(count)
     try:
         yield
     finally:
