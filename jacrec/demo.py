@@ -1,7 +1,9 @@
 """The main job on embedded data, in minutes: make data, train, evaluate, report."""
 
+import json
 import time
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -13,7 +15,7 @@ from jacrec.data.minari import local_ids
 from jacrec.mpc import MPCConfig
 from jacrec.study.config import EvalConfig
 from jacrec.study.evaluate import evaluate
-from jacrec.study.report import read_metrics, wall_times, write_report
+from jacrec.study.report import write_report
 from jacrec.study.results import table
 from jacrec.study.video import record_video
 from jacrec.training.config import DynamicsConfig, ReBRACConfig, RewardConfig, TrainConfig
@@ -41,16 +43,17 @@ class DemoConfig:
 
 FULL = DemoConfig(
     env="halfcheetah",
-    kind="full-replay",
+    kind="medium-replay",
     steps=100_000,
     training=TrainConfig(
-        rebrac=ReBRACConfig(batch_size=256, updates=5_000),
-        dynamics=DynamicsConfig(steps=5, updates=6_000, ema=0.995),
+        seed=1,
+        rebrac=ReBRACConfig(batch_size=256, updates=10_000),
+        dynamics=DynamicsConfig(steps=5, updates=4_000, ema=0.995),
         reward=RewardConfig(hidden=(256, 256, 256), batch_size=256, updates=3_000),
         log_every=500,
         checkpoint_every=1_000,
     ),
-    evaluation=EvalConfig(episodes=10, mpc=MPCConfig(horizon=1, particles=4, lr=5e-5)),
+    evaluation=EvalConfig(episodes=10, mpc=MPCConfig(horizon=5, particles=4, lr=2e-5), h0_lr=1e-4),
 )
 
 QUICK = DemoConfig(
@@ -75,40 +78,58 @@ def demo(config: DemoConfig = FULL, out: str | Path = "runs/demo", *, quiet: boo
         ValueError: `out` holds another run.
     """
     out, console = Path(out), Console(quiet=quiet)
-    stages: dict[str, float] = {}
-
-    def timed(name: str, work: Callable[[], None]) -> None:
-        began = time.perf_counter()
-        work()
-        stages[name] = time.perf_counter() - began
-
+    times = StageTimes()
     if config.dataset_id not in local_ids():
         console.print(f"[bold]1/4 data[/]   {config.env} {config.kind}, {config.steps} steps of MuJoCo")
-        timed("data", lambda: _make(config))
+        with times.measure("data"):
+            make_dataset(config.env, config.kind, steps=config.steps, dataset_id=config.dataset_id)
     console.print(f"[bold]2/4 train[/]  policy and critic, world model, reward model on {config.dataset_id}")
-    train(replace(config.training, data=config.dataset_id), out, quiet=quiet)
+    with times.measure("train"):
+        train(replace(config.training, data=config.dataset_id), out, abreast=2, quiet=quiet)
+    times.load(out / "stages.json")
     run = load_run(out)
     console.print(f"[bold]3/4 eval[/]   {config.evaluation.episodes} episodes each: {', '.join(config.evaluation.order)}")
-    record = evaluate(run, config.evaluation, quiet=quiet)
+    with times.measure("evaluate"):
+        record = evaluate(run, config.evaluation, quiet=quiet)
+    times.save(out / "stages.json")
     if config.video:
-
-        def film() -> None:
+        with times.measure("video"):
             made = record_video(run, config.evaluation, out)
-            console.print(f"video: {made.path}" if made.path else f"no video: {made.reason}")
-
-        timed("video", film)
+        console.print(f"video: {made.path}" if made.path else f"no video: {made.reason}")
     console.print("[bold]4/4 report[/]")
-    times = wall_times(read_metrics(out), record, stages)
-    path = write_report(out, stages=stages)
+    with times.measure("report"):
+        path = write_report(out, stages=times.seconds)
+    times.save(out / "stages.json")
     console.print(table(record))
     shown = Table("stage", "seconds", title="wall time")
-    for name, seconds in times.items():
+    for name, seconds in times.seconds.items():
         shown.add_row(name, f"{seconds:.0f}")
-    shown.add_row("together", f"{sum(times.values()):.0f}")
+    shown.add_row("together", f"{sum(times.seconds.values()):.0f}")
     console.print(shown)
     console.print(f"report: {path}", soft_wrap=True)
     return path
 
 
-def _make(config: DemoConfig) -> None:
-    make_dataset(config.env, config.kind, steps=config.steps, dataset_id=config.dataset_id)
+class StageTimes:
+    """Wall time by stage, added up over interruptions."""
+
+    def __init__(self):
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def measure(self, name: str) -> Iterator[None]:
+        """Add the time of the block to a stage."""
+        began = time.perf_counter()
+        yield
+        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - began
+
+    def load(self, path: Path) -> None:
+        """Add what an earlier call saved."""
+        if path.is_file():
+            earlier: dict[str, float] = json.loads(path.read_text(encoding="utf-8"))
+            names = dict.fromkeys([*earlier, *self.seconds])
+            self.seconds = {name: earlier.get(name, 0.0) + self.seconds.get(name, 0.0) for name in names}
+
+    def save(self, path: Path) -> None:
+        """Keep it for a later call."""
+        path.write_text(json.dumps(self.seconds), encoding="utf-8")

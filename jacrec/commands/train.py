@@ -37,6 +37,8 @@ class Train:
     """YAML file of settings, which the options below override"""
     stages: tuple[Stage, ...] = STAGES
     """what to train now"""
+    abreast: int = 1
+    """how many of them at a time; small batches gain more from this than from more threads"""
     config: Annotated[Settings, tyro.conf.arg(name="")] = field(default_factory=Settings)
 
 
@@ -53,7 +55,7 @@ def run(args: list[str]) -> int:
     chosen = tyro.cli(Train, args=args, prog="jacrec train", **given)
     config = from_dict(to_dict(chosen.config) | {"data": chosen.source})
     out = chosen.out or Path("runs") / f"{slug(chosen.source)}-s{config.seed}"
-    train(config, out, stages=chosen.stages)
+    train(config, out, stages=chosen.stages, abreast=chosen.abreast)
     print(f"trained: {out}\nnext: jacrec eval {out}")
     return 0
 

@@ -166,12 +166,13 @@ def _models(metrics: list[dict[str, Any]], pictured: bool) -> str:
 
 def _time(metrics: list[dict[str, Any]], record: dict[str, Any], stages: dict[str, float]) -> str:
     rows = [[name, f"{seconds:.1f}"] for name, seconds in wall_times(metrics, record, stages).items()]
-    return "## Wall time\n\n" + _table(["stage", "seconds"], rows)
+    note = "Training stages may have run side by side; evaluation includes the measurements, decisions per second do not."
+    return f"## Wall time\n\n{_table(['stage', 'seconds'], rows)}\n\n{note}"
 
 
 def wall_times(metrics: list[dict[str, Any]], record: dict[str, Any], stages: dict[str, float]) -> dict[str, float]:
     """Seconds by stage: those given, then training, then evaluation."""
-    times = dict(stages)
+    times = {name: seconds for name, seconds in stages.items() if name not in ("train", "evaluate")}
     for line in metrics:
         times[f"train: {line['stage']}"] = line["seconds"]
     for name, entry in record["contestants"].items():
