@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass, field, replace
 
+from jacrec.controller import MPCConfig
 from jacrec.errors import expect_one_of
-from jacrec.mpc import MPCConfig
 
 CONTESTANTS = ("base", "h0", "mpc")
 
@@ -28,6 +28,8 @@ class EvalConfig:
     """gymnasium id of the evaluating environment, where the run does not say it"""
     physics: str = "d4rl"
     """d4rl (contacts as when the data sets were made) or native"""
+    threads: int = 1
+    """threads of torch while playing: the batches are small, and more threads than idle cores slow each other many times"""
     probe_every: int = 20
     """steps between measurements of the imagined return before and after the update"""
     probe_particles: int = 16
@@ -36,7 +38,7 @@ class EvalConfig:
     """steps over which the growth of the closed-loop Jacobian is followed"""
 
     def __post_init__(self):
-        for name in ("episodes", "probe_every", "probe_particles", "growth_horizon"):
+        for name in ("episodes", "threads", "probe_every", "probe_particles", "growth_horizon"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")
         if self.rows is not None and not 1 <= self.rows <= self.episodes:

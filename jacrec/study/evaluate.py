@@ -4,16 +4,18 @@ import json
 import os
 import time
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from jacrec.controller import MPC
 from jacrec.envs.batch import BatchedEnv
-from jacrec.mpc import MPC
 from jacrec.study.config import EvalConfig
 from jacrec.study.episodes import EpisodeLog, PolicyController, play
 from jacrec.study.probes import ThinkingProbe, jacobian_growth
@@ -60,7 +62,7 @@ def evaluate(
     fresh = _new_record(run, config, env)
     record = fresh if again else _previous(folder / FILE, fresh)
     columns = (TextColumn("{task.description:>9}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
-    with Progress(*columns, TimeRemainingColumn(), disable=quiet) as progress:
+    with torch_threads(config.threads), Progress(*columns, TimeRemainingColumn(), disable=quiet) as progress:
         for name in config.order:
             task = progress.add_task(name, total=1.0)
             if name not in record["contestants"]:
@@ -72,6 +74,17 @@ def evaluate(
             progress.update(task, completed=1.0)
     env.close()
     return record
+
+
+@contextmanager
+def torch_threads(count: int) -> Iterator[None]:
+    """Let torch use `count` threads inside the block."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def read_evaluation(folder: str | Path) -> dict[str, Any]:

@@ -6,8 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from jacrec.controller import MPC
 from jacrec.linearize import linearize
-from jacrec.mpc import MPC
 from jacrec.rollout import imagined_return, noise_like
 from jacrec.world import World
 

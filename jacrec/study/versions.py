@@ -19,12 +19,11 @@ def versions(packages: tuple[str, ...] = PACKAGES) -> dict[str, str]:
 
 
 def machine() -> dict[str, str | int]:
-    """Processor architecture, usable cores, torch's threads."""
+    """Processor architecture, usable cores, GPU."""
     import torch
 
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     found: dict[str, str | int] = {"system": f"{platform.system()} {platform.machine()}", "cores": cores}
-    found["torch_threads"] = torch.get_num_threads()
     if torch.cuda.is_available():
         found["gpu"] = torch.cuda.get_device_name(0)
     return found

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
+from jacrec.controller import MPC, MPCConfig
 from jacrec.envs.physics import make_env
-from jacrec.mpc import MPC, MPCConfig
 from jacrec.study.config import EvalConfig
 from jacrec.study.episodes import Controller, PolicyController
 from jacrec.study.rendering import REMEDY, run_apart
@@ -45,6 +46,7 @@ def film(run: Run, config: EvalConfig, path: Path, seconds: float) -> None:
     """Play, render and write; needs a rendering backend."""
     import imageio.v3 as iio
 
+    torch.set_num_threads(config.threads)
     mpc = MPC(run.policy, run.world, config.mpc, batch=1)
     sides = {"base": PolicyController(run.policy), "MPC": mpc}
     reels = [_play(name, controller, run, config, seconds) for name, controller in sides.items()]
