@@ -4,10 +4,11 @@
 Theorem 4.1 instead of automatic differentiation.
 """
 
+from jacrec.controller import MPC, MPCConfig
 from jacrec.dynamics import DeterministicDynamics, DiffusionDynamics
 from jacrec.linearize import Linearization, linearize
 from jacrec.methods import Adjoint, Auto, Autograd, FiniteDifference, Forward, policy_gradient
-from jacrec.mpc import MPC, MPCConfig, MPCStep, mpc_update
+from jacrec.mpc import MPCStep, mpc_update
 from jacrec.networks import Actor, Denoiser, RewardModel, TwinCritic
 from jacrec.rollout import imagined_return, rollout
 from jacrec.types import DynamicsJacobians, PolicyGradient, Sensitivities

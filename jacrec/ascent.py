@@ -8,35 +8,54 @@ from jacrec.types import PolicyGradient
 from jacrec.world import BatchedPolicy
 
 
+def trainable(policy: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters that an update may move, by name: those with requires_grad.
+
+    Raises:
+        ValueError: there are none.
+    """
+    found = {name: p for name, p in policy.named_parameters() if p.requires_grad}
+    if not found:
+        raise ValueError("policy: expected parameters with requires_grad=True to improve, got none; thaw some of them")
+    return found
+
+
 @torch.no_grad()
 def ascend(p: Problem, estimate: PolicyGradient, lr: float, max_grad_norm: float | None = None) -> tuple[Tensor, Tensor]:
     """ψ ← ψ + α ∇Ĵ (4), in place; returns the norm before clipping and the acceptance, () or (N,) for a `BatchedPolicy`.
 
-    A row is rejected whole if its value, its gradient or the gradient's norm is not finite: its ψ keeps every bit.
+    Only parameters with requires_grad count and move. A row is rejected whole if its value, its gradient or the gradient's
+    norm is not finite: its ψ keeps every bit.
     """
-    norm = parameter_norm(estimate.gradient, batched=p.batched)
+    parameters = trainable(p.policy)
+    steps = {name: estimate.gradient[name] for name in parameters}
+    norm = parameter_norm(steps, batched=p.batched)
     finite = torch.isfinite(estimate.value).reshape(-1)
     accepted = torch.isfinite(norm * lr) & (finite if p.batched else finite.all())
-    scale = accepted.to(norm.dtype) * lr  # torch.where(accepted, lr, 0.0) would round lr to float32
+    scale = torch.where(accepted, torch.full_like(norm, lr), torch.zeros_like(norm))
     if max_grad_norm is not None:
         scale = scale * (max_grad_norm / norm.clamp(min=max_grad_norm)).nan_to_num()
     everything = bool(accepted.all())
-    for name, parameter in p.policy.named_parameters():
-        step, row = estimate.gradient[name], scale.view(-1, *(1,) * (parameter.dim() - 1)) if p.batched else scale
+    for name, parameter in parameters.items():
+        step = steps[name]
         if not everything:  # 0 · NaN is NaN: rejected rows have to be cut out, not scaled away
-            keep = accepted.view_as(row) if p.batched else accepted
-            step = torch.where(keep, step, torch.zeros_like(step))
-        parameter.addcmul_(step, row.expand_as(step))
+            step = torch.where(over_rows(accepted, parameter), step, torch.zeros_like(step))
+        parameter.addcmul_(step, over_rows(scale, parameter).expand_as(step))
     if p.single and p.batched:
         return norm.squeeze(0), accepted.squeeze(0)
     return norm, accepted
 
 
+def over_rows(x: Tensor, parameter: Tensor) -> Tensor:
+    """One number per row, () or (N,), shaped to broadcast over a parameter (...) or (N, ...)."""
+    return x.view(-1, *(1,) * (parameter.dim() - 1)) if x.dim() else x
+
+
 def parameter_norm(tensors: dict[str, Tensor], *, batched: bool) -> Tensor:
     """The Euclidean norm over all parameters together: (), or (N,) with a leading axis N."""
-    start = 1 if batched else 0
-    norms = [torch.linalg.vector_norm(t, dim=tuple(range(start, t.dim()))) for t in tensors.values()]
-    return torch.linalg.vector_norm(torch.stack(norms), dim=0)
+    norms = [torch.linalg.vector_norm(t.reshape(len(t) if batched else 1, -1), dim=1) for t in tensors.values()]
+    total = torch.linalg.vector_norm(torch.stack(norms), dim=0)
+    return total if batched else total.squeeze(0)
 
 
 class TrustRegion:
@@ -46,21 +65,21 @@ class TrustRegion:
         self.centre, self.radius = centre, radius
 
     @torch.no_grad()
-    def distance(self, policy: nn.Module, *, batched: bool) -> Tensor:
-        """‖ψ − ψ₀‖, () or (N,)."""
-        return parameter_norm({k: p - self.centre[k] for k, p in policy.named_parameters()}, batched=batched)
+    def distance(self, policy: nn.Module) -> Tensor:
+        """‖ψ − ψ₀‖, () or (N,) for a `BatchedPolicy`."""
+        moved = {name: p - self.centre[name] for name, p in trainable(policy).items()}
+        return parameter_norm(moved, batched=isinstance(policy, BatchedPolicy))
 
     @torch.no_grad()
     def project(self, policy: nn.Module) -> None:
         """ψ ← its nearest point in the ball, row by row."""
         if self.radius is None:
             return
-        batched = isinstance(policy, BatchedPolicy)
-        distance = self.distance(policy, batched=batched)
+        distance = self.distance(policy)
         if bool((distance <= self.radius).all()):
             return
-        share = (self.radius / distance.clamp(min=self.radius)).clamp(max=1.0)
-        for name, p in policy.named_parameters():
-            s = share.view(-1, *(1,) * (p.dim() - 1)) if batched else share
-            # rows inside the ball keep their bits: lerp with weight 1 would not
+        share = self.radius / distance.clamp(min=self.radius)
+        for name, p in trainable(policy).items():
+            s = over_rows(share, p)
+            # rows inside the ball keep their bits: the arithmetic with share 1 would not
             p.copy_(torch.where(s < 1, self.centre[name] + s * (p - self.centre[name]), p))

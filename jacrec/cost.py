@@ -7,10 +7,8 @@ All three are counted exactly enough from the sizes; three constants per device 
 
 from dataclasses import dataclass
 
-from torch import nn
-
 from jacrec.dynamics import DeterministicDynamics, DiffusionDynamics
-from jacrec.networks import MLP
+from jacrec.networks import MLP, written_out
 from jacrec.shapes import Problem
 
 
@@ -82,9 +80,11 @@ def cheaper_form(problem: Problem) -> str:
     one per tangent: "adjoint".
     """
     dynamics = problem.world.dynamics
-    if type(dynamics) is DiffusionDynamics:
+    if not written_out(dynamics):
+        return "adjoint"
+    if isinstance(dynamics, DiffusionDynamics):
         mlp, calls = dynamics.denoiser.mlp, dynamics.diffusion_steps
-    elif type(dynamics) is DeterministicDynamics:
+    elif isinstance(dynamics, DeterministicDynamics):
         mlp, calls = dynamics.mlp, 1
     else:
         return "adjoint"
@@ -96,19 +96,13 @@ def cheaper_form(problem: Problem) -> str:
 def dynamics_costs(mlp: MLP, calls: int, problem: Problem) -> tuple[Cost, Cost]:
     """The share of the dynamics in both forms; policy, reward and critic cost both the same."""
     d = problem.state.shape[-1]
-    m = action_dim(problem.policy, mlp, d)
+    m = problem.world.dynamics.action_dim  # pyright: ignore[reportAttributeAccessIssue] (jacrec's own dynamics have it)
     B = problem.N * problem.M
     forward = adjoint = Cost()
     for j in range(problem.H):
         forward += forward_cost(mlp, B * (1 + min((j + 1) * m, d + m)), calls)
         adjoint += adjoint_cost(mlp, B, calls)
     return forward, adjoint
-
-
-def action_dim(policy: nn.Module, mlp: MLP, d: int) -> int:
-    """m, from the policy where it says so, else at most what the dynamics' network takes in beside the state."""
-    found = getattr(getattr(policy, "template", policy), "action_dim", None)
-    return found if isinstance(found, int) else max(1, mlp.in_dim - d)
 
 
 def _weights(mlp: MLP) -> int:

@@ -1,7 +1,7 @@
 """∇_ψ Ĵ by Theorem 4.1: (22) summed forward with dense or factored sensitivities, or from the other end.
 
-All three visit the states of the rollout (2). At j = 0 the M particles of a real state still agree, so that step is
-evaluated once per real state (R = 1 row instead of M).
+All three visit the states of the rollout (2). At j = 0 the M particles of a real state still agree, so the factored and the
+adjoint form evaluate policy and reward there once per real state (R = 1 row instead of M).
 """
 
 import math
@@ -101,14 +101,14 @@ def dense_gradient(p: Problem) -> PolicyGradient:
     mean = gradient.mean(1) if p.batched else gradient.mean((0, 1))
     pieces = mean.split([math.prod(shape) for shape in shapes.values()], -1)
     lead = mean.shape[:-1]
-    return visited.result({k: g.reshape(*lead, *shape) for (k, shape), g in zip(shapes.items(), pieces, strict=True)})
+    return visited.result({k: g.reshape((*lead, *shape)) for (k, shape), g in zip(shapes.items(), pieces, strict=True)})
 
 
 def Pi_psi(pi: PolicyPass) -> Tensor:
     """Π_ψ dense, (N, R, m, P), columns in the order of `named_parameters`. (9)"""
     m = pi.action.shape[-1]
     unit = torch.eye(m, dtype=pi.action.dtype, device=pi.action.device).expand(*pi.action.shape[:-1], m, m)
-    return torch.cat([rows.flatten(3) for rows in pi.parameter_rows(unit).values()], -1)
+    return torch.cat([rows.reshape(*rows.shape[:3], -1) for rows in pi.parameter_rows(unit).values()], -1)
 
 
 @dataclass

@@ -39,5 +39,6 @@ def load_module(path: str | Path) -> nn.Module:
     if metadata.get("class") not in CLASSES:
         raise ValueError(f"{path}: expected a file written by jacrec (class in its metadata), got metadata {metadata}")
     module = CLASSES[metadata["class"]](**json.loads(metadata["config"]))
+    module.to(next(iter(tensors.values())).dtype)  # as it was saved, not as this process would make it
     module.load_state_dict(tensors)
     return module.eval()

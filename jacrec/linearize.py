@@ -4,6 +4,7 @@ One pass gives what an autodiff engine charges for column by column: feedback ga
 variance, the growth of errors over the horizon.
 """
 
+import copy
 from dataclasses import dataclass, field
 
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from jacrec.jacobians.dynamics import dynamics_pass, jacobians
 from jacrec.jacobians.policy import PolicyPass, policy_pass
 from jacrec.jacobians.values import value_and_gradient
-from jacrec.shapes import problem
+from jacrec.shapes import plain_torch, problem
 from jacrec.world import World
 
 
@@ -63,25 +64,23 @@ class Linearization:
     def signal_to_noise(self) -> Tensor:
         """‖mean gradient‖² over the expected squared error of that mean, (N,) or (): large means the direction is known.
 
-        Needs M >= 2 particles; infinite where all particles agree.
+        Needs M >= 2 particles. Where they agree to rounding (H = 0, deterministic dynamics) it is huge, infinite, or NaN for
+        a gradient of zero.
         """
         M = self.returns.shape[-1]
         if M < 2:
             raise ValueError(f"signal_to_noise: expected M >= 2 particles, got {M}")
         axis = 0 if self._single else 1
-        signal = noise = torch.zeros((), dtype=self.returns.dtype, device=self.returns.device)
-        for rows in self.particle_gradients().values():
-            over = tuple(range(axis, rows.dim() - 1))
-            mean = rows.mean(axis)
-            signal = signal + mean.square().sum(over)
-            noise = noise + rows.var(axis).sum(over) / M
-        return signal / noise
+        rows = torch.cat([g.reshape(*g.shape[: axis + 1], -1) for g in self.particle_gradients().values()], -1)  # (N, M, P)
+        return rows.mean(axis).square().sum(-1) / (rows.var(axis).sum(-1) / M)
 
 
+@plain_torch()
 @torch.no_grad()
 def linearize(policy: nn.Module, world: World, state: Tensor, noise: Tensor) -> Linearization:
     """Linearise the imagined rollout; arguments and errors as in `policy_gradient`. (9), (12), (16), (19)"""
     p = problem(policy, world, state, noise)
+    policy = copy.deepcopy(policy)  # what is returned must not change with the policy's next update
     passes = dynamics_pass(world.dynamics)
     s = p.state.unsqueeze(1).expand(-1, p.M, -1).contiguous()
     policies, states, actions, Pi_s, F_s, F_a, v_s, v_a = [], [], [], [], [], [], [], []

@@ -1,7 +1,7 @@
 """Five ways to the same gradient behind one signature: `method.gradient(problem) -> PolicyGradient`."""
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -9,11 +9,11 @@ from torch import Tensor, nn
 from jacrec.cost import cheaper_form
 from jacrec.errors import expect_one_of
 from jacrec.gradient import adjoint_gradient, dense_gradient, forward_gradient
-from jacrec.jacobians.generic import call_policy, pull_back
+from jacrec.jacobians.generic import pull_back
 from jacrec.rollout import rollout
-from jacrec.shapes import Problem, problem
+from jacrec.shapes import Problem, plain_torch, problem
 from jacrec.types import PolicyGradient
-from jacrec.world import World
+from jacrec.world import World, apply_policy
 
 
 class Method(Protocol):
@@ -65,7 +65,7 @@ class Autograd:
         p = problem
         with torch.enable_grad():
             parameters = {name: value.detach().requires_grad_() for name, value in p.policy.named_parameters()}
-            value = rollout(lambda s: call_policy(p.policy, parameters, s), p.world, p.state, p.noise).returns.mean(-1)
+            value = rollout(lambda s: apply_policy(p.policy, parameters, s), p.world, p.state, p.noise).returns.mean(-1)
             total = value.sum() if p.batched else value.mean()
         gradients = pull_back(total, list(parameters.values()), torch.ones_like(total), again=False)
         value = value.detach().squeeze(0) if p.single else value.detach()
@@ -90,10 +90,10 @@ class FiniteDifference:
         p = problem
         step = self.step or torch.finfo(p.state.dtype).eps ** (1 / 3)
         parameters = {name: value.detach() for name, value in p.policy.named_parameters()}
-        value = rollout(lambda s: call_policy(p.policy, parameters, s), p.world, p.state, p.noise).returns.mean(-1)
+        value = rollout(lambda s: apply_policy(p.policy, parameters, s), p.world, p.state, p.noise).returns.mean(-1)
 
         def returns(moved: dict[str, Tensor]) -> Tensor:
-            J = rollout(lambda s: call_policy(p.policy, moved, s), p.world, p.state, p.noise).returns.mean(-1)
+            J = rollout(lambda s: apply_policy(p.policy, moved, s), p.world, p.state, p.noise).returns.mean(-1)
             return J if p.batched else J.mean()
 
         gradient = {}
@@ -126,6 +126,7 @@ class Auto:
 METHODS = {"forward": Forward(), "adjoint": Adjoint(), "autograd": Autograd(), "auto": Auto()}
 
 
+@plain_torch()
 def policy_gradient(
     policy: nn.Module, world: World, state: Tensor, noise: Tensor, *, method: Method = Auto()
 ) -> PolicyGradient:
@@ -144,5 +145,12 @@ def policy_gradient(
     Raises:
         ValueError: wrong shape, dtype, device, or non-finite input.
     """
-    return method.gradient(problem(policy, world, state, noise))
+    return check_method(method).gradient(problem(policy, world, state, noise))
+
+
+def check_method(method: object) -> Method:
+    """The method itself; ValueError for a class, a name, or anything else without `gradient`."""
+    if isinstance(method, type) or not callable(getattr(method, "gradient", None)):
+        raise ValueError(f"method: expected Forward(), Adjoint(), Autograd(), FiniteDifference() or Auto(), got {method!r}")
+    return cast(Method, method)
 

@@ -13,9 +13,30 @@ import torch
 from torch import Tensor, nn
 
 from jacrec.activations import ACTIVATIONS
-from jacrec.errors import expect_one_of
+from jacrec.errors import expect_count, expect_one_of
+
+WRITTEN: set[type] = {nn.ModuleList}
+"""the classes whose derivatives jacrec has written out"""
 
 
+def written(cls):
+    """Class decorator: its forward has hand-written derivatives."""
+    WRITTEN.add(cls)
+    return cls
+
+
+def written_out(module: object) -> bool:
+    """Whether the hand-written derivatives are those of this very module.
+
+    A subclass may have changed forward, a hook or a parametrisation its output, and any of that may sit deep inside: then
+    the answer is no, and the module is differentiated as a stranger's.
+    """
+    return isinstance(module, nn.Module) and all(
+        type(part) in WRITTEN and not part._forward_hooks and not part._forward_pre_hooks for part in module.modules()
+    )
+
+
+@written
 class Affine(nn.Module):
     """x ↦ x Wᵀ + b; with `stack` = n it holds n sets of W and b, applied to n slices of x.
 
@@ -42,6 +63,7 @@ def affine(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return y.reshape(*x.shape[:-1], weight.shape[-2])
 
 
+@written
 class LayerNorm(nn.Module):
     """Normalisation over the features with gain and offset; (width,) or stacked (n, width). ε = 1e-6 as in ReBRAC."""
 
@@ -62,11 +84,12 @@ class LayerNorm(nn.Module):
         return torch.addcmul(self.bias.view(lead), y, self.weight.view(lead))
 
 
+@written
 class MLP(nn.Module):
     """Linear → activation [→ LayerNorm] for each hidden layer, then Linear [→ tanh].
 
-    With `residual`, every hidden layer whose input is as wide as its output adds its input. With `stack` = n the module
-    holds n networks of one architecture and maps (n, ..., in) to (n, ..., out).
+    With `residual`, every hidden layer behind the first that is as wide as the one before adds its input. With `stack` = n
+    the module holds n networks of one architecture and maps (n, ..., in) to (n, ..., out).
     """
 
     def __init__(
@@ -83,7 +106,9 @@ class MLP(nn.Module):
     ):
         super().__init__()
         if in_dim < 1 or out_dim < 1 or any(width < 1 for width in hidden) or not hidden:
-            raise ValueError(f"MLP needs positive dimensions and a hidden layer, got {in_dim} -> {hidden} -> {out_dim}")
+            raise ValueError(
+                f"MLP: expected positive dimensions and at least a hidden layer, got {in_dim} -> {tuple(hidden)} -> {out_dim}"
+            )
         self.in_dim, self.out_dim, self.hidden = in_dim, out_dim, tuple(hidden)
         self.activation, self.residual, self.tanh_output, self.stack = activation, residual, tanh_output, stack
         widths = [in_dim, *hidden, out_dim]
@@ -132,6 +157,7 @@ class MLP(nn.Module):
             self.layers[-1].bias.uniform_(-last, last)
 
 
+@written
 class Actor(nn.Module):
     """Deterministic policy π_ψ: state (..., d) -> action (..., m) in [-1, 1] (section 3.3; 3×256 ReLU, tanh as in ReBRAC)."""
 
@@ -158,6 +184,7 @@ class Actor(nn.Module):
         return self.mlp(state)
 
 
+@written
 class TwinCritic(nn.Module):
     """Q_φ: two critics in one stack; calling it answers with the smaller (section 3.3; 3×256, Linear → ReLU → LayerNorm)."""
 
@@ -173,6 +200,7 @@ class TwinCritic(nn.Module):
         critics: int = 2,
     ):
         super().__init__()
+        expect_count("critics", critics, 1)
         self.config = dict(state_dim=state_dim, action_dim=action_dim, hidden=list(hidden), activation=activation,
                            layer_norm=layer_norm, residual=residual, critics=critics)  # fmt: skip
         self.state_dim, self.action_dim, self.critics = state_dim, action_dim, critics
@@ -190,6 +218,7 @@ class TwinCritic(nn.Module):
         return self.both(state, action).amin(0)
 
 
+@written
 class RewardModel(nn.Module):
     """r_ξ: (s, a) ↦ reward (section 3.2), 3×512 ReLU on standardised states and raw actions.
 
@@ -228,6 +257,7 @@ class RewardModel(nn.Module):
         return self.reward_mean + self.reward_std * self.mlp(x).squeeze(-1)
 
 
+@written
 class Denoiser(nn.Module):
     """ε̂_θ(u, k, (s, a)) of section 3.1: noisy latent u (..., d), step k, standardised state and action -> (..., d).
 

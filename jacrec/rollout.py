@@ -6,8 +6,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from jacrec.shapes import problem
-from jacrec.world import World
+from jacrec.jacobians.generic import checked_step, checked_value
+from jacrec.shapes import plain_torch, problem
+from jacrec.world import World, apply_policy
 
 
 @dataclass(frozen=True)
@@ -20,7 +21,11 @@ class Rollout:
 
 
 def rollout(policy: Callable[[Tensor], Tensor], world: World, state: Tensor, noise: Tensor) -> Rollout:
-    """Imagine with `policy` (N, M, d) -> (N, M, m) from state (N, d) under noise (N, M, H, *noise_shape). (2), (3)"""
+    """Imagine with `policy` (N, M, d) -> (N, M, m) from state (N, d) under noise (N, M, H, *noise_shape). (2), (3)
+
+    Raises:
+        ValueError: a function of the world answers in another shape, or cut off from its inputs.
+    """
     N, M, H = noise.shape[:3]
     s = state.unsqueeze(1).expand(N, M, -1)
     states, actions = [s], [policy(s)]
@@ -28,20 +33,21 @@ def rollout(policy: Callable[[Tensor], Tensor], world: World, state: Tensor, noi
     for j in range(H):
         s, a = states[-1], actions[-1]
         flat = s.reshape(N * M, -1), a.reshape(N * M, -1)
-        returns = returns + world.discount**j * world.reward(*flat).reshape(N, M)
-        s = world.dynamics(*flat, noise[:, :, j].reshape(N * M, *noise.shape[3:])).reshape(N, M, -1)
+        returns = returns + world.discount**j * checked_value(world.reward, *flat).reshape(N, M)
+        s = checked_step(world.dynamics, *flat, noise[:, :, j].reshape(N * M, *noise.shape[3:])).reshape(N, M, -1)
         states.append(s)
         actions.append(policy(s))
     s, a = states[-1], actions[-1]
-    terminal = world.critic(s.reshape(N * M, -1), a.reshape(N * M, -1)).reshape(N, M)
+    terminal = checked_value(world.critic, s.reshape(N * M, -1), a.reshape(N * M, -1)).reshape(N, M)
     return Rollout(torch.stack(states, 2), torch.stack(actions, 2), returns + world.discount**H * terminal)
 
 
+@plain_torch()
 @torch.no_grad()
 def imagined_return(policy: torch.nn.Module, world: World, state: Tensor, noise: Tensor) -> Tensor:
     """Ĵ of section 4.2 without its gradient: () for state (d,), (N,) for state (N, d); arguments as in `policy_gradient`."""
     p = problem(policy, world, state, noise)
-    value = rollout(policy, world, p.state, p.noise).returns.mean(-1)
+    value = rollout(lambda s: apply_policy(policy, None, s), world, p.state, p.noise).returns.mean(-1)
     return value.squeeze(0) if p.single else value
 
 
@@ -49,5 +55,8 @@ def noise_like(world: World, state: Tensor, particles: int, horizon: int, genera
     """Standard normal noise for `state` (d,) or (N, d): (M, H, *noise_shape) or (N, M, H, *noise_shape)."""
     lead = state.shape[:-1]
     shape = (*lead, particles, horizon, *world.dynamics.noise_shape)
+    if generator is not None and (not isinstance(generator, torch.Generator) or generator.device.type != state.device.type):
+        got = f"one on {generator.device}" if isinstance(generator, torch.Generator) else type(generator).__name__
+        raise ValueError(f"generator: expected a torch.Generator on {state.device} like the state, got {got}")
     return torch.randn(shape, generator=generator, dtype=state.dtype, device=state.device)
 

@@ -1,10 +1,12 @@
 """Checks of the engine's inputs, and the one batched layout it works in."""
 
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from jacrec.networks import written_out
 from jacrec.world import BatchedPolicy, World, check_deterministic
 
 
@@ -36,6 +38,20 @@ class Problem:
         return isinstance(self.policy, BatchedPolicy)
 
 
+@contextmanager
+def plain_torch():
+    """Whatever mode the caller is in: no inference mode, in which nothing has a derivative, and no autocast, which rounds."""
+    device_types = [kind for kind in ("cpu", "cuda") if torch.is_autocast_enabled(kind)]
+    if not device_types and not torch.is_inference_mode_enabled():
+        yield
+        return
+    with ExitStack() as stack:
+        stack.enter_context(torch.inference_mode(False))
+        for kind in device_types:
+            stack.enter_context(torch.autocast(kind, enabled=False))
+        yield
+
+
 def problem(policy: nn.Module, world: World, state: Tensor, noise: Tensor) -> Problem:
     """Check and lay out: state (d,) or (N, d), noise (M, H, *noise_shape) or (N, M, H, *noise_shape).
 
@@ -43,6 +59,11 @@ def problem(policy: nn.Module, world: World, state: Tensor, noise: Tensor) -> Pr
         ValueError: wrong type, shape, dtype, device, or a value that is not finite; says what was expected.
     """
     state, single = check_state(policy, world, state)
+    return Problem(policy, world, state, check_noise(world, state, noise, single), single)
+
+
+def check_noise(world: World, state: Tensor, noise: Tensor, single: bool) -> Tensor:
+    """The noise as (N, M, H, *noise_shape), for a checked state (N, d)."""
     check_tensor("noise", noise)
     tail = tuple(world.dynamics.noise_shape)
     N = state.shape[0]
@@ -55,8 +76,9 @@ def problem(policy: nn.Module, world: World, state: Tensor, noise: Tensor) -> Pr
     if noise.dtype != state.dtype or noise.device != state.device:
         raise ValueError(f"noise: expected {state.dtype} on {state.device} like the state, got {noise.dtype} on {noise.device}")
     noise = noise.unsqueeze(0) if single else noise
+    noise = noise.clone() if noise.is_inference() else noise
     check_finite("noise", noise)
-    return Problem(policy, world, state, noise, single)
+    return noise
 
 
 def check_state(policy: nn.Module, world: World, state: Tensor) -> tuple[Tensor, bool]:
@@ -65,26 +87,40 @@ def check_state(policy: nn.Module, world: World, state: Tensor) -> tuple[Tensor,
         raise ValueError(f"policy: expected a torch.nn.Module state -> action, got {type(policy).__name__}")
     if not isinstance(world, World):
         raise ValueError(f"world: expected a jacrec.World(dynamics, reward, critic, discount), got {type(world).__name__}")
-    check_deterministic(policy, "policy")
     check_tensor("state", state)
     if state.dim() not in (1, 2) or not state.numel():
         raise ValueError(f"state: expected shape (d,) or (N, d), got {tuple(state.shape)}")
-    dims = [getattr(part, "state_dim", None) for part in (policy, world.dynamics)]
-    d = next((dim for dim in dims if isinstance(dim, int)), None)
-    if d is not None and state.shape[-1] != d:
-        raise ValueError(f"state: expected dimension d = {d} as the networks have it, got {tuple(state.shape)}")
-    first = next(policy.parameters(), None)
-    if first is None:
+    if state.dtype not in (torch.float32, torch.float64):
+        raise ValueError(f"state: expected float32 or float64, got {state.dtype}: a step of 5e-5 would round to nothing in it")
+    if next(policy.parameters(), None) is None:
         raise ValueError("policy: expected a module with parameters to improve, got none")
-    if first.dtype != state.dtype or first.device != state.device:
-        raise ValueError(f"state: expected {first.dtype} on {first.device} like the policy's parameters, got {state.dtype} "
-                         f"on {state.device}; convert one of them with .to(...)")  # fmt: skip
+    parts = {"policy": policy, "dynamics": world.dynamics, "reward": world.reward, "critic": world.critic}
+    for name, part in parts.items():
+        check_part(name, part, state, parts["dynamics"])
     single = state.dim() == 1
     state = state.unsqueeze(0) if single else state
     if isinstance(policy, BatchedPolicy) and policy.n != state.shape[0]:
         raise ValueError(f"state: expected {policy.n} rows, one for each policy of the BatchedPolicy, got {state.shape[0]}")
     check_finite("state", state)
-    return state, single
+    return state.clone() if state.is_inference() else state, single
+
+
+def check_part(name: str, part: object, state: Tensor, dynamics: object) -> None:
+    """ValueError where a network does not fit the state (or, in its action, the dynamics), or is in a random mode."""
+    for dim, expected in (("state_dim", state.shape[-1]), ("action_dim", getattr(dynamics, "action_dim", None))):
+        own = getattr(getattr(part, "template", part), dim, None)
+        if isinstance(own, int) and isinstance(expected, int) and own != expected:
+            what = f"a state of dimension {own}" if dim == "state_dim" else f"{own} actions"
+            against = "the state has" if dim == "state_dim" else "the dynamics have"
+            raise ValueError(f"{name}: expects {what}, but {against} {expected}; all parts must share d and m")
+    if not isinstance(part, nn.Module):
+        return
+    if not written_out(part):
+        check_deterministic(part, name)
+    first = next(part.parameters(), None)
+    if first is not None and (first.dtype != state.dtype or first.device != state.device):
+        raise ValueError(f"state: expected {first.dtype} on {first.device} like the {name}'s parameters, got {state.dtype} "
+                         f"on {state.device}; convert one of them with .to(...)")  # fmt: skip
 
 
 def check_tensor(name: str, value) -> None:

@@ -8,7 +8,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from jacrec.networks import Actor
+from jacrec.networks import Actor, written_out
 
 
 class Dynamics(Protocol):
@@ -96,7 +96,7 @@ class BatchedPolicy(nn.Module):
 
     def forward(self, state: Tensor) -> Tensor:
         """(n, ..., d) -> (n, ..., m)."""
-        if isinstance(self.template, Actor) and state.shape[0] == self.n:
+        if type(self.template) is Actor and written_out(self.get_submodule("mlp")) and state.shape[0] == self.n:
             return self.get_submodule("mlp")(state)
         return batched_call(self, dict(self.named_parameters()), state)
 
@@ -113,6 +113,26 @@ def batched_call(policy: BatchedPolicy, parameters: dict[str, Tensor], state: Te
     return torch.func.vmap(one)(parameters, state)
 
 
+def apply_policy(policy: nn.Module, parameters: dict[str, Tensor] | None, state: Tensor) -> Tensor:
+    """The policy at states (N, R, d) -> (N, R, m), with `parameters` instead of its own where they are given.
+
+    A single policy sees one batch axis, (N·R, d), as the functions of a `World` do.
+
+    Raises:
+        ValueError: what came back is not one action per state.
+    """
+    N, R, d = state.shape
+    if isinstance(policy, BatchedPolicy):
+        action = policy(state) if parameters is None else batched_call(policy, parameters, state)
+    else:
+        rows = state.reshape(N * R, d)
+        action = policy(rows) if parameters is None else torch.func.functional_call(policy, parameters, (rows,))
+    if not isinstance(action, Tensor) or action.dim() != (3 if isinstance(policy, BatchedPolicy) else 2):
+        got = tuple(action.shape) if isinstance(action, Tensor) else type(action).__name__
+        raise ValueError(f"policy: expected actions of shape ({N * R}, m) for states ({N * R}, {d}), got {got}")
+    return action.reshape(N, R, action.shape[-1])
+
+
 def check_deterministic(module: nn.Module, name: str) -> None:
     """ValueError if `module` has a layer that couples rows or draws noise in its present mode."""
     for path, child in module.named_modules():
@@ -124,8 +144,11 @@ def check_deterministic(module: nn.Module, name: str) -> None:
 
 
 def _stack_parameters(module: nn.Module, n: int) -> None:
+    stacks: dict[nn.Parameter, nn.Parameter] = {}  # what was tied stays tied
     for child in module.modules():
         for name, parameter in list(child._parameters.items()):
-            if parameter is not None:
+            if parameter is not None and parameter not in stacks:
                 stacked = parameter.detach().unsqueeze(0).repeat(n, *(1,) * parameter.dim())
-                child._parameters[name] = nn.Parameter(stacked, requires_grad=parameter.requires_grad)
+                stacks[parameter] = nn.Parameter(stacked, requires_grad=parameter.requires_grad)
+            if parameter is not None:
+                child._parameters[name] = stacks[parameter]

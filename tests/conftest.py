@@ -6,6 +6,9 @@ import pytest
 import torch
 from hypothesis import HealthCheck, Phase, settings
 
+# cuBLAS wants to know before its first use that sums are to come out the same each time
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+
 settings.register_profile(
     "jacrec",
     deadline=None,
@@ -27,10 +30,10 @@ def pytest_configure(config):
     torch.set_num_threads(1)
 
 
-def property_cases(share: float):
+def property_cases(share: float, at_least: int = 1):
     """Hypothesis settings for a test that takes this share of all property cases."""
     total = int(os.environ.get("JACREC_TEST_CASES", "2400"))
-    return settings(max_examples=max(1, round(share * total)))
+    return settings(max_examples=max(at_least, round(share * total)))
 
 
 @pytest.fixture(autouse=True)

@@ -29,7 +29,7 @@ def looped_gradient(policy, world, state, noise):
         value = 0.0
         for m in range(noise.shape[1]):
             value = value + one_return(
-                lambda s, p=parameters: torch.func.functional_call(module, p, (s,)), world, state[n], noise[n, m]
+                lambda s, p=parameters: torch.func.functional_call(module, p, (s[None],))[0], world, state[n], noise[n, m]
             )
         value = value / noise.shape[1]
         gradient = (

@@ -31,9 +31,10 @@ def diffusions(draw):
     steps = draw(st.integers(1, 6))
     prediction = draw(st.sampled_from(["epsilon", "x0"]))
     sampler = draw(st.sampled_from(["ddpm", "ddim", "printed"] if prediction == "epsilon" else ["ddpm", "ddim"]))
+    etas = st.sampled_from([0.0, 0.5, 1.0])
     levels = draw(st.none() | st.sets(st.integers(1, steps), min_size=1).map(sorted))
     return dict(
-        steps=steps, prediction=prediction, sampler=sampler, levels=levels, eta=draw(st.sampled_from([0.0, 0.5, 1.0])),
+        steps=steps, prediction=prediction, sampler=sampler, levels=levels, eta=draw(etas) if sampler == "ddim" else 0.0,
         schedule=draw(st.sampled_from(["vp", "cosine", "linear"])), target=draw(st.sampled_from(["difference", "state"])),
         embedding_dim=draw(st.sampled_from([2, 6])), **draw(architectures()),
     )  # fmt: skip
@@ -54,16 +55,21 @@ class ForeignDynamics(nn.Module):
 
 
 class ForeignPolicy(nn.Module):
-    """A stranger's policy, with a parameter that is no weight matrix and a buffer."""
+    """A stranger's policy: a parameter that is no matrix, a scalar one, one that is tied, one that is frozen, a buffer."""
 
     def __init__(self, d, m):
         super().__init__()
         self.net = nn.Sequential(nn.Linear(d, 5), nn.Softplus(), nn.Linear(5, m))
         self.gain = nn.Parameter(torch.rand(m) + 0.5)
+        self.scale = nn.Parameter(torch.tensor(0.9))
+        self.frozen = nn.Parameter(torch.ones(d), requires_grad=False)
+        self.again = nn.Linear(d, 5)
+        self.again.weight = self.net[0].weight
         self.register_buffer("offset", torch.randn(m))
 
     def forward(self, state):
-        return torch.tanh(self.gain * self.net(state) + self.offset)
+        both = self.net(self.frozen * state) + self.again(state).sum(-1, keepdim=True)
+        return torch.tanh(self.scale * self.gain * both + self.offset)
 
 
 def foreign_reward(state, action):

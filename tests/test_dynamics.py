@@ -14,11 +14,24 @@ from tests.conftest import property_cases
 
 @property_cases(0.02)
 @given(schedule=st.sampled_from(SCHEDULES), steps=st.integers(1, 200))
-def test_schedules_destroy_the_signal_step_by_step(schedule, steps):
+def test_schedules_are_sequences_of_shares(schedule, steps):
     alpha = alphas(schedule, steps)
     assert alpha.dtype == torch.float64
     assert alpha.shape == (steps,)
     assert ((alpha > 0) & (alpha < 1)).all()
+
+
+def test_schedules_are_those_of_their_papers():
+    linear = alphas("linear", 1000)  # Ho et al. (2020), section 4: β from 1e-4 to 0.02 in 1000 steps
+    torch.testing.assert_close(1 - linear[[0, 499, 999]], torch.tensor([1e-4, 0.01004, 0.02]).double(), rtol=2e-3, atol=0)
+    assert float(linear.prod()) == pytest.approx(4.04e-5, rel=0.01)
+    assert 1 - float(alphas("linear", 100)[0]) == pytest.approx(1e-3)
+    cosine = alphas("cosine", 1000).cumprod(0)  # Nichol & Dhariwal (2021), (17)
+    f = [math.cos((t / 1000 + 0.008) / 1.008 * math.pi / 2) ** 2 for t in (0, 1, 500)]
+    assert float(cosine[0]) == pytest.approx(f[1] / f[0])
+    assert float(cosine[499]) == pytest.approx(f[2] / f[0])
+    for steps in (1, 5, 20, 1000):  # the vp process ends at exp(−∫β/2·2) whatever the number of steps
+        assert float(alphas("vp", steps).prod()) == pytest.approx(math.exp(-0.1 - 0.5 * 9.9))
 
 
 def test_ddpm_coefficients_are_those_of_ho_et_al():
@@ -98,6 +111,8 @@ def test_loss_is_the_error_of_the_predicted_noise_at_the_marginal():
     [
         ({"schedule": "sigmoid"}, "schedule: expected one of 'linear', 'cosine', 'vp', got 'sigmoid'"),
         ({"steps": 0}, "steps: expected K >= 1"),
+        ({"sampler": "ddim", "eta": 50.0}, "eta: expected 0 <= eta <= 1"),
+        ({"eta": 0.5}, "eta: expected 0 with sampler 'ddpm', got 0.5"),
         ({"levels": [3, 2]}, r"levels: expected ascending steps within 1..10, got \[3, 2\]"),
         ({"levels": [0]}, "levels: expected ascending steps"),
         ({"levels": []}, "levels: expected ascending steps"),

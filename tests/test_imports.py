@@ -19,7 +19,7 @@ LAYERS = (
     ("gradient", "linearize"),
     ("kernels", "cost"),
     ("methods", "ascent"),
-    ("mpc",),
+    ("mpc", "controller"),
     (PUBLIC,),
     ("envs",),
     ("data",),

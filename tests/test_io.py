@@ -29,6 +29,13 @@ def test_what_is_saved_is_loaded(module, tmp_path):
     assert sorted(p.name for p in (tmp_path / "new").iterdir()) == ["net.safetensors"]
 
 
+def test_precision_survives(tmp_path):
+    f = DiffusionDynamics(3, 2, (4,), steps=2).double()
+    again = load_module(save_module(f, tmp_path / "net.safetensors"))
+    inputs = torch.randn(5, 3).double(), torch.randn(5, 2).double(), torch.randn(5, 3, 3).double()
+    assert torch.equal(again(*inputs), f(*inputs))
+
+
 def test_errors_say_what_to_do(tmp_path):
     with pytest.raises(FileNotFoundError, match="train one with `jacrec train`"):
         load_module(tmp_path / "none.safetensors")
@@ -39,3 +46,16 @@ def test_errors_say_what_to_do(tmp_path):
     save_file({"x": torch.zeros(1)}, tmp_path / "foreign.safetensors")
     with pytest.raises(ValueError, match="expected a file written by jacrec"):
         load_module(tmp_path / "foreign.safetensors")
+
+
+def test_rebracs_networks_start_as_in_its_reference():
+    """Last layers near zero, hidden biases 0.1, hidden weights within 1/√fan_in."""
+    torch.manual_seed(0)
+    for net, last in ((Actor(11, 3), 1e-3), (TwinCritic(11, 3), 3e-3)):
+        *hidden, final = net.mlp.layers
+        assert 0.9 * last < final.weight.abs().max() <= last
+        assert final.bias.abs().max() <= last
+        for layer in hidden:
+            assert (layer.bias == 0.1).all()
+            bound = layer.weight.shape[-1] ** -0.5
+            assert 0.9 * bound < layer.weight.abs().max() <= bound

@@ -5,7 +5,23 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jacrec import Actor, BatchedPolicy, DeterministicDynamics, DiffusionDynamics, RewardModel, TwinCritic
+from jacrec import (
+    Actor,
+    Adjoint,
+    Auto,
+    Autograd,
+    BatchedPolicy,
+    Denoiser,
+    DeterministicDynamics,
+    DiffusionDynamics,
+    Forward,
+    RewardModel,
+    TwinCritic,
+    World,
+    imagined_return,
+    mpc_update,
+    policy_gradient,
+)  # fmt: skip
 from jacrec.activations import ACTIVATIONS
 from jacrec.jacobians.chain import chain_adjoint, chain_forward, chain_record
 from jacrec.jacobians.dynamics import dynamics_pass, jacobians
@@ -15,6 +31,7 @@ from jacrec.jacobians.policy import ActorPass, policy_pass
 from jacrec.jacobians.values import value_and_gradient
 from jacrec.networks import MLP
 from tests.conftest import property_cases
+from tests.oracles import relative_error
 from tests.strategies import architectures, diffusions, shake
 
 close = dict(rtol=1e-11, atol=1e-11)  # entries, of order one; the gradients themselves are held to 1e-12 in norm
@@ -162,14 +179,67 @@ def test_critics_that_tie_share_the_gradient():
     torch.testing.assert_close((v_s, v_a), torch.func.vjp(f, s, a)[1](torch.ones(4, dtype=torch.float64)))
 
 
-def test_a_subclass_takes_the_generic_path():
-    """Someone's Actor with another forward must not be differentiated as ours."""
+class Halved(Actor):
+    """Someone's Actor with another forward: it must not be differentiated, or called, as ours."""
 
-    class Scaled(Actor):
-        def forward(self, state):
-            return 0.5 * super().forward(state)
+    def forward(self, state):
+        return 0.5 * super().forward(state)
 
-    policy = seeded(lambda: Scaled(3, 2, (4,)), 0)
-    s = randn(0, 1, 2, 3)
-    assert isinstance(policy_pass(policy, s), GenericPolicyPass)
-    torch.testing.assert_close(policy_pass(policy, s).action, policy(s))
+
+class Clamped(Denoiser):
+    """A stranger deep inside our own dynamics."""
+
+    def forward(self, u, k, state, action):
+        return super().forward(u, k, state, action).tanh()
+
+
+def altered_problems():
+    """Policies and worlds that look like ours from outside, by what was changed."""
+    torch.manual_seed(0)
+
+    def parts():
+        actor, f = Actor(3, 2, (4,)).double(), DiffusionDynamics(3, 2, (4,), steps=2).double()
+        r, q = RewardModel(3, 2, (4,)).double(), TwinCritic(3, 2, (4,)).double()
+        for module in (actor, f, r, q):
+            shake(module)
+        return actor, f, r, q
+
+    actor, f, r, q = parts()
+    halved = Halved(3, 2, (4,)).double()
+    halved.load_state_dict(actor.state_dict())
+    yield "subclass", halved, World(f, r, q, 0.9)
+    actor, f, r, q = parts()
+    f.denoiser.__class__ = Clamped
+    yield "subclass inside", actor, World(f, r, q, 0.9)
+    actor, f, r, q = parts()
+    actor.mlp.register_forward_hook(lambda module, args, output: 0.5 * output)
+    yield "hook", actor, World(f, r, q, 0.9)
+    actor, f, r, q = parts()
+    torch.nn.utils.parametrizations.weight_norm(actor.mlp.layers[0])
+    yield "parametrisation", actor, World(f, r, q, 0.9)
+    actor, f, r, q = parts()
+    r.mlp.layers[0].register_forward_pre_hook(lambda module, args: (2 * args[0],))
+    q.register_forward_hook(lambda module, args, output: output.sin())
+    yield "hooks on reward and critic", actor, World(f, r, q, 0.9)
+
+
+def str_or_nothing(x):
+    return x if isinstance(x, str) else ""
+
+
+@pytest.mark.parametrize(("changed", "policy", "world"), list(altered_problems()), ids=str_or_nothing)
+@pytest.mark.parametrize("batched", [False, True])
+@pytest.mark.filterwarnings("ignore:There is a performance drop")
+def test_what_only_looks_like_ours_takes_the_generic_path(changed, policy, world, batched):
+    state, noise = randn(0, 3, 3), randn(1, 3, 4, 2, 3, 3)
+    expected = policy(state).detach()
+    if batched:
+        policy = BatchedPolicy(policy, 3)
+    torch.testing.assert_close(policy(state.unsqueeze(1)).squeeze(1), expected)
+    reference = policy_gradient(policy, world, state, noise, method=Autograd())
+    torch.testing.assert_close(imagined_return(policy, world, state, noise), reference.value)
+    for method in (Forward(), Forward(sensitivities="dense"), Adjoint(), Auto()):
+        got = policy_gradient(policy, world, state, noise, method=method)
+        torch.testing.assert_close(got.value, reference.value)
+        assert relative_error(got.gradient, reference.gradient) <= 1e-12
+    torch.testing.assert_close(mpc_update(policy, world, state, noise=noise, lr=0.0).action, expected)

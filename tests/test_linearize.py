@@ -4,10 +4,10 @@ import pytest
 import torch
 from hypothesis import assume, given
 
-from jacrec import Actor, Autograd, DiffusionDynamics, World, linearize, policy_gradient, rollout
+from jacrec import Actor, Autograd, DiffusionDynamics, World, linearize, mpc_update, policy_gradient, rollout
 from tests.conftest import property_cases
 from tests.oracles import relative_error, well_posed
-from tests.strategies import cases
+from tests.strategies import ForeignPolicy, cases
 
 
 @pytest.mark.filterwarnings("ignore:There is a performance drop")  # torch's own mish, vmapped
@@ -68,3 +68,21 @@ def test_signal_to_noise_is_that_of_the_particles():
     torch.testing.assert_close(lin.signal_to_noise(), expected)
     with pytest.raises(ValueError, match="expected M >= 2 particles, got 1"):
         linearize(*problem[:3], problem[3][:1]).signal_to_noise()
+
+
+def test_it_stays_what_it_was_when_the_policy_moves_on():
+    policy, world, state, noise = setup()
+    lin = linearize(policy, world, state, noise)
+    before = {k: v.clone() for k, v in lin.particle_gradients().items()}
+    mpc_update(policy, world, state, noise=noise, lr=1.0)
+    assert all(torch.equal(v, before[k]) for k, v in lin.particle_gradients().items())
+
+
+def test_signal_to_noise_of_a_row_is_its_own():
+    """With a parameter that is a single number, too."""
+    _, world, _, _ = setup()
+    policy = ForeignPolicy(3, 2).double()
+    state, noise = torch.randn(3, 3).double(), torch.randn(3, 4, 2, *world.dynamics.noise_shape).double()
+    together = linearize(policy, world, state, noise).signal_to_noise()
+    alone = [linearize(policy, world, s, e).signal_to_noise() for s, e in zip(state, noise, strict=True)]
+    torch.testing.assert_close(together, torch.stack(alone))

@@ -1,7 +1,5 @@
 """Algorithm 1 and the controller around it."""
 
-import time
-
 import numpy as np
 import pytest
 import torch
@@ -202,15 +200,33 @@ def test_trust_radius_holds_row_by_row(setup):
     torch.testing.assert_close(control.drift(), torch.full((2,), 0.01, dtype=torch.float64), rtol=1e-9, atol=0)
 
 
-def test_deadline_is_kept_and_the_best_parameters_answer(setup):
-    policy, world = setup
-    control = MPC(policy, world, MPCConfig(horizon=1, particles=2, updates=10**6, lr=1e-3, deadline_ms=60))
+def test_a_deadline_begins_no_update_that_it_does_not_expect_to_end(setup, monkeypatch):
+    """On a clock where every look takes 10 ms: an update is two looks, so 45 ms hold two."""
+    now = [0.0]
+
+    def clock():
+        now[0] += 0.010
+        return now[0]
+
+    monkeypatch.setattr("jacrec.controller.perf_counter", clock)
+    control = MPC(*setup, MPCConfig(horizon=0, particles=1, updates=100, lr=1e-3, deadline_ms=45))
     state = torch.zeros(d).double()
-    for _ in range(2):
-        begun = time.perf_counter()
-        control.act(state)
-        assert time.perf_counter() - begun < 5  # a million updates would take hours; speed itself is no test
-        assert 0 < len(control.last.objective) < 10**6
+    control.act(state)
+    # since the start: begun at 10, ended at 20; begun at 30, expected to end at 40; a third would begin at 50
+    assert len(control.last.objective) == 2
+    control.act(state)
+    assert len(control.last.objective) == 2
+    control.config = MPCConfig(horizon=0, particles=1, updates=100, lr=1e-3, deadline_ms=15)
+    before = parameters(control.policy)
+    control.act(state)
+    assert len(control.last.objective) == 0, "10 ms of an update after 10 ms of looking do not fit in 15"
+    assert all(torch.equal(p, before[k]) for k, p in control.policy.named_parameters())
+
+
+def test_a_real_deadline_ends_a_million_updates(setup):
+    control = MPC(*setup, MPCConfig(horizon=1, particles=2, updates=10**6, lr=1e-3, deadline_ms=60))
+    control.act(torch.zeros(d).double())
+    assert 0 < len(control.last.objective) < 10**6
 
 
 def test_best_so_far_takes_back_what_got_worse(setup):
@@ -244,6 +260,90 @@ def test_controller_continues_from_its_state_dict(setup):
         assert torch.equal(second.act(s), action)
 
 
+class Odd(torch.nn.Module):
+    """A policy with a scalar, a tied and a frozen parameter."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = torch.nn.Linear(d, d), torch.nn.Linear(d, d)
+        self.second.weight = self.first.weight
+        self.last = torch.nn.Linear(d, m)
+        self.gain = torch.nn.Parameter(torch.tensor(0.5))
+        self.last.bias.requires_grad_(False)
+
+    def forward(self, state):
+        return torch.tanh(self.gain * self.last(self.second(torch.tanh(self.first(state)))))
+
+
+@pytest.mark.parametrize("batched", [False, True])
+def test_scalar_tied_and_frozen_parameters(setup, batched):
+    policy = Odd().double()
+    if batched:
+        policy = BatchedPolicy(policy, 3)
+    start = parameters(policy)
+    assert "second.weight" not in start
+    g = policy_gradient(policy, setup[1], torch.ones(3, d).double(), torch.zeros(3, 1, 1, 4, d).double())
+    step = mpc_update(policy, setup[1], torch.ones(3, d).double(), noise=torch.zeros(3, 1, 1, 4, d).double(), lr=0.1)
+    moved = {k: p.detach() - start[k] for k, p in policy.named_parameters()}
+    assert not moved.pop("last.bias").any(), "frozen parameters stay"
+    for k, change in moved.items():
+        torch.testing.assert_close(change, 0.1 * g.gradient[k], rtol=1e-9, atol=1e-12)
+    rows = 3 if batched else 1
+    norm = sum(g.gradient[k].reshape(rows, -1).square().sum(1) for k in moved).sqrt()
+    torch.testing.assert_close(step.gradient_norm.reshape(-1), norm)
+    expected = policy(torch.ones(3, 1, d).double()) if batched else policy(torch.ones(3, d).double()).unsqueeze(1)
+    torch.testing.assert_close(step.action, expected.squeeze(1).detach())
+
+
+def test_nothing_to_train_is_an_error(setup):
+    policy, world = setup
+    with pytest.raises(ValueError, match="expected parameters with requires_grad=True to improve, got none"):
+        mpc_update(policy.requires_grad_(False), world, torch.zeros(d).double())
+
+
+def test_policies_see_one_batch_axis(setup):
+    """BatchNorm in evaluation mode and Flatten take (B, d) and nothing else."""
+    layers = torch.nn.Flatten(), torch.nn.BatchNorm1d(d), torch.nn.Linear(d, m), torch.nn.Tanh()
+    policy = torch.nn.Sequential(*layers).double().eval()
+    for state in (torch.ones(d).double(), torch.ones(3, d).double()):
+        assert mpc_update(policy, setup[1], state, horizon=1, particles=2).accepted.all()
+        control = MPC(policy, setup[1], MPCConfig(horizon=1, particles=2), batch=None if state.dim() == 1 else 3)
+        assert control.act(state).shape == (*state.shape[:-1], m)
+
+
+@pytest.mark.parametrize("rows", [[], (), torch.zeros(3, dtype=torch.bool), np.array([], dtype=int)])
+def test_no_rows_is_a_fine_set_of_rows(setup, rows):
+    control = MPC(*setup, MPCConfig(horizon=0, particles=1, lr=1e-2), batch=3)
+    control.act(np.zeros((3, d)))
+    control.new_episode(rows)
+    assert (control.drift() > 0).all()
+
+
+@pytest.mark.parametrize("rows", [[3], [-1], [0.5], torch.ones(2, dtype=torch.bool)])
+def test_rows_that_are_not_there(setup, rows):
+    with pytest.raises(ValueError, match=r"rows: expected indices in 0\.\.2 or a mask of shape \(3,\)"):
+        MPC(*setup, batch=3).reset(rows)
+
+
+def test_a_state_dict_of_another_controller_changes_nothing(setup):
+    config = MPCConfig(horizon=0, particles=1, lr=1e-2)
+    control, single = MPC(*setup, config, batch=3), MPC(*setup, config)
+    control.act(np.zeros((3, d)))
+    before = parameters(control.policy)
+    with pytest.raises(ValueError, match=r"expected shape \(3, 8, 4\), got \(8, 4\); same policy and batch=N"):
+        control.load_state_dict(single.state_dict())
+    partial = single.state_dict()
+    del partial["generator"]
+    with pytest.raises(ValueError, match="state_dict: expected the entries"):
+        single.load_state_dict(partial)
+    assert all(torch.equal(p, before[k]) for k, p in control.policy.named_parameters())
+
+
+def test_a_generator_has_to_be_one(setup):
+    with pytest.raises(ValueError, match=r"generator: expected a torch\.Generator on cpu like the state, got int"):
+        mpc_update(*setup, torch.zeros(d).double(), generator=3)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -251,8 +351,11 @@ def test_controller_continues_from_its_state_dict(setup):
         ({"method": "fast"}, "method: expected one of"),
         ({"horizon": -1}, "horizon: expected an integer >= 0, got -1"),
         ({"particles": 0}, "particles: expected an integer >= 1, got 0"),
-        ({"trust_radius": 0.0}, "trust_radius: expected a positive number or None, got 0.0"),
+        ({"trust_radius": 0.0}, "trust_radius: expected a positive number, got 0.0"),
         ({"deadline_ms": -3}, "deadline_ms: expected a positive number"),
+        ({"lr": -1.0}, "lr: expected a finite step size >= 0"),
+        ({"lr": float("nan")}, "lr: expected a finite step size >= 0"),
+        ({"max_grad_norm": -0.1}, "max_grad_norm: expected a positive number"),
     ],
 )
 def test_bad_settings_say_what_was_expected(options, message):

@@ -1,5 +1,7 @@
 """Wrong inputs: each is one clear error that says what was expected and what came."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
@@ -19,6 +21,17 @@ from jacrec import (
 d, m, K = 4, 2, 3
 
 
+def detached(state, action, noise):
+    return state.detach() + noise
+
+
+def too_wide(state, action, noise):
+    return torch.cat([state, action], -1)
+
+
+detached.noise_shape = too_wide.noise_shape = (d,)
+
+
 @pytest.fixture
 def parts():
     policy = Actor(d, m, (8,))
@@ -30,7 +43,18 @@ def parts():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda p, w, s, n: (p, w, s[:, :3], n), r"state: expected dimension d = 4 .* got \(3, 3\)"),
+        (lambda p, w, s, n: (p, w, s[:, :3], n), "policy: expects a state of dimension 4, but the state has 3"),
+        (lambda p, w, s, n: (Actor(d, 3, (8,)), w, s, n), "policy: expects 3 actions, but the dynamics have 2"),
+        (lambda p, w, s, n: (p, replace(w, critic=TwinCritic(5, m, (8,))), s, n), "critic: expects a state of dimension 5"),
+        (lambda p, w, s, n: (p, replace(w, reward=RewardModel(d, m, (8,)).double()), s, n), "float64 on cpu like the reward's"),
+        (lambda p, w, s, n: (p.half(), w, s.half(), n.half()), "expected float32 or float64, got torch.float16"),
+        (lambda p, w, s, n: (nn.Flatten(0), w, s, n), "policy: expected a module with parameters"),
+        (lambda p, w, s, n: (nn.Sequential(nn.Linear(d, 1), nn.Flatten(0)), w, s, n), r"policy: expected actions of shape"),
+        (lambda p, w, s, n: (p, replace(w, reward=lambda s, a: s), s, n), r"reward or critic: expected shape \((3|15),\)"),
+        (lambda p, w, s, n: (p, replace(w, reward=lambda s, a: 1.0), s, n), "reward or critic: expected a torch.Tensor"),
+        (lambda p, w, s, n: (p, replace(w, critic=lambda s, a: a.detach().sum(-1)), s, n), "got one cut off from both"),
+        (lambda p, w, s, n: (p, replace(w, dynamics=detached), s, n[..., 0, :]), "dynamics: .* got one cut off from both"),
+        (lambda p, w, s, n: (p, replace(w, dynamics=too_wide), s, n[..., 0, :]), r"dynamics: expected shape \((3|15), 4\)"),
         (lambda p, w, s, n: (p, w, s[None], n), r"state: expected shape \(d,\) or \(N, d\), got \(1, 3, 4\)"),
         (lambda p, w, s, n: (p, w, s.tolist(), n), "state: expected a torch.Tensor, got list"),
         (lambda p, w, s, n: (p, w, s.long(), n), "state: expected a floating-point tensor, got torch.int64"),

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import torch
 
+from jacrec.controller import MPCConfig
 from jacrec.data.make import make_dataset
 from jacrec.envs.batch import BatchedEnv
 from jacrec.envs.physics import make_env
-from jacrec.mpc import MPCConfig
 from jacrec.study import evaluate as module
 from jacrec.study.config import EvalConfig
 from jacrec.study.episodes import PolicyController, play

@@ -7,9 +7,10 @@ from torch import Tensor
 
 from jacrec.dynamics.base import ScaledDynamics
 from jacrec.errors import expect_one_of
-from jacrec.networks import MLP
+from jacrec.networks import MLP, written
 
 
+@written
 class DeterministicDynamics(ScaledDynamics):
     """s' = s + mean + std ⊙ net(standardised s, a). Its noise is empty: `noise_shape` = (0, d)."""
 

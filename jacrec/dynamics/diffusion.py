@@ -8,9 +8,10 @@ from torch import Tensor
 from jacrec.dynamics.base import ScaledDynamics
 from jacrec.dynamics.schedule import alphas, reverse_steps
 from jacrec.errors import expect_one_of
-from jacrec.networks import Denoiser
+from jacrec.networks import Denoiser, written
 
 
+@written
 class DiffusionDynamics(ScaledDynamics):
     """s' = f_θ(s, a, ε), ε = (z_K … z_0): the composition of g_K and h_K … h_1, (23)–(25).
 

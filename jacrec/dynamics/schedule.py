@@ -73,6 +73,10 @@ def reverse_steps(
     """
     expect_one_of("sampler", sampler, SAMPLERS)
     expect_one_of("prediction", prediction, PREDICTIONS)
+    if not 0.0 <= eta <= 1.0:
+        raise ValueError(f"eta: expected 0 <= eta <= 1 (0 is deterministic, 1 is ddpm), got {eta}")
+    if eta and sampler != "ddim":
+        raise ValueError(f"eta: expected 0 with sampler {sampler!r}, got {eta}; it scales the noise of sampler 'ddim'")
     if sampler == "printed" and prediction != "epsilon":
         raise ValueError("sampler 'printed' is equation (1), which predicts the noise: use prediction='epsilon'")
     steps = len(alpha)

@@ -9,6 +9,7 @@ from jacrec.dynamics import DeterministicDynamics, DiffusionDynamics
 from jacrec.jacobians import generic
 from jacrec.jacobians.chain import chain_adjoint, chain_forward, chain_record, level_table
 from jacrec.jacobians.mlp import join, mlp_pull, mlp_push, mlp_record, split
+from jacrec.networks import written_out
 from jacrec.types import DynamicsJacobians
 from jacrec.world import Dynamics
 
@@ -36,9 +37,9 @@ def dynamics_pass(dynamics: Dynamics, *, recompute: bool = False) -> DynamicsPas
 
     `recompute`: `record` keeps the chain's latents only, where there is a chain.
     """
-    if type(dynamics) is DiffusionDynamics:
+    if type(dynamics) is DiffusionDynamics and written_out(dynamics):
         return DiffusionPass(dynamics, recompute)
-    if type(dynamics) is DeterministicDynamics:
+    if type(dynamics) is DeterministicDynamics and written_out(dynamics):
         return DeterministicPass(dynamics)
     return generic.GenericDynamicsPass(dynamics)
 

@@ -1,4 +1,4 @@
-"""The same passes for any differentiable torch code, through torch.func and autograd: slower, never wrong.
+"""The same passes for any differentiable torch code, through torch.func and autograd: slower, with the same result.
 
 The code has to treat rows independently; forward mode (`push`) needs operations that torch.func can differentiate and vmap.
 """
@@ -8,7 +8,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from jacrec.world import BatchedPolicy, Dynamics, batched_call
+from jacrec.errors import expect_shape
+from jacrec.world import BatchedPolicy, Dynamics, apply_policy
 
 
 class GenericPolicyPass:
@@ -20,7 +21,7 @@ class GenericPolicyPass:
         with torch.enable_grad():
             self._state = state.detach().requires_grad_()
             self._parameters = {name: p.detach().requires_grad_() for name, p in policy.named_parameters()}
-            self._action = call_policy(policy, self._parameters, self._state)
+            self._action = apply_policy(policy, self._parameters, self._state)
         self.action = self._action.detach()
 
     def Pi_s(self) -> Tensor:
@@ -40,7 +41,10 @@ class GenericPolicyPass:
         buffers = dict(self.policy.named_buffers())
 
         def one_row(p: dict[str, Tensor], s: Tensor, w: Tensor) -> dict[str, Tensor]:
-            pull = torch.func.vjp(lambda q: torch.func.functional_call(module, {**q, **buffers}, (s,)), p)[1]
+            def act(q: dict[str, Tensor]) -> Tensor:
+                return torch.func.functional_call(module, {**q, **buffers}, (s.unsqueeze(0),)).squeeze(0)
+
+            pull = torch.func.vjp(act, p)[1]
             return torch.func.vmap(lambda v: pull(v)[0])(w)
 
         over_rows = torch.func.vmap(one_row, in_dims=(None, 0, 0))
@@ -61,16 +65,19 @@ class GenericDynamicsPass:
         state, action = state.contiguous(), action.contiguous()
 
         def one(ds: Tensor, da: Tensor) -> tuple[Tensor, Tensor]:
-            result = torch.func.jvp(lambda s, a: self.dynamics(s, a, noise), (state, action), (ds, da))
-            return result[0], result[1]
+            result = torch.func.jvp(lambda s, a: checked_step(self.dynamics, s, a, noise), (state, action), (ds, da))
+            return result[0], result[1] + torch.zeros_like(ds[:, :1])  # a tangent per direction, even where all are zero
 
         out_dims = (None, 1)  # the value does not depend on the direction
-        return torch.func.vmap(one, in_dims=1, out_dims=out_dims)(ds, da)  # pyright: ignore[reportArgumentType]
+        next_state, tangents = torch.func.vmap(one, in_dims=1, out_dims=out_dims)(ds, da)  # pyright: ignore[reportArgumentType]
+        if not tangents.any():
+            _refuse_cut_off("dynamics", lambda s, a: self.dynamics(s, a, noise), state, action, next_state)
+        return next_state, tangents
 
     def record(self, state: Tensor, action: Tensor, noise: Tensor):
         with torch.enable_grad():
             s, a = state.detach().requires_grad_(), action.detach().requires_grad_()
-            next_state = self.dynamics(s, a, noise)
+            next_state = checked_step(self.dynamics, s, a, noise)
 
         def pull(cotangent: Tensor) -> tuple[Tensor, Tensor]:
             v_s, v_a = pull_back(next_state, [s, a], cotangent)
@@ -79,22 +86,49 @@ class GenericDynamicsPass:
         return next_state.detach(), pull
 
 
+def checked_step(dynamics: Dynamics, state: Tensor, action: Tensor, noise: Tensor) -> Tensor:
+    """dynamics(state, action, noise) for (B, d), (B, m), with an error where the answer has no derivative or another shape."""
+    next_state = dynamics(state, action, noise)
+    expect_shape("dynamics", next_state, tuple(state.shape), f" for state {tuple(state.shape)}, action {tuple(action.shape)}")
+    if torch.is_grad_enabled() and state.requires_grad and action.requires_grad and not next_state.requires_grad:
+        _refuse_cut_off("dynamics", lambda s, a: dynamics(s, a, noise), state, action, next_state)
+    return next_state
+
+
 def value_and_gradient(
     function: Callable[[Tensor, Tensor], Tensor], state: Tensor, action: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """f(s, a) (B,), ∂f/∂s (B, d), ∂f/∂a (B, m) by reverse mode."""
     with torch.enable_grad():
         s, a = state.detach().requires_grad_(), action.detach().requires_grad_()
-        value = function(s, a)
+        value = checked_value(function, s, a)
     g_s, g_a = pull_back(value, [s, a], torch.ones_like(value))
     return value.detach(), g_s, g_a
 
 
-def call_policy(policy: nn.Module, parameters: dict[str, Tensor], state: Tensor) -> Tensor:
-    """The policy (N, R, d) -> (N, R, m) with the given parameters instead of its own."""
-    if isinstance(policy, BatchedPolicy):
-        return batched_call(policy, parameters, state)
-    return torch.func.functional_call(policy, parameters, (state,))
+def checked_value(function: Callable[[Tensor, Tensor], Tensor], state: Tensor, action: Tensor) -> Tensor:
+    """function(state, action) as (B,), with an error where it is no number per row, or changes but has no derivative."""
+    value = function(state, action)
+    rows = state.shape[0]
+    if isinstance(value, Tensor) and tuple(value.shape) == (rows, 1):
+        value = value.squeeze(-1)
+    expect_shape("reward or critic", value, (rows,), f" for state {tuple(state.shape)}, action {tuple(action.shape)}")
+    if torch.is_grad_enabled() and state.requires_grad and action.requires_grad and not value.requires_grad:
+        _refuse_cut_off("reward or critic", function, state, action, value)
+    return value
+
+
+@torch.no_grad()
+def _refuse_cut_off(
+    name: str, function: Callable[[Tensor, Tensor], Tensor], state: Tensor, action: Tensor, output: Tensor
+) -> None:
+    """ValueError if an output without derivative moves with its inputs; a constant is as good as any function."""
+    elsewhere = function(state.detach() + 1e-2, action.detach() + 1e-2)
+    if not torch.equal(elsewhere.reshape(-1), output.reshape(-1)):
+        raise ValueError(
+            f"{name}: expected an output that is differentiable in state and action, got one cut off from both; is there a "
+            "torch.no_grad, .detach() or numpy inside?"
+        )
 
 
 def pull_back(output: Tensor, inputs: list[Tensor], cotangent: Tensor, *, again: bool = True) -> list[Tensor]:

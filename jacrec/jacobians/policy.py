@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from jacrec.jacobians import generic
 from jacrec.jacobians.mlp import MLPTape, mlp_parameter_pull, mlp_parameter_rows, mlp_pull, mlp_record
-from jacrec.networks import MLP, Actor, affine
+from jacrec.networks import MLP, Actor, affine, written_out
 from jacrec.world import BatchedPolicy
 
 
@@ -45,8 +45,9 @@ def policy_pass(policy: nn.Module, state: Tensor, *, parameters: bool = True) ->
 
 def has_written_jacobian(policy: nn.Module) -> bool:
     """Whether the policy is one of jacrec's own networks."""
-    # a subclass may have changed forward: only the class itself is known
-    return type(policy.template if isinstance(policy, BatchedPolicy) else policy) is Actor
+    if isinstance(policy, BatchedPolicy):
+        return type(policy.template) is Actor and written_out(policy.template) and written_out(policy.get_submodule("mlp"))
+    return type(policy) is Actor and written_out(policy)
 
 
 class ActorPass:

@@ -8,17 +8,16 @@ from torch import Tensor
 
 from jacrec.jacobians import generic
 from jacrec.jacobians.mlp import mlp_pull, mlp_record
-from jacrec.networks import RewardModel, TwinCritic, affine
+from jacrec.networks import RewardModel, TwinCritic, affine, written_out
 
 
 def value_and_gradient(
     function: Callable[[Tensor, Tensor], Tensor], state: Tensor, action: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """f(s, a) (B,), ∂f/∂s (B, d), ∂f/∂a (B, m) for state (B, d), action (B, m): by hand for jacrec's networks."""
-    # a subclass may have changed forward: only the classes themselves are known
-    if type(function) is RewardModel:
+    if type(function) is RewardModel and written_out(function):
         return reward_gradient(cast(RewardModel, function), state, action)
-    if type(function) is TwinCritic:
+    if type(function) is TwinCritic and written_out(function):
         return critic_gradient(cast(TwinCritic, function), state, action)
     return generic.value_and_gradient(function, state, action)
 

@@ -1,0 +1,221 @@
+"""The controller around Algorithm 1: its own copy of the policy, one or N environments, deadlines, a trust radius."""
+
+import copy
+from dataclasses import dataclass
+from time import perf_counter
+from typing import overload
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from jacrec.ascent import TrustRegion, ascend, over_rows, trainable
+from jacrec.errors import expect_one_of, expect_positive, expect_shape
+from jacrec.methods import METHODS
+from jacrec.mpc import MPCStep, Trace, check_settings
+from jacrec.rollout import noise_like
+from jacrec.shapes import Problem, check_state, plain_torch
+from jacrec.world import BatchedPolicy, World
+
+
+@dataclass(frozen=True)
+class MPCConfig:
+    """Settings of the controller; the defaults are those of `mpc_update`."""
+
+    horizon: int = 5
+    """H imagined steps per trajectory; 0: ascent on the critic at the observed state, no world model (Algorithm 1)"""
+    particles: int = 16
+    """M imagined trajectories per decision (section 4.2)"""
+    updates: int = 1
+    """E gradient steps per decision (4)"""
+    lr: float = 5e-5
+    """step size α of (4), plain gradient ascent"""
+    max_grad_norm: float | None = None
+    """scale longer gradients down to this norm"""
+    trust_radius: float | None = None
+    """largest ‖ψ − ψ₀‖ from the pretrained parameters; ψ is projected onto the ball"""
+    carry: str = "episode"
+    """what ψ does: "episode" is carried between decisions and restored by `new_episode`, "persist" is carried through
+    episodes, "step" restarts from the pretrained ψ at every decision"""
+    deadline_ms: float | None = None
+    """answer within about this time with the best ψ so far; an update is begun only if it is expected to end in time"""
+    method: str = "auto"
+    """"forward", "adjoint", "autograd" or "auto\""""
+    seed: int = 0
+    """of the imagination's noise"""
+
+    def __post_init__(self):
+        check_settings(self.horizon, self.particles, self.updates, self.lr, self.max_grad_norm)
+        expect_one_of("carry", self.carry, ("episode", "persist", "step"))
+        expect_one_of("method", self.method, METHODS)
+        for name in ("trust_radius", "deadline_ms"):
+            if getattr(self, name) is not None:
+                expect_positive(name, getattr(self, name))
+
+
+class MPC:
+    """A controller that thinks before each action: `act(observation)` runs Algorithm 1 on its own copy of the policy.
+
+    Args:
+        policy: the pretrained π_ψ; copied, never changed.
+        world: the `World` it imagines in.
+        config: `MPCConfig`.
+        batch: N to control N environments in lock-step, each with its own ψ; None for one.
+    """
+
+    def __init__(self, policy: nn.Module, world: World, config: MPCConfig | None = None, *, batch: int | None = None):
+        self.world, self.config = world, config or MPCConfig()
+        self.policy = copy.deepcopy(policy) if batch is None else BatchedPolicy(policy, batch)
+        self.policy.eval()
+        self.batch = batch
+        self.pretrained = {name: p.detach().clone() for name, p in self.policy.named_parameters()}
+        first = next(iter(trainable(self.policy).values()))
+        self.dtype, self.device = first.dtype, first.device
+        self.generator = torch.Generator(self.device).manual_seed(self.config.seed)
+        self.method = METHODS[self.config.method]
+        self.last: MPCStep | None = None
+        """the latest decision"""
+        self._update_seconds = 0.0  # the longest of the recent updates
+
+    @overload
+    def act(self, observation: np.ndarray) -> np.ndarray: ...
+    @overload
+    def act(self, observation: Tensor) -> Tensor: ...
+    @plain_torch()
+    def act(self, observation):
+        """The action for an observation (d,) -> (m,), or for N of them (N, d) -> (N, m); numpy in, numpy out.
+
+        Raises:
+            ValueError: an observation of the wrong shape or that is not finite.
+        """
+        start = perf_counter()
+        state = torch.as_tensor(observation, dtype=self.dtype, device=self.device)
+        expected = 1 if self.batch is None else 2
+        if state.dim() != expected or (self.batch is not None and state.shape[0] != self.batch):
+            shape = "(d,)" if self.batch is None else f"({self.batch}, d)"
+            raise ValueError(f"observation: expected shape {shape}, got {tuple(state.shape)}; MPC(batch=N) controls N of them")
+        if self.config.carry == "step":
+            self.reset()
+        self.last = self._think(state, start)
+        action = self.last.action
+        return action.cpu().numpy() if isinstance(observation, np.ndarray) else action
+
+    def _think(self, state: Tensor, start: float) -> MPCStep:
+        c = self.config
+        state, single = check_state(self.policy, self.world, state)
+        noise = noise_like(self.world, state, c.particles, c.horizon, self.generator)
+        p = Problem(self.policy, self.world, state, noise, single)
+        region = TrustRegion(self.pretrained, c.trust_radius)
+        trace, best = Trace(p), Best(p) if c.deadline_ms is not None else None
+        for _ in range(c.updates):
+            begun = perf_counter()
+            if c.deadline_ms is not None and begun - start + self._update_seconds > c.deadline_ms * 1e-3:
+                break
+            estimate = self.method.gradient(p)
+            if best is not None:
+                best.keep(estimate.value)
+            trace.add(estimate.value, *ascend(p, estimate, c.lr, c.max_grad_norm))
+            region.project(self.policy)
+            if c.deadline_ms is not None:
+                trace.accepted[-1].cpu()  # wait for the device: the clock has to see the whole update
+                # the longest recent update, slowly forgotten: a deadline has to hold in the slow cases
+                self._update_seconds = max(perf_counter() - begun, 0.98 * self._update_seconds)
+        if best is not None:
+            best.restore_where_worse()
+        return trace.step()
+
+    @torch.no_grad()
+    def reset(self, rows=None) -> None:
+        """Back to the pretrained ψ, in all rows or in those given (indices or a mask over N; none is fine).
+
+        Raises:
+            ValueError: rows that this controller does not have.
+        """
+        if rows is not None:
+            rows = self._mask(rows)
+        for name, parameter in self.policy.named_parameters():
+            before = self.pretrained[name]
+            parameter.copy_(before if rows is None else torch.where(over_rows(rows, parameter), before, parameter))
+
+    def _mask(self, rows) -> Tensor:
+        """Row indices or a mask, as a mask (N,)."""
+        if self.batch is None:
+            raise ValueError("rows: expected None for a controller of one environment, got some; use MPC(batch=N)")
+        given = torch.as_tensor(rows, device=self.device)
+        if given.dtype == torch.bool and given.shape == (self.batch,):
+            return given
+        index = given.reshape(-1).long()
+        exact = given.dtype != torch.bool and (not given.is_floating_point() or not given.numel())
+        if not exact or bool(((index < 0) | (index >= self.batch)).any()):
+            raise ValueError(f"rows: expected indices in 0..{self.batch - 1} or a mask of shape ({self.batch},), got {rows!r}")
+        mask = torch.zeros(self.batch, dtype=torch.bool, device=self.device)
+        mask[index] = True
+        return mask
+
+    def new_episode(self, rows=None) -> None:
+        """An episode begins in all rows or those given: ψ is restored, unless it is to persist."""
+        if self.config.carry != "persist":
+            self.reset(rows)
+
+    def drift(self) -> Tensor:
+        """‖ψ − ψ₀‖, () or (N,)."""
+        return TrustRegion(self.pretrained, None).distance(self.policy)
+
+    def state_dict(self) -> dict:
+        """ψ, ψ₀ and the noise generator's state: what it takes to go on with the same bits."""
+        psi = {f"psi.{name}": p.detach().clone() for name, p in self.policy.named_parameters()}
+        psi0 = {f"pretrained.{name}": p.clone() for name, p in self.pretrained.items()}
+        return {**psi, **psi0, "generator": self.generator.get_state()}
+
+    @torch.no_grad()
+    def load_state_dict(self, state: dict) -> None:
+        """Continue from `state_dict()`.
+
+        Raises:
+            ValueError: it is of another policy or number of environments; nothing has been changed then.
+        """
+        own = self.state_dict()
+        if set(state) != set(own):
+            raise ValueError(f"state_dict: expected the entries {sorted(own)}, got {sorted(state)}")
+        for name, value in own.items():
+            expect_shape(f"state_dict[{name!r}]", state[name], tuple(value.shape), "; same policy and batch=N?")
+        for name, parameter in self.policy.named_parameters():
+            parameter.copy_(state[f"psi.{name}"])
+            self.pretrained[name].copy_(state[f"pretrained.{name}"])
+        self.generator.set_state(state["generator"])
+
+
+class Best:
+    """The best ψ whose objective has been measured, row by row: an answer for when time is up."""
+
+    def __init__(self, p: Problem):
+        self.problem = p
+        self.value: Tensor | None = None
+        self.latest: Tensor | None = None
+        self.parameters: dict[str, Tensor] = {}
+
+    @torch.no_grad()
+    def keep(self, value: Tensor) -> None:
+        """Ĵ () or (N,) has just been measured at the present ψ."""
+        row = value if self.problem.batched else value.mean()
+        if self.value is None:
+            self.value = row.clone()
+            self.parameters = {k: p.detach().clone() for k, p in self.problem.policy.named_parameters()}
+        else:
+            better = row > self.value
+            self.value = torch.where(better, row, self.value)
+            for name, p in self.problem.policy.named_parameters():
+                self.parameters[name] = torch.where(over_rows(better, p), p, self.parameters[name])
+        self.latest = row
+
+    @torch.no_grad()
+    def restore_where_worse(self) -> None:
+        """Take back the rows whose latest measured objective fell below an earlier one.
+
+        Where the latest is the best, the step made from it stands, as in Algorithm 1.
+        """
+        if self.value is None or self.latest is None:
+            return
+        worse = ~(self.latest >= self.value)
+        for name, p in self.problem.policy.named_parameters():
+            p.copy_(torch.where(over_rows(worse, p), self.parameters[name], p))
