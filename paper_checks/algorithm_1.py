@@ -119,7 +119,7 @@ def compare(ledger: Ledger, actor: Actor, world: World, s_1: Tensor, *, E: int, 
         acted = controller.act(s_t)
         ledger.check("18", "execute a_t ← π_ψ(s_t)", "jacrec/mpc.py", (whole.action, lines.action), (acted, lines.action))
         ledger.check(
-            "1", "for t = 1 … T: ψ carried by the controller", "jacrec/mpc.py", (flat(controller.policy), lines.psi[-1])
+            "1", "for t = 1 … T: ψ carried by the controller", "jacrec/controller.py", (flat(controller.policy), lines.psi[-1])
         )
         s_t = environment(s_t, lines.action)
 
