@@ -23,7 +23,8 @@ def save_module(module: nn.Module, path: str | Path) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(path.name + ".part")
     tensors = {k: v.detach().cpu().contiguous() for k, v in module.state_dict().items()}
-    save_file(tensors, part, metadata={"class": kind, "config": json.dumps(module.config)})
+    # one entry: safetensors writes several in random order, and equal networks should make equal files
+    save_file(tensors, part, metadata={"jacrec": json.dumps({"class": kind, "config": module.config}, sort_keys=True)})
     os.replace(part, path)
     return path
 
@@ -34,11 +35,11 @@ def load_module(path: str | Path) -> nn.Module:
     if not path.is_file():
         raise FileNotFoundError(f"no network at {path}; train one with `jacrec train`")
     with safe_open(path, "pt") as file:
-        metadata = file.metadata() or {}
+        header = json.loads((file.metadata() or {}).get("jacrec", "{}"))
         tensors = {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118 (safe_open is no mapping)
-    if metadata.get("class") not in CLASSES:
-        raise ValueError(f"{path}: expected a file written by jacrec (class in its metadata), got metadata {metadata}")
-    module = CLASSES[metadata["class"]](**json.loads(metadata["config"]))
+    if header.get("class") not in CLASSES:
+        raise ValueError(f"{path}: expected a network written by jacrec (its class in the metadata), got {header or 'none'}")
+    module = CLASSES[header["class"]](**header["config"])
     module.to(next(iter(tensors.values())).dtype)  # as it was saved, not as this process would make it
     module.load_state_dict(tensors)
     return module.eval()

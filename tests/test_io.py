@@ -36,6 +36,12 @@ def test_precision_survives(tmp_path):
     assert torch.equal(again(*inputs), f(*inputs))
 
 
+def test_equal_networks_make_equal_files(tmp_path):
+    net = Actor(3, 2, (4,))
+    a, b = (save_module(net, tmp_path / name).read_bytes() for name in ("a.safetensors", "b.safetensors"))
+    assert a == b
+
+
 def test_errors_say_what_to_do(tmp_path):
     with pytest.raises(FileNotFoundError, match="train one with `jacrec train`"):
         load_module(tmp_path / "none.safetensors")
@@ -44,7 +50,7 @@ def test_errors_say_what_to_do(tmp_path):
     from safetensors.torch import save_file
 
     save_file({"x": torch.zeros(1)}, tmp_path / "foreign.safetensors")
-    with pytest.raises(ValueError, match="expected a file written by jacrec"):
+    with pytest.raises(ValueError, match="expected a network written by jacrec"):
         load_module(tmp_path / "foreign.safetensors")
 
 
