@@ -288,3 +288,27 @@ def test_default_ids_are_minari_ids():
 
 def hidden(root) -> list[str]:
     return [path.name for path in root.iterdir() if path.name.startswith(".")]
+
+
+def test_any_gymnasium_environment_can_be_made_at_random(root):
+    made = make_dataset("MountainCarContinuous-v0", "random", steps=1200, seed=1)
+    assert made.dataset_id == "jacrec/MountainCarContinuous-v0-random-v0"
+    data = load(made.dataset_id)
+    assert len(data) == 1200
+    assert data.info.env_id == "MountainCarContinuous-v0"
+    assert data.action.min() < -0.9
+    assert data.action.max() > 0.9
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "message"),
+    [
+        ("Pendulum-v1", "random", r"expected actions in \[-1, 1\], got 'Pendulum-v1'"),
+        ("CartPole-v1", "random", "CartPole-v1"),
+        ("Walker2d-v4", "medium", "kind of Walker2d-v4: expected one of 'random', got 'medium'"),
+        ("Nothing-v0", "random", "or the id of a gymnasium environment, got 'Nothing-v0'"),
+    ],
+)
+def test_environments_that_cannot_be_made(root, name, kind, message):
+    with pytest.raises(ValueError, match=message):
+        make_dataset(name, kind, steps=300)

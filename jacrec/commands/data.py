@@ -29,7 +29,7 @@ def make(
     """Make an embedded data set: real MuJoCo under our own behaviour, written as a Minari data set.
 
     Args:
-        env: hopper, halfcheetah, pointmaze-umaze, pointmaze-medium or pointmaze-large
+        env: hopper, halfcheetah, pointmaze-umaze, pointmaze-medium, pointmaze-large, or (kind random) any gymnasium id
         kind: which behaviour; point mazes have random and expert
         steps: environment steps
         seed: of resets and action noise

@@ -9,6 +9,7 @@ whose machine, changes nothing.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -69,7 +70,10 @@ def collect(
         raise ValueError(f"steps: expected at least one per stage ({len(stages)} stages), got {steps}")
     probe = BatchedEnv(env_id, 1, physics=physics)
     limit = probe.max_episode_steps
+    space: Any = probe.action_space
     probe.close()
+    if not np.array_equal(space.low, -np.ones_like(space.low)) or not np.array_equal(space.high, np.ones_like(space.high)):
+        raise ValueError(f"env_id: expected actions in [-1, 1], got {env_id!r} with {space}; wrap it with RescaleAction")
     if limit is None:
         raise ValueError(f"env_id: expected an environment with a time limit, got {env_id!r} without")
     # behaviour that never falls then wastes nothing

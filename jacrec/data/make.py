@@ -14,7 +14,8 @@ The kinds are those of D4RL, with linear policies and Gaussian action noise in p
     medium-replay  every snapshot of the search up to the medium one, in order, in equal shares
     full-replay    every snapshot
 
-Point mazes have no snapshots: expert is the search-and-PD controller with noise.
+Point mazes have no snapshots: expert is the search-and-PD controller with noise. Every other environment that gymnasium
+knows, named by its id, with actions in [-1, 1] and a time limit, can be made in the kind random.
 """
 
 import time
@@ -63,15 +64,16 @@ def kinds_of(env_name: str) -> tuple[str, ...]:
     """The kinds an environment can be made in.
 
     Raises:
-        ValueError: an environment that is not embedded.
+        ValueError: neither an embedded environment nor one of gymnasium's.
     """
-    expect_one_of("env_name", env_name, ENV_NAMES)
+    if env_id_of(env_name) == env_name:
+        return ("random",)
     return ("random", "expert") if env_name in MAZES else KINDS
 
 
 def default_id(env_name: str, kind: str) -> str:
-    """The id a made data set gets: ``jacrec/hopper-medium-replay-v0``."""
-    return f"jacrec/{env_name}-{kind}-v0"
+    """The id a made data set gets: ``jacrec/hopper-medium-replay-v0``, ``jacrec/Walker2d-v4-random-v0``."""
+    return f"jacrec/{env_name.replace('/', '-')}-{kind}-v0"
 
 
 def medium_of(snapshots: tuple[Snapshot, ...]) -> int:
@@ -124,8 +126,16 @@ def make_episodes(
 
 
 def env_id_of(env_name: str) -> str:
-    """The gymnasium id behind a short name."""
-    expect_one_of("env_name", env_name, ENV_NAMES)
+    """The gymnasium id behind a short name; an id that gymnasium knows stands for itself.
+
+    Raises:
+        ValueError: neither.
+    """
+    if env_name in gymnasium.registry:
+        return env_name
+    if env_name not in ENV_NAMES:
+        known = ", ".join(map(repr, ENV_NAMES))
+        raise ValueError(f"env_name: expected one of {known}, or the id of a gymnasium environment, got {env_name!r}")
     return {**ENVIRONMENTS, **MAZES}[env_name]
 
 
@@ -175,7 +185,8 @@ def _metadata(
     made = version("jacrec")
     metadata: dict[str, Any] = {
         "description": f"{env_name} {kind}, {steps} steps made by jacrec {made} with seed {seed} from embedded behaviour",
-        "algorithm_name": "search and PD control" if env_name in MAZES else "augmented random search",
+        "algorithm_name": {"random": "uniform actions"}.get(kind)
+        or ("search and PD control" if env_name in MAZES else "augmented random search"),
         "author": {"jacrec"},
         "requirements": [f"gymnasium=={gymnasium.__version__}", f"mujoco=={physics['mujoco']}"],
         "jacrec": {

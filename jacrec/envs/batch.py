@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import gymnasium
 import mujoco
 import mujoco.batch
 import numpy as np
@@ -159,14 +160,18 @@ class BatchedEnv:
         self._engine = maker(env_id, n, physics, threads or _processors())
 
         env = self._engine.env
+        for what, space in (("observations", env.observation_space), ("actions", env.action_space)):
+            if not isinstance(space, gymnasium.spaces.Box):
+                raise ValueError(f"env_id: expected continuous {what} (a Box), got {env_id!r} with {space}")
         core: Any = env.unwrapped
         self.env_id, self.n = env_id, n
         self.physics = physics_record(env)
         self.observation_space, self.action_space = env.observation_space, env.action_space
         self.state_dim = int(np.prod(env.observation_space.shape or (0,)))
         self.action_dim = int(np.prod(env.action_space.shape or (0,)))
-        self.step_time = float(getattr(core, "point_env", core).dt)
-        """seconds of simulated time per step"""
+        step_time = getattr(getattr(core, "point_env", core), "dt", None)
+        self.step_time = None if step_time is None else float(step_time)
+        """seconds of simulated time per step, None where the environment does not say"""
         self.max_episode_steps = env.spec.max_episode_steps if env.spec else None
         self.elapsed = np.zeros(n, np.int64)
         self._observation = np.zeros((n, self.state_dim))

@@ -67,11 +67,12 @@ def _play(name: str, controller: Controller, run: Run, config: EvalConfig, secon
                    height=SIZE)  # fmt: skip
     simulator: Any = env.unwrapped
     _follow(simulator)
-    every = max(1, round(1 / (FPS * simulator.dt)))
+    step_time = getattr(simulator, "dt", 1 / FPS)
+    every = max(1, round(1 / (FPS * step_time)))
     observation, _ = env.reset(seed=config.seeds[0])
     controller.new_episode()
     frames, total, over, step = [], 0.0, False, 0
-    while not over and step * simulator.dt < seconds:
+    while not over and step * step_time < seconds:
         if step % every == 0:
             frames.append(_caption(env.render(), f"{name}  step {step}  return {total:.0f}"))
         action = controller.act(np.asarray(observation)[None])[0]
