@@ -1,14 +1,21 @@
 """The main job on embedded data, in minutes: make data, train, evaluate, report.
 
-The settings were chosen on training seeds 0 and 2 and evaluation seed 7; the demo trains with seed 1 and plays seed 42.
-What was tried, one training run each, in points of normalised score over the base policy:
+The settings were chosen on training seeds 0 to 2; the demo trains with seed 3 and plays evaluation seed 42. What was tried,
+one training run each, in points of normalised score over the base policy:
 
-    HalfCheetah medium-replay, 10k updates, base 25.5, 3 episodes (spread of the base 0.1)
+    HalfCheetah medium-replay, 10k updates, seed 0, base 25.5, 3 episodes (spread of the base 0.1)
         H = 0   lr 2e-5 +0.8, 5e-5 +1.3, 1e-4 +1.5, 2e-4 +1.4; restarting at every step, lr 1e-3 +0.5
         H = 1   lr 5e-5 +1.9
         H = 3   lr 5e-5 +2.8
         H = 5   lr 2e-5 +5.1 (one particle +4.8), 5e-5 +5.2 (less even); restarting at every step, lr 1e-3 +2.4
         H = 8   lr 2e-5 -1.7 (one of three episodes collapses)
+    the same, seed 2, base 25.4, 4 episodes
+        H = 0   lr 1e-4 +0.8
+        H = 5   lr 2e-5 +2.3
+    the same, seed 1, base 27.0, 6 to 10 episodes
+        H = 0   lr 1e-4 +0.9
+        H = 3   lr 2e-5 +1.5, 5e-5 +0.6
+        H = 5   lr 1e-5 +0.5, 2e-5 -0.8 (single episodes collapse), 2e-5 within ‖ψ − ψ₀‖ <= 0.04 +3.1 (none does)
     HalfCheetah medium, β₁ 0.4, 4k updates, base 36.9: everything loses, from -0.2 (H = 0, 1e-6) to -38 (H = 3, 5e-5)
     Hopper medium, β₁ 0.4, 4k updates, base 34.7: everything loses about 20; the hopper leans forward and falls
     Hopper medium-replay, β₁ 0.1, 10k updates, base 16.8: between -0.2 and -10
@@ -63,14 +70,14 @@ FULL = DemoConfig(
     kind="medium-replay",
     steps=100_000,
     training=TrainConfig(
-        seed=1,
+        seed=3,
         rebrac=ReBRACConfig(batch_size=256, updates=10_000),
-        dynamics=DynamicsConfig(steps=5, updates=4_000, ema=0.995),
+        dynamics=DynamicsConfig(steps=5, updates=12_000, ema=0.995),
         reward=RewardConfig(hidden=(256, 256, 256), batch_size=256, updates=3_000),
         log_every=500,
         checkpoint_every=1_000,
     ),
-    evaluation=EvalConfig(episodes=10, mpc=MPCConfig(horizon=5, particles=4, lr=2e-5), h0_lr=1e-4),
+    evaluation=EvalConfig(episodes=10, mpc=MPCConfig(horizon=5, particles=4, lr=2e-5, trust_radius=0.04), h0_lr=1e-4),
 )
 
 QUICK = DemoConfig(
