@@ -1,21 +1,19 @@
 """The main job on embedded data, in minutes: make data, train, evaluate, report.
 
-The settings were chosen on training seeds 0 to 2; the demo trains with seed 3 and plays evaluation seed 42. What was tried,
-one training run each, in points of normalised score over the base policy:
+The settings were chosen on other training seeds and evaluation seed 7; the demo trains with seed 1 and plays seed 42. What
+was tried, one training run each, 3 to 10 episodes, in points of normalised score over the base policy:
 
-    HalfCheetah medium-replay, 10k updates, seed 0, base 25.5, 3 episodes (spread of the base 0.1)
-        H = 0   lr 2e-5 +0.8, 5e-5 +1.3, 1e-4 +1.5, 2e-4 +1.4; restarting at every step, lr 1e-3 +0.5
-        H = 1   lr 5e-5 +1.9
-        H = 3   lr 5e-5 +2.8
-        H = 5   lr 2e-5 +5.1 (one particle +4.8), 5e-5 +5.2 (less even); restarting at every step, lr 1e-3 +2.4
-        H = 8   lr 2e-5 -1.7 (one of three episodes collapses)
-    the same, seed 2, base 25.4, 4 episodes
-        H = 0   lr 1e-4 +0.8
-        H = 5   lr 2e-5 +2.3
-    the same, seed 1, base 27.0, 6 to 10 episodes
-        H = 0   lr 1e-4 +0.9
-        H = 3   lr 2e-5 +1.5, 5e-5 +0.6
-        H = 5   lr 1e-5 +0.5, 2e-5 -0.8 (single episodes collapse), 2e-5 within ‖ψ − ψ₀‖ <= 0.04 +3.1 (none does)
+    HalfCheetah full-replay, β₁ 0.2, τ 0.01, 5k updates
+                                                       seed 3, base 32.1   seed 4, base 32.9   seed 5, base 37.4
+        H = 0   lr 5e-5, carried through the episode        +1.3                +0.4                -2.6
+                E 3, lr 5e-4, restarting at every step      +1.1                +0.4               -10.0
+        H = 1   lr 2e-5, carried                            +2.3                +2.5                -1.0
+        H = 3   E 3, lr 5e-4, restarting at every step      +5.9                +6.0                +3.3   (the demo's)
+                E 3, lr 2e-4 / E 1, lr 5e-4, likewise       +3.5 / +3.0
+    HalfCheetah medium-replay, published β and τ, 10k updates, base 25.4 to 27.0 (three seeds), carried
+        H = 0   lr 1e-4 +1.5, +0.8, +0.9
+        H = 5   lr 2e-5 +5.1, +2.3, -0.8 (single episodes collapse; within ‖ψ − ψ₀‖ <= 0.04 none does: +3.1)
+        H = 8   lr 2e-5 -1.7
     HalfCheetah medium, β₁ 0.4, 4k updates, base 36.9: everything loses, from -0.2 (H = 0, 1e-6) to -38 (H = 3, 5e-5)
     Hopper medium, β₁ 0.4, 4k updates, base 34.7: everything loses about 20; the hopper leans forward and falls
     Hopper medium-replay, β₁ 0.1, 10k updates, base 16.8: between -0.2 and -10
@@ -67,18 +65,23 @@ class DemoConfig:
 
 FULL = DemoConfig(
     env="halfcheetah",
-    kind="medium-replay",
+    kind="full-replay",
     steps=100_000,
     training=TrainConfig(
-        seed=3,
-        rebrac=ReBRACConfig(batch_size=256, updates=10_000),
-        dynamics=DynamicsConfig(steps=5, updates=12_000, ema=0.995),
+        seed=1,
+        # far fewer updates than the published million, so targets that follow faster and more behaviour cloning
+        rebrac=ReBRACConfig(batch_size=256, updates=5_000, actor_bc_coef=0.2, tau=0.01),
+        dynamics=DynamicsConfig(steps=5, updates=6_000, lr=2e-3, ema=0.995),
         reward=RewardConfig(hidden=(256, 256, 256), batch_size=256, updates=3_000),
         log_every=500,
         checkpoint_every=1_000,
     ),
-    evaluation=EvalConfig(episodes=10, mpc=MPCConfig(horizon=5, particles=4, lr=2e-5, trust_radius=0.04), h0_lr=1e-4),
-)
+    evaluation=EvalConfig(
+        episodes=10,
+        mpc=MPCConfig(horizon=3, particles=4, updates=3, lr=5e-4, carry="step"),
+        h0_lr=5e-5, h0_updates=1, h0_carry="episode",
+    ),
+)  # fmt: skip
 
 QUICK = DemoConfig(
     env="hopper",

@@ -22,6 +22,10 @@ class EvalConfig:
     """the controller's settings; h0 takes them with horizon 0"""
     h0_lr: float | None = None
     """step size of h0 where it is to differ from mpc's"""
+    h0_updates: int | None = None
+    """gradient steps per decision of h0, likewise"""
+    h0_carry: str | None = None
+    """what h0 does with ψ between decisions, likewise"""
     rows: int | None = None
     """episodes in lock-step; none named: all of them"""
     env_id: str | None = None
@@ -45,6 +49,7 @@ class EvalConfig:
             raise ValueError(f"rows: expected 1 to {self.episodes} (the number of episodes), got {self.rows}")
         for name in self.contestants:
             expect_one_of("contestants", name, CONTESTANTS)
+        self.controller("h0")  # says what is wrong with its settings
         if self.mpc.deadline_ms is not None and (self.rows or self.episodes) > 1:
             raise ValueError("mpc.deadline_ms: expected rows = 1, since a deadline is of one decision; got "
                              f"{self.rows or self.episodes} episodes in lock-step")  # fmt: skip
@@ -63,5 +68,6 @@ class EvalConfig:
         """The controller's settings of the contestant "mpc" or "h0"."""
         if name == "mpc":
             return self.mpc
+        own = {"lr": self.h0_lr, "updates": self.h0_updates, "carry": self.h0_carry}
         # at H = 0 every particle is the same number
-        return replace(self.mpc, horizon=0, particles=1, lr=self.mpc.lr if self.h0_lr is None else self.h0_lr)
+        return replace(self.mpc, horizon=0, particles=1, **{k: v for k, v in own.items() if v is not None})
