@@ -36,8 +36,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(f"\ninterrupted; to go on: jacrec {shlex.join(args)}", file=sys.stderr)
         return INTERRUPTED
-    except (ValueError, FileNotFoundError, FileExistsError, FloatingPointError) as error:
+    except (ValueError, FloatingPointError) as error:
         return _fail(str(error))
+    except OSError as error:  # ours are whole sentences, the system's are a code and a path
+        where = error.filename or "files"
+        return _fail(str(error) if error.errno is None else f"{where}: {error.strerror}; choose another path")
 
 
 def usage() -> str:

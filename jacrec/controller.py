@@ -64,6 +64,12 @@ class MPC:
     """
 
     def __init__(self, policy: nn.Module, world: World, config: MPCConfig | None = None, *, batch: int | None = None):
+        if not isinstance(policy, nn.Module):
+            raise ValueError(f"policy: expected a torch.nn.Module state -> action, got {type(policy).__name__}")
+        if not isinstance(world, World):
+            raise ValueError(f"world: expected a jacrec.World(dynamics, reward, critic, discount), got {type(world).__name__}")
+        if config is not None and not isinstance(config, MPCConfig):
+            raise ValueError(f"config: expected MPCConfig(...) or None, got {type(config).__name__}")
         self.world, self.config = world, config or MPCConfig()
         self.policy = copy.deepcopy(policy) if batch is None else BatchedPolicy(policy, batch)
         self.policy.eval()
@@ -89,6 +95,9 @@ class MPC:
             ValueError: an observation of the wrong shape or that is not finite.
         """
         start = perf_counter()
+        if not isinstance(observation, np.ndarray | Tensor):
+            raise ValueError(f"observation: expected a numpy array or torch tensor, got {type(observation).__name__}; "
+                             "gymnasium's reset() answers with (observation, info)")  # fmt: skip
         state = torch.as_tensor(observation, dtype=self.dtype, device=self.device)
         expected = 1 if self.batch is None else 2
         if state.dim() != expected or (self.batch is not None and state.shape[0] != self.batch):

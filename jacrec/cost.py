@@ -75,20 +75,20 @@ def adjoint_cost(mlp: MLP, rows: float, calls: int) -> Cost:
 
 
 def cheaper_form(problem: Problem) -> str:
-    """Returns "forward" or "adjoint", whichever `Rates` of the device expect to be faster.
+    """Returns "forward" or "adjoint", whichever `Rates` of the device expect to be faster; or "autograd".
 
-    A stranger's dynamics are differentiated by torch itself, where reverse mode costs two evaluations and forward mode
-    one per tangent: "adjoint".
+    A stranger's dynamics are differentiated by torch itself, whatever we do: then one graph over the whole rollout
+    ("autograd") is cheaper than a graph per step with our own bookkeeping between them.
     """
     dynamics = problem.world.dynamics
     if not written_out(dynamics):
-        return "adjoint"
+        return "autograd"
     if isinstance(dynamics, DiffusionDynamics):
         mlp, calls = dynamics.denoiser.mlp, dynamics.diffusion_steps
     elif isinstance(dynamics, DeterministicDynamics):
         mlp, calls = dynamics.mlp, 1
     else:
-        return "adjoint"
+        return "autograd"
     forward, adjoint = dynamics_costs(mlp, calls, problem)
     rates = RATES.get(problem.state.device.type, RATES["cpu"])
     return "forward" if rates.seconds(forward) < rates.seconds(adjoint) else "adjoint"

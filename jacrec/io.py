@@ -25,8 +25,15 @@ def save_module(module: nn.Module, path: str | Path) -> Path:
     tensors = {k: v.detach().cpu().contiguous() for k, v in module.state_dict().items()}
     # one entry: safetensors writes several in random order, and equal networks should make equal files
     save_file(tensors, part, metadata={"jacrec": json.dumps({"class": kind, "config": module.config}, sort_keys=True)})
+    part.chmod(0o666 & ~_umask())  # safetensors makes files that only their owner may read
     os.replace(part, path)
     return path
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
 
 
 def load_module(path: str | Path) -> nn.Module:

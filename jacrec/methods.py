@@ -113,11 +113,14 @@ class FiniteDifference:
 
 @dataclass(frozen=True)
 class Auto:
-    """`Forward` or `Adjoint`, whichever `jacrec.cost` expects to be faster for these sizes on this device."""
+    """`Forward` or `Adjoint`, whichever `jacrec.cost` expects to be faster for these sizes on this device.
+
+    Where the dynamics are not one of jacrec's own, `Autograd`: torch differentiates them in any case.
+    """
 
     def choose(self, problem: Problem) -> Method:
         """The method for this problem."""
-        return Forward() if cheaper_form(problem) == "forward" else Adjoint()
+        return {"forward": Forward(), "adjoint": Adjoint(), "autograd": Autograd()}[cheaper_form(problem)]
 
     def gradient(self, problem: Problem) -> PolicyGradient:
         return self.choose(problem).gradient(problem)

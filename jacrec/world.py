@@ -126,7 +126,12 @@ def apply_policy(policy: nn.Module, parameters: dict[str, Tensor] | None, state:
         action = policy(state) if parameters is None else batched_call(policy, parameters, state)
     else:
         rows = state.reshape(N * R, d)
-        action = policy(rows) if parameters is None else torch.func.functional_call(policy, parameters, (rows,))
+        try:
+            action = policy(rows) if parameters is None else torch.func.functional_call(policy, parameters, (rows,))
+        except RuntimeError as error:
+            raise ValueError(
+                f"policy: expected to take states of shape ({N * R}, {d}), got an error; is d = {d} its dimension? {error}"
+            ) from error
     if not isinstance(action, Tensor) or action.dim() != (3 if isinstance(policy, BatchedPolicy) else 2):
         got = tuple(action.shape) if isinstance(action, Tensor) else type(action).__name__
         raise ValueError(f"policy: expected actions of shape ({N * R}, m) for states ({N * R}, {d}), got {got}")

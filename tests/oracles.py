@@ -1,7 +1,6 @@
 """The oracle, written once: the imagined return of one noise sequence in the plainest torch, differentiated by autograd."""
 
 import copy
-import itertools
 
 import torch
 
@@ -53,25 +52,19 @@ def relative_error(got, expected):
     return (difference / size) ** 0.5 if size else difference**0.5
 
 
-def well_posed(policy, world, state, noise, relative=1e-9):
-    """Whether the gradient can be known to 1e-12 in float64 by anybody, autograd included.
+def well_posed(policy, world, state, noise):
+    """Whether anybody can know the gradient to 1e-12 in float64: autograd's own rounding error decides.
 
-    Excluded, about one random problem in ten: gradients that amplify a relative change of all numbers they are computed
-    from more than a hundredfold (few DDIM steps of a hard schedule, composed), and those below 1e-4 that are not exactly
-    zero (LayerNorm behind a ReLU layer with one live unit does not depend on its input: all that is left is cancellation).
+    Its error in float32, 2e9 times that in float64, has to be below 2e-5. Excluded, less than one random problem in ten:
+    gradients that amplify every rounding (few DDIM steps of a hard schedule, composed) and those that are all cancellation
+    (LayerNorm behind a ReLU layer with one live unit does not depend on its input).
     """
     exact = policy_gradient(policy, world, state, noise, method=Autograd()).gradient
-    size = sum(float(g.square().sum()) for g in exact.values()) ** 0.5
-    if size == 0:
+    if not any(g.any() for g in exact.values()):
         return True
-    generator = torch.Generator().manual_seed(0)
-
-    def moved(x):
-        return x * (1 + relative * torch.randn(x.shape, generator=generator, dtype=x.dtype))
-
     parts = [copy.deepcopy(x) for x in (policy, world.dynamics, world.reward, world.critic)]
-    with torch.no_grad():
-        for p in itertools.chain(*(part.parameters() for part in parts if isinstance(part, torch.nn.Module))):
-            p.copy_(moved(p))
-    near = policy_gradient(parts[0], World(*parts[1:], world.discount), moved(state), moved(noise), method=Autograd())
-    return size > 1e-4 and relative_error(near.gradient, exact) < 100 * relative
+    for part in parts:
+        if isinstance(part, torch.nn.Module):
+            part.float()
+    single = policy_gradient(parts[0], World(*parts[1:], world.discount), state.float(), noise.float(), method=Autograd())
+    return relative_error(single.gradient, exact) < 2e-5

@@ -2,8 +2,10 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+import torch
 
 from jacrec import cli
 from jacrec.commands import train as train_verb
@@ -99,6 +101,27 @@ def test_settings_come_from_the_data_set_then_the_file_then_the_options(monkeypa
     assert (config.rebrac.critic_bc_coef, config.rebrac.tau, config.rebrac.updates) == (0.5, 0.02, 9)
     (folder / "bad.yaml").write_text("sead: 5\n")
     assert cli.main(["train", "x.hdf5", "--settings", "bad.yaml"]) == 2
+
+
+@pytest.mark.parametrize("before", [[], ["--seed", "1"]])
+def test_published_settings_are_found_wherever_the_data_stands(monkeypatch, folder, capsys, before):
+    """An option before DATA once lost them without a word."""
+    seen = []
+    monkeypatch.setattr("jacrec.commands.train.train", lambda config, out, **options: seen.append(config))
+    assert cli.main(["train", *before, "some/hopper_medium_expert-v2.hdf5", "--out", "x"]) == 0
+    assert seen[0].rebrac.actor_bc_coef == 0.1
+    assert "published settings for hopper-medium-expert-v2" in capsys.readouterr().out
+
+
+def test_a_setting_that_cannot_be_built_leaves_no_folder(folder, capsys, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert cli.main(["data", "make", "hopper", "random", "--steps", "300"]) == 0
+    for wrong in (["--dynamics.schedule", "foo"], ["--device", "cuda"]):
+        assert cli.main(["train", "jacrec/hopper-random-v0", "--out", "new", *wrong]) == 2
+        assert not Path("new").exists()
+    Path("file").write_text("")
+    assert cli.main(["train", "jacrec/hopper-random-v0", "--out", "file/x", "--rebrac.updates", "2"]) == 2
+    assert "file" in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_the_module_is_the_command():

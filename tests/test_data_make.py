@@ -153,7 +153,7 @@ def test_made_set_is_a_minari_data_set(root):
 
 def test_existing_sets_are_not_replaced_silently(root):
     make_dataset("hopper", "random", steps=100)
-    with pytest.raises(FileExistsError, match=r"exists already at .*; pass overwrite=True"):
+    with pytest.raises(FileExistsError, match=r"exists already at .*; overwrite=True"):
         make_dataset("hopper", "random", steps=150)
     assert len(load("jacrec/hopper-random-v0")) == 100
     make_dataset("hopper", "random", steps=150, overwrite=True)

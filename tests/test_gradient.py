@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from jacrec import Adjoint, Auto, Autograd, FiniteDifference, Forward, policy_gradient
 from tests.conftest import property_cases
 from tests.oracles import looped_gradient, relative_error, well_posed
-from tests.strategies import cases
+from tests.strategies import ForeignDynamics, cases
 
 EXACT = {
     "dense": Forward(sensitivities="dense"),
@@ -164,7 +164,8 @@ def test_auto_takes_the_form_with_fewer_counted_seconds():
     from jacrec.shapes import problem
 
     actor = Actor(11, 3)
-    world = World(DiffusionDynamics(11, 3, steps=4), RewardModel(11, 3), TwinCritic(11, 3), 0.99)
+    world_values = RewardModel(11, 3), TwinCritic(11, 3)
+    world = World(DiffusionDynamics(11, 3, steps=4), *world_values, 0.99)
 
     def sized(M, policy=actor):
         return problem(policy, world, torch.zeros(11), torch.zeros(M, 3, 5, 11))
@@ -177,6 +178,8 @@ def test_auto_takes_the_form_with_fewer_counted_seconds():
     wrapped = torch.nn.Sequential(actor)
     assert dynamics_costs(world.dynamics.denoiser.mlp, 4, sized(1, wrapped)) == (forward, adjoint)
     assert cheaper_form(sized(4096)) == "adjoint"
+    foreign = problem(actor, World(ForeignDynamics(11, 3), *world_values, 0.99), torch.zeros(11), torch.zeros(2, 3, 2))
+    assert isinstance(Auto().choose(foreign), Autograd)
     assert isinstance(Auto().choose(sized(4096)), Adjoint)
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(RATES, "cpu", Rates(operation=0.0, multiplication=1.0, traffic=0.0))

@@ -8,8 +8,11 @@ from torch import nn
 
 from jacrec import (
     Actor,
+    Adjoint,
+    Autograd,
     BatchedPolicy,
     DiffusionDynamics,
+    Forward,
     RewardModel,
     TwinCritic,
     World,
@@ -22,7 +25,7 @@ d, m, K = 4, 2, 3
 
 
 def detached(state, action, noise):
-    return state.detach() + noise
+    return (state + action.sum(-1, keepdim=True)).detach() + noise
 
 
 def too_wide(state, action, noise):
@@ -78,6 +81,20 @@ def parts():
 def test_wrong_inputs(parts, entry, change, message):
     with pytest.raises(ValueError, match=message):
         entry(*change(*parts))
+
+
+def test_functions_that_ignore_an_input_or_both_are_fine(parts):
+    """A drifting world, a constant reward, a critic of the state alone: nothing of that is cut off."""
+    policy, _, state, noise = parts
+
+    def drift(state, action, noise):
+        return 0.9 * state + noise
+
+    drift.noise_shape = (d,)
+    lazy = World(drift, lambda s, a: torch.ones(len(s)), lambda s, a: s.square().sum(-1), 0.9)
+    for method in (Forward(), Adjoint(), Autograd()):
+        g = policy_gradient(policy, lazy, state, noise[..., 0, :], method=method)
+        assert not any(v.any() for v in g.gradient.values())
 
 
 def test_world_says_what_it_needs():

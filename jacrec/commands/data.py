@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 import tyro
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.table import Table
+from rich.table import Column, Table
 from tyro.conf import Positional
 
 from jacrec.data.catalog import Spread, describe, list_datasets
@@ -53,7 +53,7 @@ def list_() -> int:
         root = dataset_path(default_id("hopper", "medium")).parents[1]
         print(f"no data sets under {root}; make one with `jacrec data make hopper medium-replay`")
         return 0
-    table = Table("id", "environment", "episodes", "steps", "MB")
+    table = Table(Column("id", overflow="fold"), "environment", "episodes", "steps", "MB")
     for x in found:
         table.add_row(x.dataset_id, x.env_id or "?", str(x.episodes), str(x.steps), f"{x.megabytes:.1f}")
     Console().print(table)

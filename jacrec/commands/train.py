@@ -3,13 +3,13 @@
 import re
 from dataclasses import dataclass, field, fields
 from pathlib import Path, PurePath
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import tyro
 import yaml
 from tyro.conf import Positional
 
-from jacrec.training.config import TrainConfig, from_dict, to_dict
+from jacrec.training.config import TrainConfig, from_dict, published_name, to_dict
 from jacrec.training.run import STAGES, train
 
 Stage = Literal["rebrac", "dynamics", "reward"]
@@ -44,15 +44,16 @@ class Train:
 
 def run(args: list[str]) -> int:
     """The verb."""
-    # the data set and the file of settings decide the other defaults, so they are read first
-    first = next((a for a in args if not a.startswith("-")), "") if args and not args[0].startswith("-") else ""
-    default = TrainConfig.for_dataset(first)
-    path = _option(args, "--settings")
-    if path is not None:
-        default = _from_file(Path(path), default)
+    # the data set and the file of settings decide the other defaults, so they are read first, wherever they stand
+    first = tyro.cli(Train, args=args, prog="jacrec train")
+    default = TrainConfig.for_dataset(first.source)
+    if first.settings is not None:
+        default = _from_file(first.settings, default)
     start = {f.name: getattr(default, f.name) for f in fields(TrainConfig)}
-    given: dict[str, Any] = {"default": Train(first, config=Settings(**start))} if first else {}
-    chosen = tyro.cli(Train, args=args, prog="jacrec train", **given)
+    chosen = tyro.cli(Train, args=args, prog="jacrec train", default=Train(first.source, config=Settings(**start)))
+    published = published_name(first.source)
+    if published is not None:
+        print(f"defaults: ReBRAC's published settings for {published}")
     config = from_dict(to_dict(chosen.config) | {"data": chosen.source})
     out = chosen.out or Path("runs") / f"{slug(chosen.source)}-s{config.seed}"
     train(config, out, stages=chosen.stages, abreast=chosen.abreast)
@@ -64,15 +65,6 @@ def slug(source: str) -> str:
     """A data set's name, fit for a folder."""
     name = PurePath(source).name if source.endswith((".hdf5", ".h5", ".npz")) else source
     return re.sub(r"[^A-Za-z0-9]+", "-", name.rsplit(".hdf5")[0].removeprefix("jacrec/")).strip("-")
-
-
-def _option(args: list[str], name: str) -> str | None:
-    for i, arg in enumerate(args):
-        if arg == name and i + 1 < len(args):
-            return args[i + 1]
-        if arg.startswith(name + "="):
-            return arg.split("=", 1)[1]
-    return None
 
 
 def _from_file(path: Path, default: TrainConfig) -> TrainConfig:

@@ -45,7 +45,7 @@ def _download(dataset_id: str) -> str | None:
 def _not_found(dataset_id: str, path: Path, reason: str) -> str:
     here = ", ".join(local_ids()) or "none"
     if dataset_id.startswith("jacrec/"):
-        remedy = "make it with `jacrec data make` (jacrec.data.make.make_dataset)"
+        remedy = "make it with `jacrec data make`"
     else:
         remedy = (
             "to download, pip install 'minari[hf]' and allow network access, or make an embedded set with "

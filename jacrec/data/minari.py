@@ -170,7 +170,7 @@ def refuse_existing(dataset_id: str, overwrite: bool) -> None:
     """Raise FileExistsError if a complete data set of that id is there and may not be replaced."""
     path = dataset_path(dataset_id)
     if not overwrite and _is_complete(path):
-        raise FileExistsError(f"{dataset_id}: exists already at {path}; pass overwrite=True to replace it")
+        raise FileExistsError(f"{dataset_id}: exists already at {path}; overwrite=True (--overwrite) replaces it")
 
 
 def _state(observations: Any) -> np.ndarray:

@@ -71,7 +71,8 @@ class GenericDynamicsPass:
         out_dims = (None, 1)  # the value does not depend on the direction
         next_state, tangents = torch.func.vmap(one, in_dims=1, out_dims=out_dims)(ds, da)  # pyright: ignore[reportArgumentType]
         if not tangents.any():
-            _refuse_cut_off("dynamics", lambda s, a: self.dynamics(s, a, noise), state, action, next_state)
+            moving = bool(ds.any()), bool(da.any())
+            _refuse_cut_off("dynamics", lambda s, a: self.dynamics(s, a, noise), state, action, next_state, moving)
         return next_state, tangents
 
     def record(self, state: Tensor, action: Tensor, noise: Tensor):
@@ -90,8 +91,9 @@ def checked_step(dynamics: Dynamics, state: Tensor, action: Tensor, noise: Tenso
     """dynamics(state, action, noise) for (B, d), (B, m), with an error where the answer has no derivative or another shape."""
     next_state = dynamics(state, action, noise)
     expect_shape("dynamics", next_state, tuple(state.shape), f" for state {tuple(state.shape)}, action {tuple(action.shape)}")
-    if torch.is_grad_enabled() and state.requires_grad and action.requires_grad and not next_state.requires_grad:
-        _refuse_cut_off("dynamics", lambda s, a: dynamics(s, a, noise), state, action, next_state)
+    moving = state.requires_grad, action.requires_grad
+    if torch.is_grad_enabled() and any(moving) and not next_state.requires_grad:
+        _refuse_cut_off("dynamics", lambda s, a: dynamics(s, a, noise), state, action, next_state, moving)
     return next_state
 
 
@@ -113,17 +115,26 @@ def checked_value(function: Callable[[Tensor, Tensor], Tensor], state: Tensor, a
     if isinstance(value, Tensor) and tuple(value.shape) == (rows, 1):
         value = value.squeeze(-1)
     expect_shape("reward or critic", value, (rows,), f" for state {tuple(state.shape)}, action {tuple(action.shape)}")
-    if torch.is_grad_enabled() and state.requires_grad and action.requires_grad and not value.requires_grad:
-        _refuse_cut_off("reward or critic", function, state, action, value)
+    moving = state.requires_grad, action.requires_grad
+    if torch.is_grad_enabled() and any(moving) and not value.requires_grad:
+        _refuse_cut_off("reward or critic", function, state, action, value, moving)
     return value
 
 
 @torch.no_grad()
 def _refuse_cut_off(
-    name: str, function: Callable[[Tensor, Tensor], Tensor], state: Tensor, action: Tensor, output: Tensor
+    name: str,
+    function: Callable[[Tensor, Tensor], Tensor],
+    state: Tensor,
+    action: Tensor,
+    output: Tensor,
+    moving: tuple[bool, bool],
 ) -> None:
-    """ValueError if an output without derivative moves with its inputs; a constant is as good as any function."""
-    elsewhere = function(state.detach() + 1e-2, action.detach() + 1e-2)
+    """ValueError if an output without derivative moves with those inputs that should carry one (`moving`: state, action).
+
+    A constant is as good as any function.
+    """
+    elsewhere = function(state.detach() + 1e-2 * moving[0], action.detach() + 1e-2 * moving[1])
     if not torch.equal(elsewhere.reshape(-1), output.reshape(-1)):
         raise ValueError(
             f"{name}: expected an output that is differentiable in state and action, got one cut off from both; is there a "

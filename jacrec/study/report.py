@@ -186,7 +186,7 @@ def _video(folder: Path) -> str:
         return ""
     name = films[0].name
     shown = f"![base on the left, MPC on the right]({name})" if films[0].suffix == ".gif" else f"[{name}]({name})"
-    return f"## Video\n\nBase on the left, MPC on the right, from the first seed: {shown}"
+    return f"## Video\n\nBase on the left, MPC on the right, the first seconds of the episode with the first seed: {shown}"
 
 
 def _settings(trained: dict[str, Any], record: dict[str, Any]) -> str:

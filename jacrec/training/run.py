@@ -97,6 +97,10 @@ def train(
         data = load(config.data, env_id=config.env_id)
     if config.env_id is not None:
         data = replace(data, info=replace(data.info, env_id=config.env_id))
+    device = torch.device(config.device)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"device: expected one that torch can use here, got {config.device!r}; `jacrec doctor` tells why not")
+    ready = [make_stage(name, config, data) for name in stages]  # a setting that cannot be built leaves no folder behind
     _claim(out, config, data)
     metrics, stop, saving = Metrics(out / "metrics.jsonl", on_log), threading.Event(), threading.Lock()
 
@@ -118,7 +122,6 @@ def train(
     threads = config.threads or max(1, torch.get_num_threads() // abreast)
     with _lock(out), _threads(threads), make_progress(quiet) as progress, ThreadPoolExecutor(abreast) as pool:
         try:
-            ready = [make_stage(name, config, data) for name in stages]
             for future in as_completed([pool.submit(run, stage) for stage in ready]):
                 future.result()
         finally:
@@ -146,8 +149,11 @@ def load_run(path: str | Path) -> Run:
     record = read_record(path)
     missing = [part for part in PARTS if not (path / f"{part}.safetensors").is_file()]
     if missing:
-        stages = ", ".join(dict.fromkeys(PARTS[part] for part in missing))
-        raise FileNotFoundError(f"{path}: expected a finished run, got one without {', '.join(missing)}; train {stages}")
+        stages = " ".join(dict.fromkeys(PARTS[part] for part in missing))
+        raise FileNotFoundError(
+            f"{path}: expected a finished run, got one without {', '.join(missing)}; go on with "
+            f"`jacrec train {record['settings']['data']} --settings {path / 'config.yaml'} --out {path} --stages {stages}`"
+        )
     parts: dict[str, Any] = {part: load_module(path / f"{part}.safetensors") for part in PARTS}
     config = from_dict(record["settings"])
     world = World(parts["dynamics"], parts["reward"], parts["critic"], config.rebrac.discount)
@@ -204,7 +210,7 @@ def _claim(out: Path, config: TrainConfig, data: Transitions) -> None:
         if differences:
             raise ValueError(
                 f"{out}: expected a new folder or a run with the same settings, got another run: {'; '.join(differences)}. "
-                "Choose another folder, or the settings of this one"
+                "Choose another folder, or go on with this one's own settings: --settings FOLDER/config.yaml"
             )
         return
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
