@@ -5,7 +5,10 @@ import math
 import numpy as np
 import pytest
 
+from jacrec.study.results import interval as interval_text
+from jacrec.study.results import verdict
 from jacrec.study.statistics import (
+    Estimate,
     bootstrap_mean,
     interquartile_mean,
     paired_difference,
@@ -86,3 +89,11 @@ def test_single_episode_has_no_finite_t_interval():
 def test_errors_say_what_was_expected(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_intervals_show_small_numbers_and_no_negative_zero():
+    assert interval_text(Estimate(3.14, 1.0, -1.2, 4.94, 10), signed=True) == "+3.1 [-1.2, +4.9]"
+    assert interval_text(Estimate(-0.001, 1.0, -0.04, 0.02, 10), signed=True) == "+0.00 [-0.04, +0.02]"
+    assert interval_text(None) == "–"
+    assert verdict(Estimate(0.5, 1.0, 0.2, 0.9, 3), "MPC", "base", "points").endswith("points (3 episodes are few).")
+    assert verdict(Estimate(-0.5, 1.0, -0.9, -0.2, 10), "MPC", "base", "points").startswith("MPC loses against base")

@@ -84,11 +84,13 @@ def _result(name: str, played: dict[str, Any], key: str, level: float) -> Result
 
 
 def interval(estimate: Estimate | None, *, signed: bool = False) -> str:
-    """"+3.1 [+1.2, +4.9]", or a dash."""
+    """"+3.1 [+1.2, +4.9]", or a dash; with another digit where all is below 1, and no minus before a zero."""
     if estimate is None:
         return "–"
-    sign = "+" if signed else ""
-    return f"{estimate.mean:{sign}.1f} [{estimate.low:{sign}.1f}, {estimate.high:{sign}.1f}]"
+    values = estimate.mean, estimate.low, estimate.high
+    digits = 1 if max(map(abs, values)) >= 1 else 2
+    mean, low, high = (f"{value:{'+' if signed else ''}z.{digits}f}" for value in values)
+    return f"{mean} [{low}, {high}]"
 
 
 def verdict(gain: Estimate, subject: str, reference: str, what: str) -> str:
@@ -98,8 +100,9 @@ def verdict(gain: Estimate, subject: str, reference: str, what: str) -> str:
     elif gain.high < 0:
         outcome = "loses against"
     else:
-        return f"{subject} does not differ clearly from {reference}: {interval(gain, signed=True)} {what}."
-    return f"{subject} {outcome} {reference}: {interval(gain, signed=True)} {what}."
+        outcome = "does not differ clearly from"
+    few = f" ({gain.n} episodes are few)" if gain.n < 10 else ""
+    return f"{subject} {outcome} {reference}: {interval(gain, signed=True)} {what}{few}."
 
 
 def table(record: dict[str, Any], *, level: float = 0.95) -> Table:
