@@ -57,7 +57,8 @@ def test_predicting_noise_or_sample_is_the_same_step(schedule, steps, data):
         x0, eps = 0.7, -1.3
         u = bar.sqrt() * x0 + (1 - bar).sqrt() * eps
         left, right = by_eps.c_u * u + by_eps.c_net * eps, by_x0.c_u * u + by_x0.c_net * x0
-        torch.testing.assert_close(left, right, rtol=1e-9, atol=1e-11)
+        # x0 from ε is (u − √(1−ᾱ) ε) / √ᾱ: where little of the signal is left, its rounding is what comes back
+        assert ((left - right).abs() <= 1e-12 * right.abs() + 4e-15 / bar.sqrt()).all()
         assert torch.equal(by_eps.sigma, by_x0.sigma)
 
 
