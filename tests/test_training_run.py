@@ -176,11 +176,18 @@ def announced(config: TrainConfig, folder: str, **options) -> None:
     train(config, folder, data=linear_system(), quiet=True, on_log=lambda line: print("line", flush=True), **options)
 
 
+def _mind_interruptions() -> None:
+    """A test run begun in the background has SIGINT ignored, and children inherit that."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def start(call: str, folder: Path) -> subprocess.Popen:
     code = f"import sys; from tests.test_training_run import *; announced({call})"
     env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    return subprocess.Popen([sys.executable, "-c", code, str(folder)], env=env, text=True, **pipes)
+    return subprocess.Popen(
+        [sys.executable, "-c", code, str(folder)], env=env, text=True, preexec_fn=_mind_interruptions, **pipes
+    )
 
 
 @pytest.fixture(scope="module")
@@ -216,7 +223,7 @@ def test_an_interruption_from_the_keyboard_keeps_every_update(tmp_path):
         with pytest.raises(ValueError, match="expected a run not in training, got one that is"):
             train(ENDLESS, tmp_path / "run", data=linear_system(), quiet=True)
         process.send_signal(signal.SIGINT)
-        _, errors = process.communicate()
+        _, errors = process.communicate(timeout=120)
     assert "KeyboardInterrupt" in errors
     with safe_open(tmp_path / "run" / "checkpoints" / "rebrac.safetensors", "pt") as file:
         assert 20 <= int(file.metadata()["update"]) < 10**6
