@@ -4,14 +4,12 @@ import json
 import os
 import time
 import zlib
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from jacrec.controller import MPC
@@ -20,7 +18,7 @@ from jacrec.study.config import EvalConfig
 from jacrec.study.episodes import EpisodeLog, PolicyController, play
 from jacrec.study.probes import ThinkingProbe, jacobian_growth
 from jacrec.study.versions import machine, versions
-from jacrec.training.run import Run, load_run
+from jacrec.training.run import Run, load_run, torch_threads
 
 FILE = "evaluation.json"
 GROWTH_STATES = 64
@@ -74,17 +72,6 @@ def evaluate(
             progress.update(task, completed=1.0)
     env.close()
     return record
-
-
-@contextmanager
-def torch_threads(count: int) -> Iterator[None]:
-    """Let torch use `count` threads inside the block."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def read_evaluation(folder: str | Path) -> dict[str, Any]:

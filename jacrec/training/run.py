@@ -120,7 +120,7 @@ def train(
 
     # the stages run in threads even one by one: the main thread stays free to take an interruption between two updates
     threads = config.threads or max(1, torch.get_num_threads() // abreast)
-    with _lock(out), _threads(threads), make_progress(quiet) as progress, ThreadPoolExecutor(abreast) as pool:
+    with _lock(out), torch_threads(threads), make_progress(quiet) as progress, ThreadPoolExecutor(abreast) as pool:
         try:
             for future in as_completed([pool.submit(run, stage) for stage in ready]):
                 future.result()
@@ -254,7 +254,8 @@ def _lock(out: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _threads(count: int) -> Iterator[None]:
+def torch_threads(count: int) -> Iterator[None]:
+    """Let torch use `count` threads inside the block."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:
