@@ -6,10 +6,12 @@ adjoint form evaluate policy and reward there once per real state (R = 1 row ins
 
 import math
 from dataclasses import dataclass, field
+from types import ModuleType
 
 import torch
 from torch import Tensor, nn
 
+from jacrec.jacobians import chain
 from jacrec.jacobians.dynamics import dynamics_pass, jacobians
 from jacrec.jacobians.policy import PolicyPass, policy_pass
 from jacrec.jacobians.values import value_and_gradient
@@ -19,12 +21,13 @@ from jacrec.types import DynamicsJacobians, PolicyGradient
 
 
 @torch.no_grad()
-def forward_gradient(p: Problem) -> PolicyGradient:
+def forward_gradient(p: Problem, *, chain: ModuleType = chain) -> PolicyGradient:
     """(22) with factored sensitivities, forward in time; nothing of the dynamics is stored.
 
-    ∇L = Σ_i w_i Π_ψ(i) with w_i = Σ_{j≥i} γ^j (r_s(j) C_{j,i} + r_a(j) E_{j,i}), the terminal term alike.
+    ∇L = Σ_i w_i Π_ψ(i) with w_i = Σ_{j≥i} γ^j (r_s(j) C_{j,i} + r_a(j) E_{j,i}), the terminal term alike. `chain`: as in
+    `dynamics_pass`.
     """
-    passes = dynamics_pass(p.world.dynamics)
+    passes = dynamics_pass(p.world.dynamics, chain=chain)
     visited = Visited(p)
     s = p.state.unsqueeze(1)
     C = s.new_zeros(p.N, 1, 0, s.shape[-1])  # (7)
@@ -43,12 +46,13 @@ def forward_gradient(p: Problem) -> PolicyGradient:
 
 
 @torch.no_grad()
-def adjoint_gradient(p: Problem, *, recompute: bool = False) -> PolicyGradient:
+def adjoint_gradient(p: Problem, *, recompute: bool = False, chain: ModuleType = chain) -> PolicyGradient:
     """(22) re-associated from the end: λ_j = ∂L/∂s̃_j and w_j = ∂L/∂ã_j pulled back through the stored rollout.
 
     w_H = γ^H Q_a, λ_H = γ^H Q_s + Π_sᵀ w_H;  w_j = γ^j r_a + F_aᵀ λ_{j+1}, λ_j = γ^j r_s + F_sᵀ λ_{j+1} + Π_sᵀ w_j.
+    `recompute` and `chain`: as in `dynamics_pass`.
     """
-    passes = dynamics_pass(p.world.dynamics, recompute=recompute)
+    passes = dynamics_pass(p.world.dynamics, recompute=recompute, chain=chain)
     visited = Visited(p)
     policies: list[PolicyPass] = []
     values, pulls = [], []

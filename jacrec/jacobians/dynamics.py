@@ -1,13 +1,14 @@
 """The dynamics f_θ with its Jacobians F_s, F_a as products: tangents pushed forward, cotangents pulled back. (12)"""
 
+from types import ModuleType
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from jacrec.dynamics import DeterministicDynamics, DiffusionDynamics
-from jacrec.jacobians import generic
-from jacrec.jacobians.chain import chain_adjoint, chain_forward, chain_record, level_table
+from jacrec.jacobians import chain, generic
+from jacrec.jacobians.chain import level_table
 from jacrec.jacobians.mlp import join, mlp_pull, mlp_push, mlp_record, split
 from jacrec.networks import written_out
 from jacrec.types import DynamicsJacobians
@@ -32,13 +33,14 @@ class DynamicsPass(Protocol):
         ...
 
 
-def dynamics_pass(dynamics: Dynamics, *, recompute: bool = False) -> DynamicsPass:
+def dynamics_pass(dynamics: Dynamics, *, recompute: bool = False, chain: ModuleType = chain) -> DynamicsPass:
     """The derivatives of `dynamics`: by hand for jacrec's own classes, else by torch.func.
 
-    `recompute`: `record` keeps the chain's latents only, where there is a chain.
+    `recompute`: `record` keeps the chain's latents only, where there is a chain. `chain`: the module whose `chain_forward`,
+    `chain_record` and `chain_adjoint` are used, `jacrec.jacobians.chain` or a fused twin of it.
     """
     if type(dynamics) is DiffusionDynamics and written_out(dynamics):
-        return DiffusionPass(dynamics, recompute)
+        return DiffusionPass(dynamics, recompute, chain)
     if type(dynamics) is DeterministicDynamics and written_out(dynamics):
         return DeterministicPass(dynamics)
     return generic.GenericDynamicsPass(dynamics)
@@ -61,16 +63,18 @@ def jacobians(passes: DynamicsPass, state: Tensor, action: Tensor, noise: Tensor
 class DiffusionPass:
     """`DynamicsPass` of the reverse chain; (24)–(32)."""
 
-    def __init__(self, dynamics: DiffusionDynamics, recompute: bool):
-        self.dynamics, self.recompute = dynamics, recompute
+    def __init__(self, dynamics: DiffusionDynamics, recompute: bool, chain: ModuleType):
+        self.dynamics, self.recompute, self.chain = dynamics, recompute, chain
         self.table = level_table(dynamics)
 
     def push(self, state, action, noise, ds, da):
-        return chain_forward(self.dynamics, state, action, noise, ds, da, self.table)
+        return self.chain.chain_forward(self.dynamics, state, action, noise, ds, da, self.table)
 
     def record(self, state, action, noise):
-        next_state, tape = chain_record(self.dynamics, state, action, noise, self.table, recompute=self.recompute)
-        return next_state, lambda cotangent: chain_adjoint(self.dynamics, tape, cotangent)
+        next_state, tape = self.chain.chain_record(
+            self.dynamics, state, action, noise, self.table, recompute=self.recompute
+        )
+        return next_state, lambda cotangent: self.chain.chain_adjoint(self.dynamics, tape, cotangent)
 
 
 class DeterministicPass:
