@@ -60,6 +60,11 @@ class Adam:
             self.flat.gradient.mul_((self.max_grad_norm / (norm + 1e-6)).clamp_(max=1.0))
         self.optimiser.step()
 
+    def moments(self) -> tuple[Tensor, Tensor]:
+        """The first and the second, live."""
+        state = self.optimiser.state[self.parameter]
+        return state["exp_avg"], state["exp_avg_sq"]
+
     def state(self) -> dict[str, Tensor]:
         """The parameters, the moments and the count of steps: the live tensors."""
         return {"value": self.flat.value, **self.optimiser.state[self.parameter]}
