@@ -1,0 +1,161 @@
+"""The reverse chain with tangents in one launch; twin of `jacrec.jacobians.chain.chain_forward`. (23), (24), (29), (31)
+
+A program carries a tile of particles with their tangents through all K steps: the latent stays in registers, layers pass
+through the program's scratch (see `jacrec.kernels.rows`), weights are read from L2 once per layer, step and tile.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from jacrec.dynamics import DiffusionDynamics
+from jacrec.jacobians.chain import level_table
+from jacrec.kernels.launch import (
+    Tile,
+    check_precision,
+    choose_tile,
+    coefficients,
+    demand_served,
+    later_parameters,
+    net,
+    padded,
+    plan,
+)
+from jacrec.kernels.rows import at, close, finish, is_value, later_layers, output, small_product
+
+
+@triton.jit
+def condition(S, A, first, constant, D: tl.constexpr, M: tl.constexpr, STRIDE: tl.constexpr, NET: tl.constexpr,
+              SHAPE: tl.constexpr):  # fmt: skip
+    """W_sa (s, a) of all rows into the scratch buffer `constant`: S (rows, DP) standardised, A (rows, MP)."""
+    for n0 in range(0, NET.hidden[0], SHAPE.columns):
+        cols = n0 + tl.arange(0, SHAPE.columns)
+        z = small_product(S, first + D, cols, D, NET.hidden[0], 1, STRIDE, SHAPE)
+        z += small_product(A, first + 2 * D, cols, M, NET.hidden[0], 1, STRIDE, SHAPE)
+        tl.store(at(constant, cols, SHAPE), z)
+    tl.debug_barrier()
+
+
+@triton.jit
+def denoise(u, row, constant, buffers, first, weights, biases, norms, slopes, hats, inv_std, live, EPS: tl.constexpr,
+            D: tl.constexpr, STRIDE: tl.constexpr, NET: tl.constexpr, SHAPE: tl.constexpr, TAPED: tl.constexpr):  # fmt: skip
+    """The denoiser's hidden layers at one level, from latent rows u (rows, DP) and the level's table row."""
+    for n0 in range(0, NET.hidden[0], SHAPE.columns):
+        cols = n0 + tl.arange(0, SHAPE.columns)
+        z = small_product(u, first, cols, D, NET.hidden[0], 1, STRIDE, SHAPE) + tl.load(at(constant, cols, SHAPE))
+        t = tl.load(row + cols, mask=cols < NET.hidden[0], other=0.0)[None, :]
+        z += tl.where(is_value(SHAPE), t, 0.0)
+        finish(z, buffers, buffers, slopes, 0, live, cols, 0, NET, SHAPE, TAPED)
+    later_layers(buffers, weights, biases, norms, 0, slopes, hats, inv_std, live, EPS, NET, SHAPE, TAPED)
+
+
+@triton.jit
+def reverse_chain(S, A, noise, live, table, steps, first, weights, biases, norms, scratch, EPS: tl.constexpr,
+                  K: tl.constexpr, D: tl.constexpr, M: tl.constexpr, DP: tl.constexpr, STRIDE: tl.constexpr,
+                  NET: tl.constexpr, SHAPE: tl.constexpr):  # fmt: skip
+    """s^(0) with its tangents, (rows, DP), from standardised state rows S (rows, DP) and action rows A (rows, MP).
+
+    noise: (rows, 1) pointers to z_0 of each row's particle; live (rows, 1): the rows of particles that exist.
+    """
+    cols = tl.arange(0, DP)
+    constant, buffers = scratch, scratch + SHAPE.rows * SHAPE.LD
+    drawn = live & is_value(SHAPE) & (cols < D)[None, :]  # noise enters the values alone
+    condition(S, A, first, constant, D, M, STRIDE, NET, SHAPE)
+    u = tl.load(noise + K * D + cols[None, :], mask=drawn, other=0.0)  # (23); tangents 0: (27)
+    for i in range(K):
+        k = K - i
+        denoise(u, table + (k - 1) * NET.hidden[0], constant, buffers, first, weights, biases, norms, scratch, scratch,
+                scratch, live, EPS, D, STRIDE, NET, SHAPE, False)  # fmt: skip
+        y = output(buffers, weights[len(NET.hidden) - 1], biases[len(NET.hidden) - 1], 0, DP, False, NET, SHAPE)
+        z = tl.load(noise + (k - 1) * D + cols[None, :], mask=drawn, other=0.0)
+        # (24) in the value rows, (29) and (31) in the tangents
+        u = tl.load(steps + k - 1) * u + tl.load(steps + K + k - 1) * y + tl.load(steps + 2 * K + k - 1) * z
+        tl.debug_barrier()  # the next step writes where this one's output was read
+    return u
+
+
+@triton.jit
+def chain_forward_kernel(
+    next_state, tangents, state, action, noise, ds, da, state_mean, state_std, out_mean, out_std, table, steps, first,
+    weights, biases, norms, scratch, B, NOISE_STRIDE,
+    EPS: tl.constexpr, K: tl.constexpr, D: tl.constexpr, M: tl.constexpr, T: tl.constexpr, DP: tl.constexpr,
+    MP: tl.constexpr, STRIDE: tl.constexpr, DIFFERENCE: tl.constexpr, ROUNDS: tl.constexpr, NET: tl.constexpr,
+    SHAPE: tl.constexpr,
+):  # fmt: skip
+    """Grid: programs along the particles, pieces of the tangents."""
+    program = tl.program_id(0).to(tl.int64) * tl.num_programs(1) + tl.program_id(1)
+    scratch += program * 3 * SHAPE.rows * SHAPE.LD
+    HERE: tl.constexpr = SHAPE.rows // SHAPE.R
+    row = tl.arange(0, SHAPE.rows)[:, None]
+    c = tl.arange(0, DP)[None, :]
+    a = tl.arange(0, MP)[None, :]
+    mean = tl.load(state_mean + c, mask=c < D, other=0.0)
+    std = tl.load(state_std + c, mask=c < D, other=1.0)
+    for round in range(ROUNDS):
+        particle = (tl.program_id(0).to(tl.int64) + round * tl.num_programs(0)) * HERE + row // SHAPE.R
+        direction = tl.program_id(1) * (SHAPE.R - 1) + row % SHAPE.R - 1
+        live = particle < B
+        value = live & is_value(SHAPE)
+        tangent = live & (row % SHAPE.R > 0) & (direction < T)
+        along = particle * T + direction
+        s = tl.load(state + particle * D + c, mask=value & (c < D), other=0.0)
+        ds_rows = tl.load(ds + along * D + c, mask=tangent & (c < D), other=0.0)
+        S = tl.where(value, s - mean, ds_rows) / std
+        A = tl.load(action + particle * M + a, mask=value & (a < M), other=0.0)
+        A += tl.load(da + along * M + a, mask=tangent & (a < M), other=0.0)
+        u = reverse_chain(S, A, noise + particle * NOISE_STRIDE, live, table, steps, first, weights, biases, norms, scratch,
+                          EPS, K, D, M, DP, STRIDE, NET, SHAPE)  # fmt: skip
+        moved = u * tl.load(out_std + c, mask=c < D, other=0.0)
+        decoded = moved + tl.load(out_mean + c, mask=c < D, other=0.0)  # (25)
+        if DIFFERENCE:
+            decoded += s
+            moved += ds_rows
+        tl.store(next_state + particle * D + c, decoded, mask=value & (direction < 0) & (c < D))
+        tl.store(tangents + along * D + c, moved, mask=tangent & (c < D))
+
+
+@torch.no_grad()
+def chain_forward(
+    dynamics: DiffusionDynamics,
+    state: Tensor,
+    action: Tensor,
+    noise: Tensor,
+    ds: Tensor,
+    da: Tensor,
+    table: Tensor | None = None,
+    *,
+    precision: str | None = None,
+    tile: Tile | None = None,
+) -> tuple[Tensor, Tensor]:
+    """f_θ(s, a, ε) and its derivative along T directions, in one launch that stores nothing.
+
+    Args:
+        state (B, d), action (B, m), noise (B, K+1, d); ds (B, T, d) and da (B, T, m): the directions, T >= 0. table:
+        `level_table(dynamics)`, for callers that have it. precision: of the products, "tf32x3" (default in float32 on a
+        GPU), "ieee" or "tf32". tile: how the work is cut; default by size.
+
+    Returns:
+        next state (B, d) and its tangents F_s ds + F_a da, (B, T, d).
+
+    Raises:
+        ValueError: the kernels cannot serve these dynamics (see `jacrec.kernels.launch.unserved`), or the precision.
+    """
+    demand_served(dynamics)
+    d, m, K, B, T = dynamics.state_dim, dynamics.action_dim, dynamics.diffusion_steps, state.shape[0], ds.shape[1]
+    mlp = dynamics.denoiser.mlp
+    table = level_table(dynamics) if table is None else table
+    weights, biases, norms = later_parameters(mlp)
+    noise = noise if noise.stride()[1:] == (d, 1) else noise.contiguous()
+    p = plan(tile or choose_tile(B, T, state.dtype), B, T, max(mlp.hidden), check_precision(precision, state.dtype), state.device)
+    next_state, tangents = torch.empty_like(state, memory_format=torch.contiguous_format), state.new_empty(B, T, d)
+    chain_forward_kernel[p.grid](
+        next_state, tangents, state.contiguous(), action.contiguous(), noise, ds.contiguous(), da.contiguous(),
+        dynamics.state_mean, dynamics.state_std, dynamics.out_mean, dynamics.out_std, table.contiguous(),
+        coefficients(dynamics, state), mlp.layers[0].weight.detach().contiguous(), weights, biases, norms,
+        p.scratch(state, 3), B, noise.stride(0),
+        EPS=mlp.norms[0].eps if mlp.norms else 0.0, K=K, D=d, M=m, T=T, DP=padded(d), MP=padded(m),
+        STRIDE=mlp.layers[0].weight.shape[1], DIFFERENCE=dynamics.target == "difference", ROUNDS=p.rounds, NET=net(mlp),
+        SHAPE=p.shape, **p.options,
+    )  # fmt: skip
+    return next_state, tangents

@@ -1,0 +1,294 @@
+"""What a launch needs to know: whether the kernels can serve, the tile, the precision of products, what it costs at least."""
+
+import functools
+import os
+import statistics
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+import triton
+from torch import Tensor
+
+from jacrec.dynamics import DiffusionDynamics
+from jacrec.errors import expect_one_of
+from jacrec.kernels.rows import Net, Shape, value_rows
+from jacrec.networks import MLP, written_out
+from jacrec.shapes import Problem
+
+PRECISIONS = ("ieee", "tf32x3", "tf32")
+MAX_WIDTH, MAX_DEPTH, MAX_STATE, MAX_ACTION = 1024, 6, 64, 32
+SMALLEST = 16  # the least side of a matrix that a tensor core multiplies
+
+
+@dataclass(frozen=True)
+class Tile:
+    """How the work is cut. Every field depends on the GPU; see `TILES` and `tune`."""
+
+    rows: int
+    """rows that one program carries through a layer; a power of two, at least 16 compiled"""
+    columns: int
+    """columns of a layer computed at once; a power of two"""
+    inner: int
+    """terms of an inner product per tl.dot; a power of two that divides `columns`, at least 16 compiled"""
+    warps: int
+    """warps of a program"""
+    stages: int
+    """chunks of a product in flight between L2 and shared memory"""
+    per_particle: int | None = None
+    """rows of one particle, a power of two; None: as many as hold all its tangents (at most `rows`). With fewer, a
+    particle's tangents are spread over several programs, each of which carries the value again"""
+    resident: int = 2
+    """programs per multiprocessor; each works through its share of the tiles with one scratch"""
+
+
+TILES: dict[str, Tile] = {
+    # one tensor-core tile of rows per program: as many multiprocessors as there are particles, each with the least latency
+    "few": Tile(rows=16, columns=256, inner=32, warps=8, stages=3),
+    # a weight read from L2 serves four times the rows; 64 is also what Hopper's warp-group products start from
+    "many": Tile(rows=64, columns=128, inner=32, warps=8, stages=3),
+    # float64: elements twice as large, products a quarter as wide
+    "double": Tile(rows=16, columns=64, inner=16, warps=4, stages=2),
+}
+"""Starting points by reasoning about an H100/H200, not measured; `tune` times its neighbours on the GPU at hand."""
+
+MANY_ROWS = 16 * 132 * 2
+"""rows above which "many" is taken: two tiles of 16 for each of an H100's 132 multiprocessors. Not measured"""
+
+
+def interpreted() -> bool:
+    """Whether these kernels run in Triton's interpreter (TRITON_INTERPRET=1 when they were imported) instead of on a GPU."""
+    return not isinstance(value_rows, triton.JITFunction)
+
+
+def check_precision(precision: str | None, dtype: torch.dtype) -> str:
+    """tl.dot's input_precision for a precision's name; None: "tf32x3", and "ieee" in float64 and interpreted.
+
+    Raises:
+        ValueError: unknown, or a float32 precision asked for in float64.
+    """
+    if precision is None:
+        return "ieee" if dtype == torch.float64 or interpreted() else "tf32x3"
+    expect_one_of("precision", precision, PRECISIONS)
+    if dtype == torch.float64 and precision != "ieee":
+        raise ValueError(f"precision: expected 'ieee' in float64, got {precision!r}; the tensor core's TF32 is for float32")
+    return precision
+
+
+def unserved(subject: object) -> str | None:
+    """Why the kernels cannot serve a `Problem` or dynamics, as a sentence with a way out; None if they can."""
+    dynamics = subject.world.dynamics if isinstance(subject, Problem) else subject
+    if type(dynamics) is not DiffusionDynamics or not written_out(dynamics):
+        return (
+            f"dynamics: expected an unmodified jacrec DiffusionDynamics, got {type(dynamics).__name__}"
+            f"{' with hooks or changed parts' if type(dynamics) is DiffusionDynamics else ''}; use kernel='plain'"
+        )
+    mlp = dynamics.denoiser.mlp
+    for what, got, most in (
+        ("state dimension", dynamics.state_dim, MAX_STATE),
+        ("action dimension", dynamics.action_dim, MAX_ACTION),
+        ("hidden width", max(mlp.hidden), MAX_WIDTH),
+        ("number of hidden layers", len(mlp.hidden), MAX_DEPTH),
+    ):
+        if got > most:
+            return f"dynamics: expected a {what} of at most {most}, got {got}; use kernel='plain'"
+    tensors = [*dynamics.parameters(), *(getattr(dynamics, f"{x}_{y}") for x in ("state", "out") for y in ("mean", "std"))]
+    if isinstance(subject, Problem):
+        tensors += [subject.state, subject.noise]
+    dtypes, devices = {t.dtype for t in tensors}, {t.device for t in tensors}
+    if len(dtypes) > 1 or not dtypes <= {torch.float32, torch.float64}:
+        return f"dynamics: expected float32 or float64 throughout, got {', '.join(sorted(map(str, dtypes)))}; use .to(dtype)"
+    if len(devices) > 1:
+        return f"dynamics: expected all tensors on one device, got {', '.join(sorted(map(str, devices)))}; use .to(device)"
+    kind = next(iter(devices)).type
+    if kind != "cuda" and not (kind == "cpu" and interpreted()):
+        return (
+            f"device: expected cuda, got {kind}; move policy, world, state and noise with .to('cuda'), or use kernel='plain' "
+            "(TRITON_INTERPRET=1 interprets the kernels on a CPU, for tests)"
+        )
+    if kind == "cuda" and interpreted():
+        return "device: the kernels were imported with TRITON_INTERPRET=1, which is for CPU tensors; unset it, or use 'plain'"
+    return None
+
+
+def demand_served(subject: object) -> None:
+    """ValueError with `unserved`'s reason."""
+    reason = unserved(subject)
+    if reason is not None:
+        raise ValueError(reason)
+
+
+def net(mlp: MLP) -> Net:
+    """The structure of a network, for the compiler."""
+    return Net(mlp.hidden, mlp.activation, bool(mlp.norms), mlp.residual, mlp.out_dim)
+
+
+def choose_tile(particles: int, T: int, dtype: torch.dtype) -> Tile:
+    """The entry of `TILES` for a batch of particles with T tangents each."""
+    if dtype == torch.float64:
+        return TILES["double"]
+    return TILES["many" if particles * triton.next_power_of_2(1 + T) > MANY_ROWS else "few"]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A tile fitted to the sizes of a launch: what the compiler is told, and the grid."""
+
+    shape: Shape
+    particles: int
+    """particles of a tile"""
+    pieces: int
+    """programs that share a particle's tangents"""
+    programs: int
+    """programs along the particles"""
+    rounds: int
+    """tiles that a program works through"""
+    warps: int
+    stages: int
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        return self.programs, self.pieces
+
+    @property
+    def options(self) -> dict[str, int | bool]:
+        """Keyword arguments of the launch that go to the compiler."""
+        return dict(num_warps=self.warps, num_stages=self.stages, enable_fp_fusion=True)
+
+    def scratch(self, like: Tensor, buffers: int) -> Tensor:
+        """Buffers of (rows, LD) for every program: (programs · pieces, buffers · rows · LD), uninitialised."""
+        return like.new_empty(self.programs * self.pieces, buffers * self.shape.rows * self.shape.LD)
+
+
+def plan(tile: Tile, particles: int, T: int, widest: int, precision: str, device: torch.device) -> Plan:
+    """Fit `tile` to a batch of particles with T tangents each and to the widest layer."""
+    R = tile.per_particle or min(triton.next_power_of_2(1 + T), tile.rows)
+    if T and R < 2:
+        raise ValueError(f"Tile.per_particle: expected at least 2 rows, a value and a tangent, got {R}")
+    R = 1 if not T else R
+    rows = max(tile.rows, R)
+    columns = max(min(tile.columns, triton.next_power_of_2(widest)), tile.inner)
+    here = rows // R
+    tiles = triton.cdiv(particles, here)
+    pieces = triton.cdiv(T, R - 1) if T else 1
+    programs = min(tiles, max(1, tile.resident * multiprocessors(device) // pieces))
+    shape = Shape(rows, R, columns, tile.inner, triton.cdiv(widest, columns) * columns, precision)
+    return Plan(shape, here, pieces, programs, triton.cdiv(tiles, programs), tile.warps, tile.stages)
+
+
+@functools.cache
+def multiprocessors(device: torch.device) -> int:
+    """Multiprocessors of a GPU; 1 where kernels are interpreted."""
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
+
+
+_TABLES: dict[tuple, Tensor] = {}
+
+
+def coefficients(dynamics: DiffusionDynamics, like: Tensor) -> Tensor:
+    """c_u, c_net and σ of (24) on the device, (3, K); made once per schedule, dtype and device (a few hundred bytes each)."""
+    values = tuple(dynamics.c_u), tuple(dynamics.c_net), tuple(dynamics.sigma)
+    key = (values, like.dtype, like.device)
+    if key not in _TABLES:
+        _TABLES[key] = torch.tensor(values, dtype=like.dtype, device=like.device)
+    return _TABLES[key]
+
+
+def later_parameters(mlp: MLP) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...], tuple[Tensor, ...]]:
+    """Weights and biases of the layers behind the first (the output last), and the LayerNorms' gains and shifts in turn."""
+    layers = mlp.layers[1:]
+    norms = [parameter.detach().contiguous() for norm in mlp.norms for parameter in (norm.weight, norm.bias)]
+    biases = tuple(layer.bias.detach().contiguous() for layer in layers)
+    return tuple(layer.weight.detach().contiguous() for layer in layers), biases, tuple(norms) or biases
+
+
+def padded(n: int) -> int:
+    """The width of a register matrix that holds n columns."""
+    return max(SMALLEST, triton.next_power_of_2(n))
+
+
+@dataclass(frozen=True)
+class Floor:
+    """What a launch of the chain must do at least, for rates and shares of a GPU's limits."""
+
+    operations: int
+    """additions and multiplications of the rows that carry something"""
+    padded_operations: int
+    """the same with the rows that only fill tiles"""
+    l2_bytes: int
+    """weights (once per tile and layer) and activations (written and read once per layer) between L2 and the chip"""
+    memory_bytes: int
+    """inputs, outputs and weights, once"""
+    layers: int
+    """layer evaluations one behind the other: what latency multiplies"""
+
+
+def floor(
+    dynamics: DiffusionDynamics, batch: int, T: int, *, adjoint: str | None = None, dtype=torch.float32, tile: Tile | None = None
+) -> Floor:
+    """The least cost of one `chain_forward` with T tangents, or, for adjoint "stored" or "recompute", of record and adjoint.
+
+    A product of `rows` with a weight takes 2 · rows · in · out operations. A weight is read once per tile of rows.
+    """
+    d, m, K = dynamics.state_dim, dynamics.action_dim, dynamics.diffusion_steps
+    widths = dynamics.denoiser.mlp.hidden
+    inner = sum(a * b for a, b in zip((d, *widths), (*widths, d), strict=True))
+    once = (d + m) * widths[0]
+    size = torch.finfo(dtype).bits // 8
+    tile = tile or choose_tile(batch, T, dtype)
+    p = plan(tile, batch, T, max(widths), "ieee", torch.device("cpu"))
+    tiles = triton.cdiv(batch, p.particles) * p.pieces
+    passes = {None: 1, "stored": 2, "recompute": 3}[adjoint]
+    rows = batch * (p.pieces + T)
+    weights = passes * (K * inner + once)
+    stored = K * sum(widths) * batch * (1 + 2 * bool(dynamics.denoiser.mlp.norms)) if adjoint == "stored" else 0
+    activations = passes * K * 2 * sum(widths) * tiles * p.shape.rows
+    in_out = batch * ((K + 1) * d + (d + m) * (1 + T) + d * (1 + T)) + 2 * stored
+    return Floor(
+        operations=2 * rows * weights,
+        padded_operations=2 * tiles * p.shape.rows * weights,
+        l2_bytes=size * (tiles * weights + activations),
+        memory_bytes=size * (inner + once + in_out),
+        layers=passes * K * (len(widths) + 1),
+    )
+
+
+def candidates(T: int) -> list[Tile]:
+    """Tiles worth timing for T tangents."""
+    found = []
+    for rows in (16, 32, 64, 128):
+        for columns in (64, 128, 256):
+            for warps in (4, 8):
+                found.append(Tile(rows=rows, columns=columns, inner=32, warps=warps, stages=3))
+                if T > 15:
+                    found.append(replace(found[-1], per_particle=16))
+    return found
+
+
+def tune(
+    run: Callable[[Tile], object], tiles: list[Tile], *, repetitions: int = 20
+) -> tuple[Tile, dict[Tile, float]]:
+    """The fastest of `tiles` for `run(tile)` on a CUDA device, and the median milliseconds of all that fit the GPU.
+
+    For benchmarks: `tune(lambda tile: chain_forward(..., tile=tile), candidates(T))`. Never called by the engine.
+    """
+    if interpreted():
+        raise RuntimeError("tune: expected compiled kernels on a CUDA device, got the interpreter; its times mean nothing")
+    times: dict[Tile, float] = {}
+    for tile in tiles:
+        try:
+            run(tile)
+        except triton.runtime.errors.OutOfResources:
+            continue
+        samples = []
+        for _ in range(repetitions):
+            start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+            start.record()
+            run(tile)
+            end.record()
+            end.synchronize()
+            samples.append(start.elapsed_time(end))
+        times[tile] = statistics.median(samples)
+    if not times:
+        raise RuntimeError(f"tune: none of {len(tiles)} tiles fits this GPU's registers and shared memory; try smaller ones")
+    return min(times, key=lambda tile: times[tile]), times
