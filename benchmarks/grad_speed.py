@@ -1,129 +1,200 @@
-"""Time of one policy gradient: Forward and Adjoint against torch's autograd, on the same weights and noise.
+"""Time of one policy gradient: jacrec's methods against torch and JAX, on the same weights and noise.
 
-First every contestant's gradient is compared with autograd's in float64; nothing is timed unless they agree. Then
-milliseconds per gradient (median, and the 20th and 80th percentile), and the ratio to autograd. Writes
-benchmarks/results/grad_speed_<device>.json.
+First all gradients of a size are compared with reverse mode in float64; nothing is timed unless they agree. Then, by
+contestant: milliseconds (median, p20–p80), peak memory, the ratio to every peer, the share of the floor (benchmarks/floor.py
+counts it: multiply-adds, bytes, sequential layers, at rates measured in the same run), the error in the timed precision, and
+for jacrec's own where the time goes (benchmarks/phases.py). The goals are evaluated at the end. Writes
+benchmarks/results/grad_speed_<device>_<machine>.json and a plot beside it; runs of other sizes write where --json says.
 
-    python benchmarks/grad_speed.py                         # hopper and halfcheetah sizes, M from 1 to 256, under two minutes
-    python benchmarks/grad_speed.py --tasks walker2d --particles 16 --horizon 5 --steps 20
-    python benchmarks/grad_speed.py --fit                   # and the constants of jacrec/cost.py from these times
+    python benchmarks/grad_speed.py                         # under two minutes on two cores
+    python benchmarks/grad_speed.py --full                  # more horizons and tasks
+    python benchmarks/grad_speed.py --tasks walker2d --particles 16 --horizon 5 --steps 20 --json /tmp/walker.json
+    python benchmarks/grad_speed.py --contestants "torch compile" "jax unrolled" auto --particles 16 --horizon 3
 """
 
 import argparse
 import itertools
-from functools import partial
+import tracemalloc
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
 
-import numpy as np
+import floor
+import report
 import torch
-from harness import environment, timed, write
+from harness import as_usual, environment, slug, timed, use_threads, write
+from memory import peak_cpu, peak_cuda
+from peers import CONTESTANTS, EAGER
+from phases import phases
+from problems import TASKS, Case, Entry, Size, Unavailable, make
 
-from jacrec import (
-    Actor,
-    Adjoint,
-    Auto,
-    Autograd,
-    DiffusionDynamics,
-    Forward,
-    RewardModel,
-    TwinCritic,
-    World,
-    policy_gradient,
-)  # fmt: skip
-from jacrec.cost import RATES, Rates, dynamics_costs
-from jacrec.shapes import problem
-
-SIZES = {"hopper": (11, 3), "halfcheetah": (17, 6), "walker2d": (17, 6), "antmaze": (29, 8)}
-CONTESTANTS = {
-    "autograd": Autograd(),
-    "forward": Forward(),
-    "adjoint": Adjoint(),
-    "adjoint recomputed": Adjoint(recompute=True),
-    "auto": Auto(),
-}
+AGREEMENT = 1e-10
+"""largest relative difference of a gradient from reverse mode's, both in float64"""
+OWN_ERRORS = 4
+"""where a contestant has no float64: how many times reverse mode's own error in the timed precision it may have"""
 
 
-def make(task: str, M: int, H: int, K: int, width: int, device: str) -> tuple:
-    """Policy, world, state, noise of one size: actor, denoiser and critic of three hidden layers."""
-    d, m = SIZES[task]
-    torch.manual_seed(0)
-    hidden = (width,) * 3
-    actor = Actor(d, m)
-    actor.mlp.initialise()  # ReBRAC's own start has a last layer near zero: no gradient to compare
-    world = World(DiffusionDynamics(d, m, hidden, steps=K), RewardModel(d, m, hidden), TwinCritic(d, m), 0.99).to(device)
-    return actor.to(device), world, torch.randn(d).to(device), torch.randn(M, H, K + 1, d).to(device)
+def disagreement(gradient: torch.Tensor, reference: torch.Tensor) -> float:
+    """‖gradient − reference‖ / ‖reference‖."""
+    return float((gradient - reference).norm() / reference.norm())
 
 
-def disagreement(arguments: tuple) -> float:
-    """The largest relative difference of any contestant's gradient from autograd's, in float64."""
-    actor, world, state, noise = arguments
-    exact = actor.double(), world.to(torch.float64), state.double(), noise.double()
-    flat = {}
-    for name, method in CONTESTANTS.items():
-        flat[name] = torch.cat([g.flatten() for g in policy_gradient(*exact, method=method).gradient.values()])
-    actor.float()
-    world.to(torch.float32)
-    reference = flat["autograd"]
-    return max(float((g - reference).norm() / reference.norm()) for g in flat.values())
+def agree(case: Case, entries: dict[str, Entry], exact: torch.Tensor) -> tuple[dict[str, float], dict[str, float]]:
+    """Relative error by contestant, in float64 (of those that have it) and in the case's precision.
+
+    Raises:
+        SystemExit: one of them computes something else.
+    """
+    errors64, errors = {}, {}
+    own = disagreement(CONTESTANTS[EAGER[0]].prepare(case).flat(), exact)
+    double = case.to(dtype=torch.float64)
+    for name, entry in entries.items():
+        errors[name] = disagreement(entry.flat(), exact)
+        try:
+            errors64[name] = disagreement(CONTESTANTS[name].prepare(double).flat(), exact)
+        except Unavailable:
+            if not errors[name] <= OWN_ERRORS * own:
+                raise SystemExit(f"{case.size}: {name} has an error of {errors[name]:.1e}, reverse mode in the same precision "
+                                 f"{own:.1e}; nothing was timed") from None  # fmt: skip
+        else:
+            if not errors64[name] <= AGREEMENT:
+                raise SystemExit(f"{case.size}: the gradient of {name} differs from reverse mode's by {errors64[name]:.1e} in "
+                                 "float64; nothing was timed")  # fmt: skip
+    return errors64, errors
 
 
-def fit(rows: list[dict]) -> Rates:
-    """Rates that explain forward's and adjoint's times best: least squares of the relative error, none negative."""
-    counts = []
-    for row in rows:
-        arguments = make(row["task"], row["M"], row["H"], row["K"], row["width"], "cpu")
-        f = arguments[1].dynamics
-        costs = dynamics_costs(f.denoiser.mlp, f.diffusion_steps, problem(*arguments))
-        for name, cost in zip(("forward", "adjoint"), costs, strict=True):
-            seconds = row["ms"][name]["median"] * 1e-3
-            counts.append(np.array([cost.operations, cost.multiplications, cost.traffic]) / seconds)
-    A, b = np.array(counts), np.ones(len(counts))
-    best, least = np.zeros(3), np.inf
-    for kept in itertools.chain.from_iterable(itertools.combinations(range(3), n) for n in (1, 2, 3)):
-        x = np.zeros(3)
-        x[list(kept)] = np.linalg.lstsq(A[:, kept], b, rcond=None)[0]
-        error = np.square(A @ x - b).sum()
-        if (x >= 0).all() and error < least:
-            best, least = x, error
-    return Rates(*best.tolist())
+def peak_memory(name: str, entry: Entry, device: str) -> int | None:
+    """The most bytes held at once above the start: torch's allocator's (benchmarks/memory.py) and, in another call, Python's
+    and numpy's together. JAX's by its compiler. Workspace that a contestant keeps from an earlier problem is not seen.
+    """
+    if name.startswith("jax"):
+        return entry.peak_bytes
+    if device == "cuda":
+        return peak_cuda(entry.gradient)[1]
+    _, torch_bytes = peak_cpu(entry.gradient)
+    tracemalloc.start()
+    try:
+        entry.gradient()
+        return torch_bytes + tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
 
 
-def main() -> None:
-    """Compare, time, print, write."""
-    parser = argparse.ArgumentParser(description="Time of one policy gradient.")
-    parser.add_argument("--tasks", nargs="+", choices=SIZES, default=["hopper", "halfcheetah"])
-    parser.add_argument("--particles", nargs="+", type=int, default=[1, 4, 16, 64, 256], help="M")
-    parser.add_argument("--horizon", nargs="+", type=int, default=[1, 3, 5], help="H")
-    parser.add_argument("--steps", type=int, default=10, help="K denoising steps")
-    parser.add_argument("--width", type=int, default=256, help="of the denoiser's and reward model's three hidden layers")
-    parser.add_argument("--repetitions", type=int, default=9)
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--fit", action="store_true", help="fit the constants of jacrec/cost.py")
-    parser.add_argument("--threads", type=int, default=None, help="of torch; as many as it takes unless told")
-    options = parser.parse_args()
-    if options.threads:
-        torch.set_num_threads(options.threads)
-    K, width = options.steps, options.width
+def measure_size(
+    size: Size,
+    names: Sequence[str],
+    rates: floor.Rates,
+    *,
+    dtype: torch.dtype = torch.float32,
+    device: str = "cpu",
+    repetitions: int = 9,
+    budget: float = 1.0,
+) -> dict:
+    """One row of the results: agreement, then times, memory, errors and phases by contestant."""
+    case = make(size, dtype=dtype, device=device)
+    entries: dict[str, Entry] = {}
+    absent: dict[str, str] = {}
+    for name in names:
+        try:
+            entries[name] = CONTESTANTS[name].prepare(case)
+        except Unavailable as reason:
+            absent[name] = str(reason)
+    exact = CONTESTANTS[EAGER[0]].prepare(case.to(dtype=torch.float64)).flat()
+    errors64, errors = agree(case, entries, exact)
+    peak = {name: peak_memory(name, entry, device) for name, entry in entries.items()}
+    calls = {name: entry.gradient for name, entry in entries.items()}
+    ms = timed(calls, repetitions, device, turns=min(3, repetitions), settle=1, budget=budget)
+    counted = floor.count(case)
+    return {
+        **asdict(size), "d": size.d, "m": size.m, "dtype": str(dtype).removeprefix("torch."),
+        "ms": ms,
+        "float64_error": errors64, "error": errors, "difference": max(errors64.values(), default=0.0),
+        "peak_bytes": peak,
+        "ready_seconds": {name: round(e.ready_seconds, 2) for name, e in entries.items() if e.ready_seconds is not None},
+        "phases": {name: phases(e.gradient, device) for name, e in entries.items() if CONTESTANTS[name].ours},
+        "chosen": report.chosen(case),
+        "count": asdict(counted), "floor": floor.floor(counted, rates).record(),
+        "absent": absent,
+    }  # fmt: skip
+
+
+def measure(
+    sizes: Sequence[Size],
+    names: Sequence[str],
+    *,
+    dtype: torch.dtype = torch.float32,
+    device: str = "cpu",
+    repetitions: int = 9,
+    budget: float = 1.0,
+    show: bool = False,
+) -> list[dict]:
+    """Rows of the results, one for each size, for the contestants of those names. (`jacrec bench calibrate` fits on them.)"""
+    rates: dict[int, floor.Rates] = {}
     rows = []
-    print(f"{'task':12s}{'M':>5s}{'H':>3s}" + "".join(f"{name:>20s}" for name in CONTESTANTS) + f"{'best/autograd':>16s}")
-    for task in options.tasks:
-        for H in options.horizon:
-            for M in options.particles:
-                arguments = make(task, M, H, K, width, options.device)
-                difference = disagreement(arguments)
-                if not difference < 1e-9:
-                    raise SystemExit(f"{task}, M = {M}, H = {H}: the gradients differ by {difference:.1e}; nothing was timed")
-                calls = {name: partial(policy_gradient, *arguments, method=method) for name, method in CONTESTANTS.items()}
-                ms = timed(calls, options.repetitions, options.device)
-                ratio = ms["autograd"]["median"] / min(ms["forward"]["median"], ms["adjoint"]["median"])
-                rows.append(dict(task=task, M=M, H=H, K=K, width=width, difference=difference, ms=ms))
-                cells = "".join(f"{v['median']:9.2f} ({v['p20']:4.1f}–{v['p80']:4.1f})"[:20].rjust(20) for v in ms.values())
-                print(f"{task:12s}{M:5d}{H:3d}{cells}{ratio:15.2f}×", flush=True)
-    regret = max(r["ms"]["auto"]["median"] / min(r["ms"]["forward"]["median"], r["ms"]["adjoint"]["median"]) for r in rows)
-    print(f"milliseconds, median (p20–p80). All gradients agree to {max(r['difference'] for r in rows):.0e} in float64.")
-    print(f"Auto is at most {regret:.2f}× the better of forward and adjoint (timing noise included).")
-    if options.fit:
-        print(f"fitted {fit(rows)}\nin use {RATES[options.device]}")
-    print(write(f"grad_speed_{options.device}", {"environment": environment(options.device), "rows": rows}))
+    for size in sizes:
+        if size.width not in rates:
+            rates[size.width] = floor.measure_rates(size.width, dtype, device)
+        row = measure_size(size, names, rates[size.width], dtype=dtype, device=device, repetitions=repetitions, budget=budget)
+        row["rates"] = asdict(rates[size.width])
+        rows.append(row)
+        if show:
+            print(report.block(row, first=len(rows) == 1), flush=True)
+    return rows
+
+
+def parser() -> argparse.ArgumentParser:
+    """The options; sizes that are not given depend on the device and on --full."""
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("--tasks", nargs="+", choices=TASKS, help="dimensions of state and action")
+    p.add_argument("--particles", nargs="+", type=int, help="M")
+    p.add_argument("--horizon", nargs="+", type=int, help="H")
+    p.add_argument("--steps", nargs="+", type=int, help="K denoising steps")
+    p.add_argument("--width", nargs="+", type=int, help="of the denoiser's and reward model's three hidden layers")
+    p.add_argument("--full", action="store_true", help="H 1, 3 and 5, all task dimensions")
+    p.add_argument("--dtype", choices=("float32", "float64"), default="float32")
+    p.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
+    p.add_argument("--contestants", nargs="+", choices=CONTESTANTS, metavar="NAME",
+                   help="; ".join(f"'{c.name}' ({c.what})" for c in CONTESTANTS.values()))  # fmt: skip
+    p.add_argument("--repetitions", type=int, default=9)
+    p.add_argument("--budget", type=float, default=0.7, help="seconds a contestant and size")
+    p.add_argument("--threads", type=int, help="cores left to all contestants; all cores unless told")
+    p.add_argument("--json", type=Path, help="where the results go")
+    p.add_argument("--plot", type=Path, help="where the plot goes; beside the results unless told")
+    return p
+
+
+def chosen_sizes(options: argparse.Namespace) -> list[Size]:
+    """The product of the options; by default hopper with H = 3 and halfcheetah with H = 5."""
+    gpu = options.device == "cuda"
+    particles = options.particles or ([1, 16, 64, 256, 4096] if gpu else [1, 4, 16, 64, 256])
+    steps, widths = options.steps or [20 if gpu else 10], options.width or [256]
+    if not options.full and not options.tasks and not options.horizon:
+        pairs = [("hopper", 5), ("halfcheetah", 5)] if gpu else [("hopper", 3), ("halfcheetah", 5)]
+    else:
+        tasks = options.tasks or (list(TASKS) if options.full else ["hopper", "halfcheetah"])
+        tasks = [t for t in tasks if options.tasks or t != "walker2d"]  # the same numbers as halfcheetah's
+        pairs = list(itertools.product(tasks, options.horizon or ([1, 3, 5] if options.full else [3])))
+    return [Size(t, M, H, K, w) for w in widths for K in steps for t, H in pairs for M in particles]
+
+
+def main(arguments: list[str] | None = None) -> dict:
+    """Compare, time, print, write; returns what was written."""
+    options = parser().parse_args(arguments)
+    use_threads(options.threads)
+    names = options.contestants or [c.name for c in CONTESTANTS.values() if c.by_default]
+    rows = measure(
+        chosen_sizes(options), names, dtype=getattr(torch, options.dtype), device=options.device,
+        repetitions=options.repetitions, budget=options.budget, show=True,
+    )  # fmt: skip
+    where = environment(options.device)
+    print(report.summary(rows, where))
+    result = {"environment": where, "rows": rows}
+    if not options.json and not as_usual(parser(), options, "full", "plot"):
+        print("sizes, contestants or threads of your own: nothing was written; --json PATH keeps the results")
+        return result
+    path = write(f"grad_speed_{slug(options.device)}", result, options.json)
+    print(f"written: {path}\nwritten: {report.plot(result, options.plot or path.with_suffix('.png'))}")
+    return result
 
 
 if __name__ == "__main__":

@@ -1,7 +1,10 @@
 """Shared by the benchmarks: what ran where, timing by repetition, results on disk."""
 
+import argparse
 import json
+import os
 import platform
+import re
 import subprocess
 import sys
 import time
@@ -10,7 +13,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
+
+os.environ.setdefault("KINETO_LOG_LEVEL", "9")  # the profiler that counts memory reports its every start
+
 import torch
+
+from jacrec.study.versions import versions
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -19,50 +27,121 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 
 def environment(device: str = "cpu") -> dict:
-    """Machine, versions, commit and date of a measurement."""
-    model = platform.processor()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        model = next((line.split(": ")[1] for line in cpuinfo.read_text().splitlines() if line.startswith("model name")), model)
+    """Machine, versions, commit, command and date of a measurement."""
     git = ["git", "-C", str(Path(__file__).parent)]
     commit = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
-    changes = subprocess.run([*git, "status", "--porcelain", "../jacrec"], capture_output=True, text=True, check=False).stdout
+    engine = ("../jacrec", "../kernels")
+    changes = subprocess.run([*git, "status", "--porcelain", *engine], capture_output=True, text=True, check=False).stdout
     return {
-        "machine": torch.cuda.get_device_name() if device == "cuda" else model,
+        "machine": machine(device),
+        "cores": usable_cores(),
         "threads": torch.get_num_threads(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
+        **versions(("torch", "numpy", "numba", "triton", "jax")),
+        **({"cuda": torch.version.cuda} if device == "cuda" else {}),
         "commit": (commit + ("+changes" if changes.strip() else "")) or None,
+        "command": " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]]),
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
     }
 
 
+def machine(device: str = "cpu") -> str:
+    """The name of the processor or of the GPU."""
+    if device == "cuda":
+        return torch.cuda.get_device_name()
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    return next((line.split(": ")[1] for line in lines if line.startswith("model name")), platform.processor() or "unknown")
+
+
+def slug(device: str = "cpu") -> str:
+    """The machine as part of a file's name: device, processor and, on a CPU, the number of usable cores."""
+    name = re.sub(r"[^a-z0-9]+", "-", machine(device).lower()).strip("-")
+    return f"{device}_{name}" if device == "cuda" else f"{device}_{name}_{usable_cores()}_cores"
+
+
+def usable_cores() -> int:
+    """How many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def use_threads(threads: int | None) -> int:
+    """Let every contestant have this many threads, by leaving the process this many cores; the number that it got.
+
+    Call it before JAX or Numba are imported: they size their pools by the cores they find. Where cores cannot be chosen
+    (not Linux), torch alone is told.
+    """
+    if threads is not None:
+        if hasattr(os, "sched_setaffinity"):
+            os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])
+        torch.set_num_threads(threads)
+    return torch.get_num_threads()
+
+
 def timed(
-    contestants: Mapping[str, Callable[[], object]], repetitions: int, device: str = "cpu"
+    contestants: Mapping[str, Callable[[], object]],
+    repetitions: int,
+    device: str = "cpu",
+    *,
+    turns: int | None = None,
+    settle: int = 0,
+    budget: float | None = None,
 ) -> dict[str, dict[str, float]]:
     """Milliseconds per call: median, p20 and p80 by contestant, after two warm-up calls.
 
     The contestants take turns, so that what else the machine does falls on all of them alike.
+
+    Args:
+        repetitions: timed calls of each.
+        turns: in how many turns they are made; every call is a turn of its own unless told.
+        settle: calls at the start of a turn that are not timed. Another contestant's threads may still spin for the next
+            work when the turn begins, and its data fill the caches; 1 lets a contestant be timed as if it were alone.
+        budget: seconds for a contestant; one that would take longer makes fewer calls, at least three.
     """
-    wait = torch.cuda.synchronize if device == "cuda" else (lambda: None)
     samples: dict[str, list[float]] = {name: [] for name in contestants}
-    for repetition in range(-2, repetitions):
+
+    def once(call: Callable[[], object]) -> float:
+        synchronise(device)
+        begun = time.perf_counter()
+        call()
+        synchronise(device)
+        return time.perf_counter() - begun
+
+    turns = turns or repetitions
+    calls_per_turn: dict[str, int] = {}
+    for name, call in contestants.items():
+        once(call)
+        seconds = once(call)
+        affordable = repetitions if budget is None else min(repetitions, max(3, int(budget / seconds) - settle * turns))
+        calls_per_turn[name] = max(1, round(affordable / turns))
+    for _ in range(turns):
         for name, call in contestants.items():
-            wait()
-            begun = time.perf_counter()
-            call()
-            wait()
-            if repetition >= 0:
-                samples[name].append(1e3 * (time.perf_counter() - begun))
-    return {
-        name: dict(zip(("p20", "median", "p80"), np.percentile(times, [20, 50, 80]).round(4).tolist(), strict=True))
-        for name, times in samples.items()
-    }
+            for _ in range(settle):
+                once(call)
+            samples[name] += [once(call) for _ in range(calls_per_turn[name])]
+    return {name: percentiles([1e3 * x for x in seconds]) for name, seconds in samples.items()}
 
 
-def write(name: str, result: dict) -> Path:
-    """benchmarks/results/NAME.json, indented so that a change can be read."""
-    RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"{name}.json"
+def synchronise(device: str) -> None:
+    """Wait for what the device still does."""
+    if device == "cuda":
+        torch.cuda.synchronize()
+
+
+def percentiles(values: list[float], at: tuple[int, ...] = (20, 50, 80)) -> dict[str, float]:
+    """{"p20": …, "median": …, "p80": …} of some numbers, to four places."""
+    names = ["median" if p == 50 else f"p{p}" for p in at]
+    return dict(zip(names, np.percentile(values, at).round(4).tolist(), strict=True))
+
+
+def as_usual(parser: argparse.ArgumentParser, options: argparse.Namespace, *free: str) -> bool:
+    """Whether all options but --json and the `free` ones have their defaults: such results belong in benchmarks/results."""
+    changed = {name for name, value in vars(options).items() if value != parser.get_default(name)}
+    return changed <= {"json", *free}
+
+
+def write(name: str, result: dict, path: Path | None = None) -> Path:
+    """benchmarks/results/NAME.json, or `path`; indented so that a change can be read."""
+    path = path or RESULTS / f"{name}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     return path

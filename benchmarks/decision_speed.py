@@ -1,0 +1,141 @@
+"""Time of one decision, `MPC.act`, as a control loop sees it, against the time step of the environment it would control.
+
+One environment first: median, 99th percentile and the slowest decision in milliseconds, and the share of the time step.
+Then N environments in lock-step, `MPC(batch=N)`, with the ratio to one: what N decisions cost if made together. Weights are
+random: time does not depend on them. Writes benchmarks/results/decision_speed_<device>_<machine>.json.
+
+    python benchmarks/decision_speed.py
+    python benchmarks/decision_speed.py --tasks hopper --particles 64 --horizon 3 --updates 2 --json /tmp/decisions.json
+"""
+
+import argparse
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import torch
+from harness import as_usual, environment, percentiles, slug, synchronise, use_threads, write
+from problems import TASKS, Size, make
+
+from jacrec import MPC, MPCConfig
+
+TIME_STEPS = {"hopper": 0.008, "halfcheetah": 0.05, "walker2d": 0.008}
+"""seconds between actions: the model's time step times frame_skip (Gymnasium's Hopper-v4 and Walker2d-v4: 0.002 · 4,
+HalfCheetah-v4: 0.01 · 5); used where gymnasium is not installed to be asked"""
+ENVIRONMENTS = {"hopper": "Hopper-v4", "halfcheetah": "HalfCheetah-v4", "walker2d": "Walker2d-v4"}
+DECISION_GOAL = ("hopper", 16, 5, 10, 1, 8.0)
+"""task, M, H, K, E, and the milliseconds that a decision may take"""
+LOCKSTEP_GOAL = (10, 3.0)
+"""N and how many times one decision they may cost together"""
+
+
+def time_step_ms(task: str) -> tuple[float | None, str]:
+    """Milliseconds between two actions of the real environment, and where that was read; None where there is none."""
+    if task not in TIME_STEPS:
+        return None, "no environment"
+    try:
+        import gymnasium
+
+        env = gymnasium.make(ENVIRONMENTS[task])
+    except Exception:  # not installed, or its physics is not: whatever the reason, the number is known
+        return 1e3 * TIME_STEPS[task], "constant"
+    step = float(env.unwrapped.dt)  # pyright: ignore[reportAttributeAccessIssue]
+    env.close()
+    return 1e3 * step, ENVIRONMENTS[task]
+
+
+def decisions(size: Size, updates: int, batch: int | None, device: str, repetitions: int, budget: float) -> dict:
+    """Milliseconds of `MPC.act` on numpy observations, one after the other: p50, p99 and the most, and how many were made."""
+    case = make(size, device=device)
+    controller = MPC(case.policy, case.world, MPCConfig(horizon=size.H, particles=size.M, updates=updates), batch=batch)
+    rng = np.random.default_rng(0)
+    shape = (size.d,) if batch is None else (batch, size.d)
+    observations = rng.standard_normal((repetitions + 3, *shape)).astype(np.float32)
+    samples: list[float] = []
+    for i, observation in enumerate(observations):
+        synchronise(device)
+        begun = time.perf_counter()
+        controller.act(observation)
+        if i >= 3:
+            samples.append(1e3 * (time.perf_counter() - begun))
+        if sum(samples) > 1e3 * budget and len(samples) >= 10:
+            break
+    numbers = percentiles(samples, (50, 99))
+    return {**numbers, "max": round(max(samples), 4), "decisions": len(samples)}
+
+
+def goal_lines(rows: list[dict], lockstep: list[dict]) -> list[str]:
+    """The two goals of the module's constants, reached or not."""
+    task, M, H, K, E, limit = DECISION_GOAL
+    lines = []
+    for row in rows:
+        if (row["task"], row["M"], row["H"], row["K"], row["updates"]) == (task, M, H, K, E):
+            met = "reached" if row["ms"]["median"] <= limit else "NOT reached"
+            lines.append(f"goal: {task} M {M} H {H} K {K} E {E} in {limit:g} ms: {met}, median {row['ms']['median']:.2f}, "
+                         f"p99 {row['ms']['p99']:.2f}")  # fmt: skip
+    N, most = LOCKSTEP_GOAL
+    for row in lockstep:
+        if row["N"] == N:
+            met = "reached" if row["ratio_to_one"] <= most else "NOT reached"
+            lines.append(f"goal: {N} in lock-step cost at most {most:g}× one ({row['task']} M {row['M']} H {row['H']}): {met}, "
+                         f"{row['ratio_to_one']:.2f}×")  # fmt: skip
+    return lines
+
+
+def main(arguments: list[str] | None = None) -> dict:
+    """Time, print, write; returns what was written."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tasks", nargs="+", choices=TASKS, default=["hopper", "halfcheetah"])
+    parser.add_argument("--particles", nargs="+", type=int, default=[1, 16, 64], help="M")
+    parser.add_argument("--horizon", nargs="+", type=int, default=[3, 5], help="H")
+    parser.add_argument("--steps", type=int, default=10, help="K denoising steps")
+    parser.add_argument("--width", type=int, default=256)
+    parser.add_argument("--updates", type=int, default=1, help="E gradient steps a decision")
+    parser.add_argument("--batch", nargs="*", type=int, default=[1, 2, 5, 10, 20], help="N environments in lock-step")
+    parser.add_argument("--batch-particles", type=int, default=16, help="M of the lock-step part")
+    parser.add_argument("--batch-horizon", type=int, default=5, help="H of the lock-step part")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--repetitions", type=int, default=200, help="decisions")
+    parser.add_argument("--budget", type=float, default=2.0, help="seconds a setting; at least ten decisions are made")
+    parser.add_argument("--threads", type=int, help="cores to use; all unless told")
+    parser.add_argument("--json", type=Path, help="where the results go; benchmarks/results for the usual sizes")
+    options = parser.parse_args(arguments)
+    use_threads(options.threads)
+    ask = (options.updates, options.device, options.repetitions, options.budget)
+    rows, lockstep = [], []
+    print(f"{'':34s}{'median':>9s}{'p99':>9s}{'max':>9s}  ms, share of the time step")
+    for task in options.tasks:
+        step, source = time_step_ms(task)
+        for H in options.horizon:
+            for M in options.particles:
+                size = Size(task, M, H, options.steps, options.width)
+                ms = decisions(size, ask[0], None, *ask[1:])
+                rows.append(
+                    {**asdict(size), "updates": options.updates, "ms": ms, "time_step_ms": step, "time_step_of": source}
+                )
+                share = "" if step is None else f"{ms['median'] / step:8.0%} of {step:g} ms ({source})"
+                name = f"{task} M {M} H {H} K {size.K} E {options.updates}"
+                print(f"{name:34s}{ms['median']:9.2f}{ms['p99']:9.2f}{ms['max']:9.2f}{share}", flush=True)
+    for task in options.tasks:
+        one = None
+        for N in options.batch:
+            size = Size(task, options.batch_particles, options.batch_horizon, options.steps, options.width)
+            ms = decisions(size, ask[0], N, *ask[1:])
+            one = one or ms["median"] / N  # the first N is the unit
+            ratio = ms["median"] / one
+            lockstep.append({**asdict(size), "N": N, "updates": options.updates, "ms": ms, "ratio_to_one": round(ratio, 3)})
+            name = f"{task} M {size.M} H {size.H} × {N} in lock-step"
+            print(f"{name:34s}{ms['median']:9.2f}{ms['p99']:9.2f}{ms['max']:9.2f}{ratio:8.2f}× one", flush=True)
+    goals = goal_lines(rows, lockstep)
+    print("\n".join(goals))
+    result = {"environment": environment(options.device), "rows": rows, "lockstep": lockstep, "goals": goals}
+    if options.json or as_usual(parser, options):
+        print(f"written: {write(f'decision_speed_{slug(options.device)}', result, options.json)}")
+    else:
+        print("sizes or threads of your own: nothing was written; --json PATH keeps the results")
+    return result
+
+
+if __name__ == "__main__":
+    main()

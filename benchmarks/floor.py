@@ -1,0 +1,174 @@
+"""The physical limit of one gradient: multiply-adds, bytes and sequential steps, counted, and the rates that price them.
+
+Counted is the adjoint form, which needs the fewest rows: one value and one cotangent per particle. P(L) is the number of
+weights of a network L, w its width, e the step embedding's, B = N·M particles, R_j the rows at step j: N at j = 0, where
+the particles still agree, N·M after it.
+
+    denoiser, first layer's (s, a) part   2 H B w (d+m)         values and cotangents, once per transition
+    denoiser, the rest                    2 H K B (w d + P(hidden) + d w)
+    level table                           K w e                 once per gradient
+    reward                                2 P(reward) Σ_{j<H} R_j
+    critic                                2 P(both critics) R_H
+    policy, values                        P(policy) Σ_{j≤H} R_j
+    policy, Π_sᵀ w                        P(policy) Σ_{1≤j≤H} R_j
+    policy, w Π_ψ                         (2 P(policy) − w d) Σ_j R_j   cotangents down to the first layer, outer products
+
+A fused form saves a little of that (the policy's cotangents serve Π_s and Π_ψ alike); jacrec's plain adjoint spends P(policy)
+Σ_j R_j more on evaluating the policy again for the contraction. `count` has both, and a test compares it with torch's own
+counter of operations.
+
+The three limits, of which the largest is the floor:
+
+* arithmetic: 2 multiply-adds / the rate of a matrix product (256³ on a CPU) in the same precision with the same threads;
+* bytes: every layer call reads its weights once, at the rate at which the threads together read as many bytes as the
+  denoiser's weights have (CPU: from their own caches; GPU: from its L2);
+* latency: layers that wait for each other, H·K·layers twice (and the policy's and the critic's). CPU: one thread reads
+  the weights of them all, for to split a layer would cost a synchronisation of the threads. GPU: a matrix-vector product
+  of the width, as one kernel among others in a captured graph, for each.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+
+import torch
+from harness import synchronise
+from problems import Case
+
+from jacrec.networks import MLP
+
+
+@dataclass(frozen=True)
+class Count:
+    """What one gradient takes at least."""
+
+    multiply_adds: int
+    """of the form with fewest rows"""
+    repeated: int
+    """multiply-adds that jacrec's plain adjoint form spends besides"""
+    weight_bytes: int
+    """read by all layer calls together, if every call reads its weights once"""
+    dependent_calls: int
+    """layer calls that wait for each other"""
+    dependent_bytes: int
+    """the weights that they read"""
+
+
+@dataclass(frozen=True)
+class Rates:
+    """What the machine does, measured in the run that uses it."""
+
+    flops: float
+    """of a matrix product, per second: 256³ on a CPU, 8192³ on a GPU"""
+    bytes: float
+    """read per second by all threads together"""
+    thread_bytes: float
+    """read per second by one thread; a GPU's: the same as `bytes`"""
+    dependent_call: float
+    """seconds of one (w, w) matrix-vector product among kernels that wait for each other; 0 on a CPU"""
+
+
+@dataclass(frozen=True)
+class Floor:
+    """The three limits in milliseconds."""
+
+    arithmetic: float
+    bytes: float
+    latency: float
+
+    @property
+    def ms(self) -> float:
+        return max(self.arithmetic, self.bytes, self.latency)
+
+    def record(self) -> dict:
+        """For the results file."""
+        return {**{k: round(v, 5) for k, v in asdict(self).items()}, "ms": round(self.ms, 5)}
+
+
+def weights(mlp: MLP) -> int:
+    """P: weights of all layers (of all networks of a stack), biases apart."""
+    return sum(layer.weight.numel() for layer in mlp.layers)
+
+
+def count(case: Case) -> Count:
+    """The count of the module's docstring, for N = 1."""
+    size, f = case.size, case.dynamics
+    B, H, K, d = size.M, size.H, size.K, size.d
+    rows = [1] + [B] * H  # R_j
+    denoiser, first = weights(f.denoiser.mlp), f.denoiser.mlp.layers[0].weight
+    policy, policy_first = weights(case.policy.mlp), case.policy.mlp.layers[0].weight.numel()
+    reward, critic = (weights(part.mlp) for part in (case.world.reward, case.world.critic))  # pyright: ignore
+    w = first.shape[0]
+    inputs, embedding = w * (d + size.m), w * f.denoiser.embedding_dim
+    recurrent = denoiser - inputs - embedding  # W_u and the other layers
+    counted = 2 * H * B * (inputs + K * recurrent) + K * embedding
+    counted += 2 * reward * sum(rows[:H]) + 2 * critic * rows[H]
+    counted += policy * sum(rows) + policy * sum(rows[1:]) + (2 * policy - policy_first) * sum(rows)
+    layers = len(f.denoiser.mlp.layers)
+    policy_layers, critic_layers = len(case.policy.mlp.layers), len(case.world.critic.mlp.layers)  # pyright: ignore
+    # values: H+1 policies, H chains, a critic; cotangents: the same but for the policy at step 0
+    dependent = 2 * H * K * layers + (2 * H + 1) * policy_layers + 2 * critic_layers
+    chain = 2 * H * (inputs + K * recurrent)
+    read = chain + K * embedding + 2 * H * reward + 2 * critic + (2 * H + 3) * policy
+    dependent_read = chain + (2 * H + 1) * policy + critic  # its two networks do not wait for each other
+    each = first.element_size()
+    return Count(counted, policy * sum(rows), read * each, dependent, dependent_read * each)
+
+
+def floor(counted: Count, rates: Rates) -> Floor:
+    """The limits of a count at the machine's rates."""
+    return Floor(
+        arithmetic=2e3 * counted.multiply_adds / rates.flops,
+        bytes=1e3 * counted.weight_bytes / rates.bytes,
+        latency=1e3 * max(counted.dependent_calls * rates.dependent_call, counted.dependent_bytes / rates.thread_bytes),
+    )
+
+
+@torch.no_grad()
+def measure_rates(width: int, dtype: torch.dtype, device: str) -> Rates:
+    """The machine's rates with the threads that torch has; a third of a second."""
+    on_gpu = device == "cuda"
+    n = 8192 if on_gpu else 256  # one 256³ product would not fill a GPU
+    x, y = (torch.randn(n, n, dtype=dtype, device=device) for _ in range(2))
+    product = torch.empty_like(x)
+    flops = 2 * n**3 / best(lambda: torch.mm(x, y, out=product), device)
+    numbers = torch.randn(2**23 if on_gpu else 3 * width * width, dtype=dtype, device=device)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        read = numbers.numel() * numbers.element_size() / best(numbers.sum, device)
+    finally:
+        torch.set_num_threads(threads)
+    if on_gpu:
+        return Rates(flops, read, read, dependent_kernel(width, dtype))
+    return Rates(flops, threads * read, read, 0.0)
+
+
+def dependent_kernel(width: int, dtype: torch.dtype) -> float:
+    """Seconds of one matrix-vector product among sixty of a captured graph that wait for each other."""
+    layers = [torch.randn(width, width, dtype=dtype, device="cuda") / width**0.5 for _ in range(3)]
+    vectors = [torch.randn(width, dtype=dtype, device="cuda") for _ in range(2)]
+
+    def sequence() -> None:
+        for i in range(60):
+            torch.mv(layers[i % 3], vectors[i % 2], out=vectors[(i + 1) % 2])
+
+    sequence()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        sequence()
+    return best(graph.replay, "cuda") / 60
+
+
+def best(call: Callable[[], object], device: str, seconds: float = 0.08) -> float:
+    """The time of a call, least of many within `seconds`: a rate of the machine, not of its other work."""
+    call()
+    least, until = float("inf"), time.perf_counter() + seconds
+    while time.perf_counter() < until:
+        synchronise(device)
+        begun = time.perf_counter()
+        for _ in range(5):
+            call()
+        synchronise(device)
+        least = min(least, (time.perf_counter() - begun) / 5)
+    return least

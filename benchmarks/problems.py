@@ -1,0 +1,112 @@
+"""The problems that the benchmarks time: weights, state and noise of one size, the same in every run."""
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from jacrec import Actor, DiffusionDynamics, RewardModel, TwinCritic, World
+from jacrec.types import PolicyGradient
+
+TASKS = {"hopper": (11, 3), "halfcheetah": (17, 6), "walker2d": (17, 6), "antmaze": (29, 8)}
+"""(d, m) of the environments' observations and actions"""
+
+Gradient = dict[str, Tensor]
+"""∇_ψ Ĵ by `policy.named_parameters()` names"""
+
+
+class Unavailable(Exception):
+    """A contestant cannot be run here; the message is the reason, for people."""
+
+
+@dataclass(frozen=True)
+class Size:
+    """One problem: task dimensions, particles, horizon, denoising steps, width of three hidden layers."""
+
+    task: str
+    M: int
+    H: int
+    K: int = 10
+    width: int = 256
+
+    @property
+    def d(self) -> int:
+        return TASKS[self.task][0]
+
+    @property
+    def m(self) -> int:
+        return TASKS[self.task][1]
+
+    def __str__(self) -> str:
+        return f"{self.task} (d {self.d}, m {self.m}), M {self.M}, H {self.H}, K {self.K}, width {self.width}"
+
+
+@dataclass(frozen=True)
+class Case:
+    """What every contestant is given: the arguments of `policy_gradient`."""
+
+    size: Size
+    policy: Actor
+    world: World
+    state: Tensor  # (d,)
+    noise: Tensor  # (M, H, K+1, d)
+
+    @property
+    def dynamics(self) -> DiffusionDynamics:
+        assert isinstance(self.world.dynamics, DiffusionDynamics)
+        return self.world.dynamics
+
+    @property
+    def arguments(self) -> tuple[Actor, World, Tensor, Tensor]:
+        return self.policy, self.world, self.state, self.noise
+
+    def to(self, *, dtype: torch.dtype | None = None, device: str | None = None) -> "Case":
+        """A copy in another precision or place; this one stays as it is."""
+        world = copy.deepcopy(self.world).to(device=device, dtype=dtype)
+        policy = copy.deepcopy(self.policy).to(device=device, dtype=dtype)
+        return Case(self.size, policy, world, self.state.to(device, dtype), self.noise.to(device, dtype))
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A contestant made ready for one case."""
+
+    gradient: Callable[[], PolicyGradient]
+    """compute the gradient; on a device it may still be under way when this returns"""
+    convert: Callable[[object], Gradient] | None = None
+    """what `gradient` answers as torch tensors, outside of the timing; None where it already is a `PolicyGradient`"""
+    peak_bytes: int | None = None
+    """memory that the contestant itself accounts for (JAX's compiler); None: measured by the benchmark"""
+    ready_seconds: float | None = None
+    """seconds of compiling, or of the first call"""
+
+    def flat(self) -> Tensor:
+        """The gradient as one float64 vector on the CPU."""
+        answer = self.gradient()
+        gradient = self.convert(answer) if self.convert else answer.gradient
+        return torch.cat([g.detach().reshape(-1).to("cpu", torch.float64) for g in gradient.values()])
+
+
+def make(size: Size, *, dtype: torch.dtype = torch.float32, device: str = "cpu", seed: int = 0) -> Case:
+    """Actor 3×256, twin critic 3×256; denoiser and reward model three layers of `size.width`; as in the papers' tasks.
+
+    All weights are drawn from U(±1/√fan_in): ReBRAC's own start of the actor has a last layer near zero, and no gradient
+    to compare. The world's parameters need no gradient, which spares the automatic contestants work.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    hidden = (size.width,) * 3
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        policy = Actor(size.d, size.m, (min(size.width, 256),) * 3)
+        policy.mlp.initialise()
+        dynamics = DiffusionDynamics(size.d, size.m, hidden, steps=size.K)
+        critic = TwinCritic(size.d, size.m, (min(size.width, 256),) * 3)
+        world = World(dynamics, RewardModel(size.d, size.m, hidden), critic, 0.99)
+    for part in (dynamics, world.reward, critic):
+        assert isinstance(part, torch.nn.Module)
+        part.requires_grad_(False)
+    state = torch.randn(size.d, generator=generator)
+    noise = torch.randn(size.M, size.H, size.K + 1, size.d, generator=generator)
+    return Case(size, policy, world, state, noise).to(dtype=dtype, device=device)

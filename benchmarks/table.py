@@ -1,0 +1,89 @@
+"""The README's table of gradient times, made from benchmarks/results/grad_speed_*.json: one for each machine.
+
+python benchmarks/table.py                      # print it
+python benchmarks/table.py --write README.md    # put it between <!-- grad_speed --> and <!-- /grad_speed -->
+"""
+
+import argparse
+import json
+import re
+from pathlib import Path
+
+RESULTS = Path(__file__).parent / "results"
+MARKED = re.compile(r"(<!-- grad_speed -->\n).*?(<!-- /grad_speed -->)", re.DOTALL)
+COLUMNS = (
+    ("torch autograd", "torch autograd"),
+    ("jax scan", "JAX jit"),
+    ("forward", "Forward"),
+    ("adjoint", "Adjoint"),
+    ("forward fused", "Forward, fused"),
+    ("adjoint fused", "Adjoint, fused"),
+    ("auto", "Auto"),
+)
+"""the contestants that are shown, and how they are called"""
+PEERS = ("torch autograd", "torch checkpoint", "torch compile", "torch.func jacfwd", "jax scan", "jax unrolled")
+
+
+def tables(results: Path = RESULTS) -> str:
+    """All machines' tables, in the order of their files' names, each under a line on what ran where."""
+    parts = []
+    for path in sorted(results.glob("grad_speed_*_*.json")):
+        result = json.loads(path.read_text(encoding="utf-8"))
+        parts.append(f"{heading(result['environment'], result['rows'])}\n\n{table(result['rows'])}\n")
+    return "\n".join(parts)
+
+
+def heading(where: dict, rows: list[dict]) -> str:
+    """The machine, the versions that matter, the commit, the settings that all rows share."""
+    runs = [f"{where['machine']}", f"{where['threads']} threads" if "cuda" not in where else f"CUDA {where['cuda']}"]
+    runs += [f"{name} {where[name]}" for name in ("torch", "numba", "triton", "jax") if where.get(name, "absent") != "absent"]
+    shared = [f"{name} = {rows[0][name]}" for name in ("K", "width") if len({row[name] for row in rows}) == 1]
+    settings = ", ".join([rows[0]["dtype"], *shared])
+    return f"{', '.join(runs)}; commit {where['commit']}, {where['date']}. {settings}; milliseconds:"
+
+
+def table(rows: list[dict]) -> str:
+    """Markdown: a line for each size, the shown contestants' medians, Auto's ratio to the best peer, its share of the floor."""
+    shown = [(name, title) for name, title in COLUMNS if any(name in row["ms"] for row in rows)]
+    vary = [name for name in ("K", "width") if len({row[name] for row in rows}) > 1]
+    titles = ["", *(title for _, title in shown), "Auto: best peer's time over its own", "share of the floor"]
+    lines = [f"| {' | '.join(titles)} |", "|" + "---|" * len(titles)]
+    for row in rows:
+        size = ", ".join([row["task"], *(f"{name} = {row[name]}" for name in ("H", *vary, "M"))])
+        medians = {name: ms["median"] for name, ms in row["ms"].items()}
+        cells = [f"{medians[name]:.2f}" if name in medians else "–" for name, _ in shown]
+        peers = [medians[name] for name in PEERS if name in medians]
+        auto = medians.get("auto")
+        cells.append(f"{min(peers) / auto:.2f}×" if peers and auto else "–")
+        cells.append(f"{row['floor']['ms'] / auto:.0%}" if auto else "–")
+        lines.append(f"| {size} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def replaced(text: str, content: str) -> str:
+    """`text` with `content` between its markers.
+
+    Raises:
+        ValueError: the text has no markers.
+    """
+    if not MARKED.search(text):
+        raise ValueError("expected the lines <!-- grad_speed --> and <!-- /grad_speed -->, found none; put them where the "
+                         "table belongs")  # fmt: skip
+    return MARKED.sub(lambda marks: f"{marks[1]}{content}{marks[2]}", text)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--write", type=Path, metavar="PAGE", help="a page with markers")
+    options = parser.parse_args(arguments)
+    if options.write is None:
+        print(tables(), end="")
+        return
+    page = options.write.read_text(encoding="utf-8")
+    options.write.write_text(replaced(page, tables()), encoding="utf-8")
+    print(f"written: {options.write}")
+
+
+if __name__ == "__main__":
+    main()
