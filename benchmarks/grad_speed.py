@@ -64,14 +64,16 @@ def agree(case: Case, entries: dict[str, Entry], exact: torch.Tensor) -> tuple[d
 
 
 def peak_memory(name: str, entry: Entry, device: str) -> int | None:
-    """The most bytes held at once above the start: torch's allocator's (benchmarks/memory.py) and, in another call, Python's
-    and numpy's together. JAX's by its compiler. Workspace that a contestant keeps from an earlier problem is not seen.
+    """The most bytes held at once above the start: torch's allocator's (benchmarks/memory.py) and, of jacrec's methods,
+    Python's and numpy's besides; JAX's by its compiler. Workspace that a contestant keeps from an earlier problem is not seen.
     """
     if name.startswith("jax"):
         return entry.peak_bytes
     if device == "cuda":
         return peak_cuda(entry.gradient)[1]
     _, torch_bytes = peak_cpu(entry.gradient)
+    if not CONTESTANTS[name].ours:
+        return torch_bytes
     tracemalloc.start()
     try:
         entry.gradient()
@@ -111,7 +113,7 @@ def measure_size(
         "float64_error": errors64, "error": errors, "difference": max(errors64.values(), default=0.0),
         "peak_bytes": peak,
         "ready_seconds": {name: round(e.ready_seconds, 2) for name, e in entries.items() if e.ready_seconds is not None},
-        "phases": {name: phases(e.gradient, device) for name, e in entries.items() if CONTESTANTS[name].ours},
+        "phases": {name: phases(e.gradient, device) for name, e in entries.items() if CONTESTANTS[name].ours and name != "auto"},
         "chosen": report.chosen(case),
         "count": asdict(counted), "floor": floor.floor(counted, rates).record(),
         "absent": absent,
@@ -156,7 +158,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--contestants", nargs="+", choices=CONTESTANTS, metavar="NAME",
                    help="; ".join(f"'{c.name}' ({c.what})" for c in CONTESTANTS.values()))  # fmt: skip
     p.add_argument("--repetitions", type=int, default=9)
-    p.add_argument("--budget", type=float, default=0.7, help="seconds a contestant and size")
+    p.add_argument("--budget", type=float, default=0.4, help="seconds a contestant and size")
     p.add_argument("--threads", type=int, help="cores left to all contestants; all cores unless told")
     p.add_argument("--json", type=Path, help="where the results go")
     p.add_argument("--plot", type=Path, help="where the plot goes; beside the results unless told")

@@ -95,7 +95,7 @@ def timed(
         turns: in how many turns they are made; every call is a turn of its own unless told.
         settle: calls at the start of a turn that are not timed. Another contestant's threads may still spin for the next
             work when the turn begins, and its data fill the caches; 1 lets a contestant be timed as if it were alone.
-        budget: seconds for a contestant; one that would take longer makes fewer calls, at least three.
+        budget: seconds for a contestant; one that would take longer makes fewer calls, at least three, and does not settle.
     """
     samples: dict[str, list[float]] = {name: [] for name in contestants}
 
@@ -107,17 +107,18 @@ def timed(
         return time.perf_counter() - begun
 
     turns = turns or repetitions
-    calls_per_turn: dict[str, int] = {}
+    in_turn: dict[str, tuple[int, int]] = {}  # calls of a turn that are not timed, and that are
     for name, call in contestants.items():
-        once(call)
-        seconds = once(call)
-        affordable = repetitions if budget is None else min(repetitions, max(3, int(budget / seconds) - settle * turns))
-        calls_per_turn[name] = max(1, round(affordable / turns))
+        seconds = min(once(call), once(call))
+        slow = budget is not None and seconds * repetitions > budget
+        affordable = max(3, int(budget / seconds)) if budget is not None and slow else repetitions
+        in_turn[name] = 0 if slow else settle, max(1, round(affordable / turns))
     for _ in range(turns):
         for name, call in contestants.items():
-            for _ in range(settle):
+            settling, timing = in_turn[name]
+            for _ in range(settling):
                 once(call)
-            samples[name] += [once(call) for _ in range(calls_per_turn[name])]
+            samples[name] += [once(call) for _ in range(timing)]
     return {name: percentiles([1e3 * x for x in seconds]) for name, seconds in samples.items()}
 
 

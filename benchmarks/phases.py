@@ -24,7 +24,7 @@ from jacrec.gradient import Visited
 PHASES = ("rollout", "Jacobians", "policy and values", "contraction", "sensitivities")
 
 
-def phases(gradient: Callable[[], object], device: str, repetitions: int = 5) -> dict[str, float]:
+def phases(gradient: Callable[[], object], device: str, repetitions: int = 3) -> dict[str, float]:
     """Milliseconds of each of `PHASES`, least of some repetitions; empty where the gradient is not made of these pieces."""
     gradient()
     runs = []
@@ -49,7 +49,7 @@ class Clock:
 
     def __init__(self, device: str):
         self.device = device
-        self.seconds = dict.fromkeys(PHASES, 0.0)
+        self.seconds: dict[str, float] = dict.fromkeys(PHASES, 0.0)
         self.extra = 0.0
         """spent on what the gradient would not have done"""
 

@@ -98,7 +98,8 @@ def summary(rows: list[dict], where: dict) -> str:
     for g in goals(rows, "cuda" if "cuda" in where else "cpu"):
         met = "reached" if g["least"] >= g["goal"] else "NOT reached"
         lines.append(f"goal: M in {g['M']}, {g['goal']:g}× as fast as {g['peer']}: {met}; {g['least']:.2f}× "
-                     f"(at {g['least_at']}) to {g['most']:.2f}×; the best of jacrec's methods at least {g['least_best_of_ours']:.2f}×")  # fmt: skip
+                     f"(at {g['least_at']}) to {g['most']:.2f}×; "
+                     f"the best of jacrec's methods at least {g['least_best_of_ours']:.2f}×")  # fmt: skip
     lines.append(", ".join(f"{k} {v}" for k, v in where.items() if v is not None))
     return "\n".join(lines)
 

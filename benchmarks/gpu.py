@@ -1,0 +1,117 @@
+"""Everything that a GPU can tell, in one command and under ten minutes: `make bench-gpu`, or `python benchmarks/gpu.py`.
+
+Needs torch >= 2.11 and triton >= 3.6 with CUDA, and numpy; no gymnasium, mujoco or minari, and no installation of jacrec
+(benchmarks/checkout stands in for it). Runs the kernels' tests compiled, times the chain's kernels in every precision and
+their tiles, whole gradients against their peers, decisions and training, and writes benchmarks/results/. A part that fails
+or does not fit the time is named at the end, and the exit status is 1.
+
+    python benchmarks/gpu.py
+    python benchmarks/gpu.py --seconds 280 --skip tests tiles
+"""
+
+import argparse
+import os
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parent
+NEEDED = {"torch": (2, 11), "triton": (3, 6)}
+
+
+@dataclass(frozen=True)
+class Part:
+    """A step of the run."""
+
+    name: str
+    command: tuple[str, ...]
+    """arguments to Python"""
+    most_seconds: float
+    needs: tuple[str, ...] = ()
+    """modules without which it is left out"""
+
+
+PARTS = (
+    Part("tests", ("-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/test_kernels_triton.py"), 180,
+         ("pytest", "hypothesis")),
+    Part("kernels", ("benchmarks/kernel_speed.py", "--device", "cuda"), 120),
+    Part("gradients", ("benchmarks/grad_speed.py", "--device", "cuda"), 150),
+    Part("decisions", ("benchmarks/decision_speed.py", "--device", "cuda"), 60),
+    Part("training", ("benchmarks/training_speed.py", "--device", "cuda"), 60, ("yaml",)),
+    Part("memory", ("benchmarks/memory.py", "--device", "cuda"), 60),
+    Part("tiles", ("benchmarks/kernel_speed.py", "--device", "cuda", "--tasks", "hopper", "--particles", "16", "4096",
+                   "--tune-seconds", "12", "--json", "benchmarks/results/tiles_cuda.json"), 120),
+)  # fmt: skip
+
+
+def lacking() -> str | None:
+    """Why nothing can be measured here, as a sentence; None if it can."""
+    for name, least in NEEDED.items():
+        wanted = ".".join(map(str, least))
+        try:
+            found = version(name)
+        except PackageNotFoundError:
+            return f"{name}: expected {wanted} or newer, got none; pip install '{name}>={wanted}'"
+        if tuple(int("".join(filter(str.isdigit, part)) or 0) for part in found.split(".")[:2]) < least:
+            return f"{name}: expected {wanted} or newer, got {found}; pip install --upgrade {name}"
+    import torch
+
+    if not torch.cuda.is_available():
+        return (f"device: expected a CUDA GPU, torch {torch.__version__} finds none; nothing was measured (python "
+                "benchmarks/grad_speed.py measures the CPU)")  # fmt: skip
+    return None
+
+
+def surroundings() -> dict[str, str]:
+    """The environment of the parts: jacrec from this checkout, kernels compiled and not interpreted."""
+    variables = {**os.environ, "PYTHONUNBUFFERED": "1"}
+    variables.pop("TRITON_INTERPRET", None)
+    path = [str(HERE / "checkout"), str(ROOT), str(HERE), *filter(None, [os.environ.get("PYTHONPATH")])]
+    variables["PYTHONPATH"] = os.pathsep.join(path)
+    return variables
+
+
+def run_part(part: Part, seconds: float) -> str:
+    """Run it for at most so long; "done", or why it is not."""
+    missing = [name for name in part.needs if find_spec(name) is None]
+    if missing:
+        return f"left out: needs {', '.join(missing)}"
+    if seconds < 5:
+        return "left out: no time was left"
+    print(f"== {part.name}: python {' '.join(part.command)}", flush=True)
+    try:
+        done = subprocess.run([sys.executable, *part.command], cwd=ROOT, env=surroundings(), timeout=seconds, check=False)
+    except subprocess.TimeoutExpired:
+        return f"stopped after {seconds:.0f} s"
+    return "done" if done.returncode == 0 else f"failed with status {done.returncode}"
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run all parts that time allows; the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seconds", type=float, default=570.0, help="for everything together")
+    parser.add_argument("--skip", nargs="+", choices=[p.name for p in PARTS], default=[], help="parts to leave out")
+    options = parser.parse_args(arguments)
+    reason = lacking()
+    if reason is not None:
+        print(reason, file=sys.stderr)
+        return 1
+    until = time.monotonic() + options.seconds
+    outcomes = {}
+    for part in PARTS:
+        if part.name not in options.skip:
+            begun = time.monotonic()
+            outcomes[part.name] = run_part(part, min(part.most_seconds, until - begun))
+            print(f"== {part.name}: {outcomes[part.name]}, {time.monotonic() - begun:.0f} s", flush=True)
+    print("\n".join(f"{name}: {outcome}" for name, outcome in outcomes.items()))
+    print(f"results: {(HERE / 'results').relative_to(ROOT)}")
+    return 0 if all(outcome == "done" for outcome in outcomes.values()) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
