@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+
 class Learner(NamedTuple):
     """The whole state of training; `critics` leaves lead with the critic's number where they are stacked."""
 

@@ -1,17 +1,32 @@
 """ReBRAC's hand-written updates against a plain transcription of the algorithm with autograd."""
 
 import copy
+import math
 
 import numpy as np
 import pytest
 import torch
 
 from jacrec.training.config import ReBRACConfig
+from jacrec.training.passes import why_not_fused
 from jacrec.training.rebrac import ReBRAC, ReBRACStage, pack
 from tests.plain_rebrac import PlainReBRAC, largest_difference
 from tests.training_data import linear_system
 
+OBSTACLE = why_not_fused(torch.zeros(1))
+needs_fused = pytest.mark.skipif(OBSTACLE is not None, reason=str(OBSTACLE))
+FUSED = [pytest.param(False, id="plain"), pytest.param(True, id="fused", marks=needs_fused)]
 
+
+@pytest.fixture
+def threads():
+    """Set torch's number of threads for one test."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("fused", FUSED)
 @pytest.mark.parametrize(
     "changes",
     [
@@ -21,10 +36,10 @@ from tests.training_data import linear_system
     ],
     ids=["reference", "other norms", "other rhythm"],
 )
-def test_hundred_updates_equal_the_plain_transcription(changes):
+def test_hundred_updates_equal_the_plain_transcription(changes, fused):
     d, m, width, rows = 11, 3, 32, 24
     config = ReBRACConfig(hidden=(width,) * 3, batch_size=rows, **{"actor_bc_coef": 0.4, "critic_bc_coef": 0.3, **changes})
-    learner = ReBRAC(d, m, config, seed=3, dtype=torch.float64)
+    learner = ReBRAC(d, m, config, seed=3, dtype=torch.float64, fused=fused)
     plain = PlainReBRAC(learner)
     start = copy.deepcopy(learner.actor.state_dict())
     g = torch.Generator().manual_seed(0)
@@ -52,9 +67,69 @@ def test_hundred_updates_equal_the_plain_transcription(changes):
     assert largest_difference(target_actor.mlp, plain.actor) > 1e-4
 
 
-def test_the_actors_target_is_mixed_with_the_actor_from_before_its_update():
+def states_after(config: ReBRACConfig, updates: int, fused: bool, dtype=torch.float64, d: int = 5, m: int = 2):
+    """What a learner has become after updates on random rows, and the scalars of the last one."""
+    learner, g = ReBRAC(d, m, config, seed=1, dtype=dtype, fused=fused), torch.Generator().manual_seed(1)
+    scalars = {}
+    for t in range(updates):
+        batch = torch.randn(config.batch_size, 2 * (d + m) + 2, dtype=torch.float64, generator=g).to(dtype)
+        noise = torch.randn(config.batch_size, m, dtype=torch.float64, generator=g).to(dtype)
+        scalars = learner.update(batch, noise, t % config.policy_freq == 0)
+    return learner.state(), scalars
+
+
+@needs_fused
+@pytest.mark.parametrize("team", [1, 2, 3, 4])
+@pytest.mark.parametrize(("hidden", "rows"), [((24, 40, 16), 37), ((9,), 1), ((48, 8), 300)])
+def test_the_fused_update_equals_the_plain_one_on_every_number_of_threads(team, hidden, rows, threads):
+    threads(team)
+    config = ReBRACConfig(hidden=hidden, batch_size=rows, actor_bc_coef=0.4, critic_bc_coef=0.3, policy_freq=2)
+    (fused, ours), (plain, theirs) = (states_after(config, 9, fused) for fused in (True, False))
+    assert fused.keys() == plain.keys()
+    for name, value in plain.items():
+        torch.testing.assert_close(fused[name], value, rtol=1e-10, atol=1e-11)
+    assert ours.keys() == theirs.keys()
+    for name, value in theirs.items():
+        torch.testing.assert_close(ours[name], value, rtol=1e-10, atol=1e-11)
+    again, _ = states_after(config, 9, True)
+    assert all(torch.equal(again[name], value) for name, value in fused.items())
+
+
+@needs_fused
+def test_the_fused_update_in_single_precision_errs_no_more_than_the_plain_one():
+    config = ReBRACConfig(hidden=(64, 64, 64), batch_size=64)
+    exact, _ = states_after(config, 5, False)
+
+    def error(fused: bool) -> float:
+        state, _ = states_after(config, 5, fused, torch.float32)
+        return (state["critic.exp_avg"].double() - exact["critic.exp_avg"]).norm().item()
+
+    assert 0 < error(True) <= 2 * error(False)
+
+
+@needs_fused
+def test_a_value_that_is_no_number_is_not_hidden():
+    config = ReBRACConfig(hidden=(8, 8), batch_size=4)
+    learner = ReBRAC(2, 1, config, fused=True)
+    batch = torch.rand(4, 8)
+    batch[1, 0] = math.nan
+    assert learner.update(batch, torch.randn(4, 1), False)["critic_loss"].isnan()
+
+
+@needs_fused
+def test_a_fused_update_where_it_cannot_serve_is_refused():
+    with pytest.raises(ValueError, match=r"expected True where .* got it where the networks are torch.bfloat16"):
+        ReBRAC(2, 1, ReBRACConfig(hidden=(8,)), dtype=torch.bfloat16, fused=True)
+    assert ReBRAC(2, 1, ReBRACConfig(hidden=(8,)), dtype=torch.bfloat16).fused is None
+    learner = ReBRAC(2, 1, ReBRACConfig(hidden=(8,)), fused=True)
+    with pytest.raises(ValueError, match="expected contiguous rows"):
+        learner.update(torch.rand(4, 9)[:, :8], torch.randn(4, 1), False)
+
+
+@pytest.mark.parametrize("fused", FUSED)
+def test_the_actors_target_is_mixed_with_the_actor_from_before_its_update(fused):
     config = ReBRACConfig(hidden=(8, 8), tau=1.0)
-    learner = ReBRAC(2, 1, config, seed=0)
+    learner = ReBRAC(2, 1, config, seed=0, fused=fused)
     before = learner.flat_actor.value.clone()
     learner.update(torch.rand(4, 8), torch.randn(4, 1), True)
     assert torch.equal(learner.flat_target_actor.value, before)

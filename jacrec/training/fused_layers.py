@@ -21,13 +21,14 @@ def at(array, offset):
 
 
 @part
-def settle(z, y, first, rows, width, value, place, norm, mean, inv_std):
-    """z ← h = relu(z + b) and y ← [LayerNorm](h) on `rows` rows from `first`; the moments of h into mean, inv_std."""
+def settle(z, first, y, y_first, rows, width, value, place, norm, mean, inv_std):
+    """z ← h = relu(z + b), y ← [LayerNorm](h) on `rows` rows from `first` and `y_first`; h's moments into mean, inv_std."""
     bias = value[place[1] : place[1] + width]
     gain, offset = value[place[2] : place[2] + width], value[place[3] : place[3] + width]
     zero = z.dtype.type(0)
-    for r in range(first, first + rows):
-        h, out = z[r], y[r]
+    for i in range(rows):
+        r = first + i
+        h, out = z[r], y[y_first + i]
         total = zero
         for j in range(width):
             x = h[j] + bias[j]
@@ -58,16 +59,56 @@ def finish(out, first, rows, width, value, place, tanh):
 
 
 @part
-def record(value, widths, places, norm, tanh, x, x_stride, first, rows, h, y, mean, inv_std, out):
-    """out (·, widths[-1]) of the rows from `first`, whose inputs begin at address x; h, y (L, B, W) keep what `pull` needs."""
+def record(value, widths, places, norm, tanh, x, x_stride, first, rows, h, y, keep, mean, inv_std, out):
+    """out (·, widths[-1]) of the rows from `first`, whose inputs begin at address x.
+
+    h, mean and inv_std (L, B, W), (L, B) keep what `pull` needs, y (L, B, W) what `weights` needs; without `keep`, y
+    (1, ≥ rows, W) is work space.
+    """
     like, W, layers = value[0], h.shape[2], len(widths) - 2
     for l in range(layers):
-        product(like, False, True, rows, widths[l + 1], widths[l], x, x_stride, at(value, places[l, 0]), widths[l],
-                at(h, (l * h.shape[1] + first) * W), W)  # fmt: skip
-        settle(h[l], y[l], first, rows, widths[l + 1], value, places[l], norm, mean[l], inv_std[l])
-        x, x_stride = at(y, (l * y.shape[1] + first) * W), W
-    product(like, False, True, rows, widths[-1], widths[-2], x, x_stride, at(value, places[layers, 0]), widths[-2],
-            at(out, first * out.shape[1]), out.shape[1])  # fmt: skip
+        product(
+            like,
+            False,
+            True,
+            rows,
+            widths[l + 1],
+            widths[l],
+            x,
+            x_stride,
+            at(value, places[l, 0]),
+            widths[l],
+            at(h, (l * h.shape[1] + first) * W),
+            W,
+        )
+        settle(
+            h[l],
+            first,
+            y[l if keep else 0],
+            first if keep else 0,
+            rows,
+            widths[l + 1],
+            value,
+            places[l],
+            norm,
+            mean[l],
+            inv_std[l],
+        )
+        x, x_stride = at(y, (l * y.shape[1] + first) * W if keep else 0), W
+    product(
+        like,
+        False,
+        True,
+        rows,
+        widths[-1],
+        widths[-2],
+        x,
+        x_stride,
+        at(value, places[layers, 0]),
+        widths[-2],
+        at(out, first * out.shape[1]),
+        out.shape[1],
+    )
     finish(out, first, rows, widths[-1], value, places[layers], tanh)
 
 
@@ -76,11 +117,25 @@ def evaluate(value, widths, places, norm, tanh, x, x_stride, first, rows, one, o
     """The same without keeping anything; `one`, `other` (≥ rows, W) are work space."""
     like, W, layers = value[0], one.shape[1], len(widths) - 2
     for l in range(layers):
-        product(like, False, True, rows, widths[l + 1], widths[l], x, x_stride, at(value, places[l, 0]), widths[l], at(one, 0), W)
-        settle(one, other, 0, rows, widths[l + 1], value, places[l], norm, mean, inv_std)
+        product(
+            like, False, True, rows, widths[l + 1], widths[l], x, x_stride, at(value, places[l, 0]), widths[l], at(one, 0), W
+        )
+        settle(one, 0, other, 0, rows, widths[l + 1], value, places[l], norm, mean, inv_std)
         x, x_stride = at(other, 0), W
-    product(like, False, True, rows, widths[-1], widths[-2], x, x_stride, at(value, places[layers, 0]), widths[-2],
-            at(out, first * out.shape[1]), out.shape[1])  # fmt: skip
+    product(
+        like,
+        False,
+        True,
+        rows,
+        widths[-1],
+        widths[-2],
+        x,
+        x_stride,
+        at(value, places[layers, 0]),
+        widths[-2],
+        at(out, first * out.shape[1]),
+        out.shape[1],
+    )
     finish(out, first, rows, widths[-1], value, places[layers], tanh)
 
 
@@ -149,8 +204,20 @@ def pull(value, widths, places, norm, out_bar, first, rows, h, mean, inv_std, wo
         for j in range(width):
             sums[layers, 0, j] += out_bar[i, j]
     for l in range(layers - 1, -1, -1):
-        product(like, False, False, rows, widths[l + 1], width, bar, stride, at(value, places[l + 1, 0]), widths[l + 1],
-                at(work, 0), W)  # fmt: skip
+        product(
+            like,
+            False,
+            False,
+            rows,
+            widths[l + 1],
+            width,
+            bar,
+            stride,
+            at(value, places[l + 1, 0]),
+            widths[l + 1],
+            at(work, 0),
+            W,
+        )
         unsettle(work, h[l], first, rows, widths[l + 1], value, places[l], norm, mean[l], inv_std[l], sums[l])
         bar, stride, width = at(h, (l * h.shape[1] + first) * W), W, widths[l + 1]
 
@@ -165,10 +232,34 @@ def pull_input(value, widths, places, norm, which, rows, h, mean, inv_std, one, 
     for l in range(layers - 1, -1, -1):
         unsettle_some(one, other, h[l], which, rows, widths[l + 1], value, places[l], norm, mean[l], inv_std[l])
         if l > 0:
-            product(like, False, False, rows, widths[l], widths[l + 1], at(other, 0), W, at(value, places[l, 0]), widths[l],
-                    at(one, 0), W)  # fmt: skip
-    product(like, False, False, rows, widths[0], widths[1], at(other, 0), W, at(value, places[0, 0]), widths[0], at(x_bar, 0),
-            x_bar.shape[1])  # fmt: skip
+            product(
+                like,
+                False,
+                False,
+                rows,
+                widths[l],
+                widths[l + 1],
+                at(other, 0),
+                W,
+                at(value, places[l, 0]),
+                widths[l],
+                at(one, 0),
+                W,
+            )
+    product(
+        like,
+        False,
+        False,
+        rows,
+        widths[0],
+        widths[1],
+        at(other, 0),
+        W,
+        at(value, places[0, 0]),
+        widths[0],
+        at(x_bar, 0),
+        x_bar.shape[1],
+    )
 
 
 @part
@@ -179,16 +270,48 @@ def share(total, thread, threads):
 
 
 @part
-def weights(gradient, widths, places, norm, x, x_stride, out_bar, h, y, sums, thread, threads):
-    """A thread's outputs of every layer's weight gradient, and of the sums (threads, L+1, 3, W) of all threads."""
+def span(widths, places, l, kind, thread, threads):
+    """The elements of a thread's outputs in layer l's weight (kind 0), bias (1), gain (2) or offset (3)."""
+    first, count = share(widths[l + 1], thread, threads)
+    each = widths[l] if kind == 0 else 1
+    begin = places[l, kind] + first * each
+    return slice(begin, begin + count * each)
+
+
+@part
+def weights(gradient, widths, places, norm, x, x_stride, out_bar, h, y, sums, work, thread, threads):
+    """A thread's outputs of every layer's weight gradient, and of the sums (threads, L+1, 3, W) of all threads.
+
+    `work` has room for 32 W elements.
+    """
     like, W, layers, rows = gradient[0], h.shape[2], len(widths) - 2, h.shape[1]
     for l in range(layers + 1):
         o, outputs = share(widths[l + 1], thread, threads)
         if outputs == 0:
             continue
         bar, stride = (at(h, l * rows * W + o), W) if l < layers else (at(out_bar, o), out_bar.shape[1])
-        product(like, True, False, outputs, widths[l], rows, bar, stride, x, x_stride,
-                at(gradient, places[l, 0] + o * widths[l]), widths[l])  # fmt: skip
+        if widths[l] < 32:
+            # few inputs: the library is at its best with the transpose
+            few = work[: widths[l] * outputs].reshape(widths[l], outputs)
+            product(like, True, False, widths[l], outputs, rows, x, x_stride, bar, stride, at(few, 0), outputs)
+            for i in range(outputs):
+                for j in range(widths[l]):
+                    gradient[places[l, 0] + (o + i) * widths[l] + j] = few[j, i]
+        else:
+            product(
+                like,
+                True,
+                False,
+                outputs,
+                widths[l],
+                rows,
+                bar,
+                stride,
+                x,
+                x_stride,
+                at(gradient, places[l, 0] + o * widths[l]),
+                widths[l],
+            )
         for kind in range(3 if norm and l < layers else 1):
             for j in range(o, o + outputs):
                 total = sums[0, l, kind, j]
@@ -200,24 +323,30 @@ def weights(gradient, widths, places, norm, x, x_stride, out_bar, h, y, sums, th
 
 
 @part
-def adam(value, gradient, first_moment, second_moment, begin, end, lr, steps):
-    """Adam (β 0.9, 0.999, ε 1e-8), its update number `steps` (from 1), on the elements begin … end."""
+def adam(value, gradient, first_moment, second_moment, widths, places, norm, lr, steps, thread, threads):
+    """Adam (β 0.9, 0.999, ε 1e-8), its update number `steps` (from 1), on what belongs to the thread's outputs."""
     real = value.dtype.type
     rate, root = real(lr / (1 - 0.9**steps)), real(1 / np.sqrt(1 - 0.999**steps))
-    for i in range(begin, end):
-        g = gradient[i]
-        m = first_moment[i] + real(0.1) * (g - first_moment[i])
-        v = real(0.999) * second_moment[i] + real(0.001) * g * g
-        first_moment[i], second_moment[i] = m, v
-        value[i] -= rate * m / (np.sqrt(v) * root + real(1e-8))
+    for l in range(len(widths) - 1):
+        for kind in range(4 if norm and l < len(widths) - 2 else 2):
+            mine = span(widths, places, l, kind, thread, threads)
+            p, g, m, v = value[mine], gradient[mine], first_moment[mine], second_moment[mine]
+            for i in range(len(p)):
+                m[i] += real(0.1) * (g[i] - m[i])
+                v[i] = real(0.999) * v[i] + real(0.001) * g[i] * g[i]
+                p[i] -= rate * m[i] / (np.sqrt(v[i]) * root + real(1e-8))
 
 
 @part
-def follow(target, value, begin, end, rate):
-    """target ← target + rate (value − target) on the elements begin … end."""
+def follow(target, value, widths, places, norm, rate, thread, threads):
+    """target ← target + rate (value − target) on what belongs to the thread's outputs."""
     rate = target.dtype.type(rate)
-    for i in range(begin, end):
-        target[i] += rate * (value[i] - target[i])
+    for l in range(len(widths) - 1):
+        for kind in range(4 if norm and l < len(widths) - 2 else 2):
+            mine = span(widths, places, l, kind, thread, threads)
+            t, p = target[mine], value[mine]
+            for i in range(len(p)):
+                t[i] += rate * (p[i] - t[i])
 
 
 def places_of(mlp: MLP, flat: Flat) -> np.ndarray:

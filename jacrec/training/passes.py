@@ -35,6 +35,19 @@ class Tape:
         )
 
 
+def why_not_fused(parameters: Tensor) -> str | None:
+    """Why compiled code cannot update networks with these parameters; None where it can."""
+    if parameters.device.type != "cpu":
+        return f"the networks are on {parameters.device}, and the fused update is for a CPU"
+    if parameters.dtype not in (torch.float32, torch.float64):
+        return f"the networks are {parameters.dtype}, and the fused update is for float32 and float64"
+    try:
+        from jacrec.training.native import why_not
+    except ImportError as error:
+        return f"Numba is missing ({error})"
+    return why_not()
+
+
 class MLPPass:
     """One head of an `MLP` (head = None: an unstacked one) whose parameters are read and whose gradients are written in place.
 

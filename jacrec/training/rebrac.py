@@ -15,7 +15,7 @@ from jacrec.data.transitions import Transitions
 from jacrec.networks import Actor, TwinCritic
 from jacrec.training.config import ReBRACConfig
 from jacrec.training.flat import Adam, Flat
-from jacrec.training.passes import MLPPass
+from jacrec.training.passes import MLPPass, why_not_fused
 from jacrec.training.streams import BatchStream, seed_of
 
 
@@ -23,9 +23,26 @@ class ReBRAC:
     """Actor, twin critic, their targets and optimisers; `update(batch, noise, move_actor)` is one step of the algorithm.
 
     A batch is a tensor of rows [s, a, s', â', r, 1−d] (B, 2d+2m+2), see `pack`.
+
+    Args:
+        fused: whether an update is one call of compiled code (`jacrec.training.fused_rebrac`); None: where that is possible,
+            on a CPU whose torch carries MKL.
+
+    Raises:
+        ValueError: `fused` is True where it is not possible; says why.
     """
 
-    def __init__(self, state_dim: int, action_dim: int, config: ReBRACConfig, seed: int = 0, device="cpu", dtype=torch.float32):
+    def __init__(
+        self,
+        state_dim: int,
+        action_dim: int,
+        config: ReBRACConfig,
+        seed: int = 0,
+        device="cpu",
+        dtype=torch.float32,
+        *,
+        fused: bool | None = None,
+    ):
         self.config, self.d, self.m = config, state_dim, action_dim
 
         def networks() -> tuple[Actor, TwinCritic]:
@@ -46,6 +63,14 @@ class ReBRAC:
         self.target_q = [MLPPass(target_critic.mlp, head=head) for head in heads]
         self.actor_adam = Adam(self.flat_actor, config.actor_lr)
         self.critic_adam = Adam(self.flat_critic, config.critic_lr)
+        obstacle = None if fused is False else why_not_fused(self.flat_actor.value)
+        if fused and obstacle:
+            raise ValueError(f"fused: expected True where the fused update can serve, got it where {obstacle}; leave it out")
+        self.fused = None
+        if fused is not False and obstacle is None:
+            from jacrec.training.fused_rebrac import FusedReBRAC
+
+            self.fused = FusedReBRAC(self)
 
     @torch.no_grad()
     def update(self, batch: Tensor, noise: Tensor, move_actor: bool) -> dict[str, Tensor]:
@@ -54,6 +79,8 @@ class ReBRAC:
         `batch` is overwritten. Returns scalars: critic_loss, q (mean of the critics on the data), and with `move_actor`
         actor_loss, bc (mean ‖π(s) − a‖²) and q_policy (mean min_i Q_i(s, π(s))).
         """
+        if self.fused is not None:
+            return self.fused.update(batch, noise, move_actor)
         scalars = self._update_critic(batch, noise)
         if move_actor:
             scalars |= self._update_actor(batch)
