@@ -7,10 +7,6 @@ through the program's scratch (see `jacrec.kernels.rows`), weights are read from
 import torch
 import triton
 import triton.language as tl
-from torch import Tensor
-
-from jacrec.dynamics import DiffusionDynamics
-from jacrec.jacobians.chain import level_table
 from jacrec.kernels.launch import (
     Tile,
     check_precision,
@@ -22,7 +18,11 @@ from jacrec.kernels.launch import (
     padded,
     plan,
 )
-from jacrec.kernels.rows import at, close, finish, is_value, later_layers, output, small_product
+from jacrec.kernels.rows import at, finish, is_value, later_layers, output, small_product
+from torch import Tensor
+
+from jacrec.dynamics import DiffusionDynamics
+from jacrec.jacobians.chain import level_table
 
 
 @triton.jit
@@ -51,12 +51,15 @@ def denoise(u, row, constant, buffers, first, weights, biases, norms, slopes, ha
 
 
 @triton.jit
-def reverse_chain(S, A, noise, live, table, steps, first, weights, biases, norms, scratch, EPS: tl.constexpr,
-                  K: tl.constexpr, D: tl.constexpr, M: tl.constexpr, DP: tl.constexpr, STRIDE: tl.constexpr,
-                  NET: tl.constexpr, SHAPE: tl.constexpr):  # fmt: skip
+def reverse_chain(S, A, noise, live, table, steps, first, weights, biases, norms, scratch, slopes, hats, inv_std, latents,
+                  B, EPS: tl.constexpr, K: tl.constexpr, D: tl.constexpr, M: tl.constexpr, DP: tl.constexpr,
+                  STRIDE: tl.constexpr, G: tl.constexpr, KEEP: tl.constexpr, NET: tl.constexpr,
+                  SHAPE: tl.constexpr):  # fmt: skip
     """s^(0) with its tangents, (rows, DP), from standardised state rows S (rows, DP) and action rows A (rows, MP).
 
-    noise: (rows, 1) pointers to z_0 of each row's particle; live (rows, 1): the rows of particles that exist.
+    noise: (rows, 1) pointers to z_0 of each row's particle; live (rows, 1): the rows of particles that exist. KEEP:
+    "nothing"; "slopes" for the adjoint, in slopes and hats (K, B, G) and inv_std (K, B, depth); or "latents" (K, B, d):
+    (rows, 1) pointers to the first entry of each row's particle.
     """
     cols = tl.arange(0, DP)
     constant, buffers = scratch, scratch + SHAPE.rows * SHAPE.LD
@@ -64,13 +67,16 @@ def reverse_chain(S, A, noise, live, table, steps, first, weights, biases, norms
     condition(S, A, first, constant, D, M, STRIDE, NET, SHAPE)
     u = tl.load(noise + K * D + cols[None, :], mask=drawn, other=0.0)  # (23); tangents 0: (27)
     for i in range(K):
-        k = K - i
-        denoise(u, table + (k - 1) * NET.hidden[0], constant, buffers, first, weights, biases, norms, scratch, scratch,
-                scratch, live, EPS, D, STRIDE, NET, SHAPE, False)  # fmt: skip
+        entry = K - 1 - i  # of h_k in every table: k − 1
+        if KEEP == "latents":
+            tl.store(latents + entry * B * D + cols[None, :], u, mask=drawn)
+        denoise(u, table + entry * NET.hidden[0], constant, buffers, first, weights, biases, norms, slopes + entry * B * G,
+                hats + entry * B * G, inv_std + entry * B * len(NET.hidden), live, EPS, D, STRIDE, NET, SHAPE,
+                KEEP == "slopes")  # fmt: skip
         y = output(buffers, weights[len(NET.hidden) - 1], biases[len(NET.hidden) - 1], 0, DP, False, NET, SHAPE)
-        z = tl.load(noise + (k - 1) * D + cols[None, :], mask=drawn, other=0.0)
+        z = tl.load(noise + entry * D + cols[None, :], mask=drawn, other=0.0)
         # (24) in the value rows, (29) and (31) in the tangents
-        u = tl.load(steps + k - 1) * u + tl.load(steps + K + k - 1) * y + tl.load(steps + 2 * K + k - 1) * z
+        u = tl.load(steps + entry) * u + tl.load(steps + K + entry) * y + tl.load(steps + 2 * K + entry) * z
         tl.debug_barrier()  # the next step writes where this one's output was read
     return u
 
@@ -105,7 +111,8 @@ def chain_forward_kernel(
         A = tl.load(action + particle * M + a, mask=value & (a < M), other=0.0)
         A += tl.load(da + along * M + a, mask=tangent & (a < M), other=0.0)
         u = reverse_chain(S, A, noise + particle * NOISE_STRIDE, live, table, steps, first, weights, biases, norms, scratch,
-                          EPS, K, D, M, DP, STRIDE, NET, SHAPE)  # fmt: skip
+                          scratch, scratch, scratch, scratch, B, EPS, K, D, M, DP, STRIDE, 0, "nothing", NET,
+                          SHAPE)  # fmt: skip
         moved = u * tl.load(out_std + c, mask=c < D, other=0.0)
         decoded = moved + tl.load(out_mean + c, mask=c < D, other=0.0)  # (25)
         if DIFFERENCE:
@@ -147,7 +154,8 @@ def chain_forward(
     table = level_table(dynamics) if table is None else table
     weights, biases, norms = later_parameters(mlp)
     noise = noise if noise.stride()[1:] == (d, 1) else noise.contiguous()
-    p = plan(tile or choose_tile(B, T, state.dtype), B, T, max(mlp.hidden), check_precision(precision, state.dtype), state.device)
+    tile = tile or choose_tile(B, T, state.dtype)
+    p = plan(tile, B, T, max(mlp.hidden), check_precision(precision, state.dtype), state.device)
     next_state, tangents = torch.empty_like(state, memory_format=torch.contiguous_format), state.new_empty(B, T, d)
     chain_forward_kernel[p.grid](
         next_state, tangents, state.contiguous(), action.contiguous(), noise, ds.contiguous(), da.contiguous(),

@@ -1,18 +1,17 @@
 """What a launch needs to know: whether the kernels can serve, the tile, the precision of products, what it costs at least."""
 
 import functools
-import os
 import statistics
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
 import triton
+from jacrec.kernels.rows import Net, Shape, value_rows
 from torch import Tensor
 
 from jacrec.dynamics import DiffusionDynamics
 from jacrec.errors import expect_one_of
-from jacrec.kernels.rows import Net, Shape, value_rows
 from jacrec.networks import MLP, written_out
 from jacrec.shapes import Problem
 
@@ -224,7 +223,13 @@ class Floor:
 
 
 def floor(
-    dynamics: DiffusionDynamics, batch: int, T: int, *, adjoint: str | None = None, dtype=torch.float32, tile: Tile | None = None
+    dynamics: DiffusionDynamics,
+    batch: int,
+    T: int,
+    *,
+    adjoint: str | None = None,
+    dtype: torch.dtype = torch.float32,
+    tile: Tile | None = None,
 ) -> Floor:
     """The least cost of one `chain_forward` with T tangents, or, for adjoint "stored" or "recompute", of record and adjoint.
 
@@ -265,9 +270,7 @@ def candidates(T: int) -> list[Tile]:
     return found
 
 
-def tune(
-    run: Callable[[Tile], object], tiles: list[Tile], *, repetitions: int = 20
-) -> tuple[Tile, dict[Tile, float]]:
+def tune(run: Callable[[Tile], object], tiles: list[Tile], *, repetitions: int = 20) -> tuple[Tile, dict[Tile, float]]:
     """The fastest of `tiles` for `run(tile)` on a CUDA device, and the median milliseconds of all that fit the GPU.
 
     For benchmarks: `tune(lambda tile: chain_forward(..., tile=tile), candidates(T))`. Never called by the engine.

@@ -9,12 +9,12 @@ weights in flight, the shared memory of a multiprocessor, and Triton cannot inde
 is written to a scratch buffer that belongs to the program (LD columns per row, a few ten KiB) and read back, chunk by chunk,
 as the next layer's input: traffic between a multiprocessor and its L1 and L2, pipelined with the weights by the compiler.
 
-**Why that is right.** A program is one thread block. A barrier over a block makes all its global writes before visible to all its reads
-behind (PTX memory model: bar.sync synchronises at block scope; asynchronous copies that start behind it are ordered too), and
-the compiler moves no access over one. Hence: barrier after a layer has been written and before anyone reads it; layers alternate
-between two buffers, so that a chunk of one layer is never written over what another thread still reads; no two programs share a
-buffer. Where a chunk is rewritten in place, a barrier stands between its load and its store, because several threads may have
-been given the same element.
+**Why that is right.** A program is one thread block. A barrier over a block makes all its global writes before it visible
+to all its reads behind it (PTX memory model: bar.sync synchronises at block scope, and asynchronous copies issued behind it
+are ordered too), and the compiler moves no access over one. Hence a barrier stands after a layer has been written, before
+anyone reads it; layers alternate between two buffers, so that a chunk of one layer is never written over what another
+thread still reads; no two programs share a buffer. Where a chunk is rewritten in place, a barrier stands between its load
+and its store, because several threads may have been given the same element.
 
 Columns from a layer's width to the next multiple of the chunk hold zeros: reads need no mask.
 """
@@ -23,7 +23,6 @@ from typing import NamedTuple
 
 import triton
 import triton.language as tl
-
 from jacrec.kernels.activation import activate, tanh
 
 
@@ -117,11 +116,7 @@ def product(buffer, weight, n0, C: tl.constexpr, IN: tl.constexpr, OUT: tl.const
 def gated(z, NET: tl.constexpr, SHAPE: tl.constexpr):
     """Rows of z -> rows of act: act(z) in the value rows, act'(z) ⊙ ż in the tangents; and the slope in all rows."""
     value, slope = activate(value_rows(z, SHAPE.R), NET)
-    if SHAPE.R == 1:
-        rows = value
-    else:
-        rows = tl.where(is_value(SHAPE), value, z * slope)
-    return rows, slope
+    return tl.where(is_value(SHAPE), value, z * slope), slope
 
 
 @triton.jit
@@ -166,10 +161,7 @@ def normalise(source, target, gain, shift, hats, inv_std, offset, live, EPS: tl.
         b = tl.load(shift + cols, mask=cols < WIDTH, other=0.0)[None, :]
         centred = tl.where((cols < WIDTH)[None, :], tl.load(at(target, cols, SHAPE)) - mean, 0.0)
         hat = value_rows(centred, SHAPE.R) * sigma_inv
-        if SHAPE.R == 1:
-            rows = hat * g + b
-        else:
-            rows = tl.where(is_value(SHAPE), hat * g + b, (centred - hat * along) * sigma_inv * g)
+        rows = tl.where(is_value(SHAPE), hat * g + b, (centred - hat * along) * sigma_inv * g)
         if TAPED:
             tl.store(hats + offset + cols[None, :], hat, mask=live & (cols < WIDTH)[None, :])
         if I > 0 and NET.residual and NET.hidden[I] == NET.hidden[I - 1]:

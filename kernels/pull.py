@@ -1,0 +1,90 @@
+"""Inside a kernel: cotangents of a tile of particles back through the layers of an `MLP`; twin of `jacobians.mlp.mlp_pull`.
+
+One row per particle. Scratch, barriers and zero padding as in `jacrec.kernels.rows`: z̄ of hidden layer i lies in buffer
+i % 2, h̄ (what LayerNorm and skips need) in buffer 2 + i % 2.
+"""
+
+import triton
+import triton.language as tl
+from jacrec.kernels.rows import at, product, small_product
+
+
+@triton.jit
+def receive(h_bar, z_bar_buffer, h_bar_buffer, slopes, offset, live, cols, I: tl.constexpr, NET: tl.constexpr,
+            SHAPE: tl.constexpr):  # fmt: skip
+    """A chunk of h̄ of hidden layer I: to z̄ by the slope, unless LayerNorm comes between."""
+    KEPT: tl.constexpr = I > 0 and NET.residual and NET.hidden[I] == NET.hidden[I - 1]
+    if NET.norm or KEPT:
+        tl.store(at(h_bar_buffer, cols, SHAPE), h_bar)
+    if not NET.norm:
+        slope = tl.load(slopes + offset + cols[None, :], mask=live & (cols < NET.hidden[I])[None, :], other=0.0)
+        tl.store(at(z_bar_buffer, cols, SHAPE), h_bar * slope)
+
+
+@triton.jit
+def settle(z_bar_buffer, h_bar_buffer, norms, slopes, hats, inv_std, offset, live, I: tl.constexpr, NET: tl.constexpr,
+           SHAPE: tl.constexpr):  # fmt: skip
+    """All of h̄ of hidden layer I has been received: pull it through LayerNorm if there is one; then z̄ may be read."""
+    tl.debug_barrier()
+    if NET.norm:
+        dtype: tl.constexpr = z_bar_buffer.dtype.element_ty
+        ROWS: tl.constexpr = SHAPE.rows
+        WIDTH: tl.constexpr = NET.hidden[I]
+        gain = norms[2 * I]
+        plain = tl.zeros((ROWS, 1), dtype)
+        along = tl.zeros((ROWS, 1), dtype)
+        for n0 in range(0, WIDTH, SHAPE.columns):
+            cols = n0 + tl.arange(0, SHAPE.columns)
+            exists = live & (cols < WIDTH)[None, :]
+            g = tl.load(at(h_bar_buffer, cols, SHAPE)) * tl.load(gain + cols, mask=cols < WIDTH, other=0.0)[None, :]
+            plain += tl.sum(g, 1, keep_dims=True)
+            along += tl.sum(g * tl.load(hats + offset + cols[None, :], mask=exists, other=0.0), 1, keep_dims=True)
+        scale = tl.load(inv_std + I, mask=live, other=0.0)
+        for n0 in range(0, WIDTH, SHAPE.columns):
+            cols = n0 + tl.arange(0, SHAPE.columns)
+            exists = live & (cols < WIDTH)[None, :]
+            g = tl.load(at(h_bar_buffer, cols, SHAPE)) * tl.load(gain + cols, mask=cols < WIDTH, other=0.0)[None, :]
+            hat = tl.load(hats + offset + cols[None, :], mask=exists, other=0.0)
+            slope = tl.load(slopes + offset + cols[None, :], mask=exists, other=0.0)
+            tl.store(at(z_bar_buffer, cols, SHAPE), (g - plain / WIDTH - hat * (along / WIDTH)) * scale * slope)
+        tl.debug_barrier()
+
+
+@triton.jit
+def pull_layer(buffers, weight, slopes, offset, live, I: tl.constexpr, NET: tl.constexpr, SHAPE: tl.constexpr):
+    """From z̄ of hidden layer I > 0 to h̄ of the one below, received."""
+    IN: tl.constexpr = NET.hidden[I]
+    OUT: tl.constexpr = NET.hidden[I - 1]
+    SIZE: tl.constexpr = SHAPE.rows * SHAPE.LD
+    for n0 in range(0, OUT, SHAPE.columns):
+        cols = n0 + tl.arange(0, SHAPE.columns)
+        h_bar = product(buffers + I % 2 * SIZE, weight, n0, SHAPE.columns, IN, OUT, OUT, 1, SHAPE)
+        if NET.residual and IN == OUT:
+            h_bar += tl.load(at(buffers + (2 + I % 2) * SIZE, cols, SHAPE))
+        receive(h_bar, buffers + (I - 1) % 2 * SIZE, buffers + (2 + (I - 1) % 2) * SIZE, slopes, offset, live, cols, I - 1,
+                NET, SHAPE)  # fmt: skip
+
+
+@triton.jit
+def pull_hidden(y_bar, buffers, weights, norms, slopes, hats, inv_std, live, OUT: tl.constexpr, G: tl.constexpr,
+                NET: tl.constexpr, SHAPE: tl.constexpr):  # fmt: skip
+    """From the output's cotangent (rows, columns >= OUT) in registers to z̄ of the first hidden layer, in buffer 0.
+
+    weights: of layers 1…; slopes, hats, inv_std: (rows, 1) pointers to the tape of each row; G: slopes of a row.
+    """
+    LAST: tl.constexpr = len(NET.hidden) - 1
+    WIDTH: tl.constexpr = NET.hidden[LAST]
+    SIZE: tl.constexpr = SHAPE.rows * SHAPE.LD
+    for n0 in range(0, WIDTH, SHAPE.columns):
+        cols = n0 + tl.arange(0, SHAPE.columns)
+        h_bar = small_product(y_bar, weights[LAST], cols, OUT, WIDTH, WIDTH, 1, SHAPE)
+        receive(h_bar, buffers + LAST % 2 * SIZE, buffers + (2 + LAST % 2) * SIZE, slopes, G - WIDTH, live, cols, LAST, NET,
+                SHAPE)  # fmt: skip
+    settle(buffers + LAST % 2 * SIZE, buffers + (2 + LAST % 2) * SIZE, norms, slopes, hats, inv_std,
+           G - WIDTH, live, LAST, NET, SHAPE)  # fmt: skip
+    offset = G - WIDTH
+    for i in tl.static_range(LAST, 0, -1):
+        offset -= NET.hidden[i - 1]
+        pull_layer(buffers, weights[i - 1], slopes, offset, live, i, NET, SHAPE)
+        settle(buffers + (i - 1) % 2 * SIZE, buffers + (2 + (i - 1) % 2) * SIZE, norms, slopes, hats,
+               inv_std, offset, live, i - 1, NET, SHAPE)  # fmt: skip
