@@ -8,13 +8,18 @@ import tyro
 from tyro.conf import Positional
 
 FOLDER = Path("benchmarks")
+ON_REQUEST = ("gpu", "table", "jax_rebrac")
+"""scripts that are run only if they are named: what they do is no measurement of this machine's own"""
 
 
 def bench(names: Positional[tuple[str, ...]] = ()) -> int:
     """Run benchmark scripts of a checkout, one after the other; say it from the checkout's root.
 
+    `jacrec bench gpu` checks, tunes and times everything on a machine with a GPU; `jacrec bench table` prints the README's
+    table from benchmarks/results.
+
     Args:
-        names: which, as benchmarks/NAME.py; all that are there unless told
+        names: which, as benchmarks/NAME.py; all that measure unless told
     """
     here = scripts(FOLDER)
     if not here:
@@ -23,7 +28,7 @@ def bench(names: Positional[tuple[str, ...]] = ()) -> int:
     if unknown:
         raise ValueError(f"benchmarks: expected some of {', '.join(here)}, got {', '.join(unknown)}")
     failed = []
-    for name in names or here:
+    for name in names or [name for name in here if name not in ON_REQUEST]:
         print(f"== {name}", flush=True)
         if subprocess.run([sys.executable, here[name]], check=False).returncode:
             failed.append(name)
