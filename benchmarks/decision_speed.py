@@ -9,6 +9,7 @@ random: time does not depend on them. Writes benchmarks/results/decision_speed_<
 """
 
 import argparse
+import importlib
 import time
 import warnings
 from dataclasses import asdict
@@ -36,16 +37,17 @@ def time_step_ms(task: str) -> tuple[float | None, str]:
     if task not in TIME_STEPS:
         return None, "no environment"
     try:
-        import gymnasium
+        gymnasium, mujoco = (importlib.import_module(name) for name in ("gymnasium", "mujoco"))
     except ImportError:
         return 1e3 * TIME_STEPS[task], "constant"
+    mujoco.set_mju_user_warning(lambda message: None)  # else MuJoCo writes a log file here, on an attribute of the model
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # that there are newer versions of the environments
             env = gymnasium.make(ENVIRONMENTS[task])
-    except gymnasium.error.Error:  # no physics installed
-        return 1e3 * TIME_STEPS[task], "constant"
-    step = float(env.unwrapped.dt)  # pyright: ignore[reportAttributeAccessIssue]
+    finally:
+        mujoco.set_mju_user_warning(None)
+    step = float(env.unwrapped.dt)
     env.close()
     return 1e3 * step, ENVIRONMENTS[task]
 

@@ -17,6 +17,7 @@ import itertools
 import tracemalloc
 from collections.abc import Sequence
 from dataclasses import asdict
+from importlib.util import find_spec
 from pathlib import Path
 
 import floor
@@ -107,13 +108,14 @@ def measure_size(
     calls = {name: entry.gradient for name, entry in entries.items()}
     ms = timed(calls, repetitions, device, turns=min(3, repetitions), settle=1, budget=budget)
     counted = floor.count(case)
+    dissected = [name for name in entries if CONTESTANTS[name].ours and name != "auto"]
     return {
         **asdict(size), "d": size.d, "m": size.m, "dtype": str(dtype).removeprefix("torch."),
         "ms": ms,
         "float64_error": errors64, "error": errors, "difference": max(errors64.values(), default=0.0),
         "peak_bytes": peak,
         "ready_seconds": {name: round(e.ready_seconds, 2) for name, e in entries.items() if e.ready_seconds is not None},
-        "phases": {name: phases(e.gradient, device) for name, e in entries.items() if CONTESTANTS[name].ours and name != "auto"},
+        "phases": {name: phases(e.gradient, device) for name, e in entries.items() if name in dissected},
         "chosen": report.chosen(case),
         "count": asdict(counted), "floor": floor.floor(counted, rates).record(),
         "absent": absent,
@@ -195,7 +197,11 @@ def main(arguments: list[str] | None = None) -> dict:
         print("sizes, contestants or threads of your own: nothing was written; --json PATH keeps the results")
         return result
     path = write(f"grad_speed_{slug(options.device)}", result, options.json)
-    print(f"written: {path}\nwritten: {report.plot(result, options.plot or path.with_suffix('.png'))}")
+    print(f"written: {path}")
+    if find_spec("matplotlib") is None:
+        print("no plot: pip install matplotlib")
+    else:
+        print(f"written: {report.plot(result, options.plot or path.with_suffix('.png'))}")
     return result
 
 
