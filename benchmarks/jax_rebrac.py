@@ -183,6 +183,7 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=256)
     parser.add_argument("--batch", type=int, default=256)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--updates", type=int, default=8, help="in one scan; an even number")
     parser.add_argument("--form", choices=("heads", "vmap"), default="heads")
     parser.add_argument("--check", action="store_true", help="compare with the hand-written updates in float64, and end")
     options = parser.parse_args()
@@ -204,7 +205,7 @@ def main() -> None:
         print(json.dumps({"difference": disagreement(ReBRACStage(data, config, 0, dtype=torch.float64), options.form)}))
         return
     stage = ReBRACStage(data, ReBRACConfig(batch_size=options.batch, hidden=hidden), seed=0)
-    pairs = max(2, 16 * 256 // options.batch)
+    pairs = max(1, options.updates // 2)
     rows, index, noise = drawn(stage, pairs)
     run, learner = make_scan(stage.config, options.form), from_torch(stage.learner, options.form)
     for _ in range(2):

@@ -1,23 +1,34 @@
-"""Training steps per second: ReBRAC by hand against plain torch with autograd; the world model and the reward model beside it.
+"""Training steps per second: ReBRAC fused and by hand, against plain torch with autograd and a jitted scan in JAX.
 
-First 20 updates of both in float64 from the same start, on the same batches: nothing is timed unless the weights agree.
+First 20 updates of all in float64 from the same start, on the same batches: nothing is timed unless the weights agree.
 Then milliseconds per update, updates per second, and the share of the time that the hidden layers' matrix products alone
-would take at the rate measured here. Writes benchmarks/results/training_speed.json.
+would take at the rate measured here. The world model and the reward model run against plain torch. JAX runs in processes
+of its own with as many processors as the others have threads (`jax_rebrac.py`); without JAX its rows are left out.
+Writes benchmarks/results/training_speed_MACHINE.json when no option is given.
 
-    python benchmarks/training_speed.py                 # hopper sizes, batches 256 and 1024, one thread, two minutes
-    python benchmarks/training_speed.py --threads 2
+    python benchmarks/training_speed.py                 # hopper sizes, batches 256 and 1024, 1 and 2 threads, two minutes
+    python benchmarks/training_speed.py --task antmaze --threads 2 --batches 256
 """
 
 import argparse
-from collections.abc import Callable
+import contextlib
+import importlib.util
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import numpy as np
 import torch
-from harness import environment, timed, write
+from harness import as_usual, environment, slug, timed, usable_cores, write
+from torch import nn
 
 from jacrec.data.transitions import DatasetInfo, Transitions
+from jacrec.dynamics import DiffusionDynamics
 from jacrec.training.config import DynamicsConfig, ReBRACConfig, RewardConfig
-from jacrec.training.dynamics import DynamicsStage
+from jacrec.training.dynamics import DynamicsStage, make_dynamics
+from jacrec.training.passes import why_not_fused
 from jacrec.training.rebrac import ReBRACStage
 from jacrec.training.reward import RewardStage
 from tests.plain_rebrac import PlainReBRAC, largest_difference
@@ -26,6 +37,9 @@ SIZES = {"hopper": (11, 3), "halfcheetah": (17, 6), "antmaze": (29, 8)}
 HIDDEN_PRODUCTS = 24
 """products of (B, w) with (w, w) per update, an actor update in every second: 2 target actor, 4 target critics, 4 + 8 critics
 and their cotangents; halves of 2 + 4 actor, 4 critics, 2 their input's cotangent on the rows where each is the smaller"""
+GOAL = 1.2
+"""times a jitted JAX scan, on a CPU"""
+PLAIN, HAND, FUSED, JAX = "autograd, fused Adam", "by hand", "fused", "jax, jitted scan"
 
 
 def noise_data(d: int, m: int, rows: int = 20_000) -> Transitions:
@@ -42,15 +56,15 @@ def noise_data(d: int, m: int, rows: int = 20_000) -> Transitions:
     )  # fmt: skip
 
 
-def stepper(step: Callable[[int], object]) -> Callable[[], None]:
-    """Two updates a call, the first of which moves the actor."""
+def stepper(step: Callable[[int], object], updates: int) -> Callable[[], None]:
+    """An even number of updates a call, every other one of which moves the actor."""
     update = 0
 
     def call() -> None:
         nonlocal update
-        step(update)
-        step(update + 1)
-        update += 2
+        for _ in range(updates):
+            step(update)
+            update += 1
 
     return call
 
@@ -67,17 +81,145 @@ def plain_stepper(stage: ReBRACStage, plain: PlainReBRAC) -> Callable[[int], Non
     return step
 
 
+def plain_regression(module: nn.Module, averaged: nn.Module, config: DynamicsConfig | RewardConfig, loss: Callable):
+    """One step of least squares as it is usually written: autograd, fused Adam, clipping, averaged weights."""
+    parameters, averages = list(module.parameters()), list(averaged.parameters())
+    optimiser = torch.optim.Adam(parameters, lr=config.lr, fused=True)
+
+    def step(update: int) -> None:
+        optimiser.zero_grad()
+        loss(update).backward()
+        if config.max_grad_norm is not None:
+            nn.utils.clip_grad_norm_(parameters, config.max_grad_norm)
+        optimiser.step()
+        with torch.no_grad():
+            torch._foreach_lerp_(averages, parameters, 1 - config.ema)
+
+    return step
+
+
+def regressions(data: Transitions, batch: int, hidden: tuple[int, ...], updates: int) -> dict[str, Callable[[], None]]:
+    """World model and reward model, ours and plainly written, on the same batches."""
+    d, m = data.state_dim, data.action_dim
+    dynamics = DynamicsStage(data, data, DynamicsConfig(batch_size=batch, hidden=hidden), 0)
+    reward = RewardStage(data, data, RewardConfig(batch_size=batch, hidden=hidden), 0)
+    model, averaged = (make_dynamics(d, m, dynamics.config) for _ in range(2))
+    assert isinstance(model, DiffusionDynamics)
+    model.load_state_dict(dynamics.model.state_dict())
+    columns = [torch.from_numpy(x) for x in (data.state, data.action, data.next_state)]
+    net, net_averaged = (RewardStage(data, data, reward.config, 0).model for _ in range(2))
+    for parameter in net.parameters():
+        parameter.requires_grad_(True)
+
+    def dynamics_loss(update: int) -> torch.Tensor:
+        index, k, noise = dynamics.stream.at(update)
+        return model.loss(*(c.index_select(0, index) for c in columns), k + 1, noise).mean()
+
+    def reward_loss(update: int) -> torch.Tensor:
+        rows = reward.rows.index_select(0, reward.stream.at(update)[0])
+        return nn.functional.mse_loss(net.mlp(rows[:, :-1]), rows[:, -1:])
+
+    return {
+        "diffusion model": stepper(dynamics.step, updates),
+        "diffusion model, autograd": stepper(plain_regression(model, averaged, dynamics.config, dynamics_loss), updates),
+        "reward model": stepper(reward.step, updates),
+        "reward model, autograd": stepper(plain_regression(net, net_averaged, reward.config, reward_loss), updates),
+    }
+
+
+@contextlib.contextmanager
+def jax_process(task: str, width: int, batch: int, threads: int, updates: int) -> Iterator[Callable[[], None]]:
+    """A process of JAX with this many processors; a call makes it do `updates` updates and waits for their end."""
+    command = [sys.executable, str(Path(__file__).with_name("jax_rebrac.py")), "--dims", *map(str, SIZES[task]),
+               "--width", str(width), "--batch", str(batch), "--threads", str(threads), "--updates", str(updates)]  # fmt: skip
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert process.stdin is not None
+    assert process.stdout is not None
+    given, answers = process.stdin, process.stdout
+
+    def answer() -> None:
+        line = answers.readline()
+        if not line:
+            raise RuntimeError(f"jax_rebrac.py: expected a line of JSON, got the end of the process ({process.wait()})")
+        json.loads(line)
+
+    def call() -> None:
+        given.write("\n")
+        given.flush()
+        answer()
+
+    try:
+        answer()  # compiled
+        yield call
+    finally:
+        given.close()
+        process.wait()
+
+
 def disagreement(data: Transitions, width: int) -> float:
-    """The largest difference of any actor or critic weight after 20 updates in float64."""
-    config = ReBRACConfig(batch_size=32, hidden=(width,) * 3)
-    stage = ReBRACStage(data, config, seed=0, dtype=torch.float64)
-    plain = PlainReBRAC(stage.learner)
-    step = plain_stepper(stage, plain)
-    for update in range(20):
-        step(update)
-        stage.step(update)
-    critics = [largest_difference(stage.learner.critic.mlp, critic, head) for head, critic in enumerate(plain.critics)]
-    return max(largest_difference(stage.learner.actor.mlp, plain.actor), *critics)
+    """The largest difference of any actor or critic weight from the plain transcription after 20 updates in float64."""
+    config, worst = ReBRACConfig(batch_size=32, hidden=(width,) * 3), 0.0
+    for fused in (False, None):
+        stage = ReBRACStage(data, config, seed=0, dtype=torch.float64, fused=fused)
+        plain = PlainReBRAC(stage.learner)
+        step = plain_stepper(stage, plain)
+        for update in range(20):
+            step(update)
+            stage.step(update)
+        critics = [largest_difference(stage.learner.critic.mlp, critic, head) for head, critic in enumerate(plain.critics)]
+        worst = max(worst, largest_difference(stage.learner.actor.mlp, plain.actor), *critics)
+    return worst
+
+
+def jax_disagreement(task: str, width: int) -> float | None:
+    """The same between JAX and ours; None without JAX."""
+    if importlib.util.find_spec("jax") is None:
+        return None
+    command = [sys.executable, str(Path(__file__).with_name("jax_rebrac.py")), "--dims", *map(str, SIZES[task]),
+               "--width", str(width), "--check"]  # fmt: skip
+    return json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)["difference"]
+
+
+def measure(data: Transitions, options: argparse.Namespace, batch: int, threads: int, with_jax: bool) -> list[dict]:
+    """A row per contestant."""
+    torch.set_num_threads(threads)
+    hidden, updates = (options.width,) * 3, max(4, 2048 // batch)
+    config = ReBRACConfig(batch_size=batch, hidden=hidden)
+    stage = ReBRACStage(data, config, seed=0, fused=False)
+    plain = PlainReBRAC(ReBRACStage(data, config, seed=0, fused=False).learner, fused=True)
+    x, w, out = torch.randn(batch, options.width), torch.randn(options.width, options.width), torch.empty(batch, options.width)
+
+    def products() -> None:
+        for _ in range(updates * HIDDEN_PRODUCTS):
+            torch.mm(x, w, out=out)
+
+    calls = {PLAIN: stepper(plain_stepper(stage, plain), updates), HAND: stepper(stage.step, updates)}
+    obstacle = why_not_fused(torch.zeros(1))
+    if obstacle is None:
+        calls[FUSED] = stepper(ReBRACStage(data, config, seed=0, fused=True).step, updates)
+    else:
+        print(f"fused: left out, {obstacle}")
+    with contextlib.ExitStack() as stack:
+        if with_jax:
+            calls[JAX] = stack.enter_context(jax_process(options.task, options.width, batch, threads, updates))
+        calls["matrix products alone"] = products
+        times = timed(calls | regressions(data, batch, hidden, updates), options.repetitions, turns=options.turns, settle=1)
+    rows = []
+    for name, t in times.items():
+        median = t["median"]
+        row = {"threads": threads, "batch": batch, "name": name, "updates_per_second": round(1000 * updates / median, 1),
+               "ms": {k: round(v / updates, 3) for k, v in t.items()}}  # fmt: skip
+        if name in (PLAIN, HAND, FUSED, JAX):
+            row["share_of_floor"] = round(times["matrix products alone"]["median"] / median, 2)
+            row["ratio_to_autograd"] = round(times[PLAIN]["median"] / median, 2)
+            if with_jax:
+                row["ratio_to_jax"] = round(times[JAX]["median"] / median, 2)
+        elif f"{name}, autograd" in times:
+            row["ratio_to_autograd"] = round(times[f"{name}, autograd"]["median"] / median, 2)
+        rows.append(row)
+        ratios = "  ".join(f"{k.replace('_', ' ')} {v}" for k, v in row.items() if k.startswith(("share", "ratio")))
+        print(f"{threads} threads  batch {batch:5}  {name:26} {row['updates_per_second']:8.1f} /s  {row['ms']}  {ratios}")
+    return rows
 
 
 def main() -> None:
@@ -86,50 +228,36 @@ def main() -> None:
     parser.add_argument("--task", choices=SIZES, default="hopper")
     parser.add_argument("--batches", type=int, nargs="+", default=[256, 1024])
     parser.add_argument("--width", type=int, default=256)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--repetitions", type=int, default=60)
+    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--repetitions", type=int, default=9, help="timed calls of each contestant")
+    parser.add_argument("--turns", type=int, default=3, help="in how many turns the contestants make them")
+    parser.add_argument("--json", type=Path, help="write the results here")
     options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    d, m = SIZES[options.task]
-    data = noise_data(d, m)
-    difference = disagreement(data, options.width)
-    print(f"largest difference of any weight after 20 updates in float64: {difference:.1e}")
-    if difference > 1e-10:
-        raise SystemExit("the two do not agree: no times")
-    result: dict = {"environment": environment(), "task": options.task, "float64_difference": difference, "rows": []}
-    hidden = (options.width,) * 3
-    for batch in options.batches:
-        stage = ReBRACStage(data, ReBRACConfig(batch_size=batch, hidden=hidden), seed=0)
-        plain = PlainReBRAC(ReBRACStage(data, stage.config, seed=0).learner, fused=True)
-        x, w, out = (
-            torch.randn(batch, options.width),
-            torch.randn(options.width, options.width),
-            torch.empty(batch, options.width),
-        )
-
-        def products(x=x, w=w, out=out) -> None:
-            for _ in range(2 * HIDDEN_PRODUCTS):
-                torch.mm(x, w, out=out)
-
-        calls = {
-            "autograd, fused Adam": stepper(plain_stepper(stage, plain)),
-            "by hand": stepper(stage.step),
-            "matrix products alone": products,
-            "diffusion model": stepper(DynamicsStage(data, data, DynamicsConfig(batch_size=batch, hidden=hidden), 0).step),
-            "reward model": stepper(RewardStage(data, data, RewardConfig(batch_size=batch, hidden=hidden), 0).step),
-        }
-        times = timed(calls, options.repetitions)
-        floor = times["matrix products alone"]["median"]
-        for name, t in times.items():
-            row = {"batch": batch, "name": name, "updates_per_second": round(2000 / t["median"], 1),
-                   "ms": {k: round(v / 2, 3) for k, v in t.items()}}  # fmt: skip
-            if name in ("autograd, fused Adam", "by hand"):
-                row["share_of_floor"] = round(floor / t["median"], 2)
-                row["ratio_to_autograd"] = round(times["autograd, fused Adam"]["median"] / t["median"], 2)
-            result["rows"].append(row)
-            print(f"batch {batch:5}  {name:22} {row['updates_per_second']:8.1f} updates/s  {row['ms']}"
-                  f"  floor share {row.get('share_of_floor', '')}  speed-up {row.get('ratio_to_autograd', '')}")  # fmt: skip
-    print(write("training_speed" if options.threads == 1 else f"training_speed_{options.threads}_threads", result))
+    data = noise_data(*SIZES[options.task])
+    differences = {"autograd": disagreement(data, options.width), "jax": jax_disagreement(options.task, options.width)}
+    for name, difference in differences.items():
+        if difference is None:
+            print(f"{name}: left out, not installed (pip install 'jacrec[bench]')")
+            continue
+        print(f"largest difference of any weight from {name}'s after 20 updates in float64: {difference:.1e}")
+        if difference > 1e-10:
+            raise SystemExit("the two do not agree: no times")
+    result: dict = {"environment": environment(), "task": options.task, "float64_difference": differences, "rows": []}
+    del result["environment"]["threads"]  # every row has its own
+    for threads in options.threads:
+        if threads > usable_cores():
+            print(f"{threads} threads: left out, there are {usable_cores()} processors")
+            continue
+        for batch in options.batches:
+            result["rows"] += measure(data, options, batch, threads, differences["jax"] is not None)
+    for row in result["rows"]:
+        if row["name"] == FUSED and "ratio_to_jax" in row:
+            reached = "reached" if row["ratio_to_jax"] >= GOAL else "not reached"
+            print(f"goal {GOAL} x JAX, {row['threads']} threads, batch {row['batch']}: {row['ratio_to_jax']} ({reached})")
+    if options.json is not None:
+        options.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    elif as_usual(parser, options):
+        print(write(f"training_speed_{slug()}", result))
 
 
 if __name__ == "__main__":

@@ -152,6 +152,24 @@ def test_the_reward_model_learns_in_the_critics_scale():
     assert prediction.numpy() == pytest.approx(100 * held_out.reward, abs=6 * errors["reward_rmse"])
 
 
+@pytest.mark.parametrize("kind", ["diffusion", "deterministic", "reward"])
+def test_capturable_stages_make_the_same_steps(kind):
+    """What a CUDA graph would hold, run as it is: the bits of the ordinary step."""
+    data = linear_system()
+    stages = []
+    for capturable in (True, False):
+        if kind == "reward":
+            stages.append(RewardStage(data, data, RewardConfig(hidden=(16,), updates=9), 0, capturable=capturable))
+        else:
+            config = DynamicsConfig(kind=kind, hidden=(16,), updates=9, ema=0.9)
+            stages.append(DynamicsStage(data, data, config, 0, capturable=capturable))
+    ours, plain = stages
+    for t in range(9):
+        assert torch.equal(ours.step(t)["loss"], plain.step(t)["loss"])
+    state = plain.state()
+    assert all(torch.allclose(value, state[name], rtol=1e-6, atol=1e-8) for name, value in ours.state().items())
+
+
 def test_one_step_errors_by_hand():
     class Shift:
         noise_shape = (1,)

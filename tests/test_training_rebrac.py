@@ -67,15 +67,50 @@ def test_hundred_updates_equal_the_plain_transcription(changes, fused):
     assert largest_difference(target_actor.mlp, plain.actor) > 1e-4
 
 
-def states_after(config: ReBRACConfig, updates: int, fused: bool, dtype=torch.float64, d: int = 5, m: int = 2):
+def states_after(config: ReBRACConfig, updates: int, fused: bool, dtype=torch.float64, capturable: bool = False):
     """What a learner has become after updates on random rows, and the scalars of the last one."""
-    learner, g = ReBRAC(d, m, config, seed=1, dtype=dtype, fused=fused), torch.Generator().manual_seed(1)
+    d, m, g = 5, 2, torch.Generator().manual_seed(1)
+    learner = ReBRAC(d, m, config, seed=1, dtype=dtype, fused=fused, capturable=capturable)
     scalars = {}
     for t in range(updates):
         batch = torch.randn(config.batch_size, 2 * (d + m) + 2, dtype=torch.float64, generator=g).to(dtype)
         noise = torch.randn(config.batch_size, m, dtype=torch.float64, generator=g).to(dtype)
         scalars = learner.update(batch, noise, t % config.policy_freq == 0)
     return learner.state(), scalars
+
+
+def test_the_masked_update_equals_the_indexed_one():
+    config = ReBRACConfig(hidden=(24, 16), batch_size=33, actor_bc_coef=0.4)
+    (masked, ours), (indexed, theirs) = (states_after(config, 9, False, capturable=flag) for flag in (True, False))
+    for name, value in indexed.items():
+        torch.testing.assert_close(masked[name], value, rtol=1e-10, atol=1e-12)
+    for name, value in theirs.items():
+        torch.testing.assert_close(ours[name], value, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("policy_freq", [1, 2, 3])
+def test_the_capturable_stage_makes_the_same_steps(policy_freq):
+    config = ReBRACConfig(hidden=(16, 16), batch_size=8, policy_freq=policy_freq)
+    kinds: list[dict] = [{"capturable": True}, {"fused": False}]
+    ours, plain = (ReBRACStage(linear_system(), config, 0, dtype=torch.float64, **kind) for kind in kinds)
+    for t in range(7):
+        scalars, expected = ours.step(t), plain.step(t)
+        assert scalars.keys() == expected.keys()
+        for name, value in expected.items():
+            torch.testing.assert_close(scalars[name], value, rtol=1e-10, atol=1e-12)
+    for name, value in plain.state().items():
+        torch.testing.assert_close(ours.state()[name], value, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="a CUDA graph needs a GPU")
+def test_a_captured_stage_makes_the_steps_of_the_cpu():
+    config = ReBRACConfig(hidden=(16, 16), batch_size=8)
+    on_gpu, on_cpu = (ReBRACStage(linear_system(), config, 0, device, torch.float64) for device in ("cuda", "cpu"))
+    for t in range(7):
+        on_gpu.step(t)
+        on_cpu.step(t)
+    for name, value in on_cpu.state().items():
+        torch.testing.assert_close(on_gpu.state()[name].cpu(), value, rtol=1e-9, atol=1e-11)
 
 
 @needs_fused

@@ -10,6 +10,7 @@ from jacrec.data.transitions import Transitions
 from jacrec.dynamics import DeterministicDynamics, DiffusionDynamics
 from jacrec.networks import step_embedding
 from jacrec.training.config import DynamicsConfig
+from jacrec.training.replay import Replay
 from jacrec.training.streams import BatchStream, generator, seed_of
 from jacrec.training.supervised import Regression, rmse
 
@@ -69,11 +70,22 @@ class DynamicsStage:
     * one_step_rmse_se: its standard error over the transitions (delta method). Table 3 prints it divided by their number.
     * one_step_rmse_mean: the same for the mean of the S samples.
     * still_rmse: of the prediction s' = s, for scale.
+
+    `capturable` makes a step fit for a CUDA graph; None: on a GPU, where the graph then is used.
     """
 
     name = "dynamics"
 
-    def __init__(self, data: Transitions, held_out: Transitions, config: DynamicsConfig, seed: int, device="cpu"):
+    def __init__(
+        self,
+        data: Transitions,
+        held_out: Transitions,
+        config: DynamicsConfig,
+        seed: int,
+        device="cpu",
+        *,
+        capturable: bool | None = None,
+    ):
         self.config, self.updates, self.device = config, config.updates, device
         d, m = data.state_dim, data.action_dim
 
@@ -88,7 +100,9 @@ class DynamicsStage:
         diffusion = isinstance(self.model, DiffusionDynamics)
         mlp = self.model.denoiser.mlp if isinstance(self.model, DiffusionDynamics) else self.model.mlp
         prefix = "denoiser.mlp." if diffusion else "mlp."
-        self.regression = Regression(self.model, network(), mlp, prefix, config)
+        capturable = torch.device(device).type == "cuda" if capturable is None else capturable
+        self.regression = Regression(self.model, network(), mlp, prefix, config, capturable)
+        self.descend = Replay(self._descend, lambda: self.state().values()) if capturable else self._descend
         state, action, next_state = (as_tensor(a, device) for a in (data.state, data.action, data.next_state))
         # rows [standardised s, a, target x]
         self.rows = torch.cat([self.model.standardise(state), action, self.model.encode(state, next_state)], -1)
@@ -114,16 +128,20 @@ class DynamicsStage:
 
     def step(self, update: int) -> dict[str, Tensor]:
         """Update number `update`, counted from 0."""
-        index, *random = self.stream.at(update)
+        self.regression.schedule(update)
+        return self.descend(*self.stream.at(update))
+
+    @torch.no_grad()
+    def _descend(self, index: Tensor, *random: Tensor) -> dict[str, Tensor]:
         rows = self.rows.index_select(0, index)
         s_a, x = rows[:, : self.split], rows[:, self.split :]
         if not random:
-            return {"loss": self.regression.update(s_a, x, update)}
+            return {"loss": self.regression.descend(s_a, x)}
         k, noise = random
         corrupted = self.signal.index_select(0, k) * x + self.corruption.index_select(0, k) * noise
         inputs = torch.cat([corrupted, s_a, self.embedding.index_select(0, k)], -1)
         goal = noise if self.config.prediction == "epsilon" else x
-        return {"loss": self.regression.update(inputs, goal, update)}
+        return {"loss": self.regression.descend(inputs, goal)}
 
     @torch.no_grad()
     def evaluate(self) -> dict[str, float]:

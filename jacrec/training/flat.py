@@ -30,31 +30,42 @@ class Flat:
             parameter.requires_grad_(False)
             self.gradient_of[name] = self.gradient[start : start + parameter.numel()].view(parameter.shape)
 
-    def move_towards(self, other: "Flat", rate: float) -> None:
+    def move_towards(self, other: "Flat", rate: float | Tensor) -> None:
         """value ← value + rate (other − value): the moving average of targets and evaluation weights."""
         self.value.lerp_(other.value, rate)
 
 
 class Adam:
-    """Adam (default betas, ε = 1e-8) on a `Flat`, with an optional bound on the gradient's norm."""
+    """Adam (default betas, ε = 1e-8) on a `Flat`, with an optional bound on the gradient's norm.
 
-    def __init__(self, flat: Flat, lr: float, max_grad_norm: float | None = None):
+    On a GPU `step` can be part of a CUDA graph. With `held`, the learning rate is a tensor that a graph reads anew each time,
+    so that `scale_rate` outside of it is felt.
+    """
+
+    def __init__(self, flat: Flat, lr: float, max_grad_norm: float | None = None, held: bool = False):
         self.flat, self.lr, self.max_grad_norm = flat, lr, max_grad_norm
+        gpu = flat.value.is_cuda
+        # the GPU's kernel wants its learning rate in single precision
+        rate = torch.tensor(lr, device=flat.value.device, dtype=torch.float32 if gpu else torch.float64) if held else lr
         self.parameter = nn.Parameter(flat.value)
         self.parameter.grad = flat.gradient
-        self.optimiser = torch.optim.Adam([self.parameter], lr=lr, fused=True)
+        self.optimiser = torch.optim.Adam([self.parameter], lr=rate, fused=True, capturable=gpu)
         state = self.optimiser.state[self.parameter]
         state["step"] = torch.zeros((), dtype=torch.float32, device=flat.value.device)
         state["exp_avg"] = torch.zeros_like(flat.value)
         state["exp_avg_sq"] = torch.zeros_like(flat.value)
 
-    @torch.no_grad()
-    def step(self, scale: float = 1.0) -> None:
-        """One update of the parameters from `flat.gradient`, which is scaled in place where it is too long.
+    def scale_rate(self, scale: float) -> None:
+        """The next steps' learning rate is `scale` times the one given."""
+        group = self.optimiser.param_groups[0]
+        if isinstance(group["lr"], Tensor):
+            group["lr"].fill_(scale * self.lr)
+        else:
+            group["lr"] = scale * self.lr
 
-        `scale` multiplies the learning rate.
-        """
-        self.optimiser.param_groups[0]["lr"] = scale * self.lr
+    @torch.no_grad()
+    def step(self) -> None:
+        """One update of the parameters from `flat.gradient`, which is scaled in place where it is too long."""
         if self.max_grad_norm is not None:
             norm = torch.linalg.vector_norm(self.flat.gradient)
             self.flat.gradient.mul_((self.max_grad_norm / (norm + 1e-6)).clamp_(max=1.0))

@@ -306,7 +306,7 @@ class FusedReBRAC:
             tuple(t.numpy() for t in (a.flat.gradient, *a.moments())) for a in (learner.actor_adam, learner.critic_adam)
         ]
         self.steps = [a.optimiser.state[a.parameter]["step"] for a in (learner.actor_adam, learner.critic_adam)]
-        self.team, self.rows, self.work = Team(), 0, ()
+        self.team, self.rows, self.work = Team(), 0, (np.empty(0),)
 
     def _reserve(self, B: int, threads: int) -> None:
         """Work space for batches of B rows."""

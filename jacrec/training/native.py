@@ -12,6 +12,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import llvmlite.binding
 import numba
@@ -22,6 +23,7 @@ from numba.core import cgutils, types
 from numba.core.caching import FunctionCache
 from numba.extending import intrinsic
 
+compiled_in: Any = intrinsic  # its functions are called with one argument less than they are written with
 SOURCES = [Path(__file__).with_name(f"{name}.py") for name in ("native", "fused_layers", "fused_rebrac", "fused_regression")]
 DIGEST = hashlib.sha256(b"".join(path.read_bytes() for path in SOURCES if path.exists())).hexdigest()
 SYMBOLS = {"sgemm_": "jacrec_sgemm", "dgemm_": "jacrec_dgemm", "MKL_Set_Num_Threads_Local": "jacrec_threads"}
@@ -54,12 +56,12 @@ class _SourceCache(FunctionCache):
         return (*super()._index_key(sig, codegen), DIGEST)
 
 
-def part(function):
+def part(function: Callable) -> Any:
     """Decorator of what is compiled into its callers. Sums may be re-ordered; NaN and infinity keep their meaning."""
     return numba.njit(nogil=True, error_model="numpy", fastmath={"contract", "reassoc", "nsz"}, boundscheck=False)(function)
 
 
-def entry(function):
+def entry(function: Callable) -> Any:
     """Decorator of what Python calls: releases the GIL, compiled once per dtype and kept on disk."""
     dispatcher = part(function)
     try:
@@ -69,7 +71,7 @@ def entry(function):
     return dispatcher
 
 
-@intrinsic
+@compiled_in
 def product(typing, like, turn_x, turn_w, m, n, k, x, x_stride, w, w_stride, y, y_stride):
     """y (m, n) = op(x) (m, k) op(w) (k, n), row-major; op transposes where `turn_…` is true.
 
@@ -113,7 +115,7 @@ give_way = types.ExternalFunction("sched_yield", types.int32())
 """let another thread run"""
 
 
-@intrinsic
+@compiled_in
 def _arrive(typing, counter):
     """Add one to the counter at an address, for all threads to see."""
     if not isinstance(counter, types.Integer):
@@ -126,7 +128,7 @@ def _arrive(typing, counter):
     return types.int64(types.int64), emit
 
 
-@intrinsic
+@compiled_in
 def _arrived(typing, counter):
     """The counter at an address, as the other threads left it."""
     if not isinstance(counter, types.Integer):

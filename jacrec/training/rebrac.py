@@ -8,6 +8,8 @@ The actor and both targets move at every `policy_freq`-th critic update, the fir
 actor's target is mixed with the actor from before its update, the critics' with the critics from after theirs.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -16,6 +18,7 @@ from jacrec.networks import Actor, TwinCritic
 from jacrec.training.config import ReBRACConfig
 from jacrec.training.flat import Adam, Flat
 from jacrec.training.passes import MLPPass, why_not_fused
+from jacrec.training.replay import Replay
 from jacrec.training.streams import BatchStream, seed_of
 
 
@@ -26,7 +29,8 @@ class ReBRAC:
 
     Args:
         fused: whether an update is one call of compiled code (`jacrec.training.fused_rebrac`); None: where that is possible,
-            on a CPU whose torch carries MKL.
+            on a CPU whose torch carries MKL and an update need not be capturable.
+        capturable: whether an update can be part of a CUDA graph; None: on a GPU.
 
     Raises:
         ValueError: `fused` is True where it is not possible; says why.
@@ -42,7 +46,9 @@ class ReBRAC:
         dtype=torch.float32,
         *,
         fused: bool | None = None,
+        capturable: bool | None = None,
     ):
+        self.capturable = torch.device(device).type == "cuda" if capturable is None else capturable
         self.config, self.d, self.m = config, state_dim, action_dim
 
         def networks() -> tuple[Actor, TwinCritic]:
@@ -63,7 +69,7 @@ class ReBRAC:
         self.target_q = [MLPPass(target_critic.mlp, head=head) for head in heads]
         self.actor_adam = Adam(self.flat_actor, config.actor_lr)
         self.critic_adam = Adam(self.flat_critic, config.critic_lr)
-        obstacle = None if fused is False else why_not_fused(self.flat_actor.value)
+        obstacle = "an update has to be capturable" if self.capturable else why_not_fused(self.flat_actor.value)
         if fused and obstacle:
             raise ValueError(f"fused: expected True where the fused update can serve, got it where {obstacle}; leave it out")
         self.fused = None
@@ -120,7 +126,14 @@ class ReBRAC:
         action_bar = away * (2 * c.actor_bc_coef / rows)
         for head, (q, q_tape) in enumerate(zip(self.q, tapes, strict=True)):
             # only the rows in which this critic is the smaller one carry a cotangent
-            index = (which == head).nonzero().squeeze(-1)
+            mine = which == head
+            if self.capturable:  # how many they are the host must not ask
+                q_bar = torch.where(mine, -scale / rows, 0.0).unsqueeze(-1)
+                s_a_bar = q.pull(q_tape, q_bar, parameters=False, inputs=True)
+                assert s_a_bar is not None
+                action_bar += s_a_bar[:, self.d :]
+                continue
+            index = mine.nonzero().squeeze(-1)
             q_bar = (-scale / rows).expand(len(index), 1)
             s_a_bar = q.pull(q_tape.rows(index), q_bar, parameters=False, inputs=True)
             assert s_a_bar is not None
@@ -158,13 +171,27 @@ def pack(transitions: Transitions, reward_scale: float = 1.0) -> Tensor:
 
 
 class ReBRACStage:
-    """ReBRAC on a data set, as a stage of `jacrec.training.loop`."""
+    """ReBRAC on a data set, as a stage of `jacrec.training.loop`; see `ReBRAC` for `fused` and `capturable`.
+
+    Capturable updates are held by two CUDA graphs, with and without the actor's.
+    """
 
     name = "rebrac"
 
-    def __init__(self, data: Transitions, config: ReBRACConfig, seed: int, device="cpu", dtype=torch.float32):
+    def __init__(
+        self,
+        data: Transitions,
+        config: ReBRACConfig,
+        seed: int,
+        device="cpu",
+        dtype=torch.float32,
+        *,
+        fused: bool | None = None,
+        capturable: bool | None = None,
+    ):
         self.config, self.updates = config, config.updates
-        self.learner = ReBRAC(data.state_dim, data.action_dim, config, seed, device, dtype)
+        self.learner = ReBRAC(data.state_dim, data.action_dim, config, seed, device, dtype, fused=fused,
+                              capturable=capturable)  # fmt: skip
         self.rows = pack(data, config.reward_scale).to(device, dtype)
 
         def draw(generator: torch.Generator, block: int) -> tuple[Tensor, ...]:
@@ -173,10 +200,17 @@ class ReBRACStage:
 
         self.stream = BatchStream(seed, self.name, draw, device)
 
+        def updating(move_actor: bool) -> Callable[..., dict[str, Tensor]]:
+            def update(index: Tensor, noise: Tensor) -> dict[str, Tensor]:
+                return self.learner.update(self.rows.index_select(0, index), noise, move_actor)
+
+            return Replay(update, lambda: self.state().values()) if self.learner.capturable else update
+
+        self.updates_of = {move_actor: updating(move_actor) for move_actor in (False, True)}
+
     def step(self, update: int) -> dict[str, Tensor]:
         """Update number `update`, counted from 0."""
-        index, noise = self.stream.at(update)
-        return self.learner.update(self.rows.index_select(0, index), noise, update % self.config.policy_freq == 0)
+        return self.updates_of[update % self.config.policy_freq == 0](*self.stream.at(update))
 
     def evaluate(self) -> dict[str, float]:
         """Nothing is held out: the policy's test is the environment (`jacrec eval`)."""

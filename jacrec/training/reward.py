@@ -7,6 +7,7 @@ from jacrec.data.transitions import Transitions
 from jacrec.networks import RewardModel
 from jacrec.training.config import RewardConfig
 from jacrec.training.dynamics import as_tensor, choose_rows, spread
+from jacrec.training.replay import Replay
 from jacrec.training.streams import BatchStream, seed_of
 from jacrec.training.supervised import Regression, rmse
 
@@ -16,13 +17,22 @@ class RewardStage:
 
     It learns reward_scale · r, the critic's own scale. `evaluate` reports on `eval_transitions` fixed held-out
     transitions, in that scale: reward_rmse = √ mean (r̂ − r)² (the paper's Table 4 and Figure 3), reward_rmse_se its
-    standard error over the transitions, reward_std the rewards' own standard deviation for scale.
+    standard error over the transitions, reward_std the rewards' own standard deviation for scale. `capturable` makes a step
+    fit for a CUDA graph; None: on a GPU, where the graph then is used.
     """
 
     name = "reward"
 
     def __init__(
-        self, data: Transitions, held_out: Transitions, config: RewardConfig, seed: int, reward_scale: float = 1.0, device="cpu"
+        self,
+        data: Transitions,
+        held_out: Transitions,
+        config: RewardConfig,
+        seed: int,
+        reward_scale: float = 1.0,
+        device="cpu",
+        *,
+        capturable: bool | None = None,
     ):
         self.config, self.updates = config, config.updates
 
@@ -38,7 +48,9 @@ class RewardStage:
             return model.to(device)
 
         self.model = network()
-        self.regression = Regression(self.model, network(), self.model.mlp, "mlp.", config)
+        capturable = torch.device(device).type == "cuda" if capturable is None else capturable
+        self.regression = Regression(self.model, network(), self.model.mlp, "mlp.", config, capturable)
+        self.descend = Replay(self._descend, lambda: self.state().values()) if capturable else self._descend
         state, action = as_tensor(data.state, device), as_tensor(data.action, device)
         reward = as_tensor(data.reward, device).mul(reward_scale).unsqueeze(-1)
         goal = (reward - self.model.reward_mean) / self.model.reward_std
@@ -53,9 +65,13 @@ class RewardStage:
 
     def step(self, update: int) -> dict[str, Tensor]:
         """Update number `update`, counted from 0."""
-        (index,) = self.stream.at(update)
+        self.regression.schedule(update)
+        return self.descend(*self.stream.at(update))
+
+    @torch.no_grad()
+    def _descend(self, index: Tensor) -> dict[str, Tensor]:
         rows = self.rows.index_select(0, index)
-        return {"loss": self.regression.update(rows[:, :-1], rows[:, -1:], update)}
+        return {"loss": self.regression.descend(rows[:, :-1], rows[:, -1:])}
 
     @torch.no_grad()
     def evaluate(self) -> dict[str, float]:
