@@ -21,6 +21,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import floor
+import goals
 import report
 import torch
 from harness import as_usual, environment, slug, timed, use_threads, write
@@ -192,7 +193,8 @@ def main(arguments: list[str] | None = None) -> dict:
     )  # fmt: skip
     where = environment(options.device)
     print(report.summary(rows, where))
-    result = {"environment": where, "rows": rows}
+    reached = goals.evaluate(rows, options.device)
+    result = {"environment": where, "goals": reached, "rows": rows}
     if not options.json and not as_usual(parser(), options, "full", "plot"):
         print("sizes, contestants or threads of your own: nothing was written; --json PATH keeps the results")
         return result

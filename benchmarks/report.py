@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from goals import evaluate, median, sentence
 from peers import CONTESTANTS
 from problems import Case
 
@@ -9,33 +10,11 @@ from jacrec import Auto
 from jacrec.shapes import problem
 
 MIB = 2**20
-GOALS = {
-    "cpu": (
-        (lambda r: r["M"] in (1, 4, 16) and r["H"] in (3, 4, 5) and r["K"] == 10, "jax scan", 2.0),
-        (lambda r: r["M"] in (1, 4, 16) and r["H"] in (3, 4, 5) and r["K"] == 10, "torch autograd", 5.0),
-        (lambda r: r["M"] in (64, 256), "best peer", 1.5),
-    ),
-    "cuda": (
-        (lambda r: r["M"] <= 64 and r["K"] == 20 and r["H"] == 5, "torch autograd", 15.0),
-        (lambda r: r["M"] <= 64 and r["K"] == 20 and r["H"] == 5, "best peer", 3.0),
-        (lambda r: r["M"] == 4096, "torch autograd", 5.0),
-        (lambda r: r["M"] == 4096, "best peer", 1.5),
-    ),
-}
-"""by device: which rows, against whom, how many times faster"""
 
 
 def chosen(case: Case) -> str:
     """What Auto takes for a case."""
     return repr(Auto().choose(problem(*case.arguments)))
-
-
-def median(row: dict, name: str) -> float:
-    """A contestant's median in milliseconds; "best peer" and "best of ours" are the least of those."""
-    if name in ("best peer", "best of ours"):
-        ours = name == "best of ours"
-        return min(ms["median"] for c, ms in row["ms"].items() if CONTESTANTS[c].ours == ours)
-    return row["ms"][name]["median"]
 
 
 def peers(row: dict) -> list[str]:
@@ -69,37 +48,14 @@ def block(row: dict, *, first: bool) -> str:
     return "\n".join(lines)
 
 
-def goals(rows: list[dict], device: str) -> list[dict]:
-    """Each goal with the least ratio that was reached, by what Auto takes and by the best of jacrec's methods."""
-    found = []
-    for applies, peer, goal in GOALS[device]:
-        timed = [r for r in rows if applies(r) and "auto" in r["ms"] and peers(r)]
-        counted = [r for r in timed if peer == "best peer" or peer in r["ms"]]
-        if not counted:
-            continue
-        ratios = [median(r, peer) / median(r, "auto") for r in counted]
-        worst = counted[ratios.index(min(ratios))]
-        found.append({
-            "peer": peer, "goal": goal, "sizes": len(counted), "M": sorted({r["M"] for r in counted}),
-            "least": round(min(ratios), 2), "most": round(max(ratios), 2),
-            "least_at": f"{worst['task']} M {worst['M']} H {worst['H']}",
-            "least_best_of_ours": round(min(median(r, peer) / median(r, "best of ours") for r in counted), 2),
-        })  # fmt: skip
-    return found
-
-
 def summary(rows: list[dict], where: dict) -> str:
     """Agreement, Auto's regret, the goals, what ran where."""
     lines = [f"All gradients agree to {max(r['difference'] for r in rows):.0e} in float64. floor: share of the physical limit."]
     fair = [r for r in rows if "auto" in r["ms"] and any(CONTESTANTS[n].ours and n != "auto" for n in r["ms"])]
     if fair:
-        regret = max(median(r, "auto") / min(ms["median"] for n, ms in r["ms"].items() if CONTESTANTS[n].ours) for r in fair)
+        regret = max((median(r, "auto") or 0.0) / (median(r, "best of ours") or 1.0) for r in fair)
         lines.append(f"Auto is at most {regret:.2f}× the best of jacrec's methods (timing noise included).")
-    for g in goals(rows, "cuda" if "cuda" in where else "cpu"):
-        met = "reached" if g["least"] >= g["goal"] else "NOT reached"
-        lines.append(f"goal: M in {g['M']}, {g['goal']:g}× as fast as {g['peer']}: {met}; {g['least']:.2f}× "
-                     f"(at {g['least_at']}) to {g['most']:.2f}×; "
-                     f"the best of jacrec's methods at least {g['least_best_of_ours']:.2f}×")  # fmt: skip
+    lines += [sentence(goal) for goal in evaluate(rows, "cuda" if "cuda" in where else "cpu")]
     lines.append(", ".join(f"{k} {v}" for k, v in where.items() if v is not None))
     return "\n".join(lines)
 

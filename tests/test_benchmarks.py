@@ -164,6 +164,22 @@ def test_results_of_odd_sizes_stay_out_of_the_results(load):
     assert not as_usual(parser, parser.parse_args(["--threads", "1"]), "full")
 
 
+def test_goals_are_ratios_of_the_rows(load):
+    goals = load("goals")
+    ms = {name: {"median": x} for name, x in {"torch autograd": 60.0, "jax scan": 12.0, "adjoint": 4.0, "auto": 5.0}.items()}
+    peak = {"torch autograd": 900, "jax scan": None, "adjoint": 20, "auto": 10}
+    row = dict(task="hopper", M=16, H=5, K=10, ms=ms, peak_bytes=peak, floor={"ms": 2.0})
+    jax, autograd = goals.evaluate([row, {**row, "M": 2}], "cpu")
+    assert (jax["least"], jax["least_of_the_fastest"], jax["sizes"]) == (2.4, 3.0, 1)
+    assert ": reached; Auto 2.40× (at hopper M 16 H 5)" in goals.sentence(jax)
+    assert autograd["least"] == 12.0
+    told = {g["what"]: g["least"] for g in goals.evaluate([{**row, "K": 20}, {**row, "M": 4096}], "cuda")}
+    assert told["the share of the floor"] == 0.4
+    assert told["less memory than torch autograd"] == 90.0
+    without = {**row, "ms": {"auto": {"median": 1.0}}}
+    assert goals.evaluate([without], "cpu") == []
+
+
 def test_decisions(tmp_path, load, capsys):
     path = tmp_path / "decisions.json"
     small = ("--horizon", "1", "--batch", "1", "2", "--batch-particles", "1", "--batch-horizon", "1", "--repetitions", "10")
