@@ -1,0 +1,53 @@
+"""∇_ψ Ĵ with fused chains (Triton); twins of `jacrec.gradient.forward_gradient` and `adjoint_gradient`.
+
+The chains are one launch each; on CUDA everything else is recorded with them (`jacrec.kernels.graphs`), provided that the whole
+problem is made of jacrec's own modules.
+"""
+
+from collections.abc import Callable, Hashable
+from functools import partial
+from types import ModuleType, SimpleNamespace
+from typing import cast
+
+from jacrec.kernels import graphs
+from jacrec.kernels.chain import chain_adjoint, chain_forward, chain_record
+from jacrec.kernels.launch import check_precision, demand_served
+
+import jacrec.gradient
+from jacrec.shapes import Problem
+from jacrec.types import PolicyGradient
+
+
+def chain_at(precision: str) -> ModuleType:
+    """`jacrec.kernels.chain` with the precision of all its products chosen."""
+    return cast(
+        ModuleType,
+        SimpleNamespace(
+            chain_forward=partial(chain_forward, precision=precision),
+            chain_record=partial(chain_record, precision=precision),
+            chain_adjoint=chain_adjoint,  # at its tape's precision
+        ),
+    )
+
+
+def forward_gradient(p: Problem, *, precision: str | None = None) -> PolicyGradient:
+    """(22) with factored sensitivities; precision: "tf32x3" (default in float32 on a GPU), "ieee" or "tf32".
+
+    Raises:
+        ValueError: the kernels cannot serve the problem (`jacrec.kernels.launch.unserved` says why), or the precision.
+    """
+    demand_served(p)
+    precision = check_precision(precision, p.state.dtype)
+    return _recorded(p, partial(jacrec.gradient.forward_gradient, chain=chain_at(precision)), "forward", precision)
+
+
+def adjoint_gradient(p: Problem, *, recompute: bool = False, precision: str | None = None) -> PolicyGradient:
+    """(22) re-associated from the end; arguments and errors as in `forward_gradient`, `recompute` as in `chain_record`."""
+    demand_served(p)
+    precision = check_precision(precision, p.state.dtype)
+    compute = partial(jacrec.gradient.adjoint_gradient, recompute=recompute, chain=chain_at(precision))
+    return _recorded(p, compute, "adjoint", recompute, precision)
+
+
+def _recorded(p: Problem, compute: Callable[[Problem], PolicyGradient], *options: Hashable) -> PolicyGradient:
+    return graphs.replayed(p, compute, *options) if graphs.recordable(p) else compute(p)

@@ -1,0 +1,141 @@
+"""CUDA graphs of whole gradients: recorded once per sizes and storages, replayed with one call.
+
+A gradient with fused chains is still some hundred small operations (policy, reward, critic, contraction), whose dispatch costs
+more than their work. None of them reads anything back, so all are recorded once. A graph reads parameters where they lie:
+changes in place are seen; another storage, shape or structure is another key and a new recording.
+"""
+
+from collections import OrderedDict
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from jacrec.dynamics import DiffusionDynamics
+from jacrec.jacobians.policy import has_written_jacobian
+from jacrec.networks import MLP, LayerNorm, RewardModel, TwinCritic, written_out
+from jacrec.shapes import Problem
+from jacrec.types import PolicyGradient
+from jacrec.world import BatchedPolicy
+
+MOST_GRAPHS = 16
+"""recordings kept; the least recently used goes first. Each holds its own intermediate memory"""
+
+Entry = TypeVar("Entry")
+
+
+class Recent(Generic[Entry]):
+    """The `most` recently used entries by key."""
+
+    def __init__(self, most: int):
+        self.most = most
+        self.entries: OrderedDict[Hashable, Entry] = OrderedDict()
+
+    def get(self, key: Hashable, make: Callable[[], Entry]) -> Entry:
+        """The entry of `key`, made if there is none."""
+        if key not in self.entries:
+            # the oldest goes first: a recording's memory is free before the next one is made
+            while len(self.entries) >= self.most:
+                self.entries.popitem(last=False)
+            self.entries[key] = make()
+        self.entries.move_to_end(key)
+        return self.entries[key]
+
+
+def parts(p: Problem) -> list[nn.Module]:
+    """Policy, dynamics, reward and critic, where they are modules."""
+    return [x for x in (p.policy, p.world.dynamics, p.world.reward, p.world.critic) if isinstance(x, nn.Module)]
+
+
+def recordable(p: Problem) -> bool:
+    """Whether all of the problem is jacrec's own, on a GPU: a stranger's module may read back, or keep state of its own."""
+    own = type(p.world.dynamics) is DiffusionDynamics and type(p.world.reward) is RewardModel
+    own = own and type(p.world.critic) is TwinCritic and has_written_jacobian(p.policy)
+    return own and p.state.device.type == "cuda" and all(map(written_out, parts(p)[1:]))
+
+
+def key(p: Problem, *options: Hashable) -> Hashable:
+    """All that a recording depends on, except the values of tensors.
+
+    Identities count while the objects live: whoever keeps a recording under this key keeps `parts(p)` too.
+    """
+    modules = parts(p)
+    tensors = [t for part in modules for t in (*part.parameters(), *part.buffers())]
+    inner = [x for part in modules for x in part.modules()]
+    return (
+        options, tuple(p.noise.shape), p.state.shape[-1], p.single, p.batched, p.world.discount, p.state.dtype, p.state.device,
+        torch.get_float32_matmul_precision(), torch.are_deterministic_algorithms_enabled(),
+        tuple(id(part) for part in modules),
+        tuple((t.data_ptr(), tuple(t.shape), t.stride()) for t in tensors),
+        tuple((x.hidden, x.activation, x.residual, x.tanh_output, x.stack) for x in inner if isinstance(x, MLP)),
+        tuple(x.eps for x in inner if isinstance(x, LayerNorm)),
+        tuple((x.target, *x.c_u, *x.c_net, *x.sigma) for x in inner if isinstance(x, DiffusionDynamics)),
+    )  # fmt: skip
+
+
+def flatten(result: PolicyGradient) -> Tensor:
+    """Value and gradient, one behind the other in one vector."""
+    return torch.cat([result.value.reshape(-1), *(g.reshape(-1) for g in result.gradient.values())])
+
+
+def unflatten(flat: Tensor, p: Problem) -> PolicyGradient:
+    """The `PolicyGradient` of `p` as views of a vector."""
+    shapes = {name: parameter.shape for name, parameter in p.policy.named_parameters()}
+    value, *pieces = flat.split([p.N, *(shape.numel() for shape in shapes.values())])
+    gradient = {name: piece.view(shape) for (name, shape), piece in zip(shapes.items(), pieces, strict=True)}
+    return PolicyGradient(value.squeeze(0) if p.single else value, gradient)
+
+
+@dataclass
+class Recording:
+    """A gradient of one key, with inputs and output at fixed places."""
+
+    graph: torch.cuda.CUDAGraph
+    state: Tensor
+    noise: Tensor
+    flat: Tensor
+    alive: tuple  # what the graph points into
+
+    def replay(self, p: Problem) -> PolicyGradient:
+        """The gradient at the problem's state and noise, in memory of its own."""
+        self.state.copy_(p.state)
+        self.noise.copy_(p.noise)
+        self.graph.replay()
+        return unflatten(self.flat.clone(), p)
+
+
+def record(p: Problem, compute: Callable[[Problem], PolicyGradient], alive: tuple) -> Recording:
+    """Record `compute` at the sizes of `p`."""
+    state, noise = p.state.clone(), p.noise.clone(memory_format=torch.contiguous_format)
+    fixed = Problem(p.policy, p.world, state, noise, p.single)
+    with torch.cuda.device(state.device):
+        # what compiles, allocates and caches on first use does so before recording, on a stream of its own as torch asks
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(2):
+                flatten(compute(fixed))
+        torch.cuda.current_stream().wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            flat = flatten(compute(fixed))
+    return Recording(graph, state, noise, flat, alive)
+
+
+_RECORDINGS: Recent[Recording] = Recent(MOST_GRAPHS)
+
+
+def replayed(p: Problem, compute: Callable[[Problem], PolicyGradient], *options: Hashable) -> PolicyGradient:
+    """`compute(p)` by its recording, made at the first call. `options`: what else distinguishes `compute`.
+
+    Recordings share fixed inputs: calls from several threads or streams at once need a lock around them.
+    """
+    template = p.policy.template if isinstance(p.policy, BatchedPolicy) else None
+    return _RECORDINGS.get(key(p, *options), lambda: record(p, compute, (*parts(p), template))).replay(p)
+
+
+def forget() -> None:
+    """Free all recordings."""
+    _RECORDINGS.entries.clear()
