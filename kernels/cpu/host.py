@@ -1,0 +1,55 @@
+"""What the processor's vector registers look like, and how the CPU kernels are compiled and kept on disk."""
+
+import hashlib
+import platform
+import sys
+import warnings
+from pathlib import Path
+
+import numba
+from llvmlite import binding
+from numba.core import types
+from numba.core.caching import FunctionCache
+from numba.core.ccallback import CFunc
+
+FEATURES = binding.get_host_cpu_features()
+VECTOR_BYTES = 64 if FEATURES.get("avx512f") else 32 if FEATURES.get("avx2") else 16
+ACCUMULATORS = 16 if VECTOR_BYTES == 64 or platform.machine().lower() in ("aarch64", "arm64") else 8
+"""vector registers that hold partial sums in the inner loops: half of the 32 of AVX-512 and NEON, of the 16 of AVX2"""
+
+OPTIONS = dict(error_model="numpy", fastmath={"contract", "reassoc", "nsz"}, boundscheck=False)
+SOURCES = sorted(Path(__file__).parent.glob("*.py"))
+DIGEST = hashlib.sha256(b"".join(path.read_bytes() for path in SOURCES)).hexdigest()
+
+
+class SourceCache(FunctionCache):
+    """Numba's cache on disk, keyed by all sources of the CPU kernels: its own key misses what a called function is made of."""
+
+    def _index_key(self, sig, codegen):
+        return (sig, codegen.magic_tuple(), DIGEST)
+
+
+def part(function):
+    """Decorator of what is compiled into its callers."""
+    return numba.njit(**OPTIONS)(function)
+
+
+def entry(function, dtype) -> CFunc:
+    """Compile function(like, job) for an element type into a C function of the job's address, kept on disk.
+
+    Called through ctypes or by a thread that Python knows nothing of; holds no lock of Python's.
+    """
+    like = dtype(0)
+
+    def task(job):
+        function(like, job)
+
+    # the cache's files are named so: every kernel and dtype has its own, and processes that write at once write the same
+    task.__qualname__ = task.__name__ = f"{function.py_func.__name__}_{dtype.__name__}"
+    compiled = CFunc(task, ((types.int64,), types.void), locals={}, options=OPTIONS)
+    try:
+        compiled._cache = SourceCache(task)
+    except RuntimeError as error:  # no folder can be written
+        warnings.warn(f"the CPU kernels are compiled anew by every process: {error}", RuntimeWarning, stacklevel=2)
+    compiled.compile()
+    return compiled

@@ -1,0 +1,245 @@
+"""Value and cotangent passes of a network for a tile of rows, in buffers that the caller owns.
+
+The mathematics is that of `jacrec.jacobians.mlp`. `net` is a row of `jacrec.kernels.cpu.layout`; matrices are addresses of
+row-major arrays, hidden ones with padded width.
+"""
+
+import math
+
+from jacrec.kernels.cpu.host import part
+from jacrec.kernels.cpu.layout import (
+    ACTIVATION, BAR, BARS, BIAS, DEPTH, FIRST_GRADIENT, GAIN, GAIN_GRADIENT, GATE, GELU, HAT, IN, INV_STD, LAST_BAR, LAST_BIAS,
+    LAST_BIAS_GRADIENT, LAST_WEIGHT, LAST_WEIGHT_GRADIENT, LAYER, LAYERS, MISH, NORM, OUT, OUTPUT, PADDED, RELU, RESIDUAL, SHIFT,
+    SHIFT_GRADIENT, SILU, TANH, TAPE, WEIGHT, WEIGHT_GRADIENT, BIAS_GRADIENT, WIDEST, WIDTH, slot,
+)  # fmt: skip
+from jacrec.kernels.cpu.products import axpy, axpy_add, dot
+from jacrec.kernels.cpu.scalar import gelu, mish, silu, tanh
+from jacrec.kernels.cpu.tiles import at, size_of
+
+EPS = 1e-6
+"""LayerNorm's, as in `jacrec.networks.LayerNorm`"""
+
+
+@part
+def activate(like, kind, R, width, padded, bias, z, h):
+    """z + bias -> value in h and gate in z, both (R, padded) with zeros behind `width`; they may be one array for ReLU."""
+    b = at(like, bias)
+    row = padded * size_of(like)
+    for r in range(R):
+        g, v = at(like, z + r * row), at(like, h + r * row)
+        if kind == RELU:
+            for i in range(width):
+                x = g[i] + b[i]
+                x = type(like)(0) if x < 0 else x
+                g[i] = x
+                v[i] = x
+        elif kind == SILU:
+            for i in range(width):
+                v[i], g[i] = silu(g[i] + b[i])
+        elif kind == MISH:
+            for i in range(width):
+                v[i], g[i] = mish(g[i] + b[i])
+        elif kind == GELU:
+            for i in range(width):
+                v[i], g[i] = gelu(g[i] + b[i])
+        else:
+            for i in range(width):
+                x = tanh(g[i] + b[i])
+                v[i] = x
+                g[i] = 1 - x * x
+        for i in range(width, padded):
+            g[i] = 0
+            v[i] = 0
+
+
+@part
+def times_gate(like, kind, count, x, gate):
+    """x ← x ⊙ act'(z), both of `count` numbers."""
+    x, g = at(like, x), at(like, gate)
+    if kind == RELU:
+        for i in range(count):
+            x[i] = type(like)(0) if g[i] <= 0 else x[i]
+    else:
+        for i in range(count):
+            x[i] *= g[i]
+
+
+@part
+def normalise(like, R, width, padded, gain, shift, h, hat, inv_std):
+    """LayerNorm of h (R, padded) in place; its x̂ in hat, 1/σ in inv_std (R,)."""
+    row = padded * size_of(like)
+    g, b, inverse = at(like, gain), at(like, shift), at(like, inv_std)
+    for r in range(R):
+        v, n = at(like, h + r * row), at(like, hat + r * row)
+        mean = type(like)(0)
+        for i in range(width):
+            mean += v[i]
+        mean /= type(like)(width)
+        square = type(like)(0)
+        for i in range(width):
+            square += (v[i] - mean) * (v[i] - mean)
+        inv = type(like)(1) / type(like)(math.sqrt(square / type(like)(width) + type(like)(EPS)))
+        inverse[r] = inv
+        for i in range(width):
+            n[i] = (v[i] - mean) * inv
+            v[i] = n[i] * g[i] + b[i]
+
+
+@part
+def normalise_back(like, R, width, padded, gain, x, hat, inv_std, gain_bar, shift_bar):
+    """LayerNorm's cotangent of x (R, padded) in place; adds its parameters' to gain_bar and shift_bar (width,) if there are any."""
+    row = padded * size_of(like)
+    g, inverse = at(like, gain), at(like, inv_std)
+    for r in range(R):
+        v, n = at(like, x + r * row), at(like, hat + r * row)
+        if gain_bar:
+            to_gain, to_shift = at(like, gain_bar), at(like, shift_bar)
+            for i in range(width):
+                to_gain[i] += v[i] * n[i]
+                to_shift[i] += v[i]
+        mean, along = type(like)(0), type(like)(0)
+        for i in range(width):
+            y = v[i] * g[i]
+            mean += y
+            along += y * n[i]
+        mean /= type(like)(width)
+        along /= type(like)(width)
+        for i in range(width):
+            v[i] = (v[i] * g[i] - mean - n[i] * along) * inverse[r]
+
+
+@part
+def add_to(like, count, x, y):
+    """y ← y + x."""
+    x, y = at(like, x), at(like, y)
+    for i in range(count):
+        y[i] += x[i]
+
+
+@part
+def copy_to(like, count, x, y):
+    """y ← x."""
+    x, y = at(like, x), at(like, y)
+    for i in range(count):
+        y[i] = x[i]
+
+
+@part
+def skips(net, layer):
+    """Whether hidden layer `layer` adds its input to its output."""
+    here = LAYERS + layer * LAYER
+    return net[RESIDUAL] != 0 and layer > 0 and net[here + WIDTH] == net[here - LAYER + WIDTH]
+
+
+@part
+def first_slot(like, net, tape, J, j, R):
+    """Where the caller puts the first layer's products, (R, padded width of layer 0)."""
+    return slot(like, tape, net[LAYERS + GATE], net[LAYERS + PADDED], J, j, R)
+
+
+@part
+def record(like, net, tape, J, j, R, first_bias, y):
+    """The network's value y (R, OUT) from the first layer's products in `first_slot`, to which `first_bias` is added."""
+    below, below_padded = type(J)(0), type(J)(0)
+    for layer in range(net[DEPTH]):
+        here = LAYERS + layer * LAYER
+        width, padded = net[here + WIDTH], net[here + PADDED]
+        z = slot(like, tape, net[here + GATE], padded, J, j, R)
+        h = slot(like, tape, net[here + OUTPUT], padded, J, j, R)
+        if layer:
+            dot(like, below, below_padded, R, net[here + WEIGHT], below_padded, width, below_padded, z, padded)
+        activate(like, net[ACTIVATION], R, width, padded, net[here + BIAS] if layer else first_bias, z, h)
+        if net[NORM]:
+            hat = slot(like, tape, net[here + HAT], padded, J, j, R)
+            inv_std = slot(like, tape, net[here + INV_STD], 1, J, j, R)
+            normalise(like, R, width, padded, net[here + GAIN], net[here + SHIFT], h, hat, inv_std)
+        if skips(net, layer):
+            add_to(like, R * padded, below, h)
+        below, below_padded = h, padded
+    out = net[OUT]
+    dot(like, below, below_padded, R, net[LAST_WEIGHT], below_padded, out, below_padded, y, out)
+    bias = at(like, net[LAST_BIAS])
+    for r in range(R):
+        row = at(like, y + r * out * size_of(like))
+        for i in range(out):
+            row[i] += bias[i]
+        if net[TANH]:
+            for i in range(out):
+                row[i] = tanh(row[i])
+
+
+@part
+def cotangents(like, net, tape, J, j, R, y_bar, y, work, bars, gradient):
+    """z̄_1 (R, padded width of layer 0) for output cotangents y_bar (R, OUT): its address.
+
+    `work` has room for 3·R·WIDEST numbers. With `bars` (else 0) every layer's z̄ is kept there, laid out as a tape, and the
+    LayerNorms' parameter cotangents are added to `gradient`. A network with tanh output needs `bars` and its value y.
+    """
+    size = size_of(like)
+    buffer = R * net[WIDEST] * size
+    above, above_weight, above_width = y_bar, net[LAST_WEIGHT], net[OUT]
+    if bars:
+        kept = slot(like, bars, net[LAST_BAR], net[OUT], J, j, R)
+        source, target, value = at(like, y_bar), at(like, kept), at(like, y)
+        if net[TANH]:
+            for i in range(R * net[OUT]):
+                target[i] = source[i] * (1 - value[i] * value[i])
+        else:
+            for i in range(R * net[OUT]):
+                target[i] = source[i]
+        above = kept
+    above_stride = net[OUT]
+    skip = work + 2 * buffer
+    x = work
+    for layer in range(net[DEPTH] - 1, -1, -1):
+        here = LAYERS + layer * LAYER
+        width, padded = net[here + WIDTH], net[here + PADDED]
+        x = slot(like, bars, net[here + BAR], padded, J, j, R) if bars else work + (layer % 2) * buffer
+        axpy(like, above, above_stride, 1, R, above_weight, padded, above_width, padded, x, padded)
+        if layer + 1 < net[DEPTH] and skips(net, layer + 1):
+            add_to(like, R * padded, skip, x)
+        if skips(net, layer):
+            copy_to(like, R * padded, x, skip)
+        if net[NORM]:
+            hat = slot(like, tape, net[here + HAT], padded, J, j, R)
+            inv_std = slot(like, tape, net[here + INV_STD], 1, J, j, R)
+            to_gain = gradient + net[here + GAIN_GRADIENT] * size if bars else type(J)(0)
+            to_shift = gradient + net[here + SHIFT_GRADIENT] * size if bars else type(J)(0)
+            normalise_back(like, R, width, padded, net[here + GAIN], x, hat, inv_std, to_gain, to_shift)
+        times_gate(like, net[ACTIVATION], R * padded, x, slot(like, tape, net[here + GATE], padded, J, j, R))
+        above, above_stride, above_weight, above_width = x, padded, net[here + WEIGHT], width
+    return x
+
+
+@part
+def column_sums(like, rows, columns, stride, x, y):
+    """y (columns,) ← y + Σ_r x[r]."""
+    y = at(like, y)
+    for r in range(rows):
+        row = at(like, x + r * stride * size_of(like))
+        for i in range(columns):
+            y[i] += row[i]
+
+
+@part
+def parameter_gradients(like, net, inputs, tape, bars, J, R, gradient):
+    """Adds Σ z̄ᵀ x of every layer, over the J·R rows on the tape, to `gradient`; inputs (J·R, IN)."""
+    size, rows = size_of(like), J * R
+    padded = net[LAYERS + PADDED]
+    z_bar = slot(like, bars, net[LAYERS + BAR], padded, J, 0, R)
+    first = gradient + net[FIRST_GRADIENT] * size
+    axpy_add(like, inputs, 1, net[IN], net[IN], z_bar, padded, rows, padded, first, padded)
+    for layer in range(net[DEPTH] + 1):
+        here = LAYERS + layer * LAYER
+        if layer < net[DEPTH]:
+            width, stride, z_bar = net[here + WIDTH], net[here + PADDED], slot(like, bars, net[here + BAR], net[here + PADDED], J, 0, R)
+            to_weight, to_bias = net[here + WEIGHT_GRADIENT], net[here + BIAS_GRADIENT]
+        else:
+            width, stride, z_bar = net[OUT], net[OUT], slot(like, bars, net[LAST_BAR], net[OUT], J, 0, R)
+            to_weight, to_bias = net[LAST_WEIGHT_GRADIENT], net[LAST_BIAS_GRADIENT]
+        if layer:
+            below = here - LAYER
+            padded = net[below + PADDED]
+            x = slot(like, tape, net[below + OUTPUT], padded, J, 0, R)
+            axpy_add(like, z_bar, 1, stride, width, x, padded, rows, padded, gradient + to_weight * size, padded)
+        column_sums(like, rows, width, stride, z_bar, gradient + to_bias * size)

@@ -1,0 +1,89 @@
+"""Matrix products of any size out of the tiles: blocks of four rows, then two, then one.
+
+Arguments as in `jacrec.kernels.cpu.tiles`: addresses in bytes, strides in elements, `like` for the element's type. A tile
+of R rows is as wide as the accumulators allow; what is left over goes through tiles of width one.
+"""
+
+from jacrec.kernels.cpu.host import ACCUMULATORS, VECTOR_BYTES, part
+from jacrec.kernels.cpu.tiles import axpy_tile, dot_tile, size_of
+
+
+def _dot_rows(R: int):
+    width = ACCUMULATORS // R
+    wide, narrow = dot_tile(R, width), dot_tile(R, 1)
+
+    @part
+    def rows(like, blocks, x, x_stride, w, w_stride, O, n, y, y_stride):
+        size = size_of(like)
+        x_block, y_block = R * x_stride * size, R * y_stride * size
+        whole = O - O % width
+        # one block of w at a time: it stays in the nearest cache while all rows pass
+        for o in range(0, whole, width):
+            for b in range(blocks):
+                wide(like, x + b * x_block, x_stride, w + o * w_stride * size, w_stride, n, y + b * y_block + o * size, y_stride)
+        for o in range(whole, O):
+            for b in range(blocks):
+                narrow(like, x + b * x_block, x_stride, w + o * w_stride * size, w_stride, n, y + b * y_block + o * size, y_stride)
+
+    return rows
+
+
+def _axpy_rows(R: int, add: bool):
+    vectors = ACCUMULATORS // R
+    wide, narrow = axpy_tile(R, vectors, add), axpy_tile(R, 1, add)
+
+    @part
+    def rows(like, blocks, x, x_stride, x_step, w, w_stride, n, columns, y, y_stride):
+        size = size_of(like)
+        lanes = VECTOR_BYTES // size
+        x_block, y_block = R * x_stride * size, R * y_stride * size
+        whole = columns - columns % (vectors * lanes)
+        for c in range(0, whole, vectors * lanes):
+            for b in range(blocks):
+                wide(like, x + b * x_block, x_stride, x_step, w + c * size, w_stride, n, y + b * y_block + c * size, y_stride)
+        for c in range(whole, columns, lanes):
+            for b in range(blocks):
+                narrow(like, x + b * x_block, x_stride, x_step, w + c * size, w_stride, n, y + b * y_block + c * size, y_stride)
+
+    return rows
+
+
+_dot_4, _dot_2, _dot_1 = _dot_rows(4), _dot_rows(2), _dot_rows(1)
+_axpy_4, _axpy_2, _axpy_1 = (_axpy_rows(R, False) for R in (4, 2, 1))
+_add_4, _add_2, _add_1 = (_axpy_rows(R, True) for R in (4, 2, 1))
+
+
+@part
+def dot(like, x, x_stride, R, w, w_stride, O, n, y, y_stride):
+    """y (R, O) = x (R, n) w (O, n)ᵀ; n a multiple of the vector's lanes."""
+    row, tall = x_stride * size_of(like), y_stride * size_of(like)
+    _dot_4(like, R // 4, x, x_stride, w, w_stride, O, n, y, y_stride)
+    r = R - R % 4
+    if R % 4 >= 2:
+        _dot_2(like, 1, x + r * row, x_stride, w, w_stride, O, n, y + r * tall, y_stride)
+    if R % 2:
+        _dot_1(like, 1, x + (R - 1) * row, x_stride, w, w_stride, O, n, y + (R - 1) * tall, y_stride)
+
+
+@part
+def axpy(like, x, x_stride, x_step, R, w, w_stride, n, columns, y, y_stride):
+    """y (R, columns) = x (R, n) w (n, columns); columns a multiple of the lanes, x[r, k] at r·x_stride + k·x_step."""
+    row, tall = x_stride * size_of(like), y_stride * size_of(like)
+    _axpy_4(like, R // 4, x, x_stride, x_step, w, w_stride, n, columns, y, y_stride)
+    r = R - R % 4
+    if R % 4 >= 2:
+        _axpy_2(like, 1, x + r * row, x_stride, x_step, w, w_stride, n, columns, y + r * tall, y_stride)
+    if R % 2:
+        _axpy_1(like, 1, x + (R - 1) * row, x_stride, x_step, w, w_stride, n, columns, y + (R - 1) * tall, y_stride)
+
+
+@part
+def axpy_add(like, x, x_stride, x_step, R, w, w_stride, n, columns, y, y_stride):
+    """The same, added to what y holds."""
+    row, tall = x_stride * size_of(like), y_stride * size_of(like)
+    _add_4(like, R // 4, x, x_stride, x_step, w, w_stride, n, columns, y, y_stride)
+    r = R - R % 4
+    if R % 4 >= 2:
+        _add_2(like, 1, x + r * row, x_stride, x_step, w, w_stride, n, columns, y + r * tall, y_stride)
+    if R % 2:
+        _add_1(like, 1, x + (R - 1) * row, x_stride, x_step, w, w_stride, n, columns, y + (R - 1) * tall, y_stride)

@@ -1,0 +1,202 @@
+"""The adjoint form of Theorem 4.1 for a run of particles, from the real state to the parameter gradient, in one call.
+
+A tile of rows goes through all H steps and back before the next one starts: what a row needs is small, stays in the
+nearest caches, and does not grow with the number of particles.
+"""
+
+from functools import cache
+
+import numpy as np
+from numba import carray
+
+from jacrec.kernels.cpu.chain import CHAIN as CHAIN_LENGTH
+from jacrec.kernels.cpu.chain import HAS_LATENT, STEPS, chain_adjoint, chain_record
+from jacrec.kernels.cpu.host import entry, part
+from jacrec.kernels.cpu.layout import BARS, BIAS, GRADIENT, LAYERS, PADDED, TAPE, WIDEST
+from jacrec.kernels.cpu.mlp import add_to, copy_to, cotangents, parameter_gradients, record
+from jacrec.kernels.cpu.tiles import at, fetch_add, integers, size_of
+from jacrec.kernels.cpu.values import critic_gradient, first_layer, input_cotangent, reward_gradient
+
+# the job that threads share: a row of int64. First how it is divided, then sizes and addresses
+NEXT, SHARES = range(2)
+"""the next share to be taken, counted up by whoever takes one; and how many there are"""
+STATE_DIM, ACTION_DIM, HORIZON, PARTICLES, ROWS, BATCHED, TILE = range(2, 9)
+"""ROWS: N·M, row n·M + m is particle m of state n; BATCHED: whether every real state has a policy of its own"""
+POLICY, POLICIES, POLICY_LENGTH, REWARD, REWARD_LENGTH, CRITIC, CRITICS, CRITIC_LENGTH, DENOISER, DENOISER_LENGTH = range(9, 19)
+"""networks as in `layout`, with their numbers and the lengths of their rows"""
+CHAIN, STEP_COEFFICIENTS, SCALES, DISCOUNTS, WEIGHTS = range(19, 24)
+"""the chain's row as in `chain`, c_u, c_net, σ (3, K), the reward's scales, γ^j (H+1,), γ^j times a row's share in the mean"""
+STATE, NOISE, RETURNS, GRADIENTS, MEMORY, MEMORY_LENGTH = range(24, 30)
+"""state (N, d), noise (N, M, H, K+1, d); returns (N·M,) and gradients, which are written; workspace of each share, in numbers"""
+JOB = 30
+
+
+@part
+def buffers(d, m, H, policy, reward, critic, chain, denoiser, R):
+    """Where the buffers of a tile of R rows start, in numbers; the last entry is their length."""
+    K, first, critics = chain[STEPS], denoiser[LAYERS + PADDED], critic.shape[0]
+    widest = max(policy[0, WIDEST], reward[WIDEST], critic[0, WIDEST], denoiser[WIDEST])
+    counts = (
+        (H + 1) * d, (H + 1) * m, (H + 1) * d, (H + 1) * m,  # states, actions, gradients of the values by both
+        d + m, d + m, first, d, d, d, d, m, m, d, critics, 1,  # scratch of one step
+        first, 3 * widest, (H + 1) * d, (H + 1) * policy[0, TAPE], (H + 1) * policy[0, BARS], reward[TAPE],
+        critics * critic[0, TAPE], H * K * denoiser[TAPE],
+    )  # fmt: skip
+    starts = np.zeros(len(counts) + 1, dtype=np.int64)
+    for i in range(len(counts)):
+        starts[i + 1] = starts[i] + (counts[i] * R + 15) // 16 * 16
+    return starts
+
+
+@part
+def rollout_gradient(like, job_address):
+    """L of (3) for every row, and Σ w_i Π_ψ(i) of (22): takes shares of the job until none is left.
+
+    A share is a run of rows. Its gradients are added up in rows of `GRADIENTS` that no other share writes: policy n of
+    share t in row n + t (n = 0 for all where the policy is shared).
+    """
+    job = integers(job_address)
+    d, m, H, M, rows, batched = job[STATE_DIM], job[ACTION_DIM], job[HORIZON], job[PARTICLES], job[ROWS], job[BATCHED]
+    policy = carray(integers(job[POLICY]), (job[POLICIES], job[POLICY_LENGTH]))
+    reward = carray(integers(job[REWARD]), (job[REWARD_LENGTH],))
+    critic = carray(integers(job[CRITIC]), (job[CRITICS], job[CRITIC_LENGTH]))
+    denoiser = carray(integers(job[DENOISER]), (job[DENOISER_LENGTH],))
+    chain = carray(integers(job[CHAIN]), (CHAIN_LENGTH,))
+    steps = carray(at(like, job[STEP_COEFFICIENTS]), (3, chain[STEPS]))
+    scales = carray(integers(job[SCALES]), (4,))
+    discounts, weights = carray(at(like, job[DISCOUNTS]), (H + 1,)), carray(at(like, job[WEIGHTS]), (H + 1,))
+    size, length, shares = size_of(like), policy[0, GRADIENT], job[SHARES]
+    while True:
+        t = fetch_add(job_address)
+        if t >= shares:
+            break
+        first, last = rows * t // shares, rows * (t + 1) // shares
+        memory = job[MEMORY] + t * job[MEMORY_LENGTH] * size
+        n = first // M if batched else first * 0
+        own = (last - 1) // M - n + 1 if batched else first * 0 + 1
+        gradient = job[GRADIENTS] + (n + t) * length * size
+        sums = at(like, gradient)
+        for i in range(own * length):
+            sums[i] = type(like)(0)
+        # tiles of equal height: the last one would otherwise be a sliver
+        tiles = -(-(last - first) // job[TILE])
+        for i in range(tiles):
+            begin, end = first + (last - first) * i // tiles, first + (last - first) * (i + 1) // tiles
+            _tile(
+                like, d, m, H, M, batched, discounts, weights, steps, policy, reward, scales, critic, chain, denoiser,
+                job[STATE], job[NOISE], begin, end, job[RETURNS], gradient - n * length * size, memory,
+            )  # fmt: skip
+
+
+@part
+def sum_shares(like, job_address):
+    """Adds the gradients of all shares up in those of the first share that has the policy: policy n in row n afterwards."""
+    job = integers(job_address)
+    M, rows, batched, shares = job[PARTICLES], job[ROWS], job[BATCHED], job[SHARES]
+    length = carray(integers(job[POLICY]), (job[POLICIES], job[POLICY_LENGTH]))[0, GRADIENT]
+    bytes_ = length * size_of(like)
+    for t in range(1, shares):
+        first, last = rows * t // shares, rows * (t + 1) // shares
+        n, end = (first // M, (last - 1) // M + 1) if batched else (first * 0, first * 0 + 1)
+        shared = not batched or first % M > 0
+        for policy in range(n, end):
+            source, target = job[GRADIENTS] + (policy + t) * bytes_, job[GRADIENTS] + policy * bytes_
+            if shared and policy == n:
+                add_to(like, length, source, target)
+            else:
+                copy_to(like, length, source, target)
+
+
+@part
+def _tile(
+    like, d, m, H, M, batched, discounts, weights, steps, policy, reward, scales, critic, chain, denoiser, state, noise, begin, end,
+    returns, gradient, memory,
+):  # fmt: skip
+    K, size, R = chain[STEPS], size_of(like), end - begin
+    # unpacked one by one: a comprehension here would start a pass of numba's that drops stores through pointers
+    b = memory + buffers(d, m, H, policy, reward, critic, chain, denoiser, R) * size
+    s, a, v_s, v_a, x, x_bar, constant, u, y, mu, p_s, p_a = b[0], b[1], b[2], b[3], b[4], b[5], b[6], b[7], b[8], b[9], b[10], b[11]
+    w, lam, q, r_y, total, work, inputs, policy_tape, bars = b[12], b[13], b[14], b[15], b[16], b[17], b[18], b[19], b[20]
+    reward_tape, critic_tape, tape = b[21], b[22], b[23]
+    step_s, step_a = R * d * size, R * m * size  # bytes of one step's states and actions
+    one, zero = type(R)(1), type(R)(0)
+    noise_row = (K + 1) * d if chain[HAS_LATENT] else zero
+    L = returns + begin * size
+    first_states, totals = at(like, s), at(like, L)
+    for r in range(R):
+        source = at(like, state + (begin + r) // M * d * size)
+        for i in range(d):
+            first_states[r * d + i] = source[i]
+        totals[r] = type(like)(0)
+
+    for j in range(H + 1):
+        s_j, a_j = s + j * step_s, a + j * step_a
+        r = zero
+        while r < R:
+            n, rows = _segment(begin, r, R, M, batched)
+            net = policy[n]
+            own = policy_tape + r * (H + 1) * net[TAPE] * size
+            own_inputs = inputs + (r * (H + 1) + j * rows) * d * size
+            to, source = at(like, own_inputs), at(like, s_j + r * d * size)
+            for i in range(rows * d):
+                to[i] = source[i]
+            first_layer(like, net, own_inputs, rows, own, H + 1, j)
+            record(like, net, own, H + 1, j, rows, net[LAYERS + BIAS], a_j + r * m * size)
+            r += rows
+        if j < H:
+            reward_gradient(like, reward, scales, discounts[j], weights[j], R, d, m, s_j, a_j, reward_tape, x, r_y, work, L,
+                            v_s + j * step_s, v_a + j * step_a)  # fmt: skip
+            chain_record(like, chain, steps, denoiser, s_j, a_j, noise + (begin * H + j) * noise_row * size, H * noise_row, R,
+                         tape, H * K, j * K, x, constant, u, y, s_j + step_s)  # fmt: skip
+        else:
+            critic_gradient(like, critic, discounts[H], weights[H], R, d, m, s_j, a_j, critic_tape, x, x_bar, q, work, L,
+                            v_s + j * step_s, v_a + j * step_a)  # fmt: skip
+
+    pulled_s, pulled_a, w_j, lam_j = at(like, p_s), at(like, p_a), at(like, w), at(like, lam)
+    for i in range(R * d):
+        pulled_s[i] = type(like)(0)
+    for i in range(R * m):
+        pulled_a[i] = type(like)(0)
+    for j in range(H, -1, -1):
+        direct_s, direct_a = at(like, v_s + j * step_s), at(like, v_a + j * step_a)
+        for i in range(R * m):
+            w_j[i] = direct_a[i] + pulled_a[i]
+        r = zero
+        while r < R:
+            n, rows = _segment(begin, r, R, M, batched)
+            net = policy[n]
+            own, own_bars = policy_tape + r * (H + 1) * net[TAPE] * size, bars + r * (H + 1) * net[BARS] * size
+            z_bar = cotangents(like, net, own, H + 1, j, rows, w + r * m * size, a + j * step_a + r * m * size, work, own_bars,
+                               gradient + (n * net[GRADIENT] if batched else zero) * size)  # fmt: skip
+            if j:
+                input_cotangent(like, net, z_bar, rows, lam + r * d * size)
+            r += rows
+        if j:
+            for i in range(R * d):
+                lam_j[i] += direct_s[i] + pulled_s[i]
+            chain_adjoint(like, chain, steps, denoiser, R, tape, H * K, (j - 1) * K, lam, mu, y, total, x, work, p_s, p_a)
+
+    r = zero
+    while r < R:
+        n, rows = _segment(begin, r, R, M, batched)
+        net = policy[n]
+        parameter_gradients(
+            like, net, inputs + r * (H + 1) * d * size, policy_tape + r * (H + 1) * net[TAPE] * size,
+            bars + r * (H + 1) * net[BARS] * size, H + 1, rows, gradient + (n * net[GRADIENT] if batched else zero) * size,
+        )  # fmt: skip
+        r += rows
+
+
+@part
+def _segment(begin, r, R, M, batched):
+    """The policy of the tile's row r, and how many rows from there on share it."""
+    if not batched:
+        return type(R)(0), R - r
+    n = (begin + r) // M
+    return n, min(R - r, (n + 1) * M - begin - r)
+
+
+@cache
+def compiled(dtype):
+    """`rollout_gradient` and `sum_shares` for numpy's float32 or float64: C functions of a job's address."""
+    return entry(rollout_gradient, dtype), entry(sum_shares, dtype)

@@ -1,0 +1,93 @@
+"""Threads and workspaces of the CPU kernels: as many threads as torch would take, nobody's settings touched.
+
+Where torch runs on an OpenMP library that is called as GNU's, the kernels run on torch's own team of threads: it is awake
+when torch has just used it, and never competes with it for the cores. Elsewhere a pool of Python threads serves.
+"""
+
+import ctypes
+import os
+import threading
+from concurrent.futures import ThreadPoolExecutor, wait
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+LEAST_WORK = 2e6
+"""multiply–adds that are worth waking a thread for: about 40 µs of one core"""
+
+_pool: ThreadPoolExecutor | None = None
+_lock = threading.Lock()
+_own = threading.local()
+
+
+def _forget_pool() -> None:
+    global _pool, _lock
+    _pool, _lock = None, threading.Lock()
+
+
+# a forked child has none of its parent's threads
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_pool)
+
+
+@cache
+def team():
+    """GOMP_parallel of the OpenMP library that torch has loaded, or None."""
+    maps = Path("/proc/self/maps")
+    if not maps.exists():
+        return None
+    folder = str(Path(torch.__file__).parent)
+    paths = {line.split(maxsplit=5)[-1].strip() for line in maps.read_text().splitlines() if "/" in line}
+    for path in sorted(path for path in paths if path.startswith(folder)):
+        if any(name in Path(path).name for name in ("libgomp", "libiomp", "libomp")):
+            try:
+                function = ctypes.CDLL(path).GOMP_parallel
+            except (OSError, AttributeError):
+                continue
+            function.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint]
+            function.restype = None
+            return function
+    return None
+
+
+def run(task, job: np.ndarray, threads: int) -> None:
+    """Call the compiled `task` on the job, in `threads` threads at once; they divide the work themselves."""
+    address = job.ctypes.data
+    if threads == 1:
+        task.ctypes(address)
+    elif (parallel := team()) is not None:
+        parallel(task.address, address, threads, 0)
+    else:
+        run_in_pool(task, job, threads)
+
+
+def run_in_pool(task, job: np.ndarray, threads: int) -> None:
+    """The same in threads of Python."""
+    global _pool
+    with _lock:
+        if _pool is None or _pool._max_workers < threads - 1:
+            _pool = ThreadPoolExecutor(threads - 1, thread_name_prefix="jacrec")
+        futures = [_pool.submit(task.ctypes, job.ctypes.data) for _ in range(threads - 1)]
+    task.ctypes(job.ctypes.data)
+    wait(futures)
+
+
+def workspace(count: int, dtype: torch.dtype) -> Tensor:
+    """At least `count` numbers of memory that belongs to the calling thread; kept for its next call, contents undefined."""
+    held: Tensor | None = getattr(_own, "memory", None)
+    if held is None or held.dtype != dtype or held.numel() < count:
+        held = _own.memory = torch.empty(count, dtype=dtype)
+    return held
+
+
+def forget_workspace() -> None:
+    """Drop the calling thread's memory."""
+    _own.memory = None
+
+
+def threads_for(rows: int, work: float) -> int:
+    """How many threads `rows` rows of `work` multiply–adds each are worth, at most torch's own number."""
+    return max(1, min(torch.get_num_threads(), rows, int(rows * work / LEAST_WORK)))
