@@ -3,11 +3,13 @@
 First 20 updates of all in float64 from the same start, on the same batches: nothing is timed unless the weights agree.
 Then milliseconds per update, updates per second, and the share of the time that the hidden layers' matrix products alone
 would take at the rate measured here. The world model and the reward model run against plain torch. JAX runs in processes
-of its own with as many processors as the others have threads (`jax_rebrac.py`); without JAX its rows are left out.
+of its own with as many processors as the others have threads (`jax_rebrac.py`); without JAX, and on a GPU, its rows are
+left out. On a GPU our steps are CUDA graphs, and "by hand" is the same without them.
 Writes benchmarks/results/training_speed_MACHINE.json when no option is given.
 
     python benchmarks/training_speed.py                 # hopper sizes, batches 256 and 1024, 1 and 2 threads, two minutes
     python benchmarks/training_speed.py --task antmaze --threads 2 --batches 256
+    python benchmarks/training_speed.py --device cuda
 """
 
 import argparse
@@ -39,7 +41,7 @@ HIDDEN_PRODUCTS = 24
 and their cotangents; halves of 2 + 4 actor, 4 critics, 2 their input's cotangent on the rows where each is the smaller"""
 GOAL = 1.2
 """times a jitted JAX scan, on a CPU"""
-PLAIN, HAND, FUSED, JAX = "autograd, fused Adam", "by hand", "fused", "jax, jitted scan"
+PLAIN, HAND, FUSED, GRAPHS, JAX = "autograd, fused Adam", "by hand", "fused", "CUDA graphs", "jax, jitted scan"
 
 
 def noise_data(d: int, m: int, rows: int = 20_000) -> Transitions:
@@ -83,7 +85,8 @@ def plain_stepper(stage: ReBRACStage, plain: PlainReBRAC) -> Callable[[int], Non
 
 def plain_regression(module: nn.Module, averaged: nn.Module, config: DynamicsConfig | RewardConfig, loss: Callable):
     """One step of least squares as it is usually written: autograd, fused Adam, clipping, averaged weights."""
-    parameters, averages = list(module.parameters()), list(averaged.parameters())
+    parameters: list[torch.Tensor] = list(module.parameters())
+    averages: list[torch.Tensor] = list(averaged.parameters())
     optimiser = torch.optim.Adam(parameters, lr=config.lr, fused=True)
 
     def step(update: int) -> None:
@@ -93,27 +96,30 @@ def plain_regression(module: nn.Module, averaged: nn.Module, config: DynamicsCon
             nn.utils.clip_grad_norm_(parameters, config.max_grad_norm)
         optimiser.step()
         with torch.no_grad():
-            torch._foreach_lerp_(averages, parameters, 1 - config.ema)
+            for average, parameter in zip(averages, parameters, strict=True):
+                average.lerp_(parameter, 1 - config.ema)
 
     return step
 
 
-def regressions(data: Transitions, batch: int, hidden: tuple[int, ...], updates: int) -> dict[str, Callable[[], None]]:
+def regressions(
+    data: Transitions, batch: int, hidden: tuple[int, ...], updates: int, device: str
+) -> dict[str, Callable[[], None]]:
     """World model and reward model, ours and plainly written, on the same batches."""
     d, m = data.state_dim, data.action_dim
-    dynamics = DynamicsStage(data, data, DynamicsConfig(batch_size=batch, hidden=hidden), 0)
-    reward = RewardStage(data, data, RewardConfig(batch_size=batch, hidden=hidden), 0)
-    model, averaged = (make_dynamics(d, m, dynamics.config) for _ in range(2))
+    dynamics = DynamicsStage(data, data, DynamicsConfig(batch_size=batch, hidden=hidden), 0, device)
+    reward = RewardStage(data, data, RewardConfig(batch_size=batch, hidden=hidden), 0, device=device)
+    model, model_averaged = (make_dynamics(d, m, dynamics.config).to(device) for _ in range(2))
     assert isinstance(model, DiffusionDynamics)
     model.load_state_dict(dynamics.model.state_dict())
-    columns = [torch.from_numpy(x) for x in (data.state, data.action, data.next_state)]
-    net, net_averaged = (RewardStage(data, data, reward.config, 0).model for _ in range(2))
+    s, a, s2 = (torch.from_numpy(x).to(device) for x in (data.state, data.action, data.next_state))
+    net, net_averaged = (RewardStage(data, data, reward.config, 0, device=device).model for _ in range(2))
     for parameter in net.parameters():
         parameter.requires_grad_(True)
 
     def dynamics_loss(update: int) -> torch.Tensor:
         index, k, noise = dynamics.stream.at(update)
-        return model.loss(*(c.index_select(0, index) for c in columns), k + 1, noise).mean()
+        return model.loss(s[index], a[index], s2[index], k + 1, noise).mean()
 
     def reward_loss(update: int) -> torch.Tensor:
         rows = reward.rows.index_select(0, reward.stream.at(update)[0])
@@ -121,7 +127,7 @@ def regressions(data: Transitions, batch: int, hidden: tuple[int, ...], updates:
 
     return {
         "diffusion model": stepper(dynamics.step, updates),
-        "diffusion model, autograd": stepper(plain_regression(model, averaged, dynamics.config, dynamics_loss), updates),
+        "diffusion model, autograd": stepper(plain_regression(model, model_averaged, dynamics.config, dynamics_loss), updates),
         "reward model": stepper(reward.step, updates),
         "reward model, autograd": stepper(plain_regression(net, net_averaged, reward.config, reward_loss), updates),
     }
@@ -156,11 +162,12 @@ def jax_process(task: str, width: int, batch: int, threads: int, updates: int) -
         process.wait()
 
 
-def disagreement(data: Transitions, width: int) -> float:
+def disagreement(data: Transitions, width: int, device: str) -> float:
     """The largest difference of any actor or critic weight from the plain transcription after 20 updates in float64."""
     config, worst = ReBRACConfig(batch_size=32, hidden=(width,) * 3), 0.0
-    for fused in (False, None):
-        stage = ReBRACStage(data, config, seed=0, dtype=torch.float64, fused=fused)
+    kinds: list[dict] = [{"fused": False, "capturable": False}, {}]
+    for kind in kinds:
+        stage = ReBRACStage(data, config, 0, device, torch.float64, **kind)
         plain = PlainReBRAC(stage.learner)
         step = plain_stepper(stage, plain)
         for update in range(20):
@@ -185,31 +192,36 @@ def measure(data: Transitions, options: argparse.Namespace, batch: int, threads:
     torch.set_num_threads(threads)
     hidden, updates = (options.width,) * 3, max(4, 2048 // batch)
     config = ReBRACConfig(batch_size=batch, hidden=hidden)
-    stage = ReBRACStage(data, config, seed=0, fused=False)
-    plain = PlainReBRAC(ReBRACStage(data, config, seed=0, fused=False).learner, fused=True)
-    x, w, out = torch.randn(batch, options.width), torch.randn(options.width, options.width), torch.empty(batch, options.width)
+    device = options.device
+    stage = ReBRACStage(data, config, 0, device, fused=False, capturable=False)
+    plain = PlainReBRAC(ReBRACStage(data, config, 0, device, fused=False).learner, fused=True)
+    x, out = (torch.randn(batch, options.width, device=device) for _ in range(2))
+    w = torch.randn(options.width, options.width, device=device)
 
     def products() -> None:
         for _ in range(updates * HIDDEN_PRODUCTS):
             torch.mm(x, w, out=out)
 
     calls = {PLAIN: stepper(plain_stepper(stage, plain), updates), HAND: stepper(stage.step, updates)}
-    obstacle = why_not_fused(torch.zeros(1))
+    obstacle = why_not_fused(x)
     if obstacle is None:
-        calls[FUSED] = stepper(ReBRACStage(data, config, seed=0, fused=True).step, updates)
+        calls[FUSED] = stepper(ReBRACStage(data, config, 0, fused=True).step, updates)
+    elif device == "cuda":
+        calls[GRAPHS] = stepper(ReBRACStage(data, config, 0, device).step, updates)
     else:
         print(f"fused: left out, {obstacle}")
     with contextlib.ExitStack() as stack:
         if with_jax:
             calls[JAX] = stack.enter_context(jax_process(options.task, options.width, batch, threads, updates))
         calls["matrix products alone"] = products
-        times = timed(calls | regressions(data, batch, hidden, updates), options.repetitions, turns=options.turns, settle=1)
+        calls |= regressions(data, batch, hidden, updates, device)
+        times = timed(calls, options.repetitions, device, turns=options.turns, settle=1)
     rows = []
     for name, t in times.items():
         median = t["median"]
         row = {"threads": threads, "batch": batch, "name": name, "updates_per_second": round(1000 * updates / median, 1),
                "ms": {k: round(v / updates, 3) for k, v in t.items()}}  # fmt: skip
-        if name in (PLAIN, HAND, FUSED, JAX):
+        if name in (PLAIN, HAND, FUSED, GRAPHS, JAX):
             row["share_of_floor"] = round(times["matrix products alone"]["median"] / median, 2)
             row["ratio_to_autograd"] = round(times[PLAIN]["median"] / median, 2)
             if with_jax:
@@ -225,6 +237,7 @@ def measure(data: Transitions, options: argparse.Namespace, batch: int, threads:
 def main() -> None:
     """The command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--task", choices=SIZES, default="hopper")
     parser.add_argument("--batches", type=int, nargs="+", default=[256, 1024])
     parser.add_argument("--width", type=int, default=256)
@@ -234,17 +247,22 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="write the results here")
     options = parser.parse_args()
     data = noise_data(*SIZES[options.task])
-    differences = {"autograd": disagreement(data, options.width), "jax": jax_disagreement(options.task, options.width)}
+    gpu = options.device == "cuda"
+    differences = {
+        "autograd": disagreement(data, options.width, options.device),
+        "jax": None if gpu else jax_disagreement(options.task, options.width),
+    }
     for name, difference in differences.items():
         if difference is None:
-            print(f"{name}: left out, not installed (pip install 'jacrec[bench]')")
+            print(f"{name}: left out, " + ("its rows are for a CPU" if gpu else "not installed (pip install 'jacrec[bench]')"))
             continue
         print(f"largest difference of any weight from {name}'s after 20 updates in float64: {difference:.1e}")
         if difference > 1e-10:
             raise SystemExit("the two do not agree: no times")
-    result: dict = {"environment": environment(), "task": options.task, "float64_difference": differences, "rows": []}
-    del result["environment"]["threads"]  # every row has its own
-    for threads in options.threads:
+    here = environment(options.device)
+    del here["threads"]  # every row has its own
+    result: dict = {"environment": here, "task": options.task, "float64_difference": differences, "rows": []}
+    for threads in options.threads[:1] if gpu else options.threads:
         if threads > usable_cores():
             print(f"{threads} threads: left out, there are {usable_cores()} processors")
             continue
@@ -255,9 +273,9 @@ def main() -> None:
             reached = "reached" if row["ratio_to_jax"] >= GOAL else "not reached"
             print(f"goal {GOAL} x JAX, {row['threads']} threads, batch {row['batch']}: {row['ratio_to_jax']} ({reached})")
     if options.json is not None:
-        options.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    elif as_usual(parser, options):
-        print(write(f"training_speed_{slug()}", result))
+        print(write("", result, options.json))
+    elif as_usual(parser, options, "device"):
+        print(write(f"training_speed_{slug(options.device)}", result))
 
 
 if __name__ == "__main__":

@@ -38,10 +38,10 @@ class PlainReBRAC:
     """The reference's two updates, starting from a learner's networks: a critic loss, an actor loss, moving targets."""
 
     def __init__(self, learner: ReBRAC, fused: bool = False):
-        c, dtype = learner.config, learner.flat_actor.value.dtype
+        c, like = learner.config, learner.flat_actor.value
         self.c, width = c, c.hidden[0]
-        self.actor = PlainActor(learner.d, learner.m, width, c.actor_layer_norm).to(dtype)
-        self.critics = nn.ModuleList(PlainCritic(learner.d, learner.m, width, c.critic_layer_norm) for _ in range(2)).to(dtype)
+        self.actor = PlainActor(learner.d, learner.m, width, c.actor_layer_norm).to(like)
+        self.critics = nn.ModuleList(PlainCritic(learner.d, learner.m, width, c.critic_layer_norm) for _ in range(2)).to(like)
         plain_weights(learner.actor.mlp, self.actor, None)
         for head, critic in enumerate(self.critics):
             plain_weights(learner.critic.mlp, critic, head)

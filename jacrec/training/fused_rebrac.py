@@ -18,7 +18,7 @@ from jacrec.training.native import Team, entry, library_threads, meet, part
 if TYPE_CHECKING:
     from jacrec.training.rebrac import ReBRAC
 
-BLOCK = 128  # rows at a time
+BLOCK = 256  # rows at a time
 
 
 @part
