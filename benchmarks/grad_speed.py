@@ -107,7 +107,7 @@ def measure_size(
     errors64, errors = agree(case, entries, exact)
     peak = {name: peak_memory(name, entry, device) for name, entry in entries.items()}
     calls = {name: entry.gradient for name, entry in entries.items()}
-    ms = timed(calls, repetitions, device, turns=min(3, repetitions), settle=1, budget=budget)
+    ms = timed(calls, repetitions, device, turns=min(3, repetitions), settle=1, warm=1, budget=budget)
     counted = floor.count(case)
     dissected = [name for name in entries if CONTESTANTS[name].ours and name != "auto"]
     return {

@@ -84,9 +84,10 @@ def timed(
     *,
     turns: int | None = None,
     settle: int = 0,
+    warm: int = 2,
     budget: float | None = None,
 ) -> dict[str, dict[str, float]]:
-    """Milliseconds per call: median, p20 and p80 by contestant, after two warm-up calls.
+    """Milliseconds per call: median, p20 and p80 by contestant, after `warm` calls that are not timed.
 
     The contestants take turns, so that what else the machine does falls on all of them alike.
 
@@ -109,7 +110,7 @@ def timed(
     turns = turns or repetitions
     in_turn: dict[str, tuple[int, int]] = {}  # calls of a turn that are not timed, and that are
     for name, call in contestants.items():
-        seconds = min(once(call), once(call))
+        seconds = min(once(call) for _ in range(warm))
         slow = budget is not None and seconds * repetitions > budget
         affordable = max(3, int(budget / seconds)) if budget is not None and slow else repetitions
         in_turn[name] = 0 if slow else settle, max(1, round(affordable / turns))

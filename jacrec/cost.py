@@ -5,10 +5,14 @@ All three are counted exactly enough from the sizes; three constants per device 
 `benchmarks/grad_speed.py --fit` measures the constants.
 """
 
+import logging
 from dataclasses import dataclass
+from functools import lru_cache
+from itertools import pairwise
 
 from jacrec.dynamics import DeterministicDynamics, DiffusionDynamics
-from jacrec.networks import MLP, written_out
+from jacrec.fused import unserved
+from jacrec.networks import written_out
 from jacrec.shapes import Problem
 
 
@@ -46,65 +50,101 @@ class Rates:
 RATES = {
     # two cores of an AMD EPYC (Zen 4) at 2.6 GHz, torch 2.13: benchmarks/results/grad_speed_cpu.json. The fit leaves nothing
     # to traffic. In plain torch Adjoint then wins at every size measured; it takes a fused kernel for Forward to pay here
-    "cpu": Rates(operation=1.5e-5, multiplication=1.62e-11, traffic=0.0),
+    ("cpu", "plain"): Rates(operation=1.5e-5, multiplication=1.62e-11, traffic=0.0),
+    ("cpu", "fused"): Rates(operation=3e-4, multiplication=1.0e-11, traffic=2e-11),
     # not fitted on a device: launch latency and an H100-class datasheet, so that the shape of the count decides
-    "cuda": Rates(operation=6e-6, multiplication=3e-14, traffic=1e-12),
+    ("cuda", "plain"): Rates(operation=6e-6, multiplication=3e-14, traffic=1e-12),
+    ("cuda", "fused"): Rates(operation=6e-6, multiplication=3e-14, traffic=1e-12),
 }
+TILE = 16
+"""rows that share a load of the weights in the fused kernels"""
+_told: set[str] = set()
+_log = logging.getLogger("jacrec")
 
 
-def forward_cost(mlp: MLP, rows: float, calls: int) -> Cost:
-    """Value and tangents together: `calls` evaluations of `rows` rows each."""
-    depth, widths = len(mlp.hidden), sum(mlp.hidden)
-    norm = 9 if mlp.norms else 0
-    return Cost(
-        operations=calls * ((6 + norm) * depth + 8),
-        multiplications=calls * rows * _weights(mlp),
-        traffic=calls * rows * widths * (4 + norm),
-    )
+@dataclass(frozen=True)
+class Sizes:
+    """What a gradient's cost depends on."""
+
+    device: str
+    weights: int  # of the dynamics' network
+    hidden: tuple[int, ...]
+    norm: bool
+    calls: int  # of the network in one transition
+    d: int
+    m: int
+    B: int  # N·M
+    H: int
+
+    @staticmethod
+    def of(problem: Problem) -> "Sizes":
+        """The sizes of a problem whose dynamics are jacrec's own."""
+        f = problem.world.dynamics
+        assert isinstance(f, DiffusionDynamics | DeterministicDynamics)
+        mlp = f.denoiser.mlp if isinstance(f, DiffusionDynamics) else f.mlp
+        calls = f.diffusion_steps if isinstance(f, DiffusionDynamics) else 1
+        widths = [mlp.in_dim, *mlp.hidden, mlp.out_dim]
+        weights = sum(a * b for a, b in pairwise(widths))
+        return Sizes(problem.state.device.type, weights, mlp.hidden, bool(mlp.norms), calls, f.state_dim, f.action_dim,
+                     problem.N * problem.M, problem.H)  # fmt: skip
+
+    @property
+    def tangents(self) -> int:
+        """Rows of tangents that `Forward` pushes, over all steps."""
+        return sum(self.B * min((j + 1) * self.m, self.d + self.m) for j in range(self.H))
 
 
-def adjoint_cost(mlp: MLP, rows: float, calls: int) -> Cost:
-    """A recorded value pass and a cotangent pass: `calls` evaluations of `rows` rows each."""
-    depth, widths = len(mlp.hidden), sum(mlp.hidden)
-    norm = 12 if mlp.norms else 0
-    return Cost(
-        operations=calls * ((4 + norm) * depth + 8),
-        multiplications=2 * calls * rows * _weights(mlp),
-        traffic=calls * rows * widths * (6 + norm),
-    )
+def costs(s: Sizes) -> dict[tuple[str, str], Cost]:
+    """The share of the dynamics for every (form, kernel); policy, reward and critic cost all of them alike.
+
+    Plain: a value and tangent pass, or a recorded value pass and a cotangent pass, layer by layer. Fused: one operation,
+    and instead of activations the weights are moved, once for every tile of rows.
+    """
+    depth, widths, passes = len(s.hidden), sum(s.hidden), s.calls * s.H
+    forward_rows = s.calls * (s.B * s.H + s.tangents)
+    rows = passes * s.B
+    norm = 9 if s.norm else 0, 12 if s.norm else 0
+    loads = passes * -(-s.B // TILE) * s.weights
+    tangent_loads = s.calls * -(-(s.B * s.H + s.tangents) // TILE) * s.weights
+    return {
+        ("forward", "plain"): Cost(
+            passes * ((6 + norm[0]) * depth + 8), forward_rows * s.weights, forward_rows * widths * (4 + norm[0])
+        ),
+        ("adjoint", "plain"): Cost(
+            passes * ((4 + norm[1]) * depth + 8), 2 * rows * s.weights, rows * widths * (6 + norm[1])
+        ),
+        ("forward", "fused"): Cost(1 + s.H, forward_rows * s.weights, tangent_loads),
+        ("adjoint", "fused"): Cost(1, 2 * rows * s.weights, 2 * loads),
+    }
 
 
-def cheaper_form(problem: Problem) -> str:
-    """Returns "forward" or "adjoint", whichever `Rates` of the device expect to be faster; or "autograd".
+def cheapest(problem: Problem) -> tuple[str, str]:
+    """The form ("forward", "adjoint", "autograd") and kernel ("plain", "fused") that `RATES` expect to be the fastest.
 
     A stranger's dynamics are differentiated by torch itself, whatever we do: then one graph over the whole rollout
-    ("autograd") is cheaper than a graph per step with our own bookkeeping between them.
+    ("autograd") is cheaper than a graph per step with our own bookkeeping between them. Where fused kernels cannot serve,
+    the reason is logged, each reason once.
     """
     dynamics = problem.world.dynamics
-    if not written_out(dynamics):
-        return "autograd"
-    if isinstance(dynamics, DiffusionDynamics):
-        mlp, calls = dynamics.denoiser.mlp, dynamics.diffusion_steps
-    elif isinstance(dynamics, DeterministicDynamics):
-        mlp, calls = dynamics.mlp, 1
-    else:
-        return "autograd"
-    forward, adjoint = dynamics_costs(mlp, calls, problem)
-    rates = RATES.get(problem.state.device.type, RATES["cpu"])
-    return "forward" if rates.seconds(forward) < rates.seconds(adjoint) else "adjoint"
+    if type(dynamics) not in (DiffusionDynamics, DeterministicDynamics) or not written_out(dynamics):
+        return "autograd", "plain"
+    for form, kernel in ranking(Sizes.of(problem)):
+        reason = unserved(problem, form) if kernel == "fused" else None
+        if reason is None:
+            return form, kernel
+        _tell(reason)
+    raise AssertionError("plain torch serves every problem")
 
 
-def dynamics_costs(mlp: MLP, calls: int, problem: Problem) -> tuple[Cost, Cost]:
-    """The share of the dynamics in both forms; policy, reward and critic cost both the same."""
-    d = problem.state.shape[-1]
-    m = problem.world.dynamics.action_dim  # pyright: ignore[reportAttributeAccessIssue] (jacrec's own dynamics have it)
-    B = problem.N * problem.M
-    forward = adjoint = Cost()
-    for j in range(problem.H):
-        forward += forward_cost(mlp, B * (1 + min((j + 1) * m, d + m)), calls)
-        adjoint += adjoint_cost(mlp, B, calls)
-    return forward, adjoint
+@lru_cache(maxsize=1024)
+def ranking(sizes: Sizes) -> list[tuple[str, str]]:
+    """All (form, kernel), the fastest first."""
+    device = sizes.device if (sizes.device, "plain") in RATES else "cpu"
+    expected = {choice: RATES[device, choice[1]].seconds(cost) for choice, cost in costs(sizes).items()}
+    return sorted(expected, key=lambda choice: expected[choice])
 
 
-def _weights(mlp: MLP) -> int:
-    return sum(layer.weight.shape[-1] * layer.weight.shape[-2] for layer in mlp.layers)
+def _tell(reason: str) -> None:
+    if reason not in _told:
+        _told.add(reason)
+        _log.warning("Auto computes gradients in plain torch: %s", reason)

@@ -6,8 +6,9 @@ from typing import Protocol, cast
 import torch
 from torch import Tensor, nn
 
-from jacrec.cost import cheaper_form
+from jacrec.cost import cheapest
 from jacrec.errors import expect_one_of
+from jacrec.fused import check_kernel, kernels
 from jacrec.gradient import adjoint_gradient, dense_gradient, forward_gradient
 from jacrec.jacobians.generic import pull_back
 from jacrec.rollout import rollout
@@ -32,11 +33,21 @@ class Forward:
     """
 
     sensitivities: str = "factored"
+    kernel: str = "plain"
+    """"plain": torch operations, for every world; "fused": compiled kernels (CPU: Numba, CUDA: Triton) for jacrec's own
+    networks, ValueError for others"""
+    precision: str | None = None
+    """of the fused kernels' products on a GPU: "ieee", "tf32x3" (default) or "tf32\""""
 
     def __post_init__(self):
         expect_one_of("Forward.sensitivities", self.sensitivities, ("factored", "dense"))
+        check_kernel("Forward", self.kernel, self.precision)
+        if self.sensitivities == "dense" and self.kernel == "fused":
+            raise ValueError('Forward: expected kernel="plain" with sensitivities="dense", got "fused"; it is the reference form')
 
     def gradient(self, problem: Problem) -> PolicyGradient:
+        if self.kernel == "fused":
+            return kernels(problem, "forward").forward_gradient(problem, precision=self.precision)
         return dense_gradient(problem) if self.sensitivities == "dense" else forward_gradient(problem)
 
 
@@ -49,8 +60,18 @@ class Adjoint:
     """
 
     recompute: bool = False
+    kernel: str = "plain"
+    """as in `Forward`. On a CPU the fused kernel keeps what a tile of particles needs, whatever their number"""
+    precision: str | None = None
+    """as in `Forward`"""
+
+    def __post_init__(self):
+        check_kernel("Adjoint", self.kernel, self.precision)
 
     def gradient(self, problem: Problem) -> PolicyGradient:
+        if self.kernel == "fused":
+            fused = kernels(problem, "adjoint")
+            return fused.adjoint_gradient(problem, recompute=self.recompute, precision=self.precision)
         return adjoint_gradient(problem, recompute=self.recompute)
 
 
@@ -113,20 +134,31 @@ class FiniteDifference:
 
 @dataclass(frozen=True)
 class Auto:
-    """`Forward` or `Adjoint`, whichever `jacrec.cost` expects to be faster for these sizes on this device.
+    """`Forward` or `Adjoint`, fused or plain, whichever `jacrec.cost` expects to be fastest for these sizes on this device.
 
-    Where the dynamics are not one of jacrec's own, `Autograd`: torch differentiates them in any case.
+    Where the fused kernels cannot serve, plain torch, and the reason is logged once (logger "jacrec"). Where the dynamics
+    are not one of jacrec's own, `Autograd`: torch differentiates them in any case.
     """
 
     def choose(self, problem: Problem) -> Method:
         """The method for this problem."""
-        return {"forward": Forward(), "adjoint": Adjoint(), "autograd": Autograd()}[cheaper_form(problem)]
+        form, kernel = cheapest(problem)
+        if form == "autograd":
+            return Autograd()
+        return Forward(kernel=kernel) if form == "forward" else Adjoint(kernel=kernel)
 
     def gradient(self, problem: Problem) -> PolicyGradient:
         return self.choose(problem).gradient(problem)
 
 
-METHODS = {"forward": Forward(), "adjoint": Adjoint(), "autograd": Autograd(), "auto": Auto()}
+METHODS = {
+    "auto": Auto(),
+    "forward": Forward(),
+    "adjoint": Adjoint(),
+    "fused-forward": Forward(kernel="fused"),
+    "fused-adjoint": Adjoint(kernel="fused"),
+    "autograd": Autograd(),
+}
 
 
 @plain_torch()

@@ -31,9 +31,14 @@ def written_out(module: object) -> bool:
     A subclass may have changed forward, a hook or a parametrisation its output, and any of that may sit deep inside: then
     the answer is no, and the module is differentiated as a stranger's.
     """
-    return isinstance(module, nn.Module) and all(
-        type(part) in WRITTEN and not part._forward_hooks and not part._forward_pre_hooks for part in module.modules()
-    )
+    parts = [module]
+    # not `modules()`, which guards against cycles at ten times the price: this is asked at every decision
+    while parts:
+        part = parts.pop()
+        if not isinstance(part, nn.Module) or type(part) not in WRITTEN or part._forward_hooks or part._forward_pre_hooks:
+            return False
+        parts.extend(part._modules.values())
+    return True
 
 
 @written

@@ -16,9 +16,9 @@ from jacrec.kernels.launch import (
     choose_tile,
     coefficients,
     demand_served,
-    later_parameters,
     net,
     padded,
+    parameters,
     plan,
 )
 from jacrec.kernels.pull import pull_hidden
@@ -46,9 +46,9 @@ class ChainTape:
 
 @triton.jit
 def chain_record_kernel(
-    next_state, state, action, noise, state_mean, state_std, out_mean, out_std, table, steps, first, weights, biases, norms,
+    next_state, state, action, noise, state_mean, state_std, out_mean, out_std, table, steps, weights, biases, norms,
     scratch, slopes, hats, inv_std, latents, B, NOISE_STRIDE,
-    EPS: tl.constexpr, K: tl.constexpr, D: tl.constexpr, M: tl.constexpr, DP: tl.constexpr, MP: tl.constexpr,
+    K: tl.constexpr, D: tl.constexpr, M: tl.constexpr, DP: tl.constexpr, MP: tl.constexpr,
     STRIDE: tl.constexpr, G: tl.constexpr, DIFFERENCE: tl.constexpr, KEEP: tl.constexpr, ROUNDS: tl.constexpr,
     NET: tl.constexpr, SHAPE: tl.constexpr,
 ):  # fmt: skip
@@ -64,9 +64,9 @@ def chain_record_kernel(
         live = particle < B
         s = tl.load(state + particle * D + c, mask=live & (c < D), other=0.0)
         A = tl.load(action + particle * M + a, mask=live & (a < M), other=0.0)
-        u = reverse_chain((s - mean) / std, A, noise + particle * NOISE_STRIDE, live, table, steps, first, weights, biases,
+        u = reverse_chain((s - mean) / std, A, noise + particle * NOISE_STRIDE, live, table, steps, weights, biases,
                           norms, scratch, slopes + particle * G, hats + particle * G, inv_std + particle * len(NET.hidden),
-                          latents + particle * D, B.to(tl.int64), EPS, K, D, M, DP, STRIDE, G, KEEP, NET,
+                          latents + particle * D, B.to(tl.int64), K, D, M, DP, STRIDE, G, KEEP, NET,
                           SHAPE)  # fmt: skip
         decoded = u * tl.load(out_std + c, mask=c < D, other=0.0) + tl.load(out_mean + c, mask=c < D, other=0.0)  # (25)
         if DIFFERENCE:
@@ -76,9 +76,9 @@ def chain_record_kernel(
 
 @triton.jit
 def chain_adjoint_kernel(
-    v_s, v_a, cotangent, state, action, state_mean, state_std, out_std, table, steps, first, weights, biases, norms,
+    v_s, v_a, cotangent, state, action, state_mean, state_std, out_std, table, steps, weights, biases, norms,
     scratch, slopes, hats, inv_std, latents, B,
-    EPS: tl.constexpr, K: tl.constexpr, D: tl.constexpr, M: tl.constexpr, DP: tl.constexpr, MP: tl.constexpr,
+    K: tl.constexpr, D: tl.constexpr, M: tl.constexpr, DP: tl.constexpr, MP: tl.constexpr,
     STRIDE: tl.constexpr, G: tl.constexpr, DIFFERENCE: tl.constexpr, RECOMPUTE: tl.constexpr, ROUNDS: tl.constexpr,
     NET: tl.constexpr, SHAPE: tl.constexpr,
 ):  # fmt: skip
@@ -110,7 +110,7 @@ def chain_adjoint_kernel(
             s = tl.load(state + particle * D + c, mask=live & (c < D), other=0.0)
             S = (s - tl.load(state_mean + c, mask=c < D, other=0.0)) / std
             A = tl.load(action + particle * M + a, mask=live & (a < M), other=0.0)
-            condition(S, A, first, constant, D, M, STRIDE, NET, SHAPE)
+            condition(S, A, weights[0], constant, D, M, STRIDE, NET, SHAPE)
         else:
             tape_row = particle
             tape_step = B.to(tl.int64)
@@ -121,19 +121,19 @@ def chain_adjoint_kernel(
             row = tape_row + entry * tape_step
             if RECOMPUTE:
                 u = tl.load(latents + (entry * B.to(tl.int64) + particle) * D + c, mask=live & (c < D), other=0.0)
-                denoise(u, table + entry * NET.hidden[0], constant, buffers, first, weights, biases, norms, slopes + row * G,
-                        hats + row * G, inv_std + row * DEPTH, live, EPS, D, STRIDE, NET, SHAPE, True)  # fmt: skip
+                denoise(u, table + entry * NET.hidden[0], constant, buffers, weights, biases, norms, slopes + row * G,
+                        hats + row * G, inv_std + row * DEPTH, live, D, STRIDE, NET, SHAPE, True)  # fmt: skip
             pull_hidden(tl.load(steps + K + entry) * mu, buffers, weights, norms, slopes + row * G, hats + row * G,
                         inv_std + row * DEPTH, live, D, G, NET, SHAPE)  # fmt: skip
-            mu = tl.load(steps + entry) * mu + product(buffers, first, 0, DP, NET.hidden[0], D, STRIDE, 1, SHAPE)
+            mu = tl.load(steps + entry) * mu + product(buffers, weights[0], 0, DP, NET.hidden[0], D, STRIDE, 1, SHAPE)
             for n0 in range(0, NET.hidden[0], SHAPE.columns):
                 cols = n0 + tl.arange(0, SHAPE.columns)
                 sum = tl.load(at(total, cols, SHAPE)) + tl.load(at(buffers, cols, SHAPE))
                 tl.debug_barrier()
                 tl.store(at(total, cols, SHAPE), sum)
             tl.debug_barrier()  # the next step writes where this one's z̄ was read
-        through_s = product(total, first + D, 0, DP, NET.hidden[0], D, STRIDE, 1, SHAPE) / std
-        through_a = product(total, first + 2 * D, 0, MP, NET.hidden[0], M, STRIDE, 1, SHAPE)
+        through_s = product(total, weights[0] + D, 0, DP, NET.hidden[0], D, STRIDE, 1, SHAPE) / std
+        through_a = product(total, weights[0] + 2 * D, 0, MP, NET.hidden[0], M, STRIDE, 1, SHAPE)
         if DIFFERENCE:
             through_s += lam
         tl.store(v_s + particle * D + c, through_s, mask=live & (c < D))
@@ -160,7 +160,7 @@ def chain_record(
     demand_served(dynamics)
     mlp, d, m, K, B = dynamics.denoiser.mlp, dynamics.state_dim, dynamics.action_dim, dynamics.diffusion_steps, state.shape[0]
     table = (level_table(dynamics) if table is None else table).contiguous()
-    weights, biases, norms = later_parameters(mlp)
+    weights, biases, norms = parameters(mlp)
     noise = noise if noise.stride()[1:] == (d, 1) else noise.contiguous()
     G = sum(mlp.hidden)
     kept = (K, B) if not recompute else (0, 0)
@@ -174,9 +174,9 @@ def chain_record(
     next_state = state.new_empty(B, d)
     chain_record_kernel[p.grid](
         next_state, tape.state, tape.action, noise, dynamics.state_mean, dynamics.state_std, dynamics.out_mean,
-        dynamics.out_std, table, coefficients(dynamics, state), mlp.layers[0].weight.detach().contiguous(), weights, biases,
+        dynamics.out_std, table, coefficients(dynamics, state), weights, biases,
         norms, p.scratch(state, 3), tape.slopes, tape.hats, tape.inv_std, tape.latents, B, noise.stride(0),
-        EPS=mlp.norms[0].eps if mlp.norms else 0.0, K=K, D=d, M=m, DP=padded(d), MP=padded(m),
+        K=K, D=d, M=m, DP=padded(d), MP=padded(m),
         STRIDE=mlp.layers[0].weight.shape[1], G=G, DIFFERENCE=dynamics.target == "difference",
         KEEP="latents" if recompute else "slopes", ROUNDS=p.rounds, NET=net(mlp), SHAPE=p.shape, **p.options,
     )  # fmt: skip
@@ -191,7 +191,7 @@ def chain_adjoint(
     demand_served(dynamics)
     mlp, d, m, K = dynamics.denoiser.mlp, dynamics.state_dim, dynamics.action_dim, dynamics.diffusion_steps
     B, G, depth = tape.state.shape[0], sum(mlp.hidden), len(mlp.hidden)
-    weights, biases, norms = later_parameters(mlp)
+    weights, biases, norms = parameters(mlp)
     p = plan(tile or choose_tile(B, 0, cotangent.dtype), B, 0, max(mlp.hidden), tape.precision, cotangent.device)
     slopes, hats, inv_std = tape.slopes, tape.hats, tape.inv_std
     if tape.recompute:
@@ -201,9 +201,9 @@ def chain_adjoint(
     v_s, v_a = cotangent.new_empty(B, d), cotangent.new_empty(B, m)
     chain_adjoint_kernel[p.grid](
         v_s, v_a, cotangent.contiguous(), tape.state, tape.action, dynamics.state_mean, dynamics.state_std, dynamics.out_std,
-        tape.table, coefficients(dynamics, cotangent), mlp.layers[0].weight.detach().contiguous(), weights, biases, norms,
+        tape.table, coefficients(dynamics, cotangent), weights, biases, norms,
         p.scratch(cotangent, 6), slopes, hats, inv_std, tape.latents, B,
-        EPS=mlp.norms[0].eps if mlp.norms else 0.0, K=K, D=d, M=m, DP=padded(d), MP=padded(m),
+        K=K, D=d, M=m, DP=padded(d), MP=padded(m),
         STRIDE=mlp.layers[0].weight.shape[1], G=G, DIFFERENCE=dynamics.target == "difference", RECOMPUTE=tape.recompute,
         ROUNDS=p.rounds, NET=net(mlp), SHAPE=p.shape, **p.options,
     )  # fmt: skip

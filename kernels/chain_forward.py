@@ -13,9 +13,9 @@ from jacrec.kernels.launch import (
     choose_tile,
     coefficients,
     demand_served,
-    later_parameters,
     net,
     padded,
+    parameters,
     plan,
 )
 from jacrec.kernels.rows import at, finish, is_value, later_layers, output, small_product
@@ -38,21 +38,21 @@ def condition(S, A, first, constant, D: tl.constexpr, M: tl.constexpr, STRIDE: t
 
 
 @triton.jit
-def denoise(u, row, constant, buffers, first, weights, biases, norms, slopes, hats, inv_std, live, EPS: tl.constexpr,
+def denoise(u, row, constant, buffers, weights, biases, norms, slopes, hats, inv_std, live,
             D: tl.constexpr, STRIDE: tl.constexpr, NET: tl.constexpr, SHAPE: tl.constexpr, TAPED: tl.constexpr):  # fmt: skip
     """The denoiser's hidden layers at one level, from latent rows u (rows, DP) and the level's table row."""
     for n0 in range(0, NET.hidden[0], SHAPE.columns):
         cols = n0 + tl.arange(0, SHAPE.columns)
-        z = small_product(u, first, cols, D, NET.hidden[0], 1, STRIDE, SHAPE) + tl.load(at(constant, cols, SHAPE))
+        z = small_product(u, weights[0], cols, D, NET.hidden[0], 1, STRIDE, SHAPE) + tl.load(at(constant, cols, SHAPE))
         t = tl.load(row + cols, mask=cols < NET.hidden[0], other=0.0)[None, :]
         z += tl.where(is_value(SHAPE), t, 0.0)
         finish(z, buffers, buffers, slopes, 0, live, cols, 0, NET, SHAPE, TAPED)
-    later_layers(buffers, weights, biases, norms, 0, slopes, hats, inv_std, live, EPS, NET, SHAPE, TAPED)
+    later_layers(buffers, weights, biases, norms, 0, slopes, hats, inv_std, live, NET, SHAPE, TAPED)
 
 
 @triton.jit
-def reverse_chain(S, A, noise, live, table, steps, first, weights, biases, norms, scratch, slopes, hats, inv_std, latents,
-                  B, EPS: tl.constexpr, K: tl.constexpr, D: tl.constexpr, M: tl.constexpr, DP: tl.constexpr,
+def reverse_chain(S, A, noise, live, table, steps, weights, biases, norms, scratch, slopes, hats, inv_std, latents,
+                  B, K: tl.constexpr, D: tl.constexpr, M: tl.constexpr, DP: tl.constexpr,
                   STRIDE: tl.constexpr, G: tl.constexpr, KEEP: tl.constexpr, NET: tl.constexpr,
                   SHAPE: tl.constexpr):  # fmt: skip
     """s^(0) with its tangents, (rows, DP), from standardised state rows S (rows, DP) and action rows A (rows, MP).
@@ -64,16 +64,16 @@ def reverse_chain(S, A, noise, live, table, steps, first, weights, biases, norms
     cols = tl.arange(0, DP)
     constant, buffers = scratch, scratch + SHAPE.rows * SHAPE.LD
     drawn = live & is_value(SHAPE) & (cols < D)[None, :]  # noise enters the values alone
-    condition(S, A, first, constant, D, M, STRIDE, NET, SHAPE)
+    condition(S, A, weights[0], constant, D, M, STRIDE, NET, SHAPE)
     u = tl.load(noise + K * D + cols[None, :], mask=drawn, other=0.0)  # (23); tangents 0: (27)
     for i in range(K):
         entry = K - 1 - i  # of h_k in every table: k − 1
         if KEEP == "latents":
             tl.store(latents + entry * B * D + cols[None, :], u, mask=drawn)
-        denoise(u, table + entry * NET.hidden[0], constant, buffers, first, weights, biases, norms, slopes + entry * B * G,
-                hats + entry * B * G, inv_std + entry * B * len(NET.hidden), live, EPS, D, STRIDE, NET, SHAPE,
+        denoise(u, table + entry * NET.hidden[0], constant, buffers, weights, biases, norms, slopes + entry * B * G,
+                hats + entry * B * G, inv_std + entry * B * len(NET.hidden), live, D, STRIDE, NET, SHAPE,
                 KEEP == "slopes")  # fmt: skip
-        y = output(buffers, weights[len(NET.hidden) - 1], biases[len(NET.hidden) - 1], 0, DP, False, NET, SHAPE)
+        y = output(buffers, weights, biases, 0, DP, False, NET, SHAPE)
         z = tl.load(noise + entry * D + cols[None, :], mask=drawn, other=0.0)
         # (24) in the value rows, (29) and (31) in the tangents
         u = tl.load(steps + entry) * u + tl.load(steps + K + entry) * y + tl.load(steps + 2 * K + entry) * z
@@ -83,9 +83,9 @@ def reverse_chain(S, A, noise, live, table, steps, first, weights, biases, norms
 
 @triton.jit
 def chain_forward_kernel(
-    next_state, tangents, state, action, noise, ds, da, state_mean, state_std, out_mean, out_std, table, steps, first,
+    next_state, tangents, state, action, noise, ds, da, state_mean, state_std, out_mean, out_std, table, steps,
     weights, biases, norms, scratch, B, NOISE_STRIDE,
-    EPS: tl.constexpr, K: tl.constexpr, D: tl.constexpr, M: tl.constexpr, T: tl.constexpr, DP: tl.constexpr,
+    K: tl.constexpr, D: tl.constexpr, M: tl.constexpr, T: tl.constexpr, DP: tl.constexpr,
     MP: tl.constexpr, STRIDE: tl.constexpr, DIFFERENCE: tl.constexpr, ROUNDS: tl.constexpr, NET: tl.constexpr,
     SHAPE: tl.constexpr,
 ):  # fmt: skip
@@ -110,8 +110,8 @@ def chain_forward_kernel(
         S = tl.where(value, s - mean, ds_rows) / std
         A = tl.load(action + particle * M + a, mask=value & (a < M), other=0.0)
         A += tl.load(da + along * M + a, mask=tangent & (a < M), other=0.0)
-        u = reverse_chain(S, A, noise + particle * NOISE_STRIDE, live, table, steps, first, weights, biases, norms, scratch,
-                          scratch, scratch, scratch, scratch, B, EPS, K, D, M, DP, STRIDE, 0, "nothing", NET,
+        u = reverse_chain(S, A, noise + particle * NOISE_STRIDE, live, table, steps, weights, biases, norms, scratch,
+                          scratch, scratch, scratch, scratch, B, K, D, M, DP, STRIDE, 0, "nothing", NET,
                           SHAPE)  # fmt: skip
         moved = u * tl.load(out_std + c, mask=c < D, other=0.0)
         decoded = moved + tl.load(out_mean + c, mask=c < D, other=0.0)  # (25)
@@ -152,7 +152,7 @@ def chain_forward(
     d, m, K, B, T = dynamics.state_dim, dynamics.action_dim, dynamics.diffusion_steps, state.shape[0], ds.shape[1]
     mlp = dynamics.denoiser.mlp
     table = level_table(dynamics) if table is None else table
-    weights, biases, norms = later_parameters(mlp)
+    weights, biases, norms = parameters(mlp)
     noise = noise if noise.stride()[1:] == (d, 1) else noise.contiguous()
     tile = tile or choose_tile(B, T, state.dtype)
     p = plan(tile, B, T, max(mlp.hidden), check_precision(precision, state.dtype), state.device)
@@ -160,9 +160,9 @@ def chain_forward(
     chain_forward_kernel[p.grid](
         next_state, tangents, state.contiguous(), action.contiguous(), noise, ds.contiguous(), da.contiguous(),
         dynamics.state_mean, dynamics.state_std, dynamics.out_mean, dynamics.out_std, table.contiguous(),
-        coefficients(dynamics, state), mlp.layers[0].weight.detach().contiguous(), weights, biases, norms,
+        coefficients(dynamics, state), weights, biases, norms,
         p.scratch(state, 3), B, noise.stride(0),
-        EPS=mlp.norms[0].eps if mlp.norms else 0.0, K=K, D=d, M=m, T=T, DP=padded(d), MP=padded(m),
+        K=K, D=d, M=m, T=T, DP=padded(d), MP=padded(m),
         STRIDE=mlp.layers[0].weight.shape[1], DIFFERENCE=dynamics.target == "difference", ROUNDS=p.rounds, NET=net(mlp),
         SHAPE=p.shape, **p.options,
     )  # fmt: skip

@@ -1,7 +1,8 @@
 """∇_ψ Ĵ with fused chains (Triton); twins of `jacrec.gradient.forward_gradient` and `adjoint_gradient`.
 
-The chains are one launch each; on CUDA everything else is recorded with them (`jacrec.kernels.graphs`), provided that the whole
-problem is made of jacrec's own modules.
+The chains are one launch each; for few particles the forward form's whole rollout is (`jacrec.kernels.rollout`). On CUDA
+everything else is recorded with them (`jacrec.kernels.graphs`). Both need a problem made of jacrec's own modules; with others,
+the chains alone are fused.
 """
 
 from collections.abc import Callable, Hashable
@@ -12,6 +13,7 @@ from typing import cast
 from jacrec.kernels import graphs
 from jacrec.kernels.chain import chain_adjoint, chain_forward, chain_record
 from jacrec.kernels.launch import check_precision, demand_served
+from jacrec.kernels.rollout import rollout_gradient, rollout_unserved, worthwhile
 
 import jacrec.gradient
 from jacrec.shapes import Problem
@@ -38,6 +40,8 @@ def forward_gradient(p: Problem, *, precision: str | None = None) -> PolicyGradi
     """
     demand_served(p)
     precision = check_precision(precision, p.state.dtype)
+    if rollout_unserved(p) is None and worthwhile(p):
+        return _recorded(p, partial(rollout_gradient, precision=precision), "rollout", precision)
     return _recorded(p, partial(jacrec.gradient.forward_gradient, chain=chain_at(precision)), "forward", precision)
 
 

@@ -119,7 +119,7 @@ def demand_served(subject: object) -> None:
 
 def net(mlp: MLP) -> Net:
     """The structure of a network, for the compiler."""
-    return Net(mlp.hidden, mlp.activation, bool(mlp.norms), mlp.residual, mlp.out_dim)
+    return Net(mlp.hidden, mlp.activation, bool(mlp.norms), mlp.residual, mlp.out_dim, mlp.norms[0].eps if mlp.norms else 0.0)
 
 
 def choose_tile(particles: int, T: int, dtype: torch.dtype) -> Tile:
@@ -159,8 +159,13 @@ class Plan:
         return like.new_empty(self.programs * self.pieces, buffers * self.shape.rows * self.shape.LD)
 
 
-def plan(tile: Tile, particles: int, T: int, widest: int, precision: str, device: torch.device) -> Plan:
-    """Fit `tile` to a batch of particles with T tangents each and to the widest layer."""
+def plan(
+    tile: Tile, particles: int, T: int, widest: int, precision: str, device: torch.device, *, all_at_once: bool = False
+) -> Plan:
+    """Fit `tile` to a batch of particles with T tangents each and to the widest layer.
+
+    all_at_once: a program for every tile, instead of several in turn.
+    """
     R = tile.per_particle or min(triton.next_power_of_2(1 + T), tile.rows)
     if T and R < 2:
         raise ValueError(f"Tile.per_particle: expected at least 2 rows, a value and a tangent, got {R}")
@@ -170,7 +175,7 @@ def plan(tile: Tile, particles: int, T: int, widest: int, precision: str, device
     here = rows // R
     tiles = triton.cdiv(particles, here)
     pieces = triton.cdiv(T, R - 1) if T else 1
-    programs = min(tiles, max(1, tile.resident * multiprocessors(device) // pieces))
+    programs = tiles if all_at_once else min(tiles, max(1, tile.resident * multiprocessors(device) // pieces))
     shape = Shape(rows, R, columns, tile.inner, triton.cdiv(widest, columns) * columns, precision)
     return Plan(shape, here, pieces, programs, triton.cdiv(tiles, programs), tile.warps, tile.stages)
 
@@ -181,24 +186,26 @@ def multiprocessors(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
 
 
-_TABLES: dict[tuple, Tensor] = {}
+@functools.cache
+def _table(values: tuple, dtype: torch.dtype, device: torch.device) -> Tensor:
+    return torch.tensor(values, dtype=dtype, device=device)
+
+
+def on_device(values: tuple, like: Tensor) -> Tensor:
+    """Numbers as a tensor of `like`'s dtype and device, made once and kept (a few hundred bytes each)."""
+    return _table(values, like.dtype, like.device)
 
 
 def coefficients(dynamics: DiffusionDynamics, like: Tensor) -> Tensor:
-    """c_u, c_net and σ of (24) on the device, (3, K); made once per schedule, dtype and device (a few hundred bytes each)."""
-    values = tuple(dynamics.c_u), tuple(dynamics.c_net), tuple(dynamics.sigma)
-    key = (values, like.dtype, like.device)
-    if key not in _TABLES:
-        _TABLES[key] = torch.tensor(values, dtype=like.dtype, device=like.device)
-    return _TABLES[key]
+    """c_u, c_net and σ of (24) on the device, (3, K)."""
+    return on_device((tuple(dynamics.c_u), tuple(dynamics.c_net), tuple(dynamics.sigma)), like)
 
 
-def later_parameters(mlp: MLP) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...], tuple[Tensor, ...]]:
-    """Weights and biases of the layers behind the first (the output last), and the LayerNorms' gains and shifts in turn."""
-    layers = mlp.layers[1:]
-    norms = [parameter.detach().contiguous() for norm in mlp.norms for parameter in (norm.weight, norm.bias)]
-    biases = tuple(layer.bias.detach().contiguous() for layer in layers)
-    return tuple(layer.weight.detach().contiguous() for layer in layers), biases, tuple(norms) or biases
+def parameters(mlp: MLP) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...], tuple[Tensor, ...]]:
+    """Weights and biases of every layer, and the LayerNorms' gains and shifts in turn (without LayerNorm, the biases again)."""
+    norms = tuple(parameter.detach().contiguous() for norm in mlp.norms for parameter in (norm.weight, norm.bias))
+    weights, biases = (tuple(getattr(x, name).detach().contiguous() for x in mlp.layers) for name in ("weight", "bias"))
+    return weights, biases, norms or biases
 
 
 def padded(n: int) -> int:

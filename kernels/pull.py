@@ -70,14 +70,14 @@ def pull_hidden(y_bar, buffers, weights, norms, slopes, hats, inv_std, live, OUT
                 NET: tl.constexpr, SHAPE: tl.constexpr):  # fmt: skip
     """From the output's cotangent (rows, columns >= OUT) in registers to z̄ of the first hidden layer, in buffer 0.
 
-    weights: of layers 1…; slopes, hats, inv_std: (rows, 1) pointers to the tape of each row; G: slopes of a row.
+    weights: of every layer; slopes, hats, inv_std: (rows, 1) pointers to the tape of each row; G: slopes of a row.
     """
     LAST: tl.constexpr = len(NET.hidden) - 1
     WIDTH: tl.constexpr = NET.hidden[LAST]
     SIZE: tl.constexpr = SHAPE.rows * SHAPE.LD
     for n0 in range(0, WIDTH, SHAPE.columns):
         cols = n0 + tl.arange(0, SHAPE.columns)
-        h_bar = small_product(y_bar, weights[LAST], cols, OUT, WIDTH, WIDTH, 1, SHAPE)
+        h_bar = small_product(y_bar, weights[LAST + 1], cols, OUT, WIDTH, WIDTH, 1, SHAPE)
         receive(h_bar, buffers + LAST % 2 * SIZE, buffers + (2 + LAST % 2) * SIZE, slopes, G - WIDTH, live, cols, LAST, NET,
                 SHAPE)  # fmt: skip
     settle(buffers + LAST % 2 * SIZE, buffers + (2 + LAST % 2) * SIZE, norms, slopes, hats, inv_std,
@@ -85,6 +85,6 @@ def pull_hidden(y_bar, buffers, weights, norms, slopes, hats, inv_std, live, OUT
     offset = G - WIDTH
     for i in tl.static_range(LAST, 0, -1):
         offset -= NET.hidden[i - 1]
-        pull_layer(buffers, weights[i - 1], slopes, offset, live, i, NET, SHAPE)
+        pull_layer(buffers, weights[i], slopes, offset, live, i, NET, SHAPE)
         settle(buffers + (i - 1) % 2 * SIZE, buffers + (2 + (i - 1) % 2) * SIZE, norms, slopes, hats,
                inv_std, offset, live, i - 1, NET, SHAPE)  # fmt: skip

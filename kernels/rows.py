@@ -34,6 +34,8 @@ class Net(NamedTuple):
     norm: bool
     residual: bool
     out: int
+    eps: float
+    """LayerNorm's"""
 
     @property
     def depth(self) -> int:
@@ -135,7 +137,7 @@ def finish(z, source, target, slopes, offset, live, cols, I: tl.constexpr, NET: 
 
 
 @triton.jit
-def normalise(source, target, gain, shift, hats, inv_std, offset, live, EPS: tl.constexpr, I: tl.constexpr,
+def normalise(source, target, gain, shift, hats, inv_std, offset, live, I: tl.constexpr,
               NET: tl.constexpr, SHAPE: tl.constexpr, TAPED: tl.constexpr):  # fmt: skip
     """LayerNorm of `target` in place, ẏ = g ⊙ (ẋ − mean ẋ − x̂ mean(x̂ ⊙ ẋ)) / σ, and the skip from `source`.
 
@@ -153,7 +155,7 @@ def normalise(source, target, gain, shift, hats, inv_std, offset, live, EPS: tl.
         cols = n0 + tl.arange(0, SHAPE.columns)
         centred = tl.where((cols < WIDTH)[None, :], tl.load(at(target, cols, SHAPE)) - mean, 0.0)
         moment += tl.sum(centred * value_rows(centred, SHAPE.R), 1, keep_dims=True)
-    sigma_inv = 1.0 / tl.sqrt(value_rows(moment, SHAPE.R) / WIDTH + EPS)
+    sigma_inv = 1.0 / tl.sqrt(value_rows(moment, SHAPE.R) / WIDTH + NET.eps)
     along = moment * sigma_inv / WIDTH  # mean(x̂ ⊙ ẋ) in the tangents
     for n0 in range(0, WIDTH, SHAPE.columns):
         cols = n0 + tl.arange(0, SHAPE.columns)
@@ -173,13 +175,13 @@ def normalise(source, target, gain, shift, hats, inv_std, offset, live, EPS: tl.
 
 
 @triton.jit
-def close(source, target, norms, n, slopes, hats, inv_std, offset, live, EPS: tl.constexpr, I: tl.constexpr,
+def close(source, target, norms, n, slopes, hats, inv_std, offset, live, I: tl.constexpr,
           NET: tl.constexpr, SHAPE: tl.constexpr, TAPED: tl.constexpr):  # fmt: skip
     """All of hidden layer I has been written to `target`: normalise it if the network does; then anyone may read it."""
     tl.debug_barrier()
     if NET.norm:
         normalise(source, target, norms[2 * I] + n * NET.hidden[I], norms[2 * I + 1] + n * NET.hidden[I], hats, inv_std,
-                  offset, live, EPS, I, NET, SHAPE, TAPED)  # fmt: skip
+                  offset, live, I, NET, SHAPE, TAPED)  # fmt: skip
         tl.debug_barrier()
 
 
@@ -197,30 +199,31 @@ def dense(source, target, weight, bias, n, slopes, offset, live, I: tl.constexpr
 
 
 @triton.jit
-def later_layers(buffers, weights, biases, norms, n, slopes, hats, inv_std, live, EPS: tl.constexpr, NET: tl.constexpr,
+def later_layers(buffers, weights, biases, norms, n, slopes, hats, inv_std, live, NET: tl.constexpr,
                  SHAPE: tl.constexpr, TAPED: tl.constexpr):  # fmt: skip
     """From the first hidden layer's activations in the first of two buffers to the last one's, in buffer (depth − 1) % 2.
 
-    weights, biases: of layers 1…; norms: gain and shift of layers 0….
+    weights, biases: of every layer; norms: gain and shift of hidden layers 0….
     """
     offset = 0
-    close(buffers, buffers, norms, n, slopes, hats, inv_std, offset, live, EPS, 0, NET, SHAPE, TAPED)
+    close(buffers, buffers, norms, n, slopes, hats, inv_std, offset, live, 0, NET, SHAPE, TAPED)
     for i in tl.static_range(1, len(NET.hidden)):
         offset += NET.hidden[i - 1]
         source = buffers + (i - 1) % 2 * SHAPE.rows * SHAPE.LD
         target = buffers + i % 2 * SHAPE.rows * SHAPE.LD
-        dense(source, target, weights[i - 1], biases[i - 1], n, slopes, offset, live, i, NET, SHAPE, TAPED)
-        close(source, target, norms, n, slopes, hats, inv_std, offset, live, EPS, i, NET, SHAPE, TAPED)
+        dense(source, target, weights[i], biases[i], n, slopes, offset, live, i, NET, SHAPE, TAPED)
+        close(source, target, norms, n, slopes, hats, inv_std, offset, live, i, NET, SHAPE, TAPED)
 
 
 @triton.jit
-def output(buffers, weight, bias, n, C: tl.constexpr, TANH: tl.constexpr, NET: tl.constexpr, SHAPE: tl.constexpr):
+def output(buffers, weights, biases, n, C: tl.constexpr, TANH: tl.constexpr, NET: tl.constexpr, SHAPE: tl.constexpr):
     """Rows of the network's output from the last hidden layer's buffer: (rows, C), zero from column `out` on."""
     cols = tl.arange(0, C)
     IN: tl.constexpr = NET.hidden[len(NET.hidden) - 1]
     source = buffers + (len(NET.hidden) - 1) % 2 * SHAPE.rows * SHAPE.LD
-    y = product(source, weight + n * IN * NET.out, 0, C, IN, NET.out, 1, IN, SHAPE)
-    y += tl.where(is_value(SHAPE), tl.load(bias + n * NET.out + cols, mask=cols < NET.out, other=0.0)[None, :], 0.0)
+    y = product(source, weights[len(NET.hidden)] + n * IN * NET.out, 0, C, IN, NET.out, 1, IN, SHAPE)
+    b = tl.load(biases[len(NET.hidden)] + n * NET.out + cols, mask=cols < NET.out, other=0.0)[None, :]
+    y += tl.where(is_value(SHAPE), b, 0.0)
     if TANH:
         value = tanh(value_rows(y, SHAPE.R))
         y = tl.where(is_value(SHAPE), value, y * (1.0 - value * value))

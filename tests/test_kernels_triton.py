@@ -1,11 +1,7 @@
-"""The Triton kernels against their plain twins and autograd: interpreted where there is no GPU, compiled where there is one."""
+"""The reverse chain in Triton against its plain twins: interpreted where there is no GPU, compiled where there is one."""
 
 import itertools
-import os
 import statistics
-import subprocess
-import sys
-from pathlib import Path
 from unittest import mock
 
 import pytest
@@ -13,50 +9,25 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from jacrec import Actor, Autograd, BatchedPolicy, DeterministicDynamics, DiffusionDynamics, RewardModel, TwinCritic, World
+from jacrec import DeterministicDynamics, DiffusionDynamics
 from jacrec.activations import ACTIVATIONS
 from jacrec.jacobians import chain as plain
-from jacrec.methods import policy_gradient
-from jacrec.shapes import problem
 
-from .oracles import relative_error, well_posed
+from .oracles import relative_error
 from .strategies import shake
+from .triton_cases import COMPILED, DEVICE, TOO_LATE, few, triton_as_imported
 
-# whether to interpret has to be known when triton is first imported; the driver's files tell without waking CUDA up
-COMPILED = torch.version.cuda is not None and any(Path(x).exists() for x in ("/dev/nvidiactl", "/dev/dxg"))
-TOO_LATE = not COMPILED and "triton" in sys.modules and os.environ.get("TRITON_INTERPRET") != "1"
-ALONE = "runs in a process of its own: triton was imported before TRITON_INTERPRET=1 could be set"
-DEVICE = "cuda" if COMPILED else "cpu"
+if TOO_LATE:
+    pytest.skip("triton was imported as a compiler: see test_kernels_triton_alone.py", allow_module_level=True)
 
-HOW = {} if COMPILED else {"TRITON_INTERPRET": "1"}
+import triton
+import triton.language as tl
+from jacrec.kernels import chain as fused
+from jacrec.kernels import launch
+from jacrec.kernels.activation import activate
+from jacrec.kernels.rows import Net
 
-if not TOO_LATE:
-    with mock.patch.dict(os.environ, HOW):
-        import triton
-        import triton.language as tl
-        from jacrec.kernels import chain as fused
-        from jacrec.kernels import gradient, graphs, launch
-        from jacrec.kernels.activation import activate
-        from jacrec.kernels.rows import Net
-
-        @triton.jit
-        def activation_kernel(value, slope, z, NET: tl.constexpr, SIZE: tl.constexpr):
-            at = tl.arange(0, SIZE)
-            act, derivative = activate(tl.load(z + at), NET)
-            tl.store(value + at, act)
-            tl.store(slope + at, derivative)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _interpreted_or_compiled():
-    """Triton asks again while it runs; other tests are none of its business."""
-    with mock.patch.dict(os.environ, HOW):
-        yield
-
-
-def few(interpreted: int, compiled: int = 6):
-    """Hypothesis settings: compiling a case takes seconds, interpreting one about half a second."""
-    return settings(max_examples=compiled if COMPILED else interpreted)
+__all__ = ["triton_as_imported"]
 
 
 @st.composite
@@ -185,6 +156,14 @@ def test_inputs_in_any_layout():
         assert relative_error(got, transposed(plain, f, (s, a, z), lam, False)) < 1e-12
 
 
+@triton.jit
+def activation_kernel(value, slope, z, NET: tl.constexpr, SIZE: tl.constexpr):
+    at = tl.arange(0, SIZE)
+    act, derivative = activate(tl.load(z + at), NET)
+    tl.store(value + at, act)
+    tl.store(slope + at, derivative)
+
+
 @pytest.mark.parametrize("name", sorted(ACTIVATIONS))
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_activations_near_zero_far_out_and_for_nan(name, dtype):
@@ -193,64 +172,15 @@ def test_activations_near_zero_far_out_and_for_nan(name, dtype):
     value, gate = ACTIVATIONS[name].gated(z)
     slope = ACTIVATIONS[name].times(torch.ones_like(z), gate)
     got, derivative = (torch.zeros(128, dtype=dtype, device=DEVICE) for _ in range(2))
-    activation_kernel[(1,)](got, derivative, z.to(DEVICE, dtype), Net((1,), name, False, False, 1), 128, enable_fp_fusion=True)
+    activation_kernel[(1,)](
+        got, derivative, z.to(DEVICE, dtype), Net((1,), name, False, False, 1, 0.0), 128, enable_fp_fusion=True
+    )
     assert got[-1].isnan()
     limit = 8 * torch.finfo(dtype).eps
     got, derivative, value, slope = (x.cpu().double()[:-1] for x in (got, derivative, value, slope))
     # relative on the side where the function is not a difference of nearly equal numbers
     assert ((got - value).abs() <= limit * (value.abs() if name == "tanh" else value.abs() + (z[:-1] < 0))).all()
     assert ((derivative - slope).abs() <= limit * (1 + z[:-1].abs())).all()
-
-
-@st.composite
-def problems(draw):
-    """(N, M, H, batched, structure of every network, seed)."""
-    activation, norm, residual = draw(st.sampled_from(sorted(ACTIVATIONS))), draw(st.booleans()), draw(st.booleans())
-    network = dict(hidden=(7, 7), activation=activation, layer_norm=norm, residual=residual)
-    return draw(st.integers(1, 2)), draw(st.integers(1, 3)), draw(st.integers(0, 2)), draw(st.booleans()), network, draw(
-        st.integers(0, 2**31 - 1))  # fmt: skip
-
-
-def imagine(N, M, H, batched, network, seed, d=3, m=2):
-    """policy, world, state, noise in float64."""
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        parts = [Actor(d, m, **network), DiffusionDynamics(d, m, steps=2, **network), RewardModel(d, m, **network),
-                 TwinCritic(d, m, **network)]  # fmt: skip
-        for part in parts:
-            part.double()
-            shake(part)
-        policy = BatchedPolicy(parts[0], N) if batched else parts[0]
-        if batched:
-            shake(policy, 0.05)
-        state, noise = (torch.randn(*x, dtype=torch.float64) for x in ((N, d), (N, M, H, 3, d)))
-    world = World(*(part.to(DEVICE) for part in parts[1:]), 0.9)
-    return policy.to(DEVICE), world, state.to(DEVICE), noise.to(DEVICE)
-
-
-@few(8, 3)
-@given(problems())
-def test_gradients_are_autograds(case):
-    args = imagine(*case)
-    assume(well_posed(*args))
-    exact = policy_gradient(*args, method=Autograd())
-    p = problem(*args)
-    for got in (gradient.forward_gradient(p), gradient.adjoint_gradient(p), gradient.adjoint_gradient(p, recompute=True)):
-        assert relative_error(got.gradient, exact.gradient) < 1e-12
-        assert torch.allclose(got.value, exact.value, rtol=1e-12, atol=1e-13)
-
-
-def test_changes_in_place_and_new_inputs_are_seen():
-    policy, world, state, noise = imagine(1, 2, 1, False, dict(hidden=(7,)), 0)
-    for change in range(3):
-        with torch.no_grad():
-            for parameter in [*policy.parameters(), *world.dynamics.parameters(), *world.reward.parameters()]:
-                parameter.mul_(1.0 + 0.1 * change)
-        world.dynamics.state_std.mul_(1.1)
-        state, noise = state + 0.1, noise.flip(1)
-        exact = policy_gradient(policy, world, state, noise, method=Autograd())
-        got = gradient.forward_gradient(problem(policy, world, state, noise))
-        assert relative_error(got.gradient, exact.gradient) < 1e-12
 
 
 @pytest.mark.parametrize(
@@ -322,78 +252,3 @@ def test_a_floors_operations_are_those_torch_counts():
         transposed(plain, f, x, lam, False)
     extra = 2 * 3 * 33 * f.denoiser.embedding_dim  # the level table, made anew
     assert launch.floor(f, 5, 0, adjoint="stored").operations == counter.get_total_flops() - extra
-
-
-def test_a_recording_is_known_by_all_that_it_depends_on():
-    policy, world, state, noise = imagine(2, 2, 1, True, dict(hidden=(7,)), 0)
-
-    def key(*options, state=state, noise=noise, world=world):
-        return graphs.key(problem(policy, world, state, noise), *options)
-
-    first = key("forward")
-    with torch.no_grad():
-        policy.get_submodule("mlp").layers[0].weight.add_(1)
-    assert key("forward", state=state + 1, noise=noise + 1) == first
-    assert key("forward", world=World(world.dynamics, world.reward, world.critic, 0.9)) == first
-    different = [
-        key("adjoint"),
-        key("forward", noise=noise[:, :1]),
-        key("forward", state=state[:1].repeat(2, 1), noise=noise[:, :, :0]),
-    ]
-    different.append(key("forward", world=World(world.dynamics, world.reward, world.critic, 0.8)))
-    policy.get_submodule("mlp").layers[0].weight.data = policy.get_submodule("mlp").layers[0].weight.detach().clone()
-    different.append(key("forward"))
-    world.dynamics.c_u[0] *= 2
-    different.append(key("forward"))
-    world.critic.mlp.activation = "silu"
-    different.append(key("forward"))
-    assert len({first, *different}) == 1 + len(different)
-
-
-def test_recordings_are_bounded_and_the_least_recently_used_goes():
-    recent, made = graphs.Recent(2), []
-    for name in "abacb":
-        assert recent.get(name, lambda name=name: made.append(name) or name.upper()) == name.upper()
-    assert made == ["a", "b", "c", "b"]
-    assert list(recent.entries) == ["c", "b"]
-
-
-def test_a_vector_holds_value_and_gradient():
-    for N, batched in ((1, False), (2, True), (2, False)):
-        args = imagine(N, 2, 1, batched, dict(hidden=(7,)), 0)
-        for p in (problem(*args), *([problem(args[0], args[1], args[2][0], args[3][0])] if N == 1 else [])):
-            exact = gradient.forward_gradient(p)
-            again = graphs.unflatten(graphs.flatten(exact), p)
-            assert torch.equal(again.value, exact.value)
-            assert relative_error(again.gradient, exact.gradient) == 0.0
-
-
-@pytest.mark.skipif(not COMPILED, reason="recording needs a CUDA device")
-def test_a_replay_is_the_eager_gradient_and_sees_changes():
-    policy, world, state, noise = imagine(2, 3, 2, False, dict(hidden=(7,)), 0)
-    for form in (gradient.forward_gradient, gradient.adjoint_gradient):
-        for _ in range(3):
-            p = problem(policy, world, state, noise)
-            assert graphs.recordable(p)
-            replayed = form(p)
-            with mock.patch.object(graphs, "recordable", return_value=False):
-                assert relative_error(replayed.gradient, form(p).gradient) < 1e-12
-            with torch.no_grad():
-                policy.mlp.layers[0].weight.mul_(1.1)
-            state = state + 0.1
-
-
-if TOO_LATE:
-
-    @pytest.fixture(autouse=True)
-    def _alone(request):
-        if request.node.name != "test_in_a_process_of_its_own":
-            pytest.skip(ALONE)
-
-    def test_in_a_process_of_its_own():
-        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", __file__]
-        variables = {**os.environ, "TRITON_INTERPRET": "1"}
-        done = subprocess.run(
-            command, env=variables, cwd=Path(__file__).parents[1], capture_output=True, text=True, check=False
-        )
-        assert done.returncode == 0, done.stdout

@@ -5,6 +5,7 @@ tangents do not, and the step embedding is a table of K rows.
 """
 
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -17,7 +18,13 @@ from jacrec.networks import step_embedding
 def level_table(dynamics: DiffusionDynamics) -> Tensor:
     """W_t emb(k) + b for the K levels of the chain: (K, hidden[0]), row k−1 for h_k."""
     _, _, W_t, b = dynamics.denoiser.split()
-    return torch.addmm(b, step_embedding(dynamics.level, dynamics.denoiser.embedding_dim).to(W_t), W_t.mT)
+    return torch.addmm(b, _embedded(tuple(dynamics.level.tolist()), dynamics.denoiser.embedding_dim, W_t.dtype, W_t.device), W_t.mT)
+
+
+@cache
+def _embedded(levels: tuple[int, ...], dim: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """`step_embedding` of the levels, (K, dim)."""
+    return step_embedding(torch.tensor(levels, device=device), dim).to(dtype)
 
 
 def chain_forward(

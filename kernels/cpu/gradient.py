@@ -21,7 +21,7 @@ TAPE_BYTES = 64 * 2**20
 """a tile has fewer rows where its tape would be larger"""
 
 
-def unserved(p: Problem) -> str | None:
+def unserved(p: Problem, form: str = "adjoint") -> str | None:
     """Why the fused CPU kernels cannot compute this gradient; None if they can."""
     if p.state.device.type != "cpu":
         return f"the CPU kernels take tensors on the CPU, got {p.state.device}"
@@ -37,17 +37,23 @@ def unserved(p: Problem) -> str | None:
 
 
 @torch.no_grad()
-def adjoint_gradient(p: Problem) -> PolicyGradient:
-    """`jacrec.gradient.adjoint_gradient` in compiled code, tile by tile; `unserved(p)` must be None."""
+def adjoint_gradient(p: Problem, *, recompute: bool = False, precision: str | None = None) -> PolicyGradient:
+    """`jacrec.gradient.adjoint_gradient` in compiled code, tile by tile; `unserved(p)` must be None.
+
+    `recompute` changes nothing here: the memory of a tile is bounded anyway (`TAPE_BYTES`). `precision` is that of the
+    tensors; anything but None and "ieee" raises ValueError.
+    """
+    if precision not in (None, "ieee"):
+        raise ValueError(f'precision: expected None or "ieee" on a CPU, got {precision!r}; "tf32" is a format of GPUs')
     dtype = p.state.dtype
     f, reward, critic = p.world.dynamics, p.world.reward, p.world.critic
     N, H, d = p.N, p.H, p.state.shape[-1]
     M = p.M if H else 1  # at the real state itself all particles agree
     plan = Plan(dtype)
     mlp: MLP = p.policy.get_submodule("mlp")
-    policy = plan.first(plan.network(mlp, gradient=True), mlp.layers[0].weight)
-    reward_net = plan.first(plan.network(reward.mlp), reward.mlp.layers[0].weight)[0]
-    critics = plan.first(plan.network(critic.mlp), critic.mlp.layers[0].weight)
+    policy = plan.network(mlp, mlp.layers[0].weight)
+    reward_net = plan.network(reward.mlp, reward.mlp.layers[0].weight)[0]
+    critics = plan.network(critic.mlp, critic.mlp.layers[0].weight)
     chain, steps, denoiser = describe_chain(plan, f)
     scales = np.array([plan.address(x) for x in (reward.state_mean, reward.state_std, reward.reward_mean, reward.reward_std)])
     discounts = p.world.discount ** np.arange(H + 1)

@@ -5,6 +5,8 @@ A plan holds what its addresses point to, and is made anew for every gradient: n
 """
 
 from dataclasses import dataclass, field
+from functools import cache
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -13,7 +15,7 @@ from torch.nn import functional
 
 from jacrec.kernels.cpu import layout as at
 from jacrec.kernels.cpu.host import VECTOR_BYTES
-from jacrec.networks import MLP
+from jacrec.networks import MLP, Affine
 
 DTYPES = {torch.float32: np.float32, torch.float64: np.float64}
 
@@ -37,7 +39,8 @@ class Plan:
 
     def address(self, tensor: Tensor) -> int:
         """Where a contiguous form of the tensor lies."""
-        tensor = tensor.detach().contiguous()
+        if not tensor.is_contiguous():
+            tensor = tensor.detach().contiguous()
         self.kept.append(tensor)
         return tensor.data_ptr()
 
@@ -55,55 +58,74 @@ class Plan:
         """A weight (..., out, in) as (..., in, padded out)."""
         return self.wide(weight.detach().mT)
 
-    def network(self, mlp: MLP, *, gradient: bool = False) -> np.ndarray:
-        """One row per network of the stack, (n, length); with `gradient` also where parameter gradients are to go."""
+    def network(self, mlp: MLP, first: Tensor | None = None) -> np.ndarray:
+        """One row per network of the stack, (n, length); with the first layer's weight (n, w, in) or (w, in), transposed."""
         dtype, size = self.dtype, self.dtype.itemsize
-        stack = mlp.layers[0].weight.shape[0] if mlp.layers[0].weight.dim() == 3 else 1
-        depth, pads = len(mlp.hidden), [padded(w, dtype) for w in mlp.hidden]
-        row = np.zeros(at.LAYERS + depth * at.LAYER, dtype=np.int64)
+        shape = Shape(mlp.in_dim, mlp.out_dim, mlp.hidden, mlp.activation, bool(mlp.norms), mlp.residual, mlp.tanh_output)
+        row = template(shape, dtype).copy()
+        layers: list[Affine] = list(mlp.layers)
+        stack = layers[0].weight.shape[0] if layers[0].weight.dim() == 3 else 1
         step = np.zeros_like(row)  # bytes from one network of the stack to the next
 
         def put(index: int, address: int, count: int) -> None:
             row[index], step[index] = address, count * size
 
-        row[at.DEPTH], row[at.ACTIVATION] = depth, at.ACTIVATION_CODES[mlp.activation]
-        row[at.NORM], row[at.RESIDUAL], row[at.TANH] = bool(mlp.norms), mlp.residual, mlp.tanh_output
-        row[at.IN], row[at.OUT], row[at.WIDEST] = mlp.in_dim, mlp.out_dim, max(pads)
-        separate = bool(mlp.norms) or mlp.residual or mlp.activation != "relu"
-        tape = bars = grads = 0
-        for i, (width, pad) in enumerate(zip(mlp.hidden, pads, strict=True)):
+        pads = [padded(w, dtype) for w in mlp.hidden]
+        for i, (width, layer) in enumerate(zip(mlp.hidden, layers, strict=False)):
             here = at.LAYERS + i * at.LAYER
-            row[here + at.WIDTH], row[here + at.PADDED] = width, pad
-            row[here + at.GATE] = row[here + at.OUTPUT] = tape
-            tape += pad
-            if separate:
-                row[here + at.OUTPUT], tape = tape, tape + pad
-            layer = mlp.layers[i]
             if i:
                 put(here + at.WEIGHT, self.wide(layer.weight), width * pads[i - 1])
             put(here + at.BIAS, self.address(layer.bias), width)
-            if mlp.norms:
-                norm = mlp.norms[i]
-                put(here + at.GAIN, self.address(norm.weight), width)
-                put(here + at.SHIFT, self.address(norm.bias), width)
-                row[here + at.HAT], row[here + at.INV_STD], tape = tape, tape + pad, tape + pad + lanes(dtype)
-            row[here + at.BAR], bars = bars, bars + pad
-            fan_in = pads[i - 1] * width if i else mlp.in_dim * pad
-            row[at.FIRST_GRADIENT if i == 0 else here + at.WEIGHT_GRADIENT], grads = grads, grads + fan_in
-            for index in (at.BIAS_GRADIENT, at.GAIN_GRADIENT, at.SHIFT_GRADIENT):
-                row[here + index], grads = grads, grads + pad
-        last = mlp.layers[-1]
-        put(at.LAST_WEIGHT, self.wide(last.weight), mlp.out_dim * pads[-1])
-        put(at.LAST_BIAS, self.address(last.bias), mlp.out_dim)
-        row[at.LAST_BAR], bars = bars, bars + mlp.out_dim
-        row[at.LAST_WEIGHT_GRADIENT], grads = grads, grads + mlp.out_dim * pads[-1]
-        row[at.LAST_BIAS_GRADIENT], grads = grads, grads + padded(mlp.out_dim, dtype)
-        row[at.TAPE], row[at.BARS], row[at.GRADIENT] = tape, bars, padded(grads, dtype) if gradient else 0
-        return row + np.arange(stack)[:, None] * step
+        for i, norm in enumerate(mlp.norms):
+            here = at.LAYERS + i * at.LAYER
+            put(here + at.GAIN, self.address(norm.weight), mlp.hidden[i])
+            put(here + at.SHIFT, self.address(norm.bias), mlp.hidden[i])
+        put(at.LAST_WEIGHT, self.wide(layers[-1].weight), mlp.out_dim * pads[-1])
+        put(at.LAST_BIAS, self.address(layers[-1].bias), mlp.out_dim)
+        if first is not None:
+            put(at.FIRST, self.transposed(first), first.shape[-1] * pads[0])
+        return row[None] if stack == 1 else row + np.arange(stack)[:, None] * step
 
-    def first(self, rows: np.ndarray, weight: Tensor) -> np.ndarray:
-        """The rows with the first layer's weight (w, in) or (n, w, in), transposed."""
-        stack, inputs = rows.shape[0], weight.shape[-1]
-        step = inputs * padded(weight.shape[-2], self.dtype) * self.dtype.itemsize
-        rows[:, at.FIRST] = self.transposed(weight) + np.arange(stack) * step
-        return rows
+
+class Shape(NamedTuple):
+    """What the sizes and offsets of a network's row depend on."""
+
+    in_dim: int
+    out_dim: int
+    hidden: tuple[int, ...]
+    activation: str
+    norm: bool
+    residual: bool
+    tanh_output: bool
+
+
+@cache
+def template(shape: Shape, dtype: torch.dtype) -> np.ndarray:
+    """A network's row without its addresses."""
+    pads = [padded(w, dtype) for w in shape.hidden]
+    row = np.zeros(at.LAYERS + len(pads) * at.LAYER, dtype=np.int64)
+    row[at.DEPTH], row[at.ACTIVATION] = len(pads), at.ACTIVATION_CODES[shape.activation]
+    row[at.NORM], row[at.RESIDUAL], row[at.TANH] = shape.norm, shape.residual, shape.tanh_output
+    row[at.IN], row[at.OUT], row[at.WIDEST] = shape.in_dim, shape.out_dim, max(pads)
+    # after a ReLU alone, gate and output are one
+    separate = shape.norm or shape.residual or shape.activation != "relu"
+    tape = bars = grads = 0
+    for i, (width, pad) in enumerate(zip(shape.hidden, pads, strict=True)):
+        here = at.LAYERS + i * at.LAYER
+        row[here + at.WIDTH], row[here + at.PADDED] = width, pad
+        row[here + at.GATE] = row[here + at.OUTPUT] = tape
+        tape += pad
+        if separate:
+            row[here + at.OUTPUT], tape = tape, tape + pad
+        if shape.norm:
+            row[here + at.HAT], row[here + at.INV_STD], tape = tape, tape + pad, tape + pad + lanes(dtype)
+        row[here + at.BAR], bars = bars, bars + pad
+        fan_in = pads[i - 1] * width if i else shape.in_dim * pad
+        row[at.FIRST_GRADIENT if i == 0 else here + at.WEIGHT_GRADIENT], grads = grads, grads + fan_in
+        for index in (at.BIAS_GRADIENT, at.GAIN_GRADIENT, at.SHIFT_GRADIENT):
+            row[here + index], grads = grads, grads + pad
+    row[at.LAST_BAR], bars = bars, bars + shape.out_dim
+    row[at.LAST_WEIGHT_GRADIENT], grads = grads, grads + shape.out_dim * pads[-1]
+    row[at.LAST_BIAS_GRADIENT], grads = grads, grads + padded(shape.out_dim, dtype)
+    row[at.TAPE], row[at.BARS], row[at.GRADIENT] = tape, bars, padded(grads, dtype)
+    return row

@@ -1,0 +1,54 @@
+"""The door to the fused kernels: which module serves a device, and why one cannot. The only importer of `jacrec.kernels`."""
+
+from functools import cache
+from importlib import import_module
+from types import ModuleType
+
+from jacrec.errors import expect_one_of
+from jacrec.shapes import Problem
+
+KERNELS = ("plain", "fused")
+PRECISIONS = ("ieee", "tf32x3", "tf32")
+MODULES = {"cpu": "jacrec.kernels.cpu.gradient", "cuda": "jacrec.kernels.gradient"}
+NEEDS = {"cpu": "numba", "cuda": "triton"}
+
+
+@cache
+def _load(device: str) -> ModuleType | str:
+    try:
+        return import_module(MODULES[device])
+    except ImportError as error:
+        return f"{NEEDS[device]} cannot be imported ({error}); pip install {NEEDS[device]}"
+
+
+def unserved(p: Problem, form: str) -> str | None:
+    """Why the device's fused kernels cannot compute `form` ("forward" or "adjoint") of this gradient; None if they can."""
+    device = p.state.device.type
+    if device not in MODULES:
+        return f"there are kernels for {' and '.join(MODULES)}, got tensors on {p.state.device}"
+    module = _load(device)
+    return module if isinstance(module, str) else module.unserved(p, form)
+
+
+def kernels(p: Problem, form: str) -> ModuleType:
+    """The module with `forward_gradient` and `adjoint_gradient` for the problem's device.
+
+    Raises:
+        ValueError: it cannot serve this problem; says why.
+    """
+    reason = unserved(p, form)
+    if reason:
+        raise ValueError(f'kernel="fused": {reason}; use kernel="plain", or Auto() which falls back by itself')
+    module = _load(p.state.device.type)
+    assert isinstance(module, ModuleType)
+    return module
+
+
+def check_kernel(name: str, kernel: str, precision: str | None) -> None:
+    """ValueError unless `kernel` and `precision` are ones that exist and go together."""
+    expect_one_of(f"{name}.kernel", kernel, KERNELS)
+    if precision is not None:
+        expect_one_of(f"{name}.precision", precision, PRECISIONS)
+        if kernel == "plain":
+            raise ValueError(f'{name}.precision: expected None with kernel="plain", got {precision!r}; '
+                             "it is an option of the fused kernels on a GPU")  # fmt: skip
