@@ -17,7 +17,9 @@ LAYERS = (
     ("rollout", "jacobians"),
     ("sensitivities",),
     ("gradient", "linearize"),
-    ("kernels", "cost"),
+    ("kernels",),
+    ("fused",),
+    ("cost",),
     ("methods", "ascent"),
     ("mpc", "controller"),
     (PUBLIC,),
@@ -29,7 +31,7 @@ LAYERS = (
     ("cli", "__main__"),
 )
 LAYER = {part: i for i, layer in enumerate(LAYERS) for part in layer}
-ENGINE_MAY_USE = {"torch", "numpy", "safetensors", "triton", "numba"}
+ENGINE_MAY_USE = {"torch", "numpy", "safetensors", "triton", "numba", "llvmlite"}
 
 
 def package_sources():

@@ -1,0 +1,276 @@
+"""The fused CPU kernels against their plain twins, autodiff, and what a user may do to them."""
+
+import os
+import subprocess
+import sys
+import threading
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from jacrec import (
+    Actor, Adjoint, Auto, Autograd, BatchedPolicy, DeterministicDynamics, DiffusionDynamics, Forward, RewardModel, TwinCritic,
+    World, mpc_update, policy_gradient,
+)  # fmt: skip
+from jacrec.kernels.cpu import gradient, host, products, threads
+from jacrec.kernels.cpu.tiles import integers
+from tests.conftest import property_cases
+from tests.oracles import looped_gradient, relative_error, well_posed
+from tests.strategies import ForeignDynamics, cases
+
+FUSED = Adjoint(kernel="fused")
+
+
+@pytest.fixture(autouse=True)
+def _fresh_workspace():
+    """Every test starts with memory full of NaN."""
+    threads.forget_workspace()
+
+
+def served(**options):
+    """Random problems that the kernels claim to serve."""
+    return cases(foreign=False, **options)
+
+
+def problem_of(d=11, m=3, N=1, M=5, H=2, K=3, hidden=(33, 33), batched=False, dtype=torch.float64, seed=0, **networks):
+    """policy, world, state (N, d), noise."""
+    torch.manual_seed(seed)
+    actor = Actor(d, m, hidden, **networks)
+    actor.mlp.initialise()
+    world = World(
+        DiffusionDynamics(d, m, hidden, steps=K, **networks), RewardModel(d, m, hidden, **networks),
+        TwinCritic(d, m, hidden, **{"layer_norm": True, **networks}), 0.97,
+    ).to(dtype)  # fmt: skip
+    policy = BatchedPolicy(actor.to(dtype), N) if batched else actor.to(dtype)
+    return policy, world, torch.randn(N, d, dtype=dtype), torch.randn(N, M, H, K + 1, d, dtype=dtype)
+
+
+@property_cases(0.12)
+@given(case=served(max_M=6))
+def test_fused_agrees_with_the_plain_adjoint(case):
+    problem = case.build()
+    assume(well_posed(*problem))
+    threads.forget_workspace()
+    expected, got = (policy_gradient(*problem, method=method) for method in (Adjoint(), FUSED))
+    assert relative_error(got.gradient, expected.gradient) < 1e-12
+    torch.testing.assert_close(got.value, expected.value, rtol=1e-12, atol=1e-13)
+    for name, parameter in problem[0].named_parameters():
+        assert got.gradient[name].shape == parameter.shape
+
+
+@property_cases(0.01)
+@given(case=served(max_H=2, max_M=3))
+def test_fused_agrees_with_one_particle_at_a_time(case):
+    policy, world, state, noise = case.build()
+    assume(well_posed(policy, world, state, noise))
+    got = policy_gradient(policy, world, state, noise, method=FUSED)
+    if case.single:
+        state, noise = state[None], noise[None]
+    value, gradient = looped_gradient(policy, world, state, noise)
+    if case.single and case.batched:
+        value = value.squeeze(0)
+    assert relative_error(got.gradient, gradient) < 1e-12
+    torch.testing.assert_close(got.value.reshape(-1), value.reshape(-1), rtol=1e-12, atol=1e-13)
+
+
+@pytest.mark.parametrize("hidden", [(7,), (16, 16), (33, 12, 33), (40, 40, 40, 40)])
+@pytest.mark.parametrize("M", [1, 3, 16, 17, 35])
+def test_ragged_widths_and_particles(hidden, M):
+    for networks in ({}, {"activation": "silu", "residual": True}, {"activation": "mish", "layer_norm": True}):
+        problem = problem_of(hidden=hidden, M=M, **networks)
+        expected, got = (policy_gradient(*problem, method=method) for method in (Autograd(), FUSED))
+        assert relative_error(got.gradient, expected.gradient) < 1e-12
+
+
+def test_deterministic_dynamics_and_no_horizon():
+    policy, world, state, _ = problem_of()
+    world = World(DeterministicDynamics(11, 3, (20, 20)).double(), world.reward, world.critic, 0.9)
+    for H in (0, 1, 4):
+        noise = torch.zeros(1, 4, H, 0, 11, dtype=torch.float64)
+        expected, got = (policy_gradient(policy, world, state, noise, method=m) for m in (Autograd(), FUSED))
+        assert relative_error(got.gradient, expected.gradient) < 1e-12
+
+
+def test_float32_error_is_at_most_twice_plain_torchs():
+    ours, theirs = [], []
+    for seed in range(40):
+        exact = problem_of(hidden=(64, 64), M=8, K=5, seed=seed)
+        reference = policy_gradient(*exact, method=Autograd()).gradient
+        single = problem_of(hidden=(64, 64), M=8, K=5, seed=seed)
+        parts = single[0].float(), single[1].to(torch.float32), single[2].float(), single[3].float()
+        ours.append(relative_error(policy_gradient(*parts, method=FUSED).gradient, reference))
+        theirs.append(relative_error(policy_gradient(*parts, method=Autograd()).gradient, reference))
+    for quantile in (0.5, 0.9):
+        assert np.quantile(ours, quantile) <= 2 * np.quantile(theirs, quantile)
+
+
+@pytest.mark.parametrize("batched", [False, True])
+@pytest.mark.parametrize("team", [True, False], ids=["torch's threads", "python's threads"])
+def test_any_number_of_threads(monkeypatch, batched, team):
+    if not team:
+        monkeypatch.setattr(threads, "team", lambda: None)
+    elif threads.team() is None:
+        pytest.skip("torch's OpenMP library offers no GOMP_parallel here")
+    problem = problem_of(N=3, M=7, batched=batched)
+    monkeypatch.setattr(threads, "LEAST_WORK", 1.0)
+    before = torch.get_num_threads()
+    expected = policy_gradient(*problem, method=Adjoint())
+    try:
+        for count in (1, 2, 3, 5):
+            torch.set_num_threads(count)
+            got = policy_gradient(*problem, method=FUSED)
+            again = policy_gradient(*problem, method=FUSED)
+            assert torch.get_num_threads() == count
+            assert relative_error(got.gradient, expected.gradient) < 1e-12
+            assert all(torch.equal(got.gradient[k], again.gradient[k]) for k in got.gradient)
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_two_callers_at_once():
+    problems = [problem_of(seed=seed, M=20) for seed in range(2)]
+    expected = [policy_gradient(*p, method=FUSED).gradient for p in problems]
+    wrong = []
+
+    def work(i):
+        for _ in range(30):
+            got = policy_gradient(*problems[i], method=FUSED).gradient
+            wrong.extend(k for k in got if not torch.equal(got[k], expected[i][k]))
+
+    workers = [threading.Thread(target=work, args=(i,)) for i in range(2)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert not wrong
+
+
+def test_small_tiles_where_the_tape_is_long(monkeypatch):
+    problem = problem_of(M=9)
+    expected = policy_gradient(*problem, method=FUSED).gradient
+    monkeypatch.setattr(gradient, "TAPE_BYTES", 1)
+    assert relative_error(policy_gradient(*problem, method=FUSED).gradient, expected) < 1e-13
+
+
+@pytest.mark.parametrize("change", ["in place", "through .data", "load_state_dict"])
+def test_changed_weights_are_seen(change):
+    problem = problem_of()
+    policy_gradient(*problem, method=FUSED)
+    for module in (problem[0], problem[1].dynamics, problem[1].reward, problem[1].critic):
+        if change == "load_state_dict":
+            module.load_state_dict({k: v * 1.1 if v.is_floating_point() else v for k, v in module.state_dict().items()})
+            continue
+        for p in module.parameters():
+            (p.detach() if change == "in place" else p.data).mul_(1.1)
+    expected, got = (policy_gradient(*problem, method=method) for method in (Autograd(), FUSED))
+    assert relative_error(got.gradient, expected.gradient) < 1e-12
+
+
+def test_weights_that_are_not_contiguous():
+    problem = problem_of(hidden=(16, 16))
+    for module in (problem[0], problem[1].dynamics, problem[1].reward):
+        for p in module.parameters():
+            if p.dim() == 2:
+                p.data = p.detach().T.contiguous().T
+    expected, got = (policy_gradient(*problem, method=method) for method in (Autograd(), FUSED))
+    assert relative_error(got.gradient, expected.gradient) < 1e-12
+
+
+@pytest.mark.parametrize("where", ["policy", "dynamics", "reward", "critic"])
+def test_what_is_not_finite_shows(where):
+    policy, world, state, noise = problem_of(N=2, batched=True, layer_norm=False)
+    module = policy if where == "policy" else getattr(world, where)
+    list(module.parameters())[0].data[..., 0, 0] = torch.nan
+    before = {k: p.detach().clone() for k, p in policy.named_parameters()}
+    step = mpc_update(policy, world, state, noise=noise, lr=1e-2, method=FUSED)
+    assert not step.accepted.any()
+    assert all(torch.equal(p.nan_to_num(), before[k].nan_to_num()) for k, p in policy.named_parameters())
+
+
+def test_critics_that_tie_share_the_gradient():
+    policy, world, state, noise = problem_of()
+    for p in world.critic.parameters():
+        p.data[1] = p.data[0]
+    expected, got = (policy_gradient(policy, world, state, noise, method=method) for method in (Adjoint(), FUSED))
+    assert relative_error(got.gradient, expected.gradient) < 1e-12
+
+
+def test_a_choice_that_cannot_be_served_raises_and_auto_falls_back(caplog):
+    policy, world, state, _ = problem_of()
+    foreign = World(ForeignDynamics(11, 3).double(), world.reward, world.critic, 0.9)
+    noise = torch.randn(1, 2, 2, 2, dtype=torch.float64)
+    with pytest.raises(ValueError, match="dynamics are not jacrec's own.*ForeignDynamics.*Auto"):
+        policy_gradient(policy, foreign, state, noise, method=FUSED)
+    strange = torch.nn.Sequential(policy)
+    noise = torch.randn(1, 2, 2, 4, 11, dtype=torch.float64)
+    with pytest.raises(ValueError, match="policy is not jacrec's own Actor, got Sequential"):
+        policy_gradient(strange, world, state, noise, method=FUSED)
+    from jacrec import cost
+
+    cost._told.clear()
+    for _ in range(2):
+        policy_gradient(strange, world, state, noise, method=Auto())
+    assert sum("policy is not jacrec's own Actor" in record.message for record in caplog.records) == 1
+
+
+@pytest.mark.parametrize("make", [lambda: Adjoint(kernel="fast"), lambda: Forward(precision="ieee"),
+                                  lambda: Adjoint(kernel="fused", precision="bf16"),
+                                  lambda: Forward("dense", kernel="fused")])  # fmt: skip
+def test_options_that_do_not_exist(make):
+    with pytest.raises(ValueError, match="expected"):
+        make()
+
+
+def test_tf32_is_not_of_a_cpu():
+    with pytest.raises(ValueError, match='expected None or "ieee" on a CPU'):
+        policy_gradient(*problem_of(), method=Adjoint(kernel="fused", precision="tf32"))
+
+
+@host.part
+def _multiply(like, job_address):
+    job = integers(job_address)
+    products.dot(like, job[0], job[1], job[2], job[3], job[1], job[4], job[1], job[5], job[4] + 2)
+    products.axpy(like, job[6], 1, job[2], job[2], job[7], job[1], job[4], job[1], job[8], job[1])
+    products.axpy_add(like, job[6], 1, job[2], job[2], job[7], job[1], job[4], job[1], job[8], job[1])
+
+
+@given(R=st.integers(1, 19), O=st.integers(1, 40), vectors=st.integers(1, 5), double=st.booleans())
+def test_products_of_any_size(R, O, vectors, double):
+    """dot and axpy against numpy, with a margin around the result that has to stay as it was."""
+    dtype = np.float64 if double else np.float32
+    n = vectors * host.VECTOR_BYTES // np.dtype(dtype).itemsize
+    rng = np.random.default_rng(R + 100 * O)
+    x, w, turned = (rng.standard_normal(shape).astype(dtype) for shape in ((R, n), (O, n), (O, R)))
+    y, z = np.full((R, O + 2), 7, dtype), np.full((R, n), np.nan, dtype)
+    job = np.array([x.ctypes.data, n, R, w.ctypes.data, O, y.ctypes.data, turned.ctypes.data, w.ctypes.data, z.ctypes.data])
+    host.entry(_multiply, dtype).ctypes(job.ctypes.data)
+    close = dict(rtol=0, atol=1e-12 if double else 2e-4)
+    np.testing.assert_allclose(y[:, :O], x @ w.T, **close)
+    assert (y[:, O:] == 7).all()
+    np.testing.assert_allclose(z, 2 * (turned.T @ w), **close)
+
+
+@pytest.mark.slow
+def test_another_process_compiles_nothing(tmp_path):
+    """What one process has compiled the next one reads from disk."""
+    script = (
+        "import torch\n"
+        "from numba.core.ccallback import CFunc\n"
+        "from tests.test_kernels_cpu import FUSED, problem_of, policy_gradient\n"
+        "made = []\n"
+        "old = CFunc._compile_uncached\n"
+        "CFunc._compile_uncached = lambda self: (made.append(1), old(self))[1]\n"
+        "policy_gradient(*problem_of(), method=FUSED)\n"
+        "print('compiled', len(made))"
+    )
+    env = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path), "PYTHONPATH": os.pathsep.join(sys.path)}
+    outputs = [
+        subprocess.run([sys.executable, "-W", "ignore", "-c", script], env=env, capture_output=True, text=True, check=True)
+        for _ in range(2)
+    ]
+    first, second = (int(done.stdout.split("compiled")[1]) for done in outputs)
+    assert first == 2
+    assert second == 0
