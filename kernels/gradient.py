@@ -10,14 +10,21 @@ from functools import partial
 from types import ModuleType, SimpleNamespace
 from typing import cast
 
-from jacrec.kernels import graphs
-from jacrec.kernels.chain import chain_adjoint, chain_forward, chain_record
-from jacrec.kernels.launch import check_precision, demand_served
-from jacrec.kernels.rollout import rollout_gradient, rollout_unserved, worthwhile
-
 import jacrec.gradient
+from jacrec.errors import expect_one_of
 from jacrec.shapes import Problem
 from jacrec.types import PolicyGradient
+
+from . import graphs, launch
+from .chain import chain_adjoint, chain_forward, chain_record
+from .launch import check_precision, demand_served
+from .rollout import rollout_gradient, rollout_unserved, worthwhile
+
+
+def unserved(p: Problem, form: str) -> str | None:
+    """Why these kernels cannot compute `form` ("forward" or "adjoint") of this gradient; None if they can."""
+    expect_one_of("form", form, ("forward", "adjoint"))
+    return launch.unserved(p)
 
 
 def chain_at(precision: str) -> ModuleType:
@@ -39,18 +46,18 @@ def forward_gradient(p: Problem, *, precision: str | None = None) -> PolicyGradi
         ValueError: the kernels cannot serve the problem (`jacrec.kernels.launch.unserved` says why), or the precision.
     """
     demand_served(p)
-    precision = check_precision(precision, p.state.dtype)
+    name = check_precision(precision, p.state.dtype)
     if rollout_unserved(p) is None and worthwhile(p):
-        return _recorded(p, partial(rollout_gradient, precision=precision), "rollout", precision)
-    return _recorded(p, partial(jacrec.gradient.forward_gradient, chain=chain_at(precision)), "forward", precision)
+        return _recorded(p, partial(rollout_gradient, precision=name), "rollout", name)
+    return _recorded(p, partial(jacrec.gradient.forward_gradient, chain=chain_at(name)), "forward", name)
 
 
 def adjoint_gradient(p: Problem, *, recompute: bool = False, precision: str | None = None) -> PolicyGradient:
     """(22) re-associated from the end; arguments and errors as in `forward_gradient`, `recompute` as in `chain_record`."""
     demand_served(p)
-    precision = check_precision(precision, p.state.dtype)
-    compute = partial(jacrec.gradient.adjoint_gradient, recompute=recompute, chain=chain_at(precision))
-    return _recorded(p, compute, "adjoint", recompute, precision)
+    name = check_precision(precision, p.state.dtype)
+    compute = partial(jacrec.gradient.adjoint_gradient, recompute=recompute, chain=chain_at(name))
+    return _recorded(p, compute, "adjoint", recompute, name)
 
 
 def _recorded(p: Problem, compute: Callable[[Problem], PolicyGradient], *options: Hashable) -> PolicyGradient:

@@ -4,16 +4,18 @@ import functools
 import statistics
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 import triton
-from jacrec.kernels.rows import Net, Shape, value_rows
 from torch import Tensor
 
 from jacrec.dynamics import DiffusionDynamics
 from jacrec.errors import expect_one_of
 from jacrec.networks import MLP, written_out
 from jacrec.shapes import Problem
+
+from .rows import Net, Shape, value_rows
 
 PRECISIONS = ("ieee", "tf32x3", "tf32")
 MAX_WIDTH, MAX_DEPTH, MAX_STATE, MAX_ACTION = 1024, 6, 64, 32
@@ -75,12 +77,12 @@ def check_precision(precision: str | None, dtype: torch.dtype) -> str:
 
 
 def unserved(subject: object) -> str | None:
-    """Why the kernels cannot serve a `Problem` or dynamics, as a sentence with a way out; None if they can."""
+    """Why the kernels cannot serve a `Problem` or dynamics, what was expected and what came; None if they can."""
     dynamics = subject.world.dynamics if isinstance(subject, Problem) else subject
     if type(dynamics) is not DiffusionDynamics or not written_out(dynamics):
         return (
             f"dynamics: expected an unmodified jacrec DiffusionDynamics, got {type(dynamics).__name__}"
-            f"{' with hooks or changed parts' if type(dynamics) is DiffusionDynamics else ''}; use kernel='plain'"
+            f"{' with hooks or changed parts' if type(dynamics) is DiffusionDynamics else ''}"
         )
     mlp = dynamics.denoiser.mlp
     for what, got, most in (
@@ -90,7 +92,7 @@ def unserved(subject: object) -> str | None:
         ("number of hidden layers", len(mlp.hidden), MAX_DEPTH),
     ):
         if got > most:
-            return f"dynamics: expected a {what} of at most {most}, got {got}; use kernel='plain'"
+            return f"dynamics: expected a {what} of at most {most}, got {got}"
     tensors = [*dynamics.parameters(), *(getattr(dynamics, f"{x}_{y}") for x in ("state", "out") for y in ("mean", "std"))]
     if isinstance(subject, Problem):
         tensors += [subject.state, subject.noise]
@@ -102,11 +104,11 @@ def unserved(subject: object) -> str | None:
     kind = next(iter(devices)).type
     if kind != "cuda" and not (kind == "cpu" and interpreted()):
         return (
-            f"device: expected cuda, got {kind}; move policy, world, state and noise with .to('cuda'), or use kernel='plain' "
+            f"device: expected cuda, got {kind}; move policy, world, state and noise with .to('cuda') "
             "(TRITON_INTERPRET=1 interprets the kernels on a CPU, for tests)"
         )
     if kind == "cuda" and interpreted():
-        return "device: the kernels were imported with TRITON_INTERPRET=1, which is for CPU tensors; unset it, or use 'plain'"
+        return "device: the kernels were imported with TRITON_INTERPRET=1, which is for CPU tensors; unset it"
     return None
 
 
@@ -114,7 +116,7 @@ def demand_served(subject: object) -> None:
     """ValueError with `unserved`'s reason."""
     reason = unserved(subject)
     if reason is not None:
-        raise ValueError(reason)
+        raise ValueError(f"{reason}; or use the plain twin, jacrec.jacobians.chain")
 
 
 def net(mlp: MLP) -> Net:
@@ -157,6 +159,13 @@ class Plan:
     def scratch(self, like: Tensor, buffers: int) -> Tensor:
         """Buffers of (rows, LD) for every program: (programs · pieces, buffers · rows · LD), uninitialised."""
         return like.new_empty(self.programs * self.pieces, buffers * self.shape.rows * self.shape.LD)
+
+
+def start(kernel: Any, cut: Plan, *arguments: Any, groups: int = 1, **constants: Any) -> None:
+    """Launch a kernel on a plan's grid (times `groups`): its tensors in order, what the compiler knows by name."""
+    grid = cut.grid if groups == 1 else (*cut.grid, groups)
+    with torch.cuda.device_of(arguments[0]):
+        kernel[grid](*arguments, **constants, SHAPE=cut.shape, **cut.options)
 
 
 def plan(

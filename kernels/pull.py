@@ -4,9 +4,14 @@ One row per particle. Scratch, barriers and zero padding as in `jacrec.kernels.r
 i % 2, h̄ (what LayerNorm and skips need) in buffer 2 + i % 2.
 """
 
+# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportGeneralTypeIssues=false, reportIndexIssue=false
+# pyright: reportOperatorIssue=false, reportCallIssue=false, reportAssignmentType=false
+# the language of kernels is not Python's: what a checker takes for a tl.constexpr is any value that the compiler knows
+
 import triton
 import triton.language as tl
-from jacrec.kernels.rows import at, product, small_product
+
+from .rows import at, product, small_product
 
 
 @triton.jit

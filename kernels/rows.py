@@ -19,11 +19,16 @@ and its store, because several threads may have been given the same element.
 Columns from a layer's width to the next multiple of the chunk hold zeros: reads need no mask.
 """
 
+# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportGeneralTypeIssues=false, reportIndexIssue=false
+# pyright: reportOperatorIssue=false, reportCallIssue=false, reportAssignmentType=false
+# the language of kernels is not Python's: what a checker takes for a tl.constexpr is any value that the compiler knows
+
 from typing import NamedTuple
 
 import triton
 import triton.language as tl
-from jacrec.kernels.activation import activate, tanh
+
+from .activation import activate, tanh
 
 
 class Net(NamedTuple):

@@ -116,13 +116,12 @@ def test_chain_adjoint_is_its_plain_twin(case, recompute):
 
 
 def test_programs_that_take_several_tiles_in_turn():
-    dimensions = (11, 3, dict(hidden=(33, 33), steps=2, layer_norm=True, residual=True, activation="silu"))
-    f, x, v, lam = build(dimensions, 70, 3, 0)
+    dimensions = (11, 3, dict(hidden=(20, 20), steps=2, layer_norm=True, residual=True, activation="silu"))
+    f, x, v, lam = build(dimensions, 40, 3, 0)
     tile = launch.Tile(16, 16, 16, 4, 2)
-    p = launch.plan(tile, 70, 3, 33, "ieee", torch.device("cpu"))
-    assert p.programs * p.rounds * p.particles >= 70
-    assert p.rounds > 1
     with mock.patch.object(launch, "multiprocessors", return_value=1):
+        for T, rounds in ((3, 5), (0, 2)):
+            assert launch.plan(tile, 40, T, 20, "ieee", torch.device("cpu")).rounds == rounds
         assert relative_error(forward(fused, f, x, v, tile=tile), forward(plain, f, x, v)) < 1e-12
         for recompute in (False, True):
             got = transposed(fused, f, x, lam, recompute, tile)
@@ -132,7 +131,7 @@ def test_programs_that_take_several_tiles_in_turn():
 @pytest.mark.parametrize("precision", ["tf32x3", "ieee"])
 def test_float32_errors_at_most_twice_plain_torchs(precision):
     ratios = {"forward": [], "transposed": []}
-    activations = itertools.cycle(sorted(ACTIVATIONS))
+    activations = itertools.cycle(["relu", "mish"] if COMPILED else sorted(ACTIVATIONS))
     for seed in range(9):
         dimensions = (11, 3, dict(hidden=(33, 33), steps=3, activation=next(activations)))
         f, x, v, lam = build(dimensions, 5, 3, seed)
@@ -156,7 +155,6 @@ def test_inputs_in_any_layout():
         assert relative_error(got, transposed(plain, f, (s, a, z), lam, False)) < 1e-12
 
 
-@triton.jit
 def activation_kernel(value, slope, z, NET: tl.constexpr, SIZE: tl.constexpr):
     at = tl.arange(0, SIZE)
     act, derivative = activate(tl.load(z + at), NET)
@@ -172,9 +170,8 @@ def test_activations_near_zero_far_out_and_for_nan(name, dtype):
     value, gate = ACTIVATIONS[name].gated(z)
     slope = ACTIVATIONS[name].times(torch.ones_like(z), gate)
     got, derivative = (torch.zeros(128, dtype=dtype, device=DEVICE) for _ in range(2))
-    activation_kernel[(1,)](
-        got, derivative, z.to(DEVICE, dtype), Net((1,), name, False, False, 1, 0.0), 128, enable_fp_fusion=True
-    )
+    net = Net((1,), name, False, False, 1, 0.0)
+    triton.jit(activation_kernel)[(1,)](got, derivative, z.to(DEVICE, dtype), net, 128, enable_fp_fusion=True)
     assert got[-1].isnan()
     limit = 8 * torch.finfo(dtype).eps
     got, derivative, value, slope = (x.cpu().double()[:-1] for x in (got, derivative, value, slope))

@@ -1,0 +1,66 @@
+"""What the tests of the Triton kernels share: interpreted where there is no GPU, compiled where there is one."""
+
+import os
+import sys
+from pathlib import Path
+from unittest import mock
+
+import pytest
+import torch
+from hypothesis import settings
+from hypothesis import strategies as st
+
+from jacrec import Actor, BatchedPolicy, DiffusionDynamics, RewardModel, TwinCritic, World
+from jacrec.activations import ACTIVATIONS
+
+from .strategies import shake
+
+# whether to interpret has to be known when triton is first imported; the driver's files tell without waking CUDA up
+COMPILED = torch.version.cuda is not None and any(Path(x).exists() for x in ("/dev/nvidiactl", "/dev/dxg"))
+DEVICE = "cuda" if COMPILED else "cpu"
+HOW = {} if COMPILED else {"TRITON_INTERPRET": "1"}
+TOO_LATE = not COMPILED and "triton" in sys.modules and os.environ.get("TRITON_INTERPRET") != "1"
+"""whether another test has imported triton as a compiler; then test_kernels_triton_alone.py runs these in a new process"""
+
+if not TOO_LATE:
+    with mock.patch.dict(os.environ, HOW):
+        import jacrec.kernels.gradient  # noqa: F401
+
+
+@pytest.fixture(autouse=True, scope="module")
+def triton_as_imported():
+    """Triton asks again while it runs; for tests that follow it is none of their business."""
+    with mock.patch.dict(os.environ, HOW):
+        yield
+
+
+def few(interpreted: int, compiled: int = 6):
+    """Hypothesis settings: compiling a case takes seconds, interpreting one about half a second."""
+    return settings(max_examples=compiled if COMPILED else interpreted)
+
+
+@st.composite
+def problems(draw):
+    """(N, M, H, batched, structure of every network, seed)."""
+    activation, norm, residual = draw(st.sampled_from(sorted(ACTIVATIONS))), draw(st.booleans()), draw(st.booleans())
+    network = dict(hidden=(7, 7), activation=activation, layer_norm=norm, residual=residual)
+    return draw(st.integers(1, 2)), draw(st.integers(1, 3)), draw(st.integers(0, 2)), draw(st.booleans()), network, draw(
+        st.integers(0, 2**31 - 1))  # fmt: skip
+
+
+def imagine(N, M, H, batched, network, seed, d=3, m=2, *, critics=2, policy_hidden=None):
+    """policy, world, state, noise in float64."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        own = network if policy_hidden is None else {**network, "hidden": policy_hidden}
+        parts = [Actor(d, m, **own), DiffusionDynamics(d, m, steps=2, **network), RewardModel(d, m, **network),
+                 TwinCritic(d, m, critics=critics, **network)]  # fmt: skip
+        for part in parts:
+            part.double()
+            shake(part)
+        policy = BatchedPolicy(parts[0], N) if batched else parts[0]
+        if batched:
+            shake(policy, 0.05)
+        state, noise = (torch.randn(*x, dtype=torch.float64) for x in ((N, d), (N, M, H, 3, d)))
+    world = World(*(part.to(DEVICE) for part in parts[1:]), 0.9)
+    return policy.to(DEVICE), world, state.to(DEVICE), noise.to(DEVICE)
