@@ -1,10 +1,13 @@
-"""The constants of `jacrec.cost` from times measured on this machine.
+"""The constants of `jacrec.cost` from times measured on this machine: for plain and fused kernels, beside those in use.
 
-python benchmarks/calibrate.py
+python benchmarks/calibrate.py                     # or: jacrec bench calibrate
+python benchmarks/calibrate.py --from FILE.json    # from the results of a run of grad_speed
 """
 
 import argparse
 import itertools
+import json
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -12,19 +15,33 @@ from grad_speed import measure
 from harness import use_threads
 from problems import Size, make
 
-from jacrec.cost import RATES, Rates, dynamics_costs
+from jacrec.cost import RATES, Rates, Sizes, costs
 from jacrec.shapes import problem
 
+NAMES = {
+    ("forward", "plain"): "forward",
+    ("adjoint", "plain"): "adjoint",
+    ("forward", "fused"): "forward fused",
+    ("adjoint", "fused"): "adjoint fused",
+}
+"""(form, kernel) of the cost model -> the contestant that it is about"""
 
-def fit(rows: list[dict]) -> Rates:
-    """Rates that explain forward's and adjoint's times best: least squares of the relative error, none negative."""
+
+def fit(rows: list[dict], kernel: str, device: str) -> Rates:
+    """Rates of a kernel that explain its times in the rows best: least squares of the relative error, none negative.
+
+    Raises:
+        ValueError: no row has a time of that kernel.
+    """
     counts = []
     for row in rows:
-        case = make(Size(row["task"], row["M"], row["H"], row["K"], row["width"]))
-        costs = dynamics_costs(case.dynamics.denoiser.mlp, case.dynamics.diffusion_steps, problem(*case.arguments))
-        for name, cost in zip(("forward", "adjoint"), costs, strict=True):
-            seconds = row["ms"][name]["median"] * 1e-3
-            counts.append(np.array([cost.operations, cost.multiplications, cost.traffic]) / seconds)
+        case = make(Size(row["task"], row["M"], row["H"], row["K"], row["width"]), device=device)
+        for choice, cost in costs(Sizes.of(problem(*case.arguments))).items():
+            if choice[1] == kernel and NAMES[choice] in row["ms"]:
+                seconds = 1e-3 * row["ms"][NAMES[choice]]["median"]
+                counts.append(np.array([cost.operations, cost.multiplications, cost.traffic]) / seconds)
+    if not counts:
+        raise ValueError(f"rows: expected times of {kernel} kernels ({', '.join(NAMES.values())}), got none")
     A, b = np.array(counts), np.ones(len(counts))
     best, least = np.zeros(3), np.inf
     for kept in itertools.chain.from_iterable(itertools.combinations(range(3), n) for n in (1, 2, 3)):
@@ -37,16 +54,23 @@ def fit(rows: list[dict]) -> Rates:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Measure, fit, print."""
+    """Measure or read, fit, print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--particles", nargs="+", type=int, default=[1, 4, 16, 64, 256], help="M")
+    parser.add_argument("--horizon", nargs="+", type=int, default=[1, 3, 5], help="H")
     parser.add_argument("--threads", type=int, help="cores to use; all unless told")
+    parser.add_argument("--from", dest="file", type=Path, metavar="FILE", help="results to fit instead of measuring")
     options = parser.parse_args(arguments)
     use_threads(options.threads)
-    sizes = [Size(t, M, H) for t in ("hopper", "halfcheetah") for H in (1, 3, 5) for M in options.particles]
-    rows = measure(sizes, ["forward", "adjoint"], device=options.device, budget=0.4)
-    print(f"fitted {fit(rows)}\nin use {RATES[options.device]}")
+    if options.file:
+        rows = json.loads(options.file.read_text(encoding="utf-8"))["rows"]
+    else:
+        sizes = [Size(t, M, H) for t in ("hopper", "halfcheetah") for H in options.horizon for M in options.particles]
+        rows = measure(sizes, list(NAMES.values()), device=options.device, budget=0.4)
+    for kernel in ("plain", "fused"):
+        print(f"{kernel}: fitted {fit(rows, kernel, options.device)}\n{' ' * len(kernel)}  in use "
+              f"{RATES[options.device, kernel]}")  # fmt: skip
 
 
 if __name__ == "__main__":

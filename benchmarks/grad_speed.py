@@ -109,7 +109,7 @@ def measure_size(
     calls = {name: entry.gradient for name, entry in entries.items()}
     ms = timed(calls, repetitions, device, turns=min(3, repetitions), settle=1, warm=1, budget=budget)
     counted = floor.count(case)
-    dissected = [name for name in entries if CONTESTANTS[name].ours and name != "auto"]
+    dissected = [name for name in entries if CONTESTANTS[name].dissected]
     return {
         **asdict(size), "d": size.d, "m": size.m, "dtype": str(dtype).removeprefix("torch."),
         "ms": ms,
@@ -186,7 +186,7 @@ def main(arguments: list[str] | None = None) -> dict:
     """Compare, time, print, write; returns what was written."""
     options = parser().parse_args(arguments)
     use_threads(options.threads)
-    names = options.contestants or [c.name for c in CONTESTANTS.values() if c.by_default]
+    names = options.contestants or [c.name for c in CONTESTANTS.values() if options.device in c.default_on]
     rows = measure(
         chosen_sizes(options), names, dtype=getattr(torch, options.dtype), device=options.device,
         repetitions=options.repetitions, budget=options.budget, show=True,

@@ -26,9 +26,10 @@ class Contestant:
     what: str
     prepare: Callable[[Case], Entry]
     ours: bool = False
-    by_default: bool = True
-    float64: bool = True
-    """whether it can be compared in float64"""
+    default_on: tuple[str, ...] = ("cpu", "cuda")
+    """devices where it takes part without being named"""
+    dissected: bool = False
+    """whether it is made of the pieces that `phases` times"""
 
 
 def imagined_objective(case: Case, dynamics: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Tensor:
@@ -157,7 +158,15 @@ def method(make: Callable[[], Method]) -> Callable[[Case], Entry]:
 
 
 def _fused(form: Callable[..., Method], **options: object) -> Callable[[Case], Entry]:
-    return method(lambda: form(kernel="fused", **options))
+    prepare = method(lambda: form(kernel="fused", **options))
+
+    def prepare_if_written(case: Case) -> Entry:
+        try:
+            return prepare(case)
+        except AttributeError as error:
+            raise Unavailable(f"no such kernel for this device yet ({error})") from error
+
+    return prepare_if_written
 
 
 CONTESTANTS = {
@@ -165,18 +174,19 @@ CONTESTANTS = {
     for c in (
         Contestant("torch autograd", "reverse mode through the plain rollout, eager", torch_autograd),
         Contestant("torch checkpoint", "the same, each transition checkpointed", torch_checkpoint),
-        Contestant("torch compile", "torch.compile of it, unrolled", torch_compile, by_default=False),
+        Contestant("torch compile", "torch.compile of it, unrolled", torch_compile, default_on=()),
         Contestant("torch.func jacfwd", "forward mode, dense Jacobians with d+m tangents", torch_jacfwd),
         Contestant("jax scan", "jit(value_and_grad), lax.scan over H and K", peers_jax.scan),
-        Contestant("jax unrolled", "jit(value_and_grad), loops unrolled", peers_jax.unrolled, by_default=False),
-        Contestant("autograd", "jacrec Autograd()", method(Autograd), ours=True, by_default=False),
-        Contestant("forward", "jacrec Forward()", method(Forward), ours=True),
-        Contestant("adjoint", "jacrec Adjoint()", method(Adjoint), ours=True),
-        Contestant("adjoint recomputed", "jacrec Adjoint(recompute=True)", method(lambda: Adjoint(recompute=True)), ours=True),
+        Contestant("jax unrolled", "jit(value_and_grad), loops unrolled", peers_jax.unrolled, default_on=()),
+        Contestant("autograd", "jacrec Autograd()", method(Autograd), ours=True, default_on=()),
+        Contestant("forward", "jacrec Forward()", method(Forward), ours=True, dissected=True),
+        Contestant("adjoint", "jacrec Adjoint()", method(Adjoint), ours=True, dissected=True),
+        Contestant("adjoint recomputed", "jacrec Adjoint(recompute=True)", method(lambda: Adjoint(recompute=True)), ours=True,
+                   dissected=True),
         Contestant("forward fused", 'jacrec Forward(kernel="fused")', _fused(Forward), ours=True),
         Contestant("adjoint fused", 'jacrec Adjoint(kernel="fused")', _fused(Adjoint), ours=True),
         Contestant("adjoint recomputed fused", 'jacrec Adjoint(recompute=True, kernel="fused")',
-                   _fused(Adjoint, recompute=True), ours=True),
+                   _fused(Adjoint, recompute=True), ours=True, default_on=("cuda",)),
         Contestant("auto", "jacrec Auto()", method(Auto), ours=True),
     )
 }  # fmt: skip
