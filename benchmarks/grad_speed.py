@@ -16,7 +16,7 @@ import argparse
 import itertools
 import tracemalloc
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -41,34 +41,47 @@ def disagreement(gradient: torch.Tensor, reference: torch.Tensor) -> float:
     return float((gradient - reference).norm() / reference.norm())
 
 
-def agree(case: Case, entries: dict[str, Entry], exact: torch.Tensor) -> tuple[dict[str, float], dict[str, float]]:
-    """Relative error by contestant, in float64 (of those that have it) and in the case's precision.
+@dataclass
+class Examined:
+    """What is known of the contestants of a case before they are timed, by name."""
+
+    errors64: dict[str, float] = field(default_factory=dict)
+    """relative distance from reverse mode's gradient, both in float64; of those that have it"""
+    errors: dict[str, float] = field(default_factory=dict)
+    """relative distance of the gradient in the case's precision from that"""
+    peak: dict[str, int | None] = field(default_factory=dict)
+    """bytes, see `peak_memory`; measured right after float64, so that workspace kept for the next call is made anew"""
+
+
+def examine(case: Case, entries: dict[str, Entry], device: str) -> Examined:
+    """Errors and memory of all contestants.
 
     Raises:
         SystemExit: one of them computes something else.
     """
-    errors64, errors = {}, {}
-    own = disagreement(CONTESTANTS[EAGER[0]].prepare(case).flat(), exact)
+    found = Examined()
     double = case.to(dtype=torch.float64)
+    exact = CONTESTANTS[EAGER[0]].prepare(double).flat()
+    own = disagreement(CONTESTANTS[EAGER[0]].prepare(case).flat(), exact)
     for name, entry in entries.items():
-        errors[name] = disagreement(entry.flat(), exact)
+        error = found.errors[name] = disagreement(entry.flat(), exact)
         try:
-            errors64[name] = disagreement(CONTESTANTS[name].prepare(double).flat(), exact)
+            error64 = found.errors64[name] = disagreement(CONTESTANTS[name].prepare(double).flat(), exact)
         except Unavailable:
-            if not errors[name] <= OWN_ERRORS * own:
-                raise SystemExit(f"{case.size}: {name} has an error of {errors[name]:.1e}, reverse mode in the same precision "
+            if not error <= OWN_ERRORS * own:
+                raise SystemExit(f"{case.size}: {name} has an error of {error:.1e}, reverse mode in the same precision "
                                  f"{own:.1e}; nothing was timed") from None  # fmt: skip
         else:
-            if not errors64[name] <= AGREEMENT:
-                raise SystemExit(f"{case.size}: the gradient of {name} differs from reverse mode's by {errors64[name]:.1e} in "
+            if not error64 <= AGREEMENT:
+                raise SystemExit(f"{case.size}: the gradient of {name} differs from reverse mode's by {error64:.1e} in "
                                  "float64; nothing was timed")  # fmt: skip
-    return errors64, errors
+        found.peak[name] = peak_memory(name, entry, device)
+    return found
 
 
 def peak_memory(name: str, entry: Entry, device: str) -> int | None:
     """The most bytes held at once above the start: torch's allocator's (benchmarks/memory.py) and, of jacrec's methods,
-    Python's and numpy's besides; JAX's by its compiler. Workspace that a contestant keeps from an earlier problem is not seen.
-    """
+    Python's and numpy's besides; JAX's by its compiler."""
     if name.startswith("jax"):
         return entry.peak_bytes
     if device == "cuda":
@@ -103,9 +116,7 @@ def measure_size(
             entries[name] = CONTESTANTS[name].prepare(case)
         except Unavailable as reason:
             absent[name] = str(reason)
-    exact = CONTESTANTS[EAGER[0]].prepare(case.to(dtype=torch.float64)).flat()
-    errors64, errors = agree(case, entries, exact)
-    peak = {name: peak_memory(name, entry, device) for name, entry in entries.items()}
+    found = examine(case, entries, device)
     calls = {name: entry.gradient for name, entry in entries.items()}
     ms = timed(calls, repetitions, device, turns=min(3, repetitions), settle=1, warm=1, budget=budget)
     counted = floor.count(case)
@@ -113,8 +124,8 @@ def measure_size(
     return {
         **asdict(size), "d": size.d, "m": size.m, "dtype": str(dtype).removeprefix("torch."),
         "ms": ms,
-        "float64_error": errors64, "error": errors, "difference": max(errors64.values(), default=0.0),
-        "peak_bytes": peak,
+        "float64_error": found.errors64, "error": found.errors, "difference": max(found.errors64.values(), default=0.0),
+        "peak_bytes": found.peak,
         "ready_seconds": {name: round(e.ready_seconds, 2) for name, e in entries.items() if e.ready_seconds is not None},
         "phases": {name: phases(e.gradient, device) for name, e in entries.items() if name in dissected},
         "chosen": report.chosen(case),
