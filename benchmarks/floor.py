@@ -19,7 +19,8 @@ counter of operations.
 
 The three limits, of which the largest is the floor:
 
-* arithmetic: 2 multiply-adds / the rate of a matrix product (256³ on a CPU) in the same precision with the same threads;
+* arithmetic: 2 multiply-adds / the rate of matrix products in the same precision (CPU: 256³, of all threads together or as
+  many times one thread's, whichever is more: torch's threads wait for each other, a fused kernel's need not);
 * bytes: every layer call reads its weights once, at the rate at which the threads together read as many bytes as the
   denoiser's weights have (CPU: from their own caches; GPU: from its L2);
 * latency: layers that wait for each other, H·K·layers twice (and the policy's and the critic's). CPU: one thread reads
@@ -59,7 +60,7 @@ class Rates:
     """What the machine does, measured in the run that uses it."""
 
     flops: float
-    """of a matrix product, per second: 256³ on a CPU, 8192³ on a GPU"""
+    """of matrix products, per second: 256³ on a CPU, 8192³ on a GPU"""
     bytes: float
     """read per second by all threads together"""
     thread_bytes: float
@@ -131,11 +132,16 @@ def measure_rates(width: int, dtype: torch.dtype, device: str) -> Rates:
     n = 8192 if on_gpu else 256  # one 256³ product would not fill a GPU
     x, y = (torch.randn(n, n, dtype=dtype, device=device) for _ in range(2))
     product = torch.empty_like(x)
-    flops = 2 * n**3 / best(lambda: torch.mm(x, y, out=product), device)
+
+    def multiply() -> float:
+        return 2 * n**3 / best(lambda: torch.mm(x, y, out=product), device)
+
+    flops = multiply()
     numbers = torch.randn(2**23 if on_gpu else 3 * width * width, dtype=dtype, device=device)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
+        flops = flops if on_gpu else max(flops, threads * multiply())
         read = numbers.numel() * numbers.element_size() / best(numbers.sum, device)
     finally:
         torch.set_num_threads(threads)

@@ -29,8 +29,8 @@ PRECISIONS = {"cuda": ["tf32x3", "ieee", "tf32"]}
 GRADIENTS = ("forward fused", "adjoint fused", "adjoint recomputed fused")
 
 
-def measure_gradient(case: Case, rates: floor.Rates, repetitions: int) -> list[dict]:
-    """A row for each fused form of the whole gradient that this version has on this device.
+def measure_gradient(case: Case, rates: floor.Rates, repetitions: int, told: set[str]) -> list[dict]:
+    """A row for each fused form of the whole gradient that this version has on this device; `told` gathers why others are missing.
 
     Raises:
         SystemExit: one of them answers something else than the plain adjoint form.
@@ -41,10 +41,14 @@ def measure_gradient(case: Case, rates: floor.Rates, repetitions: int) -> list[d
     twin = CONTESTANTS["adjoint"].prepare(case)
     rows = []
     for name in GRADIENTS:
+        if device not in CONTESTANTS[name].default_on:
+            continue
         try:
             entry = CONTESTANTS[name].prepare(case)
         except Unavailable as reason:
-            print(f"{name}: {reason}")
+            if str(reason) not in told:
+                print(f"{name}: {reason}")
+            told.add(str(reason))
             continue
         error, own = (float((x.flat() - exact).norm() / exact.norm()) for x in (entry, twin))
         if not error <= ERRORS * own:
@@ -90,7 +94,7 @@ def main(arguments: list[str] | None = None) -> dict:
     dtype, device = getattr(torch, options.dtype), options.device
     rates = floor.measure_rates(options.width, dtype, device)
     print(f"peaks: {rates.flops / 1e9:.0f} GFLOP/s, {rates.bytes / 1e9:.0f} GB/s")
-    rows = []
+    rows, told = [], set()
     for task in options.tasks:
         for M in options.particles:
             case = make(Size(task, M, options.horizon, options.steps, options.width), dtype=dtype, device=device)
@@ -100,7 +104,7 @@ def main(arguments: list[str] | None = None) -> dict:
                 tangents = options.tangents or [case.size.m, case.size.d + case.size.m]
                 precisions = PRECISIONS[device] if dtype == torch.float32 else [None]
                 new += measure_chain(case, kernels, tangents, precisions, rates, options.repetitions, options.tune_seconds)
-            new += measure_gradient(case, rates, options.repetitions)
+            new += measure_gradient(case, rates, options.repetitions, told)
             print("\n".join(line(r) for r in new), flush=True)
             rows += new
     result = {"environment": environment(device), "peaks": asdict(rates), "rows": rows}
