@@ -45,20 +45,27 @@ def forward_gradient(p: Problem, *, precision: str | None = None) -> PolicyGradi
     Raises:
         ValueError: the kernels cannot serve the problem (`jacrec.kernels.launch.unserved` says why), or the precision.
     """
-    demand_served(p)
-    name = check_precision(precision, p.state.dtype)
-    if rollout_unserved(p) is None and worthwhile(p):
-        return _recorded(p, partial(rollout_gradient, precision=name), "rollout", name)
-    return _recorded(p, partial(jacrec.gradient.forward_gradient, chain=chain_at(name)), "forward", name)
+
+    def prepare() -> Callable[[Problem], PolicyGradient]:
+        demand_served(p)
+        name = check_precision(precision, p.state.dtype)
+        if rollout_unserved(p) is None and worthwhile(p):
+            return partial(rollout_gradient, precision=name)
+        return partial(jacrec.gradient.forward_gradient, chain=chain_at(name))
+
+    return _recorded(p, prepare, "forward", precision)
 
 
 def adjoint_gradient(p: Problem, *, recompute: bool = False, precision: str | None = None) -> PolicyGradient:
     """(22) re-associated from the end; arguments and errors as in `forward_gradient`, `recompute` as in `chain_record`."""
-    demand_served(p)
-    name = check_precision(precision, p.state.dtype)
-    compute = partial(jacrec.gradient.adjoint_gradient, recompute=recompute, chain=chain_at(name))
-    return _recorded(p, compute, "adjoint", recompute, name)
+
+    def prepare() -> Callable[[Problem], PolicyGradient]:
+        demand_served(p)
+        chain = chain_at(check_precision(precision, p.state.dtype))
+        return partial(jacrec.gradient.adjoint_gradient, recompute=recompute, chain=chain)
+
+    return _recorded(p, prepare, "adjoint", recompute, precision)
 
 
-def _recorded(p: Problem, compute: Callable[[Problem], PolicyGradient], *options: Hashable) -> PolicyGradient:
-    return graphs.replayed(p, compute, *options) if graphs.recordable(p) else compute(p)
+def _recorded(p: Problem, prepare: Callable[[], Callable[[Problem], PolicyGradient]], *options: Hashable) -> PolicyGradient:
+    return graphs.replayed(p, prepare, *options) if graphs.recordable(p) else prepare()(p)

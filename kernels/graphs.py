@@ -62,16 +62,20 @@ def key(p: Problem, *options: Hashable) -> Hashable:
     Identities count while the objects live: whoever keeps a recording under this key keeps `parts(p)` too.
     """
     modules = parts(p)
-    tensors = [t for part in modules for t in (*part.parameters(), *part.buffers())]
-    inner = [x for part in modules for x in part.modules()]
+    tensors, settings = [], []
+    for part in modules:
+        for x in part.modules():
+            tensors += [t for t in (*x._parameters.values(), *x._buffers.values()) if t is not None]
+            if isinstance(x, MLP):
+                settings.append((x.hidden, x.activation, x.residual, x.tanh_output, x.stack, len(x.norms)))
+            elif isinstance(x, LayerNorm):
+                settings.append((x.eps,))
+            elif isinstance(x, DiffusionDynamics):
+                settings.append((x.target, *x.c_u, *x.c_net, *x.sigma))
     return (
-        options, tuple(p.noise.shape), p.state.shape[-1], p.single, p.batched, p.world.discount, p.state.dtype, p.state.device,
-        torch.get_float32_matmul_precision(), torch.are_deterministic_algorithms_enabled(),
-        tuple(id(part) for part in modules),
-        tuple((t.data_ptr(), tuple(t.shape), t.stride()) for t in tensors),
-        tuple((x.hidden, x.activation, x.residual, x.tanh_output, x.stack) for x in inner if isinstance(x, MLP)),
-        tuple(x.eps for x in inner if isinstance(x, LayerNorm)),
-        tuple((x.target, *x.c_u, *x.c_net, *x.sigma) for x in inner if isinstance(x, DiffusionDynamics)),
+        options, p.noise.shape, p.state.shape, p.single, p.batched, p.world.discount, p.state.dtype, p.state.device,
+        torch.get_float32_matmul_precision(), torch.are_deterministic_algorithms_enabled(), tuple(map(id, modules)),
+        tuple((t.data_ptr(), t.dtype, t.shape, t.stride()) for t in tensors), tuple(settings),
     )  # fmt: skip
 
 
@@ -127,13 +131,14 @@ def record(p: Problem, compute: Callable[[Problem], PolicyGradient], alive: tupl
 _RECORDINGS: Recent[Recording] = Recent(MOST_GRAPHS)
 
 
-def replayed(p: Problem, compute: Callable[[Problem], PolicyGradient], *options: Hashable) -> PolicyGradient:
-    """`compute(p)` by its recording, made at the first call. `options`: what else distinguishes `compute`.
+def replayed(p: Problem, prepare: Callable[[], Callable[[Problem], PolicyGradient]], *options: Hashable) -> PolicyGradient:
+    """The gradient by its recording. `prepare` is called where there is none yet, checks, and returns what is to be recorded.
 
-    Recordings share fixed inputs: calls from several threads or streams at once need a lock around them.
+    options: what, beside the problem, decides what `prepare` returns. Recordings share fixed inputs: calls from several
+    threads or streams at once need a lock around them.
     """
     template = p.policy.template if isinstance(p.policy, BatchedPolicy) else None
-    return _RECORDINGS.get(key(p, *options), lambda: record(p, compute, (*parts(p), template))).replay(p)
+    return _RECORDINGS.get(key(p, *options), lambda: record(p, prepare(), (*parts(p), template))).replay(p)
 
 
 def forget() -> None:

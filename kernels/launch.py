@@ -161,11 +161,27 @@ class Plan:
         return like.new_empty(self.programs * self.pieces, buffers * self.shape.rows * self.shape.LD)
 
 
+_STAGES: dict[tuple, int] = {}
+
+
 def start(kernel: Any, cut: Plan, *arguments: Any, groups: int = 1, **constants: Any) -> None:
-    """Launch a kernel on a plan's grid (times `groups`): its tensors in order, what the compiler knows by name."""
+    """Launch a kernel on a plan's grid (times `groups`): its tensors in order, what the compiler knows by name.
+
+    Where the GPU has too little shared memory for the plan's chunks in flight, fewer are used, from then on.
+    """
     grid = cut.grid if groups == 1 else (*cut.grid, groups)
-    with torch.cuda.device_of(arguments[0]):
-        kernel[grid](*arguments, **constants, SHAPE=cut.shape, **cut.options)
+    key = (kernel, cut.shape, cut.warps, constants.get("NET"), arguments[0].dtype, arguments[0].device)
+    stages = _STAGES.get(key, cut.stages)
+    while True:
+        try:
+            with torch.cuda.device_of(arguments[0]):
+                kernel[grid](*arguments, **constants, SHAPE=cut.shape, **(cut.options | {"num_stages": stages}))
+            return
+        except triton.runtime.errors.OutOfResources:
+            if stages == 1:
+                raise
+            stages -= 1
+            _STAGES[key] = stages
 
 
 def plan(

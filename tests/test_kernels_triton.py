@@ -22,6 +22,8 @@ if TOO_LATE:
 
 import triton
 import triton.language as tl
+from triton.runtime.errors import OutOfResources
+
 from jacrec.kernels import chain as fused
 from jacrec.kernels import launch
 from jacrec.kernels.activation import activate
@@ -128,6 +130,13 @@ def test_programs_that_take_several_tiles_in_turn():
             assert relative_error(got, transposed(plain, f, x, lam, False)) < 1e-12
 
 
+@pytest.mark.parametrize("per_particle", [2, 4, 16])
+def test_tangents_spread_over_programs(per_particle):
+    f, x, v, _ = build((3, 2, dict(hidden=(7,), steps=2, activation="tanh")), 9, 7, 0)
+    tile = launch.Tile(16, 16, 16, 4, 2, per_particle)
+    assert relative_error(forward(fused, f, x, v, tile=tile), forward(plain, f, x, v)) < 1e-12
+
+
 @pytest.mark.parametrize("precision", ["tf32x3", "ieee"])
 def test_float32_errors_at_most_twice_plain_torchs(precision):
     ratios = {"forward": [], "transposed": []}
@@ -232,6 +241,28 @@ def test_a_plan_covers_every_particle_and_tangent_once(particles, T, widest, row
     assert p.pieces * (p.shape.R - 1) >= T > (p.pieces - 1) * (p.shape.R - 1) or T == 0 == p.shape.R - 1
     assert widest <= p.shape.LD
     assert p.shape.LD % p.shape.columns == p.shape.columns % p.shape.inner == 0
+
+
+def test_a_gpu_with_little_shared_memory_gets_fewer_stages_from_then_on():
+    tried = []
+
+    class Kernel:
+        def __getitem__(self, grid):
+            def run(*arguments, num_stages, **named):
+                tried.append(num_stages)
+                if num_stages > limit:
+                    raise OutOfResources(200_000, 100_000, "shared memory")
+
+            return run
+
+    kernel, cut = Kernel(), launch.plan(launch.Tile(16, 16, 16, 4, 3), 1, 0, 16, "ieee", torch.device("cpu"))
+    limit = 2
+    for _ in range(2):
+        launch.start(kernel, cut, torch.zeros(1))
+    assert tried == [3, 2, 2]
+    limit = 0
+    with pytest.raises(OutOfResources):
+        launch.start(kernel, cut, torch.zeros(1))
 
 
 def test_a_floors_operations_are_those_torch_counts():
