@@ -42,9 +42,7 @@ class Rates:
 
     def seconds(self, cost: Cost) -> float:
         """The time that a count takes."""
-        return (
-            cost.operations * self.operation + cost.multiplications * self.multiplication + cost.traffic * self.traffic
-        )
+        return cost.operations * self.operation + cost.multiplications * self.multiplication + cost.traffic * self.traffic
 
 
 RATES = {
@@ -110,9 +108,7 @@ def costs(s: Sizes) -> dict[tuple[str, str], Cost]:
         ("forward", "plain"): Cost(
             passes * ((6 + norm[0]) * depth + 8), forward_rows * s.weights, forward_rows * widths * (4 + norm[0])
         ),
-        ("adjoint", "plain"): Cost(
-            passes * ((4 + norm[1]) * depth + 8), 2 * rows * s.weights, rows * widths * (6 + norm[1])
-        ),
+        ("adjoint", "plain"): Cost(passes * ((4 + norm[1]) * depth + 8), 2 * rows * s.weights, rows * widths * (6 + norm[1])),
         ("forward", "fused"): Cost(1 + s.H, forward_rows * s.weights, tangent_loads),
         ("adjoint", "fused"): Cost(1, 2 * rows * s.weights, 2 * loads),
     }

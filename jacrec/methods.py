@@ -43,7 +43,7 @@ class Forward:
         expect_one_of("Forward.sensitivities", self.sensitivities, ("factored", "dense"))
         check_kernel("Forward", self.kernel, self.precision)
         if self.sensitivities == "dense" and self.kernel == "fused":
-            raise ValueError('Forward: expected kernel="plain" with sensitivities="dense", got "fused"; it is the reference form')
+            raise ValueError('Forward: expected kernel="plain" with sensitivities="dense", the reference form, got "fused"')
 
     def gradient(self, problem: Problem) -> PolicyGradient:
         if self.kernel == "fused":

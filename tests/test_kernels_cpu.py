@@ -12,14 +12,27 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from jacrec import (
-    Actor, Adjoint, Auto, Autograd, BatchedPolicy, DeterministicDynamics, DiffusionDynamics, Forward, RewardModel, TwinCritic,
-    World, mpc_update, policy_gradient,
+    Actor,
+    Adjoint,
+    Auto,
+    Autograd,
+    BatchedPolicy,
+    DeterministicDynamics,
+    DiffusionDynamics,
+    Forward,
+    RewardModel,
+    TwinCritic,
+    World,
+    mpc_update,
+    policy_gradient,
 )  # fmt: skip
+from jacrec.jacobians import chain as plain_chain
+from jacrec.kernels.cpu import chain as fused_chain
 from jacrec.kernels.cpu import gradient, host, products, threads
 from jacrec.kernels.cpu.tiles import integers
 from tests.conftest import property_cases
 from tests.oracles import looped_gradient, relative_error, well_posed
-from tests.strategies import ForeignDynamics, cases
+from tests.strategies import ForeignDynamics, cases, shake
 
 FUSED = Adjoint(kernel="fused")
 
@@ -74,6 +87,36 @@ def test_fused_agrees_with_one_particle_at_a_time(case):
         value = value.squeeze(0)
     assert relative_error(got.gradient, gradient) < 1e-12
     torch.testing.assert_close(got.value.reshape(-1), value.reshape(-1), rtol=1e-12, atol=1e-13)
+
+
+@property_cases(0.03)
+@given(case=served(max_M=3))
+def test_fused_forward_agrees_with_the_plain_one(case):
+    assume(case.dynamics[0] == "diffusion")
+    problem = case.build()
+    assume(well_posed(*problem))
+    expected, got = (policy_gradient(*problem, method=method) for method in (Forward(), Forward(kernel="fused")))
+    assert relative_error(got.gradient, expected.gradient) < 1e-12
+
+
+@pytest.mark.parametrize("networks", [{}, {"activation": "gelu", "residual": True}, {"activation": "tanh", "layer_norm": True}])
+@pytest.mark.parametrize(("B", "T"), [(1, 0), (1, 3), (5, 14), (33, 6)])
+def test_the_chain_and_its_twin(networks, B, T):
+    """Same arguments, same returns: values, tangents, cotangents, recorded and recomputed."""
+    torch.manual_seed(B)
+    f = DiffusionDynamics(11, 3, (20, 33, 33), steps=4, **networks).double()
+    shake(f, 0.1)
+    s, a, noise = (torch.randn(*shape, dtype=torch.float64) for shape in ((B, 11), (B, 3), (B, 5, 11)))
+    ds, da, lam = (torch.randn(*shape, dtype=torch.float64) for shape in ((B, T, 11), (B, T, 3), (B, 11)))
+    close = dict(rtol=1e-12, atol=1e-12)
+    pushed = [chain.chain_forward(f, s, a, noise, ds, da) for chain in (fused_chain, plain_chain)]
+    torch.testing.assert_close(*pushed, **close)
+    for recompute in (False, True):
+        answers = []
+        for chain in (plain_chain, fused_chain):
+            next_state, tape = chain.chain_record(f, s, a, noise, recompute=recompute)
+            answers.append((next_state, *chain.chain_adjoint(f, tape, lam), *chain.chain_adjoint(f, tape, 2 * lam)))
+        torch.testing.assert_close(*answers, **close)
 
 
 @pytest.mark.parametrize("hidden", [(7,), (16, 16), (33, 12, 33), (40, 40, 40, 40)])
@@ -183,7 +226,7 @@ def test_weights_that_are_not_contiguous():
 def test_what_is_not_finite_shows(where):
     policy, world, state, noise = problem_of(N=2, batched=True, layer_norm=False)
     module = policy if where == "policy" else getattr(world, where)
-    list(module.parameters())[0].data[..., 0, 0] = torch.nan
+    next(iter(module.parameters())).data[..., 0, 0] = torch.nan
     before = {k: p.detach().clone() for k, p in policy.named_parameters()}
     step = mpc_update(policy, world, state, noise=noise, lr=1e-2, method=FUSED)
     assert not step.accepted.any()
@@ -202,7 +245,7 @@ def test_a_choice_that_cannot_be_served_raises_and_auto_falls_back(caplog):
     policy, world, state, _ = problem_of()
     foreign = World(ForeignDynamics(11, 3).double(), world.reward, world.critic, 0.9)
     noise = torch.randn(1, 2, 2, 2, dtype=torch.float64)
-    with pytest.raises(ValueError, match="dynamics are not jacrec's own.*ForeignDynamics.*Auto"):
+    with pytest.raises(ValueError, match=r"dynamics are not jacrec's own.*ForeignDynamics.*Auto"):
         policy_gradient(policy, foreign, state, noise, method=FUSED)
     strange = torch.nn.Sequential(policy)
     noise = torch.randn(1, 2, 2, 4, 11, dtype=torch.float64)

@@ -18,7 +18,8 @@ from jacrec.networks import step_embedding
 def level_table(dynamics: DiffusionDynamics) -> Tensor:
     """W_t emb(k) + b for the K levels of the chain: (K, hidden[0]), row k−1 for h_k."""
     _, _, W_t, b = dynamics.denoiser.split()
-    return torch.addmm(b, _embedded(tuple(dynamics.level.tolist()), dynamics.denoiser.embedding_dim, W_t.dtype, W_t.device), W_t.mT)
+    levels = tuple(dynamics.level.tolist())
+    return torch.addmm(b, _embedded(levels, dynamics.denoiser.embedding_dim, W_t.dtype, W_t.device), W_t.mT)
 
 
 @cache

@@ -1,113 +1,237 @@
-"""One imagined transition of a tile of rows, and its transpose: twins of `jacrec.jacobians.chain` for what runs inside a kernel.
+"""The fused reverse chain on the CPU: twins of `jacrec.jacobians.chain` with its arguments and returns.
 
-A deterministic one-step model is a chain of one step without a latent. `chain` is a row of int64: sizes and addresses;
-`steps` holds c_u, c_net and σ of the K reverse steps, (3, K).
+A tile of particles goes through all K steps before the next one starts, on as many threads as torch would take.
+`DeterministicDynamics` are served too, as a chain of one step.
 """
 
-from jacrec.kernels.cpu.host import part
-from jacrec.kernels.cpu.layout import LAYERS, PADDED
-from jacrec.kernels.cpu.mlp import add_to, copy_to, cotangents, first_slot, record
-from jacrec.kernels.cpu.products import axpy, axpy_add, dot
-from jacrec.kernels.cpu.tiles import at, size_of
+from dataclasses import dataclass
+from functools import cache
 
-STATE_DIM, ACTION_DIM, STEPS, HAS_LATENT, DIFFERENCE = range(5)
-STATE_MEAN, STATE_STD, OUT_MEAN, OUT_STD = range(5, 9)
-FROM_LATENT, FROM_INPUT, TABLE, TABLE_STRIDE = range(9, 13)
-"""the first layer's weight transposed, by inputs: (d, w) of the latent, (d+m, w) of state and action; a bias for each step"""
-CHAIN = 13
+import numpy as np
+import torch
+from torch import Tensor
 
+from jacrec.dynamics import DeterministicDynamics, DiffusionDynamics
+from jacrec.jacobians.chain import level_table
+from jacrec.kernels.cpu import layout
+from jacrec.kernels.cpu.host import entry, part
+from jacrec.kernels.cpu.layout import LAYERS, PADDED, TAPE, WIDEST
+from jacrec.kernels.cpu.plan import DTYPES, Plan, describe_chain
+from jacrec.kernels.cpu.threads import run, threads_for, workspace
+from jacrec.kernels.cpu.tiles import at, carray, fetch_add, integers, size_of
+from jacrec.kernels.cpu.transition import (
+    ACTION_DIM,
+    CHAIN,
+    HAS_LATENT,
+    STATE_DIM,
+    STEPS,
+    pull_transition,
+    push_room,
+    push_transition,
+    record_transition,
+)  # fmt: skip
 
-@part
-def standardise(like, R, d, m, mean, std, state, action, x):
-    """x (R, d+m) = [(s − mean) / std, a]."""
-    size = size_of(like)
-    mu, sd = at(like, mean), at(like, std)
-    for r in range(R):
-        s, a, row = at(like, state + r * d * size), at(like, action + r * m * size), at(like, x + r * (d + m) * size)
-        for i in range(d):
-            row[i] = (s[i] - mu[i]) / sd[i]
-        for i in range(m):
-            row[d + i] = a[i]
+__all__ = ["ChainTape", "chain_adjoint", "chain_forward", "chain_record", "level_table"]
 
+PUSHED_ROWS = 32
+"""rows, values and tangents together, that `chain_forward` takes through all layers at once"""
+RECORDED_ROWS = 16
 
-@part
-def chain_record(like, chain, steps, net, state, action, noise, noise_stride, R, tape, J, j, x, constant, u, y, next_state):
-    """f_θ(s, a, ε) into next_state (R, d); the K denoiser calls stand on the tape as copies j … j+K−1.
-
-    state (R, d), action (R, m); row r's noise (K+1, d) is at r·noise_stride. Scratch: x (R, d+m), constant (R, padded
-    width of layer 0), u (R, d), y (R, d).
-    """
-    size = size_of(like)
-    d, m, K = chain[STATE_DIM], chain[ACTION_DIM], chain[STEPS]
-    width = net[LAYERS + PADDED]
-    standardise(like, R, d, m, chain[STATE_MEAN], chain[STATE_STD], state, action, x)
-    axpy(like, x, d + m, 1, R, chain[FROM_INPUT], width, d + m, width, constant, width)
-    for r in range(R):
-        row = at(like, u + r * d * size)
-        if chain[HAS_LATENT]:
-            z = at(like, noise + (r * noise_stride + K * d) * size)
-            for i in range(d):
-                row[i] = z[i]  # (23)
-        else:
-            for i in range(d):
-                row[i] = type(like)(0)
-    for k in range(K, 0, -1):
-        call = j + k - 1
-        z_1 = first_slot(like, net, tape, J, call, R)
-        copy_to(like, R * width, constant, z_1)
-        if chain[HAS_LATENT]:
-            axpy_add(like, u, d, 1, R, chain[FROM_LATENT], width, d, width, z_1, width)
-        record(like, net, tape, J, call, R, chain[TABLE] + (k - 1) * chain[TABLE_STRIDE] * size, y)
-        c_u, c_net, sigma = steps[0, k - 1], steps[1, k - 1], steps[2, k - 1]
-        for r in range(R):
-            latent, out = at(like, u + r * d * size), at(like, y + r * d * size)
-            for i in range(d):
-                latent[i] = c_u * latent[i] + c_net * out[i]  # (24)
-            if sigma != 0:
-                z = at(like, noise + (r * noise_stride + (k - 1) * d) * size)
-                for i in range(d):
-                    latent[i] += sigma * z[i]
-    mean, std = at(like, chain[OUT_MEAN]), at(like, chain[OUT_STD])
-    for r in range(R):
-        s, latent, out = at(like, state + r * d * size), at(like, u + r * d * size), at(like, next_state + r * d * size)
-        for i in range(d):
-            moved = mean[i] + std[i] * latent[i]
-            out[i] = s[i] + moved if chain[DIFFERENCE] else moved  # (25)
+# a job: int64, counted up by its threads: the next tile to be taken, and the number of the next thread to come
+NEXT, COMERS = range(2)
+TILES, ROWS, TANGENTS, CHAIN_ROW, STEP_COEFFICIENTS, NET, NET_LENGTH, MEMORY, MEMORY_LENGTH, TAPES = range(2, 12)
+STATE, ACTION, NOISE, DS, DA, NEXT_STATE, NEXT_TANGENTS, LAMBDA, V_S, V_A = range(12, 22)
+JOB = 22
 
 
 @part
-def chain_adjoint(like, chain, steps, net, R, tape, J, j, lam, mu, y_bar, total, v, work, v_s, v_a):
-    """λ (R, d) -> v_s = F_sᵀ λ (R, d), v_a = F_aᵀ λ (R, m).
+def _described(like, job):
+    chain = carray(integers(job[CHAIN_ROW]), (CHAIN,))
+    steps = carray(at(like, job[STEP_COEFFICIENTS]), (3, chain[STEPS]))
+    return chain, steps, carray(integers(job[NET]), (job[NET_LENGTH],))
 
-    Scratch: mu, y_bar (R, d), total (R, padded width of layer 0), v (R, d+m), work as `mlp.cotangents` needs it.
-    """
-    size = size_of(like)
-    d, m, K = chain[STATE_DIM], chain[ACTION_DIM], chain[STEPS]
-    width = net[LAYERS + PADDED]
-    std = at(like, chain[OUT_STD])
-    for r in range(R):
-        row, into = at(like, lam + r * d * size), at(like, mu + r * d * size)
-        for i in range(d):
-            into[i] = row[i] * std[i]
-    sums, cotangent, out = at(like, total), at(like, mu), at(like, y_bar)
-    for i in range(R * width):
-        sums[i] = type(like)(0)
-    for k in range(1, K + 1):
-        c_u, c_net = steps[0, k - 1], steps[1, k - 1]
-        for i in range(R * d):
-            out[i] = c_net * cotangent[i]
-        z_bar = cotangents(like, net, tape, J, j + k - 1, R, y_bar, y_bar, work, type(J)(0), type(J)(0))
-        add_to(like, R * width, z_bar, total)
-        if chain[HAS_LATENT]:
-            dot(like, z_bar, width, R, chain[FROM_LATENT], width, d, width, y_bar, d)
-            for i in range(R * d):
-                cotangent[i] = c_u * cotangent[i] + out[i]
-    dot(like, total, width, R, chain[FROM_INPUT], width, d + m, width, v, d + m)
-    scale = at(like, chain[STATE_STD])
-    for r in range(R):
-        both, row = at(like, v + r * (d + m) * size), at(like, lam + r * d * size)
-        to_s, to_a = at(like, v_s + r * d * size), at(like, v_a + r * m * size)
-        for i in range(d):
-            to_s[i] = both[i] / scale[i] + (row[i] if chain[DIFFERENCE] else type(like)(0))
-        for i in range(m):
-            to_a[i] = both[d + i]
+
+@part
+def push_chain(like, job_address):
+    """`chain_forward` of a job's tiles, until none is left."""
+    job = integers(job_address)
+    chain, steps, net = _described(like, job)
+    d, m, T, tiles, size = chain[STATE_DIM], chain[ACTION_DIM], job[TANGENTS], job[TILES], size_of(like)
+    noise_row = (chain[STEPS] + 1) * d if chain[HAS_LATENT] else d * 0
+    memory = job[MEMORY] + fetch_add(job_address + 8 * COMERS) * job[MEMORY_LENGTH] * size
+    while True:
+        i = fetch_add(job_address)
+        if i >= tiles:
+            break
+        first, last = job[ROWS] * i // tiles, job[ROWS] * (i + 1) // tiles
+        push_transition(
+            like, chain, steps, net, job[STATE] + first * d * size, job[ACTION] + first * m * size,
+            job[NOISE] + first * noise_row * size, job[DS] + first * T * d * size, job[DA] + first * T * m * size, last - first,
+            T, memory, job[NEXT_STATE] + first * d * size,
+            job[NEXT_TANGENTS] + first * T * d * size,
+        )  # fmt: skip
+
+
+@part
+def record_chain(like, job_address):
+    """`chain_record` of a job's tiles, until none is left."""
+    job = integers(job_address)
+    chain, steps, net = _described(like, job)
+    d, m, K, tiles, size = chain[STATE_DIM], chain[ACTION_DIM], chain[STEPS], job[TILES], size_of(like)
+    noise_row = (K + 1) * d if chain[HAS_LATENT] else d * 0
+    memory = job[MEMORY] + fetch_add(job_address + 8 * COMERS) * job[MEMORY_LENGTH] * size
+    while True:
+        i = fetch_add(job_address)
+        if i >= tiles:
+            break
+        first, last = job[ROWS] * i // tiles, job[ROWS] * (i + 1) // tiles
+        R = last - first
+        x = memory
+        constant = x + R * (d + m) * size
+        u = constant + R * net[LAYERS + PADDED] * size
+        record_transition(
+            like, chain, steps, net, job[STATE] + first * d * size, job[ACTION] + first * m * size,
+            job[NOISE] + first * noise_row * size, noise_row, R, job[TAPES] + first * K * net[TAPE] * size, K, K * 0, x,
+            constant, u, u + R * d * size, job[NEXT_STATE] + first * d * size,
+        )  # fmt: skip
+
+
+@part
+def pull_chain(like, job_address):
+    """`chain_adjoint` of a job's tiles, until none is left."""
+    job = integers(job_address)
+    chain, steps, net = _described(like, job)
+    d, m, K, tiles, size = chain[STATE_DIM], chain[ACTION_DIM], chain[STEPS], job[TILES], size_of(like)
+    memory = job[MEMORY] + fetch_add(job_address + 8 * COMERS) * job[MEMORY_LENGTH] * size
+    while True:
+        i = fetch_add(job_address)
+        if i >= tiles:
+            break
+        first, last = job[ROWS] * i // tiles, job[ROWS] * (i + 1) // tiles
+        R = last - first
+        mu = memory
+        y_bar = mu + R * d * size
+        v = y_bar + R * d * size
+        total = v + R * (d + m) * size
+        pull_transition(
+            like, chain, steps, net, R, job[TAPES] + first * K * net[TAPE] * size, K, K * 0, job[LAMBDA] + first * d * size, mu,
+            y_bar, total, v, total + R * net[LAYERS + PADDED] * size, job[V_S] + first * d * size, job[V_A] + first * m * size,
+        )  # fmt: skip
+
+
+@cache
+def compiled(function, dtype):
+    """One of the three above for numpy's float32 or float64: a C function of a job's address."""
+    return entry(function, dtype)
+
+
+class _Job:
+    """A row of int64 on its way to a kernel, with what it points to."""
+
+    def __init__(self, dynamics: DiffusionDynamics | DeterministicDynamics, dtype: torch.dtype, table: Tensor | None):
+        self.plan, self.dtype = Plan(dtype), dtype
+        self.chain, self.steps, self.net = describe_chain(self.plan, dynamics, table)
+        self.row = np.zeros(JOB, dtype=np.int64)
+        self.row[CHAIN_ROW], self.row[STEP_COEFFICIENTS] = self.plan.array(self.chain), self.plan.array(self.steps)
+        self.row[NET], self.row[NET_LENGTH] = self.plan.array(self.net), len(self.net)
+
+    def __setitem__(self, index: int, tensor: Tensor) -> None:
+        self.row[index] = self.plan.address(tensor)
+
+    def run(self, function, rows: int, tile: int, room: int, macs: float) -> None:
+        """All rows in tiles of at most `tile` rows, each with `room` numbers of scratch and `macs` multiply–adds a row."""
+        threads = threads_for(rows, macs)
+        tiles = max(-(-rows // tile), min(threads, rows))
+        self.row[NEXT] = self.row[COMERS] = 0
+        self.row[TILES], self.row[ROWS] = tiles, rows
+        room = -(-room // 16) * 16
+        self.row[MEMORY], self.row[MEMORY_LENGTH] = workspace(threads * room, self.dtype).data_ptr(), room
+        run(compiled(function, DTYPES[self.dtype]), self.row, threads)
+
+
+@torch.no_grad()
+def chain_forward(
+    dynamics: DiffusionDynamics | DeterministicDynamics,
+    state: Tensor,
+    action: Tensor,
+    noise: Tensor,
+    ds: Tensor,
+    da: Tensor,
+    table: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """`jacrec.jacobians.chain.chain_forward`: next state (B, d) and its tangents (B, T, d)."""
+    (B, T), dtype = ds.shape[:2], state.dtype
+    job = _Job(dynamics, dtype, table)
+    job[STATE], job[ACTION], job[NOISE], job[DS], job[DA] = state, action, noise, ds, da
+    job.row[TANGENTS] = T
+    next_state, tangents = torch.empty_like(state, memory_format=torch.contiguous_format), ds.new_empty(ds.shape)
+    job[NEXT_STATE], job[NEXT_TANGENTS] = next_state, tangents
+    tile = max(1, PUSHED_ROWS // (1 + T))
+    macs = float((1 + T) * job.chain[STEPS] * _weights(job.net))
+    job.run(push_chain, B, tile, int(push_room.py_func(job.chain, job.net, tile, T)), macs)
+    return next_state, tangents
+
+
+@dataclass
+class ChainTape:
+    """What `chain_adjoint` needs: the activations of all K calls, or with `recompute` only what the pass began from."""
+
+    job: _Job
+    rows: int
+    tile: int
+    tape: Tensor | None
+
+    def recorded(self) -> Tensor:
+        """The activations; recorded now if they have not been kept."""
+        if self.tape is not None:
+            return self.tape
+        return _record(self.job, self.rows, self.tile)
+
+
+@torch.no_grad()
+def chain_record(
+    dynamics: DiffusionDynamics | DeterministicDynamics,
+    state: Tensor,
+    action: Tensor,
+    noise: Tensor,
+    table: Tensor | None = None,
+    *,
+    recompute: bool = False,
+) -> tuple[Tensor, ChainTape]:
+    """`jacrec.jacobians.chain.chain_record`: next state (B, d) and the tape; with `recompute` the pass is made again later."""
+    job = _Job(dynamics, state.dtype, table)
+    job[STATE], job[ACTION], job[NOISE] = state, action, noise
+    next_state = torch.empty_like(state, memory_format=torch.contiguous_format)
+    job[NEXT_STATE] = next_state
+    B = state.shape[0]
+    tape = _record(job, B, RECORDED_ROWS)
+    return next_state, ChainTape(job, B, RECORDED_ROWS, None if recompute else tape)
+
+
+@torch.no_grad()
+def chain_adjoint(
+    dynamics: DiffusionDynamics | DeterministicDynamics, tape: ChainTape, cotangent: Tensor
+) -> tuple[Tensor, Tensor]:
+    """`jacrec.jacobians.chain.chain_adjoint`: λ (B, d) -> F_sᵀ λ (B, d), F_aᵀ λ (B, m)."""
+    job, kept = tape.job, tape.recorded()
+    v_s, v_a = cotangent.new_empty(cotangent.shape), cotangent.new_empty(cotangent.shape[0], dynamics.action_dim)
+    job[TAPES], job[LAMBDA], job[V_S], job[V_A] = kept, cotangent, v_s, v_a
+    d, m = dynamics.state_dim, dynamics.action_dim
+    room = tape.tile * int(3 * d + m + job.net[LAYERS + PADDED] + 3 * job.net[WIDEST])
+    job.run(pull_chain, tape.rows, tape.tile, room, float(job.chain[STEPS] * _weights(job.net)))
+    return v_s, v_a
+
+
+def _record(job: _Job, rows: int, tile: int) -> Tensor:
+    d, m, K = (int(job.chain[i]) for i in (STATE_DIM, ACTION_DIM, STEPS))
+    tape = torch.empty(rows * K * int(job.net[TAPE]), dtype=job.dtype)
+    job[TAPES] = tape
+    room = tile * (3 * d + m + int(job.net[LAYERS + PADDED]))
+    job.run(record_chain, rows, tile, room, float(K * _weights(job.net)))
+    return tape
+
+
+def _weights(net: np.ndarray) -> int:
+    """Multiply–adds of one row through the hidden layers."""
+    widths = [int(net[layout.LAYERS + i * layout.LAYER + layout.WIDTH]) for i in range(net[layout.DEPTH])]
+    return sum(a * b for a, b in zip(widths, [*widths[1:], int(net[layout.OUT])], strict=True))

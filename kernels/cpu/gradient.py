@@ -1,15 +1,17 @@
 """The fused adjoint form on the CPU: twin of `jacrec.gradient.adjoint_gradient`."""
 
+from typing import cast
+
 import numpy as np
 import torch
 from torch import Tensor
 
+from jacrec import gradient as engine
 from jacrec.dynamics import DeterministicDynamics, DiffusionDynamics
-from jacrec.jacobians.chain import level_table
 from jacrec.jacobians.policy import has_written_jacobian
-from jacrec.kernels.cpu import chain as chains
-from jacrec.kernels.cpu import layout, rollout
-from jacrec.kernels.cpu.plan import DTYPES, Plan, padded
+from jacrec.kernels.cpu import chain, layout, rollout
+from jacrec.kernels.cpu import transition as chains
+from jacrec.kernels.cpu.plan import DTYPES, Plan, denoiser_of, describe_chain, padded
 from jacrec.kernels.cpu.threads import run, threads_for, workspace
 from jacrec.networks import MLP, RewardModel, TwinCritic, written_out
 from jacrec.shapes import Problem
@@ -21,13 +23,17 @@ TAPE_BYTES = 64 * 2**20
 """a tile has fewer rows where its tape would be larger"""
 
 
-def unserved(p: Problem, form: str = "adjoint") -> str | None:
-    """Why the fused CPU kernels cannot compute this gradient; None if they can."""
+def unserved(p: Problem, form: str) -> str | None:
+    """Why the fused CPU kernels cannot compute this gradient's `form`, "forward" or "adjoint"; None if they can."""
     if p.state.device.type != "cpu":
         return f"the CPU kernels take tensors on the CPU, got {p.state.device}"
+    f = p.world.dynamics
+    if form == "forward":
+        if type(f) is DiffusionDynamics and written_out(f):
+            return None
+        return f"the fused forward form needs jacrec's own DiffusionDynamics, got {type(f).__name__}"
     if not has_written_jacobian(p.policy):
         return f"the policy is not jacrec's own Actor, got {type(p.policy).__name__}"
-    f = p.world.dynamics
     if type(f) not in (DiffusionDynamics, DeterministicDynamics) or not written_out(f):
         return f"the dynamics are not jacrec's own DiffusionDynamics or DeterministicDynamics, got {type(f).__name__}"
     for name, part, kind in (("reward", p.world.reward, RewardModel), ("critic", p.world.critic, TwinCritic)):
@@ -43,10 +49,11 @@ def adjoint_gradient(p: Problem, *, recompute: bool = False, precision: str | No
     `recompute` changes nothing here: the memory of a tile is bounded anyway (`TAPE_BYTES`). `precision` is that of the
     tensors; anything but None and "ieee" raises ValueError.
     """
-    if precision not in (None, "ieee"):
-        raise ValueError(f'precision: expected None or "ieee" on a CPU, got {precision!r}; "tf32" is a format of GPUs')
+    _check_precision(precision)
     dtype = p.state.dtype
-    f, reward, critic = p.world.dynamics, p.world.reward, p.world.critic
+    f, reward, critic = cast(DiffusionDynamics | DeterministicDynamics, p.world.dynamics), p.world.reward, p.world.critic
+    assert isinstance(reward, RewardModel)
+    assert isinstance(critic, TwinCritic)
     N, H, d = p.N, p.H, p.state.shape[-1]
     M = p.M if H else 1  # at the real state itself all particles agree
     plan = Plan(dtype)
@@ -54,17 +61,18 @@ def adjoint_gradient(p: Problem, *, recompute: bool = False, precision: str | No
     policy = plan.network(mlp, mlp.layers[0].weight)
     reward_net = plan.network(reward.mlp, reward.mlp.layers[0].weight)[0]
     critics = plan.network(critic.mlp, critic.mlp.layers[0].weight)
-    chain, steps, denoiser = describe_chain(plan, f)
+    row, steps, denoiser = describe_chain(plan, f)
     scales = np.array([plan.address(x) for x in (reward.state_mean, reward.state_std, reward.reward_mean, reward.reward_std)])
     discounts = p.world.discount ** np.arange(H + 1)
     weights = discounts / (M if p.batched else N * M)
-    call = H * (macs(reward.mlp) + int(chain[chains.STEPS]) * macs(denoiser_of(f))) + (H + 1) * macs(mlp)
+    call = H * (macs(reward.mlp) + int(row[chains.STEPS]) * macs(denoiser_of(f))) + (H + 1) * macs(mlp)
     threads = threads_for(N * M, 2 * call)
-    tile = tile_rows(N * M, threads, H * int(chain[chains.STEPS]) * int(denoiser[layout.TAPE]) * dtype.itemsize)
+    tile = tile_rows(N * M, threads, H * int(row[chains.STEPS]) * int(denoiser[layout.TAPE]) * dtype.itemsize)
     numbers = DTYPES[dtype]
     returns = torch.empty(N * M, dtype=dtype)
     own = torch.empty((N if p.batched else 1) + threads - 1, int(policy[0, layout.GRADIENT]), dtype=dtype)
-    room = -(-int(rollout.buffers.py_func(d, mlp.out_dim, H, policy, reward_net, critics, chain, denoiser, tile)[-1]) // 1024) * 1024
+    room = int(rollout.buffers.py_func(d, mlp.out_dim, H, policy, reward_net, critics, row, denoiser, tile)[-1])
+    room = -(-room // 1024) * 1024  # no two threads in one page
     job = np.zeros(rollout.JOB, dtype=np.int64)
     job[rollout.SHARES : rollout.TILE + 1] = threads, d, mlp.out_dim, H, M, N * M, p.batched, tile
     job[rollout.POLICY : rollout.DENOISER_LENGTH + 1] = (
@@ -72,7 +80,7 @@ def adjoint_gradient(p: Problem, *, recompute: bool = False, precision: str | No
         plan.array(denoiser), len(denoiser),
     )  # fmt: skip
     job[rollout.CHAIN : rollout.JOB] = (
-        plan.array(chain), plan.array(steps), plan.array(scales), plan.array(discounts.astype(numbers)),
+        plan.array(row), plan.array(steps), plan.array(scales), plan.array(discounts.astype(numbers)),
         plan.array(weights.astype(numbers)), plan.address(p.state), plan.address(p.noise), returns.data_ptr(), own.data_ptr(),
         workspace(threads * room, dtype).data_ptr(), room,
     )  # fmt: skip
@@ -83,6 +91,17 @@ def adjoint_gradient(p: Problem, *, recompute: bool = False, precision: str | No
     value = returns.view(N, M).mean(1)
     named = named_gradients(mlp, policy[0], own[: N if p.batched else 1], p.batched)
     return PolicyGradient(value.squeeze(0) if p.single else value, {f"mlp.{k}": v for k, v in named.items()})
+
+
+def forward_gradient(p: Problem, *, precision: str | None = None) -> PolicyGradient:
+    """`jacrec.gradient.forward_gradient` with the fused chain, values and tangents together; the rest is plain torch."""
+    _check_precision(precision)
+    return engine.forward_gradient(p, chain=chain)
+
+
+def _check_precision(precision: str | None) -> None:
+    if precision not in (None, "ieee"):
+        raise ValueError(f'precision: expected None or "ieee" on a CPU, got {precision!r}; "tf32" is a format of GPUs')
 
 
 def named_gradients(mlp: MLP, row: np.ndarray, flat: Tensor, batched: bool) -> dict[str, Tensor]:
@@ -113,37 +132,11 @@ def named_gradients(mlp: MLP, row: np.ndarray, flat: Tensor, batched: bool) -> d
     return {name: value.contiguous() for name, value in gradient.items()}
 
 
-def describe_chain(plan: Plan, f: DiffusionDynamics | DeterministicDynamics) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The chain's row, its step coefficients (3, K), and its network's row."""
-    d, m = f.state_dim, f.action_dim
-    row = np.zeros(chains.CHAIN, dtype=np.int64)
-    net = plan.network(denoiser_of(f))[0]
-    if isinstance(f, DiffusionDynamics):
-        W_u, W_sa, _, _ = f.denoiser.split()
-        steps = np.array([f.c_u, f.c_net, f.sigma])
-        row[chains.HAS_LATENT], row[chains.FROM_LATENT] = True, plan.transposed(W_u)
-        row[chains.TABLE], row[chains.TABLE_STRIDE] = plan.address(level_table(f)), W_u.shape[0]
-    else:
-        W_sa, steps = f.mlp.layers[0].weight, np.array([[0.0], [1.0], [0.0]])
-        row[chains.TABLE] = plan.address(f.mlp.layers[0].bias)
-    row[chains.STATE_DIM], row[chains.ACTION_DIM], row[chains.STEPS] = d, m, steps.shape[1]
-    row[chains.DIFFERENCE], row[chains.FROM_INPUT] = f.target == "difference", plan.transposed(W_sa)
-    for index, name in ((chains.STATE_MEAN, "state_mean"), (chains.STATE_STD, "state_std"),
-                        (chains.OUT_MEAN, "out_mean"), (chains.OUT_STD, "out_std")):  # fmt: skip
-        row[index] = plan.address(getattr(f, name))
-    return row, steps.astype(DTYPES[plan.dtype]), net
-
-
-def denoiser_of(f: DiffusionDynamics | DeterministicDynamics) -> MLP:
-    """The network that the dynamics call K times, or once."""
-    return f.denoiser.mlp if isinstance(f, DiffusionDynamics) else f.mlp
-
-
 def macs(mlp: MLP) -> int:
     """Multiply–adds of one row through a network."""
     return sum(layer.weight.shape[-1] * layer.weight.shape[-2] for layer in mlp.layers)
 
 
 def tile_rows(rows: int, threads: int, tape_bytes: int) -> int:
-    """Rows per tile: `TILE`, or fewer where a thread has fewer or the tape, of so many bytes a row, would not fit `TAPE_BYTES`."""
+    """Rows per tile: `TILE`, or fewer where a thread has fewer, or the tape (bytes per row) would not fit `TAPE_BYTES`."""
     return max(1, min(TILE, -(-rows // threads), TAPE_BYTES // max(1, tape_bytes)))

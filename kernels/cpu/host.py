@@ -2,9 +2,9 @@
 
 import hashlib
 import platform
-import sys
 import warnings
 from pathlib import Path
+from typing import Any
 
 import numba
 from llvmlite import binding
@@ -17,7 +17,7 @@ VECTOR_BYTES = 64 if FEATURES.get("avx512f") else 32 if FEATURES.get("avx2") els
 ACCUMULATORS = 16 if VECTOR_BYTES == 64 or platform.machine().lower() in ("aarch64", "arm64") else 8
 """vector registers that hold partial sums in the inner loops: half of the 32 of AVX-512 and NEON, of the 16 of AVX2"""
 
-OPTIONS = dict(error_model="numpy", fastmath={"contract", "reassoc", "nsz"}, boundscheck=False)
+OPTIONS: dict[str, Any] = dict(error_model="numpy", fastmath={"contract", "reassoc", "nsz"}, boundscheck=False)
 SOURCES = sorted(Path(__file__).parent.glob("*.py"))
 DIGEST = hashlib.sha256(b"".join(path.read_bytes() for path in SOURCES)).hexdigest()
 
@@ -34,7 +34,13 @@ def part(function):
     return numba.njit(**OPTIONS)(function)
 
 
-def entry(function, dtype) -> CFunc:
+def exact_part(function):
+    """The same for arithmetic whose order of rounding matters."""
+    options = {**OPTIONS, "fastmath": False}
+    return numba.njit(**options)(function)
+
+
+def entry(function, dtype) -> Any:
     """Compile function(like, job) for an element type into a C function of the job's address, kept on disk.
 
     Called through ctypes or by a thread that Python knows nothing of; holds no lock of Python's.
@@ -46,7 +52,7 @@ def entry(function, dtype) -> CFunc:
 
     # the cache's files are named so: every kernel and dtype has its own, and processes that write at once write the same
     task.__qualname__ = task.__name__ = f"{function.py_func.__name__}_{dtype.__name__}"
-    compiled = CFunc(task, ((types.int64,), types.void), locals={}, options=OPTIONS)
+    compiled: Any = CFunc(task, ((types.int64,), types.void), locals={}, options=OPTIONS)
     try:
         compiled._cache = SourceCache(task)
     except RuntimeError as error:  # no folder can be written

@@ -8,9 +8,42 @@ import math
 
 from jacrec.kernels.cpu.host import part
 from jacrec.kernels.cpu.layout import (
-    ACTIVATION, BAR, BARS, BIAS, DEPTH, FIRST_GRADIENT, GAIN, GAIN_GRADIENT, GATE, GELU, HAT, IN, INV_STD, LAST_BAR, LAST_BIAS,
-    LAST_BIAS_GRADIENT, LAST_WEIGHT, LAST_WEIGHT_GRADIENT, LAYER, LAYERS, MISH, NORM, OUT, OUTPUT, PADDED, RELU, RESIDUAL, SHIFT,
-    SHIFT_GRADIENT, SILU, TANH, TAPE, WEIGHT, WEIGHT_GRADIENT, BIAS_GRADIENT, WIDEST, WIDTH, slot,
+    ACTIVATION,
+    BAR,
+    BIAS,
+    BIAS_GRADIENT,
+    DEPTH,
+    FIRST_GRADIENT,
+    GAIN,
+    GAIN_GRADIENT,
+    GATE,
+    GELU,
+    HAT,
+    IN,
+    INV_STD,
+    LAST_BAR,
+    LAST_BIAS,
+    LAST_BIAS_GRADIENT,
+    LAST_WEIGHT,
+    LAST_WEIGHT_GRADIENT,
+    LAYER,
+    LAYERS,
+    MISH,
+    NORM,
+    OUT,
+    OUTPUT,
+    PADDED,
+    RELU,
+    RESIDUAL,
+    SHIFT,
+    SHIFT_GRADIENT,
+    SILU,
+    TANH,
+    WEIGHT,
+    WEIGHT_GRADIENT,
+    WIDEST,
+    WIDTH,
+    slot,
 )  # fmt: skip
 from jacrec.kernels.cpu.products import axpy, axpy_add, dot
 from jacrec.kernels.cpu.scalar import gelu, mish, silu, tanh
@@ -87,7 +120,7 @@ def normalise(like, R, width, padded, gain, shift, h, hat, inv_std):
 
 @part
 def normalise_back(like, R, width, padded, gain, x, hat, inv_std, gain_bar, shift_bar):
-    """LayerNorm's cotangent of x (R, padded) in place; adds its parameters' to gain_bar and shift_bar (width,) if there are any."""
+    """LayerNorm's cotangent of x (R, padded) in place; adds its parameters' to gain_bar, shift_bar (width,) if not 0."""
     row = padded * size_of(like)
     g, inverse = at(like, gain), at(like, inv_std)
     for r in range(R):
@@ -212,6 +245,73 @@ def cotangents(like, net, tape, J, j, R, y_bar, y, work, bars, gradient):
 
 
 @part
+def push(like, net, particles, T, first_bias, x, gate, y):
+    """Value and T tangents of each particle: rows (particles·(1+T), ·), the value first, as in `jacrec.jacobians.mlp`.
+
+    x holds the first layer's products, without the bias, and as much room again behind 2·rows·WIDEST numbers in all; `gate`
+    has room for WIDEST numbers; y (rows, OUT) is written.
+    """
+    size, rows = size_of(like), particles * (1 + T)
+    other = x + rows * net[WIDEST] * size
+    below_padded = net[LAYERS + PADDED]
+    for layer in range(net[DEPTH]):
+        here = LAYERS + layer * LAYER
+        width, padded = net[here + WIDTH], net[here + PADDED]
+        z = other if layer else x
+        if layer:
+            dot(like, x, below_padded, rows, net[here + WEIGHT], below_padded, width, below_padded, z, padded)
+        for p in range(particles):
+            value = z + p * (1 + T) * padded * size
+            activate(like, net[ACTIVATION], 1, width, padded, net[here + BIAS] if layer else first_bias, value, gate)
+            for t in range(1, 1 + T):
+                row = at(like, value + t * padded * size)
+                for i in range(width, padded):
+                    row[i] = type(like)(0)
+                times_gate(like, net[ACTIVATION], padded, value + t * padded * size, value)
+            copy_to(like, padded, gate, value)
+            if net[NORM]:
+                normalise_push(like, T, width, padded, net[here + GAIN], net[here + SHIFT], value, gate)
+        if skips(net, layer):
+            add_to(like, rows * padded, x, z)
+        if layer:
+            x, other = z, x
+        below_padded = padded
+    out = net[OUT]
+    dot(like, x, below_padded, rows, net[LAST_WEIGHT], below_padded, out, below_padded, y, out)
+    bias, result = at(like, net[LAST_BIAS]), at(like, y)
+    for p in range(particles):
+        for i in range(out):
+            result[p * (1 + T) * out + i] += bias[i]
+
+
+@part
+def normalise_push(like, T, width, padded, gain, shift, rows, hat):
+    """LayerNorm of a value and its T tangents, rows (1+T, padded) in place; scratch hat (padded,)."""
+    size = size_of(like)
+    g, b, v, n = at(like, gain), at(like, shift), at(like, rows), at(like, hat)
+    mean, square = type(like)(0), type(like)(0)
+    for i in range(width):
+        mean += v[i]
+    mean /= type(like)(width)
+    for i in range(width):
+        square += (v[i] - mean) * (v[i] - mean)
+    inverse = type(like)(1) / type(like)(math.sqrt(square / type(like)(width) + type(like)(EPS)))
+    for i in range(width):
+        n[i] = (v[i] - mean) * inverse
+        v[i] = n[i] * g[i] + b[i]
+    for t in range(1, 1 + T):
+        dx = at(like, rows + t * padded * size)
+        mean, along = type(like)(0), type(like)(0)
+        for i in range(width):
+            mean += dx[i]
+            along += dx[i] * n[i]
+        mean /= type(like)(width)
+        along /= type(like)(width)
+        for i in range(width):
+            dx[i] = (dx[i] - mean - n[i] * along) * inverse * g[i]
+
+
+@part
 def column_sums(like, rows, columns, stride, x, y):
     """y (columns,) ← y + Σ_r x[r]."""
     y = at(like, y)
@@ -232,10 +332,12 @@ def parameter_gradients(like, net, inputs, tape, bars, J, R, gradient):
     for layer in range(net[DEPTH] + 1):
         here = LAYERS + layer * LAYER
         if layer < net[DEPTH]:
-            width, stride, z_bar = net[here + WIDTH], net[here + PADDED], slot(like, bars, net[here + BAR], net[here + PADDED], J, 0, R)
+            width, stride = net[here + WIDTH], net[here + PADDED]
+            z_bar = slot(like, bars, net[here + BAR], stride, J, 0, R)
             to_weight, to_bias = net[here + WEIGHT_GRADIENT], net[here + BIAS_GRADIENT]
         else:
-            width, stride, z_bar = net[OUT], net[OUT], slot(like, bars, net[LAST_BAR], net[OUT], J, 0, R)
+            width, stride = net[OUT], net[OUT]
+            z_bar = slot(like, bars, net[LAST_BAR], stride, J, 0, R)
             to_weight, to_bias = net[LAST_WEIGHT_GRADIENT], net[LAST_BIAS_GRADIENT]
         if layer:
             below = here - LAYER

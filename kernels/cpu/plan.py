@@ -13,7 +13,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from jacrec.dynamics import DeterministicDynamics, DiffusionDynamics
+from jacrec.jacobians.chain import level_table
 from jacrec.kernels.cpu import layout as at
+from jacrec.kernels.cpu import transition as chains
 from jacrec.kernels.cpu.host import VECTOR_BYTES
 from jacrec.networks import MLP, Affine
 
@@ -129,3 +132,31 @@ def template(shape: Shape, dtype: torch.dtype) -> np.ndarray:
     row[at.LAST_BIAS_GRADIENT], grads = grads, grads + padded(shape.out_dim, dtype)
     row[at.TAPE], row[at.BARS], row[at.GRADIENT] = tape, bars, padded(grads, dtype)
     return row
+
+
+def describe_chain(
+    plan: Plan, f: DiffusionDynamics | DeterministicDynamics, table: Tensor | None = None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The chain's row, its coefficients (3, K), and its network's row; `table`: `level_table(f)` where the caller has it."""
+    d, m = f.state_dim, f.action_dim
+    row = np.zeros(chains.CHAIN, dtype=np.int64)
+    net = plan.network(denoiser_of(f))[0]
+    if isinstance(f, DiffusionDynamics):
+        W_u, W_sa, _, _ = f.denoiser.split()
+        steps = np.array([f.c_u, f.c_net, f.sigma])
+        row[chains.HAS_LATENT], row[chains.FROM_LATENT] = True, plan.transposed(W_u)
+        row[chains.TABLE], row[chains.TABLE_STRIDE] = plan.address(level_table(f) if table is None else table), W_u.shape[0]
+    else:
+        W_sa, steps = f.mlp.layers[0].weight, np.array([[0.0], [1.0], [0.0]])
+        row[chains.TABLE] = plan.address(f.mlp.layers[0].bias)
+    row[chains.STATE_DIM], row[chains.ACTION_DIM], row[chains.STEPS] = d, m, steps.shape[1]
+    row[chains.DIFFERENCE], row[chains.FROM_INPUT] = f.target == "difference", plan.transposed(W_sa)
+    for index, name in ((chains.STATE_MEAN, "state_mean"), (chains.STATE_STD, "state_std"),
+                        (chains.OUT_MEAN, "out_mean"), (chains.OUT_STD, "out_std")):  # fmt: skip
+        row[index] = plan.address(getattr(f, name))
+    return row, steps.astype(DTYPES[plan.dtype]), net
+
+
+def denoiser_of(f: DiffusionDynamics | DeterministicDynamics) -> MLP:
+    """The network that the dynamics call K times, or once."""
+    return f.denoiser.mlp if isinstance(f, DiffusionDynamics) else f.mlp

@@ -15,15 +15,15 @@ def _dot_rows(R: int):
     @part
     def rows(like, blocks, x, x_stride, w, w_stride, O, n, y, y_stride):
         size = size_of(like)
-        x_block, y_block = R * x_stride * size, R * y_stride * size
+        x_block, y_block, w_row = R * x_stride * size, R * y_stride * size, w_stride * size
         whole = O - O % width
         # one block of w at a time: it stays in the nearest cache while all rows pass
         for o in range(0, whole, width):
             for b in range(blocks):
-                wide(like, x + b * x_block, x_stride, w + o * w_stride * size, w_stride, n, y + b * y_block + o * size, y_stride)
+                wide(like, x + b * x_block, x_stride, w + o * w_row, w_stride, n, y + b * y_block + o * size, y_stride)
         for o in range(whole, O):
             for b in range(blocks):
-                narrow(like, x + b * x_block, x_stride, w + o * w_stride * size, w_stride, n, y + b * y_block + o * size, y_stride)
+                narrow(like, x + b * x_block, x_stride, w + o * w_row, w_stride, n, y + b * y_block + o * size, y_stride)
 
     return rows
 

@@ -7,14 +7,13 @@ nearest caches, and does not grow with the number of particles.
 from functools import cache
 
 import numpy as np
-from numba import carray
 
-from jacrec.kernels.cpu.chain import CHAIN as CHAIN_LENGTH
-from jacrec.kernels.cpu.chain import HAS_LATENT, STEPS, chain_adjoint, chain_record
 from jacrec.kernels.cpu.host import entry, part
 from jacrec.kernels.cpu.layout import BARS, BIAS, GRADIENT, LAYERS, PADDED, TAPE, WIDEST
 from jacrec.kernels.cpu.mlp import add_to, copy_to, cotangents, parameter_gradients, record
-from jacrec.kernels.cpu.tiles import at, fetch_add, integers, size_of
+from jacrec.kernels.cpu.tiles import at, carray, fetch_add, integers, size_of
+from jacrec.kernels.cpu.transition import CHAIN as CHAIN_LENGTH
+from jacrec.kernels.cpu.transition import HAS_LATENT, STEPS, pull_transition, record_transition
 from jacrec.kernels.cpu.values import critic_gradient, first_layer, input_cotangent, reward_gradient
 
 # the job that threads share: a row of int64. First how it is divided, then sizes and addresses
@@ -25,9 +24,9 @@ STATE_DIM, ACTION_DIM, HORIZON, PARTICLES, ROWS, BATCHED, TILE = range(2, 9)
 POLICY, POLICIES, POLICY_LENGTH, REWARD, REWARD_LENGTH, CRITIC, CRITICS, CRITIC_LENGTH, DENOISER, DENOISER_LENGTH = range(9, 19)
 """networks as in `layout`, with their numbers and the lengths of their rows"""
 CHAIN, STEP_COEFFICIENTS, SCALES, DISCOUNTS, WEIGHTS = range(19, 24)
-"""the chain's row as in `chain`, c_u, c_net, σ (3, K), the reward's scales, γ^j (H+1,), γ^j times a row's share in the mean"""
+"""the chain's row as in `transition`, c_u, c_net, σ (3, K), the reward's scales, γ^j (H+1,), γ^j times a row's share"""
 STATE, NOISE, RETURNS, GRADIENTS, MEMORY, MEMORY_LENGTH = range(24, 30)
-"""state (N, d), noise (N, M, H, K+1, d); returns (N·M,) and gradients, which are written; workspace of each share, in numbers"""
+"""state (N, d), noise (N, M, H, K+1, d); returns (N·M,) and gradients, which are written; workspace of each share"""
 JOB = 30
 
 
@@ -109,17 +108,17 @@ def sum_shares(like, job_address):
 
 @part
 def _tile(
-    like, d, m, H, M, batched, discounts, weights, steps, policy, reward, scales, critic, chain, denoiser, state, noise, begin, end,
-    returns, gradient, memory,
+    like, d, m, H, M, batched, discounts, weights, steps, policy, reward, scales, critic, chain, denoiser, state, noise,
+    begin, end, returns, gradient, memory,
 ):  # fmt: skip
     K, size, R = chain[STEPS], size_of(like), end - begin
     # unpacked one by one: a comprehension here would start a pass of numba's that drops stores through pointers
     b = memory + buffers(d, m, H, policy, reward, critic, chain, denoiser, R) * size
-    s, a, v_s, v_a, x, x_bar, constant, u, y, mu, p_s, p_a = b[0], b[1], b[2], b[3], b[4], b[5], b[6], b[7], b[8], b[9], b[10], b[11]
-    w, lam, q, r_y, total, work, inputs, policy_tape, bars = b[12], b[13], b[14], b[15], b[16], b[17], b[18], b[19], b[20]
-    reward_tape, critic_tape, tape = b[21], b[22], b[23]
+    s, a, v_s, v_a, x, x_bar, constant, u, y, mu = b[0], b[1], b[2], b[3], b[4], b[5], b[6], b[7], b[8], b[9]
+    p_s, p_a, w, lam, q, r_y, total, work, inputs = b[10], b[11], b[12], b[13], b[14], b[15], b[16], b[17], b[18]
+    policy_tape, bars, reward_tape, critic_tape, tape = b[19], b[20], b[21], b[22], b[23]
     step_s, step_a = R * d * size, R * m * size  # bytes of one step's states and actions
-    one, zero = type(R)(1), type(R)(0)
+    zero = type(R)(0)
     noise_row = (K + 1) * d if chain[HAS_LATENT] else zero
     L = returns + begin * size
     first_states, totals = at(like, s), at(like, L)
@@ -146,8 +145,9 @@ def _tile(
         if j < H:
             reward_gradient(like, reward, scales, discounts[j], weights[j], R, d, m, s_j, a_j, reward_tape, x, r_y, work, L,
                             v_s + j * step_s, v_a + j * step_a)  # fmt: skip
-            chain_record(like, chain, steps, denoiser, s_j, a_j, noise + (begin * H + j) * noise_row * size, H * noise_row, R,
-                         tape, H * K, j * K, x, constant, u, y, s_j + step_s)  # fmt: skip
+            noise_j = noise + (begin * H + j) * noise_row * size
+            record_transition(like, chain, steps, denoiser, s_j, a_j, noise_j, H * noise_row, R, tape, H * K, j * K, x,
+                              constant, u, y, s_j + step_s)  # fmt: skip
         else:
             critic_gradient(like, critic, discounts[H], weights[H], R, d, m, s_j, a_j, critic_tape, x, x_bar, q, work, L,
                             v_s + j * step_s, v_a + j * step_a)  # fmt: skip
@@ -174,7 +174,7 @@ def _tile(
         if j:
             for i in range(R * d):
                 lam_j[i] += direct_s[i] + pulled_s[i]
-            chain_adjoint(like, chain, steps, denoiser, R, tape, H * K, (j - 1) * K, lam, mu, y, total, x, work, p_s, p_a)
+            pull_transition(like, chain, steps, denoiser, R, tape, H * K, (j - 1) * K, lam, mu, y, total, x, work, p_s, p_a)
 
     r = zero
     while r < R:

@@ -10,16 +10,20 @@ bytes, strides count elements, `like` is any number of the element's type.
 """
 
 from functools import cache
+from typing import Any
 
+import numba
 from llvmlite import ir
+from numba import extending
 from numba.core import types
 from numba.core.cgutils import get_or_insert_function
-from numba.extending import intrinsic
 
 from jacrec.kernels.cpu.host import VECTOR_BYTES
 
 ELEMENTS = {types.float32: (ir.FloatType(), 4, "f32"), types.float64: (ir.DoubleType(), 8, "f64")}
 INT = ir.IntType(64)
+carray: Any = numba.carray  # pyright: ignore[reportPrivateImportUsage]
+intrinsic: Any = extending.intrinsic  # its callers pass one argument fewer than its functions take
 FAST = ("reassoc", "contract")
 
 
@@ -63,14 +67,14 @@ class Emitter:
         return self.builder.shuffle_vector(a, b, mask)
 
     def fold(self, sums: list):
-        """L vectors -> one vector whose lane i is the sum of the lanes of vector i: a tree that halves vectors and lanes at once."""
+        """L vectors -> one vector, whose lane i is the sum over vector i: a tree that halves vectors and lanes at once."""
         step = 1
         while len(sums) > 1:
             # lane blocks of `step`: even blocks of a and b side by side, plus odd blocks likewise
             even = [i for i in range(2 * self.lanes) if (i // step) % 2 == 0]
             odd = [i for i in range(2 * self.lanes) if (i // step) % 2 == 1]
             sums = [
-                self.builder.fadd(self.shuffle(a, b, even), self.shuffle(a, b, odd), flags=FAST)
+                self.builder.fadd(self.shuffle(a, b, even), self.shuffle(a, b, odd), flags=FAST)  # pyright: ignore[reportCallIssue]
                 for a, b in zip(sums[::2], sums[1::2], strict=True)
             ]
         return sums[0]
@@ -111,7 +115,10 @@ def _check(like, *integers):
 
 @cache
 def dot_tile(R: int, O: int):
-    """The intrinsic (like, x, x_stride, w, w_stride, n, y, y_stride): y[r, o] = Σ_{i<n} x[r, i] w[o, i], n a multiple of the lanes."""
+    """The intrinsic (like, x, x_stride, w, w_stride, n, y, y_stride) for R rows and O outputs.
+
+    y[r, o] = Σ_{i<n} x[r, i] w[o, i]; n is a multiple of the lanes.
+    """
 
     @intrinsic
     def tile(typing, like, x, x_stride, w, w_stride, n, y, y_stride):
@@ -237,3 +244,18 @@ def fetch_add(typing, address):
         return builder.atomic_rmw("add", pointer, ir.Constant(INT, 1), "monotonic")
 
     return types.int64(address), emit
+
+
+@intrinsic
+def two_to(typing, like, n):
+    """2ⁿ for a whole number n within the exponents of the type, itself of that type."""
+    if like not in ELEMENTS or n != like:
+        return None
+
+    def emit(context, builder, signature, args):
+        element, size, _ = ELEMENTS[like]
+        integer, bias, bits = (ir.IntType(32), 127, 23) if size == 4 else (INT, 1023, 52)
+        exponent = builder.add(builder.fptosi(args[1], integer), ir.Constant(integer, bias))
+        return builder.bitcast(builder.shl(exponent, ir.Constant(integer, bits)), element)
+
+    return like(like, n), emit

@@ -1,11 +1,11 @@
 """Reward and critic with their gradients for a tile of rows: what `jacrec.jacobians.values` does, inside a kernel."""
 
-from jacrec.kernels.cpu.chain import standardise
 from jacrec.kernels.cpu.host import part
-from jacrec.kernels.cpu.layout import FIRST, IN, LAYERS, PADDED, BIAS, TAPE
+from jacrec.kernels.cpu.layout import BIAS, FIRST, IN, LAYERS, PADDED, TAPE
 from jacrec.kernels.cpu.mlp import cotangents, first_slot, record
 from jacrec.kernels.cpu.products import axpy, dot
 from jacrec.kernels.cpu.tiles import at, size_of
+from jacrec.kernels.cpu.transition import standardise
 
 STATE_MEAN, STATE_STD, REWARD_MEAN, REWARD_STD = range(4)
 
