@@ -11,8 +11,7 @@ from torch import Tensor
 
 from jacrec.dynamics import DiffusionDynamics
 from jacrec.jacobians.chain import level_table
-
-from .launch import (
+from jacrec.kernels.launch import (
     Tile,
     check_precision,
     choose_tile,
@@ -24,7 +23,7 @@ from .launch import (
     plan,
     start,
 )
-from .transposed import chain_adjoint_kernel, chain_record_kernel
+from jacrec.kernels.transposed import chain_adjoint_kernel, chain_record_kernel
 
 
 @dataclass(frozen=True)

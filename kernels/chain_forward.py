@@ -5,9 +5,19 @@ from torch import Tensor
 
 from jacrec.dynamics import DiffusionDynamics
 from jacrec.jacobians.chain import level_table
-
-from .launch import Tile, check_precision, choose_tile, coefficients, demand_served, net, padded, parameters, plan, start
-from .reverse import chain_forward_kernel
+from jacrec.kernels.launch import (
+    Tile,
+    check_precision,
+    choose_tile,
+    coefficients,
+    demand_served,
+    net,
+    padded,
+    parameters,
+    plan,
+    start,
+)
+from jacrec.kernels.reverse import chain_forward_kernel
 
 
 @torch.no_grad()

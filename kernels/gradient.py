@@ -12,13 +12,12 @@ from typing import cast
 
 import jacrec.gradient
 from jacrec.errors import expect_one_of
+from jacrec.kernels import graphs, launch
+from jacrec.kernels.chain import chain_adjoint, chain_forward, chain_record
+from jacrec.kernels.launch import check_precision, demand_served
+from jacrec.kernels.rollout import rollout_gradient, rollout_unserved, worthwhile
 from jacrec.shapes import Problem
 from jacrec.types import PolicyGradient
-
-from . import graphs, launch
-from .chain import chain_adjoint, chain_forward, chain_record
-from .launch import check_precision, demand_served
-from .rollout import rollout_gradient, rollout_unserved, worthwhile
 
 
 def unserved(p: Problem, form: str) -> str | None:

@@ -12,10 +12,9 @@ from torch import Tensor
 
 from jacrec.dynamics import DiffusionDynamics
 from jacrec.errors import expect_one_of
+from jacrec.kernels.rows import Net, Shape, value_rows
 from jacrec.networks import MLP, written_out
 from jacrec.shapes import Problem
-
-from .rows import Net, Shape, value_rows
 
 PRECISIONS = ("ieee", "tf32x3", "tf32")
 MAX_WIDTH, MAX_DEPTH, MAX_STATE, MAX_ACTION = 1024, 6, 64, 32

@@ -11,7 +11,7 @@ i % 2, h̄ (what LayerNorm and skips need) in buffer 2 + i % 2.
 import triton
 import triton.language as tl
 
-from .rows import at, product, small_product
+from jacrec.kernels.rows import at, product, small_product
 
 
 @triton.jit

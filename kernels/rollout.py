@@ -13,12 +13,8 @@ from jacrec.dynamics import DiffusionDynamics
 from jacrec.gradient import Visited
 from jacrec.jacobians.chain import level_table
 from jacrec.jacobians.policy import has_written_jacobian
-from jacrec.networks import MLP, RewardModel, TwinCritic, written_out
-from jacrec.shapes import Problem
-from jacrec.types import PolicyGradient
-
-from .imagine import rollout_kernel
-from .launch import (
+from jacrec.kernels.imagine import rollout_kernel
+from jacrec.kernels.launch import (
     MAX_DEPTH,
     MAX_WIDTH,
     TILES,
@@ -35,6 +31,9 @@ from .launch import (
     start,
     unserved,
 )
+from jacrec.networks import MLP, RewardModel, TwinCritic, written_out
+from jacrec.shapes import Problem
+from jacrec.types import PolicyGradient
 
 ROLLOUT_ROWS = (16, 32, 64)
 """tiles to choose from, smallest first: up to 64 rows a layer's time is that of reading its weights. Not measured"""

@@ -28,7 +28,7 @@ from typing import NamedTuple
 import triton
 import triton.language as tl
 
-from .activation import activate, tanh
+from jacrec.kernels.activation import activate, tanh
 
 
 class Net(NamedTuple):

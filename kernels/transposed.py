@@ -7,9 +7,9 @@
 import triton
 import triton.language as tl
 
-from .pull import pull_hidden
-from .reverse import condition, denoise, reverse_chain
-from .rows import at, product
+from jacrec.kernels.pull import pull_hidden
+from jacrec.kernels.reverse import condition, denoise, reverse_chain
+from jacrec.kernels.rows import at, product
 
 
 @triton.jit
