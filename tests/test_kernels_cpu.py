@@ -1,5 +1,6 @@
 """The fused CPU kernels against their plain twins, autodiff, and what a user may do to them."""
 
+import copy
 import os
 import subprocess
 import sys
@@ -28,8 +29,9 @@ from jacrec import (
 )  # fmt: skip
 from jacrec.jacobians import chain as plain_chain
 from jacrec.kernels.cpu import chain as fused_chain
-from jacrec.kernels.cpu import gradient, host, products, threads
+from jacrec.kernels.cpu import host, prepared, products, threads
 from jacrec.kernels.cpu.tiles import integers
+from jacrec.shapes import problem as check
 from tests.conftest import property_cases
 from tests.oracles import looped_gradient, relative_error, well_posed
 from tests.strategies import ForeignDynamics, cases, shake
@@ -164,6 +166,7 @@ def test_any_number_of_threads(monkeypatch, batched, team):
     try:
         for count in (1, 2, 3, 5):
             torch.set_num_threads(count)
+            prepared._plans.clear()  # so that LEAST_WORK is asked again
             got = policy_gradient(*problem, method=FUSED)
             again = policy_gradient(*problem, method=FUSED)
             assert torch.get_num_threads() == count
@@ -194,7 +197,8 @@ def test_two_callers_at_once():
 def test_small_tiles_where_the_tape_is_long(monkeypatch):
     problem = problem_of(M=9)
     expected = policy_gradient(*problem, method=FUSED).gradient
-    monkeypatch.setattr(gradient, "TAPE_BYTES", 1)
+    monkeypatch.setattr(prepared, "TAPE_BYTES", 1)
+    prepared._plans.clear()
     assert relative_error(policy_gradient(*problem, method=FUSED).gradient, expected) < 1e-13
 
 
@@ -210,6 +214,54 @@ def test_changed_weights_are_seen(change):
             (p.detach() if change == "in place" else p.data).mul_(1.1)
     expected, got = (policy_gradient(*problem, method=method) for method in (Autograd(), FUSED))
     assert relative_error(got.gradient, expected.gradient) < 1e-12
+
+
+def replace_layer(policy, world):
+    policy.mlp.layers[1] = copy.deepcopy(policy.mlp.layers[1])
+    policy.mlp.layers[1].weight.data.mul_(1.3)
+
+
+def replace_parameter(policy, world):
+    layer = world.reward.mlp.layers[0]
+    layer.weight = torch.nn.Parameter(1.3 * layer.weight.detach())
+
+
+def move_data(policy, world):
+    world.dynamics.denoiser.mlp.layers[1].weight.data = 1.3 * world.dynamics.denoiser.mlp.layers[1].weight.data
+
+
+def turn_data(policy, world):
+    policy.mlp.layers[1].weight.data = policy.mlp.layers[1].weight.data.T
+
+
+def rescale(policy, world):
+    world.dynamics.set_scales(torch.ones(11), 2 * torch.ones(11), torch.ones(11), 3 * torch.ones(11))
+
+
+def other_steps(policy, world):
+    world.dynamics.c_u = [1.1 * c for c in world.dynamics.c_u]
+
+
+def other_target(policy, world):
+    world.dynamics.target = "state"
+
+
+@pytest.mark.parametrize("change", [replace_layer, replace_parameter, move_data, turn_data, rescale, other_steps, other_target])
+def test_a_prepared_plan_is_given_up_or_brought_up_to_date(change):
+    """Widths are whole vectors here, so that the plan is one that is kept."""
+    problem = problem_of(hidden=(32, 32))
+    before = policy_gradient(*problem, method=FUSED).gradient
+    assert not prepared.prepared(check(*problem)).plan.copied
+    change(*problem[:2])
+    expected, got = (policy_gradient(*problem, method=method).gradient for method in (Autograd(), FUSED))
+    assert relative_error(got, expected) < 1e-12
+    assert relative_error(before, expected) > 1e-6
+
+
+def test_plans_do_not_pile_up():
+    for seed in range(prepared.KEPT + 3):
+        policy_gradient(*problem_of(hidden=(32, 32), seed=seed), method=FUSED)
+    assert len(prepared._plans) == prepared.KEPT
 
 
 def test_weights_that_are_not_contiguous():

@@ -1,12 +1,13 @@
 """Modules as the rows of int64 that the CPU kernels read. Parameters are read where they lie; only the first layers are copied.
 
-A plan holds what its addresses point to, and is made anew for every gradient: nothing that a training step, a
-`load_state_dict` or a user's own hand changes can be missed.
+A plan holds what its addresses point to; `refresh` brings the copies up to date.
 """
 
+import weakref
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import cache
-from typing import NamedTuple
+from functools import cache, partial
+from typing import NamedTuple, cast
 
 import numpy as np
 import torch
@@ -40,10 +41,19 @@ class Plan:
     dtype: torch.dtype
     kept: list = field(default_factory=list)
 
+    refreshed: list[Callable[[], object]] = field(default_factory=list)
+    copied: bool = False
+    """whether it holds copies that `refresh` does not know"""
+
+    def refresh(self) -> None:
+        """Copy again what was copied out of parameters."""
+        for again in self.refreshed:
+            again()
+
     def address(self, tensor: Tensor) -> int:
         """Where a contiguous form of the tensor lies."""
         if not tensor.is_contiguous():
-            tensor = tensor.detach().contiguous()
+            tensor, self.copied = tensor.detach().contiguous(), True
         self.kept.append(tensor)
         return tensor.data_ptr()
 
@@ -55,11 +65,19 @@ class Plan:
     def wide(self, weight: Tensor) -> int:
         """A weight (..., out, in) with `in` padded to whole vectors: itself where it is already."""
         missing = padded(weight.shape[-1], self.dtype) - weight.shape[-1]
-        return self.address(functional.pad(weight.detach(), (0, missing)) if missing else weight)
+        if not missing:
+            return self.address(weight)
+        self.copied = True
+        return self.address(functional.pad(weight.detach(), (0, missing)))
 
     def transposed(self, weight: Tensor) -> int:
         """A weight (..., out, in) as (..., in, padded out)."""
-        return self.wide(weight.detach().mT)
+        source = weight.detach().mT
+        copy = source.new_zeros(*source.shape[:-1], padded(source.shape[-1], self.dtype))
+        target = copy[..., : source.shape[-1]]
+        target.copy_(source)
+        self.refreshed.append(partial(target.copy_, source))
+        return self.address(copy)
 
     def network(self, mlp: MLP, first: Tensor | None = None) -> np.ndarray:
         """One row per network of the stack, (n, length); with the first layer's weight (n, w, in) or (w, in), transposed."""
@@ -145,7 +163,11 @@ def describe_chain(
         W_u, W_sa, _, _ = f.denoiser.split()
         steps = np.array([f.c_u, f.c_net, f.sigma])
         row[chains.HAS_LATENT], row[chains.FROM_LATENT] = True, plan.transposed(W_u)
-        row[chains.TABLE], row[chains.TABLE_STRIDE] = plan.address(level_table(f) if table is None else table), W_u.shape[0]
+        if table is None:
+            table = level_table(f).detach()
+            own = weakref.ref(f)
+            plan.refreshed.append(lambda kept=table: kept.copy_(level_table(cast(DiffusionDynamics, own()))))
+        row[chains.TABLE], row[chains.TABLE_STRIDE] = plan.address(table), W_u.shape[0]
     else:
         W_sa, steps = f.mlp.layers[0].weight, np.array([[0.0], [1.0], [0.0]])
         row[chains.TABLE] = plan.address(f.mlp.layers[0].bias)
