@@ -35,6 +35,7 @@ def environment(device: str = "cpu") -> dict:
     return {
         "machine": machine(device),
         "cores": usable_cores(),
+        "load": round(os.getloadavg()[0], 2),
         "threads": torch.get_num_threads(),
         **versions(("torch", "numpy", "numba", "triton", "jax")),
         **({"cuda": torch.version.cuda} if device == "cuda" else {}),
@@ -121,6 +122,28 @@ def timed(
                 once(call)
             samples[name] += [once(call) for _ in range(timing)]
     return {name: percentiles([1e3 * x for x in seconds]) for name, seconds in samples.items()}
+
+
+class Others:
+    """What other processes took of the machine's processors since this was made; 0 where nobody counts (not Linux)."""
+
+    def __init__(self) -> None:
+        self.begun = self._now()
+
+    def share(self) -> float:
+        """Of the time of all processors of the machine, from 0 to 1."""
+        wall, busy, own = (now - begun for now, begun in zip(self._now(), self.begun, strict=True))
+        return max(0.0, busy - own) / (wall * (os.cpu_count() or 1)) if wall > 0 else 0.0
+
+    @staticmethod
+    def _now() -> tuple[float, float, float]:
+        """Seconds: of the clock, of work of all processors, of work of this process."""
+        stat = Path("/proc/stat")
+        if not stat.exists():
+            return time.perf_counter(), 0.0, 0.0
+        user, nice, system, _idle, _iowait, irq, softirq, steal = map(int, stat.read_text().split("\n")[0].split()[1:9])
+        busy = (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK")
+        return time.perf_counter(), busy, time.process_time()
 
 
 def synchronise(device: str) -> None:

@@ -30,7 +30,9 @@ GRADIENTS = ("forward fused", "adjoint fused", "adjoint recomputed fused")
 
 
 def measure_gradient(case: Case, rates: floor.Rates, repetitions: int, told: set[str]) -> list[dict]:
-    """A row for each fused form of the whole gradient that this version has on this device; `told` gathers why others are missing.
+    """A row for each fused form of the whole gradient that this version has on this device.
+
+    `told` gathers the reasons why others are missing, so that each is printed once.
 
     Raises:
         SystemExit: one of them answers something else than the plain adjoint form.

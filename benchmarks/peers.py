@@ -158,15 +158,7 @@ def method(make: Callable[[], Method]) -> Callable[[Case], Entry]:
 
 
 def _fused(form: Callable[..., Method], **options: object) -> Callable[[Case], Entry]:
-    prepare = method(lambda: form(kernel="fused", **options))
-
-    def prepare_if_written(case: Case) -> Entry:
-        try:
-            return prepare(case)
-        except AttributeError as error:
-            raise Unavailable(f"no such kernel for this device yet ({error})") from error
-
-    return prepare_if_written
+    return method(lambda: form(kernel="fused", **options))
 
 
 CONTESTANTS = {

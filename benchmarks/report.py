@@ -37,6 +37,8 @@ def block(row: dict, *, first: bool) -> str:
         lines.append(f"  {name:25s}{ms['median']:9.3f} ({ms['p20']:.2f}-{ms['p80']:.2f})".ljust(48)
                      + f"{'-' if peak is None else f'{peak / MIB:.2f}':>9s}{row['error'][name]:9.0e}"
                      f"{limit['ms'] / ms['median']:7.1%}   {ratios}")  # fmt: skip
+    if row["others"] > 0.05:
+        lines.append(f"    CROWDED: other processes had {row['others']:.0%} of the machine: no fair times")
     for name, parts in row["phases"].items():
         if parts:
             lines.append(f"    phases of {name}: " + ", ".join(f"{phase} {ms:.2f}" for phase, ms in parts.items()))

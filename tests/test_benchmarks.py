@@ -58,7 +58,8 @@ def test_gradients_agree_and_the_results_have_their_fields(tmp_path, load):
         assert row["peak_bytes"][name] > 0
     assert row["floor"]["ms"] == max(row["floor"][x] for x in ("arithmetic", "bytes", "latency")) > 0
     assert set(row["phases"]["adjoint"]) == set(load("phases").PHASES)
-    assert {"task", "d", "m", "M", "H", "K", "width", "dtype", "count", "rates", "chosen", "ready_seconds"} <= set(row)
+    assert {"task", "d", "m", "M", "H", "K", "width", "dtype", "count", "rates", "chosen"} <= set(row)
+    assert {"ready_seconds", "others"} <= set(row)
 
 
 def test_a_wrong_gradient_is_not_timed(load, monkeypatch):
@@ -150,6 +151,18 @@ def test_timing_makes_the_calls_that_it_says(load):
     calls["quick"] = 0
     timed({"quick": quick}, 4)
     assert calls["quick"] == 2 + 4
+
+
+@pytest.mark.skipif(not Path("/proc/stat").exists(), reason="nobody counts here what other processes take")
+def test_other_processes_are_noticed(load):
+    others = load("harness").Others()
+    worker = subprocess.Popen([sys.executable, "-c", "while True: pass"])
+    try:
+        time.sleep(1.0)
+    finally:
+        worker.kill()
+        worker.wait()
+    assert 0.5 / os.cpu_count() < others.share() <= 1.1
 
 
 def test_results_of_odd_sizes_stay_out_of_the_results(load):
