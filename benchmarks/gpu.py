@@ -41,7 +41,8 @@ class Part:
 
 
 PARTS = (
-    Part("tests", ("-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/test_kernels_triton.py"), 180,
+    Part("tests", ("-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/test_kernels_triton.py",
+                   "tests/test_kernels_triton_gradient.py"), 200,
          ("pytest", "hypothesis")),
     Part("kernels", ("benchmarks/kernel_speed.py", "--device", "cuda"), 120),
     Part("gradients", ("benchmarks/grad_speed.py", "--device", "cuda"), 150),

@@ -6,30 +6,22 @@ from unittest import mock
 
 import pytest
 import torch
+import triton
+import triton.language as tl
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from triton.runtime.errors import OutOfResources
 
 from jacrec import DeterministicDynamics, DiffusionDynamics
 from jacrec.activations import ACTIVATIONS
 from jacrec.jacobians import chain as plain
-
-from .oracles import relative_error
-from .strategies import shake
-from .triton_cases import COMPILED, DEVICE, TOO_LATE, few, triton_as_imported
-
-if TOO_LATE:
-    pytest.skip("triton was imported as a compiler: see test_kernels_triton_alone.py", allow_module_level=True)
-
-import triton
-import triton.language as tl
-from triton.runtime.errors import OutOfResources
-
 from jacrec.kernels import chain as fused
 from jacrec.kernels import launch
 from jacrec.kernels.activation import activate
 from jacrec.kernels.rows import Net
-
-__all__ = ["triton_as_imported"]
+from tests.oracles import relative_error
+from tests.strategies import shake
+from tests.triton_cases import COMPILED, DEVICE, few
 
 
 @st.composite

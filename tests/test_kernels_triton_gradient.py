@@ -8,19 +8,12 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from jacrec import Autograd, World
+from jacrec.kernels import gradient, graphs, launch, rollout
 from jacrec.methods import policy_gradient
 from jacrec.shapes import problem
-
-from .oracles import relative_error, well_posed
-from .strategies import foreign_reward
-from .triton_cases import COMPILED, TOO_LATE, few, imagine, problems, triton_as_imported
-
-if TOO_LATE:
-    pytest.skip("triton was imported as a compiler: see test_kernels_triton_alone.py", allow_module_level=True)
-
-from jacrec.kernels import gradient, graphs, launch, rollout
-
-__all__ = ["triton_as_imported"]
+from tests.oracles import relative_error, well_posed
+from tests.strategies import foreign_reward
+from tests.triton_cases import COMPILED, few, imagine, problems
 
 
 @few(8, 3)

@@ -1,37 +1,16 @@
 """What the tests of the Triton kernels share: interpreted where there is no GPU, compiled where there is one."""
 
-import os
-import sys
-from pathlib import Path
-from unittest import mock
-
-import pytest
 import torch
 from hypothesis import settings
 from hypothesis import strategies as st
 
 from jacrec import Actor, BatchedPolicy, DiffusionDynamics, RewardModel, TwinCritic, World
 from jacrec.activations import ACTIVATIONS
+from tests.conftest import HAS_GPU
+from tests.strategies import shake
 
-from .strategies import shake
-
-# whether to interpret has to be known when triton is first imported; the driver's files tell without waking CUDA up
-COMPILED = torch.version.cuda is not None and any(Path(x).exists() for x in ("/dev/nvidiactl", "/dev/dxg"))
+COMPILED = HAS_GPU
 DEVICE = "cuda" if COMPILED else "cpu"
-HOW = {} if COMPILED else {"TRITON_INTERPRET": "1"}
-TOO_LATE = not COMPILED and "triton" in sys.modules and os.environ.get("TRITON_INTERPRET") != "1"
-"""whether another test has imported triton as a compiler; then test_kernels_triton_alone.py runs these in a new process"""
-
-if not TOO_LATE:
-    with mock.patch.dict(os.environ, HOW):
-        import jacrec.kernels.gradient  # noqa: F401
-
-
-@pytest.fixture(autouse=True, scope="module")
-def triton_as_imported():
-    """Triton asks again while it runs; for tests that follow it is none of their business."""
-    with mock.patch.dict(os.environ, HOW):
-        yield
 
 
 def few(interpreted: int, compiled: int = 6):
