@@ -5,6 +5,7 @@ into the optimiser's vector, and a stacked network is worked through one head af
 cache likes best.
 """
 
+import importlib
 from dataclasses import dataclass, field
 
 import torch
@@ -42,10 +43,10 @@ def why_not_fused(parameters: Tensor) -> str | None:
     if parameters.dtype not in (torch.float32, torch.float64):
         return f"the networks are {parameters.dtype}, and the fused update is for float32 and float64"
     try:
-        from jacrec.training.native import why_not
+        importlib.import_module("numba")
     except ImportError as error:
         return f"Numba is missing ({error})"
-    return why_not()
+    return None
 
 
 class MLPPass:

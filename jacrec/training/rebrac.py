@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from jacrec.data.transitions import Transitions
-from jacrec.networks import Actor, TwinCritic
+from jacrec.networks import MLP, Actor, TwinCritic
 from jacrec.training.config import ReBRACConfig
 from jacrec.training.flat import Adam, Flat
 from jacrec.training.passes import MLPPass, why_not_fused
@@ -28,8 +28,8 @@ class ReBRAC:
     A batch is a tensor of rows [s, a, s', â', r, 1−d] (B, 2d+2m+2), see `pack`.
 
     Args:
-        fused: whether an update is one call of compiled code (`jacrec.training.fused_rebrac`); None: where that is possible,
-            on a CPU whose torch carries MKL and an update need not be capturable.
+        fused: whether an update is one call of compiled code (`jacrec.kernels.cpu.rebrac`); None: where that is possible, on a
+            CPU with Numba where an update need not be capturable.
         capturable: whether an update can be part of a CUDA graph; None: on a GPU.
 
     Raises:
@@ -74,9 +74,17 @@ class ReBRAC:
             raise ValueError(f"fused: expected True where the fused update can serve, got it where {obstacle}; leave it out")
         self.fused = None
         if fused is not False and obstacle is None:
-            from jacrec.training.fused_rebrac import FusedReBRAC
+            from jacrec.kernels.cpu.rebrac import FusedReBRAC, Rule, Trained
 
-            self.fused = FusedReBRAC(self)
+            def trained(mlp: MLP, target: Flat, adam: Adam) -> Trained:
+                flat, steps = adam.flat, adam.state()["step"]
+                return Trained(mlp, flat.value, target.value, flat.gradient, *adam.moments(), steps)
+
+            self.fused = FusedReBRAC(
+                trained(self.actor.mlp, self.flat_target_actor, self.actor_adam),
+                trained(self.critic.mlp, self.flat_target_critic, self.critic_adam),
+                Rule(*(getattr(config, name) for name in Rule._fields)),
+            )
 
     @torch.no_grad()
     def update(self, batch: Tensor, noise: Tensor, move_actor: bool) -> dict[str, Tensor]:

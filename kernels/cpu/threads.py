@@ -7,7 +7,7 @@ when torch has just used it, and never competes with it for the cores. Elsewhere
 import ctypes
 import os
 import threading
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from functools import cache
 from pathlib import Path
 
@@ -21,14 +21,15 @@ LEAST_WORK = 2e6
 _pool: ThreadPoolExecutor | None = None
 _lock = threading.Lock()
 _own = threading.local()
+_forked = False
 
 
 def _forget_pool() -> None:
-    global _pool, _lock
-    _pool, _lock = None, threading.Lock()
+    global _pool, _lock, _forked
+    _pool, _lock, _forked = None, threading.Lock(), True
 
 
-# a forked child has none of its parent's threads
+# a forked child has none of its parent's threads, and OpenMP does not know: a pool of its own serves it
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_forget_pool)
 
@@ -39,9 +40,10 @@ def team():
     maps = Path("/proc/self/maps")
     if not maps.exists():
         return None
-    folder = str(Path(torch.__file__).parent)
+    home = Path(torch.__file__).parent
+    folders = (f"{home}{os.sep}", f"{home.parent / 'torch.libs'}{os.sep}", f"{home.parents[3]}{os.sep}lib{os.sep}lib")
     paths = {line.split(maxsplit=5)[-1].strip() for line in maps.read_text().splitlines() if "/" in line}
-    for path in sorted(path for path in paths if path.startswith(folder)):
+    for path in sorted(path for path in paths if path.startswith(folders)):
         if any(name in Path(path).name for name in ("libgomp", "libiomp", "libomp")):
             try:
                 function = ctypes.CDLL(path).GOMP_parallel
@@ -58,7 +60,7 @@ def run(task, job: np.ndarray, threads: int) -> None:
     address = job.ctypes.data
     if threads == 1:
         task.ctypes(address)
-    elif (parallel := team()) is not None:
+    elif not _forked and (parallel := team()) is not None:
         parallel(task.address, address, threads, 0)
     else:
         run_in_pool(task, job, threads)
@@ -67,19 +69,49 @@ def run(task, job: np.ndarray, threads: int) -> None:
 def run_in_pool(task, job: np.ndarray, threads: int) -> None:
     """The same in threads of Python."""
     global _pool
-    with _lock:
-        if _pool is None or _pool._max_workers < threads - 1:
-            _pool = ThreadPoolExecutor(threads - 1, thread_name_prefix="jacrec")
-        futures = [_pool.submit(task.ctypes, job.ctypes.data) for _ in range(threads - 1)]
-    task.ctypes(job.ctypes.data)
-    wait(futures)
+    futures = []
+    try:
+        with _lock:
+            if _pool is None or _pool._max_workers < threads - 1:
+                _pool = ThreadPoolExecutor(threads - 1, thread_name_prefix="jacrec")
+            futures += [_pool.submit(task.ctypes, job.ctypes.data) for _ in range(threads - 1)]
+        task.ctypes(job.ctypes.data)
+    finally:
+        # whatever happens: they work in memory that is the caller's
+        _wait_for(futures)
+
+
+def _wait_for(futures: list[Future]) -> None:
+    try:
+        wait(futures)
+    except KeyboardInterrupt:
+        wait(futures)
+        raise
+
+
+def run_together(call, jobs: np.ndarray) -> None:
+    """call(address) for every row of `jobs`, all of them under way at once, so that they may wait for one another.
+
+    `call` is a compiled task's `ctypes`, which releases Python's lock.
+    """
+    global _pool
+    mine, *others = (row.ctypes.data for row in jobs)
+    futures = []
+    if others:
+        with _lock:
+            if _pool is None or _pool._max_workers < len(others):
+                _pool = ThreadPoolExecutor(len(others), thread_name_prefix="jacrec")
+            futures = [_pool.submit(call, address) for address in others]
+    call(mine)
+    for future in futures:
+        future.result()
 
 
 def workspace(count: int, dtype: torch.dtype) -> Tensor:
     """At least `count` numbers of memory that belongs to the calling thread; kept for its next call, contents undefined."""
     held: Tensor | None = getattr(_own, "memory", None)
     if held is None or held.dtype != dtype or held.numel() < count:
-        held = _own.memory = torch.empty(count, dtype=dtype)
+        held = _own.memory = torch.empty(count, dtype=dtype, device="cpu")
     return held
 
 
