@@ -2,7 +2,7 @@
 
 A plain torch evaluation costs operations (each a dispatch, or a kernel launch), arithmetic, and traffic of activations.
 All three are counted exactly enough from the sizes; three constants per device class turn them into seconds.
-`benchmarks/grad_speed.py --fit` measures the constants.
+`jacrec bench calibrate` measures the constants.
 """
 
 import logging
@@ -93,7 +93,7 @@ class Sizes:
 
 
 def costs(s: Sizes) -> dict[tuple[str, str], Cost]:
-    """The share of the dynamics for every (form, kernel); policy, reward and critic cost all of them alike.
+    """The share of the dynamics for every (form, kernel), most of the whole; the rates hold what policy and values cost.
 
     Plain: a value and tangent pass, or a recorded value pass and a cotangent pass, layer by layer. Fused: one operation,
     and instead of activations the weights are moved, once for every tile of rows.
@@ -124,23 +124,26 @@ def cheapest(problem: Problem) -> tuple[str, str]:
     dynamics = problem.world.dynamics
     if type(dynamics) not in (DiffusionDynamics, DeterministicDynamics) or not written_out(dynamics):
         return "autograd", "plain"
+    reasons = []
     for form, kernel in ranking(Sizes.of(problem)):
         reason = unserved(problem, form) if kernel == "fused" else None
         if reason is None:
+            if reasons:
+                _tell(f"{form} form, {kernel} kernels", reasons[0])
             return form, kernel
-        _tell(reason)
+        reasons.append(reason)
     raise AssertionError("plain torch serves every problem")
 
 
 @lru_cache(maxsize=1024)
-def ranking(sizes: Sizes) -> list[tuple[str, str]]:
+def ranking(sizes: Sizes) -> tuple[tuple[str, str], ...]:
     """All (form, kernel), the fastest first."""
     device = sizes.device if (sizes.device, "plain") in RATES else "cpu"
     expected = {choice: RATES[device, choice[1]].seconds(cost) for choice, cost in costs(sizes).items()}
-    return sorted(expected, key=lambda choice: expected[choice])
+    return tuple(sorted(expected, key=lambda choice: expected[choice]))
 
 
-def _tell(reason: str) -> None:
+def _tell(choice: str, reason: str) -> None:
     if reason not in _told:
         _told.add(reason)
-        _log.warning("Auto computes gradients in plain torch: %s", reason)
+        _log.warning("Auto takes the %s, since the fastest cannot serve: %s", choice, reason)

@@ -17,7 +17,7 @@ NEEDS = {"cpu": "numba", "cuda": "triton"}
 def _load(device: str) -> ModuleType | str:
     try:
         return import_module(MODULES[device])
-    except ImportError as error:
+    except (ImportError, RuntimeError) as error:
         return f"{NEEDS[device]} cannot be imported ({error}); pip install {NEEDS[device]}"
 
 
@@ -30,13 +30,15 @@ def unserved(p: Problem, form: str) -> str | None:
     return module if isinstance(module, str) else module.unserved(p, form)
 
 
-def kernels(p: Problem, form: str) -> ModuleType:
+def kernels(p: Problem, form: str, *, checked: bool = False) -> ModuleType:
     """The module with `forward_gradient` and `adjoint_gradient` for the problem's device.
+
+    `checked`: the caller has just asked `unserved`.
 
     Raises:
         ValueError: it cannot serve this problem; says why.
     """
-    reason = unserved(p, form)
+    reason = None if checked else unserved(p, form)
     if reason:
         raise ValueError(f'kernel="fused": {reason}; use kernel="plain", or Auto() which falls back by itself')
     module = _load(p.state.device.type)

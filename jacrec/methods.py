@@ -142,15 +142,23 @@ class Auto:
 
     def choose(self, problem: Problem) -> Method:
         """The method for this problem."""
-        form, kernel = cheapest(problem)
-        if form == "autograd":
-            return Autograd()
-        return Forward(kernel=kernel) if form == "forward" else Adjoint(kernel=kernel)
+        return FORMS[cheapest(problem)]
 
     def gradient(self, problem: Problem) -> PolicyGradient:
-        return self.choose(problem).gradient(problem)
+        form, kernel = cheapest(problem)
+        if kernel == "fused":
+            fused = kernels(problem, form, checked=True)
+            return fused.forward_gradient(problem) if form == "forward" else fused.adjoint_gradient(problem)
+        return FORMS[form, kernel].gradient(problem)
 
 
+FORMS: dict[tuple[str, str], Method] = {
+    ("forward", "plain"): Forward(),
+    ("adjoint", "plain"): Adjoint(),
+    ("forward", "fused"): Forward(kernel="fused"),
+    ("adjoint", "fused"): Adjoint(kernel="fused"),
+    ("autograd", "plain"): Autograd(),
+}
 METHODS = {
     "auto": Auto(),
     "forward": Forward(),

@@ -35,7 +35,9 @@ def written_out(module: object) -> bool:
     # not `modules()`, which guards against cycles at ten times the price: this is asked at every decision
     while parts:
         part = parts.pop()
-        if not isinstance(part, nn.Module) or type(part) not in WRITTEN or part._forward_hooks or part._forward_pre_hooks:
+        if not isinstance(part, nn.Module) or type(part) not in WRITTEN or "forward" in part.__dict__:
+            return False
+        if part._forward_hooks or part._forward_pre_hooks:
             return False
         parts.extend(part._modules.values())
     return True

@@ -62,6 +62,7 @@ class DiffusionDynamics(ScaledDynamics):
         tables = reverse_steps(alpha, sampler=sampler, prediction=prediction, eta=eta, levels=levels)
         # plain floats: exact in every dtype, and no device to wait for when a step reads them
         self.c_u, self.c_net, self.sigma = tables.c_u.tolist(), tables.c_net.tolist(), tables.sigma.tolist()
+        self.levels: tuple[int, ...] = tuple(tables.level.tolist())
         self.register_buffer("level", tables.level, persistent=False)
         self.register_buffer("alpha_bar", torch.cumprod(alpha, 0), persistent=False)
 

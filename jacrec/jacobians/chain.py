@@ -18,14 +18,14 @@ from jacrec.networks import step_embedding
 def level_table(dynamics: DiffusionDynamics) -> Tensor:
     """W_t emb(k) + b for the K levels of the chain: (K, hidden[0]), row k−1 for h_k."""
     _, _, W_t, b = dynamics.denoiser.split()
-    levels = tuple(dynamics.level.tolist())
-    return torch.addmm(b, _embedded(levels, dynamics.denoiser.embedding_dim, W_t.dtype, W_t.device), W_t.mT)
+    return torch.addmm(b, _embedded(dynamics.levels, dynamics.denoiser.embedding_dim, W_t.dtype, W_t.device), W_t.mT)
 
 
 @cache
 def _embedded(levels: tuple[int, ...], dim: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """`step_embedding` of the levels, (K, dim)."""
-    return step_embedding(torch.tensor(levels, device=device), dim).to(dtype)
+    """`step_embedding` of the levels, (K, dim); kept, so made in nobody's mode."""
+    with torch.inference_mode(False), torch.no_grad():
+        return step_embedding(torch.tensor(levels, device=device), dim).to(dtype)
 
 
 def chain_forward(

@@ -1,6 +1,6 @@
 """The policy at a batch of states: π_ψ(s), Π_s, and products with Π_ψ, which stays factored per layer."""
 
-from typing import Protocol
+from typing import Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -44,10 +44,19 @@ def policy_pass(policy: nn.Module, state: Tensor, *, parameters: bool = True) ->
 
 
 def has_written_jacobian(policy: nn.Module) -> bool:
-    """Whether the policy is one of jacrec's own networks."""
-    if isinstance(policy, BatchedPolicy):
-        return type(policy.template) is Actor and written_out(policy.template) and written_out(policy.get_submodule("mlp"))
-    return type(policy) is Actor and written_out(policy)
+    """Whether the policy is one of jacrec's own networks, with no parameter besides the network's or tied to another."""
+    if type(policy) is BatchedPolicy:
+        if type(policy.template) is not Actor or not written_out(policy.template) or not written_out(policy._modules["mlp"]):
+            return False
+        if policy._forward_hooks or policy._forward_pre_hooks or "forward" in policy.__dict__:
+            return False
+    elif type(policy) is not Actor or not written_out(policy):
+        return False
+    mlp = cast(MLP, policy._modules["mlp"])
+    own = [p for layer in (*mlp.layers, *mlp.norms) for p in layer._parameters.values()]
+    return not policy._parameters and not mlp._parameters and len(policy._modules) == 1 and len(mlp._modules) == 2 and (
+        len({id(p) for p in own}) == len(own)
+    )
 
 
 class ActorPass:

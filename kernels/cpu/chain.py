@@ -12,8 +12,10 @@ import torch
 from torch import Tensor
 
 from jacrec.dynamics import DeterministicDynamics, DiffusionDynamics
+from jacrec.errors import expect_shape
 from jacrec.jacobians.chain import level_table
 from jacrec.kernels.cpu import layout
+from jacrec.kernels.cpu.crew import ALONE
 from jacrec.kernels.cpu.host import entry, part
 from jacrec.kernels.cpu.layout import LAYERS, PADDED, TAPE, WIDEST
 from jacrec.kernels.cpu.plan import DTYPES, Plan, describe_chain
@@ -92,7 +94,7 @@ def record_chain(like, job_address):
         record_transition(
             like, chain, steps, net, job[STATE] + first * d * size, job[ACTION] + first * m * size,
             job[NOISE] + first * noise_row * size, noise_row, R, job[TAPES] + first * K * net[TAPE] * size, K, K * 0, x,
-            constant, u, u + R * d * size, job[NEXT_STATE] + first * d * size,
+            constant, u, u + R * d * size, job[NEXT_STATE] + first * d * size, ALONE,
         )  # fmt: skip
 
 
@@ -116,6 +118,7 @@ def pull_chain(like, job_address):
         pull_transition(
             like, chain, steps, net, R, job[TAPES] + first * K * net[TAPE] * size, K, K * 0, job[LAMBDA] + first * d * size, mu,
             y_bar, total, v, total + R * net[LAYERS + PADDED] * size, job[V_S] + first * d * size, job[V_A] + first * m * size,
+            ALONE,
         )  # fmt: skip
 
 
@@ -128,15 +131,28 @@ def compiled(function, dtype):
 class _Job:
     """A row of int64 on its way to a kernel, with what it points to."""
 
-    def __init__(self, dynamics: DiffusionDynamics | DeterministicDynamics, dtype: torch.dtype, table: Tensor | None):
-        self.plan, self.dtype = Plan(dtype), dtype
+    def __init__(self, dynamics: DiffusionDynamics | DeterministicDynamics, table: Tensor | None):
+        self.dtype = next(dynamics.parameters()).dtype
+        self.plan = Plan(self.dtype)
         self.chain, self.steps, self.net = describe_chain(self.plan, dynamics, table)
         self.row = np.zeros(JOB, dtype=np.int64)
         self.row[CHAIN_ROW], self.row[STEP_COEFFICIENTS] = self.plan.array(self.chain), self.plan.array(self.steps)
         self.row[NET], self.row[NET_LENGTH] = self.plan.array(self.net), len(self.net)
 
-    def __setitem__(self, index: int, tensor: Tensor) -> None:
-        self.row[index] = self.plan.address(tensor)
+    def point(self, **tensors: tuple[int, Tensor, tuple[int, ...]]) -> list[Tensor]:
+        """Let entries of the row point to tensors of the shapes given; to be held until the job has run.
+
+        Raises:
+            ValueError: another shape, dtype or device.
+        """
+        held = []
+        for name, (index, tensor, shape) in tensors.items():
+            expect_shape(name, tensor, shape)
+            if tensor.dtype != self.dtype or tensor.device.type != "cpu":
+                raise ValueError(f"{name}: expected {self.dtype} on the CPU, got {tensor.dtype} on {tensor.device}")
+            held.append(tensor.contiguous())
+            self.row[index] = held[-1].data_ptr()
+        return held
 
     def run(self, function, rows: int, tile: int, room: int, macs: float) -> None:
         """All rows in tiles of at most `tile` rows, each with `room` numbers of scratch and `macs` multiply–adds a row."""
@@ -160,15 +176,19 @@ def chain_forward(
     table: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """`jacrec.jacobians.chain.chain_forward`: next state (B, d) and its tangents (B, T, d)."""
-    (B, T), dtype = ds.shape[:2], state.dtype
-    job = _Job(dynamics, dtype, table)
-    job[STATE], job[ACTION], job[NOISE], job[DS], job[DA] = state, action, noise, ds, da
+    B, T, d, m = *ds.shape[:2], dynamics.state_dim, dynamics.action_dim
+    job = _Job(dynamics, table)
+    next_state, tangents = (torch.empty(shape, dtype=job.dtype, device="cpu") for shape in ((B, d), (B, T, d)))
+    held = job.point(
+        state=(STATE, state, (B, d)), action=(ACTION, action, (B, m)), noise=(NOISE, noise, (B, *dynamics.noise_shape)),
+        ds=(DS, ds, (B, T, d)), da=(DA, da, (B, T, m)), next_state=(NEXT_STATE, next_state, (B, d)),
+        tangents=(NEXT_TANGENTS, tangents, (B, T, d)),
+    )  # fmt: skip
     job.row[TANGENTS] = T
-    next_state, tangents = torch.empty_like(state, memory_format=torch.contiguous_format), ds.new_empty(ds.shape)
-    job[NEXT_STATE], job[NEXT_TANGENTS] = next_state, tangents
     tile = max(1, PUSHED_ROWS // (1 + T))
     macs = float((1 + T) * job.chain[STEPS] * _weights(job.net))
     job.run(push_chain, B, tile, int(push_room.py_func(job.chain, job.net, tile, T)), macs)
+    del held
     return next_state, tangents
 
 
@@ -177,15 +197,12 @@ class ChainTape:
     """What `chain_adjoint` needs: the activations of all K calls, or with `recompute` only what the pass began from."""
 
     job: _Job
-    rows: int
-    tile: int
+    inputs: list[Tensor]  # state, action, noise
     tape: Tensor | None
 
     def recorded(self) -> Tensor:
         """The activations; recorded now if they have not been kept."""
-        if self.tape is not None:
-            return self.tape
-        return _record(self.job, self.rows, self.tile)
+        return _record(self.job, self.inputs)[1] if self.tape is None else self.tape
 
 
 @torch.no_grad()
@@ -199,13 +216,10 @@ def chain_record(
     recompute: bool = False,
 ) -> tuple[Tensor, ChainTape]:
     """`jacrec.jacobians.chain.chain_record`: next state (B, d) and the tape; with `recompute` the pass is made again later."""
-    job = _Job(dynamics, state.dtype, table)
-    job[STATE], job[ACTION], job[NOISE] = state, action, noise
-    next_state = torch.empty_like(state, memory_format=torch.contiguous_format)
-    job[NEXT_STATE] = next_state
-    B = state.shape[0]
-    tape = _record(job, B, RECORDED_ROWS)
-    return next_state, ChainTape(job, B, RECORDED_ROWS, None if recompute else tape)
+    job = _Job(dynamics, table)
+    inputs = [state, action, noise]
+    next_state, tape = _record(job, inputs)
+    return next_state, ChainTape(job, inputs, None if recompute else tape)
 
 
 @torch.no_grad()
@@ -213,22 +227,34 @@ def chain_adjoint(
     dynamics: DiffusionDynamics | DeterministicDynamics, tape: ChainTape, cotangent: Tensor
 ) -> tuple[Tensor, Tensor]:
     """`jacrec.jacobians.chain.chain_adjoint`: λ (B, d) -> F_sᵀ λ (B, d), F_aᵀ λ (B, m)."""
-    job, kept = tape.job, tape.recorded()
-    v_s, v_a = cotangent.new_empty(cotangent.shape), cotangent.new_empty(cotangent.shape[0], dynamics.action_dim)
-    job[TAPES], job[LAMBDA], job[V_S], job[V_A] = kept, cotangent, v_s, v_a
-    d, m = dynamics.state_dim, dynamics.action_dim
-    room = tape.tile * int(3 * d + m + job.net[LAYERS + PADDED] + 3 * job.net[WIDEST])
-    job.run(pull_chain, tape.rows, tape.tile, room, float(job.chain[STEPS] * _weights(job.net)))
+    job, kept, B, d, m = tape.job, tape.recorded(), tape.inputs[0].shape[0], dynamics.state_dim, dynamics.action_dim
+    v_s, v_a = (torch.empty(B, n, dtype=job.dtype, device="cpu") for n in (d, m))
+    held = job.point(
+        tape=(TAPES, kept, tuple(kept.shape)), cotangent=(LAMBDA, cotangent, (B, d)), v_s=(V_S, v_s, (B, d)),
+        v_a=(V_A, v_a, (B, m)),
+    )  # fmt: skip
+    room = RECORDED_ROWS * int(3 * d + m + job.net[LAYERS + PADDED] + 4 * job.net[WIDEST])
+    job.run(pull_chain, B, RECORDED_ROWS, room, float(job.chain[STEPS] * _weights(job.net)))
+    del held
     return v_s, v_a
 
 
-def _record(job: _Job, rows: int, tile: int) -> Tensor:
-    d, m, K = (int(job.chain[i]) for i in (STATE_DIM, ACTION_DIM, STEPS))
-    tape = torch.empty(rows * K * int(job.net[TAPE]), dtype=job.dtype)
-    job[TAPES] = tape
-    room = tile * (3 * d + m + int(job.net[LAYERS + PADDED]))
-    job.run(record_chain, rows, tile, room, float(K * _weights(job.net)))
-    return tape
+def _record(job: _Job, inputs: list[Tensor]) -> tuple[Tensor, Tensor]:
+    """Next state (B, d) and the tape."""
+    d, m, K, latent = (int(job.chain[i]) for i in (STATE_DIM, ACTION_DIM, STEPS, HAS_LATENT))
+    B = inputs[0].shape[0]
+    shapes = (B, d), (B, m), (B, K + 1 if latent else 0, d)
+    tape = torch.empty(B * K * int(job.net[TAPE]), dtype=job.dtype, device="cpu")
+    next_state = torch.empty(B, d, dtype=job.dtype, device="cpu")
+    named = zip(("state", "action", "noise"), (STATE, ACTION, NOISE), inputs, shapes, strict=True)
+    held = job.point(
+        **{name: (index, tensor, shape) for name, index, tensor, shape in named}, tape=(TAPES, tape, tuple(tape.shape)),
+        next_state=(NEXT_STATE, next_state, (B, d)),
+    )  # fmt: skip
+    room = RECORDED_ROWS * (3 * d + m + int(job.net[LAYERS + PADDED]))
+    job.run(record_chain, B, RECORDED_ROWS, room, float(K * _weights(job.net)))
+    del held
+    return next_state, tape
 
 
 def _weights(net: np.ndarray) -> int:

@@ -1,18 +1,23 @@
 """What the processor's vector registers look like, and how the CPU kernels are compiled and kept on disk."""
 
 import hashlib
+import inspect
 import platform
 import warnings
 from pathlib import Path
 from typing import Any
 
+import llvmlite
 import numba
 from llvmlite import binding
 from numba.core import types
 from numba.core.caching import FunctionCache
 from numba.core.ccallback import CFunc
 
-FEATURES = binding.get_host_cpu_features()
+try:
+    FEATURES = dict(binding.get_host_cpu_features())
+except RuntimeError:  # LLVM does not know this processor: the vectors that all have
+    FEATURES = {}
 VECTOR_BYTES = 64 if FEATURES.get("avx512f") else 32 if FEATURES.get("avx2") else 16
 ACCUMULATORS = 16 if VECTOR_BYTES == 64 or platform.machine().lower() in ("aarch64", "arm64") else 8
 """vector registers that hold partial sums in the inner loops: half of the 32 of AVX-512 and NEON, of the 16 of AVX2"""
@@ -20,13 +25,15 @@ ACCUMULATORS = 16 if VECTOR_BYTES == 64 or platform.machine().lower() in ("aarch
 OPTIONS: dict[str, Any] = dict(error_model="numpy", fastmath={"contract", "reassoc", "nsz"}, boundscheck=False)
 SOURCES = sorted(Path(__file__).parent.glob("*.py"))
 DIGEST = hashlib.sha256(b"".join(path.read_bytes() for path in SOURCES)).hexdigest()
+KEY = (DIGEST, VECTOR_BYTES, ACCUMULATORS, numba.__version__, llvmlite.__version__)
+"""what compiled code depends on besides the processor that it was compiled for"""
 
 
 class SourceCache(FunctionCache):
     """Numba's cache on disk, keyed by all sources of the CPU kernels: its own key misses what a called function is made of."""
 
     def _index_key(self, sig, codegen):
-        return (sig, codegen.magic_tuple(), DIGEST)
+        return (sig, codegen.magic_tuple(), KEY)
 
 
 def part(function):
@@ -50,8 +57,11 @@ def entry(function, dtype) -> Any:
     def task(job):
         function(like, job)
 
-    # the cache's files are named so: every kernel and dtype has its own, and processes that write at once write the same
-    task.__qualname__ = task.__name__ = f"{function.py_func.__name__}_{dtype.__name__}"
+    # the cache's files are named so: whoever writes to one of them at once, on whatever machine, writes the same
+    name = f"{function.py_func.__name__}_{dtype.__name__}"
+    code = inspect.getsource(function.py_func).encode()
+    own = hashlib.sha256(repr((KEY, code, binding.get_host_cpu_name(), sorted(FEATURES.items()))).encode()).hexdigest()[:16]
+    task.__qualname__ = task.__name__ = f"{name}_{own}"
     compiled: Any = CFunc(task, ((types.int64,), types.void), locals={}, options=OPTIONS)
     try:
         compiled._cache = SourceCache(task)

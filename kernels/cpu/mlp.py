@@ -6,6 +6,7 @@ row-major arrays, hidden ones with padded width.
 
 import math
 
+from jacrec.kernels.cpu.crew import columns, meet
 from jacrec.kernels.cpu.host import part
 from jacrec.kernels.cpu.layout import (
     ACTIVATION,
@@ -54,56 +55,64 @@ EPS = 1e-6
 
 
 @part
-def activate(like, kind, R, width, padded, bias, z, h):
-    """z + bias -> value in h and gate in z, both (R, padded) with zeros behind `width`; they may be one array for ReLU."""
+def activate(like, kind, R, width, padded, bias, z, h, begin, end):
+    """z + bias -> value in h and gate in z, both (R, padded) with zeros behind `width`; they may be one array for ReLU.
+
+    Only columns begin … end − 1 are done.
+    """
     b = at(like, bias)
+    full = min(width, end)
     row = padded * size_of(like)
     for r in range(R):
         g, v = at(like, z + r * row), at(like, h + r * row)
         if kind == RELU:
-            for i in range(width):
+            for i in range(begin, full):
                 x = g[i] + b[i]
                 x = type(like)(0) if x < 0 else x
                 g[i] = x
                 v[i] = x
         elif kind == SILU:
-            for i in range(width):
+            for i in range(begin, full):
                 v[i], g[i] = silu(g[i] + b[i])
         elif kind == MISH:
-            for i in range(width):
+            for i in range(begin, full):
                 v[i], g[i] = mish(g[i] + b[i])
         elif kind == GELU:
-            for i in range(width):
+            for i in range(begin, full):
                 v[i], g[i] = gelu(g[i] + b[i])
         else:
-            for i in range(width):
+            for i in range(begin, full):
                 x = tanh(g[i] + b[i])
                 v[i] = x
                 g[i] = 1 - x * x
-        for i in range(width, padded):
+        for i in range(max(width, begin), end):
             g[i] = 0
             v[i] = 0
 
 
 @part
-def times_gate(like, kind, count, x, gate):
-    """x ← x ⊙ act'(z), both of `count` numbers."""
-    x, g = at(like, x), at(like, gate)
-    if kind == RELU:
-        for i in range(count):
-            x[i] = type(like)(0) if g[i] <= 0 else x[i]
-    else:
-        for i in range(count):
-            x[i] *= g[i]
+def times_gate(like, kind, R, padded, x, gate, begin, end):
+    """x ← x ⊙ act'(z), both (R, padded), in columns begin … end − 1."""
+    row = padded * size_of(like)
+    for r in range(R):
+        v, g = at(like, x + r * row), at(like, gate + r * row)
+        if kind == RELU:
+            for i in range(begin, end):
+                v[i] = type(like)(0) if g[i] <= 0 else v[i]
+        else:
+            for i in range(begin, end):
+                v[i] *= g[i]
 
 
 @part
-def normalise(like, R, width, padded, gain, shift, h, hat, inv_std):
-    """LayerNorm of h (R, padded) in place; its x̂ in hat, 1/σ in inv_std (R,)."""
+def normalise(like, R, width, padded, gain, shift, h, hat, inv_std, begin, end, crew):
+    """LayerNorm of h (R, padded) in place, in columns begin … end − 1; its x̂ in hat, 1/σ in inv_std (R,)."""
     row = padded * size_of(like)
     g, b, inverse = at(like, gain), at(like, shift), at(like, inv_std)
+    full = min(width, end)
+    meet(crew)
     for r in range(R):
-        v, n = at(like, h + r * row), at(like, hat + r * row)
+        v = at(like, h + r * row)
         mean = type(like)(0)
         for i in range(width):
             mean += v[i]
@@ -111,34 +120,50 @@ def normalise(like, R, width, padded, gain, shift, h, hat, inv_std):
         square = type(like)(0)
         for i in range(width):
             square += (v[i] - mean) * (v[i] - mean)
+        n = at(like, hat + r * row)
         inv = type(like)(1) / type(like)(math.sqrt(square / type(like)(width) + type(like)(EPS)))
+        # the whole crew knows it, and writes the same
         inverse[r] = inv
-        for i in range(width):
+        for i in range(begin, full):
             n[i] = (v[i] - mean) * inv
+    meet(crew)
+    for r in range(R):
+        v, n = at(like, h + r * row), at(like, hat + r * row)
+        for i in range(begin, full):
             v[i] = n[i] * g[i] + b[i]
 
 
 @part
-def normalise_back(like, R, width, padded, gain, x, hat, inv_std, gain_bar, shift_bar):
-    """LayerNorm's cotangent of x (R, padded) in place; adds its parameters' to gain_bar, shift_bar (width,) if not 0."""
+def normalise_back(like, R, width, padded, gain, x, hat, inv_std, gain_bar, shift_bar, begin, end, crew):
+    """LayerNorm's cotangent of x (R, padded) in place, in columns begin … end − 1.
+
+    Adds its parameters' to gain_bar and shift_bar (width,) if they are not 0.
+    """
     row = padded * size_of(like)
     g, inverse = at(like, gain), at(like, inv_std)
+    full = min(width, end)
     for r in range(R):
         v, n = at(like, x + r * row), at(like, hat + r * row)
         if gain_bar:
             to_gain, to_shift = at(like, gain_bar), at(like, shift_bar)
-            for i in range(width):
+            for i in range(begin, full):
                 to_gain[i] += v[i] * n[i]
                 to_shift[i] += v[i]
+        for i in range(begin, full):
+            v[i] *= g[i]
+    meet(crew)
+    for r in range(R):
+        v, n = at(like, x + r * row), at(like, hat + r * row)
         mean, along = type(like)(0), type(like)(0)
         for i in range(width):
-            y = v[i] * g[i]
-            mean += y
-            along += y * n[i]
+            mean += v[i]
+            along += v[i] * n[i]
         mean /= type(like)(width)
         along /= type(like)(width)
-        for i in range(width):
-            v[i] = (v[i] * g[i] - mean - n[i] * along) * inverse[r]
+        # the others still read this row: it is changed when all have its sums
+        meet(crew)
+        for i in range(begin, full):
+            v[i] = (v[i] - mean - n[i] * along) * inverse[r]
 
 
 @part
@@ -147,6 +172,22 @@ def add_to(like, count, x, y):
     x, y = at(like, x), at(like, y)
     for i in range(count):
         y[i] += x[i]
+
+
+@part
+def add_columns(like, R, padded, x, y, begin, end):
+    """y ← y + x, both (R, padded), in columns begin … end − 1."""
+    step = padded * size_of(like)
+    for r in range(R):
+        add_to(like, end - begin, x + r * step + begin * size_of(like), y + r * step + begin * size_of(like))
+
+
+@part
+def copy_columns(like, R, padded, x, y, begin, end):
+    """y ← x, both (R, padded), in columns begin … end − 1."""
+    step = padded * size_of(like)
+    for r in range(R):
+        copy_to(like, end - begin, x + r * step + begin * size_of(like), y + r * step + begin * size_of(like))
 
 
 @part
@@ -171,29 +212,38 @@ def first_slot(like, net, tape, J, j, R):
 
 
 @part
-def record(like, net, tape, J, j, R, first_bias, y):
-    """The network's value y (R, OUT) from the first layer's products in `first_slot`, to which `first_bias` is added."""
+def record(like, net, tape, J, j, R, first_bias, y, crew):
+    """The network's value y (R, OUT) from the first layer's products in `first_slot`, to which `first_bias` is added.
+
+    Every thread of a crew has put its columns of the products there, and has a y of its own; the tape is everybody's.
+    """
+    size = size_of(like)
     below, below_padded = type(J)(0), type(J)(0)
     for layer in range(net[DEPTH]):
         here = LAYERS + layer * LAYER
         width, padded = net[here + WIDTH], net[here + PADDED]
         z = slot(like, tape, net[here + GATE], padded, J, j, R)
         h = slot(like, tape, net[here + OUTPUT], padded, J, j, R)
-        if layer:
-            dot(like, below, below_padded, R, net[here + WEIGHT], below_padded, width, below_padded, z, padded)
-        activate(like, net[ACTIVATION], R, width, padded, net[here + BIAS] if layer else first_bias, z, h)
+        begin, end = columns(like, crew, padded)
+        outputs = min(end, width) - min(begin, width)
+        if layer and outputs:
+            weight = net[here + WEIGHT] + begin * below_padded * size
+            dot(like, below, below_padded, R, weight, below_padded, outputs, below_padded, z + begin * size, padded)
+        bias = net[here + BIAS] if layer else first_bias
+        activate(like, net[ACTIVATION], R, width, padded, bias, z, h, begin, end)
         if net[NORM]:
             hat = slot(like, tape, net[here + HAT], padded, J, j, R)
             inv_std = slot(like, tape, net[here + INV_STD], 1, J, j, R)
-            normalise(like, R, width, padded, net[here + GAIN], net[here + SHIFT], h, hat, inv_std)
+            normalise(like, R, width, padded, net[here + GAIN], net[here + SHIFT], h, hat, inv_std, begin, end, crew)
         if skips(net, layer):
-            add_to(like, R * padded, below, h)
+            add_columns(like, R, padded, below, h, begin, end)
+        meet(crew)
         below, below_padded = h, padded
     out = net[OUT]
     dot(like, below, below_padded, R, net[LAST_WEIGHT], below_padded, out, below_padded, y, out)
     bias = at(like, net[LAST_BIAS])
     for r in range(R):
-        row = at(like, y + r * out * size_of(like))
+        row = at(like, y + r * out * size)
         for i in range(out):
             row[i] += bias[i]
         if net[TANH]:
@@ -202,11 +252,12 @@ def record(like, net, tape, J, j, R, first_bias, y):
 
 
 @part
-def cotangents(like, net, tape, J, j, R, y_bar, y, work, bars, gradient):
+def cotangents(like, net, tape, J, j, R, y_bar, y, work, bars, gradient, crew):
     """z̄_1 (R, padded width of layer 0) for output cotangents y_bar (R, OUT): its address.
 
-    `work` has room for 3·R·WIDEST numbers. With `bars` (else 0) every layer's z̄ is kept there, laid out as a tape, and the
-    LayerNorms' parameter cotangents are added to `gradient`. A network with tanh output needs `bars` and its value y.
+    `work` has room for 4·R·WIDEST numbers; it, the tape, `bars` and `gradient` are the whole crew's. With `bars` (else 0)
+    every layer's z̄ is kept there, laid out as a tape, and the LayerNorms' parameter cotangents are added to `gradient`. A
+    network with tanh output needs `bars` and its value y.
     """
     size = size_of(like)
     buffer = R * net[WIDEST] * size
@@ -222,24 +273,33 @@ def cotangents(like, net, tape, J, j, R, y_bar, y, work, bars, gradient):
                 target[i] = source[i]
         above = kept
     above_stride = net[OUT]
-    skip = work + 2 * buffer
-    x = work
+    result, skip = work + 2 * buffer, work + 3 * buffer
+    x = result
+    if net[DEPTH] == 1:
+        meet(crew)  # deeper networks meet before `result`, which may still be read, is written again
     for layer in range(net[DEPTH] - 1, -1, -1):
         here = LAYERS + layer * LAYER
         width, padded = net[here + WIDTH], net[here + PADDED]
-        x = slot(like, bars, net[here + BAR], padded, J, j, R) if bars else work + (layer % 2) * buffer
-        axpy(like, above, above_stride, 1, R, above_weight, padded, above_width, padded, x, padded)
+        begin, end = columns(like, crew, padded)
+        x = work + (layer % 2) * buffer if layer else result
+        if bars:
+            x = slot(like, bars, net[here + BAR], padded, J, j, R)
+        if end > begin:
+            weight = above_weight + begin * size
+            axpy(like, above, above_stride, 1, R, weight, padded, above_width, end - begin, x + begin * size, padded)
         if layer + 1 < net[DEPTH] and skips(net, layer + 1):
-            add_to(like, R * padded, skip, x)
+            add_columns(like, R, padded, skip, x, begin, end)
         if skips(net, layer):
-            copy_to(like, R * padded, x, skip)
+            copy_columns(like, R, padded, x, skip, begin, end)
         if net[NORM]:
             hat = slot(like, tape, net[here + HAT], padded, J, j, R)
             inv_std = slot(like, tape, net[here + INV_STD], 1, J, j, R)
             to_gain = gradient + net[here + GAIN_GRADIENT] * size if bars else type(J)(0)
             to_shift = gradient + net[here + SHIFT_GRADIENT] * size if bars else type(J)(0)
-            normalise_back(like, R, width, padded, net[here + GAIN], x, hat, inv_std, to_gain, to_shift)
-        times_gate(like, net[ACTIVATION], R * padded, x, slot(like, tape, net[here + GATE], padded, J, j, R))
+            normalise_back(like, R, width, padded, net[here + GAIN], x, hat, inv_std, to_gain, to_shift, begin, end, crew)
+        gate = slot(like, tape, net[here + GATE], padded, J, j, R)
+        times_gate(like, net[ACTIVATION], R, padded, x, gate, begin, end)
+        meet(crew)
         above, above_stride, above_weight, above_width = x, padded, net[here + WEIGHT], width
     return x
 
@@ -262,12 +322,13 @@ def push(like, net, particles, T, first_bias, x, gate, y):
             dot(like, x, below_padded, rows, net[here + WEIGHT], below_padded, width, below_padded, z, padded)
         for p in range(particles):
             value = z + p * (1 + T) * padded * size
-            activate(like, net[ACTIVATION], 1, width, padded, net[here + BIAS] if layer else first_bias, value, gate)
+            bias = net[here + BIAS] if layer else first_bias
+            activate(like, net[ACTIVATION], 1, width, padded, bias, value, gate, 0, padded)
             for t in range(1, 1 + T):
                 row = at(like, value + t * padded * size)
                 for i in range(width, padded):
                     row[i] = type(like)(0)
-                times_gate(like, net[ACTIVATION], padded, value + t * padded * size, value)
+                times_gate(like, net[ACTIVATION], 1, padded, value + t * padded * size, value, 0, padded)
             copy_to(like, padded, gate, value)
             if net[NORM]:
                 normalise_push(like, T, width, padded, net[here + GAIN], net[here + SHIFT], value, gate)
@@ -278,10 +339,10 @@ def push(like, net, particles, T, first_bias, x, gate, y):
         below_padded = padded
     out = net[OUT]
     dot(like, x, below_padded, rows, net[LAST_WEIGHT], below_padded, out, below_padded, y, out)
-    bias, result = at(like, net[LAST_BIAS]), at(like, y)
+    offset, values = at(like, net[LAST_BIAS]), at(like, y)
     for p in range(particles):
         for i in range(out):
-            result[p * (1 + T) * out + i] += bias[i]
+            values[p * (1 + T) * out + i] += offset[i]
 
 
 @part
@@ -312,36 +373,40 @@ def normalise_push(like, T, width, padded, gain, shift, rows, hat):
 
 
 @part
-def column_sums(like, rows, columns, stride, x, y):
-    """y (columns,) ← y + Σ_r x[r]."""
-    y = at(like, y)
+def column_sums(like, rows, stride, x, y, begin, end):
+    """y ← y + Σ_r x[r] in columns begin … end − 1."""
+    sums = at(like, y)
     for r in range(rows):
         row = at(like, x + r * stride * size_of(like))
-        for i in range(columns):
-            y[i] += row[i]
+        for i in range(begin, end):
+            sums[i] += row[i]
 
 
 @part
-def parameter_gradients(like, net, inputs, tape, bars, J, R, gradient):
+def parameter_gradients(like, net, inputs, tape, bars, J, R, gradient, crew):
     """Adds Σ z̄ᵀ x of every layer, over the J·R rows on the tape, to `gradient`; inputs (J·R, IN)."""
     size, rows = size_of(like), J * R
-    padded = net[LAYERS + PADDED]
-    z_bar = slot(like, bars, net[LAYERS + BAR], padded, J, 0, R)
-    first = gradient + net[FIRST_GRADIENT] * size
-    axpy_add(like, inputs, 1, net[IN], net[IN], z_bar, padded, rows, padded, first, padded)
     for layer in range(net[DEPTH] + 1):
         here = LAYERS + layer * LAYER
         if layer < net[DEPTH]:
             width, stride = net[here + WIDTH], net[here + PADDED]
+            begin, end = columns(like, crew, stride)
+            begin, end = min(begin, width), min(end, width)
             z_bar = slot(like, bars, net[here + BAR], stride, J, 0, R)
             to_weight, to_bias = net[here + WEIGHT_GRADIENT], net[here + BIAS_GRADIENT]
         else:
             width, stride = net[OUT], net[OUT]
+            begin, end = (width * 0, width) if crew[0] == 0 else (width, width)
             z_bar = slot(like, bars, net[LAST_BAR], stride, J, 0, R)
             to_weight, to_bias = net[LAST_WEIGHT_GRADIENT], net[LAST_BIAS_GRADIENT]
         if layer:
             below = here - LAYER
             padded = net[below + PADDED]
             x = slot(like, tape, net[below + OUTPUT], padded, J, 0, R)
-            axpy_add(like, z_bar, 1, stride, width, x, padded, rows, padded, gradient + to_weight * size, padded)
-        column_sums(like, rows, width, stride, z_bar, gradient + to_bias * size)
+            target = gradient + (to_weight + begin * padded) * size
+            axpy_add(like, z_bar + begin * size, 1, stride, end - begin, x, padded, rows, padded, target, padded)
+        else:
+            first, last = columns(like, crew, stride)
+            target = gradient + (net[FIRST_GRADIENT] + first) * size
+            axpy_add(like, inputs, 1, net[IN], net[IN], z_bar + first * size, stride, rows, last - first, target, stride)
+        column_sums(like, rows, stride, z_bar, gradient + to_bias * size, begin, end)

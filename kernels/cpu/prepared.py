@@ -7,26 +7,31 @@ that changed in place, by whatever hand, are seen.
 """
 
 import threading
-import weakref
 from collections import OrderedDict
-from typing import cast
+from itertools import pairwise
+from typing import NamedTuple, cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from jacrec.activations import ACTIVATIONS
 from jacrec.dynamics import DeterministicDynamics, DiffusionDynamics
 from jacrec.kernels.cpu import layout, rollout
 from jacrec.kernels.cpu import transition as chains
 from jacrec.kernels.cpu.plan import DTYPES, Plan, describe_chain, padded
 from jacrec.kernels.cpu.threads import threads_for
-from jacrec.networks import MLP, RewardModel, TwinCritic
+from jacrec.networks import MLP, Affine, LayerNorm, RewardModel, TwinCritic
 from jacrec.shapes import Problem
 
 KEPT = 8
-"""plans kept at most, those used last; the parameters that they point to stay in memory as long"""
+"""plans kept at most, those used last; their modules stay in memory as long, or until `forget()`"""
+SIZES_KEPT = 64
+"""jobs kept at most for one plan, by N, M, H, γ and number of threads"""
 TILE = 16
 """rows that pass through all layers together: enough to use every weight loaded often, few enough to stay in the caches"""
+CREW = 2
+"""threads that share the work of a single row; more have not been measured"""
 TAPE_BYTES = 64 * 2**20
 """a tile has fewer rows where its tape would be larger"""
 
@@ -38,24 +43,29 @@ class Watch:
     """The parts of some modules as they are now."""
 
     def __init__(self, modules: list[nn.Module]):
-        self.owners = [weakref.ref(module) for module in modules]
-        self.parts, self.tensors = [], []
-        for module in modules:
-            for part in module.modules():
-                self.parts += [(held, *item) for held in (part._parameters, part._buffers) for item in held.items()]
-                self.parts += [(part._modules, k, weakref.ref(v)) for k, v in part._modules.items() if v is not None]
-                tensors = [*part._parameters.values(), *part._buffers.values()]
-                self.tensors += [(t, t.data_ptr(), t.is_contiguous()) for t in tensors if t is not None]
+        self.modules = modules
+        self.held, tensors = [], []
+        for part in (part for module in modules for part in module.modules()):
+            # a layer has no parts; what might be added to one is not used
+            if type(part) not in (Affine, LayerNorm):
+                self.held.append((part, "_modules", [id(x) for x in part._modules.values()]))
+            for kind in ("_parameters", "_buffers"):
+                here = getattr(part, kind)
+                if here:
+                    self.held.append((part, kind, [id(x) for x in here.values()]))
+                    tensors += [x for x in here.values() if x is not None]
+        self.tensors = [(x, x.data_ptr(), x.shape, x.dtype, x.is_contiguous()) for x in tensors]
 
     def unchanged(self, modules: list[nn.Module]) -> bool:
         """Whether they still are those, with the same parts, at the same addresses."""
-        if any(owner() is not module for owner, module in zip(self.owners, modules, strict=True)):
-            return False
-        for held, name, value in self.parts:
-            now = held.get(name)
-            if now is not value and not (type(value) is weakref.ref and value() is now):
-                return False
-        return all(t.data_ptr() == address and t.is_contiguous() == dense for t, address, dense in self.tensors)
+        return (
+            all(a is b for a, b in zip(self.modules, modules, strict=True))
+            and all([id(x) for x in part.__dict__[kind].values()] == ids for part, kind, ids in self.held)
+            and all(
+                x.data_ptr() == address and x.shape == shape and x.dtype is dtype and x.is_contiguous() == dense
+                for x, address, shape, dtype, dense in self.tensors
+            )
+        )
 
 
 class Prepared:
@@ -77,46 +87,103 @@ class Prepared:
         self.pieces = gradient_pieces(mlp, self.policy[0], self.dtype)
         self.macs = [sum(layer.weight.shape[-1] * layer.weight.shape[-2] for layer in net.layers)
                      for net in (mlp, reward.mlp, f.denoiser.mlp if isinstance(f, DiffusionDynamics) else f.mlp)]  # fmt: skip
-        self.sized: dict[tuple, tuple[np.ndarray, int, int]] = {}
+        self.addresses = {
+            rollout.POLICY: plan.array(self.policy), rollout.REWARD: plan.array(self.reward),
+            rollout.CRITIC: plan.array(self.critics), rollout.DENOISER: plan.array(self.denoiser),
+            rollout.CHAIN: plan.array(self.chain), rollout.STEP_COEFFICIENTS: plan.array(self.steps),
+            rollout.SCALES: plan.array(self.scales),
+        }  # fmt: skip
+        self.sized: dict[tuple, Sized] = {}
 
-    def job(self, p: Problem) -> tuple[np.ndarray, int, int]:
-        """A new job without addresses of states, results and memory; the threads it is for; numbers of memory for each."""
-        threads_now = torch.get_num_threads()
-        key = (p.N, p.M, p.H, p.world.discount, threads_now)
-        if key not in self.sized:
-            if len(self.sized) > 64:
+    def job(self, p: Problem) -> tuple[np.ndarray, "Sized"]:
+        """A new job without addresses of states, results and memory; and what goes with it, to be held until it is done."""
+        key = (p.N, p.M, p.H, p.world.discount, torch.get_num_threads())
+        sized = self.sized.get(key)
+        if sized is None:
+            if len(self.sized) >= SIZES_KEPT:
                 self.sized.clear()
-            self.sized[key] = self._sized(p)
-        template, threads, room = self.sized[key]
-        return template.copy(), threads, room
+            sized = self.sized[key] = self._sized(p)
+        return sized.job.copy(), sized
 
-    def _sized(self, p: Problem) -> tuple[np.ndarray, int, int]:
-        plan, numbers, size = self.plan, DTYPES[self.dtype], self.dtype.itemsize
+    def _sized(self, p: Problem) -> "Sized":
+        numbers, size = DTYPES[self.dtype], self.dtype.itemsize
         d, m, N, H, K = p.state.shape[-1], int(self.policy[0, layout.OUT]), p.N, p.H, int(self.chain[chains.STEPS])
         M = p.M if H else 1  # at the real state itself all particles agree
         policy, reward, denoiser = self.macs
-        threads = threads_for(N * M, 2 * (H * (reward + K * denoiser) + (H + 1) * policy))
+        work = 2.0 * (H * (reward + K * denoiser) + (H + 1) * policy)
+        threads = threads_for(N * M, work)
+        crew = CREW if N * M == 1 and threads_for(CREW, work / CREW) == CREW else 1
+        threads = max(threads, crew)
         tape = max(1, H * K * int(self.denoiser[layout.TAPE]) * size)
         tile = max(1, min(TILE, -(-N * M // threads), TAPE_BYTES // tape))
         discounts = p.world.discount ** np.arange(H + 1)
         weights = discounts / (M if p.batched else N * M)
         buffers = rollout.buffers.py_func(d, m, H, self.policy, self.reward, self.critics, self.chain, self.denoiser, tile)
         room = -(-int(buffers[-1]) // 1024) * 1024  # no two threads in one page
-        job = np.zeros(rollout.JOB, dtype=np.int64)
-        job[rollout.SHARES : rollout.TILE + 1] = threads, d, m, H, M, N * M, p.batched, tile
-        job[rollout.POLICY : rollout.DENOISER_LENGTH + 1] = (
-            plan.array(self.policy), *self.policy.shape, plan.array(self.reward), len(self.reward), plan.array(self.critics),
-            *self.critics.shape, plan.array(self.denoiser), len(self.denoiser),
-        )  # fmt: skip
-        job[rollout.CHAIN : rollout.STATE] = (
-            plan.array(self.chain), plan.array(self.steps), plan.array(self.scales), plan.array(discounts.astype(numbers)),
-            plan.array(weights.astype(numbers)),
-        )  # fmt: skip
-        return job, threads, room
+        job = np.zeros(rollout.job_length(crew), dtype=np.int64)
+        job[rollout.SHARES : rollout.TILE + 1] = 1 if crew > 1 else threads, crew, d, m, H, M, N * M, p.batched, tile
+        for index, address in self.addresses.items():
+            job[index] = address
+        job[rollout.POLICIES], job[rollout.POLICY_LENGTH] = self.policy.shape
+        job[rollout.CRITICS], job[rollout.CRITIC_LENGTH] = self.critics.shape
+        job[rollout.REWARD_LENGTH], job[rollout.DENOISER_LENGTH] = len(self.reward), len(self.denoiser)
+        factors = np.stack([discounts, weights]).astype(numbers)
+        job[rollout.DISCOUNTS], job[rollout.WEIGHTS] = factors[0].ctypes.data, factors[1].ctypes.data
+        return Sized(job, factors, threads, room)
 
 
-def prepared(p: Problem) -> Prepared:
-    """The plan for a problem's policy and world: a kept one, brought up to date, or a new one."""
+class Sized(NamedTuple):
+    """A job for certain sizes."""
+
+    job: np.ndarray
+    factors: np.ndarray  # γ^j and the rows' shares, (2, H+1), which the job points to
+    threads: int
+    room: int  # numbers of memory for each thread
+
+
+def unfit(p: Problem) -> str | None:
+    """Why the parts are not what their attributes say, or not all of the state's dtype on the CPU; None if they are.
+
+    Plain torch computes with the tensors that it finds; compiled code would read past those that are smaller than said.
+    """
+    f, reward, critic = parts(p)
+    d, m = p.state.shape[-1], f.action_dim
+    mlp, inner = cast(MLP, p.policy.get_submodule("mlp")), f.denoiser.mlp if isinstance(f, DiffusionDynamics) else f.mlp
+    extra = d + f.denoiser.embedding_dim if isinstance(f, DiffusionDynamics) else 0
+    nets = (("policy", mlp, d, m), ("dynamics", inner, d + m + extra, d), ("reward", reward.mlp, d + m, 1),
+            ("critic", critic.mlp, d + m, 1))  # fmt: skip
+    for name, net, inputs, outputs in nets:
+        lead = net.layers[0].weight.shape[:-2]
+        widths = [inputs, *net.hidden, outputs]
+        shapes = [(*lead, b, a) for a, b in pairwise(widths)]
+        if [tuple(layer.weight.shape) for layer in net.layers] != shapes:
+            return f"the {name}'s layers are not {shapes}, as its hidden={net.hidden} says"
+        if [tuple(layer.bias.shape) for layer in net.layers] != [shape[:-1] for shape in shapes]:
+            return f"the {name}'s biases do not fit its weights"
+        norms = [tuple(x.shape) for norm in net.norms for x in (norm.weight, norm.bias)]
+        if norms not in ([], [shape[:-1] for shape in shapes[:-1] for _ in range(2)]):
+            return f"the {name}'s norms do not fit its hidden layers {net.hidden}"
+        if any(norm.eps != LayerNorm.eps for norm in net.norms):
+            return f"the {name}'s norms do not all have eps = {LayerNorm.eps}"
+        if net.act != ACTIVATIONS.get(net.activation):
+            return f"the {name}'s activation is not the {net.activation!r} that it says"
+    if critic.mlp.layers[0].weight.shape[:-2] != (critic.critics,):
+        return f"the critic's layers are not a stack of critics={critic.critics}"
+    scales = {**{f"dynamics.{k}": (getattr(f, k), (d,)) for k in ("state_mean", "state_std", "out_mean", "out_std")},
+              **{f"reward.{k}": (getattr(reward, k), (d,)) for k in ("state_mean", "state_std")},
+              **{f"reward.{k}": (getattr(reward, k), ()) for k in ("reward_mean", "reward_std")}}  # fmt: skip
+    for name, (scale, shape) in scales.items():
+        if tuple(scale.shape) != shape:
+            return f"{name} is not of shape {shape}, got {tuple(scale.shape)}"
+    for module in modules(p):
+        for name, tensor in (*module.named_parameters(), *module.named_buffers()):
+            if tensor.is_floating_point() and (tensor.dtype != p.state.dtype or tensor.device.type != "cpu"):
+                return f"{name} is not {p.state.dtype} on the CPU like the state, got {tensor.dtype} on {tensor.device}"
+    return None
+
+
+def plan_or_reason(p: Problem) -> "Prepared | str":
+    """The plan for a problem's policy and world, a kept one brought up to date or a new one; or why there can be none."""
     own = modules(p)
     key = tuple(id(module) for module in own)
     with _lock:
@@ -126,6 +193,9 @@ def prepared(p: Problem) -> Prepared:
     if found is not None and found.dtype == p.state.dtype and found.watch.unchanged(own) and found.settings == settings(p):
         found.plan.refresh()
         return found
+    reason = unfit(p)
+    if reason is not None:
+        return reason
     made = Prepared(p)
     # a plan that holds copies of whole weights (padded, or not contiguous) would not see them change
     if not made.plan.copied:
@@ -134,6 +204,12 @@ def prepared(p: Problem) -> Prepared:
             while len(_plans) > KEPT:
                 _plans.popitem(last=False)
     return made
+
+
+def forget() -> None:
+    """Drop all plans, and with them the modules that they point to."""
+    with _lock:
+        _plans.clear()
 
 
 def parts(p: Problem) -> tuple[DiffusionDynamics | DeterministicDynamics, RewardModel, TwinCritic]:
@@ -152,9 +228,10 @@ def settings(p: Problem) -> tuple:
     f, reward, critic = parts(p)
     inner = f.denoiser.mlp if isinstance(f, DiffusionDynamics) else f.mlp
     mlps = (cast(MLP, p.policy.get_submodule("mlp")), inner, reward.mlp, critic.mlp)
-    nets = [(net.act.name, net.residual, net.tanh_output) for net in mlps]
-    chain = (f.c_u, f.c_net, f.sigma) if isinstance(f, DiffusionDynamics) else ()
-    return (*nets, f.target, *(tuple(c) for c in chain))
+    nets = [(net.act.name, net.activation, net.hidden, net.residual, net.tanh_output, *[norm.eps for norm in net.norms])
+            for net in mlps]  # fmt: skip
+    chain = (f.c_u, f.c_net, f.sigma, f.levels) if isinstance(f, DiffusionDynamics) else ()
+    return (*nets, f.target, critic.critics, *(tuple(c) for c in chain))
 
 
 def gradient_pieces(mlp: MLP, row: np.ndarray, dtype: torch.dtype) -> list[tuple[str, int, tuple[int, ...], tuple[int, ...]]]:

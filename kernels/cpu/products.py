@@ -30,7 +30,8 @@ def _dot_rows(R: int):
 
 def _axpy_rows(R: int, add: bool):
     vectors = ACCUMULATORS // R
-    wide, narrow = axpy_tile(R, vectors, add), axpy_tile(R, 1, add)
+    half = max(1, vectors // 2)
+    wide, middle, narrow = axpy_tile(R, vectors, add), axpy_tile(R, half, add), axpy_tile(R, 1, add)
 
     @part
     def rows(like, blocks, x, x_stride, x_step, w, w_stride, n, columns, y, y_stride):
@@ -38,10 +39,15 @@ def _axpy_rows(R: int, add: bool):
         lanes = VECTOR_BYTES // size
         x_block, y_block = R * x_stride * size, R * y_stride * size
         whole = columns - columns % (vectors * lanes)
+        most = columns - columns % (half * lanes)
         for c in range(0, whole, vectors * lanes):
             for b in range(blocks):
                 wide(like, x + b * x_block, x_stride, x_step, w + c * size, w_stride, n, y + b * y_block + c * size, y_stride)
-        for c in range(whole, columns, lanes):
+        # at most one: a tile of one vector alone would wait for its own sums
+        for c in range(whole, most, half * lanes):
+            for b in range(blocks):
+                middle(like, x + b * x_block, x_stride, x_step, w + c * size, w_stride, n, y + b * y_block + c * size, y_stride)
+        for c in range(most, columns, lanes):
             for b in range(blocks):
                 narrow(like, x + b * x_block, x_stride, x_step, w + c * size, w_stride, n, y + b * y_block + c * size, y_stride)
 

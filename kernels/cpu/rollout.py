@@ -8,6 +8,7 @@ from functools import cache
 
 import numpy as np
 
+from jacrec.kernels.cpu.crew import FLAG, meet, muster
 from jacrec.kernels.cpu.host import entry, part
 from jacrec.kernels.cpu.layout import BARS, BIAS, GRADIENT, LAYERS, PADDED, TAPE, WIDEST
 from jacrec.kernels.cpu.mlp import add_to, copy_to, cotangents, parameter_gradients, record
@@ -17,17 +18,27 @@ from jacrec.kernels.cpu.transition import HAS_LATENT, STEPS, pull_transition, re
 from jacrec.kernels.cpu.values import critic_gradient, first_layer, input_cotangent, reward_gradient
 
 # the job that threads share: a row of int64. First how it is divided, then sizes and addresses
-NEXT, SHARES = range(2)
-"""the next share to be taken, counted up by whoever takes one; and how many there are"""
-STATE_DIM, ACTION_DIM, HORIZON, PARTICLES, ROWS, BATCHED, TILE = range(2, 9)
+NEXT, COMERS, ARRIVALS, DECISION = range(4)
+"""counted up by the threads: the next share to be taken, the number of the next thread to come, how many of a crew are here;
+and how many it has"""
+SHARES, CREW = range(6, 8)
+"""shares of rows, one thread each; or CREW threads that carry out one share together"""
+STATE_DIM, ACTION_DIM, HORIZON, PARTICLES, ROWS, BATCHED, TILE = range(8, 15)
 """ROWS: N·M, row n·M + m is particle m of state n; BATCHED: whether every real state has a policy of its own"""
-POLICY, POLICIES, POLICY_LENGTH, REWARD, REWARD_LENGTH, CRITIC, CRITICS, CRITIC_LENGTH, DENOISER, DENOISER_LENGTH = range(9, 19)
+POLICY, POLICIES, POLICY_LENGTH, REWARD, REWARD_LENGTH = range(15, 20)
+CRITIC, CRITICS, CRITIC_LENGTH, DENOISER, DENOISER_LENGTH = range(20, 25)
 """networks as in `layout`, with their numbers and the lengths of their rows"""
-CHAIN, STEP_COEFFICIENTS, SCALES, DISCOUNTS, WEIGHTS = range(19, 24)
+CHAIN, STEP_COEFFICIENTS, SCALES, DISCOUNTS, WEIGHTS = range(25, 30)
 """the chain's row as in `transition`, c_u, c_net, σ (3, K), the reward's scales, γ^j (H+1,), γ^j times a row's share"""
-STATE, NOISE, RETURNS, GRADIENTS, MEMORY, MEMORY_LENGTH = range(24, 30)
+STATE, NOISE, RETURNS, GRADIENTS, MEMORY, MEMORY_LENGTH = range(30, 36)
 """state (N, d), noise (N, M, H, K+1, d); returns (N·M,) and gradients, which are written; workspace of each share"""
-JOB = 30
+DOOR = 48
+"""the flags of a crew, at the end of the job: `job_length`"""
+
+
+def job_length(crew: int) -> int:
+    """Numbers of a job, for so many threads in its crew."""
+    return DOOR + crew * FLAG
 
 
 @part
@@ -38,7 +49,8 @@ def buffers(d, m, H, policy, reward, critic, chain, denoiser, R):
     counts = (
         (H + 1) * d, (H + 1) * m, (H + 1) * d, (H + 1) * m,  # states, actions, gradients of the values by both
         d + m, d + m, first, d, d, d, d, m, m, d, critics, 1,  # scratch of one step
-        first, 3 * widest, (H + 1) * d, (H + 1) * policy[0, TAPE], (H + 1) * policy[0, BARS], reward[TAPE],
+        first, (H + 1) * d, 1,  # what a thread of a crew also has for itself; the rest is shared
+        4 * widest, (H + 1) * policy[0, TAPE], (H + 1) * policy[0, BARS], reward[TAPE],
         critics * critic[0, TAPE], H * K * denoiser[TAPE],
     )  # fmt: skip
     starts = np.zeros(len(counts) + 1, dtype=np.int64)
@@ -65,26 +77,38 @@ def rollout_gradient(like, job_address):
     scales = carray(integers(job[SCALES]), (4,))
     discounts, weights = carray(at(like, job[DISCOUNTS]), (H + 1,)), carray(at(like, job[WEIGHTS]), (H + 1,))
     size, length, shares = size_of(like), policy[0, GRADIENT], job[SHARES]
+    who = fetch_add(job_address + 8 * COMERS)
+    crew = (who * 0, who * 0 + 1, who * 0)
+    if job[CREW] > 1:
+        strength = muster(who, job[CREW], job_address + 8 * ARRIVALS, job_address + 8 * DECISION)
+        if strength == 0:
+            return
+        crew = (who, strength, job_address + 8 * DOOR)
     while True:
-        t = fetch_add(job_address)
+        # a crew has one share, and its threads go through it side by side
+        t = fetch_add(job_address) if crew[1] == 1 else who * 0
         if t >= shares:
             break
         first, last = rows * t // shares, rows * (t + 1) // shares
-        memory = job[MEMORY] + t * job[MEMORY_LENGTH] * size
+        shared = job[MEMORY] + t * job[MEMORY_LENGTH] * size
+        memory = shared + crew[0] * job[MEMORY_LENGTH] * size
         n = first // M if batched else first * 0
         own = (last - 1) // M - n + 1 if batched else first * 0 + 1
         gradient = job[GRADIENTS] + (n + t) * length * size
         sums = at(like, gradient)
-        for i in range(own * length):
+        for i in range(own * length * crew[0] // crew[1], own * length * (crew[0] + 1) // crew[1]):
             sums[i] = type(like)(0)
+        meet(crew)
         # tiles of equal height: the last one would otherwise be a sliver
         tiles = -(-(last - first) // job[TILE])
         for i in range(tiles):
             begin, end = first + (last - first) * i // tiles, first + (last - first) * (i + 1) // tiles
             _tile(
                 like, d, m, H, M, batched, discounts, weights, steps, policy, reward, scales, critic, chain, denoiser,
-                job[STATE], job[NOISE], begin, end, job[RETURNS], gradient - n * length * size, memory,
+                job[STATE], job[NOISE], begin, end, job[RETURNS], gradient - n * length * size, memory, shared, crew,
             )  # fmt: skip
+        if crew[1] > 1:
+            break
 
 
 @part
@@ -109,18 +133,18 @@ def sum_shares(like, job_address):
 @part
 def _tile(
     like, d, m, H, M, batched, discounts, weights, steps, policy, reward, scales, critic, chain, denoiser, state, noise,
-    begin, end, returns, gradient, memory,
+    begin, end, returns, gradient, memory, shared, crew,
 ):  # fmt: skip
     K, size, R = chain[STEPS], size_of(like), end - begin
     # unpacked one by one: a comprehension here would start a pass of numba's that drops stores through pointers
     b = memory + buffers(d, m, H, policy, reward, critic, chain, denoiser, R) * size
     s, a, v_s, v_a, x, x_bar, constant, u, y, mu = b[0], b[1], b[2], b[3], b[4], b[5], b[6], b[7], b[8], b[9]
-    p_s, p_a, w, lam, q, r_y, total, work, inputs = b[10], b[11], b[12], b[13], b[14], b[15], b[16], b[17], b[18]
-    policy_tape, bars, reward_tape, critic_tape, tape = b[19], b[20], b[21], b[22], b[23]
+    p_s, p_a, w, lam, q, r_y, total, inputs, L = b[10], b[11], b[12], b[13], b[14], b[15], b[16], b[17], b[18]
+    c = shared + (b - memory)
+    work, policy_tape, bars, reward_tape, critic_tape, tape = c[19], c[20], c[21], c[22], c[23], c[24]
     step_s, step_a = R * d * size, R * m * size  # bytes of one step's states and actions
     zero = type(R)(0)
     noise_row = (K + 1) * d if chain[HAS_LATENT] else zero
-    L = returns + begin * size
     first_states, totals = at(like, s), at(like, L)
     for r in range(R):
         source = at(like, state + (begin + r) // M * d * size)
@@ -139,18 +163,18 @@ def _tile(
             to, source = at(like, own_inputs), at(like, s_j + r * d * size)
             for i in range(rows * d):
                 to[i] = source[i]
-            first_layer(like, net, own_inputs, rows, own, H + 1, j)
-            record(like, net, own, H + 1, j, rows, net[LAYERS + BIAS], a_j + r * m * size)
+            first_layer(like, net, own_inputs, rows, own, H + 1, j, crew)
+            record(like, net, own, H + 1, j, rows, net[LAYERS + BIAS], a_j + r * m * size, crew)
             r += rows
         if j < H:
             reward_gradient(like, reward, scales, discounts[j], weights[j], R, d, m, s_j, a_j, reward_tape, x, r_y, work, L,
-                            v_s + j * step_s, v_a + j * step_a)  # fmt: skip
+                            v_s + j * step_s, v_a + j * step_a, crew)  # fmt: skip
             noise_j = noise + (begin * H + j) * noise_row * size
             record_transition(like, chain, steps, denoiser, s_j, a_j, noise_j, H * noise_row, R, tape, H * K, j * K, x,
-                              constant, u, y, s_j + step_s)  # fmt: skip
+                              constant, u, y, s_j + step_s, crew)  # fmt: skip
         else:
             critic_gradient(like, critic, discounts[H], weights[H], R, d, m, s_j, a_j, critic_tape, x, x_bar, q, work, L,
-                            v_s + j * step_s, v_a + j * step_a)  # fmt: skip
+                            v_s + j * step_s, v_a + j * step_a, crew)  # fmt: skip
 
     pulled_s, pulled_a, w_j, lam_j = at(like, p_s), at(like, p_a), at(like, w), at(like, lam)
     for i in range(R * d):
@@ -167,14 +191,15 @@ def _tile(
             net = policy[n]
             own, own_bars = policy_tape + r * (H + 1) * net[TAPE] * size, bars + r * (H + 1) * net[BARS] * size
             z_bar = cotangents(like, net, own, H + 1, j, rows, w + r * m * size, a + j * step_a + r * m * size, work, own_bars,
-                               gradient + (n * net[GRADIENT] if batched else zero) * size)  # fmt: skip
+                               gradient + (n * net[GRADIENT] if batched else zero) * size, crew)  # fmt: skip
             if j:
                 input_cotangent(like, net, z_bar, rows, lam + r * d * size)
             r += rows
         if j:
             for i in range(R * d):
                 lam_j[i] += direct_s[i] + pulled_s[i]
-            pull_transition(like, chain, steps, denoiser, R, tape, H * K, (j - 1) * K, lam, mu, y, total, x, work, p_s, p_a)
+            pull_transition(like, chain, steps, denoiser, R, tape, H * K, (j - 1) * K, lam, mu, y, total, x, work, p_s, p_a,
+                            crew)  # fmt: skip
 
     r = zero
     while r < R:
@@ -183,8 +208,12 @@ def _tile(
         parameter_gradients(
             like, net, inputs + r * (H + 1) * d * size, policy_tape + r * (H + 1) * net[TAPE] * size,
             bars + r * (H + 1) * net[BARS] * size, H + 1, rows, gradient + (n * net[GRADIENT] if batched else zero) * size,
+            crew,
         )  # fmt: skip
         r += rows
+    if crew[0] == 0:
+        copy_to(like, R, L, returns + begin * size)
+    meet(crew)
 
 
 @part

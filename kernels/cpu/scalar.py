@@ -14,7 +14,7 @@ LOG2_E = 1.4426950408889634
 LN_2_HIGH, LN_2_LOW = 6.93145751953125e-1, 1.42860682030941723212e-6
 """ln 2 in two parts, the first with so few bits that its product with a whole number up to 1024 is exact in float32 too"""
 BOUND_32, BOUND_64 = 87.0, 708.0
-"""beyond these e^x is taken for e^bound: the activations are constant there"""
+"""beyond these e^x is taken for e^bound, below the negative bound for 0"""
 
 
 @exact_part
@@ -22,9 +22,11 @@ def exp(x):
     """e^x to within two units in the last place, for |x| up to the bounds; NaN stays NaN."""
     one = type(x)(1)
     bound = type(x)(BOUND_32 if size_of(x) == 4 else BOUND_64)
+    small = x < -bound
     x = bound if x > bound else x
-    x = -bound if x < -bound else x
+    x = -bound if small else x
     n = np.floor(x * type(x)(LOG2_E) + type(x)(0.5))
+    n = n if n == n else type(x)(0)  # of a NaN the factor p is NaN, whatever the power
     r = x - n * type(x)(LN_2_HIGH)
     r = r - n * type(x)(LN_2_LOW)
     # Taylor's polynomial for |r| <= ln 2 / 2: the first term left out is below half a unit in the last place
@@ -43,7 +45,7 @@ def exp(x):
     p = one + r * p * type(x)(1 / 3)
     p = one + r * p * type(x)(1 / 2)
     p = one + r * p
-    return p * two_to(x, n)
+    return type(x)(0) if small else p * two_to(x, n)
 
 
 @part

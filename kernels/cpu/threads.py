@@ -102,9 +102,10 @@ def run_together(call, jobs: np.ndarray) -> None:
             if _pool is None or _pool._max_workers < len(others):
                 _pool = ThreadPoolExecutor(len(others), thread_name_prefix="jacrec")
             futures = [_pool.submit(call, address) for address in others]
-    call(mine)
-    for future in futures:
-        future.result()
+    try:
+        call(mine)
+    finally:
+        _wait_for(futures)
 
 
 def workspace(count: int, dtype: torch.dtype) -> Tensor:

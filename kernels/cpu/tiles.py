@@ -241,9 +241,30 @@ def fetch_add(typing, address):
 
     def emit(context, builder, signature, args):
         pointer = builder.inttoptr(args[0], ir.PointerType(INT))
-        return builder.atomic_rmw("add", pointer, ir.Constant(INT, 1), "monotonic")
+        return builder.atomic_rmw("add", pointer, ir.Constant(INT, 1), "acq_rel")
 
     return types.int64(address), emit
+
+
+@intrinsic
+def atomic_load(typing, address):
+    """The int64 at an address, and with it all that its writer had written before."""
+
+    def emit(context, builder, signature, args):
+        return builder.load_atomic(builder.inttoptr(args[0], ir.PointerType(INT)), "acquire", 8)
+
+    return types.int64(address), emit
+
+
+@intrinsic
+def atomic_store(typing, address, value):
+    """Put an int64 at an address, for threads that read it by `atomic_load`."""
+
+    def emit(context, builder, signature, args):
+        builder.store_atomic(args[1], builder.inttoptr(args[0], ir.PointerType(INT)), "release", 8)
+        return context.get_dummy_value()
+
+    return types.void(address, types.int64), emit
 
 
 @intrinsic

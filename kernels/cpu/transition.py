@@ -4,9 +4,10 @@ A deterministic one-step model is a chain of one step without a latent. `chain` 
 `steps` holds c_u, c_net and σ of the K reverse steps, (3, K).
 """
 
+from jacrec.kernels.cpu.crew import columns
 from jacrec.kernels.cpu.host import part
 from jacrec.kernels.cpu.layout import LAYERS, PADDED, WIDEST
-from jacrec.kernels.cpu.mlp import add_to, copy_to, cotangents, first_slot, push, record
+from jacrec.kernels.cpu.mlp import add_to, copy_columns, copy_to, cotangents, first_slot, push, record
 from jacrec.kernels.cpu.products import axpy, axpy_add, dot
 from jacrec.kernels.cpu.tiles import at, size_of
 
@@ -32,7 +33,7 @@ def standardise(like, R, d, m, mean, std, state, action, x):
 
 @part
 def record_transition(
-    like, chain, steps, net, state, action, noise, noise_stride, R, tape, J, j, x, constant, u, y, next_state
+    like, chain, steps, net, state, action, noise, noise_stride, R, tape, J, j, x, constant, u, y, next_state, crew
 ):
     """f_θ(s, a, ε) into next_state (R, d); the K denoiser calls stand on the tape as copies j … j+K−1.
 
@@ -43,7 +44,9 @@ def record_transition(
     d, m, K = chain[STATE_DIM], chain[ACTION_DIM], chain[STEPS]
     width = net[LAYERS + PADDED]
     standardise(like, R, d, m, chain[STATE_MEAN], chain[STATE_STD], state, action, x)
-    axpy(like, x, d + m, 1, R, chain[FROM_INPUT], width, d + m, width, constant, width)
+    begin, end = columns(like, crew, width)
+    own = begin * size
+    axpy(like, x, d + m, 1, R, chain[FROM_INPUT] + own, width, d + m, end - begin, constant + own, width)
     for r in range(R):
         row = at(like, u + r * d * size)
         if chain[HAS_LATENT]:
@@ -56,10 +59,10 @@ def record_transition(
     for k in range(K, 0, -1):
         call = j + k - 1
         z_1 = first_slot(like, net, tape, J, call, R)
-        copy_to(like, R * width, constant, z_1)
+        copy_columns(like, R, width, constant, z_1, begin, end)
         if chain[HAS_LATENT]:
-            axpy_add(like, u, d, 1, R, chain[FROM_LATENT], width, d, width, z_1, width)
-        record(like, net, tape, J, call, R, chain[TABLE] + (k - 1) * chain[TABLE_STRIDE] * size, y)
+            axpy_add(like, u, d, 1, R, chain[FROM_LATENT] + own, width, d, end - begin, z_1 + own, width)
+        record(like, net, tape, J, call, R, chain[TABLE] + (k - 1) * chain[TABLE_STRIDE] * size, y, crew)
         c_u, c_net, sigma = steps[0, k - 1], steps[1, k - 1], steps[2, k - 1]
         for r in range(R):
             latent, out = at(like, u + r * d * size), at(like, y + r * d * size)
@@ -78,10 +81,11 @@ def record_transition(
 
 
 @part
-def pull_transition(like, chain, steps, net, R, tape, J, j, lam, mu, y_bar, total, v, work, v_s, v_a):
+def pull_transition(like, chain, steps, net, R, tape, J, j, lam, mu, y_bar, total, v, work, v_s, v_a, crew):
     """λ (R, d) -> v_s = F_sᵀ λ (R, d), v_a = F_aᵀ λ (R, m).
 
-    Scratch: mu, y_bar (R, d), total (R, padded width of layer 0), v (R, d+m), work as `mlp.cotangents` needs it.
+    Scratch: mu, y_bar (R, d), total (R, padded width of layer 0), v (R, d+m), work as `mlp.cotangents` needs it; only the
+    tape and `work` are the whole crew's.
     """
     size = size_of(like)
     d, m, K = chain[STATE_DIM], chain[ACTION_DIM], chain[STEPS]
@@ -98,7 +102,7 @@ def pull_transition(like, chain, steps, net, R, tape, J, j, lam, mu, y_bar, tota
         c_u, c_net = steps[0, k - 1], steps[1, k - 1]
         for i in range(R * d):
             out[i] = c_net * cotangent[i]
-        z_bar = cotangents(like, net, tape, J, j + k - 1, R, y_bar, y_bar, work, type(J)(0), type(J)(0))
+        z_bar = cotangents(like, net, tape, J, j + k - 1, R, y_bar, y_bar, work, type(J)(0), type(J)(0), crew)
         add_to(like, R * width, z_bar, total)
         if chain[HAS_LATENT]:
             dot(like, z_bar, width, R, chain[FROM_LATENT], width, d, width, y_bar, d)

@@ -1,5 +1,6 @@
 """Reward and critic with their gradients for a tile of rows: what `jacrec.jacobians.values` does, inside a kernel."""
 
+from jacrec.kernels.cpu.crew import columns
 from jacrec.kernels.cpu.host import part
 from jacrec.kernels.cpu.layout import BIAS, FIRST, IN, LAYERS, PADDED, TAPE
 from jacrec.kernels.cpu.mlp import cotangents, first_slot, record
@@ -11,10 +12,12 @@ STATE_MEAN, STATE_STD, REWARD_MEAN, REWARD_STD = range(4)
 
 
 @part
-def first_layer(like, net, x, R, tape, J, j):
-    """The products of a network's first layer, from inputs x (R, IN), onto the tape."""
-    width = net[LAYERS + PADDED]
-    axpy(like, x, net[IN], 1, R, net[FIRST], width, net[IN], width, first_slot(like, net, tape, J, j, R), width)
+def first_layer(like, net, x, R, tape, J, j, crew):
+    """The products of a network's first layer, from inputs x (R, IN), onto the tape; the crew's share of their columns."""
+    width, size = net[LAYERS + PADDED], size_of(like)
+    begin, end = columns(like, crew, width)
+    z_1 = first_slot(like, net, tape, J, j, R) + begin * size
+    axpy(like, x, net[IN], 1, R, net[FIRST] + begin * size, width, net[IN], end - begin, z_1, width)
 
 
 @part
@@ -25,18 +28,18 @@ def input_cotangent(like, net, z_bar, R, x_bar):
 
 
 @part
-def reward_gradient(like, net, scales, weight, grad_weight, R, d, m, state, action, tape, x, y, work, returns, r_s, r_a):
+def reward_gradient(like, net, scales, weight, grad_weight, R, d, m, state, action, tape, x, y, work, returns, r_s, r_a, crew):
     """Adds weight·r to returns (R,), writes grad_weight·(r_s, r_a), (R, d) and (R, m). Scratch: x (R, d+m), y (R,)."""
     size = size_of(like)
     standardise(like, R, d, m, scales[STATE_MEAN], scales[STATE_STD], state, action, x)
-    first_layer(like, net, x, R, tape, type(R)(1), type(R)(0))
-    record(like, net, tape, type(R)(1), type(R)(0), R, net[LAYERS + BIAS], y)
+    first_layer(like, net, x, R, tape, type(R)(1), type(R)(0), crew)
+    record(like, net, tape, type(R)(1), type(R)(0), R, net[LAYERS + BIAS], y, crew)
     mean, std = at(like, scales[REWARD_MEAN])[0], at(like, scales[REWARD_STD])[0]
     value, total = at(like, y), at(like, returns)
     for r in range(R):
         total[r] += weight * (mean + std * value[r])
         value[r] = grad_weight * std
-    z_bar = cotangents(like, net, tape, type(R)(1), type(R)(0), R, y, y, work, type(R)(0), type(R)(0))
+    z_bar = cotangents(like, net, tape, type(R)(1), type(R)(0), R, y, y, work, type(R)(0), type(R)(0), crew)
     input_cotangent(like, net, z_bar, R, x)
     scale = at(like, scales[STATE_STD])
     for r in range(R):
@@ -49,7 +52,7 @@ def reward_gradient(like, net, scales, weight, grad_weight, R, d, m, state, acti
 
 
 @part
-def critic_gradient(like, nets, weight, grad_weight, R, d, m, state, action, tape, x, x_bar, y, work, returns, Q_s, Q_a):
+def critic_gradient(like, nets, weight, grad_weight, R, d, m, state, action, tape, x, x_bar, y, work, returns, Q_s, Q_a, crew):
     """Adds weight·min_i Q_i to returns (R,), writes grad_weight·(Q_s, Q_a); where critics tie, the mean of their gradients.
 
     Scratch: x, x_bar (R, d+m), y (critics, R); the tape holds one call of every critic.
@@ -65,8 +68,8 @@ def critic_gradient(like, nets, weight, grad_weight, R, d, m, state, action, tap
     for c in range(critics):
         net = nets[c]
         own = tape + c * R * net[TAPE] * size
-        first_layer(like, net, x, R, own, one, zero)
-        record(like, net, own, one, zero, R, net[LAYERS + BIAS], y + c * R * size)
+        first_layer(like, net, x, R, own, one, zero, crew)
+        record(like, net, own, one, zero, R, net[LAYERS + BIAS], y + c * R * size, crew)
     value, total = at(like, y), at(like, returns)
     for r in range(R):
         least = value[r]
@@ -86,7 +89,7 @@ def critic_gradient(like, nets, weight, grad_weight, R, d, m, state, action, tap
     for c in range(critics):
         net = nets[c]
         own = tape + c * R * net[TAPE] * size
-        z_bar = cotangents(like, net, own, one, zero, R, y + c * R * size, y, work, zero, zero)
+        z_bar = cotangents(like, net, own, one, zero, R, y + c * R * size, y, work, zero, zero, crew)
         input_cotangent(like, net, z_bar, R, x_bar)
         for r in range(R):
             both = at(like, x_bar + r * (d + m) * size)
