@@ -2,6 +2,7 @@
 # make test   install, then the whole test suite
 # make lint   ruff and pyright
 # make bench  the benchmarks that this machine can run
+# make bench-gpu  on a machine with a GPU, torch and triton, nothing else needed: every kernel checked, tuned and timed
 
 PYTHON ?= python3
 VENV := .venv
@@ -11,7 +12,7 @@ STAMP := $(VENV)/.installed
 WORKERS ?= 2
 QUICK ?=
 
-.PHONY: install demo test lint bench clean
+.PHONY: install demo test lint bench bench-gpu clean
 
 install: $(STAMP)
 
@@ -40,6 +41,10 @@ lint: $(VENV)/.linters
 
 bench: install
 	$(BIN)/jacrec bench
+
+# with the machine's own Python, which holds its CUDA torch
+bench-gpu:
+	$(PYTHON) benchmarks/gpu.py
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from grad_speed import measure
-from harness import use_threads
+from harness import environment, slug, use_threads, write
 from problems import Size, make
 
 from jacrec.cost import RATES, Rates, Sizes, costs
@@ -67,7 +67,10 @@ def main(arguments: list[str] | None = None) -> None:
         rows = json.loads(options.file.read_text(encoding="utf-8"))["rows"]
     else:
         sizes = [Size(t, M, H) for t in ("hopper", "halfcheetah") for H in options.horizon for M in options.particles]
+        sizes += [Size("antmaze", M, 3, K, width) for K, width in ((2, 256), (20, 128), (5, 512)) for M in options.particles]
         rows = measure(sizes, list(NAMES.values()), device=options.device, budget=0.4)
+        name = f"calibration_{slug(options.device)}"
+        print(write(name, {"environment": environment(options.device), "rows": rows}))
     for kernel in ("plain", "fused"):
         print(f"{kernel}: fitted {fit(rows, kernel, options.device)}\n{' ' * len(kernel)}  in use "
               f"{RATES[options.device, kernel]}")  # fmt: skip

@@ -157,36 +157,6 @@ def test_the_callers_mode_changes_nothing(case, mode):
         assert not any(g.is_inference() or g.requires_grad for g in got.gradient.values())
 
 
-def test_auto_takes_the_form_with_fewer_counted_seconds():
-    """The count is that of the sizes, the choice that of the count; a wrapped actor changes nothing."""
-    from jacrec import Actor, DiffusionDynamics, RewardModel, TwinCritic, World
-    from jacrec.cost import RATES, Cost, Rates, cheaper_form, dynamics_costs
-    from jacrec.shapes import problem
-
-    actor = Actor(11, 3)
-    world_values = RewardModel(11, 3), TwinCritic(11, 3)
-    world = World(DiffusionDynamics(11, 3, steps=4), *world_values, 0.99)
-
-    def sized(M, policy=actor):
-        return problem(policy, world, torch.zeros(11), torch.zeros(M, 3, 5, 11))
-
-    forward, adjoint = dynamics_costs(world.dynamics.denoiser.mlp, 4, sized(1))
-    weights = 256 * (57 + 256 + 256 + 11)
-    rows = sum(1 + min(3 * (j + 1), 14) for j in range(3))
-    assert forward.multiplications == 4 * rows * weights
-    assert adjoint.multiplications == 2 * 4 * 3 * weights
-    wrapped = torch.nn.Sequential(actor)
-    assert dynamics_costs(world.dynamics.denoiser.mlp, 4, sized(1, wrapped)) == (forward, adjoint)
-    assert cheaper_form(sized(4096)) == "adjoint"
-    foreign = problem(actor, World(ForeignDynamics(11, 3), *world_values, 0.99), torch.zeros(11), torch.zeros(2, 3, 2))
-    assert isinstance(Auto().choose(foreign), Autograd)
-    assert isinstance(Auto().choose(sized(4096)), Adjoint)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(RATES, "cpu", Rates(operation=0.0, multiplication=1.0, traffic=0.0))
-        patch.setattr("jacrec.cost.forward_cost", lambda mlp, rows, calls: Cost(multiplications=1.0))
-        assert isinstance(Auto().choose(sized(4096)), Forward)
-
-
 @pytest.mark.parametrize("method", ["adjoint", Adjoint, None, 3])
 def test_a_method_is_an_object(method):
     from tests.strategies import Case
@@ -195,21 +165,3 @@ def test_a_method_is_an_object(method):
     problem = Case(2, 1, 1, 1, 1, False, True, nets, ("deterministic", nets), nets, nets, 0.9, 0).build()
     with pytest.raises(ValueError, match=r"method: expected Forward\(\), Adjoint\(\)"):
         policy_gradient(*problem, method=method)
-
-
-def test_auto_is_right_on_the_recorded_timings():
-    """Within 10 % of the better of forward and adjoint at every size of benchmarks/results/grad_speed_cpu.json."""
-    from jacrec import Actor, DiffusionDynamics, RewardModel, TwinCritic, World
-    from jacrec.shapes import problem
-
-    sizes = {"hopper": (11, 3), "halfcheetah": (17, 6)}
-    rows = json.loads((Path(__file__).parent.parent / "benchmarks/results/grad_speed_cpu.json").read_text())["rows"]
-    assert len(rows) >= 30
-    for row in rows:
-        d, m = sizes[row["task"]]
-        dynamics = DiffusionDynamics(d, m, (row["width"],) * 3, steps=row["K"])
-        world = World(dynamics, RewardModel(d, m, (8,)), TwinCritic(d, m, (8,)), 0.99)
-        noise = torch.zeros(row["M"], row["H"], row["K"] + 1, d)
-        chosen = "forward" if Auto().choose(problem(Actor(d, m), world, torch.zeros(d), noise)) == Forward() else "adjoint"
-        best = min(row["ms"]["forward"]["median"], row["ms"]["adjoint"]["median"])
-        assert row["ms"][chosen]["median"] <= 1.1 * best, row

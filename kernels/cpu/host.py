@@ -2,6 +2,7 @@
 
 import hashlib
 import inspect
+import logging
 import platform
 import warnings
 from pathlib import Path
@@ -23,6 +24,7 @@ ACCUMULATORS = 16 if VECTOR_BYTES == 64 or platform.machine().lower() in ("aarch
 """vector registers that hold partial sums in the inner loops: half of the 32 of AVX-512 and NEON, of the 16 of AVX2"""
 
 OPTIONS: dict[str, Any] = dict(error_model="numpy", fastmath={"contract", "reassoc", "nsz"}, boundscheck=False)
+_log = logging.getLogger("jacrec")
 SOURCES = sorted(Path(__file__).parent.glob("*.py"))
 DIGEST = hashlib.sha256(b"".join(path.read_bytes() for path in SOURCES)).hexdigest()
 KEY = (DIGEST, VECTOR_BYTES, ACCUMULATORS, numba.__version__, llvmlite.__version__)
@@ -47,6 +49,12 @@ def exact_part(function):
     return numba.njit(**options)(function)
 
 
+class _Compiled(CFunc):
+    def _compile_uncached(self):
+        _log.warning("compiling %s for this machine, some seconds; it is kept on disk for later processes", self.__name__)
+        return super()._compile_uncached()
+
+
 def entry(function, dtype) -> Any:
     """Compile function(like, job) for an element type into a C function of the job's address, kept on disk.
 
@@ -62,7 +70,7 @@ def entry(function, dtype) -> Any:
     code = inspect.getsource(function.py_func).encode()
     own = hashlib.sha256(repr((KEY, code, binding.get_host_cpu_name(), sorted(FEATURES.items()))).encode()).hexdigest()[:16]
     task.__qualname__ = task.__name__ = f"{name}_{own}"
-    compiled: Any = CFunc(task, ((types.int64,), types.void), locals={}, options=OPTIONS)
+    compiled: Any = _Compiled(task, ((types.int64,), types.void), locals={}, options=OPTIONS)
     try:
         compiled._cache = SourceCache(task)
     except RuntimeError as error:  # no folder can be written
