@@ -80,12 +80,11 @@ def check_devices() -> list[Check]:
     return [cpu, Check("gpu", "ok", "none; everything runs on the CPU")]
 
 
-def check_gradient() -> list[Check]:
-    """The engine against autograd on a small problem."""
+def small_problem() -> tuple:
+    """Policy, world, state and noise in float64, small."""
     import torch
 
     from jacrec.dynamics import DiffusionDynamics
-    from jacrec.methods import Adjoint, Autograd, Forward, policy_gradient
     from jacrec.networks import Actor, RewardModel, TwinCritic
     from jacrec.rollout import noise_like
     from jacrec.world import World
@@ -97,42 +96,57 @@ def check_gradient() -> list[Check]:
         world = World(DiffusionDynamics(4, 2, (16, 16), steps=3).double(), RewardModel(4, 2, (16,)).double(),
                       TwinCritic(4, 2, (16, 16)).double(), 0.99)  # fmt: skip
     state = torch.randn(4, generator=generator, dtype=torch.float64)
-    noise = noise_like(world, state, 3, 2, generator)
-    reference = policy_gradient(policy, world, state, noise, method=Autograd()).gradient
+    return policy, world, state, noise_like(world, state, 3, 2, generator)
+
+
+def gradient_error(*methods) -> float:
+    """The largest difference of the methods' gradients from autograd's, relative to the largest entry."""
+    from jacrec.methods import Autograd, policy_gradient
+
+    problem = small_problem()
+    reference = policy_gradient(*problem, method=Autograd()).gradient
     scale = max(float(g.abs().max()) for g in reference.values())
-    errors = []
-    for method in (Forward(), Adjoint()):
-        gradient = policy_gradient(policy, world, state, noise, method=method).gradient
-        errors.append(max(float((gradient[k] - reference[k]).abs().max()) for k in reference) / scale)
-    good = max(errors) < 1e-10
-    found = f"forward and adjoint recursions agree with autograd to {max(errors):.0e}"
+    gradients = [policy_gradient(*problem, method=method).gradient for method in methods]
+    return max(float((gradient[k] - reference[k]).abs().max()) for gradient in gradients for k in reference) / scale
+
+
+def check_gradient() -> list[Check]:
+    """The engine against autograd on a small problem."""
+    from jacrec.methods import Adjoint, Forward
+
+    error = gradient_error(Forward(), Adjoint())
+    good = error < 1e-10
+    found = f"forward and adjoint recursions agree with autograd to {error:.0e}"
     return [Check("gradient", "ok" if good else "broken", found, "" if good else "run the tests (make test) and report it")]
 
 
 def check_kernels() -> list[Check]:
-    """What fused kernels would have to run on: Triton and a GPU, its interpreter, Numba."""
+    """The fused kernels: those of the CPU run on a small problem, those of a GPU can be compiled."""
     import torch
 
-    found = []
-    interpreted = os.environ.get("TRITON_INTERPRET") == "1"
-    try:
-        triton = version("triton")
-    except PackageNotFoundError:
-        triton = None
-    if triton is None:
-        found.append(Check("triton", "note", "not installed", "on Linux: pip install 'triton>=3.6'"))
-    elif torch.cuda.is_available():
-        found.append(Check("triton", "ok", f"{triton}, compiles for the GPU" + (", but interprets" if interpreted else "")))
+    from jacrec import fused
+    from jacrec.methods import Adjoint, Auto
+    from jacrec.shapes import problem
+
+    reason = fused.unserved(problem(*small_problem()), "adjoint")
+    if reason is None:
+        from jacrec.kernels.cpu.host import VECTOR_BYTES
+
+        error = gradient_error(Adjoint(kernel="fused"), Auto())
+        good = error < 1e-10
+        found = f"numba {version('numba')}, vectors of {8 * VECTOR_BYTES} bits; agree with autograd to {error:.0e}"
+        cpu = Check("cpu kernels", "ok" if good else "broken", found, "" if good else "run the tests (make test) and report it")
     else:
-        how = "interpreted (slow: for tests)" if interpreted else "no GPU: usable only for tests, with TRITON_INTERPRET=1"
-        found.append(Check("triton", "ok", f"{triton}, {how}"))
-    numba = f"{version('numba')}" if find_spec("numba") else "not installed; nothing here needs it"
-    found.append(Check("numba", "ok", numba))
-    spec = find_spec("jacrec.kernels")
-    folders = list(spec.submodule_search_locations or []) if spec else []
-    fused = sorted(p.stem for folder in folders for p in Path(folder).glob("*.py") if not p.stem.startswith("_"))
-    found.append(Check("kernels", "ok", ", ".join(fused) if fused else "none in this version; the methods run on plain torch"))
-    return found
+        cpu = Check("cpu kernels", "note", f"gradients are computed in plain torch: {reason}", "pip install numba")
+    interpreted = os.environ.get("TRITON_INTERPRET") == "1"
+    if find_spec("triton") is None:
+        return [cpu, Check("gpu kernels", "note", "triton is not installed", "on Linux: pip install 'triton>=3.6'")]
+    found = f"triton {version('triton')}, "
+    if torch.cuda.is_available():
+        how = "interprets: unset TRITON_INTERPRET" if interpreted else "compiles for the GPU"
+        return [cpu, Check("gpu kernels", "ok", found + how)]
+    how = "interpreted (slow: for tests)" if interpreted else "no GPU: usable only for tests, with TRITON_INTERPRET=1"
+    return [cpu, Check("gpu kernels", "ok", found + how)]
 
 
 def check_physics() -> list[Check]:

@@ -1,8 +1,6 @@
 """Property tests: every way to the gradient agrees with every other, on random problems."""
 
 import itertools
-import json
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,7 +11,7 @@ from hypothesis import strategies as st
 from jacrec import Adjoint, Auto, Autograd, FiniteDifference, Forward, policy_gradient
 from tests.conftest import property_cases
 from tests.oracles import looped_gradient, relative_error, well_posed
-from tests.strategies import ForeignDynamics, cases
+from tests.strategies import cases
 
 EXACT = {
     "dense": Forward(sensitivities="dense"),

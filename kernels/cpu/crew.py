@@ -81,3 +81,19 @@ def muster(who, size, arrivals, decision):
             give_way()
         decided = atomic_load(decision)
     return decided if decided > 1 else decided * 0
+
+
+@part
+def meet_at(counter, threads, meeting):
+    """Wait until all threads have come to their `meeting`-th meeting (1, 2, …) at a counter, an int64 that was zero before.
+
+    For threads that do not share a crew's flags, and meet seldom.
+    """
+    if threads == 1:
+        return
+    fetch_add(counter)
+    looks = 0
+    while atomic_load(counter) < meeting * threads:
+        looks += 1
+        if looks > LOOKS:
+            give_way()

@@ -55,10 +55,6 @@ def _axpy_rows(R: int, add: bool):
 
 
 _dot_4, _dot_2, _dot_1 = _dot_rows(4), _dot_rows(2), _dot_rows(1)
-_axpy_4, _axpy_2, _axpy_1 = (_axpy_rows(R, False) for R in (4, 2, 1))
-_add_4, _add_2, _add_1 = (_axpy_rows(R, True) for R in (4, 2, 1))
-
-
 @part
 def dot(like, x, x_stride, R, w, w_stride, O, n, y, y_stride):
     """y (R, O) = x (R, n) w (O, n)ᵀ; n a multiple of the vector's lanes."""
@@ -71,25 +67,23 @@ def dot(like, x, x_stride, R, w, w_stride, O, n, y, y_stride):
         _dot_1(like, 1, x + (R - 1) * row, x_stride, w, w_stride, O, n, y + (R - 1) * tall, y_stride)
 
 
-@part
-def axpy(like, x, x_stride, x_step, R, w, w_stride, n, columns, y, y_stride):
-    """y (R, columns) = x (R, n) w (n, columns); columns a multiple of the lanes, x[r, k] at r·x_stride + k·x_step."""
-    row, tall = x_stride * size_of(like), y_stride * size_of(like)
-    _axpy_4(like, R // 4, x, x_stride, x_step, w, w_stride, n, columns, y, y_stride)
-    r = R - R % 4
-    if R % 4 >= 2:
-        _axpy_2(like, 1, x + r * row, x_stride, x_step, w, w_stride, n, columns, y + r * tall, y_stride)
-    if R % 2:
-        _axpy_1(like, 1, x + (R - 1) * row, x_stride, x_step, w, w_stride, n, columns, y + (R - 1) * tall, y_stride)
+def _axpy(add: bool):
+    four, two, one = _axpy_rows(4, add), _axpy_rows(2, add), _axpy_rows(1, add)
+
+    @part
+    def product(like, x, x_stride, x_step, R, w, w_stride, n, columns, y, y_stride):
+        row, tall = x_stride * size_of(like), y_stride * size_of(like)
+        four(like, R // 4, x, x_stride, x_step, w, w_stride, n, columns, y, y_stride)
+        r = R - R % 4
+        if R % 4 >= 2:
+            two(like, 1, x + r * row, x_stride, x_step, w, w_stride, n, columns, y + r * tall, y_stride)
+        if R % 2:
+            one(like, 1, x + (R - 1) * row, x_stride, x_step, w, w_stride, n, columns, y + (R - 1) * tall, y_stride)
+
+    return product
 
 
-@part
-def axpy_add(like, x, x_stride, x_step, R, w, w_stride, n, columns, y, y_stride):
-    """The same, added to what y holds."""
-    row, tall = x_stride * size_of(like), y_stride * size_of(like)
-    _add_4(like, R // 4, x, x_stride, x_step, w, w_stride, n, columns, y, y_stride)
-    r = R - R % 4
-    if R % 4 >= 2:
-        _add_2(like, 1, x + r * row, x_stride, x_step, w, w_stride, n, columns, y + r * tall, y_stride)
-    if R % 2:
-        _add_1(like, 1, x + (R - 1) * row, x_stride, x_step, w, w_stride, n, columns, y + (R - 1) * tall, y_stride)
+axpy = _axpy(add=False)
+"""y (R, columns) = x (R, n) w (n, columns); columns a multiple of the lanes, x[r, k] at r·x_stride + k·x_step"""
+axpy_add = _axpy(add=True)
+"""the same, added to what y holds"""

@@ -7,7 +7,7 @@ takes its rows in blocks whose activations stay in its cache.
 
 from functools import cache
 
-from jacrec.kernels.cpu.barrier import meet
+from jacrec.kernels.cpu.crew import meet_at
 from jacrec.kernels.cpu.flat import adam, move_towards
 from jacrec.kernels.cpu.host import entry, part
 from jacrec.kernels.cpu.passes import address, pull, pull_inputs, record, value, weights
@@ -200,24 +200,24 @@ def rebrac_update(like, job_address):
     task.totals[task.thread] = 0
     for r in range(task.my_first, task.my_end, BLOCK):
         _next_actions(task, r, min(BLOCK, task.my_end - r))
-    meet(counter, threads, 1)
+    meet_at(counter, threads, 1)
     _next_values(task)
-    meet(counter, threads, 2)
+    meet_at(counter, threads, 2)
     _pull_critics(task)
     if task.mates > 1:
-        meet(counter, threads, 3)
+        meet_at(counter, threads, 3)
     _step_critics(task)
     if not task.rule[MOVE]:
         return
     met = 3 if task.mates > 1 else 2
     _record_actor(task)
-    meet(counter, threads, met + 1)
+    meet_at(counter, threads, met + 1)
     _record_critics(task)
-    meet(counter, threads, met + 2)
+    meet_at(counter, threads, met + 2)
     _slopes(task)
-    meet(counter, threads, met + 3)
+    meet_at(counter, threads, met + 3)
     _pull_actor(task)
-    meet(counter, threads, met + 4)
+    meet_at(counter, threads, met + 4)
     _step_actor(task)
     for head in range(task.low, task.high):
         move_towards(net_of(task.critic, head), task.critic.moving, task.rule[TAU], task.mate, task.mates)
