@@ -16,13 +16,14 @@ from jacrec.kernels.launch import (
     check_precision,
     choose_tile,
     coefficients,
-    demand_served,
     net,
     padded,
     parameters,
     plan,
+    scales,
     start,
 )
+from jacrec.kernels.served import DYNAMICS_SCALES, demand_served, fitting
 from jacrec.kernels.transposed import chain_adjoint_kernel, chain_record_kernel
 
 
@@ -58,8 +59,12 @@ def chain_record(
     With `recompute` the tape holds the K latents (B, d) instead of the K·Σ hidden slopes per particle.
     """
     demand_served(dynamics)
-    mlp, d, m, K, B = dynamics.denoiser.mlp, dynamics.state_dim, dynamics.action_dim, dynamics.diffusion_steps, state.shape[0]
+    mlp, d, m, K = dynamics.denoiser.mlp, dynamics.state_dim, dynamics.action_dim, dynamics.diffusion_steps
     table = (level_table(dynamics) if table is None else table).contiguous()
+    B = fitting(dynamics.out_std, {
+        "state": (state, ("B", d)), "action": (action, ("B", m)), "noise": (noise, ("B", K + 1, d)),
+        "table": (table, (K, mlp.hidden[0])),
+    })["B"]  # fmt: skip
     weights, biases, norms = parameters(mlp)
     noise = noise if noise.stride()[1:] == (d, 1) else noise.contiguous()
     G = sum(mlp.hidden)
@@ -74,9 +79,9 @@ def chain_record(
     next_state = state.new_empty(B, d)
     start(
         chain_record_kernel, p,
-        next_state, tape.state, tape.action, noise, dynamics.state_mean, dynamics.state_std, dynamics.out_mean,
-        dynamics.out_std, table, coefficients(dynamics, state), weights, biases,
-        norms, p.scratch(state, 3), tape.slopes, tape.hats, tape.inv_std, tape.latents, B, noise.stride(0),
+        next_state, tape.state, tape.action, noise, *scales(dynamics, *DYNAMICS_SCALES), table,
+        coefficients(dynamics, state), weights, biases, norms,
+        p.scratch(state, 3), tape.slopes, tape.hats, tape.inv_std, tape.latents, B, noise.stride(0),
         K=K, D=d, M=m, DP=padded(d), MP=padded(m),
         STRIDE=mlp.layers[0].weight.shape[1], G=G, DIFFERENCE=dynamics.target == "difference",
         KEEP="latents" if recompute else "slopes", ROUNDS=p.rounds, NET=net(mlp),
@@ -88,10 +93,21 @@ def chain_record(
 def chain_adjoint(
     dynamics: DiffusionDynamics, tape: ChainTape, cotangent: Tensor, *, tile: Tile | None = None
 ) -> tuple[Tensor, Tensor]:
-    """The transposed chain in one launch: λ (B, d) -> F_sᵀ λ (B, d), F_aᵀ λ (B, m), at the tape's precision."""
+    """The transposed chain in one launch: λ (B, d) -> F_sᵀ λ (B, d), F_aᵀ λ (B, m), at the tape's precision.
+
+    Raises:
+        ValueError: as `chain_record`; or the tape is not one of these dynamics, or the cotangent not one of its states.
+    """
     demand_served(dynamics)
     mlp, d, m, K = dynamics.denoiser.mlp, dynamics.state_dim, dynamics.action_dim, dynamics.diffusion_steps
-    B, G, depth = tape.state.shape[0], sum(mlp.hidden), len(mlp.hidden)
+    G, depth = sum(mlp.hidden), len(mlp.hidden)
+    kept = ("latents", d) if tape.recompute else ("slopes", G)
+    B = fitting(dynamics.out_std, {
+        "tape.state": (tape.state, ("B", d)), "tape.action": (tape.action, ("B", m)),
+        "tape.table": (tape.table, (K, mlp.hidden[0])), f"tape.{kept[0]}": (getattr(tape, kept[0]), (K, "B", kept[1])),
+        "cotangent": (cotangent, ("B", d)),
+    })["B"]  # fmt: skip
+    state_mean, state_std, _, out_std = scales(dynamics, *DYNAMICS_SCALES)
     weights, biases, norms = parameters(mlp)
     p = plan(tile or choose_tile(B, 0, cotangent.dtype), B, 0, max(mlp.hidden), tape.precision, cotangent.device)
     slopes, hats, inv_std = tape.slopes, tape.hats, tape.inv_std
@@ -102,8 +118,8 @@ def chain_adjoint(
     v_s, v_a = cotangent.new_empty(B, d), cotangent.new_empty(B, m)
     start(
         chain_adjoint_kernel, p,
-        v_s, v_a, cotangent.contiguous(), tape.state, tape.action, dynamics.state_mean, dynamics.state_std, dynamics.out_std,
-        tape.table, coefficients(dynamics, cotangent), weights, biases, norms,
+        v_s, v_a, cotangent.contiguous(), tape.state, tape.action, state_mean, state_std, out_std, tape.table,
+        coefficients(dynamics, cotangent), weights, biases, norms,
         p.scratch(cotangent, 6), slopes, hats, inv_std, tape.latents, B,
         K=K, D=d, M=m, DP=padded(d), MP=padded(m),
         STRIDE=mlp.layers[0].weight.shape[1], G=G, DIFFERENCE=dynamics.target == "difference", RECOMPUTE=tape.recompute,

@@ -10,14 +10,15 @@ from jacrec.kernels.launch import (
     check_precision,
     choose_tile,
     coefficients,
-    demand_served,
     net,
     padded,
     parameters,
     plan,
+    scales,
     start,
 )
 from jacrec.kernels.reverse import chain_forward_kernel
+from jacrec.kernels.served import DYNAMICS_SCALES, demand_served, fitting
 
 
 @torch.no_grad()
@@ -44,12 +45,17 @@ def chain_forward(
         next state (B, d) and its tangents F_s ds + F_a da, (B, T, d).
 
     Raises:
-        ValueError: the kernels cannot serve these dynamics (see `jacrec.kernels.launch.unserved`), or the precision.
+        ValueError: the kernels cannot serve these dynamics (see `jacrec.kernels.served.unserved`), or the precision; or an
+            argument has another shape, dtype or device.
     """
     demand_served(dynamics)
-    d, m, K, B, T = dynamics.state_dim, dynamics.action_dim, dynamics.diffusion_steps, state.shape[0], ds.shape[1]
-    mlp = dynamics.denoiser.mlp
+    mlp, d, m, K = dynamics.denoiser.mlp, dynamics.state_dim, dynamics.action_dim, dynamics.diffusion_steps
     table = level_table(dynamics) if table is None else table
+    sizes = fitting(dynamics.out_std, {
+        "state": (state, ("B", d)), "action": (action, ("B", m)), "noise": (noise, ("B", K + 1, d)),
+        "ds": (ds, ("B", "T", d)), "da": (da, ("B", "T", m)), "table": (table, (K, mlp.hidden[0])),
+    })  # fmt: skip
+    B, T = sizes["B"], sizes["T"]
     weights, biases, norms = parameters(mlp)
     noise = noise if noise.stride()[1:] == (d, 1) else noise.contiguous()
     tile = tile or choose_tile(B, T, state.dtype)
@@ -58,7 +64,7 @@ def chain_forward(
     start(
         chain_forward_kernel, p,
         next_state, tangents, state.contiguous(), action.contiguous(), noise, ds.contiguous(), da.contiguous(),
-        dynamics.state_mean, dynamics.state_std, dynamics.out_mean, dynamics.out_std, table.contiguous(),
+        *scales(dynamics, *DYNAMICS_SCALES), table.contiguous(),
         coefficients(dynamics, state), weights, biases, norms,
         p.scratch(state, 3), B, noise.stride(0),
         K=K, D=d, M=m, T=T, DP=padded(d), MP=padded(m),

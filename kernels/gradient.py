@@ -12,10 +12,11 @@ from typing import cast
 
 import jacrec.gradient
 from jacrec.errors import expect_one_of
-from jacrec.kernels import graphs, launch
+from jacrec.kernels import graphs, served
 from jacrec.kernels.chain import chain_adjoint, chain_forward, chain_record
-from jacrec.kernels.launch import check_precision, demand_served
+from jacrec.kernels.launch import check_precision
 from jacrec.kernels.rollout import rollout_gradient, rollout_unserved, worthwhile
+from jacrec.kernels.served import demand_served
 from jacrec.shapes import Problem
 from jacrec.types import PolicyGradient
 
@@ -23,7 +24,7 @@ from jacrec.types import PolicyGradient
 def unserved(p: Problem, form: str) -> str | None:
     """Why these kernels cannot compute `form` ("forward" or "adjoint") of this gradient; None if they can."""
     expect_one_of("form", form, ("forward", "adjoint"))
-    return launch.unserved(p)
+    return served.unserved(p)
 
 
 def chain_at(precision: str) -> ModuleType:
@@ -42,7 +43,7 @@ def forward_gradient(p: Problem, *, precision: str | None = None) -> PolicyGradi
     """(22) with factored sensitivities; precision: "tf32x3" (default in float32 on a GPU), "ieee" or "tf32".
 
     Raises:
-        ValueError: the kernels cannot serve the problem (`jacrec.kernels.launch.unserved` says why), or the precision.
+        ValueError: the kernels cannot serve the problem (`jacrec.kernels.served.unserved` says why), or the precision.
     """
 
     def prepare() -> Callable[[Problem], PolicyGradient]:

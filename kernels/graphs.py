@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from jacrec.dynamics import DiffusionDynamics
 from jacrec.jacobians.policy import has_written_jacobian
-from jacrec.networks import MLP, LayerNorm, RewardModel, TwinCritic, written_out
+from jacrec.networks import MLP, Denoiser, LayerNorm, RewardModel, TwinCritic, written_out
 from jacrec.shapes import Problem
 from jacrec.types import PolicyGradient
 from jacrec.world import BatchedPolicy
@@ -67,11 +67,15 @@ def key(p: Problem, *options: Hashable) -> Hashable:
         for x in part.modules():
             tensors += [t for t in (*x._parameters.values(), *x._buffers.values()) if t is not None]
             if isinstance(x, MLP):
-                settings.append((x.hidden, x.activation, x.residual, x.tanh_output, x.stack, len(x.norms)))
+                settings.append((x.hidden, x.activation, x.act, x.residual, x.tanh_output, x.stack, len(x.norms)))
             elif isinstance(x, LayerNorm):
                 settings.append((x.eps,))
             elif isinstance(x, DiffusionDynamics):
-                settings.append((x.target, *x.c_u, *x.c_net, *x.sigma))
+                settings.append((x.target, *x.levels, *x.c_u, *x.c_net, *x.sigma))
+            elif isinstance(x, Denoiser):
+                settings.append((x.embedding_dim,))
+            elif isinstance(x, TwinCritic):
+                settings.append((x.critics,))
     return (
         options, p.noise.shape, p.state.shape, p.single, p.batched, p.world.discount, p.state.dtype, p.state.device,
         torch.get_float32_matmul_precision(), torch.are_deterministic_algorithms_enabled(), tuple(map(id, modules)),
@@ -112,7 +116,7 @@ class Recording:
 
 def record(p: Problem, compute: Callable[[Problem], PolicyGradient], alive: tuple) -> Recording:
     """Record `compute` at the sizes of `p`."""
-    state, noise = p.state.clone(), p.noise.clone(memory_format=torch.contiguous_format)
+    state, noise = p.state.detach().clone(), p.noise.detach().clone(memory_format=torch.contiguous_format)
     fixed = Problem(p.policy, p.world, state, noise, p.single)
     with torch.cuda.device(state.device):
         # what compiles, allocates and caches on first use does so before recording, on a stream of its own as torch asks
@@ -131,6 +135,7 @@ def record(p: Problem, compute: Callable[[Problem], PolicyGradient], alive: tupl
 _RECORDINGS: Recent[Recording] = Recent(MOST_GRAPHS)
 
 
+@torch.no_grad()
 def replayed(p: Problem, prepare: Callable[[], Callable[[Problem], PolicyGradient]], *options: Hashable) -> PolicyGradient:
     """The gradient by its recording. `prepare` is called where there is none yet, checks, and returns what is to be recorded.
 

@@ -1,4 +1,4 @@
-"""What a launch needs to know: whether the kernels can serve, the tile, the precision of products, what it costs at least."""
+"""What a launch needs to know: the tile, the precision of products, what it costs at least."""
 
 import functools
 import statistics
@@ -8,16 +8,14 @@ from typing import Any
 
 import torch
 import triton
-from torch import Tensor
+from torch import Tensor, nn
 
 from jacrec.dynamics import DiffusionDynamics
 from jacrec.errors import expect_one_of
 from jacrec.kernels.rows import Net, Shape, value_rows
-from jacrec.networks import MLP, written_out
-from jacrec.shapes import Problem
+from jacrec.networks import MLP
 
 PRECISIONS = ("ieee", "tf32x3", "tf32")
-MAX_WIDTH, MAX_DEPTH, MAX_STATE, MAX_ACTION = 1024, 6, 64, 32
 SMALLEST = 16  # the least side of a matrix that a tensor core multiplies
 
 
@@ -75,51 +73,8 @@ def check_precision(precision: str | None, dtype: torch.dtype) -> str:
     return precision
 
 
-def unserved(subject: object) -> str | None:
-    """Why the kernels cannot serve a `Problem` or dynamics, what was expected and what came; None if they can."""
-    dynamics = subject.world.dynamics if isinstance(subject, Problem) else subject
-    if type(dynamics) is not DiffusionDynamics or not written_out(dynamics):
-        return (
-            f"dynamics: expected an unmodified jacrec DiffusionDynamics, got {type(dynamics).__name__}"
-            f"{' with hooks or changed parts' if type(dynamics) is DiffusionDynamics else ''}"
-        )
-    mlp = dynamics.denoiser.mlp
-    for what, got, most in (
-        ("state dimension", dynamics.state_dim, MAX_STATE),
-        ("action dimension", dynamics.action_dim, MAX_ACTION),
-        ("hidden width", max(mlp.hidden), MAX_WIDTH),
-        ("number of hidden layers", len(mlp.hidden), MAX_DEPTH),
-    ):
-        if got > most:
-            return f"dynamics: expected a {what} of at most {most}, got {got}"
-    tensors = [*dynamics.parameters(), *(getattr(dynamics, f"{x}_{y}") for x in ("state", "out") for y in ("mean", "std"))]
-    if isinstance(subject, Problem):
-        tensors += [subject.state, subject.noise]
-    dtypes, devices = {t.dtype for t in tensors}, {t.device for t in tensors}
-    if len(dtypes) > 1 or not dtypes <= {torch.float32, torch.float64}:
-        return f"dynamics: expected float32 or float64 throughout, got {', '.join(sorted(map(str, dtypes)))}; use .to(dtype)"
-    if len(devices) > 1:
-        return f"dynamics: expected all tensors on one device, got {', '.join(sorted(map(str, devices)))}; use .to(device)"
-    kind = next(iter(devices)).type
-    if kind != "cuda" and not (kind == "cpu" and interpreted()):
-        return (
-            f"device: expected cuda, got {kind}; move policy, world, state and noise with .to('cuda') "
-            "(TRITON_INTERPRET=1 interprets the kernels on a CPU, for tests)"
-        )
-    if kind == "cuda" and interpreted():
-        return "device: the kernels were imported with TRITON_INTERPRET=1, which is for CPU tensors; unset it"
-    return None
-
-
-def demand_served(subject: object) -> None:
-    """ValueError with `unserved`'s reason."""
-    reason = unserved(subject)
-    if reason is not None:
-        raise ValueError(f"{reason}; or use the plain twin, jacrec.jacobians.chain")
-
-
 def net(mlp: MLP) -> Net:
-    """The structure of a network, for the compiler."""
+    """The structure of a network that `jacrec.kernels.served` has found to be what it says, for the compiler."""
     return Net(mlp.hidden, mlp.activation, bool(mlp.norms), mlp.residual, mlp.out_dim, mlp.norms[0].eps if mlp.norms else 0.0)
 
 
@@ -200,6 +155,7 @@ def plan(
     tiles = triton.cdiv(particles, here)
     pieces = triton.cdiv(T, R - 1) if T else 1
     programs = tiles if all_at_once else min(tiles, max(1, tile.resident * multiprocessors(device) // pieces))
+    programs = max(1, programs)  # of no particles too
     shape = Shape(rows, R, columns, tile.inner, triton.cdiv(widest, columns) * columns, precision)
     return Plan(shape, here, pieces, programs, triton.cdiv(tiles, programs), tile.warps, tile.stages)
 
@@ -230,6 +186,11 @@ def parameters(mlp: MLP) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...], tuple[
     norms = tuple(parameter.detach().contiguous() for norm in mlp.norms for parameter in (norm.weight, norm.bias))
     weights, biases = (tuple(getattr(x, name).detach().contiguous() for x in mlp.layers) for name in ("weight", "bias"))
     return weights, biases, norms or biases
+
+
+def scales(module: nn.Module, *names: str) -> tuple[Tensor, ...]:
+    """Buffers by name, as kernels read them: one number behind the other."""
+    return tuple(module.get_buffer(name).contiguous() for name in names)
 
 
 def padded(n: int) -> int:

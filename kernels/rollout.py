@@ -15,8 +15,6 @@ from jacrec.jacobians.chain import level_table
 from jacrec.jacobians.policy import has_written_jacobian
 from jacrec.kernels.imagine import rollout_kernel
 from jacrec.kernels.launch import (
-    MAX_DEPTH,
-    MAX_WIDTH,
     TILES,
     Plan,
     Tile,
@@ -28,9 +26,10 @@ from jacrec.kernels.launch import (
     padded,
     parameters,
     plan,
+    scales,
     start,
-    unserved,
 )
+from jacrec.kernels.served import DYNAMICS_SCALES, MAX_DEPTH, MAX_WIDTH, unserved
 from jacrec.networks import MLP, RewardModel, TwinCritic, written_out
 from jacrec.shapes import Problem
 from jacrec.types import PolicyGradient
@@ -48,7 +47,7 @@ def rollout_unserved(p: Problem) -> str | None:
     if reason is not None:
         return reason
     if not has_written_jacobian(p.policy):
-        return f"policy: expected an unmodified jacrec Actor, got {type(p.policy).__name__}"
+        return f"policy: expected an unmodified jacrec Actor, no parameter added or tied, got {type(p.policy).__name__}"
     for name, part, kind in (("reward", p.world.reward, RewardModel), ("critic", p.world.critic, TwinCritic)):
         if type(part) is not kind or not written_out(part):
             return f"{name}: expected an unmodified jacrec {kind.__name__}, got {type(part).__name__}"
@@ -116,9 +115,9 @@ def rollout(p: Problem, *, precision: str | None = None, tile: Tile | None = Non
     discounts = on_device(tuple(p.world.discount**j for j in range(H + 1)), p.state)
     start(
         rollout_kernel, cut,
-        returns, w, states, p.state.contiguous(), p.noise.contiguous(), discounts, f.state_mean, f.state_std, f.out_mean,
-        f.out_std, level_table(f), coefficients(f, p.state), *parameters(mlps["dynamics"]), *parameters(mlps["policy"]),
-        reward.reward_mean, reward.reward_std, reward.state_mean, reward.state_std, *parameters(mlps["reward"]),
+        returns, w, states, p.state.contiguous(), p.noise.contiguous(), discounts, *scales(f, *DYNAMICS_SCALES),
+        level_table(f), coefficients(f, p.state), *parameters(mlps["dynamics"]), *parameters(mlps["policy"]),
+        *scales(reward, "reward_mean", "reward_std", "state_mean", "state_std"), *parameters(mlps["reward"]),
         *parameters(mlps["critic"]), cut.scratch(p.state, 3 * groups), groups=groups,
         H=H, K=f.diffusion_steps, D=d, M=m, DP=padded(d), MP=padded(m), STRIDE=mlps["dynamics"].layers[0].weight.shape[1],
         DIFFERENCE=f.target == "difference", CRITICS=critic.critics, PARTICLES=M, GROUP=N * M // groups,

@@ -19,6 +19,7 @@ from jacrec.kernels import chain as fused
 from jacrec.kernels import launch
 from jacrec.kernels.activation import activate
 from jacrec.kernels.rows import Net
+from jacrec.kernels.served import unserved
 from tests.oracles import relative_error
 from tests.strategies import shake
 from tests.triton_cases import COMPILED, DEVICE, few
@@ -192,7 +193,7 @@ def test_activations_near_zero_far_out_and_for_nan(name, dtype):
 )
 def test_what_is_too_large_is_refused_with_the_limit(d, m, options, words):
     dynamics = DiffusionDynamics(d, m, **{"hidden": (8,), "steps": 2, **options}).to(DEVICE)
-    assert words in launch.unserved(dynamics)
+    assert words in unserved(dynamics)
     with pytest.raises(ValueError, match=words):
         fused.chain_record(dynamics, *(torch.zeros(1, *x, device=DEVICE) for x in ((d,), (m,), (3, d))))
 
@@ -202,15 +203,15 @@ def test_what_is_not_ours_is_refused():
         pass
 
     for dynamics in (DeterministicDynamics(2, 1), Changed(2, 1, hidden=(8,)), torch.nn.Linear(2, 2)):
-        assert f"unmodified jacrec DiffusionDynamics, got {type(dynamics).__name__}" in launch.unserved(dynamics)
+        assert f"unmodified jacrec DiffusionDynamics, got {type(dynamics).__name__}" in unserved(dynamics)
     hooked = DiffusionDynamics(2, 1, hidden=(8,))
     hooked.denoiser.register_forward_hook(lambda *_: None)
-    assert "changed parts" in launch.unserved(hooked)
-    assert "torch.float16" in launch.unserved(DiffusionDynamics(2, 1, hidden=(8,)).half().to(DEVICE))
-    assert launch.unserved(DiffusionDynamics(2, 1, hidden=(8,)).to(DEVICE)) is None
+    assert "changed parts" in unserved(hooked)
+    assert "torch.float16" in unserved(DiffusionDynamics(2, 1, hidden=(8,)).half().to(DEVICE))
+    assert unserved(DiffusionDynamics(2, 1, hidden=(8,)).to(DEVICE)) is None
     mixed = DiffusionDynamics(2, 1, hidden=(8,)).to(DEVICE)
     mixed.state_mean = mixed.state_mean.double()
-    assert "float32, torch.float64" in launch.unserved(mixed)
+    assert "dynamics.state_mean: expected torch.float32 on" in unserved(mixed)
 
 
 def test_unknown_precisions_are_refused():

@@ -8,6 +8,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from jacrec import Autograd, World
+from jacrec.activations import ACTIVATIONS
 from jacrec.kernels import gradient, graphs, launch, rollout
 from jacrec.methods import policy_gradient
 from jacrec.shapes import problem
@@ -126,6 +127,14 @@ def test_a_recording_is_known_by_all_that_it_depends_on():
     world.dynamics.c_u[0] *= 2
     different.append(key("forward"))
     world.critic.mlp.activation = "silu"
+    different.append(key("forward"))
+    world.reward.mlp.act = ACTIVATIONS["silu"]
+    different.append(key("forward"))
+    world.dynamics.levels = (2, 1)
+    different.append(key("forward"))
+    world.dynamics.target = "state"
+    different.append(key("forward"))
+    world.critic.critics = 1
     different.append(key("forward"))
     assert len({first, *different}) == 1 + len(different)
 

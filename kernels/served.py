@@ -1,0 +1,190 @@
+"""Whether the kernels can serve: what they are compiled for is read off attributes, so these must describe the modules truly.
+
+A launch knows a network by its `hidden`, `activation` and one LayerNorm ε, and its tensors by their addresses. Whatever else
+a module may have become by assignment (another activation, another shape, a scale of one number, a method of its own) is
+refused here with its reason, and the arguments of a chain are checked before their addresses are read.
+"""
+
+from collections.abc import Sequence
+from functools import cache
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+
+from jacrec.activations import ACTIVATIONS
+from jacrec.dynamics import DiffusionDynamics
+from jacrec.jacobians.policy import has_written_jacobian
+from jacrec.kernels.launch import interpreted
+from jacrec.networks import MLP, RewardModel, TwinCritic, written_out
+from jacrec.shapes import Problem
+from jacrec.world import BatchedPolicy
+
+MAX_WIDTH, MAX_DEPTH, MAX_STATE, MAX_ACTION = 1024, 6, 64, 32
+DYNAMICS_SCALES = ("state_mean", "state_std", "out_mean", "out_std")
+
+
+def unserved(subject: object) -> str | None:
+    """Why the kernels cannot serve a `Problem` or dynamics, what was expected and what came; None if they can.
+
+    A stranger's policy, reward or critic is served beside the chains, by torch; jacrec's own must be what they say.
+    """
+    dynamics = subject.world.dynamics if isinstance(subject, Problem) else subject
+    if type(dynamics) is not DiffusionDynamics or not written_out(dynamics):
+        return (
+            f"dynamics: expected an unmodified jacrec DiffusionDynamics, got {type(dynamics).__name__}"
+            f"{' with hooks or changed parts' if type(dynamics) is DiffusionDynamics else ''}"
+        )
+    reason = chain_unserved(dynamics)
+    if reason is None and isinstance(subject, Problem):
+        reason = inputs_unserved(subject, dynamics) or parts_unserved(subject, dynamics)
+    return reason or device_unserved(dynamics.out_std.device)
+
+
+def demand_served(subject: object) -> None:
+    """ValueError with `unserved`'s reason."""
+    reason = unserved(subject)
+    if reason is not None:
+        raise ValueError(f"{reason}; or use the plain twin, jacrec.jacobians.chain")
+
+
+def chain_unserved(f: DiffusionDynamics) -> str | None:
+    """Why the chain of unmodified classes is too large, or not what its attributes say."""
+    mlp, d, m = f.denoiser.mlp, f.state_dim, f.action_dim
+    for what, got, most in (
+        ("state dimension", d, MAX_STATE),
+        ("action dimension", m, MAX_ACTION),
+        ("hidden width", max(mlp.hidden), MAX_WIDTH),
+        ("number of hidden layers", len(mlp.hidden), MAX_DEPTH),
+    ):
+        if got > most:
+            return f"dynamics: expected a {what} of at most {most}, got {got}"
+    lengths = [len(x) for x in (f.levels, f.c_u, f.c_net, f.sigma)]
+    if lengths != [f.diffusion_steps] * 4:
+        return f"dynamics: expected {f.diffusion_steps} entries in each of levels, c_u, c_net and sigma, got {lengths}"
+    like = f.out_std
+    if like.dtype not in (torch.float32, torch.float64):
+        return f"dynamics: expected float32 or float64, got {like.dtype}; use .to(dtype)"
+    shapes = dict.fromkeys(DYNAMICS_SCALES, (d,))
+    return (
+        changed("dynamics", f, like, shapes)
+        or network_changed("dynamics", mlp, 2 * d + m + f.denoiser.embedding_dim, d, like)
+        or own_methods("dynamics", f)
+    )
+
+
+def inputs_unserved(p: Problem, f: DiffusionDynamics) -> str | None:
+    """Why a problem's state and noise are not those of its dynamics."""
+    try:
+        fitting(f.out_std, {"state": (p.state, ("N", f.state_dim)),
+                            "noise": (p.noise, ("N", "M", "H", f.diffusion_steps + 1, f.state_dim))})  # fmt: skip
+    except ValueError as error:
+        return str(error)
+    return None
+
+
+def parts_unserved(p: Problem, f: DiffusionDynamics) -> str | None:
+    """Why jacrec's own among policy, reward and critic are not what their attributes say."""
+    like, d, m = p.state, f.state_dim, f.action_dim
+    policy, reward, critic = p.policy, p.world.reward, p.world.critic
+    reason = None
+    if has_written_jacobian(policy):
+        mlp = policy.get_submodule("mlp")
+        assert isinstance(mlp, MLP)
+        stack = policy.n if isinstance(policy, BatchedPolicy) else None
+        reason = network_changed("policy", mlp, d, m, like, stack=stack, tanh_output=True) or own_methods("policy", policy)
+    if reason is None and type(reward) is RewardModel and written_out(reward):
+        shapes = {"state_mean": (d,), "state_std": (d,), "reward_mean": (), "reward_std": ()}
+        reason = changed("reward", reward, like, shapes) or network_changed("reward", reward.mlp, d + m, 1, like)
+        reason = reason or own_methods("reward", reward)
+    if reason is None and type(critic) is TwinCritic and written_out(critic):
+        reason = network_changed("critic", critic.mlp, d + m, 1, like, stack=critic.critics) or own_methods("critic", critic)
+    return reason
+
+
+def network_changed(
+    name: str, mlp: MLP, in_dim: int, out_dim: int, like: Tensor, *, stack: int | None = None, tanh_output: bool = False
+) -> str | None:
+    """Why a network is not in_dim -> mlp.hidden -> out_dim with the activation of its name, one ε, and tensors as `like`."""
+    # not `is`: a copied network has copied it
+    if mlp.act != ACTIVATIONS.get(mlp.activation):
+        return f"{name}: expected mlp.act to be the {mlp.activation!r} of mlp.activation, got {mlp.act}; build it with another"
+    described = dict(in_dim=in_dim, out_dim=out_dim, tanh_output=tanh_output)
+    got = {key: getattr(mlp, key) for key in described}
+    if got != described:
+        return f"{name}: expected a network with {described}, got {got}"
+    layers, norms = len(mlp.layers), len(mlp.norms)
+    if layers != len(mlp.hidden) + 1 or norms not in (0, len(mlp.hidden)):
+        return f"{name}: expected {len(mlp.hidden) + 1} layers, one LayerNorm less or none; got {layers} and {norms}"
+    lead = () if stack is None else (stack,)
+    for i, (fan_in, fan_out) in enumerate(pairwise((in_dim, *mlp.hidden, out_dim))):
+        shapes = {"weight": (*lead, fan_out, fan_in), "bias": (*lead, fan_out)}
+        reason = changed(f"{name}.mlp.layers.{i}", mlp.layers[i], like, shapes)
+        if reason is not None:
+            return reason
+    for i, norm in enumerate(mlp.norms):
+        reason = changed(f"{name}.mlp.norms.{i}", norm, like, dict.fromkeys(("weight", "bias"), (*lead, mlp.hidden[i])))
+        if reason is not None:
+            return reason
+    eps = [norm.eps for norm in mlp.norms]
+    return None if len(set(eps)) < 2 else f"{name}: expected one eps for all LayerNorms, got {eps}"
+
+
+def changed(name: str, module: nn.Module, like: Tensor, shapes: dict[str, tuple[int, ...]]) -> str | None:
+    """Why a module's tensors are not of these shapes and of `like`'s dtype and device."""
+    for key, shape in shapes.items():
+        value = getattr(module, key)
+        got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+        if got != shape:
+            return f"{name}.{key}: expected shape {shape}, got {got}"
+        if value.dtype != like.dtype or value.device != like.device:
+            return f"{name}.{key}: expected {like.dtype} on {like.device}, got {value.dtype} on {value.device}; use .to(...)"
+    return None
+
+
+def own_methods(name: str, module: nn.Module) -> str | None:
+    """Why a module's methods are not all those of its class: an instance may have been given others."""
+    for part in module.modules():
+        own = _methods(type(part)) & part.__dict__.keys()
+        if own:
+            return f"{name}: expected the methods of {type(part).__name__}, got its own {', '.join(sorted(own))}"
+    return None
+
+
+@cache
+def _methods(kind: type) -> frozenset[str]:
+    return frozenset(name for name in dir(kind) if callable(getattr(kind, name)))
+
+
+def device_unserved(device: torch.device) -> str | None:
+    """Why the kernels cannot run on a device."""
+    if device.type != "cuda" and not (device.type == "cpu" and interpreted()):
+        return (
+            f"device: expected cuda, got {device.type}; move policy, world, state and noise with .to('cuda') "
+            "(TRITON_INTERPRET=1 interprets the kernels on a CPU, for tests)"
+        )
+    if device.type == "cuda" and interpreted():
+        return "device: the kernels were imported with TRITON_INTERPRET=1, which is for CPU tensors; unset it"
+    return None
+
+
+def fitting(like: Tensor, arguments: dict[str, tuple[object, Sequence[int | str]]]) -> dict[str, int]:
+    """The sizes that letters stand for in arguments {name: (value, shape)}, e.g. {"ds": (ds, ("B", "T", d))}.
+
+    Raises:
+        ValueError: an argument is no tensor, has another shape, or another dtype or device than `like`.
+    """
+    sizes: dict[str, int] = {}
+    for name, (value, shape) in arguments.items():
+        expected = [sizes.get(x, x) if isinstance(x, str) else x for x in shape]
+        shown = f"({', '.join(map(str, expected))}{',' * (len(expected) == 1)})"
+        if not isinstance(value, Tensor):
+            raise ValueError(f"{name}: expected a torch.Tensor of shape {shown}, got {type(value).__name__}")
+        got = tuple(value.shape)
+        if len(got) != len(expected) or any(x != n for x, n in zip(expected, got, strict=True) if isinstance(x, int)):
+            raise ValueError(f"{name}: expected shape {shown}, got {got}")
+        if value.dtype != like.dtype or value.device != like.device:
+            raise ValueError(f"{name}: expected {like.dtype} on {like.device} like the dynamics, got {value.dtype} on "
+                             f"{value.device}; use .to(...)")  # fmt: skip
+        sizes |= {x: n for x, n in zip(expected, got, strict=True) if isinstance(x, str)}
+    return sizes
