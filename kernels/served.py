@@ -8,6 +8,7 @@ refused here with its reason, and the arguments of a chain are checked before th
 from collections.abc import Sequence
 from functools import cache
 from itertools import pairwise
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -65,7 +66,7 @@ def chain_unserved(f: DiffusionDynamics) -> str | None:
     like = f.out_std
     if like.dtype not in (torch.float32, torch.float64):
         return f"dynamics: expected float32 or float64, got {like.dtype}; use .to(dtype)"
-    shapes = dict.fromkeys(DYNAMICS_SCALES, (d,))
+    shapes: dict[str, tuple[int, ...]] = dict.fromkeys(DYNAMICS_SCALES, (d,))
     return (
         changed("dynamics", f, like, shapes)
         or network_changed("dynamics", mlp, 2 * d + m + f.denoiser.embedding_dim, d, like)
@@ -89,15 +90,16 @@ def parts_unserved(p: Problem, f: DiffusionDynamics) -> str | None:
     policy, reward, critic = p.policy, p.world.reward, p.world.critic
     reason = None
     if has_written_jacobian(policy):
-        mlp = policy.get_submodule("mlp")
-        assert isinstance(mlp, MLP)
+        mlp = cast(MLP, policy._modules["mlp"])
         stack = policy.n if isinstance(policy, BatchedPolicy) else None
         reason = network_changed("policy", mlp, d, m, like, stack=stack, tanh_output=True) or own_methods("policy", policy)
     if reason is None and type(reward) is RewardModel and written_out(reward):
-        shapes = {"state_mean": (d,), "state_std": (d,), "reward_mean": (), "reward_std": ()}
+        reward = cast(RewardModel, reward)
+        shapes: dict[str, tuple[int, ...]] = {"state_mean": (d,), "state_std": (d,), "reward_mean": (), "reward_std": ()}
         reason = changed("reward", reward, like, shapes) or network_changed("reward", reward.mlp, d + m, 1, like)
         reason = reason or own_methods("reward", reward)
     if reason is None and type(critic) is TwinCritic and written_out(critic):
+        critic = cast(TwinCritic, critic)
         reason = network_changed("critic", critic.mlp, d + m, 1, like, stack=critic.critics) or own_methods("critic", critic)
     return reason
 
@@ -109,45 +111,55 @@ def network_changed(
     # not `is`: a copied network has copied it
     if mlp.act != ACTIVATIONS.get(mlp.activation):
         return f"{name}: expected mlp.act to be the {mlp.activation!r} of mlp.activation, got {mlp.act}; build it with another"
-    described = dict(in_dim=in_dim, out_dim=out_dim, tanh_output=tanh_output)
-    got = {key: getattr(mlp, key) for key in described}
-    if got != described:
-        return f"{name}: expected a network with {described}, got {got}"
-    layers, norms = len(mlp.layers), len(mlp.norms)
-    if layers != len(mlp.hidden) + 1 or norms not in (0, len(mlp.hidden)):
-        return f"{name}: expected {len(mlp.hidden) + 1} layers, one LayerNorm less or none; got {layers} and {norms}"
+    expected, got = (in_dim, out_dim, tanh_output), (mlp.in_dim, mlp.out_dim, mlp.tanh_output)
+    if got != expected:
+        return f"{name}: expected mlp with (in_dim, out_dim, tanh_output) = {expected}, got {got}"
+    layers, norms = list(mlp.layers), list(mlp.norms)
+    if len(layers) != len(mlp.hidden) + 1 or len(norms) not in (0, len(mlp.hidden)):
+        return f"{name}: expected {len(mlp.hidden) + 1} layers, one LayerNorm less or none; got {len(layers)} and {len(norms)}"
     lead = () if stack is None else (stack,)
     for i, (fan_in, fan_out) in enumerate(pairwise((in_dim, *mlp.hidden, out_dim))):
         shapes = {"weight": (*lead, fan_out, fan_in), "bias": (*lead, fan_out)}
-        reason = changed(f"{name}.mlp.layers.{i}", mlp.layers[i], like, shapes)
+        reason = changed((name, "mlp.layers", i), layers[i], like, shapes)
         if reason is not None:
             return reason
-    for i, norm in enumerate(mlp.norms):
-        reason = changed(f"{name}.mlp.norms.{i}", norm, like, dict.fromkeys(("weight", "bias"), (*lead, mlp.hidden[i])))
+    for i, norm in enumerate(norms):
+        width = (*lead, mlp.hidden[i])
+        reason = changed((name, "mlp.norms", i), norm, like, {"weight": width, "bias": width})
         if reason is not None:
             return reason
-    eps = [norm.eps for norm in mlp.norms]
+    eps = [norm.eps for norm in norms]
     return None if len(set(eps)) < 2 else f"{name}: expected one eps for all LayerNorms, got {eps}"
 
 
-def changed(name: str, module: nn.Module, like: Tensor, shapes: dict[str, tuple[int, ...]]) -> str | None:
-    """Why a module's tensors are not of these shapes and of `like`'s dtype and device."""
+def changed(name: str | tuple, module: nn.Module, like: Tensor, shapes: dict[str, tuple[int, ...]]) -> str | None:
+    """Why a module's tensors are not of these shapes and of `like`'s dtype and device. name: its path, or the parts of it."""
+    dtype, device = like.dtype, like.device
     for key, shape in shapes.items():
-        value = getattr(module, key)
+        # past `Module.__getattr__`, which costs as much as the rest: this is asked at every decision
+        value = module._parameters.get(key)
+        value = getattr(module, key) if value is None else value
+        if isinstance(value, Tensor) and value.shape == shape and value.dtype == dtype and value.device == device:
+            continue
+        what = f"{name if isinstance(name, str) else '.'.join(map(str, name))}.{key}"
         got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
         if got != shape:
-            return f"{name}.{key}: expected shape {shape}, got {got}"
-        if value.dtype != like.dtype or value.device != like.device:
-            return f"{name}.{key}: expected {like.dtype} on {like.device}, got {value.dtype} on {value.device}; use .to(...)"
+            return f"{what}: expected shape {shape}, got {got}"
+        return f"{what}: expected {dtype} on {device}, got {value.dtype} on {value.device}; use .to(...)"
     return None
 
 
 def own_methods(name: str, module: nn.Module) -> str | None:
     """Why a module's methods are not all those of its class: an instance may have been given others."""
-    for part in module.modules():
-        own = _methods(type(part)) & part.__dict__.keys()
-        if own:
-            return f"{name}: expected the methods of {type(part).__name__}, got its own {', '.join(sorted(own))}"
+    parts: list[nn.Module | None] = [module]
+    while parts:
+        part = parts.pop()
+        if part is None:
+            continue
+        if not _methods(type(part)).isdisjoint(part.__dict__):
+            own = ", ".join(sorted(_methods(type(part)) & part.__dict__.keys()))
+            return f"{name}: expected the methods of {type(part).__name__}, got its own {own}"
+        parts.extend(part._modules.values())
     return None
 
 

@@ -57,7 +57,7 @@ def set_method(mlp):
 
 CHANGES = {
     set_activation: r"expected mlp.act to be the 'relu' of mlp.activation, got Activation\(name='tanh'",
-    set_tanh: r"expected a network with .*'tanh_output': (True|False)}, got .*'tanh_output': (False|True)}",
+    set_tanh: r"expected mlp with \(in_dim, out_dim, tanh_output\) = \(.*, (True|False)\), got \(.*, (False|True)\)",
     widen: r"mlp.layers.0.weight: expected shape \(.*\), got \(.*\)",
     drop_layer: "expected 3 layers, one LayerNorm less or none; got 2 and 2",
     drop_norm: "expected 3 layers, one LayerNorm less or none; got 3 and 1",
