@@ -46,10 +46,10 @@ class Rates:
 
 
 RATES = {
-    # two cores of an AMD EPYC (Zen 4) at 2.6 GHz, torch 2.13: benchmarks/results/grad_speed_cpu.json. The fit leaves nothing
-    # to traffic. In plain torch Adjoint then wins at every size measured; it takes a fused kernel for Forward to pay here
-    ("cpu", "plain"): Rates(operation=1.5e-5, multiplication=1.62e-11, traffic=0.0),
-    ("cpu", "fused"): Rates(operation=3e-4, multiplication=1.0e-11, traffic=2e-11),
+    # two cores of an AMD EPYC (Zen 4), torch 2.13: benchmarks/results/calibration_cpu_amd-epyc_2_cores.json. The fit leaves
+    # nothing to traffic; the fused adjoint is then the fastest at every size measured
+    ("cpu", "plain"): Rates(operation=1.37e-5, multiplication=1.64e-11, traffic=0.0),
+    ("cpu", "fused"): Rates(operation=8.2e-4, multiplication=1.25e-11, traffic=0.0),
     # not fitted on a device: launch latency and an H100-class datasheet, so that the shape of the count decides
     ("cuda", "plain"): Rates(operation=6e-6, multiplication=3e-14, traffic=1e-12),
     ("cuda", "fused"): Rates(operation=6e-6, multiplication=3e-14, traffic=1e-12),

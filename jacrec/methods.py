@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from jacrec.cost import cheapest
-from jacrec.errors import expect_one_of
+from jacrec.errors import expect_count, expect_one_of
 from jacrec.fused import check_kernel, kernels
 from jacrec.gradient import adjoint_gradient, dense_gradient, forward_gradient
 from jacrec.jacobians.generic import pull_back
@@ -64,13 +64,23 @@ class Adjoint:
     """as in `Forward`. On a CPU the fused kernel keeps what a tile of particles needs, whatever their number"""
     precision: str | None = None
     """as in `Forward`"""
+    crew: int = 1
+    """threads that go through the layers of a single particle side by side (fused, CPU, N = M = 1): 2 take three quarters of
+    the time on an idle machine, and many times as long where other processes want the cores"""
 
     def __post_init__(self):
         check_kernel("Adjoint", self.kernel, self.precision)
+        expect_count("Adjoint.crew", self.crew, 1)
+        if self.crew > 1 and self.kernel == "plain":
+            raise ValueError(f'Adjoint.crew: expected 1 with kernel="plain", got {self.crew}; use kernel="fused"')
 
     def gradient(self, problem: Problem) -> PolicyGradient:
         if self.kernel == "fused":
             fused = kernels(problem, "adjoint")
+            if problem.state.device.type == "cpu":
+                return fused.adjoint_gradient(problem, recompute=self.recompute, precision=self.precision, crew=self.crew)
+            if self.crew > 1:
+                raise ValueError(f"Adjoint.crew: expected 1 on {problem.state.device}, got {self.crew}; it is for a CPU")
             return fused.adjoint_gradient(problem, recompute=self.recompute, precision=self.precision)
         return adjoint_gradient(problem, recompute=self.recompute)
 

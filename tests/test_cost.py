@@ -32,7 +32,7 @@ def test_the_count_is_that_of_the_sizes():
         assert counted["forward", kernel].multiplications == 4 * rows * weights
         assert counted["adjoint", kernel].multiplications == 2 * 4 * 3 * weights
     assert costs(Sizes.of(sized(M=1, policy=torch.nn.Sequential(Actor(11, 3))))) == counted
-    # a tile of 16 rows loads the weights once
+    # a tile of 16 rows loads the weights once, a 17th row once more
     one, two = (costs(Sizes.of(sized(M=M)))["adjoint", "fused"].traffic for M in (16, 17))
     assert two == 2 * one
 

@@ -39,6 +39,7 @@ from tests.oracles import looped_gradient, relative_error, well_posed
 from tests.strategies import ForeignDynamics, cases, shake
 
 FUSED = Adjoint(kernel="fused")
+CREW = Adjoint(kernel="fused", crew=2)
 
 
 @pytest.fixture(autouse=True)
@@ -408,24 +409,27 @@ def test_a_crew_on_one_particle(monkeypatch, networks, H, team):
     """Two threads go through one particle's layers side by side."""
     if not team:
         monkeypatch.setattr(threads, "team", lambda: None)
-    monkeypatch.setattr(threads, "LEAST_WORK", 1.0)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
     for seed in range(3):
         problem = problem_of(M=1, H=H, seed=seed, **networks)
-        assert prepared.plan_or_reason(check(*problem)).job(check(*problem))[0][rollout.CREW] == prepared.CREW
-        got, again = (policy_gradient(*problem, method=FUSED).gradient for _ in range(2))
+        assert prepared.plan_or_reason(check(*problem)).job(check(*problem), 2)[0][rollout.CREW] == 2
+        got, again = (policy_gradient(*problem, method=CREW).gradient for _ in range(2))
         assert relative_error(got, policy_gradient(*problem, method=Autograd()).gradient) < 1e-12
         assert all(torch.equal(got[k], again[k]) for k in got)
 
 
 def test_a_crew_that_does_not_come_is_not_waited_for(monkeypatch):
-    """A team of one where two were asked for: the first does it all."""
-    monkeypatch.setattr(threads, "LEAST_WORK", 1.0)
+    """A team of one where two were asked for: the first does it all, to the same bits."""
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
-    problem = problem_of(M=1)
-    expected = policy_gradient(*problem, method=Autograd()).gradient
-    monkeypatch.setattr(gradient, "run", lambda task, job, count: task.ctypes(job.ctypes.data))
-    assert relative_error(policy_gradient(*problem, method=FUSED).gradient, expected) < 1e-12
+    for hidden in ((33, 33), (64, 48), (256, 256)):
+        problem = problem_of(M=1, hidden=hidden, layer_norm=hidden[0] == 64)
+        expected = policy_gradient(*problem, method=Autograd()).gradient
+        with monkeypatch.context() as patch:
+            patch.setattr(gradient, "run", lambda task, job, count: task.ctypes(job.ctypes.data))
+            alone = policy_gradient(*problem, method=CREW).gradient
+        together = policy_gradient(*problem, method=CREW).gradient
+        assert relative_error(alone, expected) < 1e-12
+        assert all(torch.equal(alone[k], together[k]) for k in alone)
 
 
 def test_a_forked_child_has_threads_of_its_own():
@@ -482,7 +486,8 @@ def test_a_choice_that_cannot_be_served_raises_and_auto_falls_back(caplog):
 
 
 @pytest.mark.parametrize("make", [lambda: Adjoint(kernel="fast"), lambda: Forward(precision="ieee"),
-                                  lambda: Adjoint(kernel="fused", precision="bf16"),
+                                  lambda: Adjoint(kernel="fused", precision="bf16"), lambda: Adjoint(crew=2),
+                                  lambda: Adjoint(kernel="fused", crew=0),
                                   lambda: Forward("dense", kernel="fused")])  # fmt: skip
 def test_options_that_do_not_exist(make):
     with pytest.raises(ValueError, match="expected"):

@@ -56,15 +56,15 @@ def _plan(p: Problem) -> Prepared:
 
 
 @torch.no_grad()
-def adjoint_gradient(p: Problem, *, recompute: bool = False, precision: str | None = None) -> PolicyGradient:
+def adjoint_gradient(p: Problem, *, recompute: bool = False, precision: str | None = None, crew: int = 1) -> PolicyGradient:
     """`jacrec.gradient.adjoint_gradient` in compiled code, tile by tile; `unserved(p, "adjoint")` must be None.
 
     `recompute` changes nothing here: the memory of a tile is bounded anyway (`TAPE_BYTES`). `precision` is that of the
-    tensors; anything but None and "ieee" raises ValueError.
+    tensors; anything but None and "ieee" raises ValueError. `crew`: as in `Adjoint`.
     """
     _check_precision(precision)
     plan = _plan(p)
-    job, sized = plan.job(p)
+    job, sized = plan.job(p, crew)
     rows, shares, policies = int(job[rollout.ROWS]), int(job[rollout.SHARES]), p.N if p.batched else 1
     state, noise = p.state.contiguous(), p.noise.contiguous()
     returns = state.new_empty(rows)

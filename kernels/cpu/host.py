@@ -52,7 +52,7 @@ def exact_part(function):
 class _Compiled(CFunc):
     def _compile_uncached(self):
         _log.warning("compiling %s for this machine, some seconds; it is kept on disk for later processes", self.__name__)
-        return super()._compile_uncached()
+        return super()._compile_uncached()  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def entry(function, dtype) -> Any:

@@ -30,8 +30,6 @@ SIZES_KEPT = 64
 """jobs kept at most for one plan, by N, M, H, γ and number of threads"""
 TILE = 16
 """rows that pass through all layers together: enough to use every weight loaded often, few enough to stay in the caches"""
-CREW = 2
-"""threads that share the work of a single row; more have not been measured"""
 TAPE_BYTES = 64 * 2**20
 """a tile has fewer rows where its tape would be larger"""
 
@@ -95,24 +93,24 @@ class Prepared:
         }  # fmt: skip
         self.sized: dict[tuple, Sized] = {}
 
-    def job(self, p: Problem) -> tuple[np.ndarray, "Sized"]:
+    def job(self, p: Problem, crew: int = 1) -> tuple[np.ndarray, "Sized"]:
         """A new job without addresses of states, results and memory; and what goes with it, to be held until it is done."""
-        key = (p.N, p.M, p.H, p.world.discount, torch.get_num_threads())
+        key = (p.N, p.M, p.H, p.world.discount, torch.get_num_threads(), crew)
         sized = self.sized.get(key)
         if sized is None:
             if len(self.sized) >= SIZES_KEPT:
                 self.sized.clear()
-            sized = self.sized[key] = self._sized(p)
+            sized = self.sized[key] = self._sized(p, crew)
         return sized.job.copy(), sized
 
-    def _sized(self, p: Problem) -> "Sized":
+    def _sized(self, p: Problem, crew: int) -> "Sized":
         numbers, size = DTYPES[self.dtype], self.dtype.itemsize
         d, m, N, H, K = p.state.shape[-1], int(self.policy[0, layout.OUT]), p.N, p.H, int(self.chain[chains.STEPS])
         M = p.M if H else 1  # at the real state itself all particles agree
         policy, reward, denoiser = self.macs
         work = 2.0 * (H * (reward + K * denoiser) + (H + 1) * policy)
         threads = threads_for(N * M, work)
-        crew = CREW if N * M == 1 and threads_for(CREW, work / CREW) == CREW else 1
+        crew = min(crew, torch.get_num_threads()) if N * M == 1 else 1
         threads = max(threads, crew)
         tape = max(1, H * K * int(self.denoiser[layout.TAPE]) * size)
         tile = max(1, min(TILE, -(-N * M // threads), TAPE_BYTES // tape))
@@ -175,9 +173,9 @@ def unfit(p: Problem) -> str | None:
     for name, (scale, shape) in scales.items():
         if tuple(scale.shape) != shape:
             return f"{name} is not of shape {shape}, got {tuple(scale.shape)}"
-    for module in modules(p):
-        for name, tensor in (*module.named_parameters(), *module.named_buffers()):
-            if tensor.is_floating_point() and (tensor.dtype != p.state.dtype or tensor.device.type != "cpu"):
+    for named in (*(module.named_parameters() for module in modules(p)), ((k, scale) for k, (scale, _) in scales.items())):
+        for name, tensor in named:
+            if tensor.dtype != p.state.dtype or tensor.device.type != "cpu":
                 return f"{name} is not {p.state.dtype} on the CPU like the state, got {tensor.dtype} on {tensor.device}"
     return None
 

@@ -24,7 +24,6 @@ ELEMENTS = {types.float32: (ir.FloatType(), 4, "f32"), types.float64: (ir.Double
 INT = ir.IntType(64)
 carray: Any = numba.carray  # pyright: ignore[reportPrivateImportUsage]
 intrinsic: Any = extending.intrinsic  # its callers pass one argument fewer than its functions take
-FAST = ("reassoc", "contract")
 
 
 class Emitter:
@@ -67,24 +66,22 @@ class Emitter:
         return self.builder.shuffle_vector(a, b, mask)
 
     def fold(self, sums: list):
-        """L vectors -> one vector, whose lane i is the sum over vector i: a tree that halves vectors and lanes at once."""
-        step = 1
+        """L vectors -> one vector, whose lane i is the sum over vector i: neighbours are added until one is left."""
         while len(sums) > 1:
-            # lane blocks of `step`: even blocks of a and b side by side, plus odd blocks likewise
-            even = [i for i in range(2 * self.lanes) if (i // step) % 2 == 0]
-            odd = [i for i in range(2 * self.lanes) if (i // step) % 2 == 1]
+            even, odd = range(0, 2 * self.lanes, 2), range(1, 2 * self.lanes, 2)
             sums = [
-                self.builder.fadd(self.shuffle(a, b, even), self.shuffle(a, b, odd), flags=FAST)  # pyright: ignore[reportCallIssue]
+                self.builder.fadd(self.shuffle(a, b, even), self.shuffle(a, b, odd))
                 for a, b in zip(sums[::2], sums[1::2], strict=True)
             ]
         return sums[0]
 
     def total(self, vector):
-        """The sum of a vector's lanes."""
-        name = f"llvm.vector.reduce.fadd.v{self.lanes}{self.suffix}"
-        kind = ir.FunctionType(self.element, [self.element, self.vector])
-        function = get_or_insert_function(self.builder.module, kind, name)
-        return self.builder.call(function, [ir.Constant(self.element, -0.0), vector], fastmath=FAST)
+        """The sum of a vector's lanes, added in the order of `fold`: a tile's width changes no bit."""
+        lanes = self.lanes
+        while lanes > 1:
+            even, odd = (self.shuffle(vector, vector, range(first, lanes, 2)) for first in (0, 1))
+            vector, lanes = self.builder.fadd(even, odd), lanes // 2
+        return self.builder.extract_element(vector, ir.Constant(ir.IntType(32), 0))
 
     def loop(self, count, step: int, carried: list, body):
         """for i in range(0, count, step): carried = body(i, carried); returns the last `carried`."""
