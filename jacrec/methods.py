@@ -65,8 +65,8 @@ class Adjoint:
     precision: str | None = None
     """as in `Forward`"""
     crew: int = 1
-    """threads that go through the layers of a single particle side by side (fused, CPU, N = M = 1): 2 take three quarters of
-    the time on an idle machine, and many times as long where other processes want the cores"""
+    """threads that go through the layers of a single particle side by side (fused, CPU, N = M = 1): 2 are faster on an
+    idle machine, and many times slower where other processes want the cores"""
 
     def __post_init__(self):
         check_kernel("Adjoint", self.kernel, self.precision)
@@ -206,4 +206,3 @@ def check_method(method: object) -> Method:
     if isinstance(method, type) or not callable(getattr(method, "gradient", None)):
         raise ValueError(f"method: expected Forward(), Adjoint(), Autograd(), FiniteDifference() or Auto(), got {method!r}")
     return cast(Method, method)
-

@@ -59,4 +59,3 @@ def noise_like(world: World, state: Tensor, particles: int, horizon: int, genera
         got = f"one on {generator.device}" if isinstance(generator, torch.Generator) else type(generator).__name__
         raise ValueError(f"generator: expected a torch.Generator on {state.device} like the state, got {got}")
     return torch.randn(shape, generator=generator, dtype=state.dtype, device=state.device)
-

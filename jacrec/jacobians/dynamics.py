@@ -71,9 +71,7 @@ class DiffusionPass:
         return self.chain.chain_forward(self.dynamics, state, action, noise, ds, da, self.table)
 
     def record(self, state, action, noise):
-        next_state, tape = self.chain.chain_record(
-            self.dynamics, state, action, noise, self.table, recompute=self.recompute
-        )
+        next_state, tape = self.chain.chain_record(self.dynamics, state, action, noise, self.table, recompute=self.recompute)
         return next_state, lambda cotangent: self.chain.chain_adjoint(self.dynamics, tape, cotangent)
 
 

@@ -54,8 +54,12 @@ def has_written_jacobian(policy: nn.Module) -> bool:
         return False
     mlp = cast(MLP, policy._modules["mlp"])
     own = [p for layer in (*mlp.layers, *mlp.norms) for p in layer._parameters.values()]
-    return not policy._parameters and not mlp._parameters and len(policy._modules) == 1 and len(mlp._modules) == 2 and (
-        len({id(p) for p in own}) == len(own)
+    return (
+        not policy._parameters
+        and not mlp._parameters
+        and len(policy._modules) == 1
+        and len(mlp._modules) == 2
+        and (len({id(p) for p in own}) == len(own))
     )
 
 

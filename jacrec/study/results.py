@@ -84,7 +84,7 @@ def _result(name: str, played: dict[str, Any], key: str, level: float) -> Result
 
 
 def interval(estimate: Estimate | None, *, signed: bool = False) -> str:
-    """"+3.1 [+1.2, +4.9]", or a dash; with another digit where all is below 1, and no minus before a zero."""
+    """ "+3.1 [+1.2, +4.9]", or a dash; with another digit where all is below 1, and no minus before a zero."""
     if estimate is None:
         return "–"
     values = estimate.mean, estimate.low, estimate.high

@@ -55,6 +55,8 @@ def _axpy_rows(R: int, add: bool):
 
 
 _dot_4, _dot_2, _dot_1 = _dot_rows(4), _dot_rows(2), _dot_rows(1)
+
+
 @part
 def dot(like, x, x_stride, R, w, w_stride, O, n, y, y_stride):
     """y (R, O) = x (R, n) w (O, n)ᵀ; n a multiple of the vector's lanes."""
