@@ -74,6 +74,7 @@ class ByJacrec:
         """s^(k) (B, d), A_k (B, d, m), B_k (B, d, d): the chain stopped after the steps K … k+1."""
         upper = copy.copy(self.dynamics)
         upper._buffers = {**self.dynamics._buffers, "level": self.dynamics.level[k:]}
+        upper.levels = self.dynamics.levels[k:]
         upper.c_u, upper.c_net, upper.sigma = (table[k:] for table in (upper.c_u, upper.c_net, upper.sigma))
         # the latent itself, not the next state that it stands for
         upper._buffers |= {"out_mean": torch.zeros_like(upper.out_mean), "out_std": torch.ones_like(upper.out_std)}
