@@ -7,6 +7,7 @@ when torch has just used it, and never competes with it for the cores. Elsewhere
 import ctypes
 import os
 import threading
+from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from functools import cache
 from pathlib import Path
@@ -63,22 +64,7 @@ def run(task, job: np.ndarray, threads: int) -> None:
     elif not _forked and (parallel := team()) is not None:
         parallel(task.address, address, threads, 0)
     else:
-        run_in_pool(task, job, threads)
-
-
-def run_in_pool(task, job: np.ndarray, threads: int) -> None:
-    """The same in threads of Python."""
-    global _pool
-    futures = []
-    try:
-        with _lock:
-            if _pool is None or _pool._max_workers < threads - 1:
-                _pool = ThreadPoolExecutor(threads - 1, thread_name_prefix="jacrec")
-            futures += [_pool.submit(task.ctypes, job.ctypes.data) for _ in range(threads - 1)]
-        task.ctypes(job.ctypes.data)
-    finally:
-        # whatever happens: they work in memory that is the caller's
-        _wait_for(futures)
+        run_together(task.ctypes, [job] * threads)
 
 
 def _wait_for(futures: list[Future]) -> None:
@@ -89,22 +75,24 @@ def _wait_for(futures: list[Future]) -> None:
         raise
 
 
-def run_together(call, jobs: np.ndarray) -> None:
-    """call(address) for every row of `jobs`, all of them under way at once, so that they may wait for one another.
+def run_together(call, jobs: Iterable[np.ndarray]) -> None:
+    """call(address) for every job, all of them under way at once, so that they may wait for one another.
 
     `call` is a compiled task's `ctypes`, which releases Python's lock.
     """
     global _pool
-    mine, *others = (row.ctypes.data for row in jobs)
+    mine, *others = (job.ctypes.data for job in jobs)
     futures = []
-    if others:
-        with _lock:
-            if _pool is None or _pool._max_workers < len(others):
-                _pool = ThreadPoolExecutor(len(others), thread_name_prefix="jacrec")
-            futures = [_pool.submit(call, address) for address in others]
     try:
+        if others:
+            with _lock:
+                if _pool is None or _pool._max_workers < len(others):
+                    _pool = ThreadPoolExecutor(len(others), thread_name_prefix="jacrec")
+                for address in others:
+                    futures.append(_pool.submit(call, address))
         call(mine)
     finally:
+        # whatever happens: they work in memory that is the caller's
         _wait_for(futures)
 
 
