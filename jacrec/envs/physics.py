@@ -72,14 +72,18 @@ def make_env(env_id: str, *, physics: str = "d4rl", **kwargs) -> gymnasium.Env:
     """A gymnasium environment with `physics` "d4rl" (contacts as before MuJoCo 3.5) or "native" (as MuJoCo has them).
 
     Data of the D4RL family belong to the ``-v4`` environments: ``-v5`` changed Walker2d's friction and the healthy
-    rewards. Their deprecation warning is therefore not passed on. Goal environments (PointMaze) are wrapped so that
-    the state is (observation, desired_goal). `kwargs` go to `gymnasium.make`, e.g. ``render_mode="rgb_array"``.
+    rewards. Their deprecation warning is therefore not passed on. Goal environments (PointMaze and AntMaze of
+    Gymnasium-Robotics) are wrapped so that the state is (observation, desired_goal). D4RL's AntMaze, which differs from that of
+    Gymnasium-Robotics in nearly everything, is ``jacrec/antmaze-umaze-v2`` and its like (`jacrec.envs.antmaze`, which tells
+    the differences). `kwargs` go to `gymnasium.make`, e.g. ``render_mode="rgb_array"``.
 
     Raises:
         ValueError: an unknown `physics`, or an id that gymnasium does not know.
     """
     expect_one_of("physics", physics, PHYSICS)
-    if env_id.startswith(("PointMaze", "AntMaze")):
+    if env_id.startswith("jacrec/"):
+        import jacrec.envs.antmaze  # noqa: F401  registers its ids
+    elif env_id.startswith(("PointMaze", "AntMaze")):
         _register_mazes(env_id)
     with warnings.catch_warnings(), _quiet_compiler():
         warnings.filterwarnings("ignore", message=".*is out of date", category=DeprecationWarning)
@@ -88,7 +92,8 @@ def make_env(env_id: str, *, physics: str = "d4rl", **kwargs) -> gymnasium.Env:
         except gymnasium.error.UnregisteredEnv as error:
             raise ValueError(
                 f"env_id: gymnasium has no environment {env_id!r} ({error}); "
-                "expected an id such as 'Hopper-v4', 'HalfCheetah-v4' or 'PointMaze_UMaze-v3'"
+                "expected an id such as 'Hopper-v4', 'HalfCheetah-v4', 'PointMaze_UMaze-v3' or, for D4RL's AntMaze, "
+                "'jacrec/antmaze-umaze-v2'"
             ) from error
     leftover = getattr(env.unwrapped, "tmp_xml_file_path", None)
     if leftover is not None:
