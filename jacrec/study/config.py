@@ -9,23 +9,17 @@ CONTESTANTS = ("base", "h0", "mpc")
 
 
 @dataclass(frozen=True)
-class EvalConfig:
-    """Base policy, MPC, and MPC without a world model (H = 0), on the same environment seeds."""
+class PlayConfig:
+    """How a contestant's episodes are played, whoever it is.
+
+    The defaults are the literature's protocol for locomotion: the networks as training left them (the last evaluation, not
+    the best one), 10 episodes, evaluation seed 42.
+    """
 
     episodes: int = 10
     """episodes per contestant (the reference protocol: 10 for locomotion, 100 for AntMaze)"""
     seed: int = 42
     """episode i starts from environment seed 1000 · seed + i"""
-    contestants: tuple[str, ...] = CONTESTANTS
-    """who plays: base (π as trained), h0 (ascent on the critic at s_t alone), mpc (Algorithm 1); base always does"""
-    mpc: MPCConfig = field(default_factory=MPCConfig)
-    """the controller's settings; h0 takes them with horizon 0"""
-    h0_lr: float | None = None
-    """step size of h0 where it is to differ from mpc's"""
-    h0_updates: int | None = None
-    """gradient steps per decision of h0, likewise"""
-    h0_carry: str | None = None
-    """what h0 does with ψ between decisions, likewise"""
     rows: int | None = None
     """episodes in lock-step; none named: all of them"""
     env_id: str | None = None
@@ -38,26 +32,52 @@ class EvalConfig:
     """steps between measurements of the imagined return before and after the update"""
     probe_particles: int = 16
     """imagined trajectories of each such measurement"""
-    growth_horizon: int = 10
-    """steps over which the growth of the closed-loop Jacobian is followed"""
 
     def __post_init__(self):
-        for name in ("episodes", "threads", "probe_every", "probe_particles", "growth_horizon"):
+        for name in ("episodes", "threads", "probe_every", "probe_particles"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")
+        expect_one_of("physics", self.physics, ("d4rl", "native"))
         if self.rows is not None and not 1 <= self.rows <= self.episodes:
             raise ValueError(f"rows: expected 1 to {self.episodes} (the number of episodes), got {self.rows}")
-        for name in self.contestants:
-            expect_one_of("contestants", name, CONTESTANTS)
-        self.controller("h0")  # says what is wrong with its settings
-        if self.mpc.deadline_ms is not None and (self.rows or self.episodes) > 1:
-            raise ValueError("mpc.deadline_ms: expected rows = 1, since a deadline is of one decision; got "
-                             f"{self.rows or self.episodes} episodes in lock-step")  # fmt: skip
 
     @property
     def seeds(self) -> list[int]:
         """One environment seed per episode."""
         return [1000 * self.seed + i for i in range(self.episodes)]
+
+    def allow(self, controller: MPCConfig, name: str = "mpc") -> None:
+        """Raise ValueError where these settings and a controller's do not go together."""
+        if controller.deadline_ms is not None and (self.rows or self.episodes) > 1:
+            raise ValueError(f"{name}.deadline_ms: expected rows = 1, since a deadline is of one decision; got "
+                             f"{self.rows or self.episodes} episodes in lock-step")  # fmt: skip
+
+
+@dataclass(frozen=True)
+class EvalConfig(PlayConfig):
+    """Base policy, MPC, and MPC without a world model (H = 0), on the same environment seeds."""
+
+    contestants: tuple[str, ...] = CONTESTANTS
+    """who plays: base (π as trained), h0 (ascent on the critic at s_t alone), mpc (Algorithm 1); base always does"""
+    mpc: MPCConfig = field(default_factory=MPCConfig)
+    """the controller's settings; h0 takes them with horizon 0"""
+    h0_lr: float | None = None
+    """step size of h0 where it is to differ from mpc's"""
+    h0_updates: int | None = None
+    """gradient steps per decision of h0, likewise"""
+    h0_carry: str | None = None
+    """what h0 does with ψ between decisions, likewise"""
+    growth_horizon: int = 10
+    """steps over which the growth of the closed-loop Jacobian is followed"""
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.growth_horizon < 1:
+            raise ValueError(f"growth_horizon: expected at least 1, got {self.growth_horizon}")
+        for name in self.contestants:
+            expect_one_of("contestants", name, CONTESTANTS)
+        self.controller("h0")  # says what is wrong with its settings
+        self.allow(self.mpc)
 
     @property
     def order(self) -> list[str]:
