@@ -1,4 +1,9 @@
-"""ReBRAC as the reference states it, in plain torch with autograd: what the hand-written updates have to equal, and to beat."""
+"""ReBRAC as the reference states it, in plain torch with autograd: what the hand-written updates have to equal, and to beat.
+
+Transcribed from the losses and the order of the updates in `algorithms/offline/rebrac.py` of CORL, which is the authors' own
+JAX code in one file: `update_critic`, then, where the actor moves, `update_actor` with the critics from after their step. Both
+targets are mixed inside `update_actor`, the actor's with the parameters that its gradient was taken at.
+"""
 
 import copy
 
@@ -35,10 +40,13 @@ class PlainCritic(PlainActor):
 
 
 class PlainReBRAC:
-    """The reference's two updates, starting from a learner's networks: a critic loss, an actor loss, moving targets."""
+    """The reference's two updates, starting from a learner's networks: a critic loss, an actor loss, moving targets.
 
-    def __init__(self, learner: ReBRAC, fused: bool = False):
-        c, like = learner.config, learner.flat_actor.value
+    In the learner's precision, or in `dtype`.
+    """
+
+    def __init__(self, learner: ReBRAC, fused: bool = False, dtype: torch.dtype | None = None):
+        c, like = learner.config, learner.flat_actor.value.to(dtype)
         self.c, width = c, c.hidden[0]
         self.actor = PlainActor(learner.d, learner.m, width, c.actor_layer_norm).to(like)
         self.critics = nn.ModuleList(PlainCritic(learner.d, learner.m, width, c.critic_layer_norm) for _ in range(2)).to(like)
@@ -50,7 +58,7 @@ class PlainReBRAC:
         self.critic_optimiser = torch.optim.Adam(self.critics.parameters(), lr=c.critic_lr, fused=fused)
 
     def update(self, s, a, r, s2, a2, done, noise, move_actor):
-        """(B, d), (B, m), (B,), (B, d), (B, m), (B,), (B, m)."""
+        """(B, d), (B, m), (B,), (B, d), (B, m), (B,), (B, m) -> the losses and the metrics' other entries."""
         c = self.c
         with torch.no_grad():
             n = (noise * c.policy_noise).clamp(-c.noise_clip, c.noise_clip)
@@ -58,21 +66,25 @@ class PlainReBRAC:
             penalty = ((next_action - a2) ** 2).sum(-1)
             next_q = torch.minimum(*(q(s2, next_action) for q in self.target_critics)) - c.critic_bc_coef * penalty
             target = r + c.discount * (1 - done) * next_q
-        loss = sum(functional.mse_loss(q(s, a), target) for q in self.critics)
+        values = [q(s, a) for q in self.critics]
+        loss = sum(functional.mse_loss(value, target) for value in values)
         self.critic_optimiser.zero_grad()
         loss.backward()
         self.critic_optimiser.step()
+        scalars = {"critic_loss": loss.detach(), "q": torch.stack(values).detach().mean()}
         if not move_actor:
-            return
+            return scalars
         pi = self.actor(s)
         q = torch.minimum(*(critic(s, pi) for critic in self.critics))
         lam = 1 / q.abs().mean().detach() if c.normalize_q else 1.0
-        actor_loss = (c.actor_bc_coef * ((pi - a) ** 2).sum(-1) - lam * q).mean()
+        bc = ((pi - a) ** 2).sum(-1)
+        actor_loss = (c.actor_bc_coef * bc - lam * q).mean()
         self.actor_optimiser.zero_grad()
         actor_loss.backward()
         self.follow(self.actor, self.target_actor)  # before the actor's step: the reference's order
         self.actor_optimiser.step()
         self.follow(self.critics, self.target_critics)
+        return scalars | {"actor_loss": actor_loss.detach(), "bc": bc.detach().mean(), "q_policy": q.detach().mean()}
 
     @torch.no_grad()
     def follow(self, online, target):
