@@ -9,9 +9,9 @@ without the goal. Action (8) in [-1, 1]: torques over 30 of hip and ankle of leg
 Reward 1 and the end of the episode when the torso comes within 0.5 of the goal, else 0; a fall ends nothing. A new goal is
 drawn at every reset. The score is 100 × the mean return.
 
-Not to be confused with Gymnasium-Robotics' AntMaze_UMaze-v5 and its like, which `jacrec.envs.physics.make_env` takes too: there a
-step is 0.05 s, torques reach 150, contacts are stiffer, the origin is the map's centre and y points up on the map, the goal's
-radius is 0.45 and the state holds the goal. Neither data nor scores carry over.
+Not to be confused with Gymnasium-Robotics' AntMaze_UMaze-v5 and its like, which `jacrec.envs.physics.make_env` takes too:
+there a step is 0.05 s, torques reach 150, contacts are stiffer, the origin is the map's centre and y points up on the map,
+the goal's radius is 0.45 and the state holds the goal. Neither data nor scores carry over.
 """
 
 from typing import Any

@@ -26,22 +26,25 @@ _MODEL = """
   </visual>
   <default>
     <joint limited="true" armature="1" damping="1"/>
-    <geom condim="3" conaffinity="0" margin="0.01" friction="1 0.5 0.5" solref="0.02 1" solimp="0.8 0.8 0.01" density="5"
-          rgba="0.85 0.55 0.3 1"/>
+    <geom condim="3" conaffinity="0" margin="0.01" friction="1 0.5 0.5" solref="0.02 1" solimp="0.8 0.8 0.01" density="5"/>
     <motor ctrllimited="true" ctrlrange="-30 30"/>
+    <default class="ant">
+      <geom rgba="0.85 0.55 0.3 1"/>
+    </default>
   </default>
   <asset>
     <texture name="sky" type="skybox" builtin="gradient" rgb1="0.9 0.95 1" rgb2="0.6 0.7 0.8" width="64" height="64"/>
     <texture name="tiles" type="2d" builtin="checker" rgb1="0.32 0.38 0.44" rgb2="0.27 0.33 0.39" width="128" height="128"/>
+    <material name="wall" rgba="0.7 0.68 0.62 1"/>
     <material name="tiles" texture="tiles" texrepeat="40 40"/>
   </asset>
   <worldbody>
     <light directional="true" diffuse="0.6 0.6 0.6" pos="0 0 20" dir="0.2 0.3 -1"/>
     <camera name="top" pos="{x} {y} {height}" fovy="45"/>
-    <geom name="floor" type="plane" size="40 40 40" conaffinity="1" rgba="1 1 1 1" material="tiles"/>
+    <geom name="floor" type="plane" size="40 40 40" conaffinity="1" material="tiles"/>
 {walls}
     <site name="goal" type="cylinder" size="0.5 0.01" rgba="0.2 0.8 0.3 0.8"/>
-    <body name="torso" pos="0 0 0.75">
+    <body name="torso" pos="0 0 0.75" childclass="ant">
       <camera name="follow" mode="trackcom" pos="0 -7 9" xyaxes="1 0 0 0 0.8 0.6"/>
       <geom name="torso" type="sphere" size="0.25"/>
       <joint name="root" type="free" limited="false" margin="0.01" armature="0" damping="0"/>
@@ -67,7 +70,7 @@ _LEG = """
         </body>
       </body>"""
 
-_WALL = '    <geom name="wall_{i}_{j}" type="box" pos="{x} {y} {z}" size="{half} {half} {z}" conaffinity="1" rgba="0.7 0.68 0.62 1"/>'
+_WALL = '    <geom name="wall_{i}_{j}" type="box" pos="{x} {y} {z}" size="{half} {half} {z}" conaffinity="1" material="wall"/>'
 
 
 def ant_maze_xml(maze: Maze) -> str:
@@ -88,6 +91,4 @@ def ant_maze_xml(maze: Maze) -> str:
 
 def _leg(i: int, x: int, y: int, name: str, sign: int) -> str:
     low, high = (30, 70) if sign > 0 else (-70, -30)
-    return _LEG.format(
-        i=i, name=name, hip=f"{0.2 * x} {0.2 * y}", foot=f"{0.4 * x} {0.4 * y}", axis=-x * y, low=low, high=high
-    )
+    return _LEG.format(i=i, name=name, hip=f"{0.2 * x} {0.2 * y}", foot=f"{0.4 * x} {0.4 * y}", axis=-x * y, low=low, high=high)

@@ -10,57 +10,20 @@ do and whichever engine serves.
 """
 
 import os
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any
 
 import gymnasium
 import mujoco
 import mujoco.batch
 import numpy as np
-from gymnasium.envs.mujoco.half_cheetah_v4 import HalfCheetahEnv as HalfCheetahV4
-from gymnasium.envs.mujoco.half_cheetah_v5 import HalfCheetahEnv as HalfCheetahV5
-from gymnasium.envs.mujoco.hopper_v4 import HopperEnv as HopperV4
-from gymnasium.envs.mujoco.hopper_v5 import HopperEnv as HopperV5
-from gymnasium.envs.mujoco.walker2d_v4 import Walker2dEnv as Walker2dV4
-from gymnasium.envs.mujoco.walker2d_v5 import Walker2dEnv as Walker2dV5
 
 from jacrec.envs.physics import make_env, physics_record
+from jacrec.envs.rows import SERVED, Rows
 from jacrec.errors import expect_one_of
 
 ENGINES = ("auto", "mujoco.batch", "gymnasium")
 _mj: Any = mujoco  # the bindings declare no types
-
-
-@dataclass(frozen=True)
-class _Task:
-    """Reward, termination and observation of one gymnasium class, for many rows at once."""
-
-    control_cost: float
-    velocity_limit: float = np.inf
-    healthy: Callable[[np.ndarray, np.ndarray], np.ndarray] | None = None
-    """(qpos, qvel) -> (n,) bool; None: never terminates and pays nothing for health"""
-    pay_when_unhealthy: bool = True
-    """the -v4 classes pay the healthy reward on the terminal step too"""
-
-
-def _hopper_is_healthy(qpos: np.ndarray, qvel: np.ndarray) -> np.ndarray:
-    bounded = (np.abs(qpos[:, 2:]) < 100).all(1) & (np.abs(qvel) < 100).all(1)
-    return bounded & (qpos[:, 1] > 0.7) & (np.abs(qpos[:, 2]) < 0.2)
-
-
-def _walker_is_healthy(qpos: np.ndarray, qvel: np.ndarray) -> np.ndarray:
-    return (qpos[:, 1] > 0.8) & (qpos[:, 1] < 2.0) & (np.abs(qpos[:, 2]) < 1.0)
-
-
-_TASKS: dict[type, _Task] = {
-    HopperV4: _Task(1e-3, 10.0, _hopper_is_healthy),
-    HopperV5: _Task(1e-3, 10.0, _hopper_is_healthy, pay_when_unhealthy=False),
-    HalfCheetahV4: _Task(0.1),
-    HalfCheetahV5: _Task(0.1),
-    Walker2dV4: _Task(1e-3, 10.0, _walker_is_healthy),
-    Walker2dV5: _Task(1e-3, 10.0, _walker_is_healthy, pay_when_unhealthy=False),
-}
 
 
 class _ThreadedEngine:
@@ -69,31 +32,23 @@ class _ThreadedEngine:
     def __init__(self, env_id: str, n: int, physics: str, threads: int):
         self.env = make_env(env_id, physics=physics)
         core: Any = self.env.unwrapped
-        self._core, self._task = core, _TASKS[type(core)]
+        self._core = core
         self._batch = mujoco.batch.Batch(core.model, n, min(threads, n))
-        self._qpos, self._qvel = self._batch.bind("qpos"), self._batch.bind("qvel")
-        self._ctrl = self._batch.bind("ctrl")
+        self._qpos, self._ctrl = self._batch.bind("qpos"), self._batch.bind("ctrl")
+        self._rows: Rows = SERVED[type(core)](core, self._batch)
 
     def reset(self, row: int, seed: int) -> np.ndarray:
         observation, _ = self.env.reset(seed=seed)
         kind = int(_mj.mjtState.mjSTATE_INTEGRATION)
         _mj.mj_getState(self._core.model, self._core.data, self._batch.state[row], kind)
+        self._rows.reset(row)
         return observation
 
     def step(self, rows: np.ndarray, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        task = self._task
-        before = self._qpos[rows, 0]
-        self._ctrl[rows] = actions
+        before = self._qpos[rows]
+        self._ctrl[rows] = self._rows.control(actions)
         self._batch.step(rows, nstep=self._core.frame_skip)
-        qpos, qvel = self._qpos[rows], self._qvel[rows]
-        observation = np.concatenate((qpos[:, 1:], np.clip(qvel, -task.velocity_limit, task.velocity_limit)), axis=1)
-        reward = (qpos[:, 0] - before) / self._core.dt
-        terminated = np.zeros(len(rows), bool)
-        if task.healthy is not None:
-            terminated = ~task.healthy(qpos, qvel)
-            reward = reward + (1.0 if task.pay_when_unhealthy else np.where(terminated, 0.0, 1.0))
-        reward = reward - task.control_cost * np.square(actions).sum(1)
-        return observation, reward, terminated
+        return self._rows.step(rows, before, actions)
 
     def close(self) -> None:
         self.env.close()
@@ -128,10 +83,10 @@ def _processors() -> int:
 class BatchedEnv:
     """`n` episodes of `env_id` in lock-step; a finished row stays as it is, paying 0, until it is reset.
 
-    `engine` "auto" takes "mujoco.batch" (threads inside MuJoCo) for Hopper, HalfCheetah and Walker2d and "gymnasium" (a
-    loop) for everything else; the attribute `engine` says which one serves. `threads` defaults to the processors this
-    process may use. Actions are taken as float64 and, as in gymnasium, not clipped: MuJoCo clips the torque, the
-    control cost is charged on the action as given.
+    `engine` "auto" takes "mujoco.batch" (threads inside MuJoCo) for Hopper, HalfCheetah, Walker2d, Ant-v4 and D4RL's
+    AntMaze, and "gymnasium" (a loop) for everything else; the attribute `engine` says which one serves. `threads`
+    defaults to the processors this process may use. Actions are taken as float64 and, as in gymnasium, not clipped:
+    MuJoCo clips the torque, the control cost is charged on the action as given.
 
     Raises:
         ValueError: `n` < 1, unknown ids or engines, "mujoco.batch" for an environment it cannot serve.
@@ -150,10 +105,10 @@ class BatchedEnv:
         if n < 1:
             raise ValueError(f"n: expected at least one episode, got {n}")
         probe = make_env(env_id, physics=physics)
-        threaded = type(probe.unwrapped) in _TASKS
+        threaded = type(probe.unwrapped) in SERVED
         probe.close()
         if engine == "mujoco.batch" and not threaded:
-            served = ", ".join(sorted({task.__name__ for task in _TASKS}))
+            served = ", ".join(sorted({kind.__name__ for kind in SERVED}))
             raise ValueError(f"engine: 'mujoco.batch' serves {served}, got {env_id!r}; use engine='gymnasium'")
         self.engine = ("mujoco.batch" if threaded else "gymnasium") if engine == "auto" else engine
         maker = _ThreadedEngine if self.engine == "mujoco.batch" else _LoopedEngine
