@@ -6,17 +6,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from jacrec.data.arrays import from_flat
 from jacrec.data.d4rl import read_d4rl
 from jacrec.data.load import load
-from jacrec.data.transitions import DatasetInfo, Transitions, from_flat
+from jacrec.data.transitions import DatasetInfo, Transitions
 
 FLAGS = st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=12)
 
 
 def flat_data(flags, seed: int = 0, d: int = 3, m: int = 2) -> dict[str, np.ndarray]:
-    """D4RL-layout arrays whose every number is distinct."""
+    """D4RL-layout arrays whose every number is distinct; successors at the ends of episodes are states of their own."""
     n, rng = len(flags), np.random.default_rng(seed)
-    return {
+    data = {
         "observations": rng.standard_normal((n, d)).astype(np.float32),
         "actions": rng.uniform(-1, 1, (n, m)).astype(np.float32),
         "rewards": rng.standard_normal(n).astype(np.float32),
@@ -24,6 +25,10 @@ def flat_data(flags, seed: int = 0, d: int = 3, m: int = 2) -> dict[str, np.ndar
         "timeouts": np.array([timeout for _, timeout in flags]),
         "next_observations": rng.standard_normal((n, d)).astype(np.float32),
     }
+    for k in range(n - 1):
+        if not (data["terminals"][k] or data["timeouts"][k]):
+            data["next_observations"][k] = data["observations"][k + 1]
+    return data
 
 
 def read_flat(data: dict[str, np.ndarray], with_next: bool) -> Transitions:
@@ -118,6 +123,7 @@ def test_statistics_are_those_of_float64_and_never_zero():
     data = flat_data([(False, False)] * 50)
     data["observations"][:, 1] = 7.0
     data["observations"][:, 2] += 1e4
+    data["next_observations"][:-1] = data["observations"][1:]
     read = read_flat(data, with_next=True)
     found = read.statistics()
     state = read.state.astype(np.float64)
@@ -133,7 +139,8 @@ def test_statistics_are_those_of_float64_and_never_zero():
 @pytest.mark.parametrize("suffix", [".hdf5", ".h5", ".npz"])
 @pytest.mark.parametrize("with_next", [True, False])
 def test_files_read_like_their_arrays(tmp_path, suffix, with_next):
-    data = flat_data([(False, False)] * 3 + [(True, False)] + [(False, False)] * 2 + [(False, True)] + [(False, False)])
+    flags = [(False, False)] * 3 + [(True, False)] + [(False, False)] * 2 + [(False, True)] + [(False, False)]
+    data = flat_data(flags, d=11, m=3)
     if not with_next:
         del data["next_observations"]
     path = tmp_path / f"hopper_medium_replay-v2{suffix}"
@@ -150,7 +157,7 @@ def test_files_read_like_their_arrays(tmp_path, suffix, with_next):
 
 def test_environment_is_taken_from_the_attributes(tmp_path):
     path = tmp_path / "mine.hdf5"
-    write_flat(path, flat_data([(False, False)] * 4))
+    write_flat(path, flat_data([(False, False)] * 3 + [(False, True)], d=17, m=6))
     assert read_d4rl(path).info.env_id is None
     assert read_d4rl(path).info.score(1.0) is None
     with h5py.File(path, "a") as file:

@@ -4,8 +4,9 @@
     write_minari(dataset_id, episodes, *, env, metadata, overwrite=False) -> Path
     local_ids() -> list[str]   dataset_path(dataset_id) -> Path   read_metadata(dataset_id) -> dict
 
-The root is $MINARI_DATASETS_PATH, or ~/.minari/datasets. Goal environments (PointMaze) keep their dict observations on
-disk; as states they are (observation, desired_goal).
+The root is $MINARI_DATASETS_PATH, or ~/.minari/datasets. Goal environments keep their dict observations on disk; as states
+they are (observation, desired_goal), and (achieved_goal, observation, desired_goal) in Gymnasium-Robotics' AntMaze, whose
+observation lacks the position. Episodes are read one by one into float32.
 """
 
 import json
@@ -24,10 +25,11 @@ from minari.dataset.minari_storage import MinariStorage
 from minari.namespace import NAMESPACE_METADATA_FILENAME
 from minari.storage.datasets_root_dir import get_dataset_path
 
+from jacrec.data.arrays import from_episodes
 from jacrec.data.collect import Episode
 from jacrec.data.references import reference_by_env, reference_by_name
-from jacrec.data.transitions import DatasetInfo, Transitions, from_flat
-from jacrec.envs.physics import goal_in_state, is_goal_space
+from jacrec.data.transitions import DatasetInfo, Transitions
+from jacrec.envs.physics import goal_in_state, is_goal_space, position_apart
 
 
 def dataset_path(dataset_id: str) -> Path:
@@ -68,7 +70,8 @@ def read_metadata(dataset_id: str) -> dict[str, Any]:
 def read_minari(dataset_id: str, *, env_id: str | None = None) -> Transitions:
     """Read a local Minari data set; `env_id` overrides the environment its metadata name.
 
-    An episode holds T + 1 observations, so every successor is known.
+    An episode holds T + 1 observations, so every successor is known. A termination inside an episode (goal environments
+    that go on) masks the bootstrap of its row and leaves the episode whole; so does a truncation, which masks nothing.
 
     Raises:
         FileNotFoundError: no complete data set of that id is on disk.
@@ -79,25 +82,13 @@ def read_minari(dataset_id: str, *, env_id: str | None = None) -> Transitions:
     space = storage.observation_space
     if not is_goal_space(space) and not (isinstance(space, gymnasium.spaces.Box) and len(space.shape) == 1):
         raise ValueError(f"{dataset_id}: expected vector observations or a goal environment's dict of vectors, got {space}")
-    episodes = list(storage.get_episodes(range(storage.total_episodes)))
-    states = [_state(episode["observations"]) for episode in episodes]
-    for number, (state, episode) in enumerate(zip(states, episodes, strict=True)):
-        if len(state) != len(episode["rewards"]) + 1:
-            raise ValueError(
-                f"{dataset_id}: episode {number}: expected {len(episode['rewards']) + 1} observations for "
-                f"{len(episode['rewards'])} rewards, got {len(state)}"
-            )
-    rewards = [np.asarray(episode["rewards"], np.float64) for episode in episodes]
-    last = np.zeros(sum(map(len, rewards)), bool)
-    last[np.cumsum([len(part) for part in rewards]) - 1] = True
-    return from_flat(
-        np.concatenate([state[:-1] for state in states]),
-        np.concatenate([np.asarray(episode["actions"]) for episode in episodes]),
-        np.concatenate(rewards),
-        np.concatenate([np.asarray(episode["terminations"], bool) for episode in episodes]),
-        last,
-        dataset_info(dataset_id, metadata, env_id),
-        np.concatenate([state[1:] for state in states]),
+    info = dataset_info(dataset_id, metadata, env_id)
+    recorded = json.loads(metadata["env_spec"])["id"] if "env_spec" in metadata else info.env_id
+    episodes = storage.get_episodes(range(storage.total_episodes))
+    return from_episodes(
+        ((_state(e["observations"], recorded), e["actions"], e["rewards"], e["terminations"]) for e in episodes),
+        int(storage.total_steps),
+        info,
     )
 
 
@@ -173,15 +164,19 @@ def refuse_existing(dataset_id: str, overwrite: bool) -> None:
         raise FileExistsError(f"{dataset_id}: exists already at {path}; overwrite=True (--overwrite) replaces it")
 
 
-def _state(observations: Any) -> np.ndarray:
-    return goal_in_state(observations) if isinstance(observations, dict) else np.asarray(observations)
+def _state(observations: Any, env_id: str | None) -> np.ndarray:
+    if isinstance(observations, dict):
+        return goal_in_state(observations, with_position=position_apart(env_id))
+    return np.asarray(observations)
 
 
 def _buffer(where: str, episode: Episode, env: gymnasium.Env) -> EpisodeBuffer:
     """An episode as Minari takes it, checked: Minari stores wrong shapes without a word."""
     space: Any = env.observation_space
     T, goal = len(episode), is_goal_space(space)
-    width = sum(space[key].shape[0] for key in ("observation", "desired_goal")) if goal else space.shape[0]
+    apart = goal and env.spec is not None and position_apart(env.spec.id)
+    keys = (*(("achieved_goal",) if apart else ()), "observation", "desired_goal")
+    width = sum(space[key].shape[0] for key in keys) if goal else space.shape[0]
     expected = {
         "observations": (T + 1, width),
         "actions": (T, *(env.action_space.shape or ())),
@@ -196,13 +191,9 @@ def _buffer(where: str, episode: Episode, env: gymnasium.Env) -> EpisodeBuffer:
             raise ValueError(f"{where}: {name}: expected finite numbers, got {value[row]} at step {row}")
     observations: Any = episode.observations
     if goal:
-        split = space["observation"].shape[0]
+        parts = np.split(episode.observations, np.cumsum([space[key].shape[0] for key in keys])[:-1], axis=1)
         reached = space["achieved_goal"].shape[0]
-        observations = {
-            "observation": episode.observations[:, :split],
-            "achieved_goal": episode.observations[:, :reached],
-            "desired_goal": episode.observations[:, split:],
-        }
+        observations = {"achieved_goal": episode.observations[:, :reached], **dict(zip(keys, parts, strict=True))}
     terminations, truncations = np.zeros(T, bool), np.zeros(T, bool)
     (terminations if episode.terminated else truncations)[-1] = True
     return EpisodeBuffer(

@@ -31,7 +31,7 @@ def references() -> dict[str, Reference]:
 
 
 def reference_by_name(name: str) -> Reference | None:
-    """The reference whose name begins `name`: ``hopper_medium_replay-v2`` gives hopper, ``antmaze-umaze-v2`` antmaze."""
+    """The reference whose name begins `name`: ``hopper_medium_replay-v2`` gives hopper."""
     plain = re.sub(r"[_\s]", "-", name.lower())
     fitting = [row for key, row in references().items() if plain == key or plain.startswith(f"{key}-")]
     return max(fitting, key=lambda row: len(row.name), default=None)

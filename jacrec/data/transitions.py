@@ -2,7 +2,8 @@
 
 Transitions(state, action, reward, next_state, next_action, terminal, has_next_action, episode, info)
     .rows(index) .split(fraction, seed) -> (train, held_out) .for_td() .statistics() -> Statistics
-from_flat(observations, actions, rewards, terminal, last, info, next_observations=None) -> Transitions
+
+They are made by the readers (`jacrec.data.load`) or from a user's own numpy arrays (`jacrec.data.from_arrays`).
 """
 
 from dataclasses import dataclass, field, replace
@@ -10,7 +11,6 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 STD_FLOOR = 1e-6
-ACTION_SLACK = 1e-4
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,10 @@ class DatasetInfo:
     """MuJoCo version and the compatibility applied while collecting (see `jacrec.envs.physics`)"""
 
     def score(self, returns):
-        """100 (return − ref_min) / (ref_max − ref_min), or None where there is no reference."""
+        """D4RL's normalised score in percent: 100 (return − ref_min) / (ref_max − ref_min); None without reference.
+
+        100 is the reference's expert. Minari's `get_normalized_score` and D4RL's of the same name return the hundredth part.
+        """
         if self.ref_min is None or self.ref_max is None:
             return None
         return 100.0 * (np.asarray(returns) - self.ref_min) / (self.ref_max - self.ref_min)
@@ -143,79 +146,3 @@ class Transitions:
             return part
         ends = self.blind_ends.rows(np.isin(self.blind_ends.episode, episodes, invert=not inside))
         return replace(part, blind_ends=ends if len(ends) else None)
-
-
-def from_flat(
-    observations: np.ndarray,
-    actions: np.ndarray,
-    rewards: np.ndarray,
-    terminal: np.ndarray,
-    last: np.ndarray,
-    info: DatasetInfo,
-    next_observations: np.ndarray | None = None,
-) -> Transitions:
-    """Transitions from rows in the order of collection.
-
-    observations (n, d), actions (n, m), rewards (n,), terminal (n,) bool, last (n,) bool: the row is the last one of
-    its episode. Without `next_observations` the successor of a row is the next row of its episode; last rows then have
-    none and are dropped, the terminal ones among them into `blind_ends`.
-
-    Raises:
-        ValueError: shapes that do not fit, no rows, non-finite numbers or actions beyond ±1, with the row.
-    """
-    arrays = {"observations": observations, "actions": actions, "rewards": rewards}
-    if next_observations is not None:
-        arrays["next_observations"] = next_observations
-    _validate(info.name, arrays, terminal, last)
-
-    last = last.astype(bool) | (np.arange(len(rewards)) == len(rewards) - 1)
-    terminal = terminal.astype(bool)
-    state = np.ascontiguousarray(observations, np.float32)
-    action = np.clip(np.asarray(actions, np.float32), -1.0, 1.0)
-    next_action = np.zeros_like(action)
-    next_action[:-1] = action[1:]
-    next_action[last] = 0.0
-    known = np.ones(len(rewards), bool)
-    if next_observations is not None:
-        next_state = np.ascontiguousarray(next_observations, np.float32)
-    else:
-        next_state = state.copy()
-        next_state[:-1] = state[1:]
-        next_state[last] = state[last]
-        known = ~last
-    episode = np.cumsum(np.concatenate(([0], last[:-1]))).astype(np.int64)
-    reward = np.asarray(rewards, np.float32)
-    every = Transitions(state, action, reward, next_state, next_action, terminal, ~last, episode, info)
-    if known.all():
-        return every
-    blind = terminal & ~known
-    return replace(every.rows(known), blind_ends=every.rows(blind) if blind.any() else None)
-
-
-def _validate(name: str, arrays: dict[str, np.ndarray], terminal: np.ndarray, last: np.ndarray) -> None:
-    """Raise ValueError unless the arrays fit together, are finite, and actions lie in [-1, 1]."""
-    n = len(arrays["rewards"])
-    if n == 0:
-        raise ValueError(f"{name}: expected transitions, got none")
-    ranks = {"observations": 2, "actions": 2, "next_observations": 2, "rewards": 1}
-    for key, value in {**arrays, "terminals": terminal, "episode ends": last}.items():
-        rank = ranks.get(key, 1)
-        if value.ndim != rank or len(value) != n:
-            shape = "(n,)" if rank == 1 else "(n, width)"
-            raise ValueError(f"{name}: {key}: expected shape {shape} with n = {n}, got {value.shape}")
-    states = arrays["observations"]
-    successors = arrays.get("next_observations", states)
-    if successors.shape != states.shape:
-        raise ValueError(f"{name}: next_observations: expected shape {states.shape}, got {successors.shape}")
-    for key, value in arrays.items():
-        finite = np.isfinite(value).reshape(n, -1).all(1)
-        if not finite.all():
-            row = int(np.argmin(finite))
-            raise ValueError(f"{name}: {key}: expected finite numbers, got {value[row]} in row {row}")
-    beyond = (np.abs(arrays["actions"]) > 1.0 + ACTION_SLACK).any(1)
-    if beyond.any():
-        row = int(np.argmax(beyond))
-        raise ValueError(
-            f"{name}: actions: expected [-1, 1], got {arrays['actions'][row]} in row {row}; "
-            "rescale the actions of the data set to [-1, 1]"
-        )

@@ -41,21 +41,32 @@ class ContactPhysics(gymnasium.Wrapper):
 
 
 class GoalInState(gymnasium.ObservationWrapper):
-    """Flattens a goal environment's dict observation to (observation, desired_goal), shape (d + g,)."""
+    """Flattens a goal environment's dict observation to one state vector, see `goal_in_state`."""
 
     def __init__(self, env: gymnasium.Env):
         super().__init__(env)
         spaces: Any = env.observation_space
-        size = sum(spaces[key].shape[0] for key in ("observation", "desired_goal"))
+        self.with_position = position_apart(env.spec.id if env.spec else None)
+        keys = (*(("achieved_goal",) if self.with_position else ()), "observation", "desired_goal")
+        size = sum(spaces[key].shape[0] for key in keys)
         self.observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (size,), np.float64)
 
     def observation(self, observation: dict) -> np.ndarray:
-        return goal_in_state(observation)
+        return goal_in_state(observation, with_position=self.with_position)
 
 
-def goal_in_state(observation: dict) -> np.ndarray:
-    """(..., d + g) from a goal environment's dict: its `observation` followed by its `desired_goal`."""
-    return np.concatenate((observation["observation"], observation["desired_goal"]), axis=-1)
+def goal_in_state(observation: dict, *, with_position: bool = False) -> np.ndarray:
+    """(..., d + g) from a goal environment's dict: its `observation` followed by its `desired_goal`.
+
+    `with_position` puts `achieved_goal` in front, for environments whose observation lacks it (`position_apart`).
+    """
+    front = (observation["achieved_goal"],) if with_position else ()
+    return np.concatenate((*front, observation["observation"], observation["desired_goal"]), axis=-1)
+
+
+def position_apart(env_id: str | None) -> bool:
+    """Whether the position is in `achieved_goal` alone: Gymnasium-Robotics' AntMaze, other than PointMaze."""
+    return env_id is not None and env_id.startswith("AntMaze_")
 
 
 def is_goal_space(space: gymnasium.Space) -> bool:
