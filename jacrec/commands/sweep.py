@@ -1,0 +1,99 @@
+"""`jacrec sweep SPEC`."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+from rich.console import Console
+from tyro.conf import Positional
+
+from jacrec.study.sweep.executors import Executor
+from jacrec.study.sweep.ledger import at_work, locked, read_failure
+from jacrec.study.sweep.show import Clock, failures, make_watcher, overview
+from jacrec.study.sweep.spec import FILE, expect_same_study, find_spec, read_spec, write_study
+from jacrec.study.sweep.sweep import Plan, expect_data, plan, sweep
+from jacrec.study.sweep.workers import LocalExecutor, processors
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """Train every task of a study with every seed and let every contestant play every run; what is done is kept.
+
+    A sweep can be interrupted or killed at any moment; the same command goes on. Failed jobs are reported at the end (exit
+    code 1) and tried again by the next start.
+    """
+
+    spec: Annotated[Positional[str], tyro.conf.arg(metavar="SPEC")]
+    """a study.yaml, the folder of a study begun before, or the name of a spec that comes with jacrec: table-1, table-2, ..."""
+    out: Path | None = None
+    """the study's folder: the spec's own where it lies in one, else studies/NAME"""
+    data_root: Path | None = None
+    """folder that holds the tasks' data files, at any depth; the spec's own unless told"""
+    workers: int | None = None
+    """processes side by side; as many as this machine's cores serve unless told"""
+    retries: int = 1
+    """how often a failed job is tried again in this start"""
+    only: tuple[str, ...] = ()
+    """patterns of the jobs to do, e.g. 'hopper-*' or '*/seed-10/plays/mpc*'; what they need is done too"""
+    dry_run: bool = False
+    """print what is missing and about how long it takes, and do nothing"""
+    status: bool = False
+    """print what is done and what failed, and do nothing"""
+
+
+def run(args: list[str]) -> int:
+    """The verb."""
+    chosen = tyro.cli(Sweep, args=args, prog="jacrec sweep")
+    for name, least in (("workers", 1), ("retries", 0)):
+        value = getattr(chosen, name)
+        if value is not None and value < least:
+            raise ValueError(f"--{name}: expected at least {least}, got {value}")
+    path = find_spec(chosen.spec)
+    study = read_spec(path)
+    begun = path.name == FILE and (path.parent / "cells").is_dir()
+    folder = chosen.out or (path.parent if begun else Path("studies") / study.name)
+    study = replace(study, data_root=str(Path(chosen.data_root or study.data_root or ".").absolute()))
+    todo = plan(study, folder, only=chosen.only)
+    console = Console()
+    threads = max(job.threads for job in todo.jobs)
+    workers = chosen.workers or max(1, (processors()) // threads)
+    if chosen.status or chosen.dry_run:
+        return _tell(todo, folder, workers, console, dry_run=chosen.dry_run)
+    expect_same_study(study, folder)
+    expect_data(todo)
+    with locked(folder) as lock:
+        write_study(study, folder)
+        executor = LocalExecutor(workers, lock, threads)
+        return _sweep(todo, executor, chosen.retries, console)
+
+
+def _sweep(todo: Plan, executor: Executor, retries: int, console: Console) -> int:
+    with make_watcher(todo, executor.slots, console) as watcher:
+        watcher.say(f"{todo.folder}: {len(todo.done)} of {len(todo.jobs)} jobs are done")
+        try:
+            outcome = sweep(todo, executor, watcher, retries=retries)
+        finally:
+            executor.close()
+    if not outcome.complete:
+        console.print(failures(outcome.failed, outcome.waiting))
+        print(f"{len(outcome.failed)} jobs failed, {len(outcome.waiting)} wait for them; tracebacks: "
+              f"{todo.folder}/cells/.../*.failed.json; to try them again: jacrec sweep {todo.folder}")  # fmt: skip
+        return 1
+    print(f"study: {todo.folder}\nnext: jacrec report {todo.folder}")
+    return 0
+
+
+def _tell(todo: Plan, folder: Path, workers: int, console: Console, *, dry_run: bool) -> int:
+    if dry_run:
+        for job in todo.missing:
+            print(job.id)
+    console.print(overview(todo))
+    failed = {job.id: failure for job in todo.missing if (failure := read_failure(job)) is not None}
+    if failed:
+        console.print(failures(failed, {}))
+    rest = Clock(todo).sentence(todo.missing, workers)
+    print(f"{folder}: {len(todo.done)} of {len(todo.jobs)} jobs are done, {len(failed)} failed; with {workers} workers: {rest}")
+    if at_work(folder):
+        print("a sweep is at work on it")
+    return 0

@@ -1,0 +1,109 @@
+"""What a study is: tasks × training seeds × contestants.
+
+StudyConfig     .cells() .train_config(task, seed) .model_config(task, seed, model) .controller(task, contestant)
+TaskSpec  ContestantSpec
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from jacrec.controller import MPCConfig
+from jacrec.study.config import PlayConfig
+from jacrec.training.config import TrainConfig, published_name, rebrac_config
+
+BASE, DEFAULT_MODEL = "base", "default"
+UNSEEN_SEEDS = tuple(range(10, 20))
+
+
+@dataclass(frozen=True)
+class TaskSpec:
+    """One data set and the environment that it is evaluated in."""
+
+    data: str | None = None
+    """Minari id, or path of a D4RL-layout file, looked up under `data_root`; {task} in it stands for the task's name. None
+    named: the D4RL file of the task's name, wherever it lies under `data_root`"""
+    env_id: str | None = None
+    """gymnasium id of the environment, where the data do not say it"""
+    training: TrainConfig = field(default_factory=TrainConfig)
+    """all settings of its training but the seed. In a spec: what differs from the study's `training`, which differs from
+    ReBRAC's published settings where the task is one of the 24"""
+    contestants: Mapping[str, MPCConfig] = field(default_factory=dict)
+    """controllers of contestants that are set differently for this task, by name. In a spec: what differs"""
+
+
+@dataclass(frozen=True)
+class ContestantSpec:
+    """Who plays beside the base policy."""
+
+    model: str = DEFAULT_MODEL
+    """the world model it imagines in: default (the training's own), or one of `models`"""
+    mpc: MPCConfig = field(default_factory=MPCConfig)
+    """the controller. In a spec its settings stand beside `model`; horizon 0 is the control without a world model"""
+
+
+@dataclass(frozen=True)
+class StudyConfig:
+    """A study: every task trained with every seed, every contestant playing every trained run.
+
+    The defaults are the literature's protocol: settings are tuned on training seeds 0 to 3 with an evaluation seed of their
+    own, and reported on seeds that took no part in the tuning; the networks of the last update play (not the best ones).
+    """
+
+    name: str
+    """of the study; its folder is studies/NAME unless told"""
+    tasks: Mapping[str, TaskSpec]
+    """by name"""
+    seeds: tuple[int, ...] = UNSEEN_SEEDS
+    """training seeds (the protocol: 0 to 3 for tuning, 10 to 19 for reporting)"""
+    models: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """further world models, each trained on the same data and seed: by name, what differs from the task's dynamics settings"""
+    evaluation: PlayConfig = field(default_factory=PlayConfig)
+    """how everybody's episodes are played (the protocol: 10 episodes, AntMaze 100, evaluation seed 42)"""
+    contestants: Mapping[str, ContestantSpec] = field(default_factory=dict)
+    """by name; base, the policy as it was trained, always plays"""
+    data_root: str | None = None
+    """folder in which relative paths of data are looked up; none named: where the sweep is started. No part of what the
+    study is: another machine may keep its data elsewhere"""
+
+    def cells(self) -> list[tuple[str, int]]:
+        """(task, seed), the first seed of every task first: early results speak of all tasks."""
+        return [(task, seed) for seed in self.seeds for task in self.tasks]
+
+    def train_config(self, task: str, seed: int) -> TrainConfig:
+        """The settings of a cell's training."""
+        return replace(self.tasks[task].training, seed=seed, env_id=self.tasks[task].env_id)
+
+    def model_config(self, task: str, seed: int, model: str) -> TrainConfig:
+        """The settings of a cell's further world model."""
+        config = self.train_config(task, seed)
+        return replace(config, dynamics=replace(config.dynamics, **self.models[model]))
+
+    def controller(self, task: str, contestant: str) -> MPCConfig | None:
+        """A contestant's controller on a task; None: the base policy."""
+        if contestant == BASE:
+            return None
+        return self.tasks[task].contestants.get(contestant, self.contestants[contestant].mpc)
+
+    def model_of(self, contestant: str) -> str:
+        """The name of the world model that a contestant imagines in."""
+        return DEFAULT_MODEL if contestant == BASE else self.contestants[contestant].model
+
+    def play_config(self, task: str) -> PlayConfig:
+        """How episodes of a task are played."""
+        return self.evaluation if self.tasks[task].env_id is None else replace(self.evaluation, env_id=self.tasks[task].env_id)
+
+    @property
+    def players(self) -> tuple[str, ...]:
+        """Everybody who plays, base first."""
+        return (BASE, *self.contestants)
+
+
+def published_start(task: str, data: str | None) -> TrainConfig:
+    """Settings before the study's own: ReBRAC's published ones where the task or its data is one of the 24.
+
+    One thread, so that the same bits come out wherever a cell is trained.
+    """
+    name = published_name(task) or published_name(data or "")
+    common: dict[str, Any] = dict(data=data or task, threads=1)
+    return TrainConfig(**common) if name is None else TrainConfig(**common, rebrac=rebrac_config(name))

@@ -1,0 +1,246 @@
+"""Studies as YAML: read, written resolved, compared.
+
+find_spec(name_or_path) -> Path         read_spec(path) -> StudyConfig          parse_study(content, where) -> StudyConfig
+read_study(folder) -> StudyConfig       write_study(study, folder)
+expect_same_study(study, folder)        differences(there, here) -> list[str]
+"""
+
+from collections.abc import Mapping
+from dataclasses import fields, replace
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from jacrec.controller import MPCConfig
+from jacrec.study.config import PlayConfig
+from jacrec.study.files import write_text
+from jacrec.study.sweep.config import BASE, DEFAULT_MODEL, ContestantSpec, StudyConfig, TaskSpec, published_start
+from jacrec.study.sweep.parse import build, expect_known, expect_mapping
+from jacrec.training.config import DynamicsConfig, TrainConfig, to_dict
+
+FILE = "study.yaml"
+OWN = ("cells", "log.jsonl", ".lock", ".workers.lock")
+"""what may lie in a study's folder before its study.yaml does"""
+GROWING = ("tasks", "seeds", "models", "contestants")
+"""what a study may gain between two starts"""
+NOT_IN_TRAINING = {"data": "the task's `data`", "seed": "the study's `seeds`", "env_id": "the task's `env_id`"}
+
+
+def packaged_specs() -> list[str]:
+    """The names of the specs that come with the package, e.g. "table-1"."""
+    return sorted(p.name.removesuffix(".yaml") for p in _packaged().iterdir() if p.name.endswith(".yaml"))
+
+
+def find_spec(name: str) -> Path:
+    """The file of a spec: a path, a study's folder, or the name of a packaged one.
+
+    Raises:
+        FileNotFoundError: none of these.
+    """
+    path = Path(name)
+    if path.is_file():
+        return path
+    if (path / FILE).is_file():
+        return path / FILE
+    if name in packaged_specs():
+        return Path(str(_packaged() / f"{name}.yaml"))
+    raise FileNotFoundError(f"{name}: expected the path of a study.yaml, the folder of a study, or one of "
+                            f"{', '.join(packaged_specs())}; found nothing of that name")  # fmt: skip
+
+
+def read_spec(path: str | Path) -> StudyConfig:
+    """The study in a YAML file.
+
+    Raises:
+        ValueError: no YAML, or settings that are unknown, of the wrong type or make no sense.
+    """
+    path = Path(path)
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path}: expected YAML, cannot read it: {error}") from None
+    return parse_study(content, path.name)
+
+
+def read_study(folder: str | Path) -> StudyConfig:
+    """The study that a sweep keeps in a folder.
+
+    Raises:
+        FileNotFoundError: no study there.
+    """
+    path = Path(folder) / FILE
+    if not path.is_file():
+        raise FileNotFoundError(f"no study at {folder} (it has no {FILE}); begin one with `jacrec sweep SPEC --out {folder}`")
+    return read_spec(path)
+
+
+def parse_study(content: Any, where: str = FILE) -> StudyConfig:
+    """The study of a mapping as it stands in YAML; what is not named takes its default."""
+    content = expect_mapping(content, where)
+    expect_known(content, [*(f.name for f in fields(StudyConfig)), "training"], where)
+    for name in ("name", "tasks"):
+        if not content.get(name):
+            raise ValueError(f"{where}: expected {name}, got none")
+    common = expect_mapping(content.get("training"), f"{where}: training")
+    models = _models(content.get("models"), f"{where}: models")
+    own = _contestants(content.get("contestants"), models, f"{where}: contestants")
+    tasks = content["tasks"]
+    if isinstance(tasks, list):
+        tasks = dict.fromkeys(tasks)
+    study = StudyConfig(
+        name=str(content["name"]),
+        tasks={name: _task(name, task, common, own, f"{where}: tasks.{name}")
+               for name, task in expect_mapping(tasks, f"{where}: tasks").items()},
+        seeds=_seeds(content.get("seeds", StudyConfig.seeds), f"{where}: seeds"),
+        models=models,
+        evaluation=build(PlayConfig, content.get("evaluation"), f"{where}: evaluation"),
+        contestants=own,
+        data_root=content.get("data_root"),
+    )  # fmt: skip
+    for name in (*study.tasks, *study.contestants, *study.models):
+        if "/" in name or name.startswith("."):
+            raise ValueError(f"{where}: expected names that can be folders, got {name!r}; leave out the slashes")
+    for name in study.contestants:
+        for task in study.tasks:
+            study.evaluation.allow(study.controller(task, name) or MPCConfig(), f"{where}: contestants.{name}")
+    return study
+
+
+def to_yaml(study: StudyConfig) -> dict[str, Any]:
+    """The resolved study: `parse_study` makes the same of it whatever the defaults then are."""
+    return {
+        "name": study.name,
+        "data_root": study.data_root,
+        "seeds": list(study.seeds),
+        "evaluation": to_dict(study.evaluation),
+        "models": {name: {"dynamics": {k: to_dict(v) for k, v in own.items()}} for name, own in study.models.items()},
+        "contestants": {name: {"model": own.model, **to_dict(own.mpc)} for name, own in study.contestants.items()},
+        "tasks": {name: _task_to_yaml(task) for name, task in study.tasks.items()},
+    }
+
+
+def expect_same_study(study: StudyConfig, folder: Path) -> None:
+    """Check that `folder` is new or this study's; tasks, seeds, models and contestants may have been added.
+
+    Raises:
+        ValueError: it holds another study, or something else.
+    """
+    if (folder / FILE).is_file():
+        changed = differences(to_yaml(read_study(folder)), to_yaml(study))
+        if changed:
+            raise ValueError(
+                f"{folder}: expected a new folder or one of the same study, got another: {'; '.join(changed)}. Choose "
+                f"another folder (--out), or go on with that study: jacrec sweep {folder}. Tasks, seeds, models and "
+                "contestants can be added, not changed or taken away; --only leaves some out of a start"
+            )
+    elif folder.exists() and (not folder.is_dir() or any(x.name not in OWN for x in folder.iterdir())):
+        raise ValueError(f"{folder}: expected a new or empty folder or a study, got something else; choose another folder")
+
+
+def write_study(study: StudyConfig, folder: Path) -> None:
+    """Write the resolved study."""
+    write_text(folder / FILE, yaml.safe_dump(to_yaml(study), sort_keys=False, allow_unicode=True))
+
+
+def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
+    """What makes `here` another study than `there`, as sentences; what it has gained does not."""
+    found: list[str] = []
+    gone = [seed for seed in there["seeds"] if seed not in here["seeds"]]
+    found += [f"seeds: {gone} there, not here"] if gone else []
+    for part in ("name", "evaluation"):
+        found += _changes(there[part], here[part], part)
+    for part in GROWING:
+        if part != "seeds":
+            for name, own in there[part].items():
+                if name not in here[part]:
+                    found.append(f"{part}.{name}: there, not here")
+                else:
+                    found += _changes(own, here[part][name], f"{part}.{name}")
+    return found
+
+
+def _changes(there: Any, here: Any, where: str) -> list[str]:
+    if isinstance(there, Mapping) and isinstance(here, Mapping):
+        return [x for key in dict.fromkeys([*there, *here]) for x in _changes(there.get(key), here.get(key), f"{where}.{key}")]
+    return [] if there == here else [f"{where} = {there!r} there, {here!r} here"]
+
+
+def _task(
+    name: str, content: Any, common: Mapping[str, Any], contestants: Mapping[str, ContestantSpec], where: str
+) -> TaskSpec:
+    content = expect_mapping(content, where)
+    expect_known(content, [f.name for f in fields(TaskSpec)], where)
+    data, env_id = content.get("data"), content.get("env_id")
+    for key, value in (("data", data), ("env_id", env_id)):
+        if not isinstance(value, str | None):
+            raise ValueError(f"{where}.{key}: expected a text, got {value!r}")
+    own = expect_mapping(content.get("training"), f"{where}.training")
+    for settings, place in ((common, "training"), (own, f"{where}.training")):
+        for key, home in NOT_IN_TRAINING.items():
+            if key in settings:
+                raise ValueError(f"{place}.{key}: expected it elsewhere, it is {home}")
+    settings = to_dict(published_start(name, data))
+    for layer in (common, own):
+        settings = _merged(settings, layer)
+    tuned = expect_mapping(content.get("contestants"), f"{where}.contestants")
+    expect_known(tuned, contestants, f"{where}.contestants")
+    changed = {who: build(MPCConfig, to_dict(contestants[who].mpc) | expect_mapping(x, who), f"{where}.contestants.{who}")
+               for who, x in tuned.items()}  # fmt: skip
+    data = None if data is None else data.replace("{task}", name)
+    return TaskSpec(data, env_id, replace(build(TrainConfig, settings, f"{where}.training"), data=data or name), changed)
+
+
+def _task_to_yaml(task: TaskSpec) -> dict[str, Any]:
+    training = {k: v for k, v in to_dict(task.training).items() if k not in NOT_IN_TRAINING}
+    return {"data": task.data, "env_id": task.env_id, "training": training,
+            "contestants": {who: to_dict(own) for who, own in task.contestants.items()}}  # fmt: skip
+
+
+def _contestants(content: Any, models: Mapping[str, Any], where: str) -> dict[str, ContestantSpec]:
+    found = {}
+    for name, own in expect_mapping(content, where).items():
+        if name == BASE:
+            raise ValueError(f"{where}: {BASE} is the policy as it was trained and always plays; choose another name")
+        own = expect_mapping(own, f"{where}.{name}")
+        model = own.pop("model", DEFAULT_MODEL)
+        if model not in (DEFAULT_MODEL, *models):
+            raise ValueError(f"{where}.{name}.model: expected {', '.join((DEFAULT_MODEL, *models))}, got {model!r}")
+        expect_known(own, [f.name for f in fields(MPCConfig)], f"{where}.{name}")
+        if own.get("horizon") == 0:
+            own.setdefault("particles", 1)  # at H = 0 every particle is the same number
+        found[name] = ContestantSpec(model, build(MPCConfig, own, f"{where}.{name}"))
+    return found
+
+
+def _models(content: Any, where: str) -> dict[str, dict[str, Any]]:
+    found = {}
+    for name, own in expect_mapping(content, where).items():
+        own = expect_mapping(own, f"{where}.{name}")
+        expect_known(own, ["dynamics"], f"{where}.{name}")
+        changes = expect_mapping(own.get("dynamics"), f"{where}.{name}.dynamics")
+        if name == DEFAULT_MODEL or not changes:
+            raise ValueError(f"{where}.{name}: expected another name than {DEFAULT_MODEL} (the training's own model) and "
+                             "dynamics: {what differs from it}, " f"got {own}")  # fmt: skip
+        whole = build(DynamicsConfig, changes, f"{where}.{name}.dynamics")
+        found[name] = {key: getattr(whole, key) for key in changes}
+    return found
+
+
+def _seeds(content: Any, where: str) -> tuple[int, ...]:
+    seeds = content if isinstance(content, list | tuple) else [content]
+    if not seeds or any(type(s) is not int for s in seeds) or len(set(seeds)) != len(seeds):
+        raise ValueError(f"{where}: expected a list of different whole numbers, got {content!r}")
+    return tuple(seeds)
+
+
+def _merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    both = dict(below)
+    for key, value in above.items():
+        both[key] = _merged(both[key], value) if isinstance(value, Mapping) and isinstance(both.get(key), Mapping) else value
+    return both
+
+
+def _packaged() -> Any:
+    return resources.files("jacrec.study").joinpath("specs")
