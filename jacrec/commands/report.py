@@ -1,25 +1,57 @@
-"""`jacrec report RUN`."""
+"""`jacrec report RUN` and `jacrec report STUDY`."""
 
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import tyro
 from tyro.conf import Positional
 
 from jacrec.study.report import write_report
+from jacrec.study.summary.figures import error_figure
+from jacrec.study.summary.read import is_study, read_study
+from jacrec.study.summary.report import FOLDER, write_study_report
+from jacrec.study.summary.tables import table
 
 
-def report(run: Positional[Path], *, evaluation: Path | None = None, level: float = 0.95) -> int:
-    """Write report.md and its plots.
+@dataclass(frozen=True)
+class Report:
+    """Write report.md with tables and plots, of an evaluated run or of a whole study."""
 
-    Args:
-        run: the run's folder
-        evaluation: folder of the evaluation (and of the report), the run's own unless told
-        level: of the intervals
-    """
-    print(f"report: {write_report(run, evaluation, level=level)}")
-    return 0
+    folder: Annotated[Positional[Path], tyro.conf.arg(metavar="RUN|STUDY")]
+    """a run's folder, or a study's (with study.yaml)"""
+    evaluation: Path | None = None
+    """of a run: folder of the evaluation (and of the report), the run's own unless told"""
+    table: int | None = None
+    """of a study: only print this table of the paper (1 to 5), ours beside it"""
+    figure: int | None = None
+    """of a study: only draw this figure of the paper (2 or 3)"""
+    contestant: str | None = None
+    """of a study: whom the report leads with; unless told mpc, default, or the first with a world model"""
+    level: float = 0.95
+    """of the intervals"""
+    video: bool = False
+    """of a study: film base beside the best contestant on every task, where this machine can render"""
 
 
 def run(args: list[str]) -> int:
     """The verb."""
-    return tyro.cli(report, args=args, prog="jacrec report")
+    chosen = tyro.cli(Report, args=args, prog="jacrec report")
+    if not is_study(chosen.folder):
+        asked = [name for name in ("table", "figure", "contestant") if getattr(chosen, name) is not None]
+        if asked or chosen.video:
+            raise ValueError(f"{chosen.folder}: expected a study's folder (with study.yaml) for "
+                             f"--{(asked or ['video'])[0]}, got another")  # fmt: skip
+        print(f"report: {write_report(chosen.folder, chosen.evaluation, level=chosen.level)}")
+        return 0
+    if chosen.evaluation is not None:
+        raise ValueError(f"{chosen.folder}: expected no --evaluation for a study, whose evaluations lie in its own folder")
+    study = read_study(chosen.folder)
+    if chosen.table is not None:
+        print(table(study, chosen.table).markdown())
+    if chosen.figure is not None:
+        made = error_figure(study, chosen.figure, study.path / FOLDER / "plots")
+        print(f"figure: {' '.join(map(str, made))}" if made else f"no figure: no run of {study.path} has logged its errors yet")
+    if chosen.table is None and chosen.figure is None:
+        print(f"report: {write_study_report(study, contestant=chosen.contestant, level=chosen.level)}")
+    return 0

@@ -23,12 +23,12 @@ STYLE: dict[Any, Any] = {
 
 
 @contextmanager
-def _figure(path: Path, size: tuple[float, float], columns: int, **options: Any) -> Iterator[Sequence[Axes]]:
+def figure(path: Path, size: tuple[float, float], columns: int, **options: Any) -> Iterator[Sequence[Axes]]:
     """A figure with a row of axes, saved when the block ends. No global state of pyplot is touched."""
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=size, layout="constrained")
-        yield np.atleast_1d(np.asarray(figure.subplots(1, columns, **options)))  # pyright: ignore[reportReturnType]
-        figure.savefig(path, dpi=130)
+        drawn = Figure(figsize=size, layout="constrained")
+        yield np.atleast_1d(np.asarray(drawn.subplots(1, columns, **options)))  # pyright: ignore[reportReturnType]
+        drawn.savefig(path, dpi=130)
 
 
 def learning_curves(metrics: list[dict[str, Any]], path: Path) -> bool:
@@ -36,7 +36,7 @@ def learning_curves(metrics: list[dict[str, Any]], path: Path) -> bool:
     stages = {name: [line for line in metrics if line["stage"] == name] for name in ("rebrac", "dynamics", "reward")}
     if not any(stages.values()):
         return False
-    with _figure(path, (12, 3.3), 3) as (policy, model, reward):
+    with figure(path, (12, 3.3), 3) as (policy, model, reward):
         _curve(policy, stages["rebrac"], "q_policy", COLOURS["mpc"], "mean Q of the policy's actions")
         policy.set_title("Critic's opinion of the policy")
         policy.set_ylabel("Q")
@@ -70,14 +70,14 @@ def scores(record: dict[str, Any], path: Path, *, level: float = 0.95) -> None:
     """Every episode, joined by seed, with means and intervals; beside it the paired gains."""
     results, what = compare(record, level=level), unit(record)
     key = "scores" if what == "score" else "returns"
-    with _figure(path, (10, 3.8), 2, width_ratios=[3, 2]) as (left, right):
+    with figure(path, (10, 3.8), 2, width_ratios=[3, 2]) as (left, right):
         values = np.array([record["contestants"][r.name][key] for r in results])
         x = np.arange(len(results))
         left.plot(x, values, color="#cbd5e1", linewidth=0.9, zorder=1)
         for i, r in enumerate(results):
             colour, at = COLOURS[r.name], (i + 0.13, r.value.mean)
             left.scatter(np.full(values.shape[1], i), values[i], s=18, color=colour, alpha=0.45, zorder=2, linewidth=0)
-            left.errorbar(*at, yerr=_reach(r.value), fmt="o", color=colour, markersize=8, capsize=4, zorder=3)
+            left.errorbar(*at, yerr=reach(r.value), fmt="o", color=colour, markersize=8, capsize=4, zorder=3)
             left.annotate(f"{r.value.mean:.1f}", at, xytext=(9, -3), textcoords="offset points", weight="bold")
         left.set_xticks(x, [r.label for r in results])
         left.set_xlim(-0.4, len(results) - 0.5)
@@ -87,7 +87,7 @@ def scores(record: dict[str, Any], path: Path, *, level: float = 0.95) -> None:
         bars += [(f"{r.label}\n− H = 0", r.over_h0, COLOURS["model"]) for r in results if r.over_h0 is not None]
         for i, (_, gain, colour) in enumerate(bars):
             text = interval(gain, signed=True)
-            right.errorbar(gain.mean, i, xerr=_reach(gain), fmt="o", color=colour, markersize=8, capsize=4)
+            right.errorbar(gain.mean, i, xerr=reach(gain), fmt="o", color=colour, markersize=8, capsize=4)
             right.annotate(text, (gain.mean, i), xytext=(0, 9), textcoords="offset points", ha="center", fontsize=9)
         right.axvline(0, color="#374151", linewidth=1)
         right.set_yticks(range(len(bars)), [bar[0] for bar in bars])
@@ -97,7 +97,7 @@ def scores(record: dict[str, Any], path: Path, *, level: float = 0.95) -> None:
         right.set_title(f"Paired difference, {level:.0%} interval")
 
 
-def _reach(estimate: Estimate) -> list[list[float]]:
+def reach(estimate: Estimate) -> list[list[float]]:
     """How far the interval reaches below and above the mean, as matplotlib wants it."""
     return [[max(estimate.mean - estimate.low, 0.0)], [max(estimate.high - estimate.mean, 0.0)]]
 
@@ -107,7 +107,7 @@ def objective(record: dict[str, Any], path: Path) -> bool:
     thinkers = [n for n in ("h0", "mpc") if n in record["contestants"] and record["contestants"][n]["thinking"]["probe_steps"]]
     if not thinkers:
         return False
-    with _figure(path, (12, 3.5), 3) as (level, total, step):
+    with figure(path, (12, 3.5), 3) as (level, total, step):
         for name in thinkers:
             thinking = record["contestants"][name]["thinking"]
             colour, label = COLOURS[name], LABELS[name]
@@ -150,7 +150,7 @@ def growth(record: dict[str, Any], path: Path) -> bool:
     data = record["growth"]
     if data is None:
         return False
-    with _figure(path, (5.4, 3.5), 1) as (axes,):
+    with figure(path, (5.4, 3.5), 1) as (axes,):
         j = np.arange(len(data["median"]))
         axes.plot(j, data["median"], "o-", color=COLOURS["model"], markersize=4, label="median")
         axes.fill_between(j, data["low"], data["high"], color=COLOURS["model"], alpha=0.18, linewidth=0, label="quartiles")

@@ -93,15 +93,15 @@ def interval(estimate: Estimate | None, *, signed: bool = False) -> str:
     return f"{mean} [{low}, {high}]"
 
 
-def verdict(gain: Estimate, subject: str, reference: str, what: str) -> str:
-    """The gain in a sentence, as it came out."""
+def verdict(gain: Estimate, subject: str, reference: str, what: str, *, few_below: int = 10) -> str:
+    """The gain in a sentence, as it came out; with fewer than `few_below` episodes it says so."""
     if gain.low > 0:
         outcome = "gains over"
     elif gain.high < 0:
         outcome = "loses against"
     else:
         outcome = "does not differ clearly from"
-    few = f" ({gain.n} episodes are few)" if gain.n < 10 else ""
+    few = f" ({gain.n} episodes are few)" if gain.n < few_below else ""
     return f"{subject} {outcome} {reference}: {interval(gain, signed=True)} {what}{few}."
 
 

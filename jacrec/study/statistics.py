@@ -34,14 +34,16 @@ class Estimate:
         return self.low > 0 or self.high < 0
 
 
-def _sample(values, name: str) -> np.ndarray:
+def check_sample(values, name: str) -> np.ndarray:
+    """The values as a float64 array (n,); ValueError where there are none, or one is not finite."""
     x = np.asarray(values, dtype=np.float64)
     if x.ndim != 1 or x.size == 0 or not np.isfinite(x).all():
         raise ValueError(f"{name}: expected a non-empty list of finite numbers, got shape {x.shape} with {x}")
     return x
 
 
-def _level(level: float) -> float:
+def check_level(level: float) -> float:
+    """The level itself; ValueError unless it is a probability."""
     if not 0 < level < 1:
         raise ValueError(f"level: expected a probability between 0 and 1 such as 0.95, got {level}")
     return level
@@ -49,8 +51,8 @@ def _level(level: float) -> float:
 
 def bootstrap_mean(values, *, level: float = 0.95, resamples: int = RESAMPLES, seed: int = 0) -> Estimate:
     """Mean and percentile-bootstrap interval: the quantiles of the means of `resamples` resamples with replacement."""
-    x = _sample(values, "values")
-    tail = (1 - _level(level)) / 2
+    x = check_sample(values, "values")
+    tail = (1 - check_level(level)) / 2
     index = np.random.default_rng(seed).integers(0, x.size, size=(resamples, x.size))
     low, high = np.quantile(x[index].mean(1), [tail, 1 - tail])
     return Estimate(float(x.mean()), _std(x), float(low), float(high), x.size)
@@ -58,17 +60,17 @@ def bootstrap_mean(values, *, level: float = 0.95, resamples: int = RESAMPLES, s
 
 def t_mean(values, *, level: float = 0.95) -> Estimate:
     """Mean and Student-t interval mean ± t(n−1) · std/√n; infinite for a single value."""
-    x = _sample(values, "values")
+    x = check_sample(values, "values")
     if x.size == 1:
-        _level(level)
+        check_level(level)
         return Estimate(float(x[0]), 0.0, -math.inf, math.inf, 1)
-    half = t_quantile(0.5 + _level(level) / 2, x.size - 1) * _std(x) / math.sqrt(x.size)
+    half = t_quantile(0.5 + check_level(level) / 2, x.size - 1) * _std(x) / math.sqrt(x.size)
     return Estimate(float(x.mean()), _std(x), float(x.mean() - half), float(x.mean() + half), x.size)
 
 
 def paired_difference(ours, theirs, *, level: float = 0.95, method: str = "bootstrap", seed: int = 0) -> Estimate:
     """The mean of ours[i] − theirs[i] over shared seeds i, with an interval; `method` is "bootstrap" or "t"."""
-    a, b = _sample(ours, "ours"), _sample(theirs, "theirs")
+    a, b = check_sample(ours, "ours"), check_sample(theirs, "theirs")
     if a.shape != b.shape:
         raise ValueError(f"paired difference: expected one value per shared seed on each side, got {a.size} and {b.size}")
     if method == "bootstrap":
@@ -80,7 +82,7 @@ def paired_difference(ours, theirs, *, level: float = 0.95, method: str = "boots
 
 def interquartile_mean(values) -> float:
     """The mean of the middle half: a quarter of the values (fractions of a value included) is cut off at either end."""
-    x = np.sort(_sample(values, "values"))
+    x = np.sort(check_sample(values, "values"))
     # the sorted values as a step function on [0, 1], averaged over [1/4, 3/4]
     edges = np.arange(x.size + 1) / x.size
     weight = np.clip(edges[1:], 0.25, 0.75) - np.clip(edges[:-1], 0.25, 0.75)
@@ -101,10 +103,10 @@ def stratified_bootstrap(
         strata: one list of scores per task; lengths may differ.
         statistic: from the pooled values to a number, the interquartile mean unless told.
     """
-    tasks = [_sample(values, f"strata[{i}]") for i, values in enumerate(strata)]
+    tasks = [check_sample(values, f"strata[{i}]") for i, values in enumerate(strata)]
     if not tasks:
         raise ValueError("strata: expected at least one list of scores, got none")
-    tail = (1 - _level(level)) / 2
+    tail = (1 - check_level(level)) / 2
     rng = np.random.default_rng(seed)
     draws = [statistic(np.concatenate([rng.choice(x, x.size) for x in tasks])) for _ in range(resamples)]
     low, high = np.quantile(draws, [tail, 1 - tail])

@@ -1,0 +1,67 @@
+"""Pictures of gains: a forest of paired gains with intervals, and gain against cost."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from jacrec.study.plots import COLOURS, figure, reach
+from jacrec.study.summary.gains import HARM, Average, average_gain, cost, paired
+from jacrec.study.summary.read import Study
+from jacrec.study.sweep.config import BASE
+
+PALETTE = (COLOURS["mpc"], COLOURS["h0"], COLOURS["model"], "#be185d", "#7c3aed", "#65a30d")
+
+
+def forest(study: Study, contestants: Sequence[str], path: Path, *, level: float = 0.95) -> bool:
+    """Paired gains over base of every task and on average, with intervals; False where nothing is paired."""
+    rows = []
+    for task in study.scored_tasks:
+        gains = [paired(study, task, c, BASE, level=level) for c in contestants]
+        rows.append((task, [g and g.estimate for g in gains]))
+    averages = [average_gain(study, c, level=level) for c in contestants]
+    rows.append(("average", [a and a.estimate for a in averages]))
+    rows = [(name, estimates) for name, estimates in rows if any(e is not None for e in estimates)]
+    if not rows:
+        return False
+    step = 0.8 / len(contestants)
+    with figure(path, (8.0, 1.4 + len(rows) * max(0.36, 0.2 * len(contestants))), 1) as (axes,):
+        for j, name in enumerate(contestants):
+            colour, labelled = PALETTE[j % len(PALETTE)], False
+            for i, (_, estimates) in enumerate(rows):
+                if (e := estimates[j]) is None:
+                    continue
+                y = i + (j - (len(contestants) - 1) / 2) * step
+                last = rows[i][0] == "average"
+                axes.errorbar(e.mean, y, xerr=reach(e), fmt="D" if last else "o", color=colour, capsize=3, markersize=6 if last
+                              else 5, label=None if labelled else f"{name} − base")  # fmt: skip
+                labelled = True
+        axes.axvline(0, color="#374151", linewidth=1)
+        axes.axvline(HARM, color="#dc2626", linewidth=1, linestyle=":", label=f"{HARM:+g}")
+        axes.set_yticks(range(len(rows)), [name for name, _ in rows])
+        axes.set_ylim(len(rows) - 0.4, -0.6)
+        axes.grid(axis="y", visible=False)
+        axes.set_xlabel(f"paired gain in points of normalised score, {level:.0%} interval")
+        axes.legend(loc="upper left", bbox_to_anchor=(1, 1))
+    return True
+
+
+def cost_against_gain(study: Study, contestants: Sequence[str], path: Path, *, level: float = 0.95) -> bool:
+    """Average paired gain over milliseconds per decision, one point per contestant; False where nothing is paired."""
+    points: list[tuple[str, Average, tuple[float, float, float]]] = []
+    for name in contestants:
+        gain, times = average_gain(study, name, level=level), cost(study, name)
+        if gain is not None and times is not None:
+            points.append((name, gain, times))
+    if not points:
+        return False
+    with figure(path, (7.2, 4.4), 1) as (axes,):
+        for i, (name, gain, (middle, low, high)) in enumerate(points):
+            at = middle, gain.estimate.mean
+            axes.errorbar(*at, yerr=reach(gain.estimate), xerr=[[middle - low], [high - middle]], fmt="o", capsize=3,
+                          color=PALETTE[i % len(PALETTE)], elinewidth=1)  # fmt: skip
+            axes.annotate(name, at, xytext=(6, 5), textcoords="offset points", fontsize=8)
+        axes.axhline(0, color="#374151", linewidth=1)
+        axes.set_xscale("log")
+        axes.set_xlabel("controller's milliseconds per decision (median, least and most over cells)")
+        axes.set_ylabel("average paired gain over base")
+        axes.set_title(f"Gain against cost, {level:.0%} intervals")
+    return True

@@ -1,0 +1,116 @@
+"""What tells contestants apart: their settings, the control of each, and the one factor in which two differ."""
+
+from dataclasses import asdict
+from typing import Any
+
+from jacrec.controller import MPCConfig
+from jacrec.study.summary.read import Study
+from jacrec.study.sweep.config import BASE
+from jacrec.training.config import TrainConfig
+
+LETTERS = {
+    "horizon": "H", "particles": "M", "updates": "E", "lr": "lr", "carry": "carry", "model": "world model",
+    "max_grad_norm": "gradient clip", "trust_radius": "trust radius", "deadline_ms": "deadline",
+}  # fmt: skip
+UNMEANT = ("method", "seed")  # settings that are no part of what a contestant is
+WITHOUT_MODEL = ("horizon", "particles", "model")  # what a contestant without a world model does not have
+
+
+def settings_of(study: Study, contestant: str) -> dict[str, Any]:
+    """MPCConfig's fields and "model" as the study sets them for all tasks; {} for base."""
+    if contestant == BASE:
+        return {}
+    own = study.config.contestants[contestant]
+    return asdict(own.mpc) | {"model": own.model}
+
+
+def tuned_tasks(study: Study, contestant: str) -> list[str]:
+    """Tasks on which a contestant has settings of its own."""
+    return [name for name, task in study.config.tasks.items() if contestant in task.contestants]
+
+
+def differing(ours: dict[str, Any], theirs: dict[str, Any]) -> list[str]:
+    """Names of the settings in which two contestants differ; at H = 0 neither M nor the model counts."""
+    without_model = 0 in (ours["horizon"], theirs["horizon"])
+    ignored = UNMEANT + (WITHOUT_MODEL[1:] if without_model else ())
+    return [key for key in {**theirs, **ours} if key not in ignored and ours.get(key) != theirs.get(key)]
+
+
+def without_world_model(study: Study) -> list[str]:
+    """The contestants with H = 0: ascent on the critic alone."""
+    return [name for name in study.contestants[1:] if settings_of(study, name)["horizon"] == 0]
+
+
+def control_of(study: Study, contestant: str) -> tuple[str, list[str]] | None:
+    """The H = 0 contestant nearest in its other settings, and the names of those in which it differs; None without any."""
+    ours = settings_of(study, contestant)
+    if not ours or ours["horizon"] == 0:
+        return None
+    candidates = [(name, [k for k in differing(ours, settings_of(study, name)) if k != "horizon"])
+                  for name in without_world_model(study)]  # fmt: skip
+    return min(candidates, key=lambda pair: len(pair[1]), default=None)
+
+
+def main_contestant(study: Study, name: str | None = None) -> str:
+    """The contestant that the tables lead with: the named one, else "mpc", "default", or the first with a world model.
+
+    Raises:
+        ValueError: no such contestant, or none at all.
+    """
+    players = study.contestants[1:]
+    if name is not None:
+        if name not in players:
+            raise ValueError(f"contestant: expected one of {', '.join(players) or 'none'}, got {name!r}")
+        return name
+    with_model = [c for c in players if settings_of(study, c)["horizon"] > 0]
+    chosen = next((c for c in ("mpc", "default") if c in players), None) or next(iter(with_model or players), None)
+    if chosen is None:
+        raise ValueError(f"{study.path}: expected a contestant besides the base policy, got none")
+    return chosen
+
+
+def model_text(study: Study, model: str) -> str:
+    """What a world model is: "diffusion, K = 10", "deterministic", with its levels where not all are visited."""
+    kinds = dict.fromkeys(_model_kind(study.config.model_config(task, 0, model) if model in study.config.models
+                                      else study.config.train_config(task, 0)) for task in study.tasks)  # fmt: skip
+    return " or ".join(kinds)
+
+
+def _model_kind(config: TrainConfig) -> str:
+    own = config.dynamics
+    if own.kind == "deterministic":
+        return "deterministic"
+    return f"diffusion, K = {own.steps}" + (f", levels {list(own.levels)}" if own.levels else "")
+
+
+def describe(study: Study, contestant: str, against: str | None = None) -> str:
+    """The settings in a line: all that matter, or those in which it differs from another contestant."""
+    ours = settings_of(study, contestant)
+    if not ours:
+        return "policy as trained"
+    if against is None:
+        keys = [k for k in LETTERS if ours.get(k) is not None and not (ours["horizon"] == 0 and k in WITHOUT_MODEL[1:])]
+        keys += [k for k, v in ours.items() if k not in LETTERS and k not in UNMEANT and v != _default(k)]
+    else:
+        keys = differing(ours, settings_of(study, against))
+    text = ", ".join(f"{label(k)} {value_text(study, k, ours.get(k))}" for k in keys) or "the same"
+    tuned = tuned_tasks(study, contestant)
+    return text + (f"; set differently for {', '.join(tuned)}" if tuned else "")
+
+
+def label(key: str) -> str:
+    """A setting's name in tables: the paper's letter where there is one."""
+    return LETTERS.get(key, key.replace("_", " "))
+
+
+def value_text(study: Study, key: str, value: Any) -> str:
+    """A setting's value in tables."""
+    if key == "model":
+        return f"{value} ({model_text(study, value)})"
+    if isinstance(value, float):
+        return f"{value:g}"
+    return "none" if value is None else str(value)
+
+
+def _default(key: str) -> Any:
+    return getattr(MPCConfig(), key, None)

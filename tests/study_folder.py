@@ -1,0 +1,100 @@
+"""A study's folder made of numbers, without training or playing anything."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import yaml
+
+from jacrec.controller import MPCConfig
+
+REFERENCE = (0.0, 1000.0)
+VERSIONS = {"python": "3.11", "jacrec": "0.0", "torch": "2.0"}
+MACHINE = {"system": "Linux test", "cores": 2}
+ENVIRONMENT = {"id": "Hopper-v4", "engine": "mujoco", "step_time": 0.01, "max_episode_steps": 1000}
+CONTESTANTS = {
+    "h0": {"horizon": 0, "particles": 1},
+    "mpc": {"horizon": 3},
+    "h1": {"horizon": 1},
+    "slow": {"horizon": 3, "lr": 1e-5},
+    "plain": {"horizon": 3, "model": "deterministic"},
+}
+
+
+def write_study(
+    path: Path, tasks=("hopper-medium", "halfcheetah-medium-replay"), seeds=(10, 11), contestants=None, data="{task}.hdf5"
+) -> Path:
+    """study.yaml alone."""
+    contestants = CONTESTANTS if contestants is None else contestants
+    path.mkdir(parents=True, exist_ok=True)
+    spec = {
+        "name": "synthetic",
+        "tasks": {task: {"data": data} for task in tasks},
+        "seeds": list(seeds),
+        "training": {"dynamics": {"steps": 5}},
+        "models": {"deterministic": {"dynamics": {"kind": "deterministic"}}},
+        "contestants": contestants,
+    }
+    (path / "study.yaml").write_text(yaml.safe_dump(spec, sort_keys=False))
+    return path
+
+
+def fill(path: Path, score, *, episodes: int = 4, scored: bool = True, noise: float = 0.0) -> Path:
+    """Runs and plays of every cell of a written study; score(task, seed, contestant) is the mean of its episodes."""
+    spec = yaml.safe_load((path / "study.yaml").read_text())
+    rng = np.random.default_rng(0)
+    for task in spec["tasks"]:
+        for seed in spec["seeds"]:
+            write_run(path / "cells" / task / f"seed-{seed}" / "run", task)
+            for name in ["base", *spec["contestants"]]:
+                scores = score(task, seed, name) + noise * rng.normal(size=episodes)
+                write_play(path, task, seed, name, scores, scored=scored)
+    return path
+
+
+def write_play(path: Path, task: str, seed: int, name: str, scores, *, scored: bool = True, **changes) -> None:
+    """plays/<name>.json with the given scores, as an evaluation would leave it."""
+    spec = yaml.safe_load((path / "study.yaml").read_text())
+    low, high = REFERENCE
+    asked = dict(spec["contestants"].get(name) or {})
+    model = asked.pop("model", None)
+    scores = [float(s) for s in scores]
+    record = {
+        "task": task, "seed": seed, "contestant": name, "settings": {"episodes": len(scores), "rows": None},
+        "controller": None if name == "base" else asdict(MPCConfig(**asked)), "model": model,
+        "networks": {"actor": f"a{seed}", "critic": f"c{seed}", "reward": f"r{seed}", "dynamics": f"d{seed}{model}"},
+        "seeds": [42000 + i for i in range(len(scores))],
+        "returns": [low + s / 100 * (high - low) for s in scores], "scores": scores if scored else None,
+        "lengths": [1000] * len(scores), "terminated": [False] * len(scores), "decisions": 1000 * len(scores),
+        "seconds": 0.1 if name == "base" else 2.0, "wall_seconds": 3.0, "thinking": None, "environment": ENVIRONMENT,
+        "versions": VERSIONS, "machine": MACHINE, "ref_min": low, "ref_max": high,
+    }  # fmt: skip
+    folder = path / "cells" / task / f"seed-{seed}" / "plays"
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"{name}.json").write_text(json.dumps(record | changes))
+
+
+def write_failure(file: Path, error: str, attempts: int = 1) -> None:
+    """A *.failed.json."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps({"error": error, "traceback": "...", "attempts": attempts}))
+
+
+def write_run(folder: Path, task: str, stages=("dynamics", "reward")) -> None:
+    """config.yaml and metrics.jsonl of a run whose errors fall as 1/update."""
+    folder.mkdir(parents=True, exist_ok=True)
+    record = {
+        "settings": {"data": f"{task}.hdf5"},
+        "data": {"name": task, "state_dim": 4, "transitions": 200, "episodes": 5, "digest": "0", "source": "numbers"},
+        "versions": VERSIONS,
+    }
+    (folder / "config.yaml").write_text(yaml.safe_dump(record))
+    lines = [json.dumps({"stage": stage, "update": u, "seconds": 1.0, "held_out_transitions": 1000, **_errors(stage, u)})
+             for stage in stages for u in (20_000, 40_000, 60_000)]  # fmt: skip
+    (folder / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+
+
+def _errors(stage: str, update: int) -> dict[str, float]:
+    key, reference = {"dynamics": ("one_step_rmse", "still_rmse"), "reward": ("reward_rmse", "reward_std")}[stage]
+    return {key: 1e4 / update, f"{key}_se": 100 / update, reference: 0.9}
