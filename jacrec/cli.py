@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from importlib import import_module
 
 VERBS = {
-    "data": "make, list and show offline data sets",
+    "data": "make, get, list and show offline data sets",
     "train": "train policy, critic, world model and reward model on a data set",
     "eval": "play base policy, MPC and its control without a world model on the same seeds",
     "sweep": "train and play a study: tasks × seeds × settings, resumable",
-    "report": "write report.md with plots for an evaluated run",
+    "report": "write report.md with tables and plots, for an evaluated run or a whole study",
     "demo": "all of that on embedded data, in minutes",
     "bench": "run the benchmarks of a checkout",
     "doctor": "check this installation, each problem with its remedy",
