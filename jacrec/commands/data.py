@@ -1,4 +1,4 @@
-"""`jacrec data make | list | show`."""
+"""`jacrec data make | get | list | show`."""
 
 from typing import Annotated, Literal
 
@@ -8,12 +8,17 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Column, Table
 from tyro.conf import Positional
 
+from jacrec.commands import data_get
 from jacrec.data.catalog import Spread, describe, list_datasets
-from jacrec.data.make import KINDS, default_id, make_dataset
+from jacrec.data.d4rl_files import D4RL_FILES, local_d4rl
+from jacrec.data.make import ANTMAZE_KINDS, KINDS, default_id, make_dataset
 from jacrec.data.minari import dataset_path
 
-Kind = Literal["random", "medium", "medium-replay", "full-replay", "medium-expert", "expert"]
-assert set(KINDS) == set(Kind.__args__)
+Kind = Literal[
+    "random", "medium", "medium-replay", "full-replay", "medium-expert", "expert",
+    "umaze", "umaze-diverse", "medium-play", "medium-diverse", "large-play", "large-diverse",
+]  # fmt: skip
+assert {*KINDS, *ANTMAZE_KINDS} == set(Kind.__args__)
 
 
 def make(
@@ -29,8 +34,8 @@ def make(
     """Make an embedded data set: real MuJoCo under our own behaviour, written as a Minari data set.
 
     Args:
-        env: hopper, halfcheetah, pointmaze-umaze, pointmaze-medium, pointmaze-large, or (kind random) any gymnasium id
-        kind: which behaviour; point mazes have random and expert
+        env: hopper, halfcheetah, antmaze, pointmaze-umaze, pointmaze-medium, pointmaze-large, or (kind random) any gymnasium id
+        kind: which behaviour; point mazes have random and expert, antmaze has umaze to large-diverse
         steps: environment steps
         seed: of resets and action noise
         id: Minari id, jacrec/ENV-KIND-v0 unless told
@@ -43,19 +48,23 @@ def make(
         made = make_dataset(env, kind, steps=steps, seed=seed, overwrite=overwrite, dataset_id=id, physics=physics,
                             progress=lambda done: progress.update(task, completed=done))  # fmt: skip
     print(f"{made.dataset_id}: {made.episodes} episodes, {made.steps} steps in {made.seconds:.1f} s, at {made.path}")
+    if made.rewarded is not None:
+        print(f"reward: {made.rewarded.steps} steps in {made.rewarded.episodes} of {made.rewarded.of} episodes")
     return 0
 
 
 def list_() -> int:
-    """The Minari data sets on this machine."""
-    found = list_datasets()
-    if not found:
+    """The data sets on this machine: Minari's, and the files of D4RL that `jacrec train` finds by name."""
+    found, files = list_datasets(), local_d4rl()
+    if not found and not files:
         root = dataset_path(default_id("hopper", "medium")).parents[1]
         print(f"no data sets under {root}; make one with `jacrec data make hopper medium-replay`")
         return 0
     table = Table(Column("id", overflow="fold"), "environment", "episodes", "steps", "MB")
     for x in found:
         table.add_row(x.dataset_id, x.env_id or "?", str(x.episodes), str(x.steps), f"{x.megabytes:.1f}")
+    for name, path in files.items():
+        table.add_row(name, D4RL_FILES[name].env_id, "", "", f"{path.stat().st_size / 1e6:.1f}")
     Console().print(table)
     return 0
 
@@ -64,7 +73,7 @@ def show(source: Positional[str], *, env_id: str | None = None) -> int:
     """What is in a data set.
 
     Args:
-        source: Minari id, or path of a D4RL-layout HDF5 file
+        source: Minari id, D4RL's name of one of its 24, or path of a D4RL-layout HDF5 file
         env_id: gymnasium id of its environment, where the data do not say it
     """
     x = describe(source, env_id=env_id)
@@ -76,7 +85,7 @@ def show(source: Positional[str], *, env_id: str | None = None) -> int:
         "transitions": str(x.steps),
         "state, action": f"{x.state_dim}, {x.action_dim}",
         "return": _spread(x.returns),
-        "score": "no reference" if x.scores is None else _spread(x.scores),
+        "score (%)": "no reference" if x.scores is None else _spread(x.scores),
         "episode length": _spread(x.lengths),
         "terminated": f"{x.termination_share:.0%} of the episodes",
         "physics": ", ".join(f"{k} {v}" for k, v in x.info.physics.items()) or "not recorded",
@@ -93,5 +102,5 @@ def _spread(x: Spread) -> str:
 
 def run(args: list[str]) -> int:
     """The verb."""
-    verbs = {"make": make, "list": list_, "show": show}
+    verbs = {"make": make, "get": data_get.fetch, "list": list_, "show": show}
     return tyro.extras.subcommand_cli_from_dict(verbs, prog="jacrec data", args=args)

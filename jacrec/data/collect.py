@@ -35,6 +35,7 @@ class Episode:
     rewards: np.ndarray  # (T,) float64
     terminated: bool
     """the last step ended the MDP; otherwise it was cut by the time limit or by the step budget"""
+    terminals: np.ndarray | None = None  # (T,) bool: steps that end the MDP of a critic though the episode went on (AntMaze)
 
     def __len__(self) -> int:
         return len(self.rewards)
@@ -43,7 +44,8 @@ class Episode:
         """The first `steps` steps: itself, or a cut episode that did not terminate."""
         if steps >= len(self):
             return self
-        return Episode(self.observations[: steps + 1], self.actions[:steps], self.rewards[:steps], False)
+        terminals = None if self.terminals is None else self.terminals[:steps]
+        return Episode(self.observations[: steps + 1], self.actions[:steps], self.rewards[:steps], False, terminals)
 
 
 def collect(

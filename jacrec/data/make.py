@@ -14,13 +14,14 @@ The kinds are those of D4RL, with linear policies and Gaussian action noise in p
     medium-replay  every snapshot of the search up to the medium one, in order, in equal shares
     full-replay    every snapshot
 
-Point mazes have no snapshots: expert is the search-and-PD controller with noise. Every other environment that gymnasium
+Point mazes have no snapshots: expert is the search-and-PD controller with noise. The kinds of antmaze are D4RL's six tasks,
+umaze to large-diverse (`jacrec.data.antmaze`). Every other environment that gymnasium
 knows, named by its id, with actions in [-1, 1] and a time limit, can be made in the kind random.
 """
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -28,11 +29,14 @@ from typing import Any
 import gymnasium
 import numpy as np
 
+from jacrec.data.antmaze import ACTION_NOISE, Follower, Rewarded, evaluation_goal, relabel, require_reward
 from jacrec.data.behaviour import ENVIRONMENTS, Snapshot, load_action_noise, load_snapshots
 from jacrec.data.collect import Episode, Stage, collect
 from jacrec.data.maze import MazeController
 from jacrec.data.minari import dataset_path, refuse_existing, write_minari
 from jacrec.data.references import reference_by_env
+from jacrec.envs.antmaze import COLLECTION_IDS as ANTMAZE_COLLECTION_IDS
+from jacrec.envs.antmaze import ENV_IDS as ANTMAZE_IDS
 from jacrec.envs.physics import make_env, physics_record
 from jacrec.errors import expect_one_of
 
@@ -42,7 +46,9 @@ MAZES = {
     "pointmaze-medium": "PointMaze_Medium-v3",
     "pointmaze-large": "PointMaze_Large-v3",
 }
-ENV_NAMES = (*ENVIRONMENTS, *MAZES)
+ANTMAZE = "antmaze"
+ANTMAZE_KINDS = tuple(ANTMAZE_IDS)
+ENV_NAMES = (*ENVIRONMENTS, *MAZES, ANTMAZE)
 MEDIUM_SHARE = 0.5
 MAZE_NOISE = 0.5
 """standard deviation of the action noise in the mazes, D4RL's"""
@@ -58,6 +64,8 @@ class MadeDataset:
     steps: int
     seconds: float
     """wall time, collection and writing"""
+    rewarded: Rewarded | None = None
+    """how much of it carries reward, where rewards were relabelled (AntMaze)"""
 
 
 def kinds_of(env_name: str) -> tuple[str, ...]:
@@ -66,6 +74,8 @@ def kinds_of(env_name: str) -> tuple[str, ...]:
     Raises:
         ValueError: neither an embedded environment nor one of gymnasium's.
     """
+    if env_name == ANTMAZE:
+        return ANTMAZE_KINDS
     if env_id_of(env_name) == env_name:
         return ("random",)
     return ("random", "expert") if env_name in MAZES else KINDS
@@ -91,6 +101,8 @@ def stages_of(env_name: str, kind: str) -> list[Stage]:
     expect_one_of(f"kind of {env_name}", kind, kinds_of(env_name))
     if kind == "random":
         return [Stage("random", None)]
+    if env_name == ANTMAZE:
+        return [Stage("waypoint follower", Follower.of_task(kind), ACTION_NOISE)]
     if env_name in MAZES:
         env = make_env(MAZES[env_name])
         controller = MazeController.of(env)
@@ -121,16 +133,20 @@ def make_episodes(
 ) -> list[Episode]:
     """The episodes of a kind, exactly `steps` steps, in memory (see `jacrec.data.collect.collect`)."""
     stages = stages_of(env_name, kind)
-    env_id = env_id_of(env_name)
-    return collect(env_id, stages, steps=steps, seed=seed, physics=physics, threads=threads, progress=progress)
+    where = ANTMAZE_COLLECTION_IDS[kind] if env_name == ANTMAZE else env_id_of(env_name)
+    episodes = collect(where, stages, steps=steps, seed=seed, physics=physics, threads=threads, progress=progress)
+    return relabel(episodes, evaluation_goal(kind, seed)) if env_name == ANTMAZE else episodes
 
 
-def env_id_of(env_name: str) -> str:
-    """The gymnasium id behind a short name; an id that gymnasium knows stands for itself.
+def env_id_of(env_name: str, kind: str | None = None) -> str:
+    """The gymnasium id behind a short name; an id that gymnasium knows stands for itself. Of antmaze's, `kind` is one of six.
 
     Raises:
         ValueError: neither.
     """
+    if env_name == ANTMAZE:
+        expect_one_of("kind of antmaze", kind, ANTMAZE_KINDS)
+        return ANTMAZE_IDS[str(kind)]
     if env_name in gymnasium.registry:
         return env_name
     if env_name not in ENV_NAMES:
@@ -158,6 +174,7 @@ def make_dataset(
 
     Raises:
         ValueError: unknown names, or fewer steps than stages.
+        ValueError: AntMaze data of which next to nothing carries reward; nothing is written then.
         FileExistsError: the set exists and `overwrite` is False; said before any work is done.
     """
     began = time.monotonic()
@@ -165,13 +182,17 @@ def make_dataset(
     dataset_id = dataset_id or default_id(env_name, kind)
     dataset_path(dataset_id)
     refuse_existing(dataset_id, overwrite)
-    env_id = env_id_of(env_name)
-    episodes = collect(env_id, stages, steps=steps, seed=seed, physics=physics, threads=threads, progress=progress)
+    env_id = env_id_of(env_name, kind)
+    episodes = make_episodes(env_name, kind, steps=steps, seed=seed, physics=physics, threads=threads, progress=progress)
+    rewarded = require_reward(dataset_id, episodes) if env_name == ANTMAZE else None
     env = make_env(env_id, physics=physics)
     metadata = _metadata(env_name, kind, env_id, stages, steps, seed, physics_record(env))
+    if rewarded is not None:
+        goal = evaluation_goal(kind, seed).tolist()
+        metadata["jacrec"] |= {"goal": goal, "rewarded": asdict(rewarded)}
     path = write_minari(dataset_id, episodes, env=env.unwrapped, metadata=metadata, overwrite=overwrite)
     env.close()
-    return MadeDataset(dataset_id, path, len(episodes), sum(map(len, episodes)), time.monotonic() - began)
+    return MadeDataset(dataset_id, path, len(episodes), sum(map(len, episodes)), time.monotonic() - began, rewarded)
 
 
 def _metadata(
@@ -181,12 +202,16 @@ def _metadata(
     for stage in stages:
         policy: Any = stage.policy
         numbers = {"gain": policy.gain.tolist(), "bias": policy.bias.tolist()} if hasattr(policy, "bias") else {}
+        if isinstance(policy, Follower):
+            numbers = {"gait": policy.gait.numbers().tolist()}
         policies.append({"name": stage.name, "noise": stage.noise, **numbers})
     made = version("jacrec")
     metadata: dict[str, Any] = {
         "description": f"{env_name} {kind}, {steps} steps made by jacrec {made} with seed {seed} from embedded behaviour",
         "algorithm_name": {"random": "uniform actions"}.get(kind)
-        or ("search and PD control" if env_name in MAZES else "augmented random search"),
+        or {ANTMAZE: "breadth-first search and a gait", **dict.fromkeys(MAZES, "search and PD control")}.get(
+            env_name, "augmented random search"
+        ),
         "author": {"jacrec"},
         "requirements": [f"gymnasium=={gymnasium.__version__}", f"mujoco=={physics['mujoco']}"],
         "jacrec": {
