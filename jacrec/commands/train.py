@@ -30,7 +30,7 @@ class Train:
     """
 
     source: Annotated[Positional[str], tyro.conf.arg(metavar="DATA")]
-    """Minari id, or path of a D4RL-layout HDF5 file"""
+    """D4RL's name of one of its 24 (`jacrec data get`), Minari id, or path of a D4RL-layout HDF5 file"""
     out: Path | None = None
     """the run's folder, runs/DATA-sSEED unless told"""
     settings: Path | None = None

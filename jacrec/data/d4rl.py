@@ -113,7 +113,7 @@ def _info(path: Path, attributes: Mapping[str, str], env_id: str | None) -> Data
     reference = (reference_by_env(env_id) if env_id else None) or (reference_by_name(path.stem) if env_id is None else None)
     source = attributes.get("source", "")
     return DatasetInfo(
-        name=path.stem,
+        name=known.name if known else path.stem,
         env_id=env_id or (reference.env_id if reference else None),
         ref_min=reference.ref_min if reference else None,
         ref_max=reference.ref_max if reference else None,

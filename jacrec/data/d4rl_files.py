@@ -4,6 +4,7 @@
     d4rl_file(name) -> D4RLFile | None      by data set name, file name or path
     datasets_root() -> Path                 $JACREC_DATA, or ~/.jacrec/datasets
     find_d4rl(name) -> Path | None          the file on this machine, there or where D4RL itself keeps its files
+    local_d4rl() -> dict[str, Path]         all of them
 
 The addresses are those of D4RL (d4rl/infos.py and d4rl/gym_mujoco/__init__.py at commit 89141a6). D4RL publishes no
 checksums; a known one here is what independent users report of the file they got.
@@ -90,3 +91,9 @@ def find_d4rl(name: str) -> Path | None:
     theirs = Path(os.environ.get("D4RL_DATASET_DIR") or "~/.d4rl/datasets").expanduser()
     candidates = (root / file for root in (datasets_root(), theirs) for file in (entry.file, f"{name}.hdf5"))
     return next((path for path in candidates if path.is_file()), None)
+
+
+def local_d4rl() -> dict[str, Path]:
+    """Name -> file of those of the 24 that are on this machine."""
+    found = {name: find_d4rl(name) for name in D4RL_FILES}
+    return {name: path for name, path in found.items() if path is not None}

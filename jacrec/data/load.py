@@ -6,15 +6,17 @@ load(source, *, env_id=None, download=True) -> Transitions
 from pathlib import Path
 
 from jacrec.data.d4rl import FLAT_SUFFIXES, read_d4rl
+from jacrec.data.d4rl_files import D4RL_FILES, datasets_root, find_d4rl
 from jacrec.data.minari import dataset_path, local_ids, read_minari
 from jacrec.data.transitions import Transitions
 
 
 def load(source: str | Path, *, env_id: str | None = None, download: bool = True) -> Transitions:
-    """Transitions of a Minari id, or of a D4RL-layout .hdf5, .h5 or .npz file.
+    """Transitions of one of D4RL's data sets, of a Minari id, or of a D4RL-layout .hdf5, .h5 or .npz file.
 
-    A Minari id is looked up on disk; if it is not there and `download` is True, Minari's server is asked. `env_id`
-    overrides the environment that the data name.
+    D4RL's names (``hopper-medium-replay-v2`` and the 23 others) stand for files in $JACREC_DATA (~/.jacrec/datasets) or in
+    D4RL's own folder, where `jacrec data get` or you put them. A Minari id is looked up on disk; if it is not there and
+    `download` is True, Minari's server is asked. `env_id` overrides the environment that the data name.
 
     Raises:
         FileNotFoundError: nothing of that name here, nor to be had; lists what is here.
@@ -22,12 +24,26 @@ def load(source: str | Path, *, env_id: str | None = None, download: bool = True
     """
     if isinstance(source, Path) or source.endswith(FLAT_SUFFIXES):
         return read_d4rl(source, env_id=env_id)
+    file = find_d4rl(source)
+    if file is not None:
+        return read_d4rl(file, env_id=env_id)
     path = dataset_path(source)
     if not (path / "data").exists():
+        if source in D4RL_FILES:
+            raise FileNotFoundError(_no_file(source))
         reason = _download(source) if download and not source.startswith("jacrec/") else "not asked"
         if reason is not None:
             raise FileNotFoundError(_not_found(source, path, reason))
     return read_minari(source, env_id=env_id)
+
+
+def _no_file(name: str) -> str:
+    from jacrec.data.download import alternatives
+
+    return (
+        f"{name}: no file {D4RL_FILES[name].file} in {datasets_root()}; fetch it with `jacrec data get {name}`, or "
+        f"{alternatives(name)}"
+    )
 
 
 def _download(dataset_id: str) -> str | None:

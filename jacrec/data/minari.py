@@ -52,7 +52,7 @@ def local_ids() -> list[str]:
     root = Path(get_dataset_path())
     found = (file.parent.parent.relative_to(root) for file in root.rglob("data/metadata.json"))
     visible = (path.as_posix() for path in found if not any(part.startswith(".") for part in path.parts))
-    return sorted(name for name in visible if _is_complete(root / name))
+    return sorted(name for name in visible if is_complete(root / name))
 
 
 def read_metadata(dataset_id: str) -> dict[str, Any]:
@@ -62,7 +62,7 @@ def read_metadata(dataset_id: str) -> dict[str, Any]:
         FileNotFoundError: no complete data set of that id is on disk.
     """
     path = dataset_path(dataset_id)
-    if not _is_complete(path):
+    if not is_complete(path):
         raise FileNotFoundError(f"{dataset_id}: no complete Minari data set at {path}")
     return MinariStorage.read_raw_metadata(path / "data")
 
@@ -160,7 +160,7 @@ def write_minari(
 def refuse_existing(dataset_id: str, overwrite: bool) -> None:
     """Raise FileExistsError if a complete data set of that id is there and may not be replaced."""
     path = dataset_path(dataset_id)
-    if not overwrite and _is_complete(path):
+    if not overwrite and is_complete(path):
         raise FileExistsError(f"{dataset_id}: exists already at {path}; overwrite=True (--overwrite) replaces it")
 
 
@@ -205,7 +205,7 @@ def _buffer(where: str, episode: Episode, env: gymnasium.Env) -> EpisodeBuffer:
     )
 
 
-def _is_complete(path: Path) -> bool:
+def is_complete(path: Path) -> bool:
     """Whether the folder holds a finished data set; Minari writes the step count last."""
     try:
         metadata = MinariStorage.read_raw_metadata(path / "data")

@@ -17,6 +17,7 @@ DIMENSIONS = (
     (r"PointMaze_\w+-v\d+", (6, 2)),
     (r"AntMaze_\w+-v[34]", (31, 8)),
     (r"AntMaze_\w+-v5", (109, 8)),
+    (r"jacrec/antmaze-[\w-]+-collect-v\d+", (31, 8)),
     (r"jacrec/antmaze-[\w-]+-v\d+", (29, 8)),
 )
 
