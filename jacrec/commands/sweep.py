@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 from rich.console import Console
@@ -11,8 +11,9 @@ from tyro.conf import Positional
 from jacrec.study.sweep.executors import Executor
 from jacrec.study.sweep.ledger import at_work, locked, read_failure
 from jacrec.study.sweep.show import Clock, failures, make_watcher, overview
+from jacrec.study.sweep.sources import needs_root
 from jacrec.study.sweep.spec import FILE, expect_same_study, find_spec, read_spec, write_study
-from jacrec.study.sweep.sweep import Plan, expect_data, plan, sweep
+from jacrec.study.sweep.sweep import KINDS, Plan, expect_data, plan, sweep
 from jacrec.study.sweep.workers import LocalExecutor, processors
 
 
@@ -36,6 +37,15 @@ class Sweep:
     """how often a failed job is tried again in this start"""
     only: tuple[str, ...] = ()
     """patterns of the jobs to do, e.g. 'hopper-*' or '*/seed-10/plays/mpc*'; what they need is done too"""
+    kinds: tuple[Literal["train", "model", "play"], ...] = KINDS
+    """what to do now: runs, further world models, episodes; what needs a run that is not to be trained is left for later"""
+    ray: bool = False
+    """sweep on a Ray cluster of this machine's (extra: jacrec[cluster])"""
+    ray_address: str | None = None
+    """sweep on this running Ray cluster; "auto" is the one that this machine belongs to. All its machines have to see the
+    study's folder and the data under the same paths"""
+    gpus: float = 0.0
+    """share of a GPU that Ray keeps for each job"""
     dry_run: bool = False
     """print what is missing and about how long it takes, and do nothing"""
     status: bool = False
@@ -53,8 +63,9 @@ def run(args: list[str]) -> int:
     study = read_spec(path)
     begun = path.name == FILE and (path.parent / "cells").is_dir()
     folder = chosen.out or (path.parent if begun else Path("studies") / study.name)
-    study = replace(study, data_root=str(Path(chosen.data_root or study.data_root or ".").absolute()))
-    todo = plan(study, folder, only=chosen.only)
+    root = chosen.data_root or study.data_root or ("." if any(map(needs_root, study.tasks.values())) else None)
+    study = replace(study, data_root=None if root is None else str(Path(root).absolute()))
+    todo = plan(study, folder, only=chosen.only, kinds=chosen.kinds)
     console = Console()
     threads = max(job.threads for job in todo.jobs)
     workers = chosen.workers or max(1, (processors()) // threads)
@@ -64,13 +75,22 @@ def run(args: list[str]) -> int:
     expect_data(todo)
     with locked(folder) as lock:
         write_study(study, folder)
-        executor = LocalExecutor(workers, lock, threads)
-        return _sweep(todo, executor, chosen.retries, console)
+        return _sweep(todo, _executor(chosen, workers, threads, lock), chosen.retries, console)
+
+
+def _executor(chosen: Sweep, workers: int, threads: int, lock: Path) -> Executor:
+    if not (chosen.ray or chosen.ray_address):
+        return LocalExecutor(workers, lock, threads)
+    from jacrec.study.sweep.cluster import RayExecutor
+
+    return RayExecutor(chosen.ray_address, workers=chosen.workers, threads=threads, gpus=chosen.gpus)
 
 
 def _sweep(todo: Plan, executor: Executor, retries: int, console: Console) -> int:
     with make_watcher(todo, executor.slots, console) as watcher:
-        watcher.say(f"{todo.folder}: {len(todo.done)} of {len(todo.jobs)} jobs are done")
+        later = len(todo.missing) - len(todo.todo)
+        watcher.say(f"{todo.folder}: {len(todo.done)} of {len(todo.jobs)} jobs are done"
+                    + (f", {later} are left for a later start" if later else ""))  # fmt: skip
         try:
             outcome = sweep(todo, executor, watcher, retries=retries)
         finally:
@@ -86,13 +106,13 @@ def _sweep(todo: Plan, executor: Executor, retries: int, console: Console) -> in
 
 def _tell(todo: Plan, folder: Path, workers: int, console: Console, *, dry_run: bool) -> int:
     if dry_run:
-        for job in todo.missing:
+        for job in todo.todo:
             print(job.id)
     console.print(overview(todo))
     failed = {job.id: failure for job in todo.missing if (failure := read_failure(job)) is not None}
     if failed:
         console.print(failures(failed, {}))
-    rest = Clock(todo).sentence(todo.missing, workers)
+    rest = Clock(todo).sentence(todo.todo, workers)
     print(f"{folder}: {len(todo.done)} of {len(todo.jobs)} jobs are done, {len(failed)} failed; with {workers} workers: {rest}")
     if at_work(folder):
         print("a sweep is at work on it")

@@ -11,6 +11,7 @@ from typing import Any
 from jacrec.controller import MPCConfig
 from jacrec.study.config import PlayConfig
 from jacrec.training.config import TrainConfig, published_name, rebrac_config
+from jacrec.training.run import STAGES
 
 BASE, DEFAULT_MODEL = "base", "default"
 UNSEEN_SEEDS = tuple(range(10, 20))
@@ -21,8 +22,9 @@ class TaskSpec:
     """One data set and the environment that it is evaluated in."""
 
     data: str | None = None
-    """Minari id, or path of a D4RL-layout file, looked up under `data_root`; {task} in it stands for the task's name. None
-    named: the D4RL file of the task's name, wherever it lies under `data_root`"""
+    """Minari id, name of a D4RL data set, or path of a D4RL-layout file, looked up under `data_root`; {task} in it stands for
+    the task's name. None named: the D4RL data set of the task's name, its file under `data_root` or where `jacrec data get`
+    puts it"""
     env_id: str | None = None
     """gymnasium id of the environment, where the data do not say it"""
     training: TrainConfig = field(default_factory=TrainConfig)
@@ -56,6 +58,9 @@ class StudyConfig:
     """by name"""
     seeds: tuple[int, ...] = UNSEEN_SEEDS
     """training seeds (the protocol: 0 to 3 for tuning, 10 to 19 for reporting)"""
+    stages: tuple[str, ...] = STAGES
+    """what is trained: rebrac (policy and critic), dynamics, reward. Where one is missing, as in a study of prediction errors
+    alone, nobody plays"""
     models: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """further world models, each trained on the same data and seed: by name, what differs from the task's dynamics settings"""
     evaluation: PlayConfig = field(default_factory=PlayConfig)
@@ -63,8 +68,8 @@ class StudyConfig:
     contestants: Mapping[str, ContestantSpec] = field(default_factory=dict)
     """by name; base, the policy as it was trained, always plays"""
     data_root: str | None = None
-    """folder in which relative paths of data are looked up; none named: where the sweep is started. No part of what the
-    study is: another machine may keep its data elsewhere"""
+    """folder in which relative paths of data, and D4RL's files, are looked up; none named: where the sweep is started. No part
+    of what the study is: another machine may keep its data elsewhere"""
 
     def cells(self) -> list[tuple[str, int]]:
         """(task, seed), the first seed of every task first: early results speak of all tasks."""
@@ -95,8 +100,8 @@ class StudyConfig:
 
     @property
     def players(self) -> tuple[str, ...]:
-        """Everybody who plays, base first."""
-        return (BASE, *self.contestants)
+        """Everybody who plays, base first; nobody where not everything is trained."""
+        return (BASE, *self.contestants) if set(self.stages) == set(STAGES) else ()
 
 
 def published_start(task: str, data: str | None) -> TrainConfig:

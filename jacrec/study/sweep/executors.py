@@ -12,6 +12,9 @@ from typing import Protocol
 
 from jacrec.study.sweep.jobs import Job, Report
 
+THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+"""where numerical libraries look, when they are loaded, for how many threads they may start"""
+
 
 @dataclass(frozen=True)
 class Progress:

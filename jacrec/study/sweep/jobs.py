@@ -22,7 +22,7 @@ from jacrec.study.sweep.config import DEFAULT_MODEL, StudyConfig, TaskSpec
 from jacrec.study.sweep.sources import data_source
 from jacrec.study.versions import machine, versions
 from jacrec.training.config import TrainConfig, from_dict, to_dict
-from jacrec.training.run import PARTS, STAGES, Run, load_run, read_record, torch_threads, train
+from jacrec.training.run import PARTS, Run, load_run, read_record, torch_threads, train
 
 Report = Callable[[float], None]
 """called with the share of a job that is done"""
@@ -76,7 +76,7 @@ class TrainJob(Job):
     config: TrainConfig
     spec: TaskSpec
     data_root: str | None
-    stages: tuple[str, ...] = STAGES
+    stages: tuple[str, ...]
 
     def done(self) -> bool:
         """Whether every network is there.
@@ -173,7 +173,7 @@ def jobs_of(study: StudyConfig, folder: Path) -> list[Job]:
         spec, at, cells = study.tasks[task], f"{task}/seed-{seed}", folder / "cells"
         run, config = f"{at}/run", study.train_config(task, seed)
         threads = config.threads or 1
-        jobs.append(TrainJob(run, "train", task, seed, cells, (), threads, config, spec, study.data_root))
+        jobs.append(TrainJob(run, "train", task, seed, cells, (), threads, config, spec, study.data_root, study.stages))
         for model in study.models:
             config = study.model_config(task, seed, model)
             where = f"{at}/models/{model}"

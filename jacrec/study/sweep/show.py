@@ -76,8 +76,8 @@ class Lines:
 
     def __init__(self, plan: Plan, slots: int, console: Console):
         self.console, self.slots, self.clock = console, slots, Clock(plan)
-        self.left = {job.id: job for job in plan.missing}
-        self.total = len(plan.jobs)
+        self.left = {job.id: job for job in plan.todo}
+        self.total = len(plan.done) + len(self.left)
 
     def __enter__(self) -> "Lines":
         return self

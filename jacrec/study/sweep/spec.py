@@ -19,6 +19,7 @@ from jacrec.study.files import write_text
 from jacrec.study.sweep.config import BASE, DEFAULT_MODEL, ContestantSpec, StudyConfig, TaskSpec, published_start
 from jacrec.study.sweep.parse import build, expect_known, expect_mapping
 from jacrec.training.config import DynamicsConfig, TrainConfig, to_dict
+from jacrec.training.run import STAGES
 
 FILE = "study.yaml"
 OWN = ("cells", "log.jsonl", ".lock", ".workers.lock")
@@ -94,6 +95,7 @@ def parse_study(content: Any, where: str = FILE) -> StudyConfig:
         tasks={name: _task(name, task, common, own, f"{where}: tasks.{name}")
                for name, task in expect_mapping(tasks, f"{where}: tasks").items()},
         seeds=_seeds(content.get("seeds", StudyConfig.seeds), f"{where}: seeds"),
+        stages=_stages(content.get("stages", STAGES), own, f"{where}: stages"),
         models=models,
         evaluation=build(PlayConfig, content.get("evaluation"), f"{where}: evaluation"),
         contestants=own,
@@ -114,6 +116,7 @@ def to_yaml(study: StudyConfig) -> dict[str, Any]:
         "name": study.name,
         "data_root": study.data_root,
         "seeds": list(study.seeds),
+        "stages": list(study.stages),
         "evaluation": to_dict(study.evaluation),
         "models": {name: {"dynamics": {k: to_dict(v) for k, v in own.items()}} for name, own in study.models.items()},
         "contestants": {name: {"model": own.model, **to_dict(own.mpc)} for name, own in study.contestants.items()},
@@ -149,7 +152,7 @@ def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
     found: list[str] = []
     gone = [seed for seed in there["seeds"] if seed not in here["seeds"]]
     found += [f"seeds: {gone} there, not here"] if gone else []
-    for part in ("name", "evaluation"):
+    for part in ("name", "stages", "evaluation"):
         found += _changes(there[part], here[part], part)
     for part in GROWING:
         if part != "seeds":
@@ -233,6 +236,14 @@ def _seeds(content: Any, where: str) -> tuple[int, ...]:
     if not seeds or any(type(s) is not int for s in seeds) or len(set(seeds)) != len(seeds):
         raise ValueError(f"{where}: expected a list of different whole numbers, got {content!r}")
     return tuple(seeds)
+
+
+def _stages(content: Any, contestants: Mapping[str, Any], where: str) -> tuple[str, ...]:
+    stages = tuple(content) if isinstance(content, list | tuple) else (content,)
+    expect_known(stages, STAGES, where)
+    if contestants and set(stages) != set(STAGES):
+        raise ValueError(f"{where}: expected {', '.join(STAGES)}, since contestants play; got {', '.join(stages)}")
+    return tuple(stage for stage in STAGES if stage in stages)
 
 
 def _merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from jacrec.study.sweep.jobs import Job, TrainJob, jobs_of
 from jacrec.study.sweep.ledger import Failure, Log, forget_failure, note_failure
 from jacrec.study.sweep.sources import data_source
 
+KINDS = ("train", "model", "play")
 POLL = 0.5
 """seconds between two looks at the clock while workers are silent"""
 
@@ -29,11 +30,22 @@ class Plan:
     jobs: tuple[Job, ...]
     done: frozenset[str]
     """ids"""
+    kinds: tuple[str, ...] = KINDS
+    """what is to be done: train, model, play"""
 
     @property
     def missing(self) -> list[Job]:
-        """The jobs to be done, in the order in which they are wanted."""
+        """The jobs without a result, in the order in which they are wanted."""
         return [job for job in self.jobs if job.id not in self.done]
+
+    @property
+    def todo(self) -> list[Job]:
+        """The jobs to be done now: those missing, without the ones of other kinds than `kinds` and what needs these."""
+        found: dict[str, Job] = {}
+        for job in self.missing:
+            if job.kind in self.kinds and all(need in self.done or need in found for need in job.needs):
+                found[job.id] = job
+        return list(found.values())
 
 
 class Watcher(Protocol):
@@ -64,8 +76,11 @@ class Outcome:
         return not self.failed and not self.waiting
 
 
-def plan(study: StudyConfig, folder: Path, *, only: Sequence[str] = ()) -> Plan:
+def plan(study: StudyConfig, folder: Path, *, only: Sequence[str] = (), kinds: tuple[str, ...] = KINDS) -> Plan:
     """The jobs, all or those whose id fits one of the patterns `only` (with what they need), and which are done.
+
+    Args:
+        kinds: what is to be done; without "train", what needs a training that is not finished is left for later.
 
     A pattern is a shell's: hopper-*, */seed-10, */seed-1[0-4]/plays/mpc*; what it fits includes everything below.
 
@@ -79,13 +94,13 @@ def plan(study: StudyConfig, folder: Path, *, only: Sequence[str] = ()) -> Plan:
             raise ValueError(f"--only {pattern!r}: expected a pattern of jobs like {jobs[-1].id}, got one that fits none")
     chosen |= {need for job in jobs if job.id in chosen for need in job.needs}
     kept = tuple(job for job in jobs if job.id in chosen)
-    return Plan(folder, kept, frozenset(job.id for job in kept if job.done()))
+    return Plan(folder, kept, frozenset(job.id for job in kept if job.done()), kinds)
 
 
 def expect_data(plan: Plan) -> None:
     """Raise FileNotFoundError where the data of a training that is to be done are not there."""
     missing: dict[str, str] = {}
-    for job in plan.missing:
+    for job in plan.todo:
         if isinstance(job, TrainJob) and job.task not in missing:
             try:
                 data_source(job.task, job.spec, job.data_root)
@@ -94,8 +109,8 @@ def expect_data(plan: Plan) -> None:
     if missing:
         lines = "\n  ".join(missing.values())
         raise FileNotFoundError(
-            f"data of {len(missing)} tasks are missing:\n  {lines}\nsay where they are with --data-root, fetch them with "
-            "`jacrec data get`, or sweep the other tasks alone with --only"
+            f"data of {len(missing)} task(s) are missing:\n  {lines}\nsay where they are with --data-root, make or fetch them, "
+            "or sweep the other tasks alone with --only"
         )
 
 
@@ -104,7 +119,7 @@ def sweep(plan: Plan, executor: Executor, watcher: Watcher, *, retries: int = 1)
 
     A job that fails is tried `retries` times more, after the others. What needs it waits.
     """
-    by_id = {job.id: job for job in plan.missing}
+    by_id = {job.id: job for job in plan.todo}
     order = {id: i for i, id in enumerate(by_id)}
     graph = graphlib.TopologicalSorter({job.id: [n for n in job.needs if n in by_id] for job in by_id.values()})
     graph.prepare()

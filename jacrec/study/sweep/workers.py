@@ -15,7 +15,7 @@ from multiprocessing import connection
 from pathlib import Path
 from typing import Any
 
-from jacrec.study.sweep.executors import Failed, Finished, Message, Progress, perform
+from jacrec.study.sweep.executors import THREAD_VARIABLES, Failed, Finished, Message, Progress, perform
 from jacrec.study.sweep.jobs import Job
 
 GRACE = 20.0
@@ -170,9 +170,8 @@ def _end_with_the_parent() -> None:
 @contextlib.contextmanager
 def _thread_limits(threads: int) -> Iterator[None]:
     """Libraries in processes that are started here take this many threads: they look when they are loaded."""
-    names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
-    before = {name: os.environ.get(name) for name in names}
-    os.environ.update(dict.fromkeys(names, str(threads)))
+    before = {name: os.environ.get(name) for name in THREAD_VARIABLES}
+    os.environ.update(dict.fromkeys(THREAD_VARIABLES, str(threads)))
     try:
         yield
     finally:
