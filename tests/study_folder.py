@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import yaml
 
-from jacrec.controller import MPCConfig
+from jacrec.study.sweep.spec import read_spec
 
 REFERENCE = (0.0, 1000.0)
 VERSIONS = {"python": "3.11", "jacrec": "0.0", "torch": "2.0"}
@@ -55,14 +55,13 @@ def fill(path: Path, score, *, episodes: int = 4, scored: bool = True, noise: fl
 
 def write_play(path: Path, task: str, seed: int, name: str, scores, *, scored: bool = True, **changes) -> None:
     """plays/<name>.json with the given scores, as an evaluation would leave it."""
-    spec = yaml.safe_load((path / "study.yaml").read_text())
+    study = read_spec(path / "study.yaml")
     low, high = REFERENCE
-    asked = dict(spec["contestants"].get(name) or {})
-    model = asked.pop("model", None)
+    model, controller = study.model_of(name), study.controller(task, name)
     scores = [float(s) for s in scores]
     record = {
         "task": task, "seed": seed, "contestant": name, "settings": {"episodes": len(scores), "rows": None},
-        "controller": None if name == "base" else asdict(MPCConfig(**asked)), "model": model,
+        "controller": controller and asdict(controller), "model": model,
         "networks": {"actor": f"a{seed}", "critic": f"c{seed}", "reward": f"r{seed}", "dynamics": f"d{seed}{model}"},
         "seeds": [42000 + i for i in range(len(scores))],
         "returns": [low + s / 100 * (high - low) for s in scores], "scores": scores if scored else None,

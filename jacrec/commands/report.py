@@ -9,6 +9,7 @@ from tyro.conf import Positional
 
 from jacrec.study.report import write_report
 from jacrec.study.summary.figures import error_figure
+from jacrec.study.summary.films import film_study
 from jacrec.study.summary.read import is_study, read_study
 from jacrec.study.summary.report import FOLDER, write_study_report
 from jacrec.study.summary.tables import table
@@ -53,5 +54,6 @@ def run(args: list[str]) -> int:
         made = error_figure(study, chosen.figure, study.path / FOLDER / "plots")
         print(f"figure: {' '.join(map(str, made))}" if made else f"no figure: no run of {study.path} has logged its errors yet")
     if chosen.table is None and chosen.figure is None:
-        print(f"report: {write_study_report(study, contestant=chosen.contestant, level=chosen.level)}")
+        films = film_study(study, study.path / FOLDER) if chosen.video else None
+        print(f"report: {write_study_report(study, contestant=chosen.contestant, level=chosen.level, films=films)}")
     return 0

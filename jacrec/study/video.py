@@ -13,6 +13,7 @@ import torch
 from jacrec.controller import MPC, MPCConfig
 from jacrec.envs.physics import make_env
 from jacrec.study.config import EvalConfig
+from jacrec.study.contestant import with_dynamics
 from jacrec.study.episodes import Controller, PolicyController
 from jacrec.study.rendering import REMEDY, run_apart
 from jacrec.training.run import Run, load_run
@@ -30,25 +31,42 @@ class Film:
 
 
 def record_video(
-    run: Run, config: EvalConfig, folder: Path, *, again: bool = False, seconds: float = 8.0, timeout: float = 600.0
+    run: Run,
+    config: EvalConfig,
+    folder: Path,
+    *,
+    stem: str = STEM,
+    label: str = "MPC",
+    dynamics: Path | None = None,
+    again: bool = False,
+    seconds: float = 8.0,
+    timeout: float = 600.0,
 ) -> Film:
-    """Film the first `seconds` of simulated time of the first episode, base on the left, MPC on the right."""
-    path = folder / f"{STEM}{'.mp4' if find_spec('imageio_ffmpeg') else '.gif'}"
+    """Film the first `seconds` of simulated time of the first episode, base on the left, `config.mpc` on the right.
+
+    Args:
+        stem: the file's name without its ending.
+        label: what the right side is called.
+        dynamics: folder of another world model to imagine in than the run's own.
+        again: replace a film of that name.
+    """
+    path = folder / f"{stem}{'.mp4' if find_spec('imageio_ffmpeg') else '.gif'}"
     if path.is_file() and not again:
         return Film(path, "")
     folder.mkdir(parents=True, exist_ok=True)
-    request = json.dumps({"run": str(run.path), "config": asdict(config), "path": str(path), "seconds": seconds})
+    request = json.dumps({"run": str(run.path), "dynamics": dynamics and str(dynamics), "config": asdict(config),
+                          "path": str(path), "label": label, "seconds": seconds})  # fmt: skip
     reason = run_apart([sys.executable, "-m", "jacrec.study.video", request], timeout)
     return Film(path, "") if reason is None else Film(None, f"{reason}; {REMEDY}")
 
 
-def film(run: Run, config: EvalConfig, path: Path, seconds: float) -> None:
+def film(run: Run, config: EvalConfig, path: Path, seconds: float, label: str = "MPC") -> None:
     """Play, render and write; needs a rendering backend."""
     import imageio.v3 as iio
 
     torch.set_num_threads(config.threads)
     mpc = MPC(run.policy, run.world, config.mpc, batch=1)
-    sides = {"base": PolicyController(run.policy), "MPC": mpc}
+    sides = {"base": PolicyController(run.policy), label: mpc}
     reels = [_play(name, controller, run, config, seconds) for name, controller in sides.items()]
     length = max(map(len, reels))
     # an episode that ended stands still on its last picture
@@ -108,7 +126,9 @@ def main(request: str) -> None:
     asked = json.loads(request)
     settings = asked["config"]
     settings |= {"mpc": MPCConfig(**settings["mpc"]), "contestants": tuple(settings["contestants"])}
-    film(load_run(asked["run"]), EvalConfig(**settings), Path(asked["path"]), asked["seconds"])
+    run = load_run(asked["run"])
+    run = with_dynamics(run, asked["dynamics"]) if asked["dynamics"] else run
+    film(run, EvalConfig(**settings), Path(asked["path"]), asked["seconds"], asked["label"])
 
 
 if __name__ == "__main__":

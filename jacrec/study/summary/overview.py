@@ -7,6 +7,7 @@ import numpy as np
 from jacrec.study.hierarchy import FEW_SEEDS
 from jacrec.study.markdown import Sheet
 from jacrec.study.results import interval
+from jacrec.study.summary.factors import Level
 from jacrec.study.summary.gains import HARM, Average, aggregate, average_gain, cost, paired
 from jacrec.study.summary.read import Study
 from jacrec.study.summary.runs import data_of
@@ -26,7 +27,7 @@ def scores(study: Study, contestants: Sequence[str]) -> Sheet:
         for c in contestants:
             row += [mean_std(study, task, c) if study.unit(task) == "score" else DASH, _returns(study, task, c)]
         rows.append([*row, seeds_episodes(study, task, contestants)])
-    rows.append(["average", *(x for c in contestants for x in (_average_score(study, c), DASH)), DASH])
+    rows.append(["average", *(x for c in contestants for x in (average_score(study, c), DASH)), DASH])
     return Sheet([*head, "seeds × episodes"], rows, [
         "Scores are percent (0 random policy, 100 expert of the reference), returns undiscounted sums of the environment's "
         "rewards; both mean ± standard deviation over training seeds, each seed the mean of its episodes. An average is over "
@@ -87,6 +88,27 @@ def contestants(study: Study, *, level: float = 0.95) -> Sheet:
     ])  # fmt: skip
 
 
+def factor(study: Study, name: str, levels: Sequence[Level], *, level: float = 0.95) -> Sheet:
+    """What each value of one factor gains over base, all else as the centre's."""
+    head = [
+        name,
+        "contestant",
+        "gain over base",
+        "Student's t over seeds",
+        "worst task",
+        f"worse than {HARM:+g}",
+        "ms / decision",
+    ]
+    rows = []
+    for own in levels:
+        gain = average_gain(study, own.contestant, level=level)
+        harmed = DASH if gain is None else f"{len(gain.harmed)} of {len(gain.gains)}"
+        centre = f"**{own.value}**" if own.centre else own.value
+        rows.append([centre, own.contestant, interval(gain and gain.estimate, signed=True), finite(gain and gain.t),
+                     _worst(gain), harmed, cost_text(study, own.contestant)])  # fmt: skip
+    return Sheet(head, rows)
+
+
 def data(study: Study) -> Sheet:
     """What each task's runs learned from."""
     rows = []
@@ -98,12 +120,22 @@ def data(study: Study) -> Sheet:
 
 
 def gaps(study: Study) -> Sheet | None:
-    """Everything that is missing, failed or not comparable; None where nothing is."""
+    """Everything that is missing, failed or not comparable, with every cell it concerns; None where nothing is."""
     if not study.gaps:
         return None
     order = {"failed": 0, "not comparable": 1, "missing": 2}
-    rows = [[g.task, str(g.seed), g.what, g.state, g.reason] for g in sorted(study.gaps, key=lambda g: order[g.state])]
-    return Sheet(["task", "seed", "what", "state", "reason"], rows)
+    groups: dict[tuple[str, str, str], dict[str, list[int]]] = {}
+    for gap in sorted(study.gaps, key=lambda g: order[g.state]):
+        groups.setdefault((gap.state, gap.what, gap.reason), {}).setdefault(gap.task, []).append(gap.seed)
+    rows = [[state, what, reason, str(sum(map(len, cells.values()))), _cells(study, cells)]
+            for (state, what, reason), cells in groups.items()]  # fmt: skip
+    return Sheet(["state", "what", "reason", "cells", "task: seeds"], rows)
+
+
+def _cells(study: Study, cells: dict[str, list[int]]) -> str:
+    if sum(map(len, cells.values())) == len(study.tasks) * len(study.seeds):
+        return "all"
+    return "; ".join(f"{task}: {', '.join(map(str, sorted(seeds)))}" for task, seeds in cells.items())
 
 
 def few_seeds(study: Study) -> str:
@@ -164,7 +196,8 @@ def _worst(gain: Average | None) -> str:
     return DASH if gain is None else f"{gain.worst.task} {interval(gain.worst.estimate, signed=True)}"
 
 
-def _average_score(study: Study, contestant: str) -> str:
+def average_score(study: Study, contestant: str) -> str:
+    """The mean score over all scored tasks; a dash where one is missing."""
     means = [[x.mean() for x in study.runs(task, contestant).values()] for task in study.scored_tasks]
     return f"{np.mean([np.mean(m) for m in means]):.1f}" if means and all(means) else DASH
 

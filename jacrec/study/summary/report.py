@@ -13,6 +13,7 @@ from jacrec.study.markdown import Sheet
 from jacrec.study.results import interval, verdict
 from jacrec.study.statistics import Estimate
 from jacrec.study.summary import overview, plots
+from jacrec.study.summary.factors import centre_of, factors
 from jacrec.study.summary.figures import error_figure
 from jacrec.study.summary.gains import Gain, average_gain, paired
 from jacrec.study.summary.paper import paper_tables
@@ -53,6 +54,7 @@ def write_study_report(
         "## Paired gains\n\n" + _saved(overview.gains(study, main, level=level), folder, "gains"),
         _forests(study, shown, folder, level),
         "## Contestants\n\n" + _saved(overview.contestants(study, level=level), folder, "contestants"),
+        _factors(study, main, folder, level),
         _cost(study, folder, level),
         _paper(study, shown, folder),
         _figures(study, folder),
@@ -148,6 +150,18 @@ def _forests(study: Study, shown: Sequence[str], folder: Path, level: float) -> 
         if plots.forest(study, group, folder / name, level=level):
             pictures.append(f"![paired gains of {', '.join(group)}]({name})")
     return "\n\n".join(pictures)
+
+
+def _factors(study: Study, main: str, folder: Path, level: float) -> str:
+    centre = centre_of(study, main)
+    found = factors(study, centre)
+    if not found:
+        return ""
+    parts = []
+    for name, levels in found.items():
+        sheet = overview.factor(study, name, levels, level=level)
+        parts.append(f"### {name}\n\n" + _saved(sheet, folder, f"factor_{name.replace(' ', '_')}"))
+    return f"## One factor at a time\n\nAll else as {centre}, whose own value is set in bold.\n\n" + "\n\n".join(parts)
 
 
 def _cost(study: Study, folder: Path, level: float) -> str:

@@ -1,0 +1,52 @@
+"""A film per task: the base policy beside the contestant that scored best there."""
+
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+
+from jacrec.study.config import EvalConfig
+from jacrec.study.rendering import REMEDY, probe
+from jacrec.study.summary.read import Study
+from jacrec.study.sweep.config import BASE, DEFAULT_MODEL
+from jacrec.study.video import record_video
+from jacrec.training.run import load_run
+
+
+def best_contestant(study: Study, task: str) -> str | None:
+    """Whoever has the highest mean over training seeds on a task, the base policy apart; None where nobody has played."""
+    means = {}
+    for name in study.contestants:
+        runs = study.runs(task, name)
+        if name != BASE and runs:
+            means[name] = float(np.mean([x.mean() for x in runs.values()]))
+    return max(means, key=lambda name: means[name], default=None)
+
+
+def film_study(study: Study, folder: Path, *, seconds: float = 8.0) -> dict[str, str]:
+    """Film every task with its first training seed that has been played: the file's name in `folder`, or why there is none.
+
+    A film that is there is kept.
+    """
+    state = probe()
+    if not state.ok:
+        return dict.fromkeys(study.tasks, f"no film: {state.reason}; {REMEDY}")
+    return {task: _film(study, task, folder, seconds) for task in study.tasks}
+
+
+def _film(study: Study, task: str, folder: Path, seconds: float) -> str:
+    best = best_contestant(study, task)
+    controller = study.config.controller(task, best) if best else None
+    if best is None or controller is None:
+        return "no film: nobody has played yet"
+    seed = min(study.of(task, best))
+    assert controller is not None  # only base has none
+    cell, model = study.cell(task, seed), study.config.model_of(best)
+    try:
+        run = load_run(cell / "run")
+    except FileNotFoundError as error:
+        return f"no film: {error}"
+    config = EvalConfig(**asdict(study.config.play_config(task)), mpc=controller)
+    made = record_video(run, config, folder, stem=f"{task}-{best}-seed-{seed}", label=best, seconds=seconds,
+                        dynamics=None if model == DEFAULT_MODEL else cell / "models" / model)  # fmt: skip
+    return made.path.name if made.path else f"no film: {made.reason}"

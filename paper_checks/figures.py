@@ -1,0 +1,96 @@
+"""Figures 2 and 3 by the paper's protocol: errors of world model and reward model on held-out transitions over training.
+
+Run `python paper_checks/figures.py STUDY` (or RUN, a single run's folder). It draws results/figure_2.png and figure_3.png with
+their numbers beside them as CSV, keeps what they show in results/figures.md, and exits with 1 where an error has not fallen.
+
+The paper: medium-replay sets, errors at 20 000 to 200 000 updates on 1000 transitions, shaded by their standard error.
+"""
+
+import sys
+from pathlib import Path
+
+import tyro
+from record import RESULTS, command, without_paths, write
+
+from jacrec.study.markdown import Sheet
+from jacrec.study.summary.figures import SHOWN, STAGE, TITLE, write_errors
+from jacrec.study.summary.paper import OURS, paper_table, row_of
+from jacrec.study.summary.read import is_study, read_study
+from jacrec.study.summary.runs import Curve, curves, run_curve, run_record
+from jacrec.study.sweep.config import DEFAULT_MODEL
+
+TRANSITIONS, FIRST, LAST = 1000, 20_000, 200_000
+PRINTED = {2: 3, 3: 4}  # the table that holds the error at the end of a figure's training
+
+
+def main(folder: Path) -> list[tuple[Curve, bool]]:
+    """Draw and keep; every curve with whether it fell.
+
+    Args:
+        folder: of a study or of a run
+
+    Raises:
+        ValueError: no errors have been logged there.
+    """
+    sections, judged = [], []
+    for number, stage in STAGE.items():
+        found = _curves(folder, stage)
+        if not found:
+            continue
+        write_errors(found, number, RESULTS)
+        mine = [(curve, curve.rmse[-1] < curve.rmse[0]) for curve in found]
+        judged += mine
+        sections.append(_section(number, mine))
+    if not judged:
+        raise ValueError(f"{folder}: expected a study or a run whose models have logged errors in metrics.jsonl, got none")
+    path = write("figures.md", "Figures 2 and 3", command("figures.py", folder), [without_paths(s) for s in sections])
+    print("\n\n".join(sections) + f"\n\nkept in paper_checks/results/{path.name}")
+    return judged
+
+
+def _curves(folder: Path, stage: str) -> list[Curve]:
+    if is_study(folder):
+        return curves(read_study(folder), stage)
+    record = run_record(folder)
+    name = str(record.get("data", {}).get("name", folder.name))
+    found = run_curve(folder, stage, task=name, seed=int(record.get("settings", {}).get("seed", 0)))
+    return [] if found is None else [found]
+
+
+def _section(number: int, judged: list[tuple[Curve, bool]]) -> str:
+    printed = paper_table(PRINTED[number])
+    rows = []
+    for c, fell in judged:
+        row = row_of(c.task, printed.rows)
+        paper = f"{printed.cell(row, OURS)[0]:.4f}" if row else "–"
+        low = min(range(len(c.rmse)), key=c.rmse.__getitem__)
+        rows.append([c.task, str(c.seed), c.model, f"{c.rmse[0]:.4f} at {c.updates[0]}", f"{c.rmse[-1]:.4f} at {c.updates[-1]}",
+                     f"{c.se[-1]:.4f}", f"{c.rmse[low]:.4f} at {c.updates[low]}", f"{c.reference[-1]:.4f}", str(c.transitions),
+                     "yes" if fell else "no", paper])  # fmt: skip
+    reference = "s' = s" if number == 2 else "spread of the rewards"
+    head = ["set", "seed", "model", "first", "last", "± SE", "lowest", reference, "transitions", "fell", "paper, last"]
+    return (
+        f"## Figure {number}: {TITLE[number]}\n\n{_protocol([c for c, _ in judged])}\n\n"
+        f"![Figure {number}](figure_{number}.png)\n\n{Sheet(head, rows).markdown()}"
+    )
+
+
+def _protocol(found: list[Curve]) -> str:
+    """Where these curves follow the paper's protocol, and where not."""
+    notes = []
+    fell = sum(c.rmse[-1] < c.rmse[0] for c in found)
+    notes.append(f"The error fell from the first to the last measurement in {fell} of {len(found)} trainings.")
+    if short := [c for c in found if c.transitions != TRANSITIONS]:
+        notes.append(f"{len(short)} are measured on {', '.join(sorted({str(c.transitions) for c in short}))} transitions, the "
+                     f"paper's on {TRANSITIONS}.")  # fmt: skip
+    span = {(c.updates[0], c.updates[-1]) for c in found}
+    if span != {(FIRST, LAST)}:
+        texts = ", ".join(f"{a} to {b}" for a, b in sorted(span))
+        notes.append(f"Updates {texts}; the paper's {FIRST} to {LAST}.")
+    if not any(SHOWN in c.task.replace("_", "-") and c.model == DEFAULT_MODEL for c in found):
+        notes.append(f"None is a {SHOWN} set, which the paper's are.")
+    return " ".join(notes)
+
+
+if __name__ == "__main__":
+    sys.exit(not all(fell for _, fell in tyro.cli(main)))

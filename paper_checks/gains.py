@@ -1,0 +1,262 @@
+"""Does MPC beat its own base policy? Paired, with intervals, per data set and on average, from a finished study.
+
+Run `python paper_checks/gains.py STUDY`; it keeps the answer in results/gains.md and results/gains.json.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tyro
+import yaml
+from record import RESULTS, command, readable_json, without_paths, write
+
+from jacrec.study.hierarchy import t_over_seeds
+from jacrec.study.markdown import Sheet
+from jacrec.study.results import interval
+from jacrec.study.summary import overview
+from jacrec.study.summary.factors import centre_of, chosen_without_looking, elsewhere, factors
+from jacrec.study.summary.gains import HARM, Average, aggregate, average_gain, paired
+from jacrec.study.summary.paper import is_d4rl
+from jacrec.study.summary.read import Study, read_study
+from jacrec.study.summary.report import gains_record, sentence
+from jacrec.study.summary.runs import data_of
+from jacrec.study.summary.settings import control_of, describe, main_contestant, without_world_model
+from jacrec.study.summary.tables import DASH, mean_std, seeds_episodes
+from jacrec.study.sweep.config import BASE
+from jacrec.study.sweep.spec import to_yaml
+from jacrec.study.versions import versions
+
+POINTS = "points of normalised score"
+
+
+def main(study: Path, contestant: str | None = None, level: float = 0.95) -> Path:
+    """Write results/gains.md and results/gains.json; the former's path.
+
+    Args:
+        study: the study's folder
+        contestant: whose gain is asked for; unless told mpc, default, or the first with a world model
+        level: of the intervals
+
+    Raises:
+        ValueError: nobody has played yet, or nothing is paired with the base policy.
+    """
+    found = read_study(study)
+    name = main_contestant(found, contestant)
+    gain = average_gain(found, name, level=level)
+    if gain is None:
+        raise ValueError(
+            f"{study}: expected normalised scores of {name} and the base policy on a common task and seed, got none"
+        )
+    made_by = command("gains.py", study, *(["--contestant", contestant] if contestant else []))
+    sections = [
+        _asked(found, name),
+        _answer(found, name, gain, level),
+        _per_set(found, name, level),
+        _choice(found, level),
+        _factors(found, name, level),
+        _others(found, name, level),
+        _how(found, level),
+        _missing(found),
+        _settings(found),
+    ]
+    path = write("gains.md", "Does MPC beat its own base policy?", made_by, [without_paths(s) for s in sections])
+    record = {"command": made_by, "contestant": name, "study": _spec(found), "versions": _versions(found),
+              "machine": _machines(found), "written_with": versions(), **gains_record(found, level=level),
+              "scores": _scores(found), "gaps": [[g.task, g.seed, g.what, g.state] for g in found.gaps]}  # fmt: skip
+    (RESULTS / "gains.json").write_text(readable_json(record) + "\n", encoding="utf-8")
+    print(f"{sections[1]}\n\nkept in paper_checks/results/{path.name} and gains.json")
+    return path
+
+
+def _asked(study: Study, name: str) -> str:
+    data = [str(data_of(study, task).get("path", "")) for task in study.tasks]
+    source = "D4RL's own files" if all(map(is_d4rl, data)) else "data that are not D4RL's own files (listed below)"
+    seeds = ", ".join(map(str, study.seeds))
+    control = control_of(study, name)
+    h0 = f"**{control[0]}**, the control without a world model, {describe(study, control[0])}; " if control else ""
+    return (
+        f"Study {study.config.name}: {len(study.tasks)} data sets × {len(study.seeds)} training seeds ({seeds}), on {source}. "
+        f"Compared are **base**, the ReBRAC policy as trained; {h0}and **{name}**, {describe(study, name)}. Scores are percent "
+        "(0 the reference's random policy, 100 its expert), of the last evaluation."
+    )
+
+
+def _answer(study: Study, name: str, gain: Average, level: float) -> str:
+    sets = f"{POINTS} on average over {len(gain.gains)} sets"
+    lines = [sentence(gain.estimate, f"**{name}**", "its base policy", sets) + f" Student's t: {overview.finite(gain.t)}."]
+    above = [g for g in gain.gains if g.estimate.low > 0]
+    both = [g for g in above if g.t.low > 0]
+    below = [g for g in gain.gains if g.estimate.high < 0]
+    lines.append(f"Per set: {len(above)} of {len(gain.gains)} gain beyond noise by the bootstrap, {len(both)} by Student's t "
+                 f"too; {len(below)} lose beyond noise.")  # fmt: skip
+    lines.append(overview.harm(gain))
+    whole = aggregate(study, name, level=level)
+    if whole and whole.improvement:
+        p = whole.improvement
+        lines.append(f"Probability that a run of {name} scores above an independent run of base: {p.mean:.2f} "
+                     f"[{p.low:.2f}, {p.high:.2f}].")  # fmt: skip
+    lines += _world_model(study, name, level)
+    lines.append(overview.few_seeds(study))
+    return "## Answer\n\n" + "\n".join(f"* {line}" for line in lines if line)
+
+
+def _world_model(study: Study, name: str, level: float) -> list[str]:
+    """What is left when the controls without a world model are taken off."""
+    control, lines = control_of(study, name), []
+    if control is None:
+        return ["What the world model adds is not known: the study has no contestant with H = 0."]
+    own = f"its control {control[0]}" + (f" (which also differs in {', '.join(control[1])})" if control[1] else "")
+    averages = {c: average_gain(study, c, level=level) for c in without_world_model(study)}
+    alone = averages[control[0]]
+    if alone is not None:
+        lines.append(f"Without a world model, {control[0]} gains {interval(alone.estimate, signed=True)} over base.")
+    over = average_gain(study, name, control[0], level=level)
+    if over is not None:
+        lines.append("What the world model adds: " + sentence(over.estimate, f"**{name}**", own, POINTS)
+                     + f" Student's t: {overview.finite(over.t)}.")  # fmt: skip
+    best = max((c for c, a in averages.items() if a), key=lambda c: averages[c].estimate.mean, default=None)  # pyright: ignore[reportOptionalMemberAccess]
+    if best is not None and best != control[0]:
+        over = average_gain(study, name, best, level=level)
+        lines.append(f"Against the best of the {len(averages)} contestants without a world model, picked in hindsight "
+                     f"({best}): {interval(over and over.estimate, signed=True)}.")  # fmt: skip
+    return lines
+
+
+def _per_set(study: Study, name: str, level: float) -> str:
+    control = control_of(study, name)
+    h0 = [control[0]] if control else []
+    names = [BASE, *h0, name]
+    pairs = [(name, BASE), *((c, BASE) for c in h0), *((name, c) for c in h0)]
+    head = ["set", *names, *(text for a, b in pairs for text in (f"{a} − {b}", "t")), "seeds × episodes"]
+    rows = []
+    for task in study.tasks:
+        differences = [paired(study, task, a, b, level=level) for a, b in pairs]
+        cells = [text for d in differences for text in (interval(d and d.estimate, signed=True), overview.finite(d and d.t))]
+        rows.append([task, *(mean_std(study, task, c) for c in names), *cells, seeds_episodes(study, task, [name])])
+    averages = [average_gain(study, a, b, level=level) for a, b in pairs]
+    cells = [text for a in averages for text in (interval(a and a.estimate, signed=True), overview.finite(a and a.t))]
+    rows.append(["average", *(overview.average_score(study, c) for c in names), *cells, DASH])
+    note = (
+        f"Scores: mean ± standard deviation over training seeds. Differences are paired; in brackets their {level:.0%} "
+        "interval by hierarchical bootstrap, under t by Student's t over training seeds."
+    )
+    adds = "".join(f" The column {name} − {c} is what the world model adds." for c in h0)
+    return "## Per set\n\n" + Sheet(head, rows, [note + adds]).markdown()
+
+
+def _choice(study: Study, level: float) -> str:
+    """What may be expected of picking a setting, when the pick is not judged on what it was picked by."""
+    lines = []
+    for per_task, how in ((False, "one setting for all sets"), (True, "a setting per set")):
+        choices = chosen_without_looking(study, per_task=per_task)
+        if not choices:
+            continue
+        t = t_over_seeds([np.array([c.gain]) for c in choices], level=level)
+        picks = "; ".join(f"seed {c.seed}: {c.chosen} {c.gain:+.1f}" for c in choices)
+        lines.append(f"* {how}: {t.mean:+.1f} {overview.finite(t)} (Student's t over seeds). Picked: {picks}.")
+    if not lines:
+        return ""
+    return (
+        "## Picking a setting\n\nThe best of many settings flatters itself when the same episodes pick and judge it. Here each "
+        "training seed is judged with the setting that was best on the other seeds; average gain over base:\n\n"
+        + "\n".join(lines)
+    )
+
+
+def _factors(study: Study, name: str, level: float) -> str:
+    centre = centre_of(study, name)
+    found = factors(study, centre)
+    if not found:
+        return ""
+    parts = [
+        f"### {factor}\n\n{overview.factor(study, factor, levels, level=level).markdown()}" for factor, levels in found.items()
+    ]
+    return (
+        f"## One factor at a time\n\nMean gain over base, all else as {centre} ({describe(study, centre)}), whose value is in "
+        "bold.\n\n" + "\n\n".join(parts)
+    )
+
+
+def _others(study: Study, name: str, level: float) -> str:
+    rest = elsewhere(study, centre := centre_of(study, name))
+    if not rest:
+        return ""
+    rows = []
+    for c in rest:
+        gain = average_gain(study, c, level=level)
+        worst = DASH if gain is None else f"{gain.worst.task} {interval(gain.worst.estimate, signed=True)}"
+        rows.append([c, describe(study, c, centre), interval(gain and gain.estimate, signed=True),
+                     overview.finite(gain and gain.t), worst, overview.cost_text(study, c)])  # fmt: skip
+    head = ["contestant", f"differs from {centre} in", "gain over base", "t", "worst set", "ms / decision"]
+    return "## Several factors at once\n\n" + Sheet(head, rows).markdown()
+
+
+def _how(study: Study, level: float) -> str:
+    return (
+        "## How to read this\n\n"
+        "* Paired: both sides of a difference have the same training seed (the same policy, critic, world model and reward "
+        "model) and the same environment seed (the same initial state).\n"
+        f"* {level:.0%} intervals by hierarchical bootstrap draw training seeds with replacement, then episodes within each; "
+        "averages over sets give each set the same weight, and sets are not drawn: the intervals speak of these sets, not of "
+        "others.\n"
+        "* Student's t takes one number per training seed; for an average over sets the variances add up, with degrees of "
+        "freedom by Welch and Satterthwaite.\n"
+        f"* Worse than {HARM:+g} beyond noise means that the whole bootstrap interval lies below {HARM:+g}. Too narrow an "
+        "interval makes this verdict stricter, not milder. No correction for the number of sets or settings is made: at this "
+        f"level about one comparison in {round(1 / (1 - level))} shows a difference where there is none.\n"
+        "* ms / decision is the controller's own time per action, measured while the study ran."
+    )
+
+
+def _missing(study: Study) -> str:
+    sheet = overview.gaps(study)
+    return f"## Missing, failed or not comparable\n\nIn no number above.\n\n{sheet.markdown()}" if sheet else ""
+
+
+def _settings(study: Study) -> str:
+    rows = [["played with", _listing(_versions(study))], ["machine", _listing(_machines(study))],
+            ["written with", _listing([versions()])]]  # fmt: skip
+    spec = yaml.safe_dump(_spec(study), sort_keys=False, allow_unicode=True)
+    return (
+        f"## Data, versions, settings\n\n{overview.data(study).markdown()}\n\n{Sheet(['part', 'values'], rows).markdown()}\n\n"
+        f"<details><summary>study.yaml, resolved</summary>\n\n```yaml\n{spec}```\n\n</details>"
+    )
+
+
+def _spec(study: Study) -> dict[str, Any]:
+    """study.yaml without the machine's folders."""
+    spec = to_yaml(study.config)
+    spec.pop("data_root", None)
+    return json.loads(without_paths(json.dumps(spec)))
+
+
+def _versions(study: Study) -> list[dict[str, Any]]:
+    return _distinct([p.record["versions"] for p in study.plays.values()])
+
+
+def _machines(study: Study) -> list[dict[str, Any]]:
+    return _distinct([p.record["machine"] for p in study.plays.values()])
+
+
+def _distinct(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return list({json.dumps(r, sort_keys=True): r for r in records}.values())
+
+
+def _listing(records: list[dict[str, Any]]) -> str:
+    return "; or ".join(", ".join(f"{k} {v}" for k, v in r.items()) for r in records)
+
+
+def _scores(study: Study) -> dict[str, Any]:
+    """Every episode: task -> contestant -> training seed -> scores (or returns) in the order of environment seeds."""
+    return {
+        task: {
+            c: {str(s): [round(float(x), 2) for x in run] for s, run in study.runs(task, c).items()} for c in study.contestants
+        }
+        for task in study.tasks
+    }
+
+
+if __name__ == "__main__":
+    tyro.cli(main)
