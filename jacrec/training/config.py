@@ -208,14 +208,15 @@ def published_name(data: str) -> str | None:
     """Which of the 24 a Minari id, a D4RL name or a D4RL file is, or None.
 
     "hopper-medium-replay-v2", "some/folder/hopper_medium_replay-v2.hdf5", "mujoco/hopper/medium-v0",
-    "D4RL/antmaze/umaze-diverse-v1" and D4RL's own AntMaze files are recognised.
+    "D4RL/antmaze/umaze-diverse-v1" and D4RL's own AntMaze files are recognised, and of jacrec's own sets those of AntMaze, whose
+    task is D4RL's though the walker is not.
     """
     file = re.fullmatch(r"(.*)\.(hdf5|h5)", data)
     name = (PurePath(file[1]).name if file else data).replace("_", "-")
     maze = re.match(r"Ant-maze-(u|big|hardest)-maze-noisy-multistart-(?:True|False)-multigoal-(True|False)", name)
     if maze:
         return f"antmaze-{ANTMAZE_FILES[maze[1], maze[2]]}-v2"
-    name = re.sub(r"^(mujoco|d4rl)/", "", name.lower()).replace("/", "-")
+    name = re.sub(r"^(mujoco|d4rl|jacrec(?=/antmaze-))/", "", name.lower()).replace("/", "-")
     known = re.fullmatch(rf"(?:(?:hopper|halfcheetah|walker2d)-(?:{KINDS})|antmaze-[a-z-]+)(-v\d+)?", name)
     if known is None:
         return None

@@ -1,5 +1,7 @@
 """The world model's training (section 3.1.3): the denoiser, or the deterministic baseline, on standardised transitions."""
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,7 +14,7 @@ from jacrec.networks import step_embedding
 from jacrec.training.config import DynamicsConfig
 from jacrec.training.replay import Replay
 from jacrec.training.streams import BatchStream, generator, seed_of
-from jacrec.training.supervised import Regression, rmse
+from jacrec.training.supervised import Examples, JointRegression, Regression, rmse, take
 
 
 def make_dynamics(state_dim: int, action_dim: int, config: DynamicsConfig) -> DiffusionDynamics | DeterministicDynamics:
@@ -60,6 +62,27 @@ def _repeat(x: Tensor, samples: int) -> Tensor:
     return x.unsqueeze(1).expand(-1, samples, -1)
 
 
+@dataclass(frozen=True)
+class NoisedExamples(Examples):
+    """Examples of section 3.1.3's objective: x = [√ᾱ_k target + √(1−ᾱ_k) noise, s, a, embedding of k], goal target or noise."""
+
+    signal: Tensor
+    """√ᾱ, (K, 1)"""
+    corruption: Tensor
+    """√(1−ᾱ), (K, 1)"""
+    embedding: Tensor
+    """of the levels, (K, e)"""
+    of_noise: bool
+    """whether the goal is the noise"""
+
+    def __call__(self, index: Tensor, *random: Tensor) -> tuple[Tensor, Tensor]:
+        """Levels k − 1 (..., B) and noise (..., B, d) are handed in."""
+        k, noise = random
+        s_a, target = super().__call__(index)
+        corrupted = take(self.signal, k) * target + take(self.corruption, k) * noise
+        return torch.cat([corrupted, s_a, take(self.embedding, k)], -1), noise if self.of_noise else target
+
+
 class DynamicsStage:
     """The world model on the training episodes, tested on held-out ones; a stage of `jacrec.training.loop`.
 
@@ -83,6 +106,7 @@ class DynamicsStage:
         config: DynamicsConfig,
         seed: int,
         device="cpu",
+        dtype=torch.float32,
         *,
         capturable: bool | None = None,
     ):
@@ -94,7 +118,7 @@ class DynamicsStage:
                 torch.manual_seed(seed_of(seed, self.name, "networks"))
                 model = make_dynamics(d, m, config)
             model.set_scales(*scales(data, config.target))
-            return model.to(device)
+            return model.to(device) if dtype == torch.float32 else model.to(device, dtype)
 
         self.model = network()
         diffusion = isinstance(self.model, DiffusionDynamics)
@@ -103,28 +127,32 @@ class DynamicsStage:
         capturable = torch.device(device).type == "cuda" if capturable is None else capturable
         self.regression = Regression(self.model, network(), mlp, prefix, config, capturable)
         self.descend = Replay(self._descend, lambda: self.state().values()) if capturable else self._descend
-        state, action, next_state = (as_tensor(a, device) for a in (data.state, data.action, data.next_state))
+        state, action, next_state = (as_tensor(a, device, dtype) for a in (data.state, data.action, data.next_state))
         # rows [standardised s, a, target x]
-        self.rows = torch.cat([self.model.standardise(state), action, self.model.encode(state, next_state)], -1)
-        self.split = d + m
+        rows = torch.cat([self.model.standardise(state), action, self.model.encode(state, next_state)], -1)
 
         def draw(generator: torch.Generator, block: int) -> tuple[Tensor, ...]:
             shape = (block, config.batch_size)
-            index = torch.randint(len(self.rows), shape, generator=generator)
+            index = torch.randint(len(rows), shape, generator=generator)
             if not diffusion:
                 return (index,)
-            return index, torch.randint(config.steps, shape, generator=generator), torch.randn(*shape, d, generator=generator)
+            level = torch.randint(config.steps, shape, generator=generator)
+            return index, level, torch.randn(*shape, d, generator=generator, dtype=dtype)
 
         self.stream = BatchStream(seed, self.name, draw, device)
         if isinstance(self.model, DiffusionDynamics):
             levels = torch.arange(1, config.steps + 1, device=device)
-            self.embedding = step_embedding(levels, self.model.denoiser.embedding_dim).float()  # (K, e)
-            self.signal = self.model.alpha_bar.sqrt().float().unsqueeze(-1)  # (K, 1)
-            self.corruption = (1 - self.model.alpha_bar).sqrt().float().unsqueeze(-1)  # (K, 1)
+            embedding = step_embedding(levels, self.model.denoiser.embedding_dim).to(dtype)  # (K, e)
+            signal = self.model.alpha_bar.sqrt().to(dtype).unsqueeze(-1)  # (K, 1)
+            corruption = (1 - self.model.alpha_bar).sqrt().to(dtype).unsqueeze(-1)  # (K, 1)
+            of_noise = config.prediction == "epsilon"
+            self.examples = NoisedExamples(rows, d + m, signal, corruption, embedding, of_noise)
+        else:
+            self.examples = Examples(rows, d + m)
         held_out = held_out.rows(choose_rows(len(held_out), config.eval_transitions, seed_of(seed, self.name, "held out")))
-        self.test = tuple(as_tensor(a, device) for a in (held_out.state, held_out.action, held_out.next_state))
+        self.test = tuple(as_tensor(a, device, dtype) for a in (held_out.state, held_out.action, held_out.next_state))
         shape = (len(held_out), config.eval_samples if diffusion else 1, *self.model.noise_shape)
-        self.test_noise = torch.randn(shape, generator=generator(seed, self.name, "held out noise")).to(device)
+        self.test_noise = torch.randn(shape, generator=generator(seed, self.name, "held out noise")).to(device, dtype)
 
     def step(self, update: int) -> dict[str, Tensor]:
         """Update number `update`, counted from 0."""
@@ -133,15 +161,12 @@ class DynamicsStage:
 
     @torch.no_grad()
     def _descend(self, index: Tensor, *random: Tensor) -> dict[str, Tensor]:
-        rows = self.rows.index_select(0, index)
-        s_a, x = rows[:, : self.split], rows[:, self.split :]
-        if not random:
-            return {"loss": self.regression.descend(s_a, x)}
-        k, noise = random
-        corrupted = self.signal.index_select(0, k) * x + self.corruption.index_select(0, k) * noise
-        inputs = torch.cat([corrupted, s_a, self.embedding.index_select(0, k)], -1)
-        goal = noise if self.config.prediction == "epsilon" else x
-        return {"loss": self.regression.descend(inputs, goal)}
+        return {"loss": self.regression.descend(*self.examples(index, *random))}
+
+    @staticmethod
+    def side_by_side(stages: "Sequence[DynamicsStage]") -> JointRegression:
+        """Their step as one batched model's; they can no longer step alone."""
+        return JointRegression([stage.regression for stage in stages], [stage.examples for stage in stages])
 
     @torch.no_grad()
     def evaluate(self) -> dict[str, float]:
@@ -162,8 +187,9 @@ class DynamicsStage:
         return {"dynamics": self.regression.averaged}
 
 
-def as_tensor(array: np.ndarray, device) -> Tensor:
-    return torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32)).to(device)
+def as_tensor(array: np.ndarray, device, dtype=torch.float32) -> Tensor:
+    """The array in single precision, as the data are, brought to the device as `dtype`."""
+    return torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32)).to(device, dtype)
 
 
 def choose_rows(rows: int, at_most: int, seed: int) -> np.ndarray:

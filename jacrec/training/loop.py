@@ -135,9 +135,9 @@ def run_stage(
             shown = now
         last = here.update == stage.updates
         if here.update % log_every == 0 or last:
-            line = _line(stage, here)
+            line = metrics_line(stage, here)
             metrics.write(line)
-            progress.update(task, completed=here.update, note=_note(line))
+            progress.update(task, completed=here.update, note=note_of(line))
         if here.update % checkpoint_every == 0 or last:
             save_checkpoint(stage, here, checkpoint)
     progress.update(task, completed=here.update)
@@ -165,7 +165,12 @@ def _means(sums: dict[str, Tensor]) -> dict[str, float]:
     return {name: value / count for name, (value, count) in totals.items()}
 
 
-def _line(stage: Stage, here: Position) -> dict[str, Any]:
+def metrics_line(stage: Stage, here: Position) -> dict[str, Any]:
+    """A line of metrics from the sums since the line before, which are cleared.
+
+    Raises:
+        FloatingPointError: a metric is no longer finite.
+    """
     means = _means(here.sums)
     here.sums.clear()
     line = {"stage": stage.name, "update": here.update, **means, **stage.evaluate(), "seconds": round(here.seconds, 3)}
@@ -178,7 +183,8 @@ def _line(stage: Stage, here: Position) -> dict[str, Any]:
     return line
 
 
-def _note(line: dict[str, Any]) -> str:
+def note_of(line: dict[str, Any]) -> str:
+    """A line of metrics in a few words."""
     names = ("one_step_rmse", "reward_rmse", "loss", "critic_loss", "bc")
     return "  ".join(f"{name} {line[name]:.4g}" for name in names if name in line)
 

@@ -52,30 +52,39 @@ def why_not_fused(parameters: Tensor) -> str | None:
 class MLPPass:
     """One head of an `MLP` (head = None: an unstacked one) whose parameters are read and whose gradients are written in place.
 
+    With parameters that lead with an axis of S networks of this make, every batch below is (S, B, ·) instead of (B, ·).
+
     Args:
         mlp: the network; later changes of its parameters in place are seen.
         gradients: where `pull` writes, by `mlp.named_parameters()` names; None if no parameter gradients are wanted.
         head: which network of a stack.
+        parameters: to be read instead of the network's own, by the same names; S of each, or one.
     """
 
-    def __init__(self, mlp: MLP, gradients: dict[str, Tensor] | None = None, head: int | None = None):
-        def pick(tensor: Tensor) -> Tensor:
-            return tensor.detach() if head is None else tensor.detach()[head]
-
-        def picked(prefix: str, count: int, suffix: str) -> list[Tensor]:
-            return [pick(gradients[f"{prefix}.{i}.{suffix}"]) for i in range(count)] if gradients else []
-
+    def __init__(
+        self,
+        mlp: MLP,
+        gradients: dict[str, Tensor] | None = None,
+        head: int | None = None,
+        parameters: dict[str, Tensor] | None = None,
+    ):
         if (mlp.stack is None) != (head is None):
             raise ValueError(f"MLPPass: expected head = {None if mlp.stack is None else 'an index'}, got {head}")
         self.mlp = mlp
-        self.weights = [pick(layer.weight) for layer in mlp.layers]
-        self.biases = [pick(layer.bias) for layer in mlp.layers]
-        self.gains = [pick(norm.weight) for norm in mlp.norms]
-        self.offsets = [pick(norm.bias) for norm in mlp.norms]
-        self.weight_bars = picked("layers", len(mlp.layers), "weight")
-        self.bias_bars = picked("layers", len(mlp.layers), "bias")
-        self.gain_bars = picked("norms", len(mlp.norms), "weight")
-        self.offset_bars = picked("norms", len(mlp.norms), "bias")
+        own = dict(mlp.named_parameters())
+        parameters = own if parameters is None else parameters
+        self.several = parameters["layers.0.bias"].dim() > own["layers.0.bias"].dim()
+
+        def picked(tensors: dict[str, Tensor] | None, prefix: str, suffix: str) -> list[Tensor]:
+            if tensors is None:
+                return []
+            found = [tensors[f"{prefix}.{i}.{suffix}"].detach() for i in range(len(getattr(mlp, prefix)))]
+            return found if head is None else [t.select(1 if self.several else 0, head) for t in found]
+
+        self.weights, self.biases = picked(parameters, "layers", "weight"), picked(parameters, "layers", "bias")
+        self.gains, self.offsets = picked(parameters, "norms", "weight"), picked(parameters, "norms", "bias")
+        self.weight_bars, self.bias_bars = picked(gradients, "layers", "weight"), picked(gradients, "layers", "bias")
+        self.gain_bars, self.offset_bars = picked(gradients, "norms", "weight"), picked(gradients, "norms", "bias")
 
     def value(self, x: Tensor) -> Tensor:
         """(B, in) -> (B, out)."""
@@ -89,25 +98,37 @@ class MLPPass:
     def _forward(self, x: Tensor, tape: Tape | None) -> Tensor:
         mlp, h = self.mlp, x
         for i, width in enumerate(mlp.hidden):
-            z = torch.addmm(self.biases[i], h, self.weights[i].T)
+            z = self._affine(i, h)
             value, gate = mlp.act.gated(z) if tape is not None else (mlp.act.value(z), z)
             y = value
             if mlp.norms:
-                y, *moments = torch.native_layer_norm(value, (width,), self.gains[i], self.offsets[i], LayerNorm.eps)
+                y, moments = self._normalised(i, value, width)
                 if tape is not None:
                     tape.values.append(value)
-                    tape.moments.append((moments[0], moments[1]))
+                    tape.moments.append(moments)
             if tape is not None:
                 tape.inputs.append(h)
                 tape.gates.append(gate)
             h = y + h if mlp.skips(i) else y
-        y = torch.addmm(self.biases[-1], h, self.weights[-1].T)
+        y = self._affine(-1, h)
         if mlp.tanh_output:
             y.tanh_()
         if tape is not None:
             tape.inputs.append(h)
             tape.output = y if mlp.tanh_output else None
         return y
+
+    def _affine(self, i: int, h: Tensor) -> Tensor:
+        if self.several:
+            return torch.baddbmm(self.biases[i].unsqueeze(1), h, self.weights[i].mT)
+        return torch.addmm(self.biases[i], h, self.weights[i].T)
+
+    def _normalised(self, i: int, value: Tensor, width: int) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        gain, offset = (None, None) if self.several else (self.gains[i], self.offsets[i])
+        y, mean, inv_std = torch.native_layer_norm(value, (width,), gain, offset, LayerNorm.eps)
+        if self.several:
+            y = torch.addcmul(self.offsets[i].unsqueeze(1), y, self.gains[i].unsqueeze(1))
+        return y, (mean, inv_std)
 
     def pull(self, tape: Tape, y_bar: Tensor, *, parameters: bool = True, inputs: bool = False) -> Tensor | None:
         """Cotangents for the output's y_bar (B, out): the parameters' into their vector, the input's (B, in) as the answer."""
@@ -116,8 +137,9 @@ class MLPPass:
         skipped = bar
         for i in reversed(range(len(mlp.layers))):
             if parameters:
-                torch.mm(bar.T, tape.inputs[i], out=self.weight_bars[i])
-                torch.sum(bar, 0, out=self.bias_bars[i])
+                product = torch.bmm if self.several else torch.mm
+                product(bar.mT, tape.inputs[i], out=self.weight_bars[i])
+                torch.sum(bar, -2, out=self.bias_bars[i])
             if i == 0:
                 return bar @ self.weights[0] if inputs else None
             x_bar = bar @ self.weights[i]
@@ -129,7 +151,9 @@ class MLPPass:
 
     def _hidden(self, tape: Tape, bar: Tensor, i: int, parameters: bool) -> Tensor:
         """z̄_i of hidden layer i from its output's cotangent."""
-        if self.mlp.norms:
+        if self.mlp.norms and self.several:
+            bar = self._several_norms(tape, bar, i, parameters)
+        elif self.mlp.norms:
             mean, inv_std = tape.moments[i]
             bar, gain_bar, offset_bar = torch.ops.aten.native_layer_norm_backward(
                 bar, tape.values[i], (bar.shape[-1],), mean, inv_std, self.gains[i], self.offsets[i],
@@ -139,3 +163,14 @@ class MLPPass:
                 self.gain_bars[i].copy_(gain_bar)
                 self.offset_bars[i].copy_(offset_bar)
         return self.mlp.act.times(bar, tape.gates[i])
+
+    def _several_norms(self, tape: Tape, bar: Tensor, i: int, parameters: bool) -> Tensor:
+        """The cotangent of LayerNorm i's input, where gain and offset are S of each."""
+        value, (mean, inv_std) = tape.values[i], tape.moments[i]
+        if parameters:
+            torch.sum(bar * ((value - mean) * inv_std), -2, out=self.gain_bars[i])
+            torch.sum(bar, -2, out=self.offset_bars[i])
+        bar = bar * self.gains[i].unsqueeze(1)
+        return torch.ops.aten.native_layer_norm_backward(
+            bar, value, (bar.shape[-1],), mean, inv_std, None, None, (True, False, False)
+        )[0]

@@ -8,7 +8,7 @@ The actor and both targets move at every `policy_freq`-th critic update, the fir
 actor's target is mixed with the actor from before its update, the critics' with the critics from after theirs.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -16,10 +16,12 @@ from torch import Tensor
 from jacrec.data.transitions import Transitions
 from jacrec.networks import MLP, Actor, TwinCritic
 from jacrec.training.config import ReBRACConfig
-from jacrec.training.flat import Adam, Flat
-from jacrec.training.passes import MLPPass, why_not_fused
+from jacrec.training.flat import Adam, Flat, FlatRows
+from jacrec.training.passes import why_not_fused
+from jacrec.training.rebrac_update import Flats, PlainUpdate
 from jacrec.training.replay import Replay
 from jacrec.training.streams import BatchStream, seed_of
+from jacrec.training.supervised import pooled, take
 
 
 class ReBRAC:
@@ -62,11 +64,6 @@ class ReBRAC:
         target_actor, target_critic = networks()
         self.flat_actor, self.flat_critic = Flat(self.actor), Flat(self.critic)
         self.flat_target_actor, self.flat_target_critic = Flat(target_actor), Flat(target_critic)
-        heads = range(self.critic.critics)
-        self.pi = MLPPass(self.actor.mlp, _inner(self.flat_actor))
-        self.q = [MLPPass(self.critic.mlp, _inner(self.flat_critic), head) for head in heads]
-        self.target_pi = MLPPass(target_actor.mlp)
-        self.target_q = [MLPPass(target_critic.mlp, head=head) for head in heads]
         self.actor_adam = Adam(self.flat_actor, config.actor_lr)
         self.critic_adam = Adam(self.flat_critic, config.critic_lr)
         obstacle = "an update has to be capturable" if self.capturable else why_not_fused(self.flat_actor.value)
@@ -85,6 +82,9 @@ class ReBRAC:
                 trained(self.critic.mlp, self.flat_target_critic, self.critic_adam),
                 Rule(*(getattr(config, name) for name in Rule._fields)),
             )
+        flats = Flats(self.flat_actor, self.flat_critic, self.flat_target_actor, self.flat_target_critic)
+        adams = self.actor_adam, self.critic_adam
+        self.plain = PlainUpdate(config, self.actor.mlp, self.critic.mlp, flats, adams, self.capturable)
 
     @torch.no_grad()
     def update(self, batch: Tensor, noise: Tensor, move_actor: bool) -> dict[str, Tensor]:
@@ -95,63 +95,7 @@ class ReBRAC:
         """
         if self.fused is not None:
             return self.fused.update(batch, noise, move_actor)
-        scalars = self._update_critic(batch, noise)
-        if move_actor:
-            scalars |= self._update_actor(batch)
-        return scalars
-
-    def _update_critic(self, batch: Tensor, noise: Tensor) -> dict[str, Tensor]:
-        c, x = self.config, self.d + self.m
-        s_a, next_s_a = batch[:, :x], batch[:, x : 2 * x]
-        reward, alive = batch[:, 2 * x : 2 * x + 1], batch[:, 2 * x + 1 :]
-        next_state, data_action = next_s_a[:, : self.d], next_s_a[:, self.d :]
-        jitter = (noise * c.policy_noise).clamp_(-c.noise_clip, c.noise_clip)
-        action = self.target_pi.value(next_state).add_(jitter).clamp_(-1, 1)
-        penalty = (action - data_action).square_().sum(-1, keepdim=True)
-        data_action.copy_(action)  # the rows are now [s', a']
-        next_q = torch.stack([q.value(next_s_a) for q in self.target_q]).amin(0).sub_(penalty, alpha=c.critic_bc_coef)
-        y = torch.addcmul(reward, alive, next_q, value=c.discount)
-        loss, mean_q = y.new_zeros(()), y.new_zeros(())
-        for q in self.q:
-            value, tape = q.record(s_a)
-            mean_q += value.mean()
-            error = value.sub_(y)
-            loss += error.square().mean()
-            q.pull(tape, error.mul_(2 / len(batch)))
-        self.critic_adam.step()
-        return {"critic_loss": loss, "q": mean_q / len(self.q)}
-
-    def _update_actor(self, batch: Tensor) -> dict[str, Tensor]:
-        c, rows = self.config, len(batch)
-        s_a = batch[:, : self.d + self.m].clone()
-        data_action = batch[:, self.d : self.d + self.m]
-        action, tape = self.pi.record(s_a[:, : self.d])
-        s_a[:, self.d :] = action
-        values, tapes = zip(*(q.record(s_a) for q in self.q), strict=True)
-        smallest, which = torch.cat(values, -1).min(-1)
-        scale = 1 / smallest.abs().mean() if c.normalize_q else smallest.new_ones(())
-        away = action - data_action
-        action_bar = away * (2 * c.actor_bc_coef / rows)
-        for head, (q, q_tape) in enumerate(zip(self.q, tapes, strict=True)):
-            # only the rows in which this critic is the smaller one carry a cotangent
-            mine = which == head
-            if self.capturable:  # how many they are the host must not ask
-                q_bar = torch.where(mine, -scale / rows, 0.0).unsqueeze(-1)
-                s_a_bar = q.pull(q_tape, q_bar, parameters=False, inputs=True)
-                assert s_a_bar is not None
-                action_bar += s_a_bar[:, self.d :]
-                continue
-            index = mine.nonzero().squeeze(-1)
-            q_bar = (-scale / rows).expand(len(index), 1)
-            s_a_bar = q.pull(q_tape.rows(index), q_bar, parameters=False, inputs=True)
-            assert s_a_bar is not None
-            action_bar.index_add_(0, index, s_a_bar[:, self.d :])
-        self.pi.pull(tape, action_bar)
-        self.flat_target_actor.move_towards(self.flat_actor, c.tau)  # before the actor moves, as the reference does
-        self.actor_adam.step()
-        self.flat_target_critic.move_towards(self.flat_critic, c.tau)
-        bc, q_policy = away.square().sum(-1).mean(), smallest.mean()
-        return {"actor_loss": c.actor_bc_coef * bc - scale * q_policy, "bc": bc, "q_policy": q_policy}
+        return self.plain.update(batch, noise, move_actor)
 
     def state(self) -> dict[str, Tensor]:
         """The live tensors that the rest of the training depends on."""
@@ -181,7 +125,8 @@ def pack(transitions: Transitions, reward_scale: float = 1.0) -> Tensor:
 class ReBRACStage:
     """ReBRAC on a data set, as a stage of `jacrec.training.loop`; see `ReBRAC` for `fused` and `capturable`.
 
-    Capturable updates are held by two CUDA graphs, with and without the actor's.
+    Capturable updates are held by two CUDA graphs, with and without the actor's. `rows` is what `pack` makes of the data,
+    where another stage has it on the device already.
     """
 
     name = "rebrac"
@@ -196,11 +141,12 @@ class ReBRACStage:
         *,
         fused: bool | None = None,
         capturable: bool | None = None,
+        rows: Tensor | None = None,
     ):
         self.config, self.updates = config, config.updates
         self.learner = ReBRAC(data.state_dim, data.action_dim, config, seed, device, dtype, fused=fused,
                               capturable=capturable)  # fmt: skip
-        self.rows = pack(data, config.reward_scale).to(device, dtype)
+        self.rows = pack(data, config.reward_scale).to(device, dtype) if rows is None else rows
 
         def draw(generator: torch.Generator, block: int) -> tuple[Tensor, ...]:
             index = torch.randint(len(self.rows), (block, config.batch_size), generator=generator)
@@ -220,6 +166,11 @@ class ReBRACStage:
         """Update number `update`, counted from 0."""
         return self.updates_of[update % self.config.policy_freq == 0](*self.stream.at(update))
 
+    @staticmethod
+    def side_by_side(stages: "Sequence[ReBRACStage]") -> "JointReBRAC":
+        """Their step as one batched model's; they can no longer step alone."""
+        return JointReBRAC(stages)
+
     def evaluate(self) -> dict[str, float]:
         """Nothing is held out: the policy's test is the environment (`jacrec eval`)."""
         return {}
@@ -233,5 +184,44 @@ class ReBRACStage:
         return {"actor": self.learner.actor, "critic": self.learner.critic}
 
 
-def _inner(flat: Flat) -> dict[str, Tensor]:
-    return {name.removeprefix("mlp."): gradient for name, gradient in flat.gradient_of.items()}
+class JointReBRAC:
+    """Several learners of one make as one batched model; a `jacrec.training.together.JointStep`.
+
+    Their vectors become its rows. Learners of compiled code keep addresses of their own: build them with fused=False.
+    """
+
+    def __init__(self, stages: Sequence[ReBRACStage]):
+        learners = [stage.learner for stage in stages]
+        if any(learner.fused is not None for learner in learners):
+            raise ValueError(
+                "side by side: expected learners with fused=False, got fused ones; train those in processes of their own"
+            )
+        first, self.config = learners[0], stages[0].config
+        flats = Flats(
+            FlatRows([learner.flat_actor for learner in learners]),
+            FlatRows([learner.flat_critic for learner in learners]),
+            FlatRows([learner.flat_target_actor for learner in learners]),
+            FlatRows([learner.flat_target_critic for learner in learners]),
+        )
+        adams = (
+            Adam.of_rows([learner.actor_adam for learner in learners], flats.actor),
+            Adam.of_rows([learner.critic_adam for learner in learners], flats.critic),
+        )
+        self.plain = PlainUpdate(self.config, first.actor.mlp, first.critic.mlp, flats, adams, masked=True)
+        self.rows, self.start = pooled([stage.rows for stage in stages])
+
+    def kind(self, update: int) -> bool:
+        """Whether an update moves the actor."""
+        return update % self.config.policy_freq == 0
+
+    def numbers(self, update: int) -> tuple[float, ...]:
+        """Nothing changes from update to update."""
+        return ()
+
+    def scalars(self, kind: bool) -> tuple[str, ...]:
+        """What an update answers with."""
+        return ("critic_loss", "q", *(("actor_loss", "bc", "q_policy") if kind else ()))
+
+    def __call__(self, kind: bool, numbers: Tensor, index: Tensor, noise: Tensor) -> dict[str, Tensor]:
+        """An update; index (S, B) counts within each one's own rows, noise (S, B, m)."""
+        return self.plain.update(take(self.rows, index + self.start), noise, kind)

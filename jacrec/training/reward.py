@@ -1,5 +1,7 @@
 """The reward model's training (section 3.2): least squares on standardised states, raw actions and standardised rewards."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -9,7 +11,7 @@ from jacrec.training.config import RewardConfig
 from jacrec.training.dynamics import as_tensor, choose_rows, spread
 from jacrec.training.replay import Replay
 from jacrec.training.streams import BatchStream, seed_of
-from jacrec.training.supervised import Regression, rmse
+from jacrec.training.supervised import Examples, JointRegression, Regression, rmse
 
 
 class RewardStage:
@@ -31,6 +33,7 @@ class RewardStage:
         seed: int,
         reward_scale: float = 1.0,
         device="cpu",
+        dtype=torch.float32,
         *,
         capturable: bool | None = None,
     ):
@@ -45,23 +48,25 @@ class RewardStage:
             model.state_std.copy_(torch.from_numpy(spread(data.state)))
             model.reward_mean.fill_(float(reward.mean()))
             model.reward_std.fill_(float(spread(reward)))
-            return model.to(device)
+            return model.to(device, dtype)
 
         self.model = network()
         capturable = torch.device(device).type == "cuda" if capturable is None else capturable
         self.regression = Regression(self.model, network(), self.model.mlp, "mlp.", config, capturable)
         self.descend = Replay(self._descend, lambda: self.state().values()) if capturable else self._descend
-        state, action = as_tensor(data.state, device), as_tensor(data.action, device)
-        reward = as_tensor(data.reward, device).mul(reward_scale).unsqueeze(-1)
+        state, action, reward = (as_tensor(a, device, dtype) for a in (data.state, data.action, data.reward))
+        reward = reward.mul(reward_scale).unsqueeze(-1)
         goal = (reward - self.model.reward_mean) / self.model.reward_std
-        self.rows = torch.cat([(state - self.model.state_mean) / self.model.state_std, action, goal], -1)
+        rows = torch.cat([(state - self.model.state_mean) / self.model.state_std, action, goal], -1)
+        self.examples = Examples(rows, rows.shape[-1] - 1)
 
         def draw(generator: torch.Generator, block: int) -> tuple[Tensor, ...]:
-            return (torch.randint(len(self.rows), (block, config.batch_size), generator=generator),)
+            return (torch.randint(len(rows), (block, config.batch_size), generator=generator),)
 
         self.stream = BatchStream(seed, self.name, draw, device)
         held_out = held_out.rows(choose_rows(len(held_out), config.eval_transitions, seed_of(seed, self.name, "held out")))
-        self.test = tuple(as_tensor(a, device) for a in (held_out.state, held_out.action, held_out.reward * reward_scale))
+        tests = held_out.state, held_out.action, held_out.reward * reward_scale
+        self.test = tuple(as_tensor(a, device, dtype) for a in tests)
 
     def step(self, update: int) -> dict[str, Tensor]:
         """Update number `update`, counted from 0."""
@@ -70,8 +75,12 @@ class RewardStage:
 
     @torch.no_grad()
     def _descend(self, index: Tensor) -> dict[str, Tensor]:
-        rows = self.rows.index_select(0, index)
-        return {"loss": self.regression.descend(rows[:, :-1], rows[:, -1:])}
+        return {"loss": self.regression.descend(*self.examples(index))}
+
+    @staticmethod
+    def side_by_side(stages: "Sequence[RewardStage]") -> JointRegression:
+        """Their step as one batched model's; they can no longer step alone."""
+        return JointRegression([stage.regression for stage in stages], [stage.examples for stage in stages])
 
     @torch.no_grad()
     def evaluate(self) -> dict[str, float]:

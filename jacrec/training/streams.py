@@ -1,13 +1,20 @@
-"""Randomness as a function of (seed, stage, update): what an interrupted run needs in order to go on with the same bits."""
+"""Randomness as a function of (seed, stage, update): what an interrupted run needs in order to go on with the same bits.
+
+All of it is drawn on the CPU, so that a run has the same batches whatever device it trains on, alone or beside other seeds.
+For a GPU the blocks are drawn one ahead, by threads of their own, and brought over without waiting.
+"""
 
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 import torch
 from torch import Tensor
 
 BLOCK = 64  # updates whose randomness is drawn together
+
+Draw = Callable[[torch.Generator, int], tuple[Tensor, ...]]
 
 
 def seed_of(seed: int, *key: str | int) -> int:
@@ -21,6 +28,36 @@ def generator(seed: int, *key: str | int) -> torch.Generator:
     return torch.Generator().manual_seed(seed_of(seed, *key))
 
 
+class Blocks:
+    """`blocks(b)` -> the tensors of block b on the device; where `ahead`, a thread draws block b + 1 meanwhile.
+
+    Args:
+        draw: block's number -> its tensors on the CPU.
+        ahead: None: where the device is a GPU.
+    """
+
+    def __init__(self, draw: Callable[[int], tuple[Tensor, ...]], device="cpu", ahead: bool | None = None):
+        self.draw, self.device = draw, torch.device(device)
+        self.pinned = self.device.type == "cuda"
+        self.pool = ThreadPoolExecutor(1, "draw") if (self.pinned if ahead is None else ahead) else None
+        self.coming: tuple[int, Future[tuple[Tensor, ...]]] | None = None
+
+    def __call__(self, block: int) -> tuple[Tensor, ...]:
+        """Block `block`, in whatever order they are asked for."""
+        if self.pool is None:
+            return tuple(t.to(self.device) for t in self.draw(block))
+        if self.coming is None or self.coming[0] != block:
+            self.coming = block, self.pool.submit(self._drawn, block)
+        tensors = self.coming[1].result()
+        self.coming = block + 1, self.pool.submit(self._drawn, block + 1)
+        return tuple(t.to(self.device, non_blocking=self.pinned) for t in tensors)
+
+    def _drawn(self, block: int) -> tuple[Tensor, ...]:
+        tensors = self.draw(block)
+        # from pinned memory a copy to the device needs no waiting
+        return tuple(t.pin_memory() for t in tensors) if self.pinned else tensors
+
+
 class BatchStream:
     """The random tensors of every update, drawn in blocks on the CPU.
 
@@ -28,14 +65,24 @@ class BatchStream:
     generator, so update t needs no history: only (seed, stage, t).
     """
 
-    def __init__(self, seed: int, stage: str, draw: Callable[[torch.Generator, int], tuple[Tensor, ...]], device="cpu"):
-        self.seed, self.stage, self.draw, self.device = seed, stage, draw, device
+    def __init__(self, seed: int, stage: str, draw: Draw, device="cpu", ahead: bool | None = None):
+        self.seed, self.stage, self.draw = seed, stage, draw
+        self.blocks = Blocks(self.drawn, device, ahead)
         self.block, self.tensors = -1, ()
+
+    def drawn(self, block: int) -> tuple[Tensor, ...]:
+        """The tensors of updates block · BLOCK, …, on the CPU."""
+        return self.draw(generator(self.seed, self.stage, "batches", block), BLOCK)
 
     def at(self, update: int) -> tuple[Tensor, ...]:
         """The tensors of update 0, 1, …"""
         block, row = divmod(update, BLOCK)
         if block != self.block:
-            drawn = self.draw(generator(self.seed, self.stage, "batches", block), BLOCK)
-            self.block, self.tensors = block, tuple(t.to(self.device) for t in drawn)
+            self.block, self.tensors = block, self.blocks(block)
         return tuple(t[row] for t in self.tensors)
+
+
+def drawn_together(streams: Sequence[BatchStream], block: int, pool: ThreadPoolExecutor) -> tuple[Tensor, ...]:
+    """The block of every stream, each tensor (BLOCK, S, ...), on the CPU."""
+    blocks = pool.map(lambda stream: stream.drawn(block), streams)
+    return tuple(torch.stack(tensors, 1) for tensors in zip(*blocks, strict=True))

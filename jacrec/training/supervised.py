@@ -1,14 +1,77 @@
 """What the two supervised stages share: least squares on an `MLP`, and errors with their uncertainty."""
 
 import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from jacrec.networks import MLP
 from jacrec.training.config import DynamicsConfig, RewardConfig
-from jacrec.training.flat import Adam, Flat
+from jacrec.training.flat import Adam, Flat, FlatRows
 from jacrec.training.passes import MLPPass
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Rows [x, goal] (n, ·) on the device; called with indices (B,), or (S, B), it answers with x and goal of these rows."""
+
+    rows: Tensor
+    split: int
+    """columns of x"""
+
+    def __call__(self, index: Tensor, *random: Tensor) -> tuple[Tensor, Tensor]:
+        """x (..., B, split) and goal (..., B, ·)."""
+        rows = take(self.rows, index)
+        return rows[..., : self.split], rows[..., self.split :]
+
+
+def take(rows: Tensor, index: Tensor) -> Tensor:
+    """rows[index] for rows (n, c) and any shape of index: (*index.shape, c)."""
+    return rows.index_select(0, index.flatten()).unflatten(0, index.shape)
+
+
+class Scheduled(NamedTuple):
+    """What changes from update to update."""
+
+    rate: float
+    """Adam's step"""
+    pace: float
+    """how far the averaged weights move"""
+
+
+class Descent:
+    """`descend(x, goal)`: a step on mean (net(x) − goal)² by Adam, with averaged weights; of one network, or of S side by side.
+
+    x (B, in) and goal (B, out) lead with S where `flat` holds S rows; then the losses are (S,).
+
+    Args:
+        mlp: a network of the make that `flat` holds.
+        prefix: of the network's parameters among those of `flat`.
+        averaged: where the averaged weights are; None for none.
+    """
+
+    def __init__(self, mlp: MLP, prefix: str, flat: Flat | FlatRows, averaged: Flat | FlatRows | None, adam: Adam):
+        self.flat, self.averaged, self.adam = flat, averaged, adam
+
+        def inner(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+            return {name.removeprefix(prefix): t for name, t in tensors.items()}
+
+        self.net = MLPPass(mlp, inner(flat.gradient_of), parameters=inner(flat.value_of))
+
+    @torch.no_grad()
+    def descend(self, x: Tensor, goal: Tensor, pace: float | Tensor) -> Tensor:
+        """A step; the loss before it."""
+        prediction, tape = self.net.record(x)
+        error = prediction.sub_(goal)
+        loss = error.square().mean((-2, -1))
+        self.net.pull(tape, error.mul_(2 / (error.shape[-2] * error.shape[-1])))
+        self.adam.step()
+        if self.averaged is not None:
+            self.averaged.move_towards(self.flat, pace)
+        return loss
 
 
 class Regression:
@@ -33,47 +96,86 @@ class Regression:
         config: DynamicsConfig | RewardConfig,
         capturable: bool = False,
     ):
-        self.module, self.config = module, config
+        self.module, self.config, self.mlp, self.prefix = module, config, mlp, prefix
         self.averaged = averaged if config.ema else module
         self.flat = Flat(module)
         self.flat_averaged = Flat(averaged) if config.ema else self.flat
-        gradients = {name.removeprefix(prefix): g for name, g in self.flat.gradient_of.items()}
-        self.net = MLPPass(mlp, gradients)
         self.adam = Adam(self.flat, config.lr, config.max_grad_norm, held=capturable)
         # how far the average moves: a number, or a tensor where a graph has to see it change
         self.pace: float | Tensor = self.flat.value.new_ones(()) if capturable else 1.0
+        self.descent = Descent(mlp, prefix, self.flat, self.flat_averaged if config.ema else None, self.adam)
 
     def update(self, x: Tensor, goal: Tensor, update: int) -> Tensor:
         """Step number `update` on mean (net(x) − goal)², x (B, in), goal (B, out); the loss before it."""
         self.schedule(update)
         return self.descend(x, goal)
 
+    def scheduled(self, update: int) -> Scheduled:
+        """What update number `update` goes by."""
+        c = self.config
+        scale = 1.0 if c.lr_schedule == "constant" else 0.5 * (1 + math.cos(math.pi * update / c.updates))
+        return Scheduled(scale * c.lr, 1 - min(c.ema, (1 + update) / (10 + update)))
+
     def schedule(self, update: int) -> None:
         """Set what changes from update to update: the learning rate and the average's pace."""
-        c = self.config
-        self.adam.scale_rate(1.0 if c.lr_schedule == "constant" else 0.5 * (1 + math.cos(math.pi * update / c.updates)))
-        pace = 1 - min(c.ema, (1 + update) / (10 + update))
+        rate, pace = self.scheduled(update)
+        self.adam.set_rate(rate)
         if isinstance(self.pace, Tensor):
             self.pace.fill_(pace)
         else:
             self.pace = pace
 
-    @torch.no_grad()
     def descend(self, x: Tensor, goal: Tensor) -> Tensor:
         """A step as scheduled; the loss before it."""
-        prediction, tape = self.net.record(x)
-        error = prediction.sub_(goal)
-        loss = error.square().mean()
-        self.net.pull(tape, error.mul_(2 / error.numel()))
-        self.adam.step()
-        if self.config.ema:
-            self.flat_averaged.move_towards(self.flat, self.pace)
-        return loss
+        return self.descent.descend(x, goal, self.pace)
 
     def state(self) -> dict[str, Tensor]:
         """The live tensors that a checkpoint holds."""
         average = {"averaged": self.flat_averaged.value} if self.config.ema else {}
         return {**self.adam.state(), **average}
+
+
+class JointRegression:
+    """Several regressions of one make as one batched model; a `jacrec.training.together.JointStep`.
+
+    Their vectors become its rows; they can no longer descend alone.
+    """
+
+    def __init__(self, regressions: Sequence[Regression], examples: Sequence[Examples]):
+        first = self.first = regressions[0]
+        rows = FlatRows([r.flat for r in regressions])
+        averaged = FlatRows([r.flat_averaged for r in regressions]) if first.config.ema else None
+        adam = Adam.of_rows([r.adam for r in regressions], rows, held=True)
+        self.descent = Descent(first.mlp, first.prefix, rows, averaged, adam)
+        pool, self.start = pooled([e.rows for e in examples])
+        self.examples = replace(examples[0], rows=pool)
+
+    def kind(self, update: int) -> bool:
+        """All updates are of one kind."""
+        return True
+
+    def numbers(self, update: int) -> tuple[float, ...]:
+        """Learning rate and pace of an update."""
+        return self.first.scheduled(update)
+
+    def scalars(self, kind: bool) -> tuple[str, ...]:
+        """What an update answers with."""
+        return ("loss",)
+
+    def __call__(self, kind: bool, numbers: Tensor, index: Tensor, *random: Tensor) -> dict[str, Tensor]:
+        """An update; index (S, B) counts within each one's own rows."""
+        rate, pace = numbers.unbind()
+        self.descent.adam.set_rate(rate)
+        x, goal = self.examples(index + self.start, *random)
+        return {"loss": self.descent.descend(x, goal, pace.to(goal.dtype))}
+
+
+def pooled(tables: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """Tables of rows as one, and where each begins, (S, 1); a table shared by all stays as it is."""
+    if all(table is tables[0] for table in tables):
+        return tables[0], torch.zeros(len(tables), 1, dtype=torch.int64, device=tables[0].device)
+    lengths = torch.tensor([len(table) for table in tables], device=tables[0].device)
+    return torch.cat(list(tables)), (lengths.cumsum(0) - lengths).unsqueeze(-1)
 
 
 def rmse(squared_error: Tensor) -> tuple[float, float]:
