@@ -42,9 +42,9 @@ class Follower:
         return cls(MAZES[maze], shortest_ways(MAZES[maze].free), gait or load_gait())
 
     @classmethod
-    def of_task(cls, task: str) -> "Follower":
+    def of_task(cls, task: str, gait: Gait | None = None) -> "Follower":
         """The follower for the maze of one of the six tasks."""
-        return cls.of(TASKS[task].maze)
+        return cls.of(TASKS[task].maze, gait)
 
     def __call__(self, state: np.ndarray) -> np.ndarray:
         """States with goals (n, 31) to actions (n, 8)."""

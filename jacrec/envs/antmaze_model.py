@@ -21,7 +21,7 @@ _MODEL = """
   <compiler angle="degree" inertiafromgeom="true"/>
   <option timestep="0.02" integrator="RK4"/>
   <visual>
-    <headlight ambient="0.35 0.35 0.35" diffuse="0.4 0.4 0.4"/>
+    <headlight ambient="0.3 0.3 0.3" diffuse="0.2 0.2 0.2" specular="0 0 0"/>
     <map znear="0.02"/>
   </visual>
   <default>
@@ -35,15 +35,15 @@ _MODEL = """
   <asset>
     <texture name="sky" type="skybox" builtin="gradient" rgb1="0.9 0.95 1" rgb2="0.6 0.7 0.8" width="64" height="64"/>
     <texture name="tiles" type="2d" builtin="checker" rgb1="0.32 0.38 0.44" rgb2="0.27 0.33 0.39" width="128" height="128"/>
-    <material name="wall" rgba="0.7 0.68 0.62 1"/>
-    <material name="tiles" texture="tiles" texrepeat="40 40"/>
+    <material name="wall" rgba="0.62 0.6 0.55 1" specular="0"/>
+    <material name="tiles" texture="tiles" texrepeat="40 40" specular="0"/>
   </asset>
   <worldbody>
-    <light directional="true" diffuse="0.6 0.6 0.6" pos="0 0 20" dir="0.2 0.3 -1"/>
+    <light directional="true" diffuse="0.5 0.5 0.5" specular="0 0 0" pos="0 0 20" dir="0.2 0.3 -1"/>
     <camera name="top" pos="{x} {y} {height}" fovy="45"/>
     <geom name="floor" type="plane" size="40 40 40" conaffinity="1" material="tiles"/>
 {walls}
-    <site name="goal" type="cylinder" size="0.5 0.01" rgba="0.2 0.8 0.3 0.8"/>
+    <site name="goal" type="cylinder" size="0.5 0.01" pos="0 0 0.01" rgba="0.2 0.8 0.3 0.8"/>
     <body name="torso" pos="0 0 0.75" childclass="ant">
       <camera name="follow" mode="trackcom" pos="0 -7 9" xyaxes="1 0 0 0 0.8 0.6"/>
       <geom name="torso" type="sphere" size="0.25"/>
