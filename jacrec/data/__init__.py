@@ -1,6 +1,8 @@
-"""Offline data: make it, load it, look at it."""
+"""Offline data: make it, fetch it, load it, bring your own, look at it."""
 
+from jacrec.data.arrays import from_arrays
 from jacrec.data.catalog import DatasetDescription, DatasetSummary, describe, list_datasets
+from jacrec.data.download import get
 from jacrec.data.load import load
 from jacrec.data.make import MadeDataset, make_dataset
 from jacrec.data.transitions import DatasetInfo, Statistics, Transitions
@@ -13,6 +15,8 @@ __all__ = [
     "Statistics",
     "Transitions",
     "describe",
+    "from_arrays",
+    "get",
     "list_datasets",
     "load",
     "make_dataset",

@@ -30,7 +30,8 @@ def known_dimensions(env_id: str) -> tuple[int, int] | None:
 def episode_limit(env_id: str) -> int | None:
     """The time limit, None of environments that are not registered here or have none."""
     if env_id.startswith("jacrec/antmaze-"):
-        # evaluation in the U-maze ends at 700 steps, but D4RL recorded umaze-diverse with the limit of the others
+        # evaluation in the U-maze ends at 700 steps, but umaze-diverse was recorded with the limit of the others: its million
+        # rows hold 1036 episodes (tensorflow_datasets' count)
         return 1000
     spec = gymnasium.registry.get(env_id)
     return None if spec is None else spec.max_episode_steps
