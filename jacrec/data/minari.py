@@ -196,6 +196,8 @@ def _buffer(where: str, episode: Episode, env: gymnasium.Env) -> EpisodeBuffer:
         observations = {"achieved_goal": episode.observations[:, :reached], **dict(zip(keys, parts, strict=True))}
     terminations, truncations = np.zeros(T, bool), np.zeros(T, bool)
     (terminations if episode.terminated else truncations)[-1] = True
+    if episode.terminals is not None:
+        terminations |= episode.terminals
     return EpisodeBuffer(
         observations=observations,
         actions=episode.actions,  # pyright: ignore[reportArgumentType]  numpy is what the storage takes
