@@ -47,6 +47,11 @@ class Job:
     threads: int
 
     @property
+    def name(self) -> str:
+        """Of the result: run, or the model's or contestant's name."""
+        return self.id.rsplit("/", 1)[-1]
+
+    @property
     def path(self) -> Path:
         """The result's path, without suffix."""
         return self.folder / self.id

@@ -59,8 +59,7 @@ class Clock:
 
 
 def _keys(job: Job) -> list[tuple[str, ...]]:
-    name = job.id.rsplit("/", 1)[1]
-    return [(job.kind, name, job.task), (job.kind, name), (job.kind,)]
+    return [(job.kind, job.name, job.task), (job.kind, job.name), (job.kind,)]
 
 
 def duration(seconds: float) -> str:
@@ -171,8 +170,8 @@ def overview(plan: Plan) -> Table:
     """Done of all, by task and by what is made."""
     counts: dict[str, dict[str, _Count]] = defaultdict(lambda: defaultdict(_Count))
     for job in plan.jobs:
-        name = job.id.rsplit("/", 1)[1]
-        count = counts[job.task]["trained" if job.kind == "train" else f"model {name}" if job.kind == "model" else name]
+        column = {"train": "trained", "model": f"model {job.name}", "play": job.name}[job.kind]
+        count = counts[job.task][column]
         count.all += 1
         count.done += job.id in plan.done
         count.failed += job.id not in plan.done and read_failure(job) is not None
