@@ -38,7 +38,7 @@ def main(folder: Path) -> list[tuple[Curve, bool]]:
         if not found:
             continue
         write_errors(found, number, RESULTS)
-        mine = [(curve, curve.rmse[-1] < curve.rmse[0]) for curve in found]
+        mine = [(curve, curve.rmse[-1] < curve.rmse[start(curve)]) for curve in found]
         judged += mine
         sections.append(_section(number, mine))
     if not judged:
@@ -46,6 +46,11 @@ def main(folder: Path) -> list[tuple[Curve, bool]]:
     path = write("figures.md", "Figures 2 and 3", command("figures.py", folder), [without_paths(s) for s in sections])
     print("\n\n".join(sections) + f"\n\nkept in paper_checks/results/{path.name}")
     return judged
+
+
+def start(curve: Curve) -> int:
+    """Which measurement the figure begins with: the paper's first, or this training's own where it is shorter."""
+    return next((i for i, update in enumerate(curve.updates[:-1]) if update >= FIRST), 0)
 
 
 def _curves(folder: Path, stage: str) -> list[Curve]:
@@ -63,27 +68,26 @@ def _section(number: int, judged: list[tuple[Curve, bool]]) -> str:
     for c, fell in judged:
         row = row_of(c.task, printed.rows)
         paper = f"{printed.cell(row, OURS)[0]:.4f}" if row else "–"
-        low = min(range(len(c.rmse)), key=c.rmse.__getitem__)
-        rows.append([c.task, str(c.seed), c.model, f"{c.rmse[0]:.4f} at {c.updates[0]}", f"{c.rmse[-1]:.4f} at {c.updates[-1]}",
-                     f"{c.se[-1]:.4f}", f"{c.rmse[low]:.4f} at {c.updates[low]}", f"{c.reference[-1]:.4f}", str(c.transitions),
-                     "yes" if fell else "no", paper])  # fmt: skip
+        ends = start(c), len(c.rmse) - 1, min(range(len(c.rmse)), key=c.rmse.__getitem__)
+        first, last, lowest = (f"{c.rmse[i]:.4f} at {c.updates[i]}" for i in ends)
+        rows.append([c.task, str(c.seed), c.model, first, last, f"{c.se[-1]:.4f}", lowest, f"{c.reference[-1]:.4f}",
+                     str(c.transitions), "yes" if fell else "no", paper])  # fmt: skip
     reference = "s' = s" if number == 2 else "spread of the rewards"
     head = ["set", "seed", "model", "first", "last", "± SE", "lowest", reference, "transitions", "fell", "paper, last"]
     return (
-        f"## Figure {number}: {TITLE[number]}\n\n{_protocol([c for c, _ in judged])}\n\n"
+        f"## Figure {number}: {TITLE[number]}\n\n{_protocol(judged)}\n\n"
         f"![Figure {number}](figure_{number}.png)\n\n{Sheet(head, rows).markdown()}"
     )
 
 
-def _protocol(found: list[Curve]) -> str:
+def _protocol(judged: list[tuple[Curve, bool]]) -> str:
     """Where these curves follow the paper's protocol, and where not."""
-    notes = []
-    fell = sum(c.rmse[-1] < c.rmse[0] for c in found)
-    notes.append(f"The error fell from the first to the last measurement in {fell} of {len(found)} trainings.")
+    found = [c for c, _ in judged]
+    notes = [f"The error fell from the first to the last measurement in {sum(x for _, x in judged)} of {len(found)} trainings."]
     if short := [c for c in found if c.transitions != TRANSITIONS]:
         notes.append(f"{len(short)} are measured on {', '.join(sorted({str(c.transitions) for c in short}))} transitions, the "
                      f"paper's on {TRANSITIONS}.")  # fmt: skip
-    span = {(c.updates[0], c.updates[-1]) for c in found}
+    span = {(c.updates[start(c)], c.updates[-1]) for c in found}
     if span != {(FIRST, LAST)}:
         texts = ", ".join(f"{a} to {b}" for a, b in sorted(span))
         notes.append(f"Updates {texts}; the paper's {FIRST} to {LAST}.")

@@ -1,6 +1,7 @@
 """The scripts of paper_checks/ report that the paper's equations hold, and say so when they do not."""
 
 import importlib
+import json
 import re
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import pytest
 import torch
 
 from jacrec.jacobians import chain
+from tests.study_folder import CONTESTANTS, fill, write_failure, write_study
 
 SCRIPTS = Path(__file__).parent.parent / "paper_checks"
 
@@ -137,3 +139,92 @@ def test_notation_names_what_exists():
 def test_notation_places_every_equation():
     text = "".join(line for line, _, _ in notation_rows())
     assert [i for i in range(1, 33) if f"({i})" not in text] == []
+
+
+def test_one_of_the_papers_averages_does_not_add_up(script, monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(script("record"), "RESULTS", tmp_path)
+    tables = script("tables")
+    found = tables.main()
+    assert len(found) == 21
+    wrong = [a for a in found if a.finding == "does not add up"]
+    assert [(a.table, a.column, a.printed, round(a.of_rows, 2)) for a in wrong] == [(2, "MPCwDWM", 81.77, 81.67)]
+    cut = {(a.table, a.column) for a in found if a.finding.endswith("cut off instead of rounded")}
+    assert cut == {(2, "IQL"), (2, "SAC-RND"), (2, "ReBRAC")}
+    text = (tmp_path / "tables.md").read_text()
+    assert text.startswith("# The paper's tables, recomputed\n\nMade by `python paper_checks/tables.py`.")
+    assert "81.77 is printed, the rows give 81.67" in text
+    assert "results/tables.md" in capsys.readouterr().out
+
+
+def test_the_recorded_tables_are_what_the_script_makes(script, monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(script("record"), "RESULTS", tmp_path)
+    script("tables").main()
+    assert (tmp_path / "tables.md").read_text() == (SCRIPTS / "results" / "tables.md").read_text()
+
+
+@pytest.fixture
+def results(script, monkeypatch, tmp_path):
+    """A folder in place of results/ for the scripts that read studies."""
+    for module in ("record", "gains", "figures"):
+        monkeypatch.setattr(script(module), "RESULTS", tmp_path / "results")
+    return tmp_path / "results"
+
+
+def test_gains_are_told_with_the_control_and_every_factor(script, results, tmp_path, capsys):
+    gain = {"base": 0.0, "h0": 1.0, "mpc": 4.0, "h1": 2.0, "slow": -3.0, "plain": 3.0, "both": 9.0}
+    path = write_study(tmp_path / "study", seeds=(10, 11, 12), contestants=CONTESTANTS | {"both": {"horizon": 1, "lr": 1e-3}})
+    fill(path, lambda task, seed, name: 40.0 + seed + gain[name])
+    write_failure(path / "cells/hopper-medium/seed-10/plays/h1.failed.json", f"OSError: {path}/cells/x is gone")
+    (path / "cells/hopper-medium/seed-10/plays/h1.json").unlink()
+    assert script("gains").main(path) == results / "gains.md"
+    text = (results / "gains.md").read_text()
+    assert "Made by `python paper_checks/gains.py study`." in text
+    assert "**mpc** gains over its base policy: +4.0 [+4.0, +4.0] points of normalised score on average over 2 sets" in text
+    assert "2 of 2 gain beyond noise by the bootstrap, 2 by Student's t too; 0 lose" in text
+    assert "What the world model adds: **mpc** gains over its control h0: +3.0 [+3.0, +3.0]" in text
+    assert "With 3 training seeds (fewer than 10)" in text
+    row = next(line for line in text.splitlines() if line.startswith("| hopper-medium |"))
+    assert row.count("+3.0 [+3.0, +3.0]") == 1
+    assert row.count("+4.0 [+4.0, +4.0]") == 1
+    assert [x for x in ("### H", "### lr", "### world model") if x not in text] == []
+    assert "one setting for all sets: +9.0" in text
+    assert "| both | H 1, lr 0.001 | +9.0 [+9.0, +9.0]" in text
+    assert "OSError: x is gone" in text
+    assert "steps: 5" in text
+    record = json.loads((results / "gains.json").read_text())
+    assert record["scores"]["hopper-medium"]["mpc"]["11"] == [55.0] * 4
+    assert record["gains"]["mpc"]["base"]["average"]["bootstrap"]["mean"] == pytest.approx(4.0)
+    for kept in (text, json.dumps(record)):
+        assert str(tmp_path) not in kept
+    assert "**mpc** gains" in capsys.readouterr().out
+
+
+def test_gains_of_nothing_are_refused(script, results, tmp_path):
+    path = write_study(tmp_path / "study")
+    with pytest.raises(ValueError, match="expected normalised scores of mpc and the base policy"):
+        script("gains").main(path)
+
+
+def test_figures_of_a_study_and_of_a_run(script, results, tmp_path, capsys):
+    path = fill(write_study(tmp_path / "study"), lambda task, seed, name: 1.0)
+    figures = script("figures")
+    assert [fell for _, fell in figures.main(path)] == [True] * 8
+    text = (results / "figures.md").read_text()
+    assert "fell from the first to the last measurement in 4 of 4 trainings" in text
+    assert "Updates 20000 to 60000; the paper's 20000 to 200000." in text
+    run = path / "cells" / "hopper-medium" / "seed-10" / "run"
+    lines = (run / "metrics.jsonl").read_text().splitlines()
+    (run / "metrics.jsonl").write_text("\n".join([*lines, lines[0].replace("20000", "80000")]))
+    judged = figures.main(run)
+    assert [(curve.updates[-1], fell) for curve, fell in judged] == [(80000, False), (60000, True)]
+    assert "None is a medium-replay set" in (results / "figures.md").read_text()
+    assert {path.name for path in results.iterdir()} >= {"figure_2.png", "figure_2.csv", "figure_3.png", "figure_3.csv"}
+    with pytest.raises(ValueError, match="expected a study or a run whose models have logged errors"):
+        figures.main(tmp_path)
+
+
+def test_results_speak_of_no_machines_folders(script):
+    record = script("record")
+    assert record.without_paths("see /home/me/data/x.hdf5, 3/4 and a/b or ~/c/d") == "see x.hdf5, 3/4 and a/b or ~/c/d"
+    assert record.command("gains.py", Path("/home/me/my study")) == "python paper_checks/gains.py 'my study'"
+    assert record.readable_json({"a": [1.5, -2], "b": ["x"]}) == '{\n "a": [1.5, -2],\n "b": [\n  "x"\n ]\n}'

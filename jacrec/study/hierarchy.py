@@ -5,6 +5,14 @@ to another contestant's. Two things vary: training seeds and, within them, episo
 with replacement and then, within each drawn seed, episodes; tasks are strata and are never drawn. With few seeds S its
 intervals are too narrow, since the spread between S drawn seeds is (S − 1)/S of the true one on average: `t_over_seeds` and
 `t_over_tasks`, which look at one number per seed, stand beside them.
+
+How often 95 % intervals hold the truth in simulated Gaussian studies of 3 seeds × 10 episodes (300 of each):
+
+    standard deviation between trainings, episodes     3, 1     1, 3
+    average over 12 tasks   bootstrap                  85 %     95 %
+                            Student's t                95 %     96 %
+    one task                bootstrap                  78 %
+                            Student's t                98 %
 """
 
 import math

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import re
 from dataclasses import dataclass, field
 
 
@@ -15,8 +16,9 @@ class Sheet:
     """sentences below it"""
 
     def markdown(self) -> str:
-        """The table with its notes; columns of numbers to the right."""
-        marks = ["---", *["---:"] * (len(self.head) - 1)]
+        """The table with its notes; columns of numbers stand to the right."""
+        marks = ["---:" if all(map(_is_number, column)) else "---" for column in zip(*self.rows, strict=True)]
+        marks = marks or ["---"] * len(self.head)
         lines = ["| " + " | ".join(row) + " |" for row in (_escaped(self.head), marks, *map(_escaped, self.rows))]
         return "\n".join(["\n".join(lines), *(f"\n{note}" for note in self.notes)])
 
@@ -25,6 +27,11 @@ class Sheet:
         out = io.StringIO()
         csv.writer(out, lineterminator="\n").writerows([self.head, *self.rows])
         return out.getvalue()
+
+
+def _is_number(cell: str) -> bool:
+    """Whether a cell begins as a number does, or is a dash."""
+    return bool(re.match(r"[*+-]*\d|–$|$", cell))
 
 
 def _escaped(row: list[str]) -> list[str]:

@@ -6,6 +6,7 @@ from typing import Any
 
 from jacrec.study import plots
 from jacrec.study.evaluate import read_evaluation
+from jacrec.study.markdown import Sheet
 from jacrec.study.results import Result, compare, interval, unit, verdict
 from jacrec.training.run import read_record
 
@@ -205,5 +206,4 @@ def _settings(trained: dict[str, Any], record: dict[str, Any]) -> str:
 
 
 def _table(head: list[str], rows: list[list[str]]) -> str:
-    cells = [head, ["---"] * len(head), *[[cell.replace("|", "\\|") for cell in row] for row in rows]]
-    return "\n".join("| " + " | ".join(row) + " |" for row in cells)
+    return Sheet(head, rows).markdown()

@@ -50,17 +50,20 @@ def factor_of(study: Study, contestant: str, centre: str) -> str | None:
 
 
 def factors(study: Study, centre: str) -> dict[str, list[Level]]:
-    """Every factor with two values or more, the centre's own among them, in the paper's order and then as they come."""
+    """Every factor with two values or more, the centre's own among them, in the paper's order and then as they come.
+
+    Numbers are sorted; of other values the centre's stands first.
+    """
     found: dict[str, list[Level]] = {}
     for name in study.contestants[1:]:
         factor = None if name == centre else factor_of(study, name, centre)
         if factor is not None:
             found.setdefault(factor, []).append(Level("", name))
     for factor, levels in found.items():
-        levels.append(Level("", centre, centre=True))
+        levels.insert(0, Level("", centre, centre=True))
         keys = _keys(study, [level.contestant for level in levels], centre, factor)
         levels[:] = [replace(level, value=_value(study, level.contestant, keys)) for level in levels]
-        levels.sort(key=lambda level: _sort_key(study, level.contestant, factor))
+        levels.sort(key=lambda level, of=factor: _sort_key(study, level.contestant, of))
     rank = {name: i for i, name in enumerate(ORDER)}
     return dict(sorted(found.items(), key=lambda item: rank.get(item[0], len(ORDER))))
 
@@ -143,7 +146,7 @@ def _value(study: Study, contestant: str, keys: list[str]) -> str:
     return ", ".join(f"{label(k)} {value_text(study, k, own[k])}" for k in keys)
 
 
-def _sort_key(study: Study, contestant: str, factor: str) -> tuple[int, float, str]:
+def _sort_key(study: Study, contestant: str, factor: str) -> float:
     own = settings_of(study, contestant)
     key = next((k for k in OWN_FACTORS if LETTERS[k] == factor), None)
     value = own[key] if key else None
@@ -153,4 +156,4 @@ def _sort_key(study: Study, contestant: str, factor: str) -> tuple[int, float, s
         config = study.config.model_config(task, 0, own["model"]) if own["model"] in models else None
         dynamics = (config or study.config.train_config(task, 0)).dynamics
         value = len(dynamics.levels) if dynamics.levels else dynamics.steps
-    return (0, float(value), "") if isinstance(value, int | float) else (1, 0.0, str(value))
+    return float(value) if isinstance(value, int | float) else 0.0

@@ -1,12 +1,12 @@
 """What the runs of a study say about their models: errors on held-out transitions, now and over training."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from jacrec.study.report import read_metrics
 from jacrec.study.summary.read import Study
 from jacrec.study.sweep.config import DEFAULT_MODEL
 
@@ -29,20 +29,6 @@ class Curve:
     """of s' = s, or the rewards' own spread"""
     transitions: int
     state_dim: int
-
-
-def read_metrics(run: Path) -> list[dict[str, Any]]:
-    """The lines of metrics.jsonl, without one that an interruption cut short; [] without the file."""
-    path = run / "metrics.jsonl"
-    if not path.is_file():
-        return []
-    lines = []
-    for text in path.read_text(encoding="utf-8").splitlines():
-        try:
-            lines.append(json.loads(text))
-        except json.JSONDecodeError:
-            continue
-    return lines
 
 
 def run_curve(run: Path, stage: str, *, task: str = "", seed: int = 0, model: str = DEFAULT_MODEL) -> Curve | None:
