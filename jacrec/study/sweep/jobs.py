@@ -96,6 +96,8 @@ class TrainJob(Job):
 
     def seconds(self) -> float | None:
         """The training time in its metrics."""
+        if not (self.path / "metrics.jsonl").is_file():
+            return None
         lines = (self.path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
         last = {line["stage"]: line["seconds"] for line in map(json.loads, lines)}
         return sum(last.values()) or None

@@ -101,7 +101,7 @@ def parse_study(content: Any, where: str = FILE) -> StudyConfig:
         contestants=own,
         data_root=content.get("data_root"),
     )  # fmt: skip
-    for name in (*study.tasks, *study.contestants, *study.models):
+    for name in (study.name, *study.tasks, *study.contestants, *study.models):
         if "/" in name or name.startswith("."):
             raise ValueError(f"{where}: expected names that can be folders, got {name!r}; leave out the slashes")
     for name in study.contestants:

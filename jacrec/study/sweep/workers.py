@@ -53,7 +53,7 @@ class LocalExecutor:
         """What the workers say, or that one is dead.
 
         Raises:
-            RuntimeError: workers die one after the other, and none gets anything done.
+            ChildProcessError: workers die one after the other, and none gets anything done.
         """
         found: list[Message] = []
         handles = [h for w in self.workers for h in (w.pipe, w.process.sentinel)]
@@ -69,22 +69,24 @@ class LocalExecutor:
         if any(isinstance(m, Finished) for m in found):
             self.deaths = 0
         if self.deaths > 2 * self.slots + 5:
-            raise RuntimeError(f"workers: expected processes that live, {self.deaths} died in a row; try fewer (--workers)")
+            raise ChildProcessError(f"workers: expected processes that live, {self.deaths} died in a row; try fewer")
         return found
 
     def close(self) -> None:
-        """Interrupt the workers, wait for their checkpoints, kill what is left."""
-        for worker in self.workers:
-            if worker.job is not None and worker.process.is_alive():
-                worker.process.terminate()
-            worker.pipe.close()  # which ends those that wait for a job
-        end = time.monotonic() + GRACE
-        for worker in self.workers:
-            worker.process.join(max(0.0, end - time.monotonic()))
-            if worker.process.is_alive():
+        """Interrupt the workers, wait for their checkpoints, kill what is left; a second interruption kills at once."""
+        try:
+            for worker in self.workers:
+                if worker.job is not None and worker.process.is_alive():
+                    worker.process.terminate()
+                worker.pipe.close()  # which ends those that wait for a job
+            end = time.monotonic() + GRACE
+            for worker in self.workers:
+                worker.process.join(max(0.0, end - time.monotonic()))
+        finally:
+            for worker in self.workers:
                 worker.process.kill()
                 worker.process.join()
-        self.workers.clear()
+            self.workers.clear()
 
     def _free_number(self) -> int:
         return min(set(range(1, len(self.workers) + 2)) - {w.number for w in self.workers})
@@ -97,7 +99,7 @@ class _Worker:
         context = multiprocessing.get_context("spawn")
         self.number = number
         self.pipe, theirs = context.Pipe()
-        self.process = context.Process(target=_work, args=(theirs, number, str(lock)), name=f"jacrec-worker-{number}")
+        self.process = context.Process(target=_work, args=(theirs, number, str(lock)), name=f"worker-{number}", daemon=True)
         self.process.start()
         theirs.close()
         self.job: Job | None = None
