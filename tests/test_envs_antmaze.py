@@ -402,6 +402,8 @@ for camera in ("top", "follow"):
     env = make_env("jacrec/antmaze-medium-play-v2", render_mode="rgb_array", width=64, height=48, camera_name=camera)
     env.reset(seed=0)
     pictures.append(env.render())
+    red, green, blue = np.moveaxis(pictures[-1].astype(int), -1, 0)
+    assert camera == "follow" or (green > np.maximum(red, blue) + 60).any(), "the goal is not seen"
     env.close()
 assert all(p.shape == (48, 64, 3) and p.std() > 10 for p in pictures)
 assert (pictures[0] != pictures[1]).mean() > 0.5

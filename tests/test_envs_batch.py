@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from jacrec.data.antmaze import Follower
 from jacrec.envs.batch import BatchedEnv
 from jacrec.envs.physics import make_env
 
@@ -38,6 +39,28 @@ def test_threaded_rows_are_bit_identical_to_gymnasium(env_id, physics):
         assert np.array_equal(batch.done, ~running)
     never_ends = env_id.startswith(("HalfCheetah", "jacrec/antmaze"))
     assert running.any() == never_ends or env_id == "Ant-v4"
+
+
+def test_ants_walk_to_their_own_goals_as_in_gymnasium():
+    seeds, follower = [0, 1, 2], Follower.of("umaze")
+    batch = BatchedEnv("jacrec/antmaze-umaze-v2", len(seeds), threads=2)
+    envs = [make_env("jacrec/antmaze-umaze-v2") for _ in seeds]
+    goals = np.array([env.reset(seed=seed)[1]["goal"] for env, seed in zip(envs, seeds, strict=True)])
+    observation = batch.reset(seeds)
+    contacts = 0
+    while not batch.done.all():
+        running = ~batch.done
+        action = follower(np.concatenate((observation, goals), axis=1))
+        observation, reward, terminated, truncated = batch.step(action)
+        for i in np.flatnonzero(running):
+            expected, pay, end, cut, _ = envs[i].step(action[i])
+            assert np.array_equal(observation[i], expected)
+            assert (reward[i], terminated[i], truncated[i]) == (pay, end, cut)
+            contacts += envs[i].unwrapped.data.ncon
+    assert terminated.all()
+    assert len(set(batch.elapsed.tolist())) == 3
+    assert contacts > 200
+    assert (np.linalg.norm(observation[:, :2] - goals, axis=1) <= 0.5).all()
 
 
 def test_rows_reset_at_different_times_follow_their_own_episodes():

@@ -4,13 +4,16 @@
     python -m jacrec.data.antmaze_search --seed 0
 
 A gait is searched with a clock at first, which forgives a bad phase, and then as it is used, without one. It is paid for speed
-along the heading; a fall, drift to the side and torque cost. The measure at the end is the task's own: the share of episodes in
-which the follower comes to the goal, and of ants that lie on their backs when an episode is over.
+along the heading, up to `ENOUGH`; a fall, a tilted torso, drift to the side and torque cost. Paid for all its speed it becomes
+one that turns over at the goal: found so, it walked 1.92 m/s, and 16 to 34 of 100 ants lay on their backs at the end of an
+episode. The measure is the task's own: the share of episodes in which the follower comes to the goal, and of ants that lie on
+their backs when time is up.
 """
 
 import argparse
 import time
 from dataclasses import dataclass
+from typing import Any
 
 import mujoco.batch
 import numpy as np
@@ -24,10 +27,14 @@ from jacrec.envs.antmaze_model import ant_maze_xml
 from jacrec.envs.batch import BatchedEnv
 from jacrec.envs.physics import margins_are_summed
 
+_mj: Any = mujoco  # the bindings declare no types
 STEP_TIME = 0.1
+ENOUGH = 1.2
+"""metres per second, over a walk that begins at a stand"""
 # a slow trot that hardly moves: hips swing with sin β, ankles are half bent
 FIRST = np.array([1.0, 0.3, 0.0, 0.0, 0.0, 0.0, 0.3, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.9, 0.0, 0.0, 1.0, 0.1, 0.8, 1.0])
 SPREAD = np.array([0.2, *[0.15] * 10, 0.1, 0.1, 0.15, 0.1, 0.1, 0.3, 0.03, 0.3, 0.1])
+UNCLOCKED = np.arange(len(FIRST)) >= 18  # the lead, and the scale of velocities
 
 
 @dataclass(frozen=True)
@@ -40,20 +47,22 @@ class Walk:
     """metres per second to the side, absolute"""
     fallen: np.ndarray
     """share of the ants on their backs"""
+    tilt: np.ndarray
+    """mean of 1 − cos of the angle between the torso's axis and the vertical"""
     effort: np.ndarray
     """mean square of the actions"""
 
     @property
     def cost(self) -> np.ndarray:
         """(gaits,) what the search minimises."""
-        return 0.5 * self.drift + 3.0 * self.fallen + 0.3 * self.effort - self.speed
+        return 0.5 * self.drift + 3.0 * self.fallen + 10.0 * self.tilt + 0.3 * self.effort - np.minimum(self.speed, ENOUGH)
 
 
 class Plain:
     """Ants on a floor without walls, `n` of them in lock-step."""
 
     def __init__(self, n: int, threads: int = 1):
-        model = mujoco.MjModel.from_xml_string(ant_maze_xml(Maze(("   ",) * 3, (1, 1), ((1, 1),), 1)))
+        model = _mj.MjModel.from_xml_string(ant_maze_xml(Maze(("   ",) * 3, (1, 1), ((1, 1),), 1)))
         if margins_are_summed():
             model.geom_margin[:] *= 0.5
         self.n, self.batch = n, mujoco.batch.Batch(model, n, threads)
@@ -80,15 +89,14 @@ def walk(gaits: list[Gait], plain: Plain, rng: np.random.Generator, *, steps: in
     """Let every gait walk with an equal share of the plain's ants, each its own way; all gaits the same ways and noise."""
     each = plain.n // len(gaits)
     seed = int(rng.integers(2**31))
-    state = np.empty((plain.n, 29))
     plain.reset(np.random.default_rng(seed))
     for name in ("qpos", "qvel"):
         rows = getattr(plain, name)
         rows[:] = np.tile(rows[:each], (len(gaits), 1))
     state = observe(plain.qpos, plain.qvel, None)
     heading = np.linspace(0, 2 * np.pi, each, endpoint=False) + rng.uniform(0, 2 * np.pi)
-    way, side = (np.stack((np.cos(heading + turn), np.sin(heading + turn)), axis=1) for turn in (0, np.pi / 2))
-    began, effort = state[:, :2].copy(), np.zeros(plain.n)
+    way = np.stack((np.cos(heading), np.sin(heading)), axis=1)
+    began, effort, tilt = state[:, :2], np.zeros(plain.n), np.zeros(plain.n)
     for k in range(steps):
         parts = state.reshape(len(gaits), each, -1)
         wish = [g.clocked(s, heading, k * STEP_TIME) if clock else g(s, heading) for g, s in zip(gaits, parts, strict=True)]
@@ -96,14 +104,19 @@ def walk(gaits: list[Gait], plain: Plain, rng: np.random.Generator, *, steps: in
         action = np.clip(np.concatenate(wish) + noise * draws, -1.0, 1.0)
         state = plain.step(action)
         effort += np.square(action).mean(1) / steps
-    moved = (state[:, :2] - began).reshape(len(gaits), each, 2) / (steps * STEP_TIME)
-    speed, drift = (moved * way).sum(-1).mean(1), np.abs((moved * side).sum(-1)).mean(1)
-    return Walk(speed, drift, upside_down(state).reshape(len(gaits), each).mean(1), effort.reshape(len(gaits), each).mean(1))
+        tilt += (1 - upright(state)) / steps
+
+    def mean(x: np.ndarray) -> np.ndarray:
+        return x.reshape(len(gaits), each).mean(1)
+
+    velocity = (state[:, :2] - began).reshape(len(gaits), each, 2) / (steps * STEP_TIME)
+    along, aside = (velocity * way).sum(-1), velocity[..., 1] * way[:, 0] - velocity[..., 0] * way[:, 1]
+    return Walk(along.mean(1), np.abs(aside).mean(1), mean(upright(state) < 0), mean(tilt), mean(effort))
 
 
-def upside_down(state: np.ndarray) -> np.ndarray:
-    """(n,) bool: the torso's own z axis points down."""
-    return np.square(state[:, 4:6]).sum(1) > 0.5
+def upright(state: np.ndarray) -> np.ndarray:
+    """(n,) cosine of the angle between the torso's axis and the vertical; negative on the back."""
+    return 1 - 2 * np.square(state[:, 4:6]).sum(1)
 
 
 def search(
@@ -121,11 +134,11 @@ def search(
         def report(generation: int, costs: np.ndarray, _: np.ndarray, clock: bool = clock) -> None:
             if not quiet and generation % 5 == 0:
                 phase = "with a clock" if clock else "without"
-                print(
-                    f"{time.monotonic() - began:5.0f} s  {phase}  generation {generation:3d}  median cost {np.median(costs):6.3f}"
-                )
+                elapsed = time.monotonic() - began
+                print(f"{elapsed:5.0f} s  {phase}  generation {generation:3d}  cost {np.median(costs):6.3f}", flush=True)
 
-        spread = SPREAD if clock else SPREAD / 2
+        # a clock needs no lead, so its search would carry the last two numbers anywhere
+        spread = SPREAD * np.where(UNCLOCKED, 0.0, 1.0) if clock else SPREAD * np.where(UNCLOCKED, 1.0, 0.5)
         mean = minimise(cost, mean, spread, generations=generations, rng=rng, population=population, report=report)
     # rounded before it is measured: the numbers on file are the numbers that ran
     return Gait.from_numbers(np.round(mean, 4))
@@ -141,7 +154,7 @@ def judge(gait: Gait, task: str, *, episodes: int = 32, threads: int = 1) -> tup
         state, reward, _, _ = env.step(action)
         arrived = np.where(reward > 0, np.minimum(arrived, env.elapsed), arrived)
     env.close()
-    return float(np.isfinite(arrived).mean()), float(np.median(arrived)), float(upside_down(state).mean())
+    return float(np.isfinite(arrived).mean()), float(np.median(arrived)), float((upright(state) < 0).mean())
 
 
 def main(arguments: list[str] | None = None) -> None:
