@@ -27,9 +27,9 @@ import h5py
 import numpy as np
 from harness import Others, as_usual, environment, slug, write
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
-READERS = ("d4rl locomotion", "d4rl antmaze", "minari", "arrays")
+READERS = ("locomotion", "antmaze", "minari", "arrays")
 MIB = 2**20
 
 
@@ -57,7 +57,7 @@ def make(reader: str, folder: Path, rows: int) -> None:
         ]  # fmt: skip
         write_minari("bench/walker2d-v0", episodes, env=env.unwrapped, metadata={})
         return
-    maze = reader == "d4rl antmaze"
+    maze = reader == "antmaze"
     d, m, length = (29, 8, 1001) if maze else (17, 6, 1000)
     states = walk(rows, d, length)
     content = {
@@ -83,7 +83,7 @@ def make(reader: str, folder: Path, rows: int) -> None:
 
 def file_of(reader: str) -> str:
     """What D4RL calls such a file."""
-    if reader == "d4rl antmaze":
+    if reader == "antmaze":
         return "Ant_maze_big-maze_noisy_multistart_True_multigoal_False_sparse_fixed.hdf5"
     return "walker2d_medium-v2.hdf5"
 
@@ -138,7 +138,7 @@ def main() -> None:
     if options.only:
         print(json.dumps(measure(options.only, options.folder)))
         return
-    result: dict[str, Any] = {**environment(), "rows": options.rows, "readers": {}}
+    result: dict[str, Any] = {"environment": environment(), "rows": options.rows, "readers": {}}
     for reader in READERS:
         with tempfile.TemporaryDirectory() as folder:
             os.environ["MINARI_DATASETS_PATH"] = folder
@@ -147,7 +147,7 @@ def main() -> None:
             others = Others()
             done = subprocess.run(own, check=True, capture_output=True, text=True).stdout
             result["readers"][reader] = {**json.loads(done.splitlines()[-1]), "others": round(others.share(), 2)}
-    table = Table("reader", "transitions", "arrays MiB", "read s", "peak / arrays", "for_td s", "peak / arrays")
+    table = Table(*(Column(x, no_wrap=True) for x in ("reader", "rows", "MiB", "read s", "peak", "for_td s", "peak")))
     for reader, x in result["readers"].items():
         table.add_row(reader, f"{x['transitions']:,}", f"{x['arrays_mib']:.0f}", f"{x['read']['seconds']:.2f}",
                       f"{x['read']['peak']:.2f}", f"{x['for_td']['seconds']:.2f}", f"{x['for_td']['peak']:.2f}")  # fmt: skip

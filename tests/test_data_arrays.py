@@ -1,11 +1,18 @@
 """A user's own arrays against a slow obvious loop, and what is said of arrays that do not fit."""
 
+import tracemalloc
+from collections.abc import Callable
+
+import h5py
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from jacrec.data import arrays, from_arrays
+from jacrec.data.arrays import from_episodes
+from jacrec.data.d4rl import read_d4rl
+from jacrec.data.transitions import DatasetInfo, Transitions
 
 LENGTHS = st.lists(st.integers(1, 7), min_size=1, max_size=6)
 
@@ -112,3 +119,36 @@ def test_rows_are_counted_across_blocks(monkeypatch, block):
     assert read.episode.tolist() == [0, 0, 0, 0, 1, 2, 2]
     assert np.flatnonzero(~read.has_next_action).tolist() == [3, 4, 6]
     assert not read.next_action[4].any()
+
+
+def peak(read: Callable[[], Transitions]) -> float:
+    """The most that numpy held at one moment of the call, over the size of the arrays that came back."""
+    tracemalloc.start()
+    data = read()
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    parts = [data] if data.blind_ends is None else [data, data.blind_ends]
+    return most / sum(value.nbytes for part in parts for value in vars(part).values() if isinstance(value, np.ndarray))
+
+
+@pytest.mark.parametrize("with_next", [True, False])
+def test_reading_holds_little_more_than_its_result(tmp_path, monkeypatch, with_next):
+    """Measured 1.13 to 1.20 times; a copy of the sources in float64 alone would be 2."""
+    monkeypatch.setattr(arrays, "BLOCK", 2048)
+    lengths = [200] * 500
+    s, successors, a, r, terminals, ends = own(lengths, d=17, m=6)
+    content = {"observations": s, "actions": a, "rewards": r, "terminals": terminals, "timeouts": ends & ~terminals}
+    if with_next:
+        content["next_observations"] = successors
+    with h5py.File(tmp_path / "own.hdf5", "w") as file:
+        for key, value in content.items():
+            file.create_dataset(key, data=value, chunks=(1024, *value.shape[1:]))
+    assert peak(lambda: read_d4rl(tmp_path / "own.hdf5")) < 1.3
+    following = successors if with_next else None
+    assert peak(lambda: from_arrays(s, a, r, terminals, ends=ends, next_observations=following)) < 1.3
+
+
+def test_reading_episodes_holds_little_more_than_its_result():
+    rng = np.random.default_rng(0)
+    episodes = ((rng.random((201, 17)), rng.random((200, 6)), rng.random(200), np.zeros(200, bool)) for _ in range(500))
+    assert peak(lambda: from_episodes(episodes, 100_000, DatasetInfo("mine"))) < 1.05

@@ -17,6 +17,7 @@ from jacrec.data.d4rl_files import D4RL_FILES, D4RLFile, d4rl_file, datasets_roo
 from jacrec.data.download import DownloadError, check_sum, fetch, get
 from jacrec.data.minari import write_minari
 from jacrec.envs.physics import make_env
+from jacrec.training.config import published_name
 
 CONTENT = np.random.default_rng(0).bytes(300_000)
 
@@ -334,7 +335,7 @@ def test_the_24_files():
     for name, entry in D4RL_FILES.items():
         assert d4rl_file(name) is entry
         assert d4rl_file(f"some/folder/{entry.file}") is entry
-        assert entry.url.endswith(".hdf5")
+        assert published_name(name) == published_name(entry.file) == name
     known = {
         "hopper-medium-replay-v2": "gym_mujoco_v2/hopper_medium_replay-v2.hdf5",
         "antmaze-umaze-v2": "ant_maze_v2/Ant_maze_u-maze_noisy_multistart_False_multigoal_False_sparse_fixed.hdf5",
