@@ -122,7 +122,7 @@ def regressions(
         return model.loss(s[index], a[index], s2[index], k + 1, noise).mean()
 
     def reward_loss(update: int) -> torch.Tensor:
-        rows = reward.rows.index_select(0, reward.stream.at(update)[0])
+        rows = reward.examples.rows.index_select(0, reward.stream.at(update)[0])
         return nn.functional.mse_loss(net.mlp(rows[:, :-1]), rows[:, -1:])
 
     return {

@@ -4,6 +4,7 @@ import json
 import math
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from safetensors import safe_open
 from safetensors.torch import load_file
 
@@ -128,6 +130,29 @@ def test_other_settings_or_data_never_touch_a_run(finished):
     with pytest.raises(ValueError, match="got another run: data: linear system"):
         train(SMALL, finished, data=linear_system(seed=1), quiet=True)
     assert same_bits(weights(finished), before)
+
+
+def test_a_run_from_before_a_setting_was_there_has_its_default(finished, tmp_path):
+    folder = shutil.copytree(finished, tmp_path / "run")
+    record = read_record(folder)
+    assert record["settings"].pop("deterministic") is False
+    assert record["settings"]["dynamics"].pop("residual") is False
+    (folder / "config.yaml").write_text(yaml.safe_dump(record))
+    before = (folder / "config.yaml").read_bytes()
+    assert train(SMALL, folder, data=linear_system(), quiet=True) == folder
+    assert load_run(folder).config == SMALL
+    assert (folder / "config.yaml").read_bytes() == before
+    with pytest.raises(ValueError, match="got another run: deterministic = False there, True here"):
+        train(replace(SMALL, deterministic=True), folder, data=linear_system(), quiet=True)
+    with pytest.raises(ValueError, match=r"got another run: dynamics\.residual = False there, True here"):
+        train(replace(SMALL, dynamics=replace(SMALL.dynamics, residual=True)), folder, data=linear_system(), quiet=True)
+
+
+def test_a_kill_while_the_record_was_written_leaves_a_folder_to_go_on_with(tmp_path):
+    (tmp_path / "config.yaml.part").write_text("settings: {da")
+    assert train(
+        replace(SMALL, rebrac=replace(SMALL.rebrac, updates=1)), tmp_path, stages=["rebrac"], data=linear_system(), quiet=True
+    )
 
 
 def test_a_folder_with_other_things_is_refused(tmp_path):

@@ -11,6 +11,7 @@ from tyro.conf import Positional
 
 from jacrec.training.config import TrainConfig, from_dict, published_name, to_dict
 from jacrec.training.run import STAGES, train
+from jacrec.training.seeds import train_seeds
 
 Stage = Literal["rebrac", "dynamics", "reward"]
 
@@ -39,6 +40,10 @@ class Train:
     """what to train now"""
     abreast: int = 1
     """how many of them at a time; small batches gain more from this than from more threads"""
+    seeds: tuple[int, ...] = ()
+    """several seeds instead of the one below, a folder each: seed-SEED in --out, or --out with {seed} filled in. On a GPU all
+    at once as one batched model; on a CPU, where that would be slower, as processes of --threads threads each (one unless
+    told), as many at a time as there are processors"""
     config: Annotated[Settings, tyro.conf.arg(name="")] = field(default_factory=Settings)
 
 
@@ -55,9 +60,19 @@ def run(args: list[str]) -> int:
     if published is not None:
         print(f"defaults: ReBRAC's published settings for {published}")
     config = from_dict(to_dict(chosen.config) | {"data": chosen.source})
+    if chosen.seeds:
+        return _run_seeds(chosen, config)
     out = chosen.out or Path("runs") / f"{slug(chosen.source)}-s{config.seed}"
     train(config, out, stages=chosen.stages, abreast=chosen.abreast)
     print(f"trained: {out}\nnext: jacrec eval {out}")
+    return 0
+
+
+def _run_seeds(chosen: Train, config: TrainConfig) -> int:
+    if chosen.abreast > 1:
+        raise ValueError("--abreast: expected 1 with --seeds, which take the processors themselves; leave it out")
+    folders = train_seeds(config, chosen.seeds, chosen.out or f"runs/{slug(chosen.source)}-s{{seed}}", stages=chosen.stages)
+    print("\n".join(f"trained: {out}" for out in folders) + f"\nnext: jacrec eval {folders[0]}")
     return 0
 
 

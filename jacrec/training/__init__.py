@@ -2,5 +2,6 @@
 
 from jacrec.training.config import DynamicsConfig, ReBRACConfig, RewardConfig, TrainConfig
 from jacrec.training.run import Run, load_run, train
+from jacrec.training.seeds import train_seeds
 
-__all__ = ["DynamicsConfig", "ReBRACConfig", "RewardConfig", "Run", "TrainConfig", "load_run", "train"]
+__all__ = ["DynamicsConfig", "ReBRACConfig", "RewardConfig", "Run", "TrainConfig", "load_run", "train", "train_seeds"]

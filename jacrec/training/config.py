@@ -159,6 +159,9 @@ class TrainConfig:
     """threads of torch for each stage; none named: all that torch takes. Equal bits need equal numbers of threads"""
     device: str = "cpu"
     """torch device of the training, e.g. cuda; the batches are drawn on the CPU and are the same everywhere"""
+    deterministic: bool = False
+    """equal bits for equal seeds on a GPU too, on one machine with one version of torch: only operations without atomic sums,
+    fixed workspaces, no TF32. A CPU gives equal bits for equal numbers of threads without it"""
     log_every: int = 1000
     """updates between lines of metrics.jsonl, each with the errors on held-out transitions"""
     checkpoint_every: int = 5000
@@ -208,7 +211,7 @@ def published_name(data: str) -> str | None:
     """Which of the 24 a Minari id, a D4RL name or a D4RL file is, or None.
 
     "hopper-medium-replay-v2", "some/folder/hopper_medium_replay-v2.hdf5", "mujoco/hopper/medium-v0",
-    "D4RL/antmaze/umaze-diverse-v1" and D4RL's own AntMaze files are recognised. Of jacrec's own sets those of AntMaze are,
+    "D4RL/antmaze/umaze-diverse-v1" and D4RL's own AntMaze files are recognised, and of jacrec's own sets those of AntMaze,
     whose task is D4RL's though the walker is not.
     """
     file = re.fullmatch(r"(.*)\.(hdf5|h5)", data)

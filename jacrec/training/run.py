@@ -7,30 +7,24 @@ checkpoints/          one per stage, for going on
 """
 
 import contextlib
-import fcntl
-import json
-import os
-import platform
 import threading
-import zlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-import yaml
 from torch import nn
 
-import jacrec
 from jacrec.data.transitions import DatasetInfo, Transitions
 from jacrec.errors import expect_one_of
 from jacrec.io import load_module, save_module
 from jacrec.networks import Actor
-from jacrec.training.config import TrainConfig, from_dict, to_dict
+from jacrec.training.config import TrainConfig, from_dict
+from jacrec.training.determinism import determinism
 from jacrec.training.dynamics import DynamicsStage
+from jacrec.training.folder import claim, locked, read_record
 from jacrec.training.loop import Metrics, OnLog, Stage, make_progress, run_stage
 from jacrec.training.rebrac import ReBRACStage
 from jacrec.training.reward import RewardStage
@@ -91,22 +85,14 @@ def train(
         expect_one_of("stages", stage, STAGES)
     if abreast < 1:
         raise ValueError(f"abreast: expected at least 1 stage at a time, got {abreast}")
-    if data is None:
-        from jacrec.data.load import load
-
-        data = load(config.data, env_id=config.env_id)
-    if config.env_id is not None:
-        data = replace(data, info=replace(data.info, env_id=config.env_id))
-    device = torch.device(config.device)
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"device: expected one that torch can use here, got {config.device!r}; `jacrec doctor` tells why not")
-    ready = [make_stage(name, config, data) for name in stages]  # a setting that cannot be built leaves no folder behind
-    _claim(out, config, data)
+    data = transitions_of(config, data)
+    check_device(config)
     metrics, stop, saving = Metrics(out / "metrics.jsonl", on_log), threading.Event(), threading.Lock()
+    threads = config.threads or max(1, torch.get_num_threads() // abreast)
 
     def run(stage: Stage) -> None:
         torch.set_num_threads(threads)
-        checkpoint = out / "checkpoints" / f"{stage.name}.safetensors"
+        checkpoint = checkpoint_of(out, stage.name)
         try:
             finished = run_stage(stage, checkpoint, metrics, log_every=config.log_every,
                                  checkpoint_every=config.checkpoint_every, progress=progress, stop=stop)  # fmt: skip
@@ -115,18 +101,55 @@ def train(
             raise
         if finished:
             with saving:
-                for part, module in stage.modules().items():
-                    save_module(_fresh(module), out / f"{part}.safetensors")
+                store(stage, out)
 
-    # the stages run in threads even one by one: the main thread stays free to take an interruption between two updates
-    threads = config.threads or max(1, torch.get_num_threads() // abreast)
-    with _lock(out), torch_threads(threads), make_progress(quiet) as progress, ThreadPoolExecutor(abreast) as pool:
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(determinism(config))
+        ready = [make_stage(name, config, data) for name in stages]  # a setting that cannot be built leaves no folder behind
+        claim(out, config, data)
+        stack.enter_context(locked(out))
+        stack.enter_context(torch_threads(threads))
+        progress = stack.enter_context(make_progress(quiet))
+        # the stages run in threads even one by one: the main thread stays free to take an interruption between two updates
+        pool = stack.enter_context(ThreadPoolExecutor(abreast))
         try:
             for future in as_completed([pool.submit(run, stage) for stage in ready]):
                 future.result()
         finally:
             stop.set()
     return out
+
+
+def checkpoint_of(out: Path, stage: str) -> Path:
+    """Where a run keeps a stage's checkpoint."""
+    return out / "checkpoints" / f"{stage}.safetensors"
+
+
+def transitions_of(config: TrainConfig, data: Transitions | None = None) -> Transitions:
+    """The configuration's data, or `data` with the configuration's environment."""
+    if data is None:
+        from jacrec.data.load import load
+
+        data = load(config.data, env_id=config.env_id)
+    return data if config.env_id is None else replace(data, info=replace(data.info, env_id=config.env_id))
+
+
+def check_device(config: TrainConfig) -> torch.device:
+    """The configuration's device.
+
+    Raises:
+        ValueError: torch cannot use it here.
+    """
+    device = torch.device(config.device)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"device: expected one that torch can use here, got {config.device!r}; `jacrec doctor` tells why not")
+    return device
+
+
+def store(stage: Stage, out: Path) -> None:
+    """Write a finished stage's networks."""
+    for part, module in stage.modules().items():
+        save_module(_fresh(module), out / f"{part}.safetensors")
 
 
 def make_stage(name: str, config: TrainConfig, data: Transitions) -> Stage:
@@ -162,95 +185,12 @@ def load_run(path: str | Path) -> Run:
     return Run(parts["actor"], world, info, config, path)
 
 
-def read_record(path: Path) -> dict[str, Any]:
-    """A run's config.yaml: {"settings", "data", "versions"}.
-
-    Raises:
-        FileNotFoundError: none there.
-    """
-    file = Path(path) / "config.yaml"
-    if not file.is_file():
-        raise FileNotFoundError(f"no run at {path} (it has no config.yaml); train one with `jacrec train`")
-    return yaml.safe_load(file.read_text(encoding="utf-8"))
-
-
-def digest(data: Transitions) -> str:
-    """A checksum of everything that training reads."""
-    value = 0
-    for name in ("state", "action", "reward", "next_state", "next_action", "terminal", "has_next_action", "episode"):
-        value = zlib.crc32(np.ascontiguousarray(getattr(data, name)).data, value)
-    return f"{value:08x}"
-
-
-def _claim(out: Path, config: TrainConfig, data: Transitions) -> None:
-    """Make `out` this run's folder, or find that it is."""
-    record = {
-        "settings": to_dict(config),
-        "data": {
-            **json.loads(json.dumps(asdict(data.info), default=float)),
-            "transitions": len(data),
-            "episodes": len(np.unique(data.episode)),
-            "state_dim": data.state_dim,
-            "action_dim": data.action_dim,
-            "digest": digest(data),
-        },
-        "versions": {
-            "jacrec": jacrec.__version__,
-            "torch": str(torch.__version__),
-            "numpy": np.__version__,
-            "python": platform.python_version(),
-        },
-    }
-    if (out / "config.yaml").is_file():
-        other = read_record(out)
-        differences = _differences(other["settings"], record["settings"])
-        if other["data"]["digest"] != record["data"]["digest"]:
-            differences.append(f"data: {other['data']['name']} ({other['data']['digest']}) there, "
-                               f"{data.info.name} ({record['data']['digest']}) here")  # fmt: skip
-        if differences:
-            raise ValueError(
-                f"{out}: expected a new folder or a run with the same settings, got another run: {'; '.join(differences)}. "
-                "Choose another folder, or go on with this one's own settings: --settings FOLDER/config.yaml"
-            )
-        return
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ValueError(f"{out}: expected a new or empty folder or a run, got something else; choose another folder")
-    out.mkdir(parents=True, exist_ok=True)
-    part = out / "config.yaml.part"
-    part.write_text(yaml.safe_dump(record, sort_keys=False, allow_unicode=True), encoding="utf-8")
-    os.replace(part, out / "config.yaml")
-
-
-def _differences(there: dict, here: dict, prefix: str = "") -> list[str]:
-    found = []
-    for key in dict.fromkeys([*there, *here]):
-        a, b = there.get(key), here.get(key)
-        if isinstance(a, dict) and isinstance(b, dict):
-            found += _differences(a, b, f"{prefix}{key}.")
-        elif a != b:
-            found.append(f"{prefix}{key} = {a!r} there, {b!r} here")
-    return found
-
-
 def _fresh(module: nn.Module) -> nn.Module:
     """The same network with tensors of its own."""
     with torch.random.fork_rng(devices=[]):
         copy = type(module)(**module.config)  # pyright: ignore[reportArgumentType, reportCallIssue]
     copy.load_state_dict(module.state_dict())
     return copy
-
-
-@contextlib.contextmanager
-def _lock(out: Path) -> Iterator[None]:
-    """Keep a second process out of the folder; the operating system lets go of the lock whatever way this one ends."""
-    folder = out / "checkpoints"
-    folder.mkdir(exist_ok=True)
-    with (folder / ".lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ValueError(f"{out}: expected a run not in training, got one that is; wait for it, or stop it") from None
-        yield
 
 
 @contextlib.contextmanager

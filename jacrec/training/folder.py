@@ -1,0 +1,115 @@
+"""A run's folder: whose it is, and that one process at a time trains in it."""
+
+import contextlib
+import fcntl
+import json
+import os
+import platform
+import zlib
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+
+import jacrec
+from jacrec.data.transitions import Transitions
+from jacrec.training.config import TrainConfig, to_dict
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """A run's config.yaml: {"settings", "data", "versions"}.
+
+    Raises:
+        FileNotFoundError: none there.
+    """
+    file = Path(path) / "config.yaml"
+    if not file.is_file():
+        raise FileNotFoundError(f"no run at {path} (it has no config.yaml); train one with `jacrec train`")
+    return yaml.safe_load(file.read_text(encoding="utf-8"))
+
+
+def digest(data: Transitions) -> str:
+    """A checksum of everything that training reads."""
+    value = 0
+    for name in ("state", "action", "reward", "next_state", "next_action", "terminal", "has_next_action", "episode"):
+        value = zlib.crc32(np.ascontiguousarray(getattr(data, name)).data, value)
+    return f"{value:08x}"
+
+
+def claim(out: Path, config: TrainConfig, data: Transitions) -> None:
+    """Make `out` this run's folder, or find that it is; a setting that an older run does not name has its default there.
+
+    Raises:
+        ValueError: `out` holds something else.
+    """
+    record = {
+        "settings": to_dict(config),
+        "data": {
+            **json.loads(json.dumps(asdict(data.info), default=float)),
+            "transitions": len(data),
+            "episodes": len(np.unique(data.episode)),
+            "state_dim": data.state_dim,
+            "action_dim": data.action_dim,
+            "digest": digest(data),
+        },
+        "versions": {
+            "jacrec": jacrec.__version__,
+            "torch": str(torch.__version__),
+            "numpy": np.__version__,
+            "python": platform.python_version(),
+        },
+    }
+    if (out / "config.yaml").is_file():
+        other = read_record(out)
+        differences = _differences(_completed(other["settings"], to_dict(TrainConfig())), record["settings"])
+        if other["data"]["digest"] != record["data"]["digest"]:
+            differences.append(f"data: {other['data']['name']} ({other['data']['digest']}) there, "
+                               f"{data.info.name} ({record['data']['digest']}) here")  # fmt: skip
+        if differences:
+            raise ValueError(
+                f"{out}: expected a new folder or a run with the same settings, got another run: {'; '.join(differences)}. "
+                "Choose another folder, or go on with this one's own settings: --settings FOLDER/config.yaml"
+            )
+        return
+    part = out / "config.yaml.part"  # all that a kill right here leaves behind
+    if out.exists() and (not out.is_dir() or any(path != part for path in out.iterdir())):
+        raise ValueError(f"{out}: expected a new or empty folder or a run, got something else; choose another folder")
+    out.mkdir(parents=True, exist_ok=True)
+    part.write_text(yaml.safe_dump(record, sort_keys=False, allow_unicode=True), encoding="utf-8")
+    os.replace(part, out / "config.yaml")
+
+
+def _differences(there: dict, here: dict, prefix: str = "") -> list[str]:
+    found = []
+    for key in dict.fromkeys([*there, *here]):
+        a, b = there.get(key), here.get(key)
+        if isinstance(a, dict) and isinstance(b, dict):
+            found += _differences(a, b, f"{prefix}{key}.")
+        elif a != b:
+            found.append(f"{prefix}{key} = {a!r} there, {b!r} here")
+    return found
+
+
+def _completed(settings: dict, defaults: dict) -> dict:
+    """`settings` with `defaults` where they name nothing."""
+    nested = {
+        k: _completed(v, defaults[k]) for k, v in settings.items() if isinstance(v, dict) and isinstance(defaults.get(k), dict)
+    }
+    return defaults | settings | nested
+
+
+@contextlib.contextmanager
+def locked(out: Path) -> Iterator[None]:
+    """Keep a second process out of the folder; the operating system lets go of the lock whatever way this one ends."""
+    folder = out / "checkpoints"
+    folder.mkdir(exist_ok=True)
+    with (folder / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(f"{out}: expected a run not in training, got one that is; wait for it, or stop it") from None
+        yield
