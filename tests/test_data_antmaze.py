@@ -1,10 +1,12 @@
 """AntMaze data without downloads: gait, follower, protocol, rewards, data sets; the search behind the gait."""
 
 import dataclasses
+from pathlib import Path
 
 import minari
 import numpy as np
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -17,7 +19,7 @@ from jacrec.data.collect import Episode
 from jacrec.data.make import ANTMAZE_KINDS, default_id, env_id_of, kinds_of, make_episodes, stages_of
 from jacrec.envs.antmaze import ENV_IDS
 from jacrec.envs.antmaze_layout import MAZES, TASKS, centre, reached
-from jacrec.training.config import TrainConfig, published_name, rebrac_config
+from jacrec.training.config import TrainConfig, from_dict, published_name, rebrac_config
 
 SEEDS = st.integers(0, 2**31 - 1)
 ACTUATOR_LEG, ACTUATOR_JOINT = np.repeat([3, 0, 1, 2], 2), np.tile([0, 1], 4)
@@ -308,3 +310,10 @@ def test_the_command_line_measures_what_it_found(monkeypatch, capsys):
     out = capsys.readouterr().out
     assert "m/s" in out
     assert str(load_gait().numbers().tolist()) in out
+
+
+def test_the_small_runs_settings_are_known():
+    folder = Path(__file__).parent.parent / "paper_checks/settings"
+    settings = from_dict(yaml.safe_load((folder / "antmaze-umaze-small.yaml").read_text(encoding="utf-8")))
+    assert settings.rebrac.updates == 30_000
+    assert settings.rebrac.actor_bc_coef > rebrac_config("antmaze-umaze-v2").actor_bc_coef
