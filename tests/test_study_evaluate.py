@@ -9,10 +9,13 @@ import torch
 
 from jacrec.controller import MPCConfig
 from jacrec.data.make import make_dataset
+from jacrec.dynamics import DeterministicDynamics
 from jacrec.envs.batch import BatchedEnv
 from jacrec.envs.physics import make_env
+from jacrec.io import save_module
 from jacrec.study import evaluate as module
-from jacrec.study.config import EvalConfig
+from jacrec.study.config import EvalConfig, PlayConfig
+from jacrec.study.contestant import digests, open_env, play_contestant, with_dynamics
 from jacrec.study.episodes import PolicyController, play
 from jacrec.study.evaluate import evaluate, read_evaluation
 from jacrec.study.report import write_report
@@ -93,6 +96,29 @@ def test_base_in_the_record_is_the_policy_on_its_seeds(trained, record):
     log = play(BatchedEnv("Hopper-v4", 3), PolicyController(load_run(trained).policy), [42000, 42001, 42002])
     assert record["contestants"]["base"]["returns"] == log.returns
     assert record["contestants"]["base"]["scores"] == pytest.approx([100 * (r + 20.272305) / 3254.572305 for r in log.returns])
+
+
+def test_a_contestant_played_by_itself_is_the_one_in_the_record(trained, record):
+    run, general = load_run(trained), PlayConfig(episodes=3, probe_every=4, probe_particles=3)
+    env = open_env(run, general, threads=1)
+    for name, controller in (("base", None), ("h0", CONFIG.controller("h0")), ("mpc", MPC_CONFIG)):
+        played = play_contestant(run, controller, general, env)
+        timed = {"seconds", "wall_seconds"}
+        recorded = record["contestants"][name]
+        assert {k: v for k, v in played.items() if k not in timed} == {k: v for k, v in recorded.items() if k not in timed}
+
+
+def test_a_contestant_may_imagine_in_another_world_model(trained, record, tmp_path):
+    run = load_run(trained)
+    other = DeterministicDynamics(run.policy.state_dim, run.policy.action_dim, (8,))
+    save_module(other, tmp_path / "dynamics.safetensors")
+    changed = with_dynamics(run, tmp_path)
+    assert changed.world.dynamics.noise_shape == (0,)
+    differing = {name for name, value in digests(changed).items() if value != record["networks"][name]}
+    assert differing == {"dynamics"}
+    general = PlayConfig(episodes=1, probe_every=4, probe_particles=3)
+    played = play_contestant(changed, MPC_CONFIG, general, open_env(changed, general))
+    assert played["thinking"]["updates"] == played["decisions"] > 0
 
 
 def test_contestants_differ_only_in_their_horizon(record):

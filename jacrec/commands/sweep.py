@@ -26,11 +26,12 @@ class Sweep:
     """
 
     spec: Annotated[Positional[str], tyro.conf.arg(metavar="SPEC")]
-    """a study.yaml, the folder of a study begun before, or the name of a spec that comes with jacrec: table-1, table-2, ..."""
+    """a study.yaml, the folder of a study begun before, or the name of a spec that comes with jacrec: table-1 to table-5,
+    figure-2, figure-3, smoke"""
     out: Path | None = None
     """the study's folder: the spec's own where it lies in one, else studies/NAME"""
     data_root: Path | None = None
-    """folder that holds the tasks' data files, at any depth; the spec's own unless told"""
+    """folder of the tasks' data: their relative paths start there, and D4RL's files are found there at any depth"""
     workers: int | None = None
     """processes side by side; as many as this machine's cores serve unless told"""
     retries: int = 1

@@ -68,7 +68,7 @@ class LocalExecutor:
                 self.deaths += 1
         if any(isinstance(m, Finished) for m in found):
             self.deaths = 0
-        if self.deaths > 2 * self.slots + 5:
+        if self.deaths > self.slots + 2:
             raise ChildProcessError(f"workers: expected processes that live, {self.deaths} died in a row; try fewer")
         return found
 
