@@ -12,7 +12,8 @@ from minari.data_collector.episode_buffer import EpisodeBuffer
 from minari.dataset.minari_storage import MinariStorage
 
 from jacrec.data import load
-from jacrec.data.minari import dataset_path, read_minari
+from jacrec.data.collect import Episode
+from jacrec.data.minari import dataset_path, read_minari, write_minari
 from jacrec.envs.physics import goal_in_state, make_env
 from jacrec.training.config import TrainConfig, published_name
 
@@ -129,6 +130,26 @@ def test_a_goal_environment_and_its_data_share_their_state(env_id):
     assert np.array_equal(state[-2:], raw["desired_goal"])
     assert core is env.unwrapped
     env.close()
+
+
+@pytest.mark.parametrize("env_id", ["PointMaze_UMaze-v3", "AntMaze_UMaze-v4"])
+def test_states_that_hold_a_goal_survive_writing(env_id):
+    env, rng = make_env(env_id), np.random.default_rng(0)
+    d, m = env.observation_space.shape[0], env.action_space.shape[0]
+    episodes = [
+        Episode(rng.standard_normal((5, d)), rng.uniform(-1, 1, (4, m)).astype(np.float32), rng.standard_normal(4), False)
+        for _ in range(2)
+    ]
+    name = f"test/{env_id.lower().replace('_', '-').rsplit('-', 1)[0]}-v0"
+    write_minari(name, episodes, env=env.unwrapped, metadata={})
+    env.close()
+    read = load(name, download=False)
+    assert np.array_equal(read.state, np.float32(np.concatenate([e.observations[:-1] for e in episodes])))
+    assert np.array_equal(read.next_state, np.float32(np.concatenate([e.observations[1:] for e in episodes])))
+    with h5py.File(dataset_path(name) / "data" / "main_data.hdf5") as file:
+        stored = file["episode_0/observations"]
+        assert np.array_equal(stored["achieved_goal"], episodes[0].observations[:, :2])
+        assert np.array_equal(stored["desired_goal"], episodes[0].observations[:, -2:])
 
 
 def test_antmaze_of_minari_is_not_that_of_d4rl():

@@ -110,6 +110,8 @@ def _scores(results: list[Result], record: dict[str, Any], level: float) -> str:
         f"± is the standard deviation over episodes, [ ] a {level:.0%} interval of the mean difference. Decisions per second "
         f"count the controller alone, with {rows_in_step} episodes in lock-step."
     )
+    if what == "score":
+        note = f"Scores are percent: 0 is the reference's random policy, 100 its expert; returns are undiscounted sums. {note}"
     return f"## Scores\n\n{_table(head, rows)}\n\n{note}\n\n![scores](plots/scores.png)"
 
 
