@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from jacrec import cli
+from jacrec.study.rendering import Rendering
 from jacrec.study.summary import overview
 from jacrec.study.summary.factors import centre_of, chosen_without_looking, elsewhere, factors
 from jacrec.study.summary.figures import error_figure
@@ -19,6 +20,7 @@ from jacrec.study.summary.read import is_study, read_study
 from jacrec.study.summary.report import write_study_report
 from jacrec.study.summary.settings import control_of, differing, main_contestant, settings_of
 from jacrec.study.summary.tables import table
+from jacrec.study.video import Film
 from tests.study_folder import fill, write_failure, write_play, write_run, write_study
 
 GAIN = {"base": 0.0, "h0": 1.0, "mpc": 4.0, "h1": 2.0, "slow": -3.0, "plain": 3.0}
@@ -130,6 +132,9 @@ def test_factors_differ_in_one_thing(study):
     assert elsewhere(study, "mpc") == []
     assert centre_of(study, "mpc") == centre_of(study, "slow") == "mpc"
     assert factors(study, "slow")["lr"][0].centre
+    # without a world model nothing tells mpc and plain apart
+    assert sum(map(len, factors(study, "h0").values())) > 2
+    assert centre_of(study, "h1") == "mpc"
 
 
 def test_a_choice_is_judged_on_the_seed_that_did_not_make_it(tmp_path):
@@ -195,6 +200,9 @@ def test_other_data_are_marked(tmp_path):
     sheet = table(read_study(path), 1)
     assert [row[0] for row in sheet.rows if "like" in row[0]] == ["hopper-medium-like †"]
     assert sheet.notes[-1].startswith("† not one of D4RL's own files")
+    errors = table(read_study(path), 3)
+    assert [row[0] for row in errors.rows if "like" in row[0]] == ["hopper-medium-like †"]
+    assert errors.notes[-1] == sheet.notes[-1]
 
 
 def test_tables_3_and_4_show_errors_as_the_paper_does(study):
@@ -317,12 +325,36 @@ def test_settings_of_a_task_are_told(tmp_path):
 
 def test_best_contestant_and_films_where_nothing_can_be_shown(study, monkeypatch):
     assert best_contestant(study, "hopper-medium") == "mpc"
-    monkeypatch.setattr("jacrec.study.summary.films.probe", lambda: type("R", (), {"ok": False, "reason": "no backend"}))
+    monkeypatch.setattr("jacrec.study.summary.films.probe", lambda: Rendering(False, "egl", "no backend"))
     films = film_study(study, study.path / "report")
     assert set(films) == set(study.tasks)
     assert all(text.startswith("no film: no backend; on Debian") for text in films.values())
     text = write_study_report(study, films=films).read_text()
     assert "* hopper-medium: no film: no backend" in text
+
+
+def test_films_show_the_best_contestant_in_its_own_world_model(tmp_path, monkeypatch):
+    path = fill(write_study(tmp_path / "s"), lambda task, seed, name: 9.0 if name == "plain" else exact(task, seed, name) - 40)
+    asked = []
+
+    def record(run, config, folder, **options):
+        asked.append((run, config.mpc.horizon, config.episodes, folder, options))
+        return Film(folder / f"{options['stem']}.gif", "")
+
+    monkeypatch.setattr("jacrec.study.summary.films.probe", lambda: Rendering(True, "egl", ""))
+    monkeypatch.setattr("jacrec.study.summary.films.load_run", lambda run: run)
+    monkeypatch.setattr("jacrec.study.summary.films.record_video", record)
+    study = read_study(path)
+    films = film_study(study, tmp_path)
+    assert films["hopper-medium"] == "hopper-medium-plain-seed-10.gif"
+    run, horizon, episodes, folder, options = asked[0]
+    cell = path / "cells" / "hopper-medium" / "seed-10"
+    assert (run, horizon, episodes, folder) == (cell / "run", 3, 10, tmp_path)
+    assert (options["label"], options["dynamics"]) == ("plain", cell / "models" / "deterministic")
+    assert films["halfcheetah-medium-replay"].startswith("halfcheetah-medium-replay-mpc-")
+    assert asked[1][-1]["dynamics"] is None
+    text = write_study_report(study, films=films).read_text()
+    assert "* hopper-medium: [hopper-medium-plain-seed-10.gif](hopper-medium-plain-seed-10.gif)" in text
 
 
 def test_the_command_prints_a_table_or_writes_the_report(folder, capsys):

@@ -94,6 +94,7 @@ def test_errors_say_what_was_expected(call, message):
 def test_intervals_show_small_numbers_and_no_negative_zero():
     assert interval_text(Estimate(3.14, 1.0, -1.2, 4.94, 10), signed=True) == "+3.1 [-1.2, +4.9]"
     assert interval_text(Estimate(-0.001, 1.0, -0.04, 0.02, 10), signed=True) == "+0.00 [-0.04, +0.02]"
+    assert interval_text(Estimate(0.0004, 1.0, -0.0002, 0.0031, 10), signed=True) == "+0.0004 [-0.0002, +0.0031]"
     assert interval_text(None) == "–"
     assert verdict(Estimate(0.5, 1.0, 0.2, 0.9, 3), "MPC", "base", "points").endswith("points (3 episodes are few).")
     assert verdict(Estimate(-0.5, 1.0, -0.9, -0.2, 10), "MPC", "base", "points").startswith("MPC loses against base")

@@ -84,11 +84,12 @@ def _result(name: str, played: dict[str, Any], key: str, level: float) -> Result
 
 
 def interval(estimate: Estimate | None, *, signed: bool = False) -> str:
-    """ "+3.1 [+1.2, +4.9]", or a dash; with another digit where all is below 1, and no minus before a zero."""
+    """ "+3.1 [+1.2, +4.9]", or a dash; with more digits where all is small, and no minus before a zero."""
     if estimate is None:
         return "–"
     values = estimate.mean, estimate.low, estimate.high
-    digits = 1 if max(map(abs, values)) >= 1 else 2
+    largest = max(map(abs, values))
+    digits = 1 if largest >= 1 else 2 if largest >= 0.01 else 4
     mean, low, high = (f"{value:{'+' if signed else ''}z.{digits}f}" for value in values)
     return f"{mean} [{low}, {high}]"
 

@@ -69,8 +69,9 @@ def factors(study: Study, centre: str) -> dict[str, list[Level]]:
 
 
 def centre_of(study: Study, main: str) -> str:
-    """The contestant with the most others at one factor from it: `main`, unless another has more."""
-    counts = {c: sum(map(len, factors(study, c).values())) for c in [main, *study.contestants[1:]]}
+    """The contestant with a world model with the most others at one factor from it: `main`, unless another has more."""
+    able = [c for c in study.contestants[1:] if settings_of(study, c)["horizon"] > 0]
+    counts = {c: sum(map(len, factors(study, c).values())) for c in [main, *able]}
     return max(counts, key=lambda c: counts[c])
 
 

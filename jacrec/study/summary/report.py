@@ -52,7 +52,7 @@ def write_study_report(
         _findings(study, main, level),
         "## Scores\n\n" + _saved(overview.scores(study, shown), folder, "scores"),
         "## Paired gains\n\n" + _saved(overview.gains(study, main, level=level), folder, "gains"),
-        _forests(study, shown, folder, level),
+        _forests(study, main, shown, folder, level),
         "## Contestants\n\n" + _saved(overview.contestants(study, level=level), folder, "contestants"),
         _factors(study, main, folder, level),
         _cost(study, folder, level),
@@ -140,8 +140,8 @@ def sentence(estimate: Estimate, subject: str, reference: str, what: str) -> str
     return verdict(estimate, subject, reference, what, few_below=0)
 
 
-def _forests(study: Study, shown: Sequence[str], folder: Path, level: float) -> str:
-    first = [c for c in shown if c != BASE]
+def _forests(study: Study, main: str, shown: Sequence[str], folder: Path, level: float) -> str:
+    first = [main, *(c for c in shown if c not in (BASE, main))]
     rest = [c for c in study.contestants[1:] if c not in first]
     groups = [first, *(rest[i : i + GROUP] for i in range(0, len(rest), GROUP))]
     pictures = []

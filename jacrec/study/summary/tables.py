@@ -16,6 +16,7 @@ from jacrec.study.sweep.config import BASE, DEFAULT_MODEL
 
 DASH = "–"
 OTHER_DATA = "†"
+OTHER_DATA_NOTE = f"{OTHER_DATA} not one of D4RL's own files: the paper's columns were made on other data."
 MANY = 4
 SCORES = (1, 2, 5)
 STAGES = {3: "dynamics", 4: "reward"}
@@ -76,7 +77,7 @@ def _scores(study: Study, printed: PaperTable, contestants: list[str]) -> Sheet:
     if unknown:
         raise ValueError(f"contestants: expected some of {', '.join(study.contestants)}, got {', '.join(unknown)}")
     head = ["task", *printed.columns, *(f"{c} (ours)" for c in contestants), "seeds × episodes"]
-    rows, measured, marked = [], [], False
+    rows, measured = [], []
     for row, tasks in tasks_of_rows(study, printed).items():
         paper = [_cell(x) for x in printed.rows[row]]
         for task in tasks or [None]:
@@ -85,8 +86,7 @@ def _scores(study: Study, printed: PaperTable, contestants: list[str]) -> Sheet:
                 ours = [mean_std(study, task, c) for c in contestants]
                 count = seeds_episodes(study, task, contestants)
                 measured += [(row, task)] if any(x != DASH for x in ours) else []
-                mark = "" if is_d4rl(str(data_of(study, task).get("path", ""))) else f" {OTHER_DATA}"
-                marked |= bool(mark)
+                mark = _mark(study, task)
             rows.append([(task or row) + mark, *paper, *ours, count])
     rows.append(["average as printed", *(_cell(x) for x in printed.average), *[DASH] * len(contestants), DASH])
     if measured:
@@ -97,9 +97,13 @@ def _scores(study: Study, printed: PaperTable, contestants: list[str]) -> Sheet:
         "episodes; – where nothing was measured."
     ]
     notes += [f"The paper on {task}: {note}." for task, note in printed.notes.items()]
-    if marked:
-        notes.append(f"{OTHER_DATA} not one of D4RL's own files: the paper's columns were made on other data.")
+    if any(row[0].endswith(OTHER_DATA) for row in rows):
+        notes.append(OTHER_DATA_NOTE)
     return Sheet(head, rows, notes)
+
+
+def _mark(study: Study, task: str) -> str:
+    return "" if is_d4rl(str(data_of(study, task).get("path", ""))) else f" {OTHER_DATA}"
 
 
 def _average_row(study: Study, printed: PaperTable, contestants: list[str], measured: list[tuple[str, str]]) -> list[str]:
@@ -133,7 +137,9 @@ def _errors(study: Study, printed: PaperTable, stage: str) -> Sheet:
                 if mine and model == DEFAULT_MODEL:
                     means.append(float(np.mean([c.rmse[-1] for c in mine])))
                 name = task if model == DEFAULT_MODEL else f"{task}, {model}"
-                rows.append([name, paper, *_error_cells(mine, per_transition, len(head) - 2)])
+                rows.append(
+                    [name + (_mark(study, task) if mine else ""), paper, *_error_cells(mine, per_transition, len(head) - 2)]
+                )
     ours = f"{np.mean(means):.4f} (of {len(means)} tasks)" if means else DASH
     rows.append(["average", _precise(printed.average[printed.columns.index(OURS)]), ours, *[DASH] * (len(head) - 3)])
     notes = [
@@ -147,6 +153,8 @@ def _errors(study: Study, printed: PaperTable, stage: str) -> Sheet:
         )
     else:
         notes.append("Rewards are on the critic's scale.")
+    if any(row[0].endswith(OTHER_DATA) for row in rows):
+        notes.append(OTHER_DATA_NOTE)
     return Sheet(head, rows, notes)
 
 
