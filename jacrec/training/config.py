@@ -211,7 +211,7 @@ def published_name(data: str) -> str | None:
     """Which of the 24 a Minari id, a D4RL name or a D4RL file is, or None.
 
     "hopper-medium-replay-v2", "some/folder/hopper_medium_replay-v2.hdf5", "mujoco/hopper/medium-v0",
-    "D4RL/antmaze/umaze-diverse-v1" and D4RL's own AntMaze files are recognised, and of jacrec's own sets those of AntMaze,
+    "D4RL/antmaze/umaze-diverse-v1" and D4RL's own AntMaze files are recognised. Of jacrec's own sets those of AntMaze are,
     whose task is D4RL's though the walker is not.
     """
     file = re.fullmatch(r"(.*)\.(hdf5|h5)", data)

@@ -3,12 +3,14 @@
 import contextlib
 import os
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 import torch.utils.deterministic
 
 from jacrec.training.config import TrainConfig
 
+FILLING: Any = torch.utils.deterministic  # the switch is no attribute to a type checker
 WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"
 FIXED_WORKSPACES = (":4096:8", ":16:8")
 """the values with which cuBLAS promises equal bits from run to run (its manual, "Results reproducibility")"""
@@ -31,16 +33,16 @@ def determinism(config: TrainConfig) -> Iterator[None]:
     if torch.device(config.device).type == "cuda":
         _fix_workspaces()
     before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
-    precision, filling = torch.get_float32_matmul_precision(), torch.utils.deterministic.fill_uninitialized_memory
+    precision, filling = torch.get_float32_matmul_precision(), FILLING.fill_uninitialized_memory
     torch.use_deterministic_algorithms(True)
     torch.set_float32_matmul_precision("highest")
-    torch.utils.deterministic.fill_uninitialized_memory = False  # nothing here reads what it has not written
+    FILLING.fill_uninitialized_memory = False  # nothing here reads what it has not written
     try:
         yield
     finally:
         torch.use_deterministic_algorithms(before[0], warn_only=before[1])
         torch.set_float32_matmul_precision(precision)
-        torch.utils.deterministic.fill_uninitialized_memory = filling
+        FILLING.fill_uninitialized_memory = filling
 
 
 def _fix_workspaces() -> None:

@@ -6,6 +6,7 @@ cache likes best.
 """
 
 import importlib
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -71,18 +72,17 @@ class MLPPass:
         if (mlp.stack is None) != (head is None):
             raise ValueError(f"MLPPass: expected head = {None if mlp.stack is None else 'an index'}, got {head}")
         self.mlp = mlp
-        own = dict(mlp.named_parameters())
-        parameters = own if parameters is None else parameters
-        self.several = parameters["layers.0.bias"].dim() > own["layers.0.bias"].dim()
+        read: Mapping[str, Tensor] = dict(mlp.named_parameters()) if parameters is None else parameters
+        self.several = read["layers.0.bias"].dim() > mlp.layers[0].bias.dim()
 
-        def picked(tensors: dict[str, Tensor] | None, prefix: str, suffix: str) -> list[Tensor]:
+        def picked(tensors: Mapping[str, Tensor] | None, prefix: str, suffix: str) -> list[Tensor]:
             if tensors is None:
                 return []
             found = [tensors[f"{prefix}.{i}.{suffix}"].detach() for i in range(len(getattr(mlp, prefix)))]
             return found if head is None else [t.select(1 if self.several else 0, head) for t in found]
 
-        self.weights, self.biases = picked(parameters, "layers", "weight"), picked(parameters, "layers", "bias")
-        self.gains, self.offsets = picked(parameters, "norms", "weight"), picked(parameters, "norms", "bias")
+        self.weights, self.biases = picked(read, "layers", "weight"), picked(read, "layers", "bias")
+        self.gains, self.offsets = picked(read, "norms", "weight"), picked(read, "norms", "bias")
         self.weight_bars, self.bias_bars = picked(gradients, "layers", "weight"), picked(gradients, "layers", "bias")
         self.gain_bars, self.offset_bars = picked(gradients, "norms", "weight"), picked(gradients, "norms", "bias")
 

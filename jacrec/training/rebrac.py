@@ -197,15 +197,14 @@ class JointReBRAC:
                 "side by side: expected learners with fused=False, got fused ones; train those in processes of their own"
             )
         first, self.config = learners[0], stages[0].config
-        flats = Flats(
-            FlatRows([learner.flat_actor for learner in learners]),
-            FlatRows([learner.flat_critic for learner in learners]),
-            FlatRows([learner.flat_target_actor for learner in learners]),
-            FlatRows([learner.flat_target_critic for learner in learners]),
-        )
+        actors = FlatRows([learner.flat_actor for learner in learners])
+        critics = FlatRows([learner.flat_critic for learner in learners])
+        target_actors = FlatRows([learner.flat_target_actor for learner in learners])
+        target_critics = FlatRows([learner.flat_target_critic for learner in learners])
+        flats = Flats(actors, critics, target_actors, target_critics)
         adams = (
-            Adam.of_rows([learner.actor_adam for learner in learners], flats.actor),
-            Adam.of_rows([learner.critic_adam for learner in learners], flats.critic),
+            Adam.of_rows([learner.actor_adam for learner in learners], actors),
+            Adam.of_rows([learner.critic_adam for learner in learners], critics),
         )
         self.plain = PlainUpdate(self.config, first.actor.mlp, first.critic.mlp, flats, adams, masked=True)
         self.rows, self.start = pooled([stage.rows for stage in stages])
@@ -222,6 +221,7 @@ class JointReBRAC:
         """What an update answers with."""
         return ("critic_loss", "q", *(("actor_loss", "bc", "q_policy") if kind else ()))
 
-    def __call__(self, kind: bool, numbers: Tensor, index: Tensor, noise: Tensor) -> dict[str, Tensor]:
-        """An update; index (S, B) counts within each one's own rows, noise (S, B, m)."""
+    def __call__(self, kind: bool, numbers: Tensor, *drawn: Tensor) -> dict[str, Tensor]:
+        """An update; drawn are index (S, B), counting within each one's own rows, and noise (S, B, m)."""
+        index, noise = drawn
         return self.plain.update(take(self.rows, index + self.start), noise, kind)

@@ -120,7 +120,7 @@ def _as_one_model(
             stop.set()
 
 
-def make_members(name: str, configs: Sequence[TrainConfig], data: Transitions) -> list[Member]:
+def make_members(name: str, configs: Sequence[TrainConfig], data: Transitions) -> Sequence[Member]:
     """A stage for each configuration, untrained, fit to be put side by side; ReBRAC's share their rows on the device."""
     if name != "rebrac":
         return [make_stage(name, config, data) for config in configs]  # pyright: ignore[reportReturnType]
@@ -128,7 +128,7 @@ def make_members(name: str, configs: Sequence[TrainConfig], data: Transitions) -
     for c in configs:
         rows = members[0].rows if members else None
         members.append(ReBRACStage(data, c.rebrac, c.seed, c.device, fused=False, capturable=False, rows=rows))
-    return list(members)
+    return members
 
 
 def _in_processes(

@@ -36,7 +36,9 @@ class Blocks:
         ahead: None: where the device is a GPU.
     """
 
-    def __init__(self, draw: Callable[[int], tuple[Tensor, ...]], device="cpu", ahead: bool | None = None):
+    def __init__(
+        self, draw: Callable[[int], tuple[Tensor, ...]], device: str | torch.device = "cpu", ahead: bool | None = None
+    ):
         self.draw, self.device = draw, torch.device(device)
         self.pinned = self.device.type == "cuda"
         self.pool = ThreadPoolExecutor(1, "draw") if (self.pinned if ahead is None else ahead) else None
@@ -65,7 +67,7 @@ class BatchStream:
     generator, so update t needs no history: only (seed, stage, t).
     """
 
-    def __init__(self, seed: int, stage: str, draw: Draw, device="cpu", ahead: bool | None = None):
+    def __init__(self, seed: int, stage: str, draw: Draw, device: str | torch.device = "cpu", ahead: bool | None = None):
         self.seed, self.stage, self.draw = seed, stage, draw
         self.blocks = Blocks(self.drawn, device, ahead)
         self.block, self.tensors = -1, ()

@@ -162,8 +162,9 @@ class JointRegression:
         """What an update answers with."""
         return ("loss",)
 
-    def __call__(self, kind: bool, numbers: Tensor, index: Tensor, *random: Tensor) -> dict[str, Tensor]:
-        """An update; index (S, B) counts within each one's own rows."""
+    def __call__(self, kind: bool, numbers: Tensor, *drawn: Tensor) -> dict[str, Tensor]:
+        """An update; drawn are index (S, B), counting within each one's own rows, and what the examples need besides."""
+        index, *random = drawn
         rate, pace = numbers.unbind()
         self.descent.adam.set_rate(rate)
         x, goal = self.examples(index + self.start, *random)
