@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jacrec.data import load
+from jacrec.data import describe, load
+from jacrec.data.catalog import episode_table, evaluated_returns
 from jacrec.data.d4rl import read_d4rl
 from jacrec.data.d4rl_files import D4RL_FILES
 from jacrec.data.spaces import known_dimensions
@@ -259,3 +260,37 @@ def test_storage_of_any_kind_reads_alike(tmp_path):
         if isinstance(value, np.ndarray):
             assert getattr(read, name).dtype == value.dtype
             assert np.array_equal(getattr(read, name), value), name
+
+
+@given(lengths=EPISODES, resets=st.booleans(), seed=st.integers(0, 99))
+def test_scores_of_data_count_up_to_the_goal(tmp_path_factory, lengths, resets, seed):
+    """An ant that stays at its goal has one success, as an evaluation counts."""
+    data = antmaze(lengths, seed, resets_at_goal=resets)
+    read = through_file(tmp_path_factory.getbasetemp(), "antmaze-umaze-v2", data)
+    returns, lengths_, terminated = episode_table(read)
+    expected = {}
+    parts = [read] if read.blind_ends is None else [read, read.blind_ends]
+    for part in parts:
+        for number, reward, terminal in zip(part.episode, part.reward, part.terminal, strict=True):
+            total, count, over = expected.get(number, (0.0, 0, False))
+            expected[number] = (total + (0.0 if over else reward), count + 1, over or terminal)
+    rows = [expected[number] for number in sorted(expected)]
+    assert np.array_equal(evaluated_returns(read), [total for total, _, _ in rows])
+    assert np.array_equal(lengths_, [count for _, count, _ in rows])
+    assert np.array_equal(terminated, [over for _, _, over in rows])
+    assert (evaluated_returns(read) <= 1).all()
+    assert (returns >= evaluated_returns(read)).all()
+
+
+def test_a_description_of_an_antmaze_file_has_the_score_of_an_evaluation(tmp_path):
+    data = antmaze([(6, True), (6, False)] * 3, 0)
+    through_file(tmp_path, "antmaze-umaze-v2", data)
+    found = describe(tmp_path / D4RL_FILES["antmaze-umaze-v2"].file)
+    assert found.returns.max > 1
+    assert (found.scores.min, found.scores.max) == (0.0, 100.0)
+
+
+def test_a_file_without_successors_cannot_be_described(tmp_path):
+    through_file(tmp_path, "antmaze-umaze-v2", antmaze([(1, False)] * 3, 0))
+    with pytest.raises(ValueError, match="expected rows with a known successor, got none: every episode has a single row"):
+        describe(tmp_path / D4RL_FILES["antmaze-umaze-v2"].file)

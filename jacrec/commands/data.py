@@ -60,7 +60,7 @@ def list_() -> int:
         root = dataset_path(default_id("hopper", "medium")).parents[1]
         print(f"no data sets under {root}; make one with `jacrec data make hopper medium-replay`")
         return 0
-    table = Table(Column("id", overflow="fold"), "environment", "episodes", "steps", "MB")
+    table = Table(Column("id", overflow="fold"), Column("environment", overflow="fold"), "episodes", "steps", "MB")
     for x in found:
         table.add_row(x.dataset_id, x.env_id or "?", str(x.episodes), str(x.steps), f"{x.megabytes:.1f}")
     for name, path in files.items():

@@ -59,7 +59,7 @@ class DatasetDescription:
     action_dim: int
     returns: Spread
     scores: Spread | None
-    """normalised, None without references"""
+    """normalised, in percent, up to an episode's first terminal row, where an evaluation ends; None without references"""
     lengths: Spread
     """steps per episode"""
     termination_share: float
@@ -81,7 +81,9 @@ def describe(source: str | Path, *, env_id: str | None = None) -> DatasetDescrip
     """
     data = load(source, env_id=env_id, download=False)
     returns, lengths, terminated = episode_table(data)
-    scores = data.info.score(returns)
+    if not len(returns):
+        raise ValueError(f"{data.info.name}: expected rows with a known successor, got none: every episode has a single row")
+    scores = data.info.score(evaluated_returns(data))
     made_by = read_metadata(data.info.name).get("jacrec", {}) if data.info.physics else {}
     return DatasetDescription(
         info=data.info,
@@ -98,14 +100,31 @@ def describe(source: str | Path, *, env_id: str | None = None) -> DatasetDescrip
 
 
 def episode_table(data: Transitions) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Per episode: undiscounted return, number of steps, whether it terminated; (episodes,) each."""
+    """Per episode: undiscounted return, number of steps, whether it holds a terminal row; (episodes,) each."""
+    episode, reward, terminal = _steps(data)
+    return np.bincount(episode, reward), np.bincount(episode).astype(np.float64), np.bincount(episode, terminal) > 0
+
+
+def evaluated_returns(data: Transitions) -> np.ndarray:
+    """(episodes,) returns as an evaluation would count them: up to the first terminal row.
+
+    Another number than the return only where data go on after a terminal row, as D4RL's AntMaze does at its goal.
+    """
+    episode, reward, terminal = _steps(data)
+    ended = np.cumsum(terminal) - terminal  # terminal rows before each row, of all episodes
+    first = np.diff(episode, prepend=-1) > 0
+    before = ended - np.repeat(ended[first], np.bincount(episode))
+    return np.bincount(episode, np.where(before == 0, reward, 0.0))
+
+
+def _steps(data: Transitions) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(episode counted from 0, reward float64, terminal int) of every row, blind ends in their places."""
     parts = [data] if data.blind_ends is None else [data, data.blind_ends]
     episode = np.concatenate([part.episode for part in parts])
-    _, episode = np.unique(episode, return_inverse=True)
-    reward = np.concatenate([part.reward for part in parts]).astype(np.float64)
-    terminal = np.concatenate([part.terminal for part in parts])
-    terminated = np.bincount(episode, terminal) > 0
-    return np.bincount(episode, reward), np.bincount(episode).astype(np.float64), terminated
+    order = np.argsort(episode, kind="stable")
+    _, episode = np.unique(episode[order], return_inverse=True)
+    reward = np.concatenate([part.reward for part in parts]).astype(np.float64)[order]
+    return episode, reward, np.concatenate([part.terminal for part in parts])[order].astype(np.int64)
 
 
 def _summary(dataset_id: str) -> DatasetSummary:

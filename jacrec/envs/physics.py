@@ -84,9 +84,9 @@ def make_env(env_id: str, *, physics: str = "d4rl", **kwargs) -> gymnasium.Env:
 
     Data of the D4RL family belong to the ``-v4`` environments: ``-v5`` changed Walker2d's friction and the healthy
     rewards. Their deprecation warning is therefore not passed on. Goal environments (PointMaze and AntMaze of
-    Gymnasium-Robotics) are wrapped so that the state holds the goal (`goal_in_state`). D4RL's AntMaze, which differs from that of
-    Gymnasium-Robotics in nearly everything, is ``jacrec/antmaze-umaze-v2`` and its like (`jacrec.envs.antmaze`, which tells
-    the differences). `kwargs` go to `gymnasium.make`, e.g. ``render_mode="rgb_array"``.
+    Gymnasium-Robotics) are wrapped so that the state holds the goal (`goal_in_state`). D4RL's AntMaze, which differs from
+    that of Gymnasium-Robotics in nearly everything, is ``jacrec/antmaze-umaze-v2`` and its like (`jacrec.envs.antmaze`,
+    which tells the differences). `kwargs` go to `gymnasium.make`, e.g. ``render_mode="rgb_array"``.
 
     Raises:
         ValueError: an unknown `physics`, or an id that gymnasium does not know.
