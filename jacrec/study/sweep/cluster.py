@@ -40,6 +40,8 @@ class RayExecutor(Executor):
         except ImportError as error:
             raise ValueError(f"ray: expected it installed, got {error}; pip install 'jacrec[cluster]'") from None
         self.ray: Any = ray
+        if address:
+            _expect_listener(address)
         own: dict[str, Any] = {"address": address} if address else {"num_cpus": (workers or 0) * threads or None,
                                                                     "include_dashboard": False}  # fmt: skip
         try:
@@ -88,6 +90,18 @@ class RayExecutor(Executor):
 
 def _perform(job: Job) -> Finished | Failed:
     return perform(job, f"{socket.gethostname()}:{os.getpid()}", _silent)
+
+
+def _expect_listener(address: str) -> None:
+    """Raise ValueError where nobody listens at host:port; Ray itself would try for minutes."""
+    host, _, port = address.rpartition("://")[2].rpartition(":")
+    if not port.isdigit():
+        return  # "auto", which Ray looks up
+    try:
+        socket.create_connection((host, int(port)), timeout=10).close()
+    except OSError as error:
+        raise ValueError(f"--ray-address {address}: expected a running Ray cluster, got none ({error.strerror or error}); "
+                         "start one with `ray start --head`") from None  # fmt: skip
 
 
 def _silent(share: float) -> None:
