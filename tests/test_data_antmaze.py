@@ -10,6 +10,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
+from jacrec.cli import main
 from jacrec.data import antmaze, antmaze_search, describe, load, make_dataset
 from jacrec.data.antmaze import ACTION_NOISE, Follower, Rewarded, evaluation_goal, relabel, require_reward
 from jacrec.data.antmaze_gait import ANKLE_SIGN, Gait, joints, load_gait, yaw
@@ -199,10 +200,10 @@ def test_every_kind_can_be_made_and_read(kind, root, monkeypatch):
     assert (data.info.ref_min, data.info.ref_max) == (0.0, 1.0)
 
 
-def test_umaze_data_come_to_the_goal_and_go_on(root):
-    made = make_dataset("antmaze", "umaze", steps=1400, seed=1)
-    assert made.rewarded.episodes == made.rewarded.of == made.episodes == 2
-    data = load(made.dataset_id)
+def test_umaze_data_come_to_the_goal_and_go_on(root, capsys):
+    assert main(["data", "make", "antmaze", "umaze", "--steps", "1400", "--seed", "1"]) == 0
+    data = load("jacrec/antmaze-umaze-v0")
+    assert f"reward: {int(data.reward.sum())} steps in 2 of 2 episodes" in capsys.readouterr().out
     ends = np.flatnonzero(~data.has_next_action)
     assert ends.tolist() == [699, 1399]
     first = int(np.argmax(data.terminal))
@@ -211,7 +212,7 @@ def test_umaze_data_come_to_the_goal_and_go_on(root):
     assert np.array_equal(data.state[first + 1], data.next_state[first])
     td = data.for_td()
     assert td.terminal.sum() == data.terminal.sum()
-    shown = describe(made.dataset_id)
+    shown = describe("jacrec/antmaze-umaze-v0")
     assert (shown.lengths.min, shown.lengths.max) == (700, 700)
 
 
