@@ -1,7 +1,7 @@
 """A gait for D4RL's ant: torques from state and wanted heading, without learning and without memory.
 
     Gait(...)(state (n, 29), heading (n,)) -> action (n, 8)     Gait.clocked(state, heading, time)
-    load_gait() -> Gait     the numbers in behaviour.yaml, found by `python -m jacrec.data.antmaze_search`
+    load_gait() -> Gait     the numbers in behaviour.yaml; `python -m jacrec.data.antmaze_search` finds more
 
 The four legs are equal and a quarter turn apart, so one set of numbers walks any way: leg i, at angle α_i of the torso, moves
 by its angle to the way ahead, β_i = α_i − (heading − yaw), and neighbours move in opposite phase, p = 1, −1, 1, −1. Wanted:

@@ -1,4 +1,4 @@
-"""The origin of the ant's gait in behaviour.yaml: CMA-ES for walking any way on a plain without walls.
+"""Gaits for the ant, such as the one in behaviour.yaml: CMA-ES for walking any way on a plain without walls.
 
     search(*, seed, generations, ...) -> Gait     walk(gaits, ...) -> Walk: what gaits are worth
     python -m jacrec.data.antmaze_search --seed 0
