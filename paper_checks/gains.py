@@ -44,6 +44,8 @@ def main(study: Path, contestant: str | None = None, level: float = 0.95) -> Pat
     """
     found = read_study(study)
     name = main_contestant(found, contestant)
+    if name is None:
+        raise ValueError(f"{study}: expected a contestant besides the base policy, got none")
     gain = average_gain(found, name, level=level)
     if gain is None:
         raise ValueError(

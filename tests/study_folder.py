@@ -8,6 +8,7 @@ import numpy as np
 import yaml
 
 from jacrec.study.sweep.spec import read_spec
+from jacrec.training.run import PARTS, STAGES
 
 REFERENCE = (0.0, 1000.0)
 VERSIONS = {"python": "3.11", "jacrec": "0.0", "torch": "2.0"}
@@ -46,7 +47,10 @@ def fill(path: Path, score, *, episodes: int = 4, scored: bool = True, noise: fl
     rng = np.random.default_rng(0)
     for task in spec["tasks"]:
         for seed in spec["seeds"]:
-            write_run(path / "cells" / task / f"seed-{seed}" / "run", task)
+            cell = path / "cells" / task / f"seed-{seed}"
+            write_run(cell / "run", task)
+            for model in spec.get("models", {}):
+                write_run(cell / "models" / model, task, stages=("dynamics",))
             for name in ["base", *spec["contestants"]]:
                 scores = score(task, seed, name) + noise * rng.normal(size=episodes)
                 write_play(path, task, seed, name, scores, scored=scored)
@@ -80,9 +84,12 @@ def write_failure(file: Path, error: str, attempts: int = 1) -> None:
     file.write_text(json.dumps({"error": error, "traceback": "...", "attempts": attempts}))
 
 
-def write_run(folder: Path, task: str, stages=("dynamics", "reward")) -> None:
-    """config.yaml and metrics.jsonl of a run whose errors fall as 1/update."""
+def write_run(folder: Path, task: str, stages=STAGES) -> None:
+    """config.yaml and metrics.jsonl of a run whose errors fall as 1/update, and empty files where its networks would be."""
     folder.mkdir(parents=True, exist_ok=True)
+    for part, stage in PARTS.items():
+        if stage in stages:
+            (folder / f"{part}.safetensors").touch()
     record = {
         "settings": {"data": f"{task}.hdf5"},
         "data": {"name": task, "state_dim": 4, "transitions": 200, "episodes": 5, "digest": "0", "source": "numbers"},
@@ -90,7 +97,7 @@ def write_run(folder: Path, task: str, stages=("dynamics", "reward")) -> None:
     }
     (folder / "config.yaml").write_text(yaml.safe_dump(record))
     lines = [json.dumps({"stage": stage, "update": u, "seconds": 1.0, "held_out_transitions": 1000, **_errors(stage, u)})
-             for stage in stages for u in (20_000, 40_000, 60_000)]  # fmt: skip
+             for stage in stages if stage != "rebrac" for u in (20_000, 40_000, 60_000)]  # fmt: skip
     (folder / "metrics.jsonl").write_text("\n".join(lines) + "\n")
 
 

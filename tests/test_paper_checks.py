@@ -203,14 +203,16 @@ def test_gains_of_nothing_are_refused(script, results, tmp_path):
     path = write_study(tmp_path / "study")
     with pytest.raises(ValueError, match="expected normalised scores of mpc and the base policy"):
         script("gains").main(path)
+    with pytest.raises(ValueError, match="expected a contestant besides the base policy"):
+        script("gains").main(write_study(tmp_path / "alone", contestants={}))
 
 
 def test_figures_of_a_study_and_of_a_run(script, results, tmp_path, capsys):
     path = fill(write_study(tmp_path / "study"), lambda task, seed, name: 1.0)
     figures = script("figures")
-    assert [fell for _, fell in figures.main(path)] == [True] * 8
+    assert [fell for _, fell in figures.main(path)] == [True] * 12
     text = (results / "figures.md").read_text()
-    assert "fell from the first to the last measurement in 4 of 4 trainings" in text
+    assert "fell from the first to the last measurement in 8 of 8 trainings" in text
     assert "Updates 20000 to 60000; the paper's 20000 to 200000." in text
     run = path / "cells" / "hopper-medium" / "seed-10" / "run"
     lines = (run / "metrics.jsonl").read_text().splitlines()

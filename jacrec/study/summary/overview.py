@@ -78,13 +78,13 @@ def contestants(study: Study, *, level: float = 0.95) -> Sheet:
             cost_text(study, name),
         ])  # fmt: skip
     rows_in_step = {p.record["settings"].get("rows") or len(p.record["returns"]) for p in study.plays.values()}
+    lockstep = " or ".join(map(str, sorted(rows_in_step))) or "no"
     return Sheet(head, rows, [
-        f"Settings are those in which a contestant differs from {main}. IQM: interquartile mean over all runs of all tasks; "
-        "P(improvement): how likely a run scores above an independent run of the base policy, averaged over tasks; worst task: "
-        f"lowest mean gain. Intervals of {level:.0%} by the stratified hierarchical bootstrap (tasks are strata; training "
-        "seeds, then episodes are drawn). ms / decision is the controller's own time per action, median (least–most) over "
-        f"cells, with {' or '.join(map(str, sorted(rows_in_step))) or 'no'} episodes in lock-step, on a machine that may have "
-        "had other work at the time.",
+        f"Settings are those in which a contestant differs from {main or BASE}. IQM: interquartile mean over all runs of all "
+        "tasks; P(improvement): how likely a run scores above an independent run of the base policy, averaged over tasks; "
+        f"worst task: lowest mean gain. Intervals of {level:.0%} by the stratified hierarchical bootstrap (tasks are strata; "
+        "training seeds, then episodes are drawn). ms / decision is the controller's own time per action, median (least–most) "
+        f"over cells, with {lockstep} episodes in lock-step, on a machine that may have had other work at the time.",
     ])  # fmt: skip
 
 

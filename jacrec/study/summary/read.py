@@ -19,6 +19,7 @@ from jacrec.study.sweep.config import BASE, StudyConfig
 from jacrec.study.sweep.spec import FILE
 from jacrec.study.sweep.spec import read_study as read_config
 from jacrec.training.config import to_dict
+from jacrec.training.run import PARTS
 
 PLAYED_BY = ("actor", "critic", "reward")  # networks that all contestants of a cell share
 
@@ -83,7 +84,7 @@ class Study:
 
     @property
     def contestants(self) -> list[str]:
-        """Base first, then as in study.yaml."""
+        """Base first, then as in study.yaml; nobody where the study is of models alone."""
         return list(self.config.players)
 
     def cell(self, task: str, seed: int) -> Path:
@@ -135,12 +136,24 @@ def cell_folder(study: Path, task: str, seed: int) -> Path:
     return study / "cells" / task / f"seed-{seed}"
 
 
+def is_trained(run: Path, stage: str) -> bool:
+    """Whether a stage of a run has finished: its networks are there."""
+    return all((run / f"{part}.safetensors").is_file() for part, own in PARTS.items() if own == stage)
+
+
 def _read_cell(study: Study, task: str, seed: int) -> None:
     folder = study.cell(task, seed)
     gaps, plays = study.gaps, study.plays
     for file in sorted([*folder.glob("*.failed.json"), *folder.glob("models/**/*.failed.json")]):
         name = file.name.removesuffix(".failed.json")
-        gaps.append(Gap(task, seed, "run" if file.parent == folder and name == "run" else f"model {name}", *_failure(file)))
+        gaps.append(Gap(task, seed, "run" if file.parent == folder else f"model {name}", *_failure(file)))
+    trained = {"run": (folder / "run", study.config.stages)}
+    trained |= {f"model {name}": (folder / "models" / name, ("dynamics",)) for name in study.config.models}
+    known = {(g.task, g.seed, g.what) for g in gaps}
+    for what, (run, stages) in trained.items():
+        absent = [stage for stage in stages if not is_trained(run, stage)]
+        if absent and (task, seed, what) not in known:
+            gaps.append(Gap(task, seed, what, "missing", f"not trained yet: {', '.join(absent)}"))
     for name in study.contestants:
         file = folder / "plays" / f"{name}.json"
         failed = folder / "plays" / f"{name}.failed.json"

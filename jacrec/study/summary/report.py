@@ -18,6 +18,7 @@ from jacrec.study.summary.figures import error_figure
 from jacrec.study.summary.gains import Gain, average_gain, paired
 from jacrec.study.summary.paper import paper_tables
 from jacrec.study.summary.read import Study
+from jacrec.study.summary.runs import curves, run_record
 from jacrec.study.summary.settings import control_of, main_contestant
 from jacrec.study.summary.tables import shown_contestants, table, tasks_of_rows
 from jacrec.study.sweep.config import BASE
@@ -38,10 +39,11 @@ def write_study_report(
         films: file in the report's folder, or why there is none, by task.
 
     Raises:
-        ValueError: no such contestant, or nobody has played yet.
+        ValueError: no such contestant, or nothing is finished yet.
     """
-    if not study.plays:
-        raise ValueError(f"{study.path}: expected at least one finished play, got none; go on with `jacrec sweep {study.path}`")
+    if not study.plays and not curves(study, "dynamics") and not curves(study, "reward"):
+        raise ValueError(f"{study.path}: expected something finished, got neither an evaluation nor a trained model; go on "
+                         f"with `jacrec sweep {study.path}`")  # fmt: skip
     main = main_contestant(study, contestant)
     folder = study.path / FOLDER
     (folder / "tables").mkdir(parents=True, exist_ok=True)
@@ -49,23 +51,31 @@ def write_study_report(
     shown = shown_contestants(study, contestant)
     sections = [
         _head(study),
-        _findings(study, main, level),
-        "## Scores\n\n" + _saved(overview.scores(study, shown), folder, "scores"),
-        "## Paired gains\n\n" + _saved(overview.gains(study, main, level=level), folder, "gains"),
-        _forests(study, main, shown, folder, level),
-        "## Contestants\n\n" + _saved(overview.contestants(study, level=level), folder, "contestants"),
-        _factors(study, main, folder, level),
-        _cost(study, folder, level),
+        *(_played(study, main, shown, folder, level) if study.plays else ()),
         _paper(study, shown, folder),
         _figures(study, folder),
         _films(films),
         _missing(study, folder),
         _provenance(study, folder),
     ]
-    (folder / "gains.json").write_text(json.dumps(gains_record(study, level=level), indent=1), encoding="utf-8")
     path = folder / "report.md"
     path.write_text("\n\n".join(s for s in sections if s) + "\n", encoding="utf-8")
     return path
+
+
+def _played(study: Study, main: str | None, shown: Sequence[str], folder: Path, level: float) -> list[str]:
+    """The sections on who scored what."""
+    sheets = {
+        "Scores": ("scores", overview.scores(study, shown)),
+        "Paired gains": ("gains", overview.gains(study, main, level=level) if main else None),
+        "Contestants": ("contestants", overview.contestants(study, level=level)),
+    }
+    texts = {title: f"## {title}\n\n" + _saved(sheet, folder, name) for title, (name, sheet) in sheets.items() if sheet}
+    if main is None:
+        return list(texts.values())
+    (folder / "gains.json").write_text(json.dumps(gains_record(study, level=level), indent=1), encoding="utf-8")
+    return [_findings(study, main, level), texts["Scores"], texts["Paired gains"], _forests(study, main, shown, folder, level),
+            texts["Contestants"], _factors(study, main, folder, level), _cost(study, folder, level)]  # fmt: skip
 
 
 def gains_record(study: Study, *, level: float = 0.95) -> dict[str, Any]:
@@ -100,15 +110,15 @@ def estimate_record(estimate: Estimate) -> dict[str, float | int | None]:
 
 
 def _head(study: Study) -> str:
+    seeds = f"{len(study.tasks)} tasks × {len(study.seeds)} training seeds ({', '.join(map(str, study.seeds))})"
+    if not study.contestants:
+        return f"# {study.config.name}\n\n{seeds}, of which {', '.join(study.config.stages)} alone is trained; nobody plays."
     asked = len(study.tasks) * len(study.seeds) * len(study.contestants)
-    seeds = ", ".join(map(str, study.seeds))
     missing = asked - len(study.plays)
     state = "all of them finished" if not missing else f"{missing} of them without a result (listed below)"
     return (
-        f"# {study.config.name}\n\n"
-        f"{len(study.tasks)} tasks × {len(study.seeds)} training seeds ({seeds}) × {len(study.contestants)} contestants: "
-        f"{asked} evaluations, {state}. Each is the last evaluation of its training (not the best one), over the same "
-        "environment seeds for every contestant."
+        f"# {study.config.name}\n\n{seeds} × {len(study.contestants)} contestants: {asked} evaluations, {state}. Each is the "
+        "last evaluation of its training (not the best one), over the same environment seeds for every contestant."
     )
 
 
@@ -215,13 +225,16 @@ def _provenance(study: Study, folder: Path) -> str:
         return "; or ".join(texts)
 
     plays = [p.record for p in study.plays.values()]
+    runs = [run_record(study.cell(task, seed) / "run").get("versions", {}) for task in study.tasks for seed in study.seeds]
     rows = [
+        ["trained with", listing(runs)],
         ["played with", listing([p["versions"] for p in plays])],
         ["machine", listing([p["machine"] for p in plays])],
         ["environments", listing([p["environment"] for p in plays])],
         ["evaluation", listing([p["settings"] for p in plays])],
         ["report written with", listing([versions()])],
     ]
+    rows = [row for row in rows if row[1]]
     settings = "[study.yaml](../study.yaml) holds every setting."
     return (f"## Data, versions and machine\n\n{_saved(overview.data(study), folder, 'data')}\n\n"
             f"{Sheet(['part', 'values'], rows).markdown()}\n\n{settings}")  # fmt: skip

@@ -7,7 +7,7 @@ from typing import Any
 import yaml
 
 from jacrec.study.report import read_metrics
-from jacrec.study.summary.read import Study
+from jacrec.study.summary.read import Study, is_trained
 from jacrec.study.sweep.config import DEFAULT_MODEL
 
 KEYS = {"dynamics": ("one_step_rmse", "still_rmse"), "reward": ("reward_rmse", "reward_std")}
@@ -47,7 +47,7 @@ def run_curve(run: Path, stage: str, *, task: str = "", seed: int = 0, model: st
 
 
 def curves(study: Study, stage: str) -> list[Curve]:
-    """All of a study's, further world models included."""
+    """All of a study's finished trainings, further world models included."""
     found = []
     for task in study.tasks:
         for seed in study.seeds:
@@ -55,7 +55,8 @@ def curves(study: Study, stage: str) -> list[Curve]:
             runs = {DEFAULT_MODEL: cell / "run"}
             if stage == "dynamics":
                 runs |= {name: cell / "models" / name for name in study.config.models}
-            found += [run_curve(path, stage, task=task, seed=seed, model=name) for name, path in runs.items()]
+            finished = {name: path for name, path in runs.items() if is_trained(path, stage)}
+            found += [run_curve(path, stage, task=task, seed=seed, model=name) for name, path in finished.items()]
     return [c for c in found if c is not None]
 
 

@@ -51,11 +51,13 @@ def control_of(study: Study, contestant: str) -> tuple[str, list[str]] | None:
     return min(candidates, key=lambda pair: len(pair[1]), default=None)
 
 
-def main_contestant(study: Study, name: str | None = None) -> str:
+def main_contestant(study: Study, name: str | None = None) -> str | None:
     """The contestant that the tables lead with: the named one, else "mpc", "default", or the first with a world model.
 
+    None where nobody plays besides the base policy.
+
     Raises:
-        ValueError: no such contestant, or none at all.
+        ValueError: no such contestant.
     """
     players = study.contestants[1:]
     if name is not None:
@@ -63,10 +65,7 @@ def main_contestant(study: Study, name: str | None = None) -> str:
             raise ValueError(f"contestant: expected one of {', '.join(players) or 'none'}, got {name!r}")
         return name
     with_model = [c for c in players if settings_of(study, c)["horizon"] > 0]
-    chosen = next((c for c in ("mpc", "default") if c in players), None) or next(iter(with_model or players), None)
-    if chosen is None:
-        raise ValueError(f"{study.path}: expected a contestant besides the base policy, got none")
-    return chosen
+    return next((c for c in ("mpc", "default") if c in players), None) or next(iter(with_model or players), None)
 
 
 def model_text(study: Study, model: str) -> str:

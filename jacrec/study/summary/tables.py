@@ -42,6 +42,8 @@ def shown_contestants(study: Study, main: str | None = None) -> list[str]:
     if len(study.contestants) <= MANY and main is None:
         return study.contestants
     chosen = main_contestant(study, main)
+    if chosen is None:
+        return study.contestants
     control = control_of(study, chosen)
     return [BASE, *([control[0]] if control else []), chosen]
 
@@ -131,7 +133,7 @@ def _errors(study: Study, printed: PaperTable, stage: str) -> Sheet:
         if not tasks:
             rows.append([row, paper, *[DASH] * (len(head) - 2)])
         for task in tasks:
-            models = dict.fromkeys(c.model for c in found if c.task == task) or {DEFAULT_MODEL: None}
+            models = dict.fromkeys([DEFAULT_MODEL, *(c.model for c in found if c.task == task)])
             for model in models:
                 mine = [c for c in found if (c.task, c.model) == (task, model)]
                 if mine and model == DEFAULT_MODEL:
