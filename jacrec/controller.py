@@ -1,7 +1,7 @@
 """The controller around Algorithm 1: its own copy of the policy, one or N environments, deadlines, a trust radius."""
 
 import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from time import perf_counter
 from typing import overload
 
@@ -15,7 +15,7 @@ from jacrec.methods import METHODS
 from jacrec.mpc import MPCStep, Trace, check_settings
 from jacrec.rollout import noise_like
 from jacrec.shapes import Problem, check_state, plain_torch
-from jacrec.world import BatchedPolicy, World
+from jacrec.world import BatchedPolicy, World, apply_policy
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,8 @@ class MPCConfig:
     """scale longer gradients down to this norm"""
     trust_radius: float | None = None
     """largest ‖ψ − ψ₀‖ from the pretrained parameters; ψ is projected onto the ball"""
+    max_action_change: float | None = None
+    """largest |a − π_ψ₀(s)| per component: an action further from the pretrained policy's is drawn back into that box"""
     carry: str = "episode"
     """what ψ does: "episode" is carried between decisions and restored by `new_episode`, "persist" is carried through
     episodes, "step" restarts from the pretrained ψ at every decision"""
@@ -48,7 +50,7 @@ class MPCConfig:
         check_settings(self.horizon, self.particles, self.updates, self.lr, self.max_grad_norm)
         expect_one_of("carry", self.carry, ("episode", "persist", "step"))
         expect_one_of("method", self.method, METHODS)
-        for name in ("trust_radius", "deadline_ms"):
+        for name in ("trust_radius", "max_action_change", "deadline_ms"):
             if getattr(self, name) is not None:
                 expect_positive(name, getattr(self, name))
 
@@ -74,7 +76,8 @@ class MPC:
         self.policy = copy.deepcopy(policy) if batch is None else BatchedPolicy(policy, batch)
         self.policy.eval()
         self.batch = batch
-        self.pretrained = {name: p.detach().clone() for name, p in self.policy.named_parameters()}
+        self.base = copy.deepcopy(self.policy).requires_grad_(False)
+        self.pretrained = {name: p.detach() for name, p in self.base.named_parameters()}
         first = next(iter(trainable(self.policy).values()))
         self.dtype, self.device = first.dtype, first.device
         self.generator = torch.Generator(self.device).manual_seed(self.config.seed)
@@ -105,7 +108,7 @@ class MPC:
             raise ValueError(f"observation: expected shape {shape}, got {tuple(state.shape)}; MPC(batch=N) controls N of them")
         if self.config.carry == "step":
             self.reset()
-        self.last = self._think(state, start)
+        self.last = self._near_the_base(state, self._think(state, start))
         action = self.last.action
         return action.cpu().numpy() if isinstance(observation, np.ndarray) else action
 
@@ -132,6 +135,17 @@ class MPC:
         if best is not None:
             best.restore_where_worse()
         return trace.step()
+
+    @torch.no_grad()
+    def _near_the_base(self, state: Tensor, step: MPCStep) -> MPCStep:
+        """The decision with its action within `max_action_change` of the pretrained policy's."""
+        bound = self.config.max_action_change
+        if bound is None:
+            return step
+        base = apply_policy(self.base, None, state.reshape(-1, 1, state.shape[-1])).reshape(step.action.shape)
+        change = step.action - base
+        # inside the box the action keeps its bits
+        return replace(step, action=torch.where(change.abs() <= bound, step.action, base + change.clamp(-bound, bound)))
 
     @torch.no_grad()
     def reset(self, rows=None) -> None:

@@ -38,7 +38,7 @@ class Sweep:
     """how often a failed job is tried again in this start"""
     only: tuple[str, ...] = ()
     """patterns of the jobs to do, e.g. 'hopper-*' or '*/seed-10/plays/mpc*'; what they need is done too"""
-    kinds: tuple[Literal["train", "model", "play"], ...] = KINDS
+    kinds: tuple[Literal["train", "model", "rehearse", "play"], ...] = KINDS
     """what to do now: runs, further world models, episodes; what needs a run that is not to be trained is left for later"""
     ray: bool = False
     """sweep on a Ray cluster of this machine's (extra: jacrec[cluster])"""

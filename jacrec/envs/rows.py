@@ -123,12 +123,12 @@ class AntMazeRows:
         return observation, success.astype(np.float64), success & (not self.env.collect)
 
 
-def _hopper_is_healthy(qpos: np.ndarray, qvel: np.ndarray) -> np.ndarray:
+def hopper_is_healthy(qpos: np.ndarray, qvel: np.ndarray) -> np.ndarray:
     bounded = (np.abs(qpos[:, 2:]) < 100).all(1) & (np.abs(qvel) < 100).all(1)
     return bounded & (qpos[:, 1] > 0.7) & (np.abs(qpos[:, 2]) < 0.2)
 
 
-def _walker_is_healthy(qpos: np.ndarray, qvel: np.ndarray) -> np.ndarray:
+def walker_is_healthy(qpos: np.ndarray, qvel: np.ndarray) -> np.ndarray:
     return (qpos[:, 1] > 0.8) & (qpos[:, 1] < 2.0) & (np.abs(qpos[:, 2]) < 1.0)
 
 
@@ -138,12 +138,12 @@ def _planar(*args: Any, **kwargs: Any) -> Callable[[Any, Any], Rows]:
 
 
 SERVED: dict[type, Callable[[Any, Any], Rows]] = {
-    HopperV4: _planar(1e-3, 10.0, _hopper_is_healthy),
-    HopperV5: _planar(1e-3, 10.0, _hopper_is_healthy, pay_when_unhealthy=False),
+    HopperV4: _planar(1e-3, 10.0, hopper_is_healthy),
+    HopperV5: _planar(1e-3, 10.0, hopper_is_healthy, pay_when_unhealthy=False),
     HalfCheetahV4: _planar(0.1),
     HalfCheetahV5: _planar(0.1),
-    Walker2dV4: _planar(1e-3, 10.0, _walker_is_healthy),
-    Walker2dV5: _planar(1e-3, 10.0, _walker_is_healthy, pay_when_unhealthy=False),
+    Walker2dV4: _planar(1e-3, 10.0, walker_is_healthy),
+    Walker2dV5: _planar(1e-3, 10.0, walker_is_healthy, pay_when_unhealthy=False),
     AntV4: AntRows,
     AntMazeEnv: AntMazeRows,
 }

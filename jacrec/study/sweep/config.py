@@ -10,6 +10,7 @@ from typing import Any
 
 from jacrec.controller import MPCConfig
 from jacrec.study.config import PlayConfig
+from jacrec.study.rehearsal import RehearsalConfig
 from jacrec.training.config import TrainConfig, published_name, rebrac_config
 from jacrec.training.run import STAGES
 
@@ -42,6 +43,9 @@ class ContestantSpec:
     """the world model it imagines in: default (the training's own), or one of `models`"""
     mpc: MPCConfig = field(default_factory=MPCConfig)
     """the controller. In a spec its settings stand beside `model`; horizon 0 is the control without a world model"""
+    rehearse: tuple[str, ...] = ()
+    """no controller of its own: of these contestants the one that a rehearsal in the world model chooses, cell by cell, or
+    the base policy where none gains there"""
 
 
 @dataclass(frozen=True)
@@ -67,6 +71,8 @@ class StudyConfig:
     """how everybody's episodes are played (the protocol: 10 episodes, AntMaze 100, evaluation seed 42)"""
     contestants: Mapping[str, ContestantSpec] = field(default_factory=dict)
     """by name; base, the policy as it was trained, always plays"""
+    rehearsal: RehearsalConfig = field(default_factory=RehearsalConfig)
+    """how contestants with `rehearse` choose"""
     data_root: str | None = None
     """folder in which relative paths of data, and D4RL's files, are looked up; none named: where the sweep is started. No part
     of what the study is: another machine may keep its data elsewhere"""
@@ -85,8 +91,8 @@ class StudyConfig:
         return replace(config, dynamics=replace(config.dynamics, **self.models[model]))
 
     def controller(self, task: str, contestant: str) -> MPCConfig | None:
-        """A contestant's controller on a task; None: the base policy."""
-        if contestant == BASE:
+        """A contestant's controller on a task; None: the base policy, or one that a rehearsal chooses."""
+        if contestant == BASE or self.contestants[contestant].rehearse:
             return None
         return self.tasks[task].contestants.get(contestant, self.contestants[contestant].mpc)
 

@@ -6,7 +6,7 @@ jobs_of(study, folder) -> list[Job]
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 from pathlib import Path
@@ -18,7 +18,8 @@ from jacrec.data.transitions import Transitions
 from jacrec.study.config import PlayConfig
 from jacrec.study.contestant import digests, environment_record, open_env, play_contestant, with_dynamics
 from jacrec.study.files import write_json
-from jacrec.study.sweep.config import DEFAULT_MODEL, StudyConfig, TaskSpec
+from jacrec.study.rehearsal import RehearsalConfig, rehearse_run
+from jacrec.study.sweep.config import BASE, DEFAULT_MODEL, StudyConfig, TaskSpec
 from jacrec.study.sweep.sources import data_source
 from jacrec.study.versions import machine, versions
 from jacrec.training.config import TrainConfig, from_dict, to_dict
@@ -37,7 +38,7 @@ class Job:
     id: str
     """where its result lies under STUDY/cells, without suffix: TASK/seed-S/run, .../models/MODEL, .../plays/CONTESTANT"""
     kind: str
-    """train, model or play"""
+    """train, model, rehearse or play"""
     task: str
     seed: int
     folder: Path
@@ -173,6 +174,69 @@ class PlayJob(Job):
         }
 
 
+@dataclass(frozen=True)
+class RehearsalJob(Job):
+    """Candidates rehearsed in the world model, rehearsals/CONTESTANT.json."""
+
+    candidates: Mapping[str, MPCConfig]
+    rehearsal: RehearsalConfig
+    config: PlayConfig
+
+    @property
+    def result(self) -> Path:
+        """The record's file."""
+        return self.path.with_name(self.path.name + ".json")
+
+    def done(self) -> bool:
+        """Whether the record is there."""
+        return self.result.is_file()
+
+    def seconds(self) -> float | None:
+        """The wall time in the record."""
+        return json.loads(self.result.read_text(encoding="utf-8"))["wall_seconds"]
+
+    def perform(self, report: Report) -> str:
+        """Rehearse, and write the record."""
+        run, began = load_run(self.folder / self.needs[0]), time.perf_counter()
+        with torch_threads(self.config.threads):
+            rehearsal = rehearse_run(run, self.candidates, self.rehearsal, self.config)
+        about = {"task": self.task, "seed": self.seed, "contestant": self.name, "networks": digests(run),
+                 "controllers": {name: to_dict(own) for name, own in self.candidates.items()},
+                 "versions": versions(), "machine": machine()}  # fmt: skip
+        write_json(self.result, about | rehearsal.record() | {"wall_seconds": time.perf_counter() - began})
+        return f"chose {rehearsal.choice}"
+
+
+@dataclass(frozen=True)
+class ChoiceJob(Job):
+    """The episodes of the contestant that a rehearsal chose, plays/CONTESTANT.json.
+
+    The same controller on the same seeds gives the same returns, so the chosen contestant's record is taken over.
+    """
+
+    @property
+    def result(self) -> Path:
+        """The record's file."""
+        return self.path.with_name(self.path.name + ".json")
+
+    def done(self) -> bool:
+        """Whether the record is there."""
+        return self.result.is_file()
+
+    def seconds(self) -> float | None:
+        """Nothing that would foretell another's."""
+        return None
+
+    def perform(self, report: Report) -> str:
+        """Read the choice, and take over its record."""
+        rehearsal, *plays = (self.folder / f"{need}.json" for need in self.needs)
+        choice = json.loads(rehearsal.read_text(encoding="utf-8"))["choice"]
+        (play,) = (path for path in plays if path.stem == choice)
+        record = json.loads(play.read_text(encoding="utf-8"))
+        write_json(self.result, record | {"contestant": self.name, "choice": choice})
+        return f"plays as {choice}"
+
+
 def jobs_of(study: StudyConfig, folder: Path) -> list[Job]:
     """Every job of a study, in the order in which they are wanted: cell by cell, each after what it needs."""
     jobs: list[Job] = []
@@ -186,6 +250,16 @@ def jobs_of(study: StudyConfig, folder: Path) -> list[Job]:
             where = f"{at}/models/{model}"
             jobs.append(TrainJob(where, "model", task, seed, cells, (), threads, config, spec, study.data_root, ("dynamics",)))
         for name in study.players:
+            candidates = () if name == BASE else study.contestants[name].rehearse
+            if candidates:
+                rehearsal = f"{at}/rehearsals/{name}"
+                controllers = {c: study.controller(task, c) or MPCConfig() for c in candidates}
+                play = study.play_config(task)
+                jobs.append(RehearsalJob(rehearsal, "rehearse", task, seed, cells, (run,), play.threads, controllers,
+                                         study.rehearsal, play))  # fmt: skip
+                needs = (rehearsal, *(f"{at}/plays/{c}" for c in (BASE, *candidates)))
+                jobs.append(ChoiceJob(f"{at}/plays/{name}", "play", task, seed, cells, needs, 1))
+                continue
             model, config = study.model_of(name), study.play_config(task)
             needs = (run,) if model == DEFAULT_MODEL else (run, f"{at}/models/{model}")
             jobs.append(PlayJob(f"{at}/plays/{name}", "play", task, seed, cells, needs, config.threads, name, model,

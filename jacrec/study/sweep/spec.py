@@ -16,6 +16,7 @@ import yaml
 from jacrec.controller import MPCConfig
 from jacrec.study.config import PlayConfig
 from jacrec.study.files import write_text
+from jacrec.study.rehearsal import RehearsalConfig
 from jacrec.study.sweep.config import BASE, DEFAULT_MODEL, ContestantSpec, StudyConfig, TaskSpec, published_start
 from jacrec.study.sweep.parse import build, expect_known, expect_mapping
 from jacrec.training.config import DynamicsConfig, TrainConfig, to_dict
@@ -99,6 +100,7 @@ def parse_study(content: Any, where: str = FILE) -> StudyConfig:
         models=models,
         evaluation=build(PlayConfig, content.get("evaluation"), f"{where}: evaluation"),
         contestants=own,
+        rehearsal=build(RehearsalConfig, content.get("rehearsal"), f"{where}: rehearsal"),
         data_root=content.get("data_root"),
     )  # fmt: skip
     for name in (study.name, *study.tasks, *study.contestants, *study.models):
@@ -119,7 +121,8 @@ def to_yaml(study: StudyConfig) -> dict[str, Any]:
         "stages": list(study.stages),
         "evaluation": to_dict(study.evaluation),
         "models": {name: {"dynamics": {k: to_dict(v) for k, v in own.items()}} for name, own in study.models.items()},
-        "contestants": {name: {"model": own.model, **to_dict(own.mpc)} for name, own in study.contestants.items()},
+        "rehearsal": to_dict(study.rehearsal),
+        "contestants": {name: _contestant_to_yaml(own) for name, own in study.contestants.items()},
         "tasks": {name: _task_to_yaml(task) for name, task in study.tasks.items()},
     }
 
@@ -207,6 +210,9 @@ def _contestants(content: Any, models: Mapping[str, Any], where: str) -> dict[st
         if name == BASE:
             raise ValueError(f"{where}: {BASE} is the policy as it was trained and always plays; choose another name")
         own = expect_mapping(own, f"{where}.{name}")
+        if "rehearse" in own:
+            found[name] = _chooser(name, own, content, where)
+            continue
         model = own.pop("model", DEFAULT_MODEL)
         if model not in (DEFAULT_MODEL, *models):
             raise ValueError(f"{where}.{name}.model: expected {', '.join((DEFAULT_MODEL, *models))}, got {model!r}")
@@ -215,6 +221,21 @@ def _contestants(content: Any, models: Mapping[str, Any], where: str) -> dict[st
             own.setdefault("particles", 1)  # at H = 0 every particle is the same number
         found[name] = ContestantSpec(model, build(MPCConfig, own, f"{where}.{name}"))
     return found
+
+
+def _chooser(name: str, own: Mapping[str, Any], contestants: Mapping[str, Any], where: str) -> ContestantSpec:
+    """A contestant that a rehearsal chooses among others."""
+    named = own["rehearse"]
+    able = [other for other, o in contestants.items()
+            if "rehearse" not in (o or {}) and (o or {}).get("model", DEFAULT_MODEL) == DEFAULT_MODEL]  # fmt: skip
+    if list(own) != ["rehearse"] or not isinstance(named, list) or not named or not set(named) <= set(able):
+        raise ValueError(f"{where}.{name}: expected rehearse: [names of contestants with the default model] and no other "
+                         f"setting, got {dict(own)}; known are {', '.join(able)}")  # fmt: skip
+    return ContestantSpec(rehearse=tuple(named))
+
+
+def _contestant_to_yaml(own: ContestantSpec) -> dict[str, Any]:
+    return {"rehearse": list(own.rehearse)} if own.rehearse else {"model": own.model, **to_dict(own.mpc)}
 
 
 def _models(content: Any, where: str) -> dict[str, dict[str, Any]]:

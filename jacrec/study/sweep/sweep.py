@@ -17,7 +17,7 @@ from jacrec.study.sweep.jobs import Job, TrainJob, jobs_of
 from jacrec.study.sweep.ledger import Failure, Log, forget_failure, note_failure
 from jacrec.study.sweep.sources import data_source
 
-KINDS = ("train", "model", "play")
+KINDS = ("train", "model", "rehearse", "play")
 POLL = 0.5
 """seconds between two looks at the clock while workers are silent"""
 
