@@ -170,7 +170,9 @@ def overview(plan: Plan) -> Table:
     """Done of all, by task and by what is made."""
     counts: dict[str, dict[str, _Count]] = defaultdict(lambda: defaultdict(_Count))
     for job in plan.jobs:
-        column = {"train": "trained", "model": f"model {job.name}", "play": job.name}[job.kind]
+        column = {"train": "trained", "model": f"model {job.name}", "rehearse": f"rehearsal {job.name}", "play": job.name}[
+            job.kind
+        ]
         count = counts[job.task][column]
         count.all += 1
         count.done += job.id in plan.done
