@@ -1,8 +1,12 @@
 """Algorithm 1 and the controller around it."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from jacrec import (
     MPC,
@@ -18,6 +22,7 @@ from jacrec import (
     mpc_update,
     policy_gradient,
 )  # fmt: skip
+from tests.conftest import property_cases
 from tests.strategies import ForeignDynamics, shake
 
 d, m = 4, 2
@@ -356,8 +361,47 @@ def test_a_generator_has_to_be_one(setup):
         ({"lr": -1.0}, "lr: expected a finite step size >= 0"),
         ({"lr": float("nan")}, "lr: expected a finite step size >= 0"),
         ({"max_grad_norm": -0.1}, "max_grad_norm: expected a positive number"),
+        ({"max_action_change": 0.0}, "max_action_change: expected a positive number"),
     ],
 )
 def test_bad_settings_say_what_was_expected(options, message):
     with pytest.raises(ValueError, match=message):
         MPCConfig(**options)
+
+
+@given(st.floats(1e-4, 0.5), st.floats(1e-3, 30.0), st.booleans(), st.sampled_from(["episode", "step"]))
+@property_cases(0.01, 12)
+def test_actions_stay_near_the_pretrained_policys(bound, lr, batched, carry):
+    torch.manual_seed(0)
+    policy = Actor(d, m, (8, 8)).double()
+    world = World(DiffusionDynamics(d, m, (8,), steps=3), RewardModel(d, m, (8,)), TwinCritic(d, m, (8,)), 0.9)
+    for module in (policy, world.dynamics, world.reward, world.critic):
+        module.double()
+        shake(module)
+    config = MPCConfig(horizon=1, particles=2, lr=lr, updates=2, carry=carry)
+    batch = 3 if batched else None
+    free = MPC(policy, world, config, batch=batch)
+    held, loose = (MPC(policy, world, replace(config, max_action_change=x), batch=batch) for x in (bound, 1e9))
+    for state in torch.randn(4, *([3] if batched else []), d).double():
+        base = policy(state).detach()
+        before, action, far = (control.act(state) for control in (free, held, loose))
+        assert torch.equal(far, before), "a bound that nothing reaches changes no bit"
+        assert (action - base).abs().max() <= bound + 1e-12
+        inside = (before - base).abs() <= bound
+        assert torch.equal(action[inside], before[inside])
+        torch.testing.assert_close(action, base + (before - base).clamp(-bound, bound), rtol=1e-12, atol=1e-12)
+        assert torch.equal(held.last.action, action)
+
+
+def test_the_bound_is_around_the_pretrained_policy_that_was_loaded(setup):
+    policy, world = setup
+    other = Actor(d, m, (8, 8)).double()
+    shake(other)
+    config = MPCConfig(horizon=0, particles=1, lr=10.0, max_action_change=1e-3)
+    source, control = MPC(other, world, config), MPC(policy, world, config)
+    control.load_state_dict(source.state_dict())
+    state = torch.randn(d).double()
+    action = control.act(state)
+    assert (action - other(state)).abs().max() <= 1e-3 + 1e-12
+    assert (action - policy(state)).abs().max() > 1e-3
+    assert torch.equal(action, source.act(state))

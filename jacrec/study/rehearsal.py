@@ -24,7 +24,7 @@ from jacrec.errors import expect_count, expect_positive
 from jacrec.rollout import noise_like
 from jacrec.study.config import PlayConfig
 from jacrec.study.contestant import open_env
-from jacrec.study.episodes import Controller, PolicyController
+from jacrec.study.episodes import Controller
 from jacrec.training.run import Run
 from jacrec.world import World
 
@@ -129,16 +129,21 @@ def rehearse(
         ended: (n, d) -> (n,) bool, the states in which the task is over; None: it never is.
 
     Raises:
-        ValueError: a candidate called "base", none at all, or fewer than two starts.
+        ValueError: a candidate called "base" or with a deadline, none at all, or fewer than two starts.
     """
     config = config or RehearsalConfig()
     if not candidates or BASE in candidates:
         raise ValueError(f"candidates: expected controllers under other names than {BASE!r}, got {list(candidates)}")
+    for name, own in candidates.items():
+        if own.deadline_ms is not None:
+            raise ValueError(f"candidates.{name}.deadline_ms: expected none, since a rehearsal must not depend on the clock; got "
+                             f"{own.deadline_ms}")  # fmt: skip
     starts = np.asarray(starts)
     if starts.ndim != 2 or len(starts) < 2:
         raise ValueError(f"starts: expected states (n, d) with n >= 2, got shape {starts.shape}")
-    players: dict[str, Controller] = {BASE: PolicyController(policy)}
-    players |= {name: MPC(policy, world, own, batch=len(starts)) for name, own in candidates.items()}
+    # the base policy by the candidates' arithmetic: one that never moves gains exactly nothing
+    still = MPCConfig(horizon=0, particles=1, updates=0)
+    players = {name: MPC(policy, world, own, batch=len(starts)) for name, own in {BASE: still, **candidates}.items()}
     episodes = {name: _imagine(player, policy, world, starts, config, ended) for name, player in players.items()}
     return Rehearsal(config, episodes, ended is not None)
 
@@ -163,7 +168,10 @@ def _imagine(
     player.new_episode()
     for _ in range(config.steps):
         action = torch.as_tensor(player.act(state.cpu().numpy())).to(state)
-        returns += np.where(alive, world.reward(state, action).cpu().numpy(), 0.0)
+        reward = world.reward(state, action).cpu().numpy()
+        lost |= alive & ~np.isfinite(reward)
+        alive &= ~lost
+        returns += np.where(alive, reward, 0.0)
         lengths += alive
         following = world.dynamics(state, action, noise_like(world, state, 1, 1, noise)[:, 0, 0])
         observed = following.double().cpu().numpy()
