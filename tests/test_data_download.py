@@ -1,194 +1,28 @@
-"""Fetching from a server on this machine: whole, resumed, cut, changed, refused, absent."""
-
-import fcntl
-import hashlib
-import threading
-from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+"""Data sets by name from the network: fetched, found, checked, absent."""
 
 import h5py
 import numpy as np
 import pytest
 
 from jacrec import cli
-from jacrec.data import download, load
+from jacrec.data import fetch as fetching
+from jacrec.data import load
 from jacrec.data.collect import Episode
 from jacrec.data.d4rl_files import D4RL_FILES, D4RLFile, d4rl_file, datasets_root, find_d4rl
-from jacrec.data.download import DownloadError, check_sum, fetch, get
-from jacrec.data.minari import write_minari
+from jacrec.data.download import get
+from jacrec.data.fetch import DownloadError, check_sum
+from jacrec.data.minari import local_ids, write_minari
 from jacrec.envs.physics import make_env
 from jacrec.training.config import published_name
-
-CONTENT = np.random.default_rng(0).bytes(300_000)
-
-
-@dataclass
-class Server:
-    """What the server answers, and what it was asked."""
-
-    url: str = ""
-    content: bytes = CONTENT
-    version: str | None = '"one"'
-    ranges: bool = True
-    cut: list[int] = field(default_factory=list)
-    """bytes of the body after which the next answers break off"""
-    status: int | None = None
-    asked: list[str | None] = field(default_factory=list)
-    """the Range of each request"""
+from tests.file_server import Server, serving
 
 
 @pytest.fixture
 def server(monkeypatch):
-    state = Server()
-
-    class Handler(BaseHTTPRequestHandler):
-        def log_message(self, *args):
-            pass
-
-        def do_GET(self):
-            span = self.headers.get("Range")
-            state.asked.append(span)
-            if state.status is not None:
-                self.send_error(state.status)
-                return
-            start, total = 0, len(state.content)
-            if span and state.ranges and self.headers.get("If-Range") == state.version:
-                start = int(span.removeprefix("bytes=").rstrip("-"))
-            if start >= total:
-                self.send_error(416)
-                return
-            self.send_response(206 if start else 200)
-            if start:
-                self.send_header("Content-Range", f"bytes {start}-{total - 1}/{total}")
-            self.send_header("Content-Length", str(total - start))
-            if state.version:
-                self.send_header("ETag", state.version)
-            self.end_headers()
-            body = state.content[start:]
-            self.wfile.write(body[: state.cut.pop(0)] if state.cut else body)
-
-    web = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=web.serve_forever, daemon=True).start()
-    state.url = f"http://127.0.0.1:{web.server_port}/set.hdf5"
     monkeypatch.setenv("no_proxy", "127.0.0.1")
-    monkeypatch.setattr(download, "WAIT", 0.0)
-    yield state
-    web.shutdown()
-    web.server_close()
-
-
-def names(folder):
-    return sorted(path.name for path in folder.iterdir())
-
-
-def test_a_whole_file_is_in_place_with_its_sum(server, tmp_path):
-    seen = []
-    digest = fetch(server.url, tmp_path / "new" / "set.hdf5", progress=lambda have, total: seen.append((have, total)))
-    assert digest == hashlib.sha256(CONTENT).hexdigest()
-    assert (tmp_path / "new" / "set.hdf5").read_bytes() == CONTENT
-    assert names(tmp_path / "new") == ["set.hdf5", "set.hdf5.sha256"]
-    assert (tmp_path / "new" / "set.hdf5.sha256").read_text() == f"{digest}  set.hdf5\n"
-    assert seen[-1] == (len(CONTENT), len(CONTENT))
-    assert check_sum(tmp_path / "new" / "set.hdf5") == digest
-
-
-def test_a_broken_transfer_goes_on_where_it_stopped(server, tmp_path):
-    server.cut = [100_000, 50_000]
-    fetch(server.url, tmp_path / "set.hdf5")
-    assert (tmp_path / "set.hdf5").read_bytes() == CONTENT
-    assert server.asked == [None, "bytes=100000-", "bytes=150000-"]
-
-
-def test_an_interrupted_call_leaves_a_part_and_the_next_one_goes_on(server, tmp_path, monkeypatch):
-    monkeypatch.setattr(download, "BLOCK", 70_000)
-
-    def interrupt(have, total):
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        fetch(server.url, tmp_path / "set.hdf5", progress=interrupt)
-    assert names(tmp_path) == ["set.hdf5.part", "set.hdf5.part.json"]
-    fetch(server.url, tmp_path / "set.hdf5")
-    assert server.asked == [None, "bytes=70000-"]
-    assert (tmp_path / "set.hdf5").read_bytes() == CONTENT
-    assert names(tmp_path) == ["set.hdf5", "set.hdf5.sha256"]
-
-
-def test_another_version_on_the_server_is_not_appended_to_the_old_one(server, tmp_path, monkeypatch):
-    monkeypatch.setattr(download, "ATTEMPTS", 0)
-    server.cut = [100_000]
-    with pytest.raises(DownloadError, match="100000 bytes are kept, the same call goes on"):
-        fetch(server.url, tmp_path / "set.hdf5")
-    server.content, server.version = CONTENT[::-1], '"two"'
-    fetch(server.url, tmp_path / "set.hdf5")
-    assert (tmp_path / "set.hdf5").read_bytes() == CONTENT[::-1]
-
-
-@pytest.mark.parametrize("change", [{"ranges": False}, {"version": None}, {"version": 'W/"weak"'}])
-def test_a_server_that_cannot_resume_is_asked_for_all(server, tmp_path, change):
-    for name, value in change.items():
-        setattr(server, name, value)
-    server.cut = [100_000]
-    fetch(server.url, tmp_path / "set.hdf5")
-    assert (tmp_path / "set.hdf5").read_bytes() == CONTENT
-    assert server.asked == [None, "bytes=100000-" if "ranges" in change else None]
-
-
-def test_a_part_that_is_all_there_is_finished(server, tmp_path, monkeypatch):
-    """Killed between the last byte and the renaming."""
-    monkeypatch.setattr(download, "_digest", lambda path: 1 / 0)
-    with pytest.raises(ZeroDivisionError):
-        fetch(server.url, tmp_path / "set.hdf5")
-    monkeypatch.undo()
-    monkeypatch.setenv("no_proxy", "127.0.0.1")
-    fetch(server.url, tmp_path / "set.hdf5")
-    assert (tmp_path / "set.hdf5").read_bytes() == CONTENT
-    assert server.asked == [None, f"bytes={len(CONTENT)}-"]
-
-
-def test_a_file_that_always_ends_early_is_not_put_in_place(server, tmp_path):
-    server.cut = [0] * 20
-    with pytest.raises(DownloadError, match=r"cannot be fetched \(it ended after 0 of 300000 bytes\)"):
-        fetch(server.url, tmp_path / "set.hdf5")
-    assert names(tmp_path) == []
-    assert len(server.asked) == download.ATTEMPTS
-
-
-def test_a_wrong_sum_or_another_kind_of_file_is_removed_and_told(server, tmp_path):
-    (tmp_path / "set.hdf5").write_text("the old one")
-    with pytest.raises(DownloadError, match=r"expected a file of SHA-256 0000, got 300000 bytes of SHA-256 .* now removed"):
-        fetch(server.url, tmp_path / "set.hdf5", sha256="0000")
-    server.content = b"<html>please log in</html>"
-    with pytest.raises(DownloadError, match=r"expected a file beginning with b'HDF', got 26 bytes"):
-        fetch(server.url, tmp_path / "set.hdf5", magic=b"HDF")
-    assert names(tmp_path) == ["set.hdf5"]
-    assert (tmp_path / "set.hdf5").read_text() == "the old one"
-
-
-def test_a_refusal_is_not_repeated_and_leaves_nothing(server, tmp_path):
-    server.status = 404
-    with pytest.raises(DownloadError, match=r"cannot be fetched \(Not Found\)"):
-        fetch(server.url, tmp_path / "set.hdf5")
-    assert len(server.asked) == 1
-    assert names(tmp_path) == []
-
-
-def test_two_at_once_do_not_write_the_same_part(server, tmp_path):
-    with (tmp_path / "set.hdf5.part").open("ab") as held:
-        fcntl.flock(held, fcntl.LOCK_EX)
-        with pytest.raises(DownloadError, match="another process is fetching this file"):
-            fetch(server.url, tmp_path / "set.hdf5")
-    fetch(server.url, tmp_path / "set.hdf5")
-    assert (tmp_path / "set.hdf5").read_bytes() == CONTENT
-
-
-def test_a_changed_file_is_noticed(tmp_path):
-    path = tmp_path / "set.hdf5"
-    path.write_bytes(b"one")
-    assert check_sum(path) == hashlib.sha256(b"one").hexdigest()
-    path.write_bytes(b"two")
-    with pytest.raises(DownloadError, match=r"expected SHA-256 7692.* as recorded in set\.hdf5\.sha256, got 3fc4.*--overwrite"):
-        check_sum(path)
+    monkeypatch.setattr(fetching, "WAIT", 0.0)
+    with serving() as state:
+        yield state
 
 
 @pytest.fixture
@@ -270,7 +104,7 @@ def test_get_refuses_what_is_not_the_reported_file(server, folders, monkeypatch)
 
 
 def test_without_a_network_the_alternatives_are_named(folders, monkeypatch, capsys):
-    monkeypatch.setattr(download, "WAIT", 0.0)
+    monkeypatch.setattr(fetching, "WAIT", 0.0)
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     nowhere = Server(url="http://127.0.0.1:9/set.hdf5")  # nobody listens to the discard port
     for name in ("hopper-medium-v2", "antmaze-umaze-v2", "walker2d-medium-v2"):
@@ -326,6 +160,34 @@ def test_minari_sets_are_fetched_by_minari_and_checked(folders, monkeypatch):
         DownloadError, match=r"Minari cannot fetch it \(ConnectionError: no route\)\nwithout a network: copy the folder"
     ):
         get("D4RL/antmaze/umaze-v1")
+
+
+def test_a_part_of_a_minari_set_is_neither_taken_for_the_whole_nor_left(folders, monkeypatch):
+    """Files arrive one by one; the metadata are there before the data."""
+    name, asked, arrives = "mujoco/hopper/expert-v0", [], True
+
+    def download_dataset(dataset_id, force_download=False):
+        asked.append(force_download)
+        if (folders / "minari" / dataset_id).exists() and not force_download:
+            return  # as Minari's client does
+        env = make_env("Hopper-v4")
+        episode = Episode(np.zeros((4, 11)), np.zeros((3, 3), np.float32), np.zeros(3), False)
+        path = write_minari(dataset_id, [episode], env=env.unwrapped, metadata={}, overwrite=True)
+        env.close()
+        if not arrives:
+            (path / "data" / "main_data.hdf5").unlink()
+
+    monkeypatch.setattr("minari.download_dataset", download_dataset)
+    arrives = False
+    with pytest.raises(DownloadError, match=r"expected a complete set at .*expert-v0 after fetching it, got a part; fetch it"):
+        get(name)
+    assert local_ids() == []
+    with pytest.raises(FileNotFoundError, match="a data set that is not complete at"):
+        load(name)
+    arrives = True
+    assert len(load(name)) == 3
+    assert asked == [False, True, True]
+    assert not get(name).fetched
 
 
 def test_the_24_files():

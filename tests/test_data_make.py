@@ -207,7 +207,7 @@ def test_a_killed_writer_leaves_no_set_and_does_not_block_the_next(root):
 def test_half_a_set_left_by_minari_itself_is_replaced(root):
     (root / "jacrec/hopper-random-v0/data").mkdir(parents=True)
     assert list_datasets() == []
-    with pytest.raises(FileNotFoundError, match="no complete Minari data set"):
+    with pytest.raises(FileNotFoundError, match=r"a data set that is not complete at .*; make it with `jacrec data make`"):
         load("jacrec/hopper-random-v0")
     make_dataset("hopper", "random", steps=100)
     assert len(load("jacrec/hopper-random-v0")) == 100

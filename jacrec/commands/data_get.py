@@ -6,7 +6,8 @@ from functools import partial
 from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 from tyro.conf import Positional
 
-from jacrec.data.download import DownloadError, get
+from jacrec.data.download import get
+from jacrec.data.fetch import DownloadError
 
 
 def fetch(names: Positional[tuple[str, ...]], *, overwrite: bool = False) -> int:

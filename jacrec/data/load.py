@@ -7,7 +7,9 @@ from pathlib import Path
 
 from jacrec.data.d4rl import FLAT_SUFFIXES, read_d4rl
 from jacrec.data.d4rl_files import D4RL_FILES, datasets_root, find_d4rl
-from jacrec.data.minari import dataset_path, local_ids, read_minari
+from jacrec.data.download import alternatives, fetch_minari
+from jacrec.data.fetch import DownloadError
+from jacrec.data.minari import dataset_path, is_complete, local_ids, read_minari
 from jacrec.data.transitions import Transitions
 
 
@@ -28,7 +30,7 @@ def load(source: str | Path, *, env_id: str | None = None, download: bool = True
     if file is not None:
         return read_d4rl(file, env_id=env_id)
     path = dataset_path(source)
-    if not (path / "data").exists():
+    if not is_complete(path):
         if source in D4RL_FILES:
             raise FileNotFoundError(_no_file(source))
         reason = _download(source) if download and not source.startswith("jacrec/") else "not asked"
@@ -38,8 +40,6 @@ def load(source: str | Path, *, env_id: str | None = None, download: bool = True
 
 
 def _no_file(name: str) -> str:
-    from jacrec.data.download import alternatives
-
     return (
         f"{name}: no file {D4RL_FILES[name].file} in {datasets_root()}; fetch it with `jacrec data get {name}`, or "
         f"{alternatives(name)}"
@@ -47,14 +47,11 @@ def _no_file(name: str) -> str:
 
 
 def _download(dataset_id: str) -> str | None:
-    """Ask Minari's server; None when the data set has arrived, else why not, in one line."""
-    import minari
-
+    """Ask Minari's server; None when the data set has arrived, else why not."""
     try:
-        minari.download_dataset(dataset_id)
-    # every transport has errors of its own: missing extra, no network, no such set
-    except Exception as error:
-        return f"{type(error).__name__}: {error}".splitlines()[0]
+        fetch_minari(dataset_id)
+    except DownloadError as error:
+        return str(error)
     return None
 
 
@@ -67,4 +64,5 @@ def _not_found(dataset_id: str, path: Path, reason: str) -> str:
             "to download, pip install 'minari[hf]' and allow network access, or make an embedded set with "
             f"`jacrec data make` (download: {reason})"
         )
-    return f"{dataset_id}: no such data set at {path}; local data sets: {here}; {remedy}"
+    what = "a data set that is not complete" if path.exists() else "no such data set"
+    return f"{dataset_id}: {what} at {path}; local data sets: {here}; {remedy}"

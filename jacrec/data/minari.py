@@ -31,6 +31,9 @@ from jacrec.data.references import reference_by_env, reference_by_name
 from jacrec.data.transitions import DatasetInfo, Transitions
 from jacrec.envs.physics import goal_in_state, is_goal_space, position_apart
 
+HDF5_FILE = "main_data.hdf5"
+"""the file of all episodes in a set of Minari's format hdf5"""
+
 
 def dataset_path(dataset_id: str) -> Path:
     """The folder of a data set, there or not.
@@ -96,7 +99,7 @@ def dataset_info(dataset_id: str, metadata: dict[str, Any], env_id: str | None =
     """What the metadata say, with D4RL's references where they bring none."""
     if env_id is None and "env_spec" in metadata:
         env_id = json.loads(metadata["env_spec"])["id"]
-    reference = (reference_by_env(env_id) if env_id else None) or reference_by_name(dataset_id.rpartition("/")[2])
+    reference = reference_by_env(env_id) if env_id else reference_by_name(dataset_id.rpartition("/")[2])
     ref_min, ref_max = metadata.get("ref_min_score"), metadata.get("ref_max_score")
     if (ref_min is None or ref_max is None) and reference is not None:
         ref_min, ref_max = reference.ref_min, reference.ref_max
@@ -208,12 +211,13 @@ def _buffer(where: str, episode: Episode, env: gymnasium.Env) -> EpisodeBuffer:
 
 
 def is_complete(path: Path) -> bool:
-    """Whether the folder holds a finished data set; Minari writes the step count last."""
+    """Whether the folder holds a finished data set; Minari writes the step count last, and downloads file by file."""
     try:
         metadata = MinariStorage.read_raw_metadata(path / "data")
     except (ValueError, OSError):
         return False
-    return bool(metadata.get("dataset_id")) and metadata.get("total_steps", 0) > 0
+    here = metadata.get("data_format") != "hdf5" or (path / "data" / HDF5_FILE).is_file()
+    return here and bool(metadata.get("dataset_id")) and metadata.get("total_steps", 0) > 0
 
 
 def _make_namespace(root: Path, dataset_id: str) -> None:
