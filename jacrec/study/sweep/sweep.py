@@ -92,7 +92,9 @@ def plan(study: StudyConfig, folder: Path, *, only: Sequence[str] = (), kinds: t
     for pattern in only:
         if not any(_fits(job.id, pattern) for job in jobs):
             raise ValueError(f"--only {pattern!r}: expected a pattern of jobs like {jobs[-1].id}, got one that fits none")
-    chosen |= {need for job in jobs if job.id in chosen for need in job.needs}
+    for job in reversed(jobs):  # what a job needs stands before it
+        if job.id in chosen:
+            chosen.update(job.needs)
     kept = tuple(job for job in jobs if job.id in chosen)
     return Plan(folder, kept, frozenset(job.id for job in kept if job.done()), kinds)
 
