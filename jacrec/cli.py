@@ -8,6 +8,7 @@ from importlib import import_module
 VERBS = {
     "data": "make, get, list and show offline data sets",
     "train": "train policy, critic, world model and reward model on a data set",
+    "rehearse": "let ways to think play imagined episodes in a run's world model; the best may act, or none",
     "eval": "play base policy, MPC and its control without a world model on the same seeds",
     "sweep": "train and play a study: tasks × seeds × settings, resumable",
     "report": "write report.md with tables and plots, for an evaluated run or a whole study",
@@ -46,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def usage() -> str:
     """The verbs, one per line."""
-    lines = [f"  {verb:<8}{text}" for verb, text in VERBS.items()]
+    lines = [f"  {verb:<9}{text}" for verb, text in VERBS.items()]
     return "\n".join(["usage: jacrec VERB ...        (jacrec VERB --help explains a verb)", "", *lines])
 
 

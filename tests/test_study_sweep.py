@@ -1,5 +1,6 @@
 """Studies on paper: specs, errors that teach, the order of jobs, failures, estimates; nothing is trained."""
 
+import io
 import json
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,11 +13,15 @@ from rich.console import Console
 
 from jacrec.controller import MPCConfig
 from jacrec.study.config import PlayConfig
+from jacrec.study.files import write_json
+from jacrec.study.rehearsal import RehearsalConfig
 from jacrec.study.sweep.config import UNSEEN_SEEDS
 from jacrec.study.sweep.executors import Failed, Finished, Progress
-from jacrec.study.sweep.jobs import Job, jobs_of
+from jacrec.study.sweep.jobs import Job
 from jacrec.study.sweep.ledger import at_work, locked, read_failure
+from jacrec.study.sweep.listing import jobs_of
 from jacrec.study.sweep.parse import build
+from jacrec.study.sweep.rehearsals import RehearsalJob
 from jacrec.study.sweep.show import Clock, Lines, duration, overview
 from jacrec.study.sweep.sources import data_source
 from jacrec.study.sweep.spec import (
@@ -47,6 +52,10 @@ SMALL = {
 
 def changed(**changes):
     return SMALL | changes
+
+
+def choosing(**own):
+    return changed(contestants=SMALL["contestants"] | {"best": own})
 
 
 def test_settings_come_from_the_published_ones_then_the_study_then_the_task():
@@ -126,11 +135,76 @@ def test_the_tables_are_the_papers():
         (changed(tasks={"hopper-medium": {"dat": "x"}}), "did you mean 'data'"),
         (changed(tasks={"hopper-medium": {"data": 3}}), "expected a text, got 3"),
         (changed(tasks={"hopper-medium": {"contestants": {"mcp": {}}}}), "did you mean 'mpc'"),
+        (choosing(rehearse=[]), r"best: expected rehearse: \[names of contestants with the default model\]"),
+        (choosing(rehearse="mpc"), "and no other setting"),
+        (choosing(rehearse=["base"]), "known are h0, mpc"),
+        (choosing(rehearse=["one"]), "known are h0, mpc"),
+        (choosing(rehearse=["best"]), "known are h0, mpc"),
+        (choosing(rehearse=["mpc", "mpc"]), "known are h0, mpc"),
+        (choosing(rehearse=[["mpc"]]), "known are h0, mpc"),
+        (choosing(rehearse=["mpc"], lr=1e-3), "and no other setting"),
+        (
+            choosing(rehearse=["mpc"]) | {"rehearsal": {"episodes": 1}},
+            "rehearsal: rehearsal.episodes: expected an integer >= 2",
+        ),
+        (choosing(rehearse=["mpc"]) | {"rehearsal": {"epsiodes": 1}}, "did you mean 'episodes'"),
+        (choosing(rehearse=["mpc"]) | {"tasks": {"x": {"contestants": {"best": {"lr": 1}}}}}, "set mpc instead"),
+        (
+            changed(evaluation={"rows": 1}, contestants={"a": {"deadline_ms": 3}, "b": {"rehearse": ["a"]}}),
+            "depend on the clock",
+        ),
     ],
 )
 def test_a_spec_that_makes_no_sense_says_where(content, message):
     with pytest.raises(ValueError, match=message):
         parse_study(content)
+
+
+CHOOSER = SMALL["contestants"] | {"best": {"rehearse": ["mpc", "h0"]}}
+
+
+def test_a_contestant_may_be_chosen_by_a_rehearsal(tmp_path):
+    study = parse_study(changed(contestants=CHOOSER, rehearsal={"episodes": 3, "least_gain": 0}))
+    assert study.contestants["best"].rehearse == ("mpc", "h0")
+    assert study.controller("mine", "best") is None
+    assert study.rehearsal == RehearsalConfig(episodes=3, least_gain=0.0)
+    write_study(study, tmp_path)
+    assert read_study(tmp_path) == study
+    other = parse_study(changed(contestants=CHOOSER, rehearsal={"episodes": 4, "least_gain": 0}))
+    with pytest.raises(ValueError, match=r"rehearsal\.episodes = 3 there, 4 here"):
+        expect_same_study(other, tmp_path)
+    jobs = {job.id: job for job in jobs_of(study, tmp_path)}
+    rehearsal, play = (jobs[f"mine/seed-1/{x}/best"] for x in ("rehearsals", "plays"))
+    assert isinstance(rehearsal, RehearsalJob)
+    assert (rehearsal.kind, rehearsal.needs) == ("rehearse", ("mine/seed-1/run",))
+    assert rehearsal.candidates == {"mpc": MPCConfig(lr=5e-5), "h0": MPCConfig(horizon=0, particles=1)}
+    assert (rehearsal.config.env_id, rehearsal.rehearsal.episodes) == ("Hopper-v4", 3)
+    assert play.needs == tuple(f"mine/seed-1/{x}" for x in ("rehearsals/best", "plays/base", "plays/mpc", "plays/h0"))
+    shown = Console(width=200, record=True, quiet=False, file=io.StringIO())
+    shown.print(overview(plan(study, tmp_path)))
+    assert "rehearsal best" in shown.export_text()
+
+
+def test_a_choice_comes_after_all_that_it_may_choose(tmp_path):
+    """Whatever the order of the contestants; and who asks for the choice alone gets all that it needs."""
+    study = parse_study(changed(contestants={"best": {"rehearse": ["mpc"]}, **SMALL["contestants"]}))
+    todo = [job.id for job in plan(study, tmp_path, only=["mine/seed-1/plays/best"]).todo]
+    assert todo == [f"mine/seed-1/{x}" for x in ("run", "plays/base", "plays/mpc", "rehearsals/best", "plays/best")]
+    assert len(plan(study, tmp_path).todo) == len(jobs_of(study, tmp_path))
+
+
+@pytest.mark.parametrize("choice", ["base", "mpc", "h0"])
+def test_the_chosen_ones_record_is_taken_over(tmp_path, choice):
+    study = parse_study(changed(contestants=CHOOSER))
+    job = next(job for job in jobs_of(study, tmp_path) if job.id == "mine/seed-0/plays/best")
+    assert not job.done()
+    for need in job.needs:
+        content = {"choice": choice} if "rehearsals" in need else {"contestant": need.rsplit("/")[-1], "returns": [len(need)]}
+        write_json(tmp_path / "cells" / f"{need}.json", content)
+    assert job.perform(lambda share: None) == f"plays as {choice}"
+    assert job.done()
+    written = json.loads((tmp_path / "cells" / "mine" / "seed-0" / "plays" / "best.json").read_text())
+    assert written == {"contestant": "best", "choice": choice, "returns": [len(f"mine/seed-0/plays/{choice}")]}
 
 
 def test_specs_are_found_by_path_folder_and_name(tmp_path, monkeypatch):

@@ -16,8 +16,9 @@ import yaml
 
 from jacrec.data.make import make_dataset
 from jacrec.study.sweep.executors import Failed, Finished, Progress
-from jacrec.study.sweep.jobs import Job, jobs_of
+from jacrec.study.sweep.jobs import Job
 from jacrec.study.sweep.ledger import locked
+from jacrec.study.sweep.listing import jobs_of
 from jacrec.study.sweep.spec import find_spec, read_spec
 from jacrec.study.sweep.sweep import plan
 from jacrec.study.sweep.workers import LocalExecutor

@@ -9,7 +9,8 @@ from rich.console import Console
 from tyro.conf import Positional
 
 from jacrec.study.config import EvalConfig
-from jacrec.study.evaluate import FILE, evaluate
+from jacrec.study.evaluate import FILE, acts_as_base, evaluate, played_config
+from jacrec.study.rehearsed import verdict
 from jacrec.study.results import table
 from jacrec.study.video import record_video
 from jacrec.training.run import load_run
@@ -36,9 +37,13 @@ def run(args: list[str]) -> int:
     trained, folder = load_run(chosen.run), chosen.out or chosen.run
     record = evaluate(trained, chosen.config, out=folder, again=chosen.again)
     Console().print(table(record))
+    if record["rehearsal"] is not None:
+        print(verdict(record["rehearsal"]) + (" MPC acts as the base policy." if acts_as_base(record) else ""))
     print(f"evaluation: {folder / FILE}")
-    if chosen.video:
-        film = record_video(trained, chosen.config, folder, again=chosen.again)
+    if chosen.video and acts_as_base(record):
+        print("no video: MPC acts as the base policy")
+    elif chosen.video:
+        film = record_video(trained, played_config(chosen.config, record), folder, again=chosen.again)
         print(f"video: {film.path}" if film.path else f"no video: {film.reason}")
     print(f"next: jacrec report {chosen.run}" + (f" --evaluation {folder}" if chosen.out else ""))
     return 0

@@ -61,6 +61,9 @@ class EvalConfig(PlayConfig):
     """who plays: base (π as trained), h0 (ascent on the critic at s_t alone), mpc (Algorithm 1); base always does"""
     mpc: MPCConfig = field(default_factory=MPCConfig)
     """the controller's settings; h0 takes them with horizon 0"""
+    rehearse: bool = False
+    """let a rehearsal in the world model (rehearsal.json beside the evaluation, made where there is none) choose mpc's
+    settings, or the base policy, as which mpc then acts"""
     h0_lr: float | None = None
     """step size of h0 where it is to differ from mpc's"""
     h0_updates: int | None = None
@@ -76,6 +79,9 @@ class EvalConfig(PlayConfig):
             raise ValueError(f"growth_horizon: expected at least 1, got {self.growth_horizon}")
         for name in self.contestants:
             expect_one_of("contestants", name, CONTESTANTS)
+        if self.rehearse and self.mpc != MPCConfig():
+            raise ValueError("mpc: expected no settings beside rehearse, which chooses them; name candidates of your own with "
+                             "`jacrec rehearse RUN --candidates FILE.yaml` first")  # fmt: skip
         self.controller("h0")  # says what is wrong with its settings
         self.allow(self.mpc)
 

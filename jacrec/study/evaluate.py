@@ -3,18 +3,21 @@
 import json
 import time
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from jacrec.controller import MPCConfig
 from jacrec.envs.batch import BatchedEnv
 from jacrec.study.config import EvalConfig
 from jacrec.study.contestant import digests, environment_record, open_env, play_contestant
 from jacrec.study.files import write_json
 from jacrec.study.probes import jacobian_growth
+from jacrec.study.rehearsal import BASE
+from jacrec.study.rehearsed import chosen, make_rehearsal, read_rehearsal
 from jacrec.study.versions import machine, versions
 from jacrec.training.run import Run, load_run, torch_threads
 
@@ -33,29 +36,35 @@ def evaluate(
     """Let the contestants play; the record, which is also in `out`/evaluation.json (`out` defaults to the run's folder).
 
     A contestant that has finished is not played again, so an interrupted evaluation goes on where it stopped. The same
-    settings give the same returns.
+    settings give the same returns. With `config.rehearse` a rehearsal in `out` is read, or made first, and mpc plays with the
+    controller that it chose, or as the base policy: then its episodes are the base policy's.
 
     Args:
         again: discard what `out` holds and play everything.
         quiet: no progress display.
 
     Raises:
-        ValueError: `out` holds an evaluation of other networks or with other settings; no environment is known; the
-            environment's dimensions are not the policy's.
+        ValueError: `out` holds an evaluation or rehearsal of other networks or with other settings; no environment is known;
+            the environment's dimensions are not the policy's.
         FileNotFoundError: no trained run at that path.
     """
     run = run if isinstance(run, Run) else load_run(run)
     folder = Path(out) if out is not None else run.path
     env = open_env(run, config)
-    fresh = _new_record(run, config, env)
-    record = fresh if again else _previous(folder / FILE, fresh)
     columns = (TextColumn("{task.description:>9}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
     with torch_threads(config.threads), Progress(*columns, TimeRemainingColumn(), disable=quiet) as progress:
+        rehearsal = _rehearsed(run, config, folder, progress) if config.rehearse else None
+        fresh = _new_record(run, config, env, rehearsal)
+        record = fresh if again else _previous(folder / FILE, fresh)
+        config = played_config(config, record)
         for name in config.order:
             task = progress.add_task(name, total=1.0)
             if name not in record["contestants"]:
                 began = time.perf_counter()
-                played, growth = _contestant(name, run, config, env, lambda x, t=task: progress.update(t, completed=x))
+                if name == "mpc" and rehearsal is not None and rehearsal["choice"] == BASE:
+                    played, growth = record["contestants"]["base"], None
+                else:
+                    played, growth = _contestant(name, run, config, env, lambda x, t=task: progress.update(t, completed=x))
                 record["contestants"][name] = played | {"wall_seconds": time.perf_counter() - began}
                 record["growth"] = growth or record["growth"]
                 write_json(folder / FILE, record)
@@ -74,6 +83,25 @@ def read_evaluation(folder: str | Path) -> dict[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(f"no evaluation at {path}; make one with `jacrec eval {folder}`")
     return json.loads(path.read_text(encoding="utf-8"))
+
+
+def played_config(config: EvalConfig, record: dict[str, Any]) -> EvalConfig:
+    """The settings with which an evaluation played: with the controller that its rehearsal chose, where one did."""
+    return replace(config, rehearse=False, mpc=MPCConfig(**record["settings"]["mpc"]))
+
+
+def acts_as_base(record: dict[str, Any]) -> bool:
+    """Whether a rehearsal chose the base policy, so that the contestant mpc is the base policy."""
+    return (record.get("rehearsal") or {}).get("choice") == BASE
+
+
+def _rehearsed(run: Run, config: EvalConfig, folder: Path, progress: Progress) -> dict[str, Any]:
+    """The rehearsal in the folder; the default one is made where there is none."""
+    found = read_rehearsal(run, folder, config)
+    if found is not None:
+        return found
+    task = progress.add_task("rehearsal", total=1.0)
+    return make_rehearsal(run, folder, play=config, progress=lambda x: progress.update(task, completed=x))
 
 
 def _contestant(
@@ -106,9 +134,11 @@ class _Visited:
         return rows[np.unique(np.linspace(0, len(rows) - 1, n).astype(int))]
 
 
-def _new_record(run: Run, config: EvalConfig, env: BatchedEnv) -> dict[str, Any]:
+def _new_record(run: Run, config: EvalConfig, env: BatchedEnv, rehearsal: dict[str, Any] | None) -> dict[str, Any]:
+    controller = config.mpc if rehearsal is None else chosen(rehearsal) or config.mpc
     return {
-        "settings": asdict(config),
+        "settings": asdict(config) | {"mpc": asdict(controller)},
+        "rehearsal": rehearsal,
         "networks": digests(run),
         "environment": environment_record(env),
         "versions": versions(),
@@ -124,11 +154,20 @@ def _previous(path: Path, fresh: dict[str, Any]) -> dict[str, Any]:
         return fresh
     old = json.loads(path.read_text(encoding="utf-8"))
     ours = json.loads(json.dumps(fresh))
+    # an evaluation from before a setting came to be was played with its default
+    defaults = json.loads(json.dumps(asdict(EvalConfig())))
+    old["settings"] = defaults | old["settings"] | {"mpc": defaults["mpc"] | old["settings"]["mpc"]}
     differing = [f"{part}.{key}: {old[part].get(key)} there, {value} here" for part in ("settings", "networks")
                  for key, value in ours[part].items() if key != "contestants" and old[part].get(key) != value]  # fmt: skip
+    if _choice(old) != _choice(ours):
+        differing.append(f"the rehearsal: chose {_choice(old)} there, {_choice(ours)} here")
     if differing:
         raise ValueError(
             f"{path}: expected no evaluation or one with these settings, got one that differs in {'; '.join(differing)}. "
             "Write to another folder (--out), or replace it (--again)"
         )
-    return old | {"settings": ours["settings"]}
+    return old | {"settings": ours["settings"], "rehearsal": ours["rehearsal"]}
+
+
+def _choice(record: dict[str, Any]) -> str | None:
+    return (record.get("rehearsal") or {}).get("choice")

@@ -104,7 +104,8 @@ def reach(estimate: Estimate) -> list[list[float]]:
 
 def objective(record: dict[str, Any], path: Path) -> bool:
     """Ĵ along the episode: how far ψ has come from ψ₀, and what one decision adds; False where nothing was measured."""
-    thinkers = [n for n in ("h0", "mpc") if n in record["contestants"] and record["contestants"][n]["thinking"]["probe_steps"]]
+    thoughts = {n: record["contestants"].get(n, {}).get("thinking") for n in ("h0", "mpc")}
+    thinkers = [name for name, thinking in thoughts.items() if thinking and thinking["probe_steps"]]
     if not thinkers:
         return False
     with figure(path, (12, 3.5), 3) as (level, total, step):
@@ -156,8 +157,9 @@ def growth(record: dict[str, Any], path: Path) -> bool:
         axes.fill_between(j, data["low"], data["high"], color=COLOURS["model"], alpha=0.18, linewidth=0, label="quartiles")
         axes.set_yscale("log")
         axes.axhline(1, color="#374151", linewidth=1)
-        horizon = record["settings"]["mpc"]["horizon"]
-        axes.axvline(horizon, color=COLOURS["mpc"], linestyle=":", label=f"H = {horizon} of this evaluation")
+        if (record.get("rehearsal") or {}).get("choice") != "base":
+            horizon = record["settings"]["mpc"]["horizon"]
+            axes.axvline(horizon, color=COLOURS["mpc"], linestyle=":", label=f"H = {horizon} of this evaluation")
         axes.set_xlabel("imagined step j")
         axes.set_ylabel("‖ds̃ⱼ / ds̃₀‖")
         axes.set_title("Growth of the closed-loop Jacobian")

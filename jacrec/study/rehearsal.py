@@ -10,7 +10,7 @@ alone. All candidates imagine under the same noise from the same starts, so that
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -119,6 +119,7 @@ def rehearse(
     config: RehearsalConfig | None = None,
     *,
     ended: Ending | None = None,
+    progress: Callable[[float], None] | None = None,
 ) -> Rehearsal:
     """Let the base policy and every candidate play in the world model.
 
@@ -127,6 +128,7 @@ def rehearse(
         starts: first states of the episodes, (n, d); `config.episodes` is not looked at.
         candidates: controllers by name.
         ended: (n, d) -> (n,) bool, the states in which the task is over; None: it never is.
+        progress: called with the share of the work done.
 
     Raises:
         ValueError: a candidate called "base" or with a deadline, none at all, or fewer than two starts.
@@ -136,24 +138,35 @@ def rehearse(
         raise ValueError(f"candidates: expected controllers under other names than {BASE!r}, got {list(candidates)}")
     for name, own in candidates.items():
         if own.deadline_ms is not None:
-            raise ValueError(f"candidates.{name}.deadline_ms: expected none, since a rehearsal must not depend on the clock; got "
-                             f"{own.deadline_ms}")  # fmt: skip
+            raise ValueError(f"candidates.{name}.deadline_ms: expected none, since a rehearsal must not depend on the clock; "
+                             f"got {own.deadline_ms}")  # fmt: skip
     starts = np.asarray(starts)
     if starts.ndim != 2 or len(starts) < 2:
         raise ValueError(f"starts: expected states (n, d) with n >= 2, got shape {starts.shape}")
     # the base policy by the candidates' arithmetic: one that never moves gains exactly nothing
     still = MPCConfig(horizon=0, particles=1, updates=0)
     players = {name: MPC(policy, world, own, batch=len(starts)) for name, own in {BASE: still, **candidates}.items()}
-    episodes = {name: _imagine(player, policy, world, starts, config, ended) for name, player in players.items()}
+    episodes = {}
+    for name, player in players.items():
+        episodes[name] = _imagine(player, policy, world, starts, config, ended)
+        if progress is not None:
+            progress(len(episodes) / len(players))
     return Rehearsal(config, episodes, ended is not None)
 
 
-def rehearse_run(run: Run, candidates: Mapping[str, MPCConfig], config: RehearsalConfig, play: PlayConfig) -> Rehearsal:
+def rehearse_run(
+    run: Run,
+    candidates: Mapping[str, MPCConfig],
+    config: RehearsalConfig,
+    play: PlayConfig,
+    *,
+    progress: Callable[[float], None] | None = None,
+) -> Rehearsal:
     """`rehearse` for a trained run: starts drawn by resetting its environment, in which no step is taken."""
     env = open_env(run, PlayConfig(episodes=config.episodes, env_id=play.env_id, physics=play.physics), threads=1)
     starts = env.reset([1000 * config.seed + i for i in range(config.episodes)])
     env.close()
-    return rehearse(run.policy, run.world, starts, candidates, config, ended=ending(env.env_id))
+    return rehearse(run.policy, run.world, starts, candidates, config, ended=ending(env.env_id), progress=progress)
 
 
 @torch.no_grad()

@@ -4,8 +4,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from jacrec.study import plots
-from jacrec.study.evaluate import read_evaluation
+from jacrec.study import plots, rehearsed
+from jacrec.study.evaluate import acts_as_base, read_evaluation
 from jacrec.study.markdown import Sheet
 from jacrec.study.results import Result, compare, interval, unit, verdict
 from jacrec.training.run import read_record
@@ -38,6 +38,7 @@ def write_report(
     sections = [
         _head(trained, record),
         _findings(results, record, level),
+        _rehearsal(record),
         _scores(results, record, level),
         _thinking(results, has_objective),
         _growth(record, has_growth),
@@ -78,11 +79,14 @@ def _findings(results: list[Result], record: dict[str, Any], level: float) -> st
     by_name = {r.name: r for r in results}
     what = "points of normalised score" if unit(record) == "score" else "of return"
     lines = []
-    for name in ("mpc", "h0"):
+    silent = acts_as_base(record)
+    if silent:
+        lines.append("MPC acts as the base policy, as its rehearsal chose: it neither gains nor loses.")
+    for name in ("h0",) if silent else ("mpc", "h0"):
         if name in by_name and by_name[name].gain is not None:
             subject = "MPC" if name == "mpc" else "The control H = 0"
             lines.append(verdict(by_name[name].gain, subject, "the base policy", what))  # pyright: ignore[reportArgumentType]
-    if "mpc" in by_name and by_name["mpc"].over_h0 is not None:
+    if not silent and "mpc" in by_name and by_name["mpc"].over_h0 is not None:
         lines.append("What the world model adds: " + verdict(by_name["mpc"].over_h0, "MPC", "its control H = 0", what))
     if not lines:
         return ""
@@ -94,6 +98,11 @@ def _findings(results: list[Result], record: dict[str, Any], level: float) -> st
     if n < 10:
         note += f" With {n} episodes such intervals are too narrow; take them as an indication."
     return "## Findings\n\n" + "\n".join(f"* {line}" for line in lines) + f"\n\n{note}"
+
+
+def _rehearsal(record: dict[str, Any]) -> str:
+    rehearsal = record.get("rehearsal")
+    return f"## Rehearsal\n\n{rehearsed.sheet(rehearsal).markdown()}" if rehearsal else ""
 
 
 def _scores(results: list[Result], record: dict[str, Any], level: float) -> str:

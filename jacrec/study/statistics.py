@@ -80,6 +80,22 @@ def paired_difference(ours, theirs, *, level: float = 0.95, method: str = "boots
     raise ValueError(f"method: expected 'bootstrap' or 't', got {method!r}")
 
 
+def spearman(a, b) -> float | None:
+    """Rank correlation of two lists, ties sharing their mean rank; None where one of them is constant or they are too short."""
+    x, y = check_sample(a, "a"), check_sample(b, "b")
+    if x.shape != y.shape:
+        raise ValueError(f"rank correlation: expected lists of the same length, got {x.size} and {y.size}")
+    if np.ptp(x) == 0 or np.ptp(y) == 0:
+        return None
+    return float(np.corrcoef(ranks(x), ranks(y))[0, 1])
+
+
+def ranks(x: np.ndarray) -> np.ndarray:
+    """Ranks from 0 of (n,) values; equal ones share their mean rank."""
+    _, which, count = np.unique(x, return_inverse=True, return_counts=True)
+    return (np.cumsum(count) - (count + 1) / 2)[which]
+
+
 def interquartile_mean(values) -> float:
     """The mean of the middle half: a quarter of the values (fractions of a value included) is cut off at either end."""
     x = np.sort(check_sample(values, "values"))

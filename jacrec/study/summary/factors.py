@@ -44,6 +44,8 @@ def factor_of(study: Study, contestant: str, centre: str) -> str | None:
     are one factor together, the guard. World models that differ in their denoising steps alone are the factor K.
     """
     ours, theirs = settings_of(study, contestant), settings_of(study, centre)
+    if not ours or not theirs:  # one that rehearses has no settings of its own
+        return None
     keys = differing(ours, theirs)
     factors = {_factor(study, key, ours, theirs) for key in keys}
     return factors.pop() if len(factors) == 1 else None
@@ -70,7 +72,7 @@ def factors(study: Study, centre: str) -> dict[str, list[Level]]:
 
 def centre_of(study: Study, main: str) -> str:
     """The contestant with a world model with the most others at one factor from it: `main`, unless another has more."""
-    able = [c for c in study.contestants[1:] if settings_of(study, c)["horizon"] > 0]
+    able = [c for c in study.contestants[1:] if settings_of(study, c).get("horizon", 0) > 0]
     counts = {c: sum(map(len, factors(study, c).values())) for c in [main, *able]}
     return max(counts, key=lambda c: counts[c])
 
@@ -84,12 +86,12 @@ def chosen_without_looking(study: Study, *, per_task: bool = False) -> list[Choi
     """For every training seed the contestant that is best on the other seeds, judged on this one; [] with one seed.
 
     The best of several in hindsight flatters itself; this does not, since no seed judges what it chose. Contestants that
-    lack a scored task or seed do not stand for choice.
+    lack a scored task or seed, or that rehearse, do not stand for choice.
 
     Args:
         per_task: choose for every task on its own.
     """
-    table = {c: _gain_table(study, c) for c in study.contestants[1:]}
+    table = {c: _gain_table(study, c) for c in study.contestants[1:] if settings_of(study, c)}
     whole = {c: gain for c, gain in table.items() if gain is not None}
     if not whole or len(study.seeds) < 2:
         return []

@@ -36,11 +36,13 @@ def film_study(study: Study, folder: Path, *, seconds: float = 8.0) -> dict[str,
 
 def _film(study: Study, task: str, folder: Path, seconds: float) -> str:
     best = best_contestant(study, task)
-    controller = study.config.controller(task, best) if best else None
-    if best is None or controller is None:
+    if best is None:
         return "no film: nobody has played yet"
-    seed = min(study.of(task, best))
-    assert controller is not None  # only base has none
+    seed, play = min(study.of(task, best).items())
+    # of one that rehearses: the one that was chosen with this seed
+    controller = study.config.controller(task, play.record.get("choice", best))
+    if controller is None:
+        return f"no film: {best} acted as the base policy"
     cell, model = study.cell(task, seed), study.config.model_of(best)
     try:
         run = load_run(cell / "run")

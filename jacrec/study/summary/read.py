@@ -3,6 +3,7 @@
 STUDY/study.yaml
 STUDY/cells/<task>/seed-<s>/run/                    a run of `jacrec train`
 STUDY/cells/<task>/seed-<s>/models/<model>/         further world models of that run
+STUDY/cells/<task>/seed-<s>/rehearsals/<contestant>.json
 STUDY/cells/<task>/seed-<s>/plays/<contestant>.json
 **/*.failed.json                                    {"error", "attempts", ...} of what did not finish
 """
@@ -56,7 +57,7 @@ class Gap:
     task: str
     seed: int
     what: str
-    """ "run", "model NAME" or "play NAME" """
+    """ "run", "model NAME", "rehearsal NAME" or "play NAME" """
     state: str
     """ "failed", "missing" or "not comparable" """
     reason: str = ""
@@ -154,6 +155,8 @@ def _read_cell(study: Study, task: str, seed: int) -> None:
         absent = [stage for stage in stages if not is_trained(run, stage)]
         if absent and (task, seed, what) not in known:
             gaps.append(Gap(task, seed, what, "missing", f"not trained yet: {', '.join(absent)}"))
+    for file in sorted(folder.glob("rehearsals/*.failed.json")):
+        gaps.append(Gap(task, seed, f"rehearsal {file.name.removesuffix('.failed.json')}", *_failure(file)))
     for name in study.contestants:
         file = folder / "plays" / f"{name}.json"
         failed = folder / "plays" / f"{name}.failed.json"
@@ -207,7 +210,12 @@ def _difference(study: Study, base: Play, play: Play) -> str:
     found += ["environment seeds"] if not set(ours["seeds"]) & set(theirs["seeds"]) else []
     if found:
         return f"another {', '.join(found)} than the base policy's"
-    asked = to_dict(study.config.controller(play.task, play.contestant))
-    played = ours["controller"]
+    candidates = study.config.contestants[play.contestant].rehearse
+    who = ours.get("choice") if candidates else play.contestant
+    if candidates and who not in (BASE, *candidates):
+        return f"chose {who!r}, which is no candidate of study.yaml's"
+    if who == BASE:
+        return ""
+    asked, played = to_dict(study.config.controller(play.task, who)), ours["controller"]
     changed = [k for k in asked if k in played and asked[k] != played[k]]
     return f"played with other settings than study.yaml's: {', '.join(changed)}" if changed else ""

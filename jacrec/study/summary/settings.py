@@ -14,11 +14,22 @@ LETTERS = {
 }  # fmt: skip
 UNMEANT = ("method", "seed")  # settings that are no part of what a contestant is
 WITHOUT_MODEL = ("horizon", "particles", "model")  # what a contestant without a world model does not have
+CANDIDATES = "candidates"  # in what a contestant that rehearses differs from others
+
+
+def candidates_of(study: Study, contestant: str) -> tuple[str, ...]:
+    """Among whom a contestant's rehearsal chooses, cell by cell; () for one with a controller of its own."""
+    return () if contestant == BASE else study.config.contestants[contestant].rehearse
+
+
+def choosers(study: Study) -> list[str]:
+    """The contestants that a rehearsal in the world model chooses."""
+    return [name for name in study.contestants[1:] if candidates_of(study, name)]
 
 
 def settings_of(study: Study, contestant: str) -> dict[str, Any]:
-    """MPCConfig's fields and "model" as the study sets them for all tasks; {} for base."""
-    if contestant == BASE:
+    """MPCConfig's fields and "model" as the study sets them for all tasks; {} for base, and for one that rehearses."""
+    if contestant == BASE or candidates_of(study, contestant):
         return {}
     own = study.config.contestants[contestant]
     return asdict(own.mpc) | {"model": own.model}
@@ -37,18 +48,38 @@ def differing(ours: dict[str, Any], theirs: dict[str, Any]) -> list[str]:
 
 
 def without_world_model(study: Study) -> list[str]:
-    """The contestants with H = 0: ascent on the critic alone."""
-    return [name for name in study.contestants[1:] if settings_of(study, name)["horizon"] == 0]
+    """The contestants that act by ascent on the critic alone: with H = 0, or chosen among such ones.
+
+    The rehearsal that chooses one of them does use the world model.
+    """
+    return [name for name in study.contestants[1:] if not thinks_ahead(study, name)]
+
+
+def thinks_ahead(study: Study, contestant: str) -> bool:
+    """Whether a contestant imagines in a world model when it acts, or may be one that does."""
+    own = candidates_of(study, contestant) or (contestant,)
+    return contestant != BASE and any(settings_of(study, name)["horizon"] > 0 for name in own)
 
 
 def control_of(study: Study, contestant: str) -> tuple[str, list[str]] | None:
-    """The H = 0 contestant nearest in its other settings, and the names of those in which it differs; None without any."""
-    ours = settings_of(study, contestant)
-    if not ours or ours["horizon"] == 0:
+    """The H = 0 contestant nearest in its other settings, and the names of those in which it differs; None without any.
+
+    Of a contestant that rehearses it is one that rehearses, and the other way round, where there is one.
+    """
+    if not thinks_ahead(study, contestant):
         return None
-    candidates = [(name, [k for k in differing(ours, settings_of(study, name)) if k != "horizon"])
-                  for name in without_world_model(study)]  # fmt: skip
-    return min(candidates, key=lambda pair: len(pair[1]), default=None)
+    rehearses = bool(candidates_of(study, contestant))
+    alike = [name for name in without_world_model(study) if bool(candidates_of(study, name)) == rehearses]
+    found = [(name, _unlike(study, contestant, name)) for name in alike or without_world_model(study)]
+    return min(found, key=lambda pair: len(pair[1]), default=None)
+
+
+def _unlike(study: Study, contestant: str, control: str) -> list[str]:
+    """In what a control differs from a contestant, H apart."""
+    ours, theirs = settings_of(study, contestant), settings_of(study, control)
+    if not ours or not theirs:
+        return [CANDIDATES]
+    return [k for k in differing(ours, theirs) if k != "horizon"]
 
 
 def main_contestant(study: Study, name: str | None = None) -> str | None:
@@ -64,7 +95,7 @@ def main_contestant(study: Study, name: str | None = None) -> str | None:
         if name not in players:
             raise ValueError(f"contestant: expected one of {', '.join(players) or 'none'}, got {name!r}")
         return name
-    with_model = [c for c in players if settings_of(study, c)["horizon"] > 0]
+    with_model = [c for c in players if thinks_ahead(study, c)]
     return next((c for c in ("mpc", "default") if c in players), None) or next(iter(with_model or players), None)
 
 
@@ -85,9 +116,11 @@ def _model_kind(config: TrainConfig) -> str:
 def describe(study: Study, contestant: str, against: str | None = None) -> str:
     """The settings in a line: all that matter, or those in which it differs from another contestant."""
     ours = settings_of(study, contestant)
-    if not ours:
+    if contestant == BASE:
         return "policy as trained"
-    if against is None:
+    if not ours:
+        return f"rehearsed: {', '.join(candidates_of(study, contestant))} or base, chosen cell by cell"
+    if against is None or not settings_of(study, against):
         keys = [k for k in LETTERS if ours.get(k) is not None and not (ours["horizon"] == 0 and k in WITHOUT_MODEL[1:])]
         keys += [k for k, v in ours.items() if k not in LETTERS and k not in UNMEANT and v != _default(k)]
     else:

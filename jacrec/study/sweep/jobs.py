@@ -1,12 +1,11 @@
 """The jobs of a study: what each needs, whether it is done, and how it is performed; a job travels to a worker as it is.
 
-TrainJob (a run, or a further world model)      PlayJob (one contestant's episodes)
-jobs_of(study, folder) -> list[Job]
+TrainJob (a run, or a further world model)      ResultJob (what leaves one JSON file)      PlayJob (one contestant's episodes)
 """
 
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 from pathlib import Path
@@ -18,8 +17,7 @@ from jacrec.data.transitions import Transitions
 from jacrec.study.config import PlayConfig
 from jacrec.study.contestant import digests, environment_record, open_env, play_contestant, with_dynamics
 from jacrec.study.files import write_json
-from jacrec.study.rehearsal import RehearsalConfig, rehearse_run
-from jacrec.study.sweep.config import BASE, DEFAULT_MODEL, StudyConfig, TaskSpec
+from jacrec.study.sweep.config import TaskSpec
 from jacrec.study.sweep.sources import data_source
 from jacrec.study.versions import machine, versions
 from jacrec.training.config import TrainConfig, from_dict, to_dict
@@ -121,13 +119,8 @@ class TrainJob(Job):
 
 
 @dataclass(frozen=True)
-class PlayJob(Job):
-    """One contestant's episodes, plays/CONTESTANT.json."""
-
-    contestant: str
-    model: str
-    controller: MPCConfig | None
-    config: PlayConfig
+class ResultJob(Job):
+    """A job that leaves one record, PATH.json."""
 
     @property
     def result(self) -> Path:
@@ -141,6 +134,16 @@ class PlayJob(Job):
     def seconds(self) -> float | None:
         """The wall time in the record."""
         return json.loads(self.result.read_text(encoding="utf-8"))["wall_seconds"]
+
+
+@dataclass(frozen=True)
+class PlayJob(ResultJob):
+    """One contestant's episodes, plays/CONTESTANT.json."""
+
+    contestant: str
+    model: str
+    controller: MPCConfig | None
+    config: PlayConfig
 
     def perform(self, report: Report) -> str:
         """Play, and write the record."""
@@ -172,99 +175,6 @@ class PlayJob(Job):
             "ref_min": run.info.ref_min,
             "ref_max": run.info.ref_max,
         }
-
-
-@dataclass(frozen=True)
-class RehearsalJob(Job):
-    """Candidates rehearsed in the world model, rehearsals/CONTESTANT.json."""
-
-    candidates: Mapping[str, MPCConfig]
-    rehearsal: RehearsalConfig
-    config: PlayConfig
-
-    @property
-    def result(self) -> Path:
-        """The record's file."""
-        return self.path.with_name(self.path.name + ".json")
-
-    def done(self) -> bool:
-        """Whether the record is there."""
-        return self.result.is_file()
-
-    def seconds(self) -> float | None:
-        """The wall time in the record."""
-        return json.loads(self.result.read_text(encoding="utf-8"))["wall_seconds"]
-
-    def perform(self, report: Report) -> str:
-        """Rehearse, and write the record."""
-        run, began = load_run(self.folder / self.needs[0]), time.perf_counter()
-        with torch_threads(self.config.threads):
-            rehearsal = rehearse_run(run, self.candidates, self.rehearsal, self.config)
-        about = {"task": self.task, "seed": self.seed, "contestant": self.name, "networks": digests(run),
-                 "controllers": {name: to_dict(own) for name, own in self.candidates.items()},
-                 "versions": versions(), "machine": machine()}  # fmt: skip
-        write_json(self.result, about | rehearsal.record() | {"wall_seconds": time.perf_counter() - began})
-        return f"chose {rehearsal.choice}"
-
-
-@dataclass(frozen=True)
-class ChoiceJob(Job):
-    """The episodes of the contestant that a rehearsal chose, plays/CONTESTANT.json.
-
-    The same controller on the same seeds gives the same returns, so the chosen contestant's record is taken over.
-    """
-
-    @property
-    def result(self) -> Path:
-        """The record's file."""
-        return self.path.with_name(self.path.name + ".json")
-
-    def done(self) -> bool:
-        """Whether the record is there."""
-        return self.result.is_file()
-
-    def seconds(self) -> float | None:
-        """Nothing that would foretell another's."""
-        return None
-
-    def perform(self, report: Report) -> str:
-        """Read the choice, and take over its record."""
-        rehearsal, *plays = (self.folder / f"{need}.json" for need in self.needs)
-        choice = json.loads(rehearsal.read_text(encoding="utf-8"))["choice"]
-        (play,) = (path for path in plays if path.stem == choice)
-        record = json.loads(play.read_text(encoding="utf-8"))
-        write_json(self.result, record | {"contestant": self.name, "choice": choice})
-        return f"plays as {choice}"
-
-
-def jobs_of(study: StudyConfig, folder: Path) -> list[Job]:
-    """Every job of a study, in the order in which they are wanted: cell by cell, each after what it needs."""
-    jobs: list[Job] = []
-    for task, seed in study.cells():
-        spec, at, cells = study.tasks[task], f"{task}/seed-{seed}", folder / "cells"
-        run, config = f"{at}/run", study.train_config(task, seed)
-        threads = config.threads or 1
-        jobs.append(TrainJob(run, "train", task, seed, cells, (), threads, config, spec, study.data_root, study.stages))
-        for model in study.models:
-            config = study.model_config(task, seed, model)
-            where = f"{at}/models/{model}"
-            jobs.append(TrainJob(where, "model", task, seed, cells, (), threads, config, spec, study.data_root, ("dynamics",)))
-        for name in study.players:
-            candidates = () if name == BASE else study.contestants[name].rehearse
-            if candidates:
-                rehearsal = f"{at}/rehearsals/{name}"
-                controllers = {c: study.controller(task, c) or MPCConfig() for c in candidates}
-                play = study.play_config(task)
-                jobs.append(RehearsalJob(rehearsal, "rehearse", task, seed, cells, (run,), play.threads, controllers,
-                                         study.rehearsal, play))  # fmt: skip
-                needs = (rehearsal, *(f"{at}/plays/{c}" for c in (BASE, *candidates)))
-                jobs.append(ChoiceJob(f"{at}/plays/{name}", "play", task, seed, cells, needs, 1))
-                continue
-            model, config = study.model_of(name), study.play_config(task)
-            needs = (run,) if model == DEFAULT_MODEL else (run, f"{at}/models/{model}")
-            jobs.append(PlayJob(f"{at}/plays/{name}", "play", task, seed, cells, needs, config.threads, name, model,
-                                study.controller(task, name), config))  # fmt: skip
-    return jobs
 
 
 def adopted(config: TrainConfig, folder: Path) -> TrainConfig:

@@ -109,6 +109,10 @@ def parse_study(content: Any, where: str = FILE) -> StudyConfig:
     for name in study.contestants:
         for task in study.tasks:
             study.evaluation.allow(study.controller(task, name) or MPCConfig(), f"{where}: contestants.{name}")
+            for candidate in study.contestants[name].rehearse:
+                if (study.controller(task, candidate) or MPCConfig()).deadline_ms is not None:
+                    raise ValueError(f"{where}: contestants.{name}.rehearse: expected candidates without deadline_ms, since a "
+                                     f"rehearsal must not depend on the clock; got {candidate}")  # fmt: skip
     return study
 
 
@@ -155,7 +159,8 @@ def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
     found: list[str] = []
     gone = [seed for seed in there["seeds"] if seed not in here["seeds"]]
     found += [f"seeds: {gone} there, not here"] if gone else []
-    for part in ("name", "stages", "evaluation"):
+    choosers = any("rehearse" in own for own in there["contestants"].values())
+    for part in ("name", "stages", "evaluation", *(("rehearsal",) if choosers else ())):
         found += _changes(there[part], here[part], part)
     for part in GROWING:
         if part != "seeds":
@@ -192,6 +197,10 @@ def _task(
         settings = _merged(settings, layer)
     tuned = expect_mapping(content.get("contestants"), f"{where}.contestants")
     expect_known(tuned, contestants, f"{where}.contestants")
+    for who in tuned:
+        if contestants[who].rehearse:
+            raise ValueError(f"{where}.contestants.{who}: expected a contestant with a controller of its own, got one that "
+                             f"rehearses; set {', '.join(contestants[who].rehearse)} instead")  # fmt: skip
     changed = {who: build(MPCConfig, to_dict(contestants[who].mpc) | expect_mapping(x, who), f"{where}.contestants.{who}")
                for who, x in tuned.items()}  # fmt: skip
     data = None if data is None else data.replace("{task}", name)
@@ -226,9 +235,10 @@ def _contestants(content: Any, models: Mapping[str, Any], where: str) -> dict[st
 def _chooser(name: str, own: Mapping[str, Any], contestants: Mapping[str, Any], where: str) -> ContestantSpec:
     """A contestant that a rehearsal chooses among others."""
     named = own["rehearse"]
-    able = [other for other, o in contestants.items()
-            if "rehearse" not in (o or {}) and (o or {}).get("model", DEFAULT_MODEL) == DEFAULT_MODEL]  # fmt: skip
-    if list(own) != ["rehearse"] or not isinstance(named, list) or not named or not set(named) <= set(able):
+    others = {other: expect_mapping(o, f"{where}.{other}") for other, o in contestants.items()}
+    able = [other for other, o in others.items() if "rehearse" not in o and o.get("model", DEFAULT_MODEL) == DEFAULT_MODEL]
+    fine = isinstance(named, list) and bool(named) and all(x in able and named.count(x) == 1 for x in named)
+    if list(own) != ["rehearse"] or not fine:
         raise ValueError(f"{where}.{name}: expected rehearse: [names of contestants with the default model] and no other "
                          f"setting, got {dict(own)}; known are {', '.join(able)}")  # fmt: skip
     return ContestantSpec(rehearse=tuple(named))

@@ -13,8 +13,9 @@ from typing import Protocol
 
 from jacrec.study.sweep.config import StudyConfig
 from jacrec.study.sweep.executors import Executor, Failed, Finished, Progress
-from jacrec.study.sweep.jobs import Job, TrainJob, jobs_of
+from jacrec.study.sweep.jobs import Job, TrainJob
 from jacrec.study.sweep.ledger import Failure, Log, forget_failure, note_failure
+from jacrec.study.sweep.listing import jobs_of
 from jacrec.study.sweep.sources import data_source
 
 KINDS = ("train", "model", "rehearse", "play")

@@ -1,0 +1,55 @@
+"""The jobs of contestants that a rehearsal chooses: the rehearsal, and taking over the chosen one's episodes.
+
+RehearsalJob -> rehearsals/CONTESTANT.json      ChoiceJob -> plays/CONTESTANT.json
+"""
+
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from jacrec.controller import MPCConfig
+from jacrec.study.config import PlayConfig
+from jacrec.study.files import write_json
+from jacrec.study.rehearsal import RehearsalConfig
+from jacrec.study.rehearsed import rehearsal_record
+from jacrec.study.sweep.jobs import Report, ResultJob
+from jacrec.training.run import load_run
+
+
+@dataclass(frozen=True)
+class RehearsalJob(ResultJob):
+    """Candidates rehearsed in the world model, rehearsals/CONTESTANT.json."""
+
+    candidates: Mapping[str, MPCConfig]
+    rehearsal: RehearsalConfig
+    config: PlayConfig
+
+    def perform(self, report: Report) -> str:
+        """Rehearse, and write the record."""
+        run, began = load_run(self.folder / self.needs[0]), time.perf_counter()
+        record = rehearsal_record(run, self.candidates, self.rehearsal, self.config, progress=report)
+        about = {"task": self.task, "seed": self.seed, "contestant": self.name}
+        write_json(self.result, about | record | {"wall_seconds": time.perf_counter() - began})
+        return f"chose {record['choice']}"
+
+
+@dataclass(frozen=True)
+class ChoiceJob(ResultJob):
+    """The episodes of the contestant that a rehearsal chose, plays/CONTESTANT.json.
+
+    The same controller on the same seeds gives the same returns, so the chosen contestant's record is taken over.
+    """
+
+    def seconds(self) -> float | None:
+        """Nothing that would foretell another's."""
+        return None
+
+    def perform(self, report: Report) -> str:
+        """Read the choice, and take over its record."""
+        rehearsal, *plays = (self.folder / f"{need}.json" for need in self.needs)
+        choice = json.loads(rehearsal.read_text(encoding="utf-8"))["choice"]
+        (play,) = (path for path in plays if path.stem == choice)
+        record = json.loads(play.read_text(encoding="utf-8"))
+        write_json(self.result, record | {"contestant": self.name, "choice": choice})
+        return f"plays as {choice}"
