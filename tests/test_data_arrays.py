@@ -60,6 +60,13 @@ def test_arrays_equal_the_slow_loop_whatever_the_blocks(lengths, with_next, bloc
             assert np.array_equal(getattr(same, name), value), name
 
 
+def test_lists_are_arrays():
+    s, successors, a, r, terminals, ends = own([4, 3])
+    expected = from_arrays(s, a, r, terminals, ends=ends, next_observations=successors)
+    lists = from_arrays(*(x.tolist() for x in (s, a, r, terminals)), ends=ends.tolist(), next_observations=successors.tolist())
+    assert all(np.array_equal(getattr(lists, k), v) for k, v in vars(expected).items() if isinstance(v, np.ndarray))
+
+
 def test_terminals_alone_end_episodes():
     s, _, a, r, _, ends = own([4, 3, 5])
     read = from_arrays(s, a, r, ends, env_id="Mine-v0", name="mine")

@@ -243,6 +243,29 @@ def test_a_truncated_file_is_told(tmp_path):
             load(path)
 
 
+@pytest.mark.parametrize("damage", ["cut", "empty", "changed", "single"])
+def test_a_broken_npz_is_told(tmp_path, damage):
+    path = tmp_path / "hopper_medium-v2.npz"
+    np.savez(path, **locomotion([(50, True)] * 4, 11, 3, 0))
+    content = path.read_bytes()
+    if damage == "single":
+        with path.open("wb") as file:
+            np.save(file, np.zeros(3))
+    else:
+        path.write_bytes({"cut": content[:900], "empty": b"", "changed": content[:900] + b"?????" + content[905:]}[damage])
+    with pytest.raises(ValueError, match=r"expected a \.npz file of arrays, cannot read it .* copy or make it again"):
+        load(path)
+
+
+@pytest.mark.parametrize(("key", "value"), [("terminals", np.nan), ("timeouts", 2.0), ("terminals", 0.5)])
+def test_flags_are_0_or_1(tmp_path, key, value):
+    data = locomotion([(4, True), (3, False)], 11, 3, 0)
+    data[key] = data[key].astype(np.float32)
+    data[key][5] = value
+    with pytest.raises(ValueError, match=rf"{key}: expected 0 or 1 in every row, got {value} in row 5"):
+        through_file(tmp_path, "hopper-medium-v2", data)
+
+
 def test_storage_of_any_kind_reads_alike(tmp_path):
     """Replay files keep rlkit's float64, flags come as bytes or floats, columns as (n, 1), chunks in any shape."""
     data = locomotion([(50, True), (70, False), (30, True)], 11, 3, 0, unfinished=4)

@@ -165,6 +165,11 @@ def test_antmaze_of_minari_is_not_that_of_d4rl():
         load(name, env_id="jacrec/antmaze-umaze-v2", download=False)
 
 
+def test_the_environment_decides_on_the_score_and_not_the_name():
+    write("me/antmaze-umaze-v1", "antmaze", [episode_of("antmaze", "..t.", np.random.default_rng(0))])
+    assert load("me/antmaze-umaze-v1", download=False).info.score(1.0) is None
+
+
 @pytest.mark.parametrize("task", ["umaze", "umaze-diverse", "medium-play", "medium-diverse", "large-play", "large-diverse"])
 @pytest.mark.parametrize("name", ["antmaze-{}-v2", "D4RL/antmaze/{}-v1", "folder/antmaze-{}-v2.hdf5"])
 def test_antmaze_trains_with_its_scale_and_discount_whatever_it_is_called(task, name):

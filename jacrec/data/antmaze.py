@@ -22,6 +22,7 @@ from jacrec.envs.antmaze_layout import MAZES, TASKS, Maze, centre, draw_goal, re
 ACTION_NOISE = 0.2
 """standard deviation of the noise on the data's actions, D4RL's"""
 LEAST_REWARDED = 2
+"""episodes with a rewarded step, below which data are refused"""
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from jacrec.data.checks import as_actions, as_finite, check_environment, check_lengths, check_shapes
+from jacrec.data.checks import as_actions, as_finite, as_flags, check_environment, check_lengths, check_shapes
 from jacrec.data.references import reference_by_env
 from jacrec.data.transitions import DatasetInfo, Transitions
 
@@ -60,13 +60,13 @@ def from_arrays(
     """
     if ends is not None and lengths is not None:
         raise ValueError("episodes: expected `ends` or `lengths`, got both; they say the same")
-    terminal = np.asarray(terminals).reshape(-1).astype(bool)
+    terminal = as_flags(np.asarray(terminals).reshape(-1), name, "terminals")
     n = len(terminal)
     last = terminal.copy()
     if ends is not None:
         if np.shape(ends) != (n,):
             raise ValueError(f"{name}: ends: expected shape ({n},) as terminals, got {np.shape(ends)}")
-        last |= np.asarray(ends, bool)
+        last |= as_flags(np.asarray(ends), name, "ends")
     if lengths is not None:
         stops = np.cumsum(np.asarray(lengths, np.int64))
         if len(stops) == 0 or stops[-1] != n or np.min(lengths) < 1:
@@ -75,8 +75,10 @@ def from_arrays(
         last[stops - 1] = True
     reference = reference_by_env(env_id) if env_id else None
     refs = (reference.ref_min, reference.ref_max) if reference else (None, None)
-    return from_flat(observations, actions, np.asarray(rewards).reshape(-1), terminal, last,
-                     DatasetInfo(name, env_id, *refs, source="arrays"), next_observations)  # fmt: skip
+    info = DatasetInfo(name, env_id, *refs, source="arrays")
+    following = None if next_observations is None else np.asarray(next_observations)
+    rewards = np.asarray(rewards).reshape(-1)
+    return from_flat(np.asarray(observations), np.asarray(actions), rewards, terminal, last, info, following)
 
 
 def from_flat(

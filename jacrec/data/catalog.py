@@ -63,7 +63,7 @@ class DatasetDescription:
     lengths: Spread
     """steps per episode"""
     termination_share: float
-    """episodes that ended in a terminal state, 0 to 1"""
+    """episodes with a terminal row, which ends them except in AntMaze, 0 to 1"""
     made_by: dict[str, Any] = field(default_factory=dict)
     """jacrec's own record: kind, seed, version, physics, policies; empty for other data"""
 

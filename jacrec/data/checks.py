@@ -4,6 +4,7 @@ check_shapes(name, observations, actions, rewards, terminal, last, next_observat
 check_environment(info, state_dim, action_dim)     dimensions, against the environment the data name
 check_lengths(info, last)                          no episode longer than the environment lets it be
 as_finite(block, first_row, name, key) -> float32  as_actions(block, first_row, name) -> float32 in [-1, 1]
+as_flags(values, name, key) -> bool
 """
 
 from typing import Any
@@ -78,6 +79,20 @@ def as_finite(block: Any, first_row: int, name: str, key: str) -> np.ndarray:
         row = int(np.argmin(finite.reshape(len(block), -1).all(1)))
         raise ValueError(f"{name}: {key}: expected finite numbers, got {block[row]} in row {first_row + row}")
     return numbers
+
+
+def as_flags(values: np.ndarray, name: str, key: str) -> np.ndarray:
+    """(n,) bool of flags (n,), however they are stored.
+
+    Raises:
+        ValueError: a number is neither 0 nor 1.
+    """
+    flags = values.astype(bool)
+    wrong = flags != values
+    if wrong.any():
+        row = int(np.argmax(wrong))
+        raise ValueError(f"{name}: {key}: expected 0 or 1 in every row, got {values[row]} in row {row}")
+    return flags
 
 
 def as_actions(block: Any, first_row: int, name: str) -> np.ndarray:

@@ -22,6 +22,8 @@ users' reports is assumed of all six files; none was at hand.
 """
 
 import warnings
+import zipfile
+import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -31,7 +33,7 @@ import h5py
 import numpy as np
 
 from jacrec.data.arrays import UNMARKED_SHARE, from_flat
-from jacrec.data.checks import as_finite
+from jacrec.data.checks import as_finite, as_flags
 from jacrec.data.d4rl_files import d4rl_file
 from jacrec.data.references import reference_by_env, reference_by_name
 from jacrec.data.transitions import DatasetInfo, Transitions
@@ -64,7 +66,7 @@ def read_d4rl(path: str | Path, *, env_id: str | None = None) -> Transitions:
                 f"{', '.join(missing)}; where a file has no timeouts, add them: they say where episodes end"
             )
         info = _info(path, attributes, env_id)
-        terminal, timeout = (np.asarray(arrays[key]).reshape(-1).astype(bool) for key in ("terminals", "timeouts"))
+        terminal, timeout = (as_flags(np.asarray(arrays[key]).reshape(-1), str(path), key) for key in ("terminals", "timeouts"))
         if len(terminal) != len(timeout):
             raise ValueError(f"{path}: expected as many timeouts as terminals ({len(terminal)}), got {len(timeout)}")
         if len(terminal) and not (terminal.any() or timeout.any()):
@@ -136,9 +138,11 @@ def _open_hdf5(path: Path) -> Iterator[tuple[Mapping[str, Any], dict[str, str]]]
 @contextmanager
 def _open_npz(path: Path) -> Iterator[tuple[Mapping[str, Any], dict[str, str]]]:
     try:
-        with np.load(path, allow_pickle=False) as file:
+        # numpy leaves a file open that it opened itself and cannot read
+        with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
             arrays = {key: file[key] for key in file.files}
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path}: expected a .npz file of arrays, cannot read it ({error})") from error
+    # a cut or changed archive has many errors; TypeError: the file is one array
+    except (OSError, ValueError, EOFError, TypeError, zipfile.BadZipFile, zlib.error) as error:
+        raise ValueError(f"{path}: expected a .npz file of arrays, cannot read it ({error}); copy or make it again") from error
     attributes = {key: str(value) for key, value in arrays.items() if value.ndim == 0}
     yield {key: value for key, value in arrays.items() if value.ndim}, attributes

@@ -1,7 +1,7 @@
 """Embedded offline data: real MuJoCo under our own behaviour, written as Minari data sets.
 
     make_dataset(env_name, kind, *, steps=100_000, seed=0, overwrite=False, dataset_id=None, physics="d4rl",
-                 threads=None, progress=None) -> MadeDataset(dataset_id, path, episodes, steps, seconds)
+                 threads=None, progress=None) -> MadeDataset(dataset_id, path, episodes, steps, seconds, rewarded)
     make_episodes(env_name, kind, *, steps, seed, ...) -> list[Episode]
     ENV_NAMES, KINDS, kinds_of(env_name), default_id(env_name, kind)
 
@@ -15,8 +15,8 @@ The kinds are those of D4RL, with linear policies and Gaussian action noise in p
     full-replay    every snapshot
 
 Point mazes have no snapshots: expert is the search-and-PD controller with noise. The kinds of antmaze are D4RL's six tasks,
-umaze to large-diverse (`jacrec.data.antmaze`). Every other environment that gymnasium
-knows, named by its id, with actions in [-1, 1] and a time limit, can be made in the kind random.
+umaze to large-diverse (`jacrec.data.antmaze`). Every other environment that gymnasium knows, named by its id, with actions in
+[-1, 1] and a time limit, can be made in the kind random.
 """
 
 import time
@@ -32,6 +32,7 @@ import numpy as np
 from jacrec.data.antmaze import ACTION_NOISE, Follower, Rewarded, evaluation_goal, relabel, require_reward
 from jacrec.data.behaviour import ENVIRONMENTS, Snapshot, load_action_noise, load_snapshots
 from jacrec.data.collect import Episode, Stage, collect
+from jacrec.data.d4rl_files import KINDS
 from jacrec.data.maze import MazeController
 from jacrec.data.minari import dataset_path, refuse_existing, write_minari
 from jacrec.data.references import reference_by_env
@@ -40,7 +41,6 @@ from jacrec.envs.antmaze import ENV_IDS as ANTMAZE_IDS
 from jacrec.envs.physics import make_env, physics_record
 from jacrec.errors import expect_one_of
 
-KINDS = ("random", "medium", "medium-replay", "full-replay", "medium-expert", "expert")
 MAZES = {
     "pointmaze-umaze": "PointMaze_UMaze-v3",
     "pointmaze-medium": "PointMaze_Medium-v3",
@@ -173,8 +173,8 @@ def make_dataset(
     so far. An interruption leaves nothing behind.
 
     Raises:
-        ValueError: unknown names, or fewer steps than stages.
-        ValueError: AntMaze data of which next to nothing carries reward; nothing is written then.
+        ValueError: unknown names, fewer steps than stages, or AntMaze data of which next to nothing carries reward; nothing
+            is written then.
         FileExistsError: the set exists and `overwrite` is False; said before any work is done.
     """
     began = time.monotonic()

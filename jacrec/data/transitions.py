@@ -109,7 +109,7 @@ class Transitions:
         """The rows a TD critic with next actions may use: terminal rows, and rows followed by another.
 
         Rows that end an episode without terminating it (timeouts, the end of the file) are dropped, as in ReBRAC's
-        reader. Next actions of terminal rows are zeros: the target masks them.
+        reader. Next actions of terminal rows that end an episode are zeros: the target masks them.
         """
         own = self.rows(self.terminal | self.has_next_action)
         if self.blind_ends is None:
