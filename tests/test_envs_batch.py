@@ -1,7 +1,9 @@
 """Lock-step episodes against gymnasium's own stepping, bit for bit."""
 
+import gymnasium
 import numpy as np
 import pytest
+from gymnasium.envs.registration import WrapperSpec
 
 from jacrec.data.antmaze import Follower
 from jacrec.envs.batch import BatchedEnv
@@ -121,6 +123,30 @@ def test_other_environments_run_in_a_loop():
     assert batch.engine == "gymnasium"
     assert np.array_equal(batch.reset([4, 5, 6])[2], env.reset(seed=6)[0])
     assert np.array_equal(batch.step(np.full((3, 1), 0.5))[0][2], env.step(np.array([0.5]))[0])
+
+
+def test_options_and_wrappers_of_an_id_are_heeded():
+    """The lock-step rows know the classes alone."""
+    half = {"min_action": np.float32(-0.5), "max_action": np.float32(0.5)}
+    wrapper = WrapperSpec("RescaleAction", "gymnasium.wrappers:RescaleAction", half)
+    ids = {"Weighed-v0": {"kwargs": {"ctrl_cost_weight": 5.0}}, "Rescaled-v0": {"additional_wrappers": (wrapper,)}}
+    for env_id, options in ids.items():
+        gymnasium.register(env_id, "gymnasium.envs.mujoco.half_cheetah_v4:HalfCheetahEnv", max_episode_steps=9, **options)
+        batch, env = BatchedEnv(env_id, 2), make_env(env_id)
+        del gymnasium.registry[env_id]
+        assert batch.engine == "gymnasium"
+        assert np.array_equal(batch.reset([0, 0])[0], env.reset(seed=0)[0])
+        observation, reward, _, _ = batch.step(np.full((2, 6), 0.4))
+        expected, pay, *_ = env.step(np.full(6, 0.4))
+        assert np.array_equal(observation[0], expected)
+        assert reward[0] == pay
+
+
+@pytest.mark.parametrize(
+    ("env_id", "seconds"), [("PointMaze_UMaze-v3", 0.01), ("AntMaze_UMaze-v4", 0.05), ("Hopper-v4", 0.008)]
+)
+def test_the_time_of_a_step_is_known_in_mazes_too(env_id, seconds):
+    assert BatchedEnv(env_id, 1).step_time == pytest.approx(seconds)
 
 
 def test_wrong_use_is_told():

@@ -18,7 +18,7 @@ import mujoco
 import mujoco.batch
 import numpy as np
 
-from jacrec.envs.physics import make_env, physics_record
+from jacrec.envs.physics import ContactPhysics, make_env, physics_record, simulator
 from jacrec.envs.rows import SERVED, Rows
 from jacrec.errors import expect_one_of
 
@@ -80,6 +80,14 @@ def _processors() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def _is_served(env: gymnasium.Env) -> bool:
+    """Whether `SERVED` knows the environment, whose rows stand for a class: an id may add options or wrappers to it."""
+    spec: Any = env.spec
+    options = set(spec.kwargs) - {"task", "collect"}
+    wrappers = {wrapper.name for wrapper in spec.additional_wrappers} - {ContactPhysics.__name__}
+    return type(env.unwrapped) in SERVED and not options and not wrappers
+
+
 class BatchedEnv:
     """`n` episodes of `env_id` in lock-step; a finished row stays as it is, paying 0, until it is reset.
 
@@ -105,11 +113,13 @@ class BatchedEnv:
         if n < 1:
             raise ValueError(f"n: expected at least one episode, got {n}")
         probe = make_env(env_id, physics=physics)
-        threaded = type(probe.unwrapped) in SERVED
+        threaded = _is_served(probe)
         probe.close()
         if engine == "mujoco.batch" and not threaded:
             served = ", ".join(sorted({kind.__name__ for kind in SERVED}))
-            raise ValueError(f"engine: 'mujoco.batch' serves {served}, got {env_id!r}; use engine='gymnasium'")
+            raise ValueError(
+                f"engine: 'mujoco.batch' serves {served} without options or wrappers, got {env_id!r}; use engine='gymnasium'"
+            )
         self.engine = ("mujoco.batch" if threaded else "gymnasium") if engine == "auto" else engine
         maker = _ThreadedEngine if self.engine == "mujoco.batch" else _LoopedEngine
         self._engine = maker(env_id, n, physics, threads or _processors())
@@ -118,13 +128,12 @@ class BatchedEnv:
         for what, space in (("observations", env.observation_space), ("actions", env.action_space)):
             if not isinstance(space, gymnasium.spaces.Box):
                 raise ValueError(f"env_id: expected continuous {what} (a Box), got {env_id!r} with {space}")
-        core: Any = env.unwrapped
         self.env_id, self.n = env_id, n
         self.physics = physics_record(env)
         self.observation_space, self.action_space = env.observation_space, env.action_space
         self.state_dim = int(np.prod(env.observation_space.shape or (0,)))
         self.action_dim = int(np.prod(env.action_space.shape or (0,)))
-        step_time = getattr(getattr(core, "point_env", core), "dt", None)
+        step_time = getattr(simulator(env), "dt", None)
         self.step_time = None if step_time is None else float(step_time)
         """seconds of simulated time per step, None where the environment does not say"""
         self.max_episode_steps = env.spec.max_episode_steps if env.spec else None

@@ -33,7 +33,7 @@ class ContactPhysics(gymnasium.Wrapper):
 
     def __init__(self, env: gymnasium.Env, physics: str):
         super().__init__(env)
-        model = getattr(_simulator(env), "model", None)
+        model = getattr(simulator(env), "model", None)
         halved = physics == "d4rl" and model is not None and margins_are_summed() and bool(np.any(model.geom_margin))
         if halved and model is not None:
             model.geom_margin[:] *= 0.5
@@ -180,21 +180,21 @@ def check_physics() -> PhysicsCheck:
 
 def _probe_error(physics: str) -> float:
     env = make_env("Hopper-v4", physics=physics)
-    simulator = _simulator(env)
+    core = simulator(env)
     worst = 0.0
     for (qpos, qvel, action), (qpos_after, qvel_after) in zip(_PROBES, _REFERENCE, strict=True):
         env.reset(seed=0)
-        _mj.mj_resetData(simulator.model, simulator.data)
-        simulator.set_state(np.array(qpos), np.array(qvel))
+        _mj.mj_resetData(core.model, core.data)
+        core.set_state(np.array(qpos), np.array(qvel))
         env.step(np.array(action))
-        difference = np.concatenate((simulator.data.qpos - qpos_after, simulator.data.qvel - qvel_after))
+        difference = np.concatenate((core.data.qpos - qpos_after, core.data.qvel - qvel_after))
         worst = max(worst, float(np.abs(difference).max()))
     env.close()
     return worst
 
 
-def _simulator(env: gymnasium.Env) -> Any:
-    """The object that holds MuJoCo's model and data: the environment, or the robot inside a maze."""
+def simulator(env: gymnasium.Env) -> Any:
+    """The object that holds MuJoCo's model, its data and `dt`: the environment, or the robot inside a maze."""
     core: Any = env.unwrapped
     return getattr(core, "point_env", None) or getattr(core, "ant_env", None) or core
 
