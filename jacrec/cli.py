@@ -39,16 +39,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"\ninterrupted; to go on: jacrec {shlex.join(args)}", file=sys.stderr)
         return INTERRUPTED
     except (ValueError, FloatingPointError) as error:
-        return _fail(str(error))
+        return _fail(_told(error))
     except OSError as error:  # ours are whole sentences, the system's are a code and a path
         where = error.filename or "files"
-        return _fail(str(error) if error.errno is None else f"{where}: {error.strerror}; choose another path")
+        return _fail(_told(error) if error.errno is None else f"{where}: {error.strerror}; choose another path")
 
 
 def usage() -> str:
     """The verbs, one per line."""
     lines = [f"  {verb:<9}{text}" for verb, text in VERBS.items()]
     return "\n".join(["usage: jacrec VERB ...        (jacrec VERB --help explains a verb)", "", *lines])
+
+
+def _told(error: Exception) -> str:
+    return "\n".join([str(error), *getattr(error, "__notes__", ())])
 
 
 def _fail(message: str) -> int:

@@ -2,6 +2,7 @@
 
 import contextlib
 import importlib.util
+import io
 import json
 import os
 import signal
@@ -14,6 +15,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from jacrec.cli import main
 from jacrec.data.make import make_dataset
 from jacrec.study.sweep.executors import Failed, Finished, Progress
 from jacrec.study.sweep.jobs import Job
@@ -23,6 +25,7 @@ from jacrec.study.sweep.spec import find_spec, read_spec
 from jacrec.study.sweep.sweep import plan
 from jacrec.study.sweep.workers import LocalExecutor
 from jacrec.training.run import train
+from tests.test_training_run import mind_interruptions
 
 JOBS = 24
 TIMES = {"seconds", "wall_seconds"}
@@ -42,14 +45,30 @@ def place(tmp_path_factory):
 
 
 def start(place: Path, *args: str) -> subprocess.Popen:
-    """`jacrec sweep` in a process group of its own."""
+    """`jacrec sweep` in a process group of its own: what is to be killed, or is Ray's."""
     env = os.environ | {"MINARI_DATASETS_PATH": str(place / "data"), "OMP_NUM_THREADS": "1"}
     return subprocess.Popen([sys.executable, "-m", "jacrec", "sweep", *args], cwd=place, env=env, text=True,
-                            stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True)  # fmt: skip
+                            stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
+                            preexec_fn=mind_interruptions)  # fmt: skip
 
 
 def run(place: Path, *args: str, expect: int = 0) -> tuple[str, str]:
-    """The output of a sweep that is let end."""
+    """The output of a sweep that is let end; in this process, which has everything imported already."""
+    out, err = io.StringIO(), io.StringIO()
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        contextlib.chdir(place),
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+    ):
+        patch.setenv("MINARI_DATASETS_PATH", str(place / "data"))
+        code = main(["sweep", *args])
+    assert code == expect, out.getvalue() + err.getvalue()
+    return out.getvalue(), err.getvalue()
+
+
+def run_apart(place: Path, *args: str, expect: int = 0) -> tuple[str, str]:
+    """`run` in a process of its own."""
     process = start(place, *args)
     out, err = process.communicate(timeout=300)
     assert process.returncode == expect, out + err
@@ -144,7 +163,7 @@ def kill_and_go_on(place: Path, undisturbed: Path, out: str, *how: str) -> None:
     process.kill()  # the sweep alone; its workers have to notice
     process.communicate()
     assert 3 <= len(log(folder)) < JOBS
-    run(place, "smoke", "--out", out, *how)
+    (run_apart if "--ray" in how else run)(place, "smoke", "--out", out, *how)
     finished = [line["job"] for line in log(folder) if line["outcome"] == "finished"]
     assert len(set(finished)) == len(finished)  # nothing was done twice
     assert plays(folder) == plays(undisturbed)
@@ -165,7 +184,7 @@ def test_killed_and_gone_on_with_to_the_same_bits_on_ray(place, undisturbed):
 @pytest.mark.slow
 @needs_ray
 def test_a_cluster_that_is_not_there(place):
-    _, err = run(place, "smoke", "--out", "nowhere", "--ray-address", "127.0.0.1:1", expect=2)
+    _, err = run_apart(place, "smoke", "--out", "nowhere", "--ray-address", "127.0.0.1:1", expect=2)
     assert "expected a running Ray cluster" in err
 
 

@@ -1,5 +1,6 @@
 """A run folder from start to load, and what protects it."""
 
+import gc
 import json
 import math
 import os
@@ -9,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+import weakref
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,7 +22,8 @@ from safetensors.torch import load_file
 
 from jacrec.networks import RewardModel
 from jacrec.training import DynamicsConfig, ReBRACConfig, RewardConfig, TrainConfig, load_run, train
-from jacrec.training.run import read_record
+from jacrec.training.rebrac import ReBRACStage
+from jacrec.training.run import make_stage, read_record
 from jacrec.training.streams import seed_of
 from tests.training_data import linear_system
 
@@ -185,6 +188,24 @@ def test_a_failing_hook_stops_the_run_and_loses_nothing(finished, tmp_path):
     assert metrics(tmp_path / "run") == metrics(finished)
 
 
+def test_a_finished_training_lets_go_of_its_tables(finished, tmp_path, monkeypatch):
+    """At once, not when cycles are next collected: a process that trains one run after the other would fill its memory."""
+    tables = []
+
+    def watched(*args):
+        stage = make_stage(*args)
+        tables.append(weakref.ref(stage.rows if isinstance(stage, ReBRACStage) else stage.examples.rows))
+        return stage
+
+    monkeypatch.setattr("jacrec.training.run.make_stage", watched)
+    gc.disable()
+    try:
+        train(SMALL, tmp_path / "run", data=linear_system(), quiet=True)
+        assert [table() for table in tables] == [None] * 3
+    finally:
+        gc.enable()
+
+
 def test_divergence_is_an_error(tmp_path):
     data = linear_system()
     data.reward[:] = 1e38
@@ -201,7 +222,7 @@ def announced(config: TrainConfig, folder: str, **options) -> None:
     train(config, folder, data=linear_system(), quiet=True, on_log=lambda line: print("line", flush=True), **options)
 
 
-def _mind_interruptions() -> None:
+def mind_interruptions() -> None:
     """A test run begun in the background has SIGINT ignored, and children inherit that."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
@@ -211,7 +232,7 @@ def start(call: str, folder: Path) -> subprocess.Popen:
     env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     return subprocess.Popen(
-        [sys.executable, "-c", code, str(folder)], env=env, text=True, preexec_fn=_mind_interruptions, **pipes
+        [sys.executable, "-c", code, str(folder)], env=env, text=True, preexec_fn=mind_interruptions, **pipes
     )
 
 

@@ -15,7 +15,7 @@ from jacrec.cli import main
 from jacrec.training import load_run, train, train_seeds
 from jacrec.training.folder import read_record
 from jacrec.training.seeds import folder_of
-from tests.test_training_run import SMALL, metrics, same_bits, weights
+from tests.test_training_run import SMALL, metrics, mind_interruptions, same_bits, weights
 from tests.training_data import linear_system
 
 SEEDS = (5, 7)
@@ -64,14 +64,13 @@ def test_a_batched_model_gives_each_seed_what_it_is_alone(alone, tmp_path):
     assert len(seen) == 2 * 9
 
 
-@pytest.mark.slow
 def test_seeds_move_between_a_batched_model_and_being_alone(alone, tmp_path):
-    """One seed is ahead, trained alone; the group levels them; what is left of another stage is trained in a process."""
+    """One seed is ahead, trained alone; the group levels them; what is left of another stage each is taught alone."""
     folders = [folder_of(tmp_path, seed) for seed in SEEDS]
     train(replace(SMALL, seed=SEEDS[0]), folders[0], stages=["rebrac"], data=linear_system(), quiet=True)
     train_seeds(SMALL, SEEDS, tmp_path, stages=["rebrac", "reward"], data=linear_system(), batched=True, quiet=True)
-    train_seeds(SMALL, SEEDS, tmp_path, data=linear_system(), quiet=True)
     for seed, folder in zip(SEEDS, folders, strict=True):
+        train(replace(SMALL, seed=seed), folder, data=linear_system(), quiet=True)
         close(folder, alone[seed])
     own = {k: v for k, v in weights(folders[0]).items() if k.startswith(("actor", "critic", "dynamics"))}
     assert same_bits(own, {k: v for k, v in weights(alone[SEEDS[0]]).items() if k in own})
@@ -90,8 +89,23 @@ def test_what_cannot_be_trained_is_said(tmp_path, batched):
 def test_a_diverging_seed_is_an_error(tmp_path):
     data = linear_system()
     data.reward[:] = 1e38
-    with pytest.raises(FloatingPointError, match="rebrac, update 20: expected finite metrics"):
+    with pytest.raises(FloatingPointError, match="rebrac, update 20: expected finite metrics") as caught:
         train_seeds(SMALL, SEEDS, tmp_path, stages=["rebrac"], data=data, batched=True, quiet=True)
+    assert caught.value.__notes__ == [f"(in {tmp_path / 'seed-5'})"]
+
+
+class Deadly:
+    """What ends the process that receives it, as a system without memory would."""
+
+    def __reduce__(self):
+        return os._exit, (3,)
+
+
+def test_every_process_that_dies_is_told(tmp_path):
+    with pytest.raises(ChildProcessError, match="expected a finished training, its process ended with code 3") as caught:
+        train_seeds(SMALL, SEEDS, tmp_path, data=Deadly(), quiet=True)  # pyright: ignore[reportArgumentType]
+    here, other = caught.value.__notes__
+    assert {str(tmp_path / f"seed-{seed}") for seed in SEEDS} == {here[4:-1], other.removeprefix("also in ").split(": ")[0]}
 
 
 @pytest.mark.parametrize(
@@ -125,7 +139,7 @@ def start(folder: Path, batched: bool) -> subprocess.Popen:
     env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
     process = subprocess.Popen(
         [sys.executable, str(script), str(folder)], env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL) and None,
+        preexec_fn=mind_interruptions,
     )  # fmt: skip
     assert process.stdout is not None
     begun = set()

@@ -12,9 +12,8 @@ from jacrec.data.transitions import Transitions
 from jacrec.dynamics import DeterministicDynamics, DiffusionDynamics
 from jacrec.networks import step_embedding
 from jacrec.training.config import DynamicsConfig
-from jacrec.training.replay import Replay
 from jacrec.training.streams import BatchStream, generator, seed_of
-from jacrec.training.supervised import Examples, JointRegression, Regression, rmse, take
+from jacrec.training.supervised import Examples, JointRegression, Regression, descending, rmse, take
 
 
 def make_dynamics(state_dim: int, action_dim: int, config: DynamicsConfig) -> DiffusionDynamics | DeterministicDynamics:
@@ -126,14 +125,14 @@ class DynamicsStage:
         prefix = "denoiser.mlp." if diffusion else "mlp."
         capturable = torch.device(device).type == "cuda" if capturable is None else capturable
         self.regression = Regression(self.model, network(), mlp, prefix, config, capturable)
-        self.descend = Replay(self._descend, lambda: self.state().values()) if capturable else self._descend
         state, action, next_state = (as_tensor(a, device, dtype) for a in (data.state, data.action, data.next_state))
         # rows [standardised s, a, target x]
         rows = torch.cat([self.model.standardise(state), action, self.model.encode(state, next_state)], -1)
+        n = len(rows)
 
         def draw(generator: torch.Generator, block: int) -> tuple[Tensor, ...]:
             shape = (block, config.batch_size)
-            index = torch.randint(len(rows), shape, generator=generator)
+            index = torch.randint(n, shape, generator=generator)
             if not diffusion:
                 return (index,)
             level = torch.randint(config.steps, shape, generator=generator)
@@ -149,6 +148,7 @@ class DynamicsStage:
             self.examples = NoisedExamples(rows, d + m, signal, corruption, embedding, of_noise)
         else:
             self.examples = Examples(rows, d + m)
+        self.descend = descending(self.regression, self.examples, capturable)
         held_out = held_out.rows(choose_rows(len(held_out), config.eval_transitions, seed_of(seed, self.name, "held out")))
         self.test = tuple(as_tensor(a, device, dtype) for a in (held_out.state, held_out.action, held_out.next_state))
         shape = (len(held_out), config.eval_samples if diffusion else 1, *self.model.noise_shape)
@@ -158,10 +158,6 @@ class DynamicsStage:
         """Update number `update`, counted from 0."""
         self.regression.schedule(update)
         return self.descend(*self.stream.at(update))
-
-    @torch.no_grad()
-    def _descend(self, index: Tensor, *random: Tensor) -> dict[str, Tensor]:
-        return {"loss": self.regression.descend(*self.examples(index, *random))}
 
     @staticmethod
     def side_by_side(stages: "Sequence[DynamicsStage]") -> JointRegression:

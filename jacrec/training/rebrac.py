@@ -146,19 +146,22 @@ class ReBRACStage:
         self.config, self.updates = config, config.updates
         self.learner = ReBRAC(data.state_dim, data.action_dim, config, seed, device, dtype, fused=fused,
                               capturable=capturable)  # fmt: skip
-        self.rows = pack(data, config.reward_scale).to(device, dtype) if rows is None else rows
+        rows = pack(data, config.reward_scale).to(device, dtype) if rows is None else rows
+        # nothing below holds the stage itself: its table is freed with it, and waits for no collection of cycles
+        learner, n, m = self.learner, len(rows), data.action_dim
+        self.rows = rows
 
         def draw(generator: torch.Generator, block: int) -> tuple[Tensor, ...]:
-            index = torch.randint(len(self.rows), (block, config.batch_size), generator=generator)
-            return index, torch.randn(block, config.batch_size, data.action_dim, generator=generator, dtype=dtype)
+            index = torch.randint(n, (block, config.batch_size), generator=generator)
+            return index, torch.randn(block, config.batch_size, m, generator=generator, dtype=dtype)
 
         self.stream = BatchStream(seed, self.name, draw, device)
 
         def updating(move_actor: bool) -> Callable[..., dict[str, Tensor]]:
             def update(index: Tensor, noise: Tensor) -> dict[str, Tensor]:
-                return self.learner.update(self.rows.index_select(0, index), noise, move_actor)
+                return learner.update(rows.index_select(0, index), noise, move_actor)
 
-            return Replay(update, lambda: self.state().values()) if self.learner.capturable else update
+            return Replay(update, lambda: learner.state().values()) if learner.capturable else update
 
         self.updates_of = {move_actor: updating(move_actor) for move_actor in (False, True)}
 

@@ -9,9 +9,8 @@ from jacrec.data.transitions import Transitions
 from jacrec.networks import RewardModel
 from jacrec.training.config import RewardConfig
 from jacrec.training.dynamics import as_tensor, choose_rows, spread
-from jacrec.training.replay import Replay
 from jacrec.training.streams import BatchStream, seed_of
-from jacrec.training.supervised import Examples, JointRegression, Regression, rmse
+from jacrec.training.supervised import Examples, JointRegression, Regression, descending, rmse
 
 
 class RewardStage:
@@ -53,15 +52,16 @@ class RewardStage:
         self.model = network()
         capturable = torch.device(device).type == "cuda" if capturable is None else capturable
         self.regression = Regression(self.model, network(), self.model.mlp, "mlp.", config, capturable)
-        self.descend = Replay(self._descend, lambda: self.state().values()) if capturable else self._descend
         state, action, reward = (as_tensor(a, device, dtype) for a in (data.state, data.action, data.reward))
         reward = reward.mul(reward_scale).unsqueeze(-1)
         goal = (reward - self.model.reward_mean) / self.model.reward_std
         rows = torch.cat([(state - self.model.state_mean) / self.model.state_std, action, goal], -1)
         self.examples = Examples(rows, rows.shape[-1] - 1)
+        self.descend = descending(self.regression, self.examples, capturable)
+        n = len(rows)
 
         def draw(generator: torch.Generator, block: int) -> tuple[Tensor, ...]:
-            return (torch.randint(len(rows), (block, config.batch_size), generator=generator),)
+            return (torch.randint(n, (block, config.batch_size), generator=generator),)
 
         self.stream = BatchStream(seed, self.name, draw, device)
         held_out = held_out.rows(choose_rows(len(held_out), config.eval_transitions, seed_of(seed, self.name, "held out")))
@@ -72,10 +72,6 @@ class RewardStage:
         """Update number `update`, counted from 0."""
         self.regression.schedule(update)
         return self.descend(*self.stream.at(update))
-
-    @torch.no_grad()
-    def _descend(self, index: Tensor) -> dict[str, Tensor]:
-        return {"loss": self.regression.descend(*self.examples(index))}
 
     @staticmethod
     def side_by_side(stages: "Sequence[RewardStage]") -> JointRegression:

@@ -65,7 +65,8 @@ def train_seeds(
 
     Raises:
         ValueError: a folder holds something else, the seeds are not distinct, or the data cannot be learned from.
-        FloatingPointError: training diverged. Processes of other seeds are finished before that is said.
+        FloatingPointError: training diverged. In processes the other seeds are finished before that is said.
+        ChildProcessError: a process died, likewise. Notes of all these errors name the folders concerned.
     """
     seeds = list(seeds)
     if not seeds or len(set(seeds)) < len(seeds):
@@ -74,7 +75,10 @@ def train_seeds(
         expect_one_of("stages", stage, STAGES)
     configs = [replace(config, seed=seed) for seed in seeds]
     folders = [folder_of(out, seed) for seed in seeds]
-    if check_device(config).type == "cuda" if batched is None else batched:
+    device = check_device(config)
+    if batched is None:
+        batched = device.type == "cuda"
+    if batched:
         _as_one_model(configs, folders, stages, transitions_of(config, data), quiet, on_log)
         return folders
     threads = config.threads or 1
@@ -141,7 +145,7 @@ def _in_processes(
     quiet: bool,
     on_log: OnLog | None,
 ) -> None:
-    stop, failures = threading.Event(), []
+    stop, failures = threading.Event(), {}
     with make_progress(quiet) as progress, ThreadPoolExecutor(at_once) as pool:
 
         def run(config: TrainConfig, out: Path) -> None:
@@ -161,17 +165,20 @@ def _in_processes(
             if not stop.is_set():
                 progress.update(task, completed=total)
 
-        waiting = {pool.submit(run, c, out): c.seed for c, out in zip(configs, folders, strict=True)}
+        waiting = {pool.submit(run, c, out): out for c, out in zip(configs, folders, strict=True)}
         try:
             for future in as_completed(waiting):
                 if (error := future.exception()) is not None:
-                    error.add_note(f"seed {waiting[future]}")
-                    failures.append(error)
+                    failures[waiting[future]] = error
         except BaseException:
             stop.set()
             raise
     if failures:
-        raise failures[0]
+        (where, first), *others = failures.items()
+        first.add_note(f"(in {where})")
+        for out, error in others:
+            first.add_note(f"also in {out}: {error}")
+        raise first
 
 
 def _watch(work: tuple, heard: OnLog, stop: threading.Event) -> None:
@@ -201,7 +208,8 @@ def _watch(work: tuple, heard: OnLog, stop: threading.Event) -> None:
     if error is not None:
         raise error
     if process.exitcode and not stop.is_set():
-        raise RuntimeError(f"{work[1]}: expected a finished training, its process ended with code {process.exitcode}")
+        raise ChildProcessError(f"{work[1]}: expected a finished training, its process ended with code {process.exitcode}; "
+                                "the same call goes on from its last checkpoint")  # fmt: skip
 
 
 def _train_one(

@@ -54,6 +54,11 @@ class Blocks:
         self.coming = block + 1, self.pool.submit(self._drawn, block + 1)
         return tuple(t.to(self.device, non_blocking=self.pinned) for t in tensors)
 
+    def close(self) -> None:
+        """End the thread."""
+        if self.pool is not None:
+            self.pool.shutdown(cancel_futures=True)
+
     def _drawn(self, block: int) -> tuple[Tensor, ...]:
         tensors = self.draw(block)
         # from pinned memory a copy to the device needs no waiting
@@ -69,12 +74,12 @@ class BatchStream:
 
     def __init__(self, seed: int, stage: str, draw: Draw, device: str | torch.device = "cpu", ahead: bool | None = None):
         self.seed, self.stage, self.draw = seed, stage, draw
-        self.blocks = Blocks(self.drawn, device, ahead)
+        self.blocks = Blocks(lambda block: _drawn(seed, stage, draw, block), device, ahead)
         self.block, self.tensors = -1, ()
 
     def drawn(self, block: int) -> tuple[Tensor, ...]:
         """The tensors of updates block · BLOCK, …, on the CPU."""
-        return self.draw(generator(self.seed, self.stage, "batches", block), BLOCK)
+        return _drawn(self.seed, self.stage, self.draw, block)
 
     def at(self, update: int) -> tuple[Tensor, ...]:
         """The tensors of update 0, 1, …"""
@@ -82,6 +87,10 @@ class BatchStream:
         if block != self.block:
             self.block, self.tensors = block, self.blocks(block)
         return tuple(t[row] for t in self.tensors)
+
+
+def _drawn(seed: int, stage: str, draw: Draw, block: int) -> tuple[Tensor, ...]:
+    return draw(generator(seed, stage, "batches", block), BLOCK)
 
 
 def drawn_together(streams: Sequence[BatchStream], block: int, pool: ThreadPoolExecutor) -> tuple[Tensor, ...]:

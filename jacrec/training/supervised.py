@@ -1,7 +1,7 @@
 """What the two supervised stages share: least squares on an `MLP`, and errors with their uncertainty."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -12,6 +12,7 @@ from jacrec.networks import MLP
 from jacrec.training.config import DynamicsConfig, RewardConfig
 from jacrec.training.flat import Adam, Flat, FlatRows
 from jacrec.training.passes import MLPPass
+from jacrec.training.replay import Replay
 
 
 @dataclass(frozen=True)
@@ -133,6 +134,19 @@ class Regression:
         """The live tensors that a checkpoint holds."""
         average = {"averaged": self.flat_averaged.value} if self.config.ema else {}
         return {**self.adam.state(), **average}
+
+
+def descending(regression: Regression, examples: Examples, capturable: bool) -> Callable[..., dict[str, Tensor]]:
+    """An update on the examples of an index, as scheduled; where `capturable`, a `Replay`.
+
+    It holds no stage: a stage's table is freed with the stage, and waits for no collection of cycles.
+    """
+
+    @torch.no_grad()
+    def descend(index: Tensor, *random: Tensor) -> dict[str, Tensor]:
+        return {"loss": regression.descend(*examples(index, *random))}
+
+    return Replay(descend, lambda: regression.state().values()) if capturable else descend
 
 
 class JointRegression:

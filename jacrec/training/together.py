@@ -5,6 +5,7 @@ same up to rounding: matrix products of a batch add in another order. On a GPU a
 nothing is read back between two lines of metrics, and the batches are gathered on the device. Speed on a GPU: not measured.
 """
 
+import contextlib
 import os
 import threading
 import time
@@ -12,7 +13,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from rich.progress import Progress
@@ -63,6 +64,8 @@ class Together:
     Args:
         graphs: whether updates run on tensors that keep their addresses, `CHUNK` at a time; None: on a GPU, where they are
             CUDA graphs then.
+
+    `close` it: only then its threads end, and its graphs and tables are freed with it.
     """
 
     def __init__(self, members: Sequence[Member], graphs: bool | None = None):
@@ -72,15 +75,17 @@ class Together:
         self.graphs = device.type == "cuda" if graphs is None else graphs
         self.device = device
         self.pool = ThreadPoolExecutor(min(len(self.members), os.cpu_count() or 1), "draw seed")
-        self.blocks = Blocks(self._drawn, device)
+        joint, streams, pool = self.joint, [member.stream for member in self.members], self.pool
+
+        def drawn(block: int) -> tuple[Tensor, ...]:
+            numbers = [joint.numbers(block * BLOCK + row) for row in range(BLOCK)]
+            return torch.tensor(numbers, dtype=torch.float64), *drawn_together(streams, block, pool)
+
+        self.blocks = Blocks(drawn, device)
         self.block, self.tensors = -1, ()
         self.steps: dict[tuple[bool, ...], Callable[..., dict[str, Tensor]]] = {}
         # [sums…, count] of the scalars that come together, by their joined names, (k + 1, S): as `Position.sums`
         self.sums: dict[str, Tensor] = {}
-
-    def _drawn(self, block: int) -> tuple[Tensor, ...]:
-        numbers = [self.joint.numbers(block * BLOCK + row) for row in range(BLOCK)]
-        return torch.tensor(numbers, dtype=torch.float64), *drawn_together([m.stream for m in self.members], block, self.pool)
 
     def advance(self, update: int, at_most: int) -> int:
         """Do update number `update` and perhaps some that follow, `at_most` in all; how many were done."""
@@ -101,6 +106,12 @@ class Together:
             self.sums.setdefault(" ".join(names), torch.zeros(shape, dtype=torch.float64, device=self.device))
         step = partial(self._several, kinds)
         self.steps[kinds] = Replay(step, self.changing) if self.graphs else step
+
+    def close(self) -> None:
+        """No further update is wanted."""
+        self.steps.clear()  # they hold this object
+        self.blocks.close()
+        self.pool.shutdown()
 
     def changing(self) -> list[Tensor]:
         """All that updates change."""
@@ -144,43 +155,73 @@ def run_together(
     is the time of all members together.
 
     Raises:
-        FloatingPointError: a metric is no longer finite. The last checkpoints stay.
+        FloatingPointError: a metric is no longer finite; a note names the folder. The last checkpoints stay.
     """
     positions = [load_checkpoint(member, path) for member, path in zip(members, checkpoints, strict=True)]
     name, updates = members[0].name, members[0].updates
     for own, here in zip(metrics, positions, strict=True):
         own.trim(name, here.update)
     task = progress.add_task(f"{name} x {len(members)}", total=updates, completed=min(p.update for p in positions), note="")
+    places = [_Place(*place) for place in zip(positions, checkpoints, metrics, strict=True)]
     while (rear := min(here.update for here in positions)) < updates:
         chosen = [i for i, here in enumerate(positions) if here.update == rear]
         goal = min((here.update for here in positions if here.update > rear), default=updates)
-        group = Together([members[i] for i in chosen], graphs)
-        group.take_sums([positions[i] for i in chosen])
-        before, start = [positions[i].seconds for i in chosen], time.perf_counter()
-        update = rear
-        while update < goal:
-            stopped = stop is not None and stop.is_set()
-            if not stopped:
-                boundary = min(goal, *((update // every + 1) * every for every in (log_every, checkpoint_every)))
-                update += group.advance(update, boundary - update)
-            log = update % log_every == 0 or update == updates
-            save = update % checkpoint_every == 0 or update == updates
-            if not (stopped or log or save or update == goal):
-                continue
-            group.give_sums([positions[i] for i in chosen])  # waits for the device
-            for i, seconds in zip(chosen, before, strict=True):
-                positions[i].update, positions[i].seconds = update, seconds + time.perf_counter() - start
-            if log and not stopped:
-                for i in chosen:
-                    line = metrics_line(members[i], positions[i])
-                    metrics[i].write(line)
-                    progress.update(task, completed=update, note=note_of(line))
-                for sums in group.sums.values():
-                    sums.zero_()
-            if save or stopped:
-                for i in chosen:
-                    save_checkpoint(members[i], positions[i], checkpoints[i])
-            if stopped:
+        with contextlib.closing(Together([members[i] for i in chosen], graphs)) as group:
+            show = partial(progress.update, task)
+            if not _until(goal, group, [places[i] for i in chosen], log_every, checkpoint_every, show, stop):
                 return False
     progress.update(task, completed=updates)
+    return True
+
+
+class _Place(NamedTuple):
+    """Where a member stands, and where it writes."""
+
+    here: Position
+    checkpoint: Path
+    metrics: Metrics
+
+
+def _until(
+    goal: int,
+    group: Together,
+    places: Sequence[_Place],
+    log_every: int,
+    checkpoint_every: int,
+    show: Callable[..., None],
+    stop: threading.Event | None,
+) -> bool:
+    """Train a group, whose members are level, up to update `goal`; False if it was stopped before."""
+    positions = [place.here for place in places]
+    group.take_sums(positions)
+    before, start = [here.seconds for here in positions], time.perf_counter()
+    update, updates = positions[0].update, group.members[0].updates
+    while update < goal:
+        stopped = stop is not None and stop.is_set()
+        if not stopped:
+            boundary = min(goal, *((update // every + 1) * every for every in (log_every, checkpoint_every)))
+            update += group.advance(update, boundary - update)
+        log = update % log_every == 0 or update == updates
+        save = update % checkpoint_every == 0 or update == updates
+        if not (stopped or log or save or update == goal):
+            continue
+        group.give_sums(positions)  # waits for the device
+        for here, seconds in zip(positions, before, strict=True):
+            here.update, here.seconds = update, seconds + time.perf_counter() - start
+        if log and not stopped:
+            for member, place in zip(group.members, places, strict=True):
+                try:
+                    line = metrics_line(member, place.here)
+                except FloatingPointError as error:
+                    error.add_note(f"(in {place.metrics.path.parent})")
+                    raise
+                place.metrics.write(line)
+                show(completed=update, note=note_of(line))
+            for sums in group.sums.values():
+                sums.zero_()
+        if save or stopped:
+            for member, place in zip(group.members, places, strict=True):
+                save_checkpoint(member, place.here, place.checkpoint)
+        if stopped:
+            return False
     return True
