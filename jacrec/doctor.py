@@ -10,6 +10,8 @@ from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 
+from jacrec.processors import processors
+
 
 @dataclass(frozen=True)
 class Check:
@@ -65,7 +67,7 @@ def check_devices() -> list[Check]:
     """Processors, threads, GPUs."""
     import torch
 
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = processors()
     threads = torch.get_num_threads()
     crowded = threads > cores
     cpu = Check("cpu", "note" if crowded else "ok", f"{cores} usable cores, torch uses {threads} threads",

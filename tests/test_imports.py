@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PUBLIC = "jacrec"  # jacrec/__init__.py itself
 LAYERS = (
-    ("errors", "types", "activations"),
+    ("errors", "types", "activations", "processors"),
     ("networks",),
     ("dynamics", "world"),
     ("shapes", "io"),

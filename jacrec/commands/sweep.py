@@ -8,13 +8,14 @@ import tyro
 from rich.console import Console
 from tyro.conf import Positional
 
+from jacrec.processors import processors
 from jacrec.study.sweep.executors import Executor
 from jacrec.study.sweep.ledger import at_work, locked, read_failure
 from jacrec.study.sweep.show import Clock, failures, make_watcher, overview
 from jacrec.study.sweep.sources import needs_root
 from jacrec.study.sweep.spec import FILE, expect_same_study, find_spec, read_spec, write_study
 from jacrec.study.sweep.sweep import KINDS, Plan, expect_data, plan, sweep
-from jacrec.study.sweep.workers import LocalExecutor, processors
+from jacrec.study.sweep.workers import LocalExecutor
 
 
 @dataclass(frozen=True)
@@ -69,12 +70,14 @@ def run(args: list[str]) -> int:
     todo = plan(study, folder, only=chosen.only, kinds=chosen.kinds)
     console = Console()
     threads = max(job.threads for job in todo.jobs)
-    workers = chosen.workers or max(1, (processors()) // threads)
+    workers = chosen.workers or max(1, processors() // threads)
     if chosen.status or chosen.dry_run:
         return _tell(todo, folder, workers, console, dry_run=chosen.dry_run)
     expect_same_study(study, folder)
     expect_data(todo)
     with locked(folder) as lock:
+        # what workers of a killed sweep finished while they were waited for is not to be done again
+        todo = plan(study, folder, only=chosen.only, kinds=chosen.kinds)
         write_study(study, folder)
         return _sweep(todo, _executor(chosen, workers, threads, lock), chosen.retries, console)
 

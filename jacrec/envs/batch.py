@@ -9,7 +9,6 @@ Row i, reset with seed s, follows `make_env(env_id).reset(seed=s)` and its steps
 do and whichever engine serves.
 """
 
-import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -21,6 +20,7 @@ import numpy as np
 from jacrec.envs.physics import ContactPhysics, make_env, physics_record, simulator
 from jacrec.envs.rows import SERVED, Rows
 from jacrec.errors import expect_one_of
+from jacrec.processors import processors
 
 ENGINES = ("auto", "mujoco.batch", "gymnasium")
 _mj: Any = mujoco  # the bindings declare no types
@@ -75,11 +75,6 @@ class _LoopedEngine:
             env.close()
 
 
-def _processors() -> int:
-    """How many processors this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def _is_served(env: gymnasium.Env) -> bool:
     """Whether `SERVED` knows the environment, whose rows stand for a class: an id may add options or wrappers to it."""
     spec: Any = env.spec
@@ -122,7 +117,7 @@ class BatchedEnv:
             )
         self.engine = ("mujoco.batch" if threaded else "gymnasium") if engine == "auto" else engine
         maker = _ThreadedEngine if self.engine == "mujoco.batch" else _LoopedEngine
-        self._engine = maker(env_id, n, physics, threads or _processors())
+        self._engine = maker(env_id, n, physics, threads or processors())
 
         env = self._engine.env
         for what, space in (("observations", env.observation_space), ("actions", env.action_space)):

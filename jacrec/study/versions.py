@@ -1,8 +1,9 @@
 """What ran: versions of everything that can change a number, and the machine."""
 
-import os
 import platform
 from importlib.metadata import PackageNotFoundError, version
+
+from jacrec.processors import processors
 
 PACKAGES = ("jacrec", "torch", "triton", "numpy", "gymnasium", "mujoco", "minari")
 
@@ -22,7 +23,7 @@ def machine() -> dict[str, str | int]:
     """Processor architecture, usable cores, GPU."""
     import torch
 
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = processors()
     found: dict[str, str | int] = {"system": f"{platform.system()} {platform.machine()}", "cores": cores}
     if torch.cuda.is_available():
         found["gpu"] = torch.cuda.get_device_name(0)

@@ -79,7 +79,10 @@ def claim(out: Path, config: TrainConfig, data: Transitions) -> None:
     if out.exists() and (not out.is_dir() or any(path != part for path in out.iterdir())):
         raise ValueError(f"{out}: expected a new or empty folder or a run, got something else; choose another folder")
     out.mkdir(parents=True, exist_ok=True)
-    part.write_text(yaml.safe_dump(record, sort_keys=False, allow_unicode=True), encoding="utf-8")
+    with part.open("w", encoding="utf-8") as file:
+        yaml.safe_dump(record, file, sort_keys=False, allow_unicode=True)
+        file.flush()
+        os.fsync(file.fileno())
     os.replace(part, out / "config.yaml")
 
 

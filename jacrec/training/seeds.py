@@ -21,6 +21,7 @@ import torch
 
 from jacrec.data.transitions import Transitions
 from jacrec.errors import expect_count, expect_one_of
+from jacrec.processors import processors
 from jacrec.training.config import TrainConfig
 from jacrec.training.determinism import determinism
 from jacrec.training.folder import claim, locked
@@ -83,7 +84,7 @@ def train_seeds(
         return folders
     threads = config.threads or 1
     if at_once is None:
-        at_once = max(1, len(os.sched_getaffinity(0)) // threads)
+        at_once = max(1, processors() // threads)
     expect_count("at_once", at_once, 1)
     _in_processes(configs, folders, stages, data, threads, min(at_once, len(seeds)), quiet, on_log)
     return folders

@@ -3,6 +3,7 @@
 TrainJob (a run, or a further world model)      ResultJob (what leaves one JSON file)      PlayJob (one contestant's episodes)
 """
 
+import contextlib
 import json
 import time
 from collections.abc import Callable
@@ -150,11 +151,10 @@ class PlayJob(ResultJob):
         run, *further = (self.folder / need for need in self.needs)
         trained = with_dynamics(load_run(run), further[0]) if further else load_run(run)
         began = time.perf_counter()
-        with torch_threads(self.config.threads):
-            env = open_env(trained, self.config, threads=self.config.threads)
+        env = open_env(trained, self.config, threads=self.config.threads)
+        with contextlib.closing(env), torch_threads(self.config.threads):
             played = play_contestant(trained, self.controller, self.config, env, progress=report)
             where = environment_record(env)
-            env.close()
         record = self._record(trained) | played | {"environment": where, "wall_seconds": time.perf_counter() - began}
         write_json(self.result, record)
         name, values = ("return", record["returns"]) if record["scores"] is None else ("score", record["scores"])

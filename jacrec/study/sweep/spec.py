@@ -23,7 +23,7 @@ from jacrec.training.config import DynamicsConfig, TrainConfig, to_dict
 from jacrec.training.run import STAGES
 
 FILE = "study.yaml"
-OWN = ("cells", "log.jsonl", ".lock", ".workers.lock")
+OWN = ("cells", "log.jsonl", ".lock", ".workers.lock", f"{FILE}.part")
 """what may lie in a study's folder before its study.yaml does"""
 GROWING = ("tasks", "seeds", "models", "contestants")
 """what a study may gain between two starts"""

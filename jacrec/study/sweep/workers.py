@@ -24,11 +24,6 @@ REPORT_EVERY = 0.3
 """seconds between a worker's reports of its progress"""
 
 
-def processors() -> int:
-    """How many processors this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 class LocalExecutor:
     """`workers` processes of this machine, started when they are first needed.
 
