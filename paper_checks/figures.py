@@ -11,6 +11,7 @@ from pathlib import Path
 
 import tyro
 from record import RESULTS, command, without_paths, write
+from tyro.conf import Positional
 
 from jacrec.study.markdown import Sheet
 from jacrec.study.summary.figures import SHOWN, STAGE, TITLE, write_errors
@@ -23,7 +24,7 @@ TRANSITIONS, FIRST, LAST = 1000, 20_000, 200_000
 PRINTED = {2: 3, 3: 4}  # the table that holds the error at the end of a figure's training
 
 
-def main(folder: Path) -> list[tuple[Curve, bool]]:
+def main(folder: Positional[Path]) -> list[tuple[Curve, bool]]:
     """Draw and keep; every curve with whether it fell.
 
     Args:

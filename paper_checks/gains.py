@@ -11,18 +11,20 @@ import numpy as np
 import tyro
 import yaml
 from record import RESULTS, command, readable_json, without_paths, write
+from tyro.conf import Positional
 
 from jacrec.study.hierarchy import t_over_seeds
 from jacrec.study.markdown import Sheet
 from jacrec.study.results import interval
-from jacrec.study.summary import overview
+from jacrec.study.summary import overview, plots
 from jacrec.study.summary.factors import centre_of, chosen_without_looking, elsewhere, factors
+from jacrec.study.summary.foresight import agreement, choices, findings, foresight_record, regret, rehearsal_note
 from jacrec.study.summary.gains import HARM, Average, aggregate, average_gain, paired
 from jacrec.study.summary.paper import is_d4rl
 from jacrec.study.summary.read import Study, read_study
 from jacrec.study.summary.report import gains_record, sentence
 from jacrec.study.summary.runs import data_of
-from jacrec.study.summary.settings import control_of, describe, main_contestant, without_world_model
+from jacrec.study.summary.settings import choosers, control_of, describe, main_contestant, without_world_model
 from jacrec.study.summary.tables import DASH, mean_std, seeds_episodes
 from jacrec.study.sweep.config import BASE
 from jacrec.study.sweep.spec import to_yaml
@@ -31,13 +33,14 @@ from jacrec.study.versions import versions
 POINTS = "points of normalised score"
 
 
-def main(study: Path, contestant: str | None = None, level: float = 0.95) -> Path:
-    """Write results/gains.md and results/gains.json; the former's path.
+def main(study: Positional[Path], contestant: str | None = None, level: float = 0.95, out: Path | None = None) -> Path:
+    """Write results/gains.md, gains.json and, where contestants rehearse, pictures; the first one's path.
 
     Args:
         study: the study's folder
         contestant: whose gain is asked for; unless told mpc, default, or the first with a world model
         level: of the intervals
+        out: another folder for the results than paper_checks/results
 
     Raises:
         ValueError: nobody has played yet, or nothing is paired with the base policy.
@@ -52,23 +55,27 @@ def main(study: Path, contestant: str | None = None, level: float = 0.95) -> Pat
             f"{study}: expected normalised scores of {name} and the base policy on a common task and seed, got none"
         )
     made_by = command("gains.py", study, *(["--contestant", contestant] if contestant else []))
+    folder = out or RESULTS
+    folder.mkdir(parents=True, exist_ok=True)
     sections = [
         _asked(found, name),
         _answer(found, name, gain, level),
         _per_set(found, name, level),
         _choice(found, level),
+        _rehearsals(found, folder, level),
         _factors(found, name, level),
         _others(found, name, level),
         _how(found, level),
         _missing(found),
         _settings(found),
     ]
-    path = write("gains.md", "Does MPC beat its own base policy?", made_by, [without_paths(s) for s in sections])
+    path = write("gains.md", "Does MPC beat its own base policy?", made_by, [without_paths(s) for s in sections], folder)
     record = {"command": made_by, "contestant": name, "study": _spec(found), "versions": _versions(found),
               "machine": _machines(found), "written_with": versions(), **gains_record(found, level=level),
-              "scores": _scores(found), "gaps": [[g.task, g.seed, g.what, g.state] for g in found.gaps]}  # fmt: skip
-    (RESULTS / "gains.json").write_text(readable_json(record) + "\n", encoding="utf-8")
-    print(f"{sections[1]}\n\nkept in paper_checks/results/{path.name} and gains.json")
+              "scores": _scores(found), "rehearsals": foresight_record(found),
+              "gaps": [[g.task, g.seed, g.what, g.state] for g in found.gaps]}  # fmt: skip
+    (folder / "gains.json").write_text(readable_json(record) + "\n", encoding="utf-8")
+    print(f"{sections[1]}\n\nkept in {out or 'paper_checks/results'}: {path.name} and gains.json")
     return path
 
 
@@ -118,6 +125,7 @@ def _world_model(study: Study, name: str, level: float) -> list[str]:
     if over is not None:
         lines.append("What the world model adds: " + sentence(over.estimate, f"**{name}**", own, POINTS)
                      + f" Student's t: {overview.finite(over.t)}.")  # fmt: skip
+        lines.append(rehearsal_note(study, control[0]))
     best = max((c for c, a in averages.items() if a), key=lambda c: averages[c].estimate.mean, default=None)  # pyright: ignore[reportOptionalMemberAccess]
     if best is not None and best != control[0]:
         over = average_gain(study, name, best, level=level)
@@ -164,6 +172,30 @@ def _choice(study: Study, level: float) -> str:
         "## Picking a setting\n\nThe best of many settings flatters itself when the same episodes pick and judge it. Here each "
         "training seed is judged with the setting that was best on the other seeds; average gain over base:\n\n"
         + "\n".join(lines)
+    )
+
+
+def _rehearsals(study: Study, folder: Path, level: float) -> str:
+    """Whether what was imagined beforehand is what happened."""
+    parts = []
+    for name in choosers(study):
+        if not any(chooser == name for _, _, chooser in study.rehearsals):
+            continue
+        sheets = [choices(study, name), agreement(study, name), regret(study, name, level=level)]
+        lines = "\n".join(f"* {line}" for line in (*findings(study, name), rehearsal_note(study, name)) if line)
+        picture = folder / f"gains_rehearsal_{name}.png"
+        drawn = f"![imagined and real gains]({picture.name})" if plots.foresight(study, name, picture) else ""
+        texts = [f"### {name}", *(sheet.markdown() for sheet in sheets if sheet), lines, drawn]
+        parts.append("\n\n".join(text for text in texts if text))
+    if not parts:
+        return ""
+    own = study.config.rehearsal
+    return (
+        "## Does the rehearsal foresee reality?\n\nBefore it plays, a contestant that rehearses lets its candidates and the "
+        f"base policy play {own.episodes} imagined episodes of at most {own.steps} steps in the world model, from reset states "
+        f"and under the same noise. It plays as the candidate with the largest gain less {own.confidence:g} standard errors, "
+        f"if that exceeds {own.least_gain:.0%} of the base policy's imagined return, else as the base policy.\n\n"
+        + "\n\n".join(parts)
     )
 
 

@@ -26,10 +26,11 @@ def readable_json(record: Any) -> str:
     return re.sub(r"\[[\s\d.,eE+-]+\]", lambda m: re.sub(r"\s+", " ", m[0]).replace("[ ", "[").replace(" ]", "]"), text)
 
 
-def write(name: str, title: str, made_by: str, sections: Sequence[str]) -> Path:
-    """results/<name> with a title, the command and the sections; its path."""
-    RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / name
+def write(name: str, title: str, made_by: str, sections: Sequence[str], folder: Path | None = None) -> Path:
+    """results/<name>, or that of another folder, with a title, the command and the sections; its path."""
+    folder = folder or RESULTS
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / name
     parts = [f"# {title}", f"Made by `{made_by}`.", *(s for s in sections if s)]
     path.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
     return path

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import yaml
 
+from jacrec.study.rehearsal import BASE, Imagined, Rehearsal
 from jacrec.study.sweep.spec import read_spec
 from jacrec.training.run import PARTS, STAGES
 
@@ -21,6 +22,18 @@ CONTESTANTS = {
     "slow": {"horizon": 3, "lr": 1e-5},
     "plain": {"horizon": 3, "model": "deterministic"},
 }
+
+TASKS = ("hopper-medium", "halfcheetah-medium-replay")
+REHEARSING = {
+    "h0": {"horizon": 0},
+    "h0-fast": {"horizon": 0, "lr": 1e-3},
+    "h3": {"horizon": 3},
+    "h8": {"horizon": 8},
+    "mpc": {"rehearse": ["h3", "h8"]},
+    "h0-rehearsed": {"rehearse": ["h0", "h0-fast"]},
+}
+REAL = {"base": 0.0, "h0": 1.0, "h0-fast": 0.0, "h3": 5.0, "h8": -4.0}
+IMAGINED = {"h3": 20.0, "h8": -30.0, "h0": 10.0, "h0-fast": 1.0}
 
 
 def write_study(
@@ -58,10 +71,10 @@ def fill(path: Path, score, *, episodes: int = 4, scored: bool = True, noise: fl
 
 
 def write_play(path: Path, task: str, seed: int, name: str, scores, *, scored: bool = True, **changes) -> None:
-    """plays/<name>.json with the given scores, as an evaluation would leave it."""
+    """plays/<name>.json with the given scores, as an evaluation would leave it; `choice` is of one that rehearses."""
     study = read_spec(path / "study.yaml")
     low, high = REFERENCE
-    model, controller = study.model_of(name), study.controller(task, name)
+    model, controller = study.model_of(name), study.controller(task, changes.get("choice", name))
     scores = [float(s) for s in scores]
     record = {
         "task": task, "seed": seed, "contestant": name, "settings": {"episodes": len(scores), "rows": None},
@@ -76,6 +89,34 @@ def write_play(path: Path, task: str, seed: int, name: str, scores, *, scored: b
     folder = path / "cells" / task / f"seed-{seed}" / "plays"
     folder.mkdir(parents=True, exist_ok=True)
     (folder / f"{name}.json").write_text(json.dumps(record | changes))
+
+
+def write_rehearsal(path: Path, task: str, seed: int, name: str, gains: dict[str, float], **changes) -> str:
+    """rehearsals/<name>.json in which candidates gain that much over a base policy's imagined 100; the choice."""
+    settings = read_spec(path / "study.yaml").rehearsal
+    returns = {BASE: 100.0} | {candidate: 100.0 + gain for candidate, gain in gains.items()}
+    imagined = {who: Imagined([r - 1, r + 1], [400, 400], 0) for who, r in returns.items()}
+    rehearsal = Rehearsal(settings, imagined, True)
+    own = {"actor": f"a{seed}", "critic": f"c{seed}", "reward": f"r{seed}", "dynamics": f"d{seed}default"}
+    record = {"task": task, "seed": seed, "contestant": name, "networks": own} | rehearsal.record() | changes
+    folder = path / "cells" / task / f"seed-{seed}" / "rehearsals"
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"{name}.json").write_text(json.dumps(record))
+    return rehearsal.choice
+
+
+def write_rehearsed(path, real=lambda task, seed, name: REAL[name], imagined=lambda task, seed, name: IMAGINED[name]):
+    """A finished study whose rehearsals imagine as told and choose by their own rule."""
+    write_study(path, TASKS, contestants=REHEARSING)
+    for task in TASKS:
+        for seed in (10, 11):
+            for name in REAL:
+                write_play(path, task, seed, name, 40.0 + seed + real(task, seed, name) + np.zeros(4))
+            for name in ("mpc", "h0-rehearsed"):
+                gains = {c: imagined(task, seed, c) for c in REHEARSING[name]["rehearse"]}
+                choice = write_rehearsal(path, task, seed, name, gains)
+                write_play(path, task, seed, name, 40.0 + seed + real(task, seed, choice) + np.zeros(4), choice=choice)
+    return path
 
 
 def write_failure(file: Path, error: str, attempts: int = 1) -> None:

@@ -3,13 +3,15 @@
 import importlib
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 
 from jacrec.jacobians import chain
-from tests.study_folder import CONTESTANTS, fill, write_failure, write_study
+from tests.study_folder import CONTESTANTS, fill, write_failure, write_rehearsed, write_study
 
 SCRIPTS = Path(__file__).parent.parent / "paper_checks"
 
@@ -230,3 +232,34 @@ def test_results_speak_of_no_machines_folders(script):
     assert record.without_paths("see /home/me/data/x.hdf5, 3/4 and a/b or ~/c/d") == "see x.hdf5, 3/4 and a/b or ~/c/d"
     assert record.command("gains.py", Path("/home/me/my study")) == "python paper_checks/gains.py 'my study'"
     assert record.readable_json({"a": [1.5, -2], "b": ["x"]}) == '{\n "a": [1.5, -2],\n "b": [\n  "x"\n ]\n}'
+
+
+def test_gains_say_whether_the_rehearsal_foresaw_them(script, tmp_path, capsys):
+    path = write_rehearsed(tmp_path / "study")
+    before = sorted(p.name for p in (SCRIPTS / "results").iterdir())
+    kept = script("gains").main(path, out=tmp_path / "kept")
+    assert kept == tmp_path / "kept" / "gains.md"
+    assert sorted(p.name for p in (SCRIPTS / "results").iterdir()) == before
+    text = kept.read_text()
+    assert "**mpc**, rehearsed: h3, h8 or base, chosen cell by cell" in text
+    assert "**h0-rehearsed**, the control without a world model" in text
+    assert "Of h0-rehearsed: it acts without a world model, but the rehearsal that chooses it imagines in one." in text
+    assert "## Does the rehearsal foresee reality?" in text
+    assert "at most 400 steps in the world model" in text
+    assert "| all | 0 | 4 | 0 | 4 |" in text
+    assert "| always h8 | -4.0 | 9.0 |" in text
+    for name in ("mpc", "h0-rehearsed"):
+        assert f"![imagined and real gains](gains_rehearsal_{name}.png)" in text
+        assert (kept.parent / f"gains_rehearsal_{name}.png").is_file()
+    record = json.loads((kept.parent / "gains.json").read_text())
+    assert len(record["rehearsals"]["mpc"]) == 8
+    assert f"kept in {tmp_path / 'kept'}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["gains", "figures"])
+def test_scripts_that_read_studies_take_a_folder(name, tmp_path):
+    """As their docstrings say: the folder stands by itself."""
+    call = [sys.executable, str(SCRIPTS / f"{name}.py"), str(tmp_path / "none")]
+    done = subprocess.run(call, capture_output=True, text=True, check=False)
+    assert done.returncode != 0
+    assert "no study at" in done.stderr or "no run" in done.stderr

@@ -91,13 +91,21 @@ class Rehearsal:
         mean, error = self.gain(name)
         return mean - self.config.confidence * error
 
+    def enough(self, name: str) -> bool:
+        """Whether a candidate's sure gain is large enough for it to act."""
+        return self.sure_gain(name) > self.config.least_gain * abs(float(np.mean(self.episodes[BASE].returns)))
+
     @property
     def choice(self) -> str:
         """The candidate with the largest sure gain, or "base" where none is large enough."""
-        scale = abs(float(np.mean(self.episodes[BASE].returns)))
-        candidates = [name for name in self.episodes if name != BASE]
-        best = max(candidates, key=self.sure_gain, default=BASE)
-        return best if best != BASE and self.sure_gain(best) > self.config.least_gain * scale else BASE
+        best = max((name for name in self.episodes if name != BASE), key=self.sure_gain, default=BASE)
+        return best if best != BASE and self.enough(best) else BASE
+
+    @classmethod
+    def from_record(cls, record: Mapping[str, Any]) -> "Rehearsal":
+        """What `record` has written."""
+        episodes = {name: Imagined(**own) for name, own in record["episodes"].items()}
+        return cls(RehearsalConfig(**record["settings"]), episodes, record["termination"])
 
     def record(self) -> dict[str, Any]:
         """Everything, ready for JSON."""

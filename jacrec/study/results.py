@@ -89,7 +89,7 @@ def interval(estimate: Estimate | None, *, signed: bool = False) -> str:
         return "–"
     values = estimate.mean, estimate.low, estimate.high
     largest = max(map(abs, values))
-    digits = 1 if largest >= 1 else 2 if largest >= 0.01 else 4
+    digits = 1 if largest >= 1 or largest == 0 else 2 if largest >= 0.01 else 4
     mean, low, high = (f"{value:{'+' if signed else ''}z.{digits}f}" for value in values)
     return f"{mean} [{low}, {high}]"
 

@@ -11,7 +11,7 @@ from jacrec.study.summary.factors import Level
 from jacrec.study.summary.gains import HARM, Average, aggregate, average_gain, cost, paired
 from jacrec.study.summary.read import Study
 from jacrec.study.summary.runs import data_of
-from jacrec.study.summary.settings import control_of, describe, main_contestant
+from jacrec.study.summary.settings import control_of, describe, main_contestant, settings_of
 from jacrec.study.summary.tables import DASH, mean_std, seeds_episodes
 from jacrec.study.sweep.config import BASE
 
@@ -79,8 +79,10 @@ def contestants(study: Study, *, level: float = 0.95) -> Sheet:
         ])  # fmt: skip
     rows_in_step = {p.record["settings"].get("rows") or len(p.record["returns"]) for p in study.plays.values()}
     lockstep = " or ".join(map(str, sorted(rows_in_step))) or "no"
+    differ = bool(main and settings_of(study, main))
+    told = f"Settings are those in which a contestant differs from {main}. " if differ else ""
     return Sheet(head, rows, [
-        f"Settings are those in which a contestant differs from {main or BASE}. IQM: interquartile mean over all runs of all "
+        f"{told}IQM: interquartile mean over all runs of all "
         "tasks; P(improvement): how likely a run scores above an independent run of the base policy, averaged over tasks; "
         f"worst task: lowest mean gain. Intervals of {level:.0%} by the stratified hierarchical bootstrap (tasks are strata; "
         "training seeds, then episodes are drawn). ms / decision is the controller's own time per action, median (least–most) "

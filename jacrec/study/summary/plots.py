@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from jacrec.study.plots import COLOURS, figure, reach
+from jacrec.study.summary.foresight import foreseen
 from jacrec.study.summary.gains import HARM, Average, average_gain, cost, paired
 from jacrec.study.summary.read import Study
 from jacrec.study.sweep.config import BASE
@@ -41,6 +42,27 @@ def forest(study: Study, contestants: Sequence[str], path: Path, *, level: float
         axes.grid(axis="y", visible=False)
         axes.set_xlabel(f"paired gain in points of normalised score, {level:.0%} interval")
         axes.legend(loc="upper left", bbox_to_anchor=(1, 1))
+    return True
+
+
+def foresight(study: Study, chooser: str, path: Path) -> bool:
+    """Real over imagined gains, one point per candidate and cell; False where there are none."""
+    found = foreseen(study, chooser)
+    if not found:
+        return False
+    with figure(path, (7.2, 4.6), 1) as (axes,):
+        for i, name in enumerate(dict.fromkeys(x.candidate for x in found)):
+            mine, colour = [x for x in found if x.candidate == name], PALETTE[i % len(PALETTE)]
+            at = [x.imagined for x in mine], [x.real for x in mine]
+            axes.errorbar(*at, xerr=[x.standard_error for x in mine], fmt="none", ecolor=colour, elinewidth=0.8, alpha=0.5)
+            axes.scatter(*at, s=34, facecolors=[colour if x.chosen else "white" for x in mine], edgecolors=colour, zorder=3,
+                         label=name)  # fmt: skip
+        axes.axhline(0, color="#374151", linewidth=1)
+        axes.axvline(0, color="#374151", linewidth=1)
+        axes.set_xlabel("imagined gain over base ± standard error, points of normalised score")
+        axes.set_ylabel("real gain over base, points")
+        axes.set_title(f"Candidates of {chooser}: imagined and real (filled: chosen)")
+        axes.legend()
     return True
 
 

@@ -10,7 +10,7 @@ STUDY/cells/<task>/seed-<s>/plays/<contestant>.json
 
 import json
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +72,8 @@ class Study:
     """study.yaml"""
     plays: dict[tuple[str, int, str], Play]
     gaps: list[Gap]
+    rehearsals: dict[tuple[str, int, str], dict[str, Any]] = field(default_factory=dict)
+    """rehearsals/<contestant>.json of contestants that rehearse, of the networks that played alone"""
 
     @property
     def tasks(self) -> list[str]:
@@ -155,8 +157,6 @@ def _read_cell(study: Study, task: str, seed: int) -> None:
         absent = [stage for stage in stages if not is_trained(run, stage)]
         if absent and (task, seed, what) not in known:
             gaps.append(Gap(task, seed, what, "missing", f"not trained yet: {', '.join(absent)}"))
-    for file in sorted(folder.glob("rehearsals/*.failed.json")):
-        gaps.append(Gap(task, seed, f"rehearsal {file.name.removesuffix('.failed.json')}", *_failure(file)))
     for name in study.contestants:
         file = folder / "plays" / f"{name}.json"
         failed = folder / "plays" / f"{name}.failed.json"
@@ -171,12 +171,32 @@ def _read_cell(study: Study, task: str, seed: int) -> None:
         else:
             gaps.append(Gap(task, seed, f"play {name}", "missing", "not played yet"))
     base = plays.get((task, seed, BASE))
+    _read_rehearsals(study, task, seed, base)
     for name in study.contestants[1:]:
         play = plays.get((task, seed, name))
         difference = _difference(study, base, play) if base and play else ""
         if difference:
             gaps.append(Gap(task, seed, f"play {name}", "not comparable", difference))
             del plays[task, seed, name]
+
+
+def _read_rehearsals(study: Study, task: str, seed: int, base: Play | None) -> None:
+    folder, rehearse = study.cell(task, seed) / "rehearsals", [c for c, own in study.config.contestants.items() if own.rehearse]
+    for name in rehearse:
+        file, failed = folder / f"{name}.json", folder / f"{name}.failed.json"
+        if file.is_file():
+            try:
+                record = json.loads(file.read_text(encoding="utf-8"))
+            except json.JSONDecodeError as error:
+                study.gaps.append(Gap(task, seed, f"rehearsal {name}", "failed", f"{file.name} cannot be read: {error}"))
+                continue
+            if base is not None and record["networks"] != base.record["networks"]:
+                reason = "of other networks than the base policy played with"
+                study.gaps.append(Gap(task, seed, f"rehearsal {name}", "not comparable", reason))
+                continue
+            study.rehearsals[task, seed, name] = record
+        elif failed.is_file():
+            study.gaps.append(Gap(task, seed, f"rehearsal {name}", *_failure(failed)))
 
 
 def _failure(file: Path) -> tuple[str, str]:

@@ -15,11 +15,12 @@ from jacrec.study.statistics import Estimate
 from jacrec.study.summary import overview, plots
 from jacrec.study.summary.factors import centre_of, factors
 from jacrec.study.summary.figures import error_figure
+from jacrec.study.summary.foresight import agreement, choices, findings, regret, rehearsal_note
 from jacrec.study.summary.gains import Gain, average_gain, paired
 from jacrec.study.summary.paper import paper_tables
 from jacrec.study.summary.read import Study
 from jacrec.study.summary.runs import curves, run_record
-from jacrec.study.summary.settings import control_of, main_contestant
+from jacrec.study.summary.settings import choosers, control_of, main_contestant
 from jacrec.study.summary.tables import shown_contestants, table, tasks_of_rows
 from jacrec.study.sweep.config import BASE
 from jacrec.study.versions import versions
@@ -75,7 +76,8 @@ def _played(study: Study, main: str | None, shown: Sequence[str], folder: Path, 
         return list(texts.values())
     (folder / "gains.json").write_text(json.dumps(gains_record(study, level=level), indent=1), encoding="utf-8")
     return [_findings(study, main, level), texts["Scores"], texts["Paired gains"], _forests(study, main, shown, folder, level),
-            texts["Contestants"], _factors(study, main, folder, level), _cost(study, folder, level)]  # fmt: skip
+            texts["Contestants"], _rehearsals(study, folder, level), _factors(study, main, folder, level),
+            _cost(study, folder, level)]  # fmt: skip
 
 
 def gains_record(study: Study, *, level: float = 0.95) -> dict[str, Any]:
@@ -139,9 +141,9 @@ def _findings(study: Study, main: str, level: float) -> str:
         if over is not None:
             lines.append("What the world model adds: " + sentence(over.estimate, main, control[0], points)
                          + f" Student's t: {overview.finite(over.t)}.")  # fmt: skip
-    few = overview.few_seeds(study)
-    if few:
-        lines.append(few)
+    if control:
+        lines.append(rehearsal_note(study, control[0]))
+    lines = [line for line in (*lines, overview.few_seeds(study)) if line]
     return "## Findings\n\n" + "\n".join(f"* {line}" for line in lines) if lines else ""
 
 
@@ -160,6 +162,25 @@ def _forests(study: Study, main: str, shown: Sequence[str], folder: Path, level:
         if plots.forest(study, group, folder / name, level=level):
             pictures.append(f"![paired gains of {', '.join(group)}]({name})")
     return "\n\n".join(pictures)
+
+
+def _rehearsals(study: Study, folder: Path, level: float) -> str:
+    """What rehearsals chose, what they foresaw, and what another choice would have brought."""
+    parts = []
+    for name in choosers(study):
+        if not any(chooser == name for _, _, chooser in study.rehearsals):
+            continue
+        sheets = {
+            "choices": choices(study, name),
+            "agreement": agreement(study, name),
+            "regret": regret(study, name, level=level),
+        }
+        texts = [_saved(sheet, folder, f"rehearsal_{name}_{what}") for what, sheet in sheets.items() if sheet]
+        lines = "\n".join(f"* {line}" for line in (*findings(study, name), rehearsal_note(study, name)) if line)
+        picture = f"plots/rehearsal_{name}.png"
+        drawn = [f"![imagined and real gains]({picture})"] if plots.foresight(study, name, folder / picture) else []
+        parts.append("\n\n".join([f"### {name}", *texts, *([lines] if lines else []), *drawn]))
+    return "## Rehearsals: chosen and foreseen\n\n" + "\n\n".join(parts) if parts else ""
 
 
 def _factors(study: Study, main: str, folder: Path, level: float) -> str:
