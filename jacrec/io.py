@@ -26,6 +26,8 @@ def save_module(module: nn.Module, path: str | Path) -> Path:
     # one entry: safetensors writes several in random order, and equal networks should make equal files
     save_file(tensors, part, metadata={"jacrec": json.dumps({"class": kind, "config": module.config}, sort_keys=True)})
     part.chmod(0o666 & ~_umask())  # safetensors makes files that only their owner may read
+    with part.open("rb") as file:
+        os.fsync(file.fileno())  # or a loss of power could leave an empty file under the final name
     os.replace(part, path)
     return path
 
