@@ -32,7 +32,7 @@ class Plan:
     done: frozenset[str]
     """ids"""
     kinds: tuple[str, ...] = KINDS
-    """what is to be done: train, model, play"""
+    """what is to be done: train, model, rehearse, play"""
 
     @property
     def missing(self) -> list[Job]:
