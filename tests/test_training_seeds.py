@@ -101,11 +101,23 @@ class Deadly:
         return os._exit, (3,)
 
 
-def test_every_process_that_dies_is_told(tmp_path):
-    with pytest.raises(ChildProcessError, match="expected a finished training, its process ended with code 3") as caught:
-        train_seeds(SMALL, SEEDS, tmp_path, data=Deadly(), quiet=True)  # pyright: ignore[reportArgumentType]
-    here, other = caught.value.__notes__
-    assert {str(tmp_path / f"seed-{seed}") for seed in SEEDS} == {here[4:-1], other.removeprefix("also in ").split(": ")[0]}
+def test_a_process_that_dies_is_told(tmp_path):
+    with pytest.raises(ChildProcessError, match="expected a finished training, its process ended with code 3"):
+        train_seeds(SMALL, (5,), tmp_path, data=Deadly(), quiet=True)  # pyright: ignore[reportArgumentType]
+
+
+def test_all_that_failed_is_told(tmp_path, monkeypatch):
+    def failing(work, heard, stop):
+        raise FloatingPointError(f"seed {work[0].seed} diverged")
+
+    monkeypatch.setattr("jacrec.training.seeds._watch", failing)
+    with pytest.raises(FloatingPointError, match=r"seed \d diverged") as caught:
+        train_seeds(SMALL, SEEDS, tmp_path, quiet=True)
+    first = int(str(caught.value).split()[1])
+    (second,) = set(SEEDS) - {first}
+    assert caught.value.__notes__ == [
+        f"(in {tmp_path / f'seed-{first}'})", f"also in {tmp_path / f'seed-{second}'}: seed {second} diverged"
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize(
