@@ -262,4 +262,4 @@ def test_scripts_that_read_studies_take_a_folder(name, tmp_path):
     call = [sys.executable, str(SCRIPTS / f"{name}.py"), str(tmp_path / "none")]
     done = subprocess.run(call, capture_output=True, text=True, check=False)
     assert done.returncode != 0
-    assert "no study at" in done.stderr or "no run" in done.stderr
+    assert "no study at" in done.stderr or "expected a study or a run" in done.stderr
