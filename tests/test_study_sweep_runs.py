@@ -206,7 +206,7 @@ def test_ctrl_c_ends_the_workers_and_says_how_to_go_on(place, undisturbed):
 
 
 @pytest.mark.slow
-def test_failed_jobs_are_reported_waited_for_and_tried_again(place, undisturbed):
+def test_failed_jobs_are_reported_waited_for_and_tried_again(place):
     """One task's file is no data, another's environment is the wrong one."""
     content = yaml.safe_load(find_spec("smoke").read_text())
     content |= {"name": "failing", "seeds": [0], "models": {}, "contestants": {}, "data_root": "files"}
