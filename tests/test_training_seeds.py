@@ -139,12 +139,12 @@ LONG = replace(SMALL, rebrac=replace(SMALL.rebrac, updates=3000), checkpoint_eve
 
 
 def start(folder: Path, batched: bool) -> subprocess.Popen:
-    """Seeds trained by a process of its own, which prints the seed of every line of metrics; both have begun."""
+    """Seeds trained by a process of its own, which prints the seed of every line in one write each; both have begun."""
     code = (
         "import sys; from tests.test_training_seeds import *\n"
         "if __name__ == '__main__':\n"
         f"    train_seeds(LONG, SEEDS, sys.argv[1], stages=['rebrac'], data=linear_system(), batched={batched}, quiet=True,\n"
-        "                on_log=lambda line: print(line['seed'], flush=True))\n"
+        "                on_log=lambda line: print(f\"{line['seed']}\\n\", end='', flush=True))\n"
     )
     script = folder.with_suffix(".py")
     script.write_text(code)
