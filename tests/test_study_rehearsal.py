@@ -221,3 +221,17 @@ def test_endings_hold_for_every_version_and_for_known_tasks_alone():
     over = ending("Ant-v4")
     assert over is not None
     assert over(np.full((1, 27), np.nan)).all()
+
+
+def test_what_gains_in_one_world_model_alone_may_not_act():
+    policy = Constant()
+    liked, disliked = line(lambda s, a: a.sum(-1)), line(lambda s, a: -a.sum(-1))
+    alone = rehearse(policy, liked, STARTS, {"up": UP}, CONFIG)
+    agreeing = rehearse(policy, liked, STARTS, {"up": UP}, CONFIG, others={"same": liked})
+    disagreeing = rehearse(policy, liked, STARTS, {"up": UP}, CONFIG, others={"same": liked, "other": disliked})
+    assert alone.choice == agreeing.choice == "up"
+    # the candidates think in their own world wherever they play
+    assert agreeing.others["same"] == agreeing.episodes == alone.episodes
+    assert disagreeing.choice == BASE
+    assert disagreeing.gain("up", "other")[0] == pytest.approx(-disagreeing.gain("up")[0])
+    assert Rehearsal.from_record(json.loads(json.dumps(disagreeing.record()))) == disagreeing

@@ -31,6 +31,9 @@ class Rehearse:
     candidates: tuple[str, ...] = tuple(CANDIDATES)
     """who is rehearsed: candidates that come with jacrec (h3, h3-restart, h1-restart, h8), or YAML files of others:
     {name: {controller settings}}"""
+    others: tuple[Path, ...] = ()
+    """further runs on the same data (other seeds), in whose world models is rehearsed too: what does not gain in all of them
+    does not act"""
     out: Path | None = None
     """where rehearsal.json goes, the run's folder unless told"""
     again: bool = False
@@ -50,9 +53,10 @@ def run(args: list[str]) -> int:
     candidates = named_candidates(chosen.candidates)
     trained, folder = load_run(chosen.run), chosen.out or chosen.run
     play = PlayConfig(env_id=chosen.env_id, physics=chosen.physics, threads=chosen.threads)
+    others = {str(path): load_run(path) for path in chosen.others}
     with Progress(transient=True) as progress:
         task = progress.add_task("rehearsal", total=1.0)
-        record = make_rehearsal(trained, folder, candidates, chosen.config, play, again=chosen.again,
+        record = make_rehearsal(trained, folder, candidates, chosen.config, play, others=others, again=chosen.again,
                                 progress=lambda x: progress.update(task, completed=x))  # fmt: skip
     Console().print(table(record))
     print(f"{verdict(record)}\nrehearsal: {folder / FILE}")

@@ -11,7 +11,7 @@ alone. All candidates imagine under the same noise from the same starts, so that
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -78,34 +78,50 @@ class Rehearsal:
     """by candidate; "base" is the policy as it was trained"""
     termination: bool
     """whether imagined episodes could end, because the task's termination is known"""
+    others: Mapping[str, Mapping[str, Imagined]] = field(default_factory=dict)
+    """the same in other world models than the one that the candidates think in, by model"""
 
-    def gain(self, name: str) -> tuple[float, float]:
+    def gain(self, name: str, model: str | None = None) -> tuple[float, float]:
         """A candidate's imagined gain over the base policy: mean and standard error of the paired differences."""
-        difference = np.subtract(self.episodes[name].returns, self.episodes[BASE].returns)
+        episodes = self.episodes if model is None else self.others[model]
+        difference = np.subtract(episodes[name].returns, episodes[BASE].returns)
         return float(difference.mean()), float(difference.std(ddof=1) / math.sqrt(len(difference)))
 
-    def sure_gain(self, name: str) -> float:
+    def sure_gain(self, name: str, model: str | None = None) -> float:
         """The gain less `confidence` standard errors; −inf where more episodes were lost than under the base policy."""
-        if self.episodes[name].lost > self.episodes[BASE].lost:
+        episodes = self.episodes if model is None else self.others[model]
+        if episodes[name].lost > episodes[BASE].lost:
             return -math.inf
-        mean, error = self.gain(name)
+        mean, error = self.gain(name, model)
         return mean - self.config.confidence * error
 
+    def surest_share(self, name: str) -> float:
+        """The sure gain as a share of the base policy's |imagined return|, in the world model where it is least."""
+        shares = []
+        for model, episodes in ((None, self.episodes), *self.others.items()):
+            base = abs(float(np.mean(episodes[BASE].returns)))
+            shares.append(self.sure_gain(name, model) / max(base, 1e-12))
+        return min(shares)
+
     def enough(self, name: str) -> bool:
-        """Whether a candidate's sure gain is large enough for it to act."""
-        return self.sure_gain(name) > self.config.least_gain * abs(float(np.mean(self.episodes[BASE].returns)))
+        """Whether a candidate's sure gain is large enough for it to act, in every world model."""
+        return self.surest_share(name) > self.config.least_gain
 
     @property
     def choice(self) -> str:
-        """The candidate with the largest sure gain, or "base" where none is large enough."""
-        best = max((name for name in self.episodes if name != BASE), key=self.sure_gain, default=BASE)
+        """The candidate with the largest sure gain where it is least, or "base" where none is large enough."""
+        best = max((name for name in self.episodes if name != BASE), key=self.surest_share, default=BASE)
         return best if best != BASE and self.enough(best) else BASE
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> "Rehearsal":
         """What `record` has written."""
-        episodes = {name: Imagined(**own) for name, own in record["episodes"].items()}
-        return cls(RehearsalConfig(**record["settings"]), episodes, record["termination"])
+
+        def read(content: Mapping[str, Any]) -> dict[str, Imagined]:
+            return {name: Imagined(**own) for name, own in content.items()}
+
+        others = {model: read(content) for model, content in record.get("others", {}).items()}
+        return cls(RehearsalConfig(**record["settings"]), read(record["episodes"]), record["termination"], others)
 
     def record(self) -> dict[str, Any]:
         """Everything, ready for JSON."""
@@ -116,6 +132,7 @@ class Rehearsal:
             "termination": self.termination,
             "gains": gains,
             "episodes": {name: asdict(episodes) for name, episodes in self.episodes.items()},
+            "others": {model: {name: asdict(own) for name, own in there.items()} for model, there in self.others.items()},
         }
 
 
@@ -126,13 +143,18 @@ def rehearse(
     candidates: Mapping[str, MPCConfig],
     config: RehearsalConfig | None = None,
     *,
+    others: Mapping[str, World] | None = None,
     ended: Ending | None = None,
     progress: Callable[[float], None] | None = None,
 ) -> Rehearsal:
-    """Let the base policy and every candidate play in the world model.
+    """Let the base policy and every candidate play in the world model, and in other ones.
+
+    A world model may be wrong where its own controller likes to go. In one that was trained apart from it (another seed,
+    another kind) the same mistake is not there: only what gains in all of them may act.
 
     Args:
-        policy, world: as for `MPC`.
+        policy, world: as for `MPC`; in `world` the candidates think, wherever they play.
+        others: further worlds of the same task to play in, by name; their dynamics and reward are used.
         starts: first states of the episodes, (n, d); `config.episodes` is not looked at.
         candidates: controllers by name.
         ended: (n, d) -> (n,) bool, the states in which the task is over; None: it never is.
@@ -152,14 +174,15 @@ def rehearse(
     if starts.ndim != 2 or len(starts) < 2:
         raise ValueError(f"starts: expected states (n, d) with n >= 2, got shape {starts.shape}")
     # the base policy by the candidates' arithmetic: one that never moves gains exactly nothing
-    still = MPCConfig(horizon=0, particles=1, updates=0)
-    players = {name: MPC(policy, world, own, batch=len(starts)) for name, own in {BASE: still, **candidates}.items()}
-    episodes = {}
-    for name, player in players.items():
-        episodes[name] = _imagine(player, policy, world, starts, config, ended)
-        if progress is not None:
-            progress(len(episodes) / len(players))
-    return Rehearsal(config, episodes, ended is not None)
+    players = {BASE: MPCConfig(horizon=0, particles=1, updates=0), **candidates}
+    stages, played = {None: world, **(others or {})}, {}
+    for model, stage in stages.items():
+        for name, own in players.items():
+            player = MPC(policy, world, own, batch=len(starts))
+            played.setdefault(model, {})[name] = _imagine(player, policy, stage, starts, config, ended)
+            if progress is not None:
+                progress(sum(map(len, played.values())) / (len(stages) * len(players)))
+    return Rehearsal(config, played.pop(None), ended is not None, played)
 
 
 def rehearse_run(
@@ -168,13 +191,20 @@ def rehearse_run(
     config: RehearsalConfig,
     play: PlayConfig,
     *,
+    others: Mapping[str, Run] | None = None,
     progress: Callable[[float], None] | None = None,
 ) -> Rehearsal:
-    """`rehearse` for a trained run: starts drawn by resetting its environment, in which no step is taken."""
+    """`rehearse` for a trained run: starts drawn by resetting its environment, in which no step is taken.
+
+    Args:
+        others: further runs on the same data, in whose world and reward models is rehearsed too.
+    """
     env = open_env(run, PlayConfig(episodes=config.episodes, env_id=play.env_id, physics=play.physics), threads=1)
     starts = env.reset([1000 * config.seed + i for i in range(config.episodes)])
     env.close()
-    return rehearse(run.policy, run.world, starts, candidates, config, ended=ending(env.env_id), progress=progress)
+    worlds = {name: other.world for name, other in (others or {}).items()}
+    return rehearse(run.policy, run.world, starts, candidates, config, others=worlds, ended=ending(env.env_id),
+                    progress=progress)  # fmt: skip
 
 
 @torch.no_grad()

@@ -23,7 +23,7 @@ from jacrec.study.config import PlayConfig
 from jacrec.study.contestant import digests
 from jacrec.study.files import write_json
 from jacrec.study.markdown import Sheet
-from jacrec.study.rehearsal import BASE, RehearsalConfig, rehearse_run
+from jacrec.study.rehearsal import BASE, Rehearsal, RehearsalConfig, rehearse_run
 from jacrec.study.versions import machine, versions
 from jacrec.training.run import Run, torch_threads
 
@@ -44,12 +44,14 @@ def rehearsal_record(
     config: RehearsalConfig,
     play: PlayConfig,
     *,
+    others: Mapping[str, Run] | None = None,
     progress: Callable[[float], None] | None = None,
 ) -> dict[str, Any]:
     """`rehearse_run` with all that a reader needs to judge it, ready for JSON."""
     with torch_threads(play.threads):
-        rehearsal = rehearse_run(run, candidates, config, play, progress=progress)
+        rehearsal = rehearse_run(run, candidates, config, play, others=others, progress=progress)
     return _about(run, play) | {
+        "other_networks": _of_others(others),
         "controllers": {name: asdict(own) for name, own in candidates.items()},
         "versions": versions(),
         "machine": machine(),
@@ -64,12 +66,14 @@ def make_rehearsal(
     config: RehearsalConfig | None = None,
     play: PlayConfig | None = None,
     *,
+    others: Mapping[str, Run] | None = None,
     again: bool = False,
     progress: Callable[[float], None] | None = None,
 ) -> dict[str, Any]:
     """Rehearse and write `folder`/rehearsal.json; one that was made with the same settings is kept as it is.
 
     Args:
+        others: further runs on the same data, in whose world models is rehearsed too, by name.
         again: make it anew whatever is there.
 
     Raises:
@@ -84,12 +88,14 @@ def make_rehearsal(
             "settings": asdict(config),
         }
         wrong = [key for key, value in asked.items() if old.get(key) != value]
+        if old.get("other_networks", {}) != _of_others(others):
+            wrong.append("other models")
         if wrong:
             raise ValueError(f"{path}: expected no rehearsal or one with the same {', '.join(asked)}, got another "
                              f"{', '.join(wrong)}. Write to another folder (--out), or replace it (--again)")  # fmt: skip
         return old
     began = time.perf_counter()
-    record = rehearsal_record(run, candidates, config, play, progress=progress)
+    record = rehearsal_record(run, candidates, config, play, others=others, progress=progress)
     record |= {"wall_seconds": time.perf_counter() - began}
     write_json(path, record)
     return record
@@ -119,22 +125,25 @@ def chosen(record: Mapping[str, Any]) -> MPCConfig | None:
 
 def verdict(record: Mapping[str, Any]) -> str:
     """What follows from a rehearsal, in a sentence."""
-    settings, returns = record["settings"], record["episodes"][BASE]["returns"]
-    least = settings["least_gain"] * abs(float(np.mean(returns)))
-    rule = f"imagined gain less {settings['confidence']:g} standard errors above {least:.3g}, no more episodes lost than base"
+    settings = record["settings"]
+    several = bool(record.get("others"))
+    where, whole = ("every one of them", "world models") if several else ("it", "world model")
+    rule = (f"imagined gain less {settings['confidence']:g} standard errors above {settings['least_gain']:.0%} of the base "
+            f"policy's return in {where}, no more episodes lost")  # fmt: skip
     if record["choice"] == BASE:
-        return f"The rehearsal in the world model chose the base policy: no candidate is good enough there ({rule})."
-    return f"The rehearsal in the world model chose {record['choice']} ({rule})."
+        return f"The rehearsal in the {whole} chose the base policy: no candidate is good enough there ({rule})."
+    return f"The rehearsal in the {whole} chose {record['choice']} ({rule})."
 
 
 def rows(record: Mapping[str, Any]) -> list[list[str]]:
     """The cells under `HEAD`, base first."""
-    found = []
-    for name, episodes in sorted(record["episodes"].items(), key=lambda item: item[0] != BASE):
-        gain = record["gains"][name]
-        over = "–" if name == BASE else f"{gain['mean']:+.4g} ± {gain['standard_error']:.2g}"
-        found.append([name, f"{np.mean(episodes['returns']):.4g}", f"{np.mean(episodes['lengths']):.0f}", over,
-                      str(episodes["lost"]), "acts" if name == record["choice"] else ""])  # fmt: skip
+    rehearsal, found = Rehearsal.from_record(record), []
+    for model, there in ((None, rehearsal.episodes), *rehearsal.others.items()):
+        for name, episodes in sorted(there.items(), key=lambda item: item[0] != BASE):
+            over = "–" if name == BASE else "{:+.4g} ± {:.2g}".format(*rehearsal.gain(name, model))
+            found.append([name if model is None else f"{name} in {model}", f"{np.mean(episodes.returns):.4g}",
+                          f"{np.mean(episodes.lengths):.0f}", over, str(episodes.lost),
+                          "acts" if model is None and name == record["choice"] else ""])  # fmt: skip
     return found
 
 
@@ -160,6 +169,11 @@ def table(record: Mapping[str, Any]) -> Table:
     for row in rows(record):
         shown.add_row(*row)
     return shown
+
+
+def _of_others(others: Mapping[str, Run] | None) -> dict[str, Any]:
+    """Checksums of the world models in which is rehearsed too."""
+    return {name: {part: digests(other)[part] for part in ("dynamics", "reward")} for name, other in (others or {}).items()}
 
 
 def _about(run: Run, play: PlayConfig) -> dict[str, Any]:

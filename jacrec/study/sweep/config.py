@@ -46,6 +46,8 @@ class ContestantSpec:
     rehearse: tuple[str, ...] = ()
     """no controller of its own: of these contestants the one that a rehearsal in the world model chooses, cell by cell, or
     the base policy where none gains there"""
+    across_seeds: bool = False
+    """rehearse in the world models of the study's other seeds too: only what gains in all of them may act"""
 
 
 @dataclass(frozen=True)

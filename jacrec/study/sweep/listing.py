@@ -31,7 +31,9 @@ def _cell(study: StudyConfig, task: str, seed: int, cells: Path) -> list[Job]:
         if candidates:
             rehearsal = f"{at}/rehearsals/{name}"
             controllers = {c: study.controller(task, c) or MPCConfig() for c in candidates}
-            jobs.append(RehearsalJob(rehearsal, "rehearse", task, seed, cells, (run,), play.threads, controllers,
+            others = [other for other in study.seeds if other != seed and study.contestants[name].across_seeds]
+            runs = (run, *(f"{task}/seed-{other}/run" for other in others))
+            jobs.append(RehearsalJob(rehearsal, "rehearse", task, seed, cells, runs, play.threads, controllers,
                                      study.rehearsal, play))  # fmt: skip
             needs = (rehearsal, *(f"{at}/plays/{c}" for c in (BASE, *candidates)))
             jobs.append(ChoiceJob(f"{at}/plays/{name}", "play", task, seed, cells, needs, 1))

@@ -27,8 +27,10 @@ class RehearsalJob(ResultJob):
 
     def perform(self, report: Report) -> str:
         """Rehearse, and write the record."""
-        run, began = load_run(self.folder / self.needs[0]), time.perf_counter()
-        record = rehearsal_record(run, self.candidates, self.rehearsal, self.config, progress=report)
+        began, (own, *others) = time.perf_counter(), self.needs
+        runs = {other.split("/")[-2]: load_run(self.folder / other) for other in others}
+        record = rehearsal_record(load_run(self.folder / own), self.candidates, self.rehearsal, self.config, others=runs,
+                                  progress=report)  # fmt: skip
         about = {"task": self.task, "seed": self.seed, "contestant": self.name}
         write_json(self.result, about | record | {"wall_seconds": time.perf_counter() - began})
         return f"chose {record['choice']}"

@@ -238,14 +238,17 @@ def _chooser(name: str, own: Mapping[str, Any], contestants: Mapping[str, Any], 
     others = {other: expect_mapping(o, f"{where}.{other}") for other, o in contestants.items()}
     able = [other for other, o in others.items() if "rehearse" not in o and o.get("model", DEFAULT_MODEL) == DEFAULT_MODEL]
     fine = isinstance(named, list) and bool(named) and all(x in able and named.count(x) == 1 for x in named)
-    if list(own) != ["rehearse"] or not fine:
-        raise ValueError(f"{where}.{name}: expected rehearse: [names of contestants with the default model] and no other "
-                         f"setting, got {dict(own)}; known are {', '.join(able)}")  # fmt: skip
-    return ContestantSpec(rehearse=tuple(named))
+    across = own.get("across_seeds", False)
+    if set(own) - {"rehearse", "across_seeds"} or not fine or not isinstance(across, bool):
+        raise ValueError(f"{where}.{name}: expected rehearse: [names of contestants with the default model], perhaps "
+                         f"across_seeds: true, and no other setting, got {dict(own)}; known are {', '.join(able)}")  # fmt: skip
+    return ContestantSpec(rehearse=tuple(named), across_seeds=across)
 
 
 def _contestant_to_yaml(own: ContestantSpec) -> dict[str, Any]:
-    return {"rehearse": list(own.rehearse)} if own.rehearse else {"model": own.model, **to_dict(own.mpc)}
+    if own.rehearse:
+        return {"rehearse": list(own.rehearse), "across_seeds": own.across_seeds}
+    return {"model": own.model, **to_dict(own.mpc)}
 
 
 def _models(content: Any, where: str) -> dict[str, dict[str, Any]]:
