@@ -231,7 +231,7 @@ def _difference(study: Study, base: Play, play: Play) -> str:
     if found:
         return f"another {', '.join(found)} than the base policy's"
     candidates = study.config.contestants[play.contestant].rehearse
-    who = ours.get("choice") if candidates else play.contestant
+    who = str(ours.get("choice")) if candidates else play.contestant
     if candidates and who not in (BASE, *candidates):
         return f"chose {who!r}, which is no candidate of study.yaml's"
     if who == BASE:
