@@ -1,5 +1,6 @@
 """Evaluation of a run: contestants on the same seeds, every number kept in evaluation.json."""
 
+import contextlib
 import json
 import time
 from collections.abc import Callable
@@ -52,7 +53,8 @@ def evaluate(
     folder = Path(out) if out is not None else run.path
     env = open_env(run, config)
     columns = (TextColumn("{task.description:>9}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
-    with torch_threads(config.threads), Progress(*columns, TimeRemainingColumn(), disable=quiet) as progress:
+    shown = Progress(*columns, TimeRemainingColumn(), disable=quiet)
+    with contextlib.closing(env), torch_threads(config.threads), shown as progress:
         rehearsal = _rehearsed(run, config, folder, progress) if config.rehearse else None
         fresh = _new_record(run, config, env, rehearsal)
         record = fresh if again else _previous(folder / FILE, fresh)
@@ -69,7 +71,6 @@ def evaluate(
                 record["growth"] = growth or record["growth"]
                 write_json(folder / FILE, record)
             progress.update(task, completed=1.0)
-    env.close()
     return record
 
 

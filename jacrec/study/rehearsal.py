@@ -9,6 +9,7 @@ fall happens. No step is taken in the real environment: settings are chosen, or 
 alone. All candidates imagine under the same noise from the same starts, so that they are compared in pairs.
 """
 
+import contextlib
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
@@ -199,9 +200,9 @@ def rehearse_run(
     Args:
         others: further runs on the same data, in whose world and reward models is rehearsed too.
     """
-    env = open_env(run, PlayConfig(episodes=config.episodes, env_id=play.env_id, physics=play.physics), threads=1)
-    starts = env.reset([1000 * config.seed + i for i in range(config.episodes)])
-    env.close()
+    reset = PlayConfig(episodes=config.episodes, env_id=play.env_id, physics=play.physics)
+    with contextlib.closing(open_env(run, reset, threads=1)) as env:
+        starts = env.reset([1000 * config.seed + i for i in range(config.episodes)])
     worlds = {name: other.world for name, other in (others or {}).items()}
     return rehearse(run.policy, run.world, starts, candidates, config, others=worlds, ended=ending(env.env_id),
                     progress=progress)  # fmt: skip

@@ -8,7 +8,6 @@ import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -205,7 +204,13 @@ def _differing(there: dict[str, Any], here: dict[str, Any]) -> str:
     return ", ".join(found)
 
 
-@lru_cache(maxsize=1)
+_loaded: dict[tuple[str, str | None], Transitions] = {}
+"""the data set that this process has last read"""
+
+
 def load_cached(source: str, env_id: str | None) -> Transitions:
-    """`load`, which a worker's next job on the same data does not repeat."""
-    return load(source, env_id=env_id)
+    """`load`, which a worker's next job on the same data does not repeat; two data sets are never held at a time."""
+    if (source, env_id) not in _loaded:
+        _loaded.clear()
+        _loaded[source, env_id] = load(source, env_id=env_id)
+    return _loaded[source, env_id]

@@ -50,6 +50,8 @@ class LocalExecutor:
         Raises:
             ChildProcessError: workers die one after the other, and none gets anything done.
         """
+        if self.deaths > self.slots + 2:  # what the last of them did has been told by the call before
+            raise ChildProcessError(f"workers: expected processes that live, {self.deaths} died in a row; try fewer")
         found: list[Message] = []
         handles = [h for w in self.workers for h in (w.pipe, w.process.sentinel)]
         ready = set(connection.wait(handles, timeout=seconds)) if handles else set()
@@ -63,8 +65,6 @@ class LocalExecutor:
                 self.deaths += 1
         if any(isinstance(m, Finished) for m in found):
             self.deaths = 0
-        if self.deaths > self.slots + 2:
-            raise ChildProcessError(f"workers: expected processes that live, {self.deaths} died in a row; try fewer")
         return found
 
     def close(self) -> None:
