@@ -89,6 +89,7 @@ def _asked(study: Study, name: str) -> str:
         f"Study {study.config.name}: {len(study.tasks)} data sets × {len(study.seeds)} training seeds ({seeds}), on {source}. "
         f"Compared are **base**, the ReBRAC policy as trained; {h0}and **{name}**, {describe(study, name)}. Scores are percent "
         "(0 the reference's random policy, 100 its expert), of the last evaluation."
+        + (f"\n\n{study.config.about}" if study.config.about else "")
     )
 
 

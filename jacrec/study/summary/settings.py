@@ -119,7 +119,10 @@ def describe(study: Study, contestant: str, against: str | None = None) -> str:
     if contestant == BASE:
         return "policy as trained"
     if not ours:
-        return f"rehearsed: {', '.join(candidates_of(study, contestant))} or base, chosen cell by cell"
+        among = ", ".join(candidates_of(study, contestant))
+        across = study.config.contestants[contestant].across_seeds
+        where = " in the world models of all training seeds" if across else ""
+        return f"rehearsed{where}: {among} or base, chosen cell by cell"
     if against is None or not settings_of(study, against):
         keys = [k for k in LETTERS if ours.get(k) is not None and not (ours["horizon"] == 0 and k in WITHOUT_MODEL[1:])]
         keys += [k for k, v in ours.items() if k not in LETTERS and k not in UNMEANT and v != _default(k)]

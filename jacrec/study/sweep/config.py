@@ -75,6 +75,8 @@ class StudyConfig:
     """by name; base, the policy as it was trained, always plays"""
     rehearsal: RehearsalConfig = field(default_factory=RehearsalConfig)
     """how contestants with `rehearse` choose"""
+    about: str = ""
+    """what a reader of its reports should know: where the data come from, how the settings were chosen"""
     data_root: str | None = None
     """folder in which relative paths of data, and D4RL's files, are looked up; none named: where the sweep is started. No part
     of what the study is: another machine may keep its data elsewhere"""

@@ -101,6 +101,7 @@ def parse_study(content: Any, where: str = FILE) -> StudyConfig:
         evaluation=build(PlayConfig, content.get("evaluation"), f"{where}: evaluation"),
         contestants=own,
         rehearsal=build(RehearsalConfig, content.get("rehearsal"), f"{where}: rehearsal"),
+        about=_text(content.get("about", ""), f"{where}: about"),
         data_root=content.get("data_root"),
     )  # fmt: skip
     for name in (study.name, *study.tasks, *study.contestants, *study.models):
@@ -120,6 +121,7 @@ def to_yaml(study: StudyConfig) -> dict[str, Any]:
     """The resolved study: `parse_study` makes the same of it whatever the defaults then are."""
     return {
         "name": study.name,
+        "about": study.about,
         "data_root": study.data_root,
         "seeds": list(study.seeds),
         "stages": list(study.stages),
@@ -176,6 +178,12 @@ def _changes(there: Any, here: Any, where: str) -> list[str]:
     if isinstance(there, Mapping) and isinstance(here, Mapping):
         return [x for key in dict.fromkeys([*there, *here]) for x in _changes(there.get(key), here.get(key), f"{where}.{key}")]
     return [] if there == here else [f"{where} = {there!r} there, {here!r} here"]
+
+
+def _text(content: Any, where: str) -> str:
+    if not isinstance(content, str):
+        raise ValueError(f"{where}: expected a text, got {content!r}")
+    return " ".join(content.split())
 
 
 def _task(
