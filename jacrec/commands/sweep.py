@@ -17,6 +17,9 @@ from jacrec.study.sweep.spec import FILE, expect_same_study, find_spec, read_spe
 from jacrec.study.sweep.sweep import KINDS, Plan, expect_data, plan, sweep
 from jacrec.study.sweep.workers import LocalExecutor
 
+SHOWN = 20
+"""jobs that a dry run names"""
+
 
 @dataclass(frozen=True)
 class Sweep:
@@ -110,8 +113,10 @@ def _sweep(todo: Plan, executor: Executor, retries: int, console: Console) -> in
 
 def _tell(todo: Plan, folder: Path, workers: int, console: Console, *, dry_run: bool) -> int:
     if dry_run:
-        for job in todo.todo:
+        for job in todo.todo[:SHOWN]:
             print(job.id)
+        if len(todo.todo) > SHOWN:
+            print(f"... and {len(todo.todo) - SHOWN} more")
     console.print(overview(todo))
     failed = {job.id: failure for job in todo.missing if (failure := read_failure(job)) is not None}
     if failed:
@@ -120,4 +125,10 @@ def _tell(todo: Plan, folder: Path, workers: int, console: Console, *, dry_run: 
     print(f"{folder}: {len(todo.done)} of {len(todo.jobs)} jobs are done, {len(failed)} failed; with {workers} workers: {rest}")
     if at_work(folder):
         print("a sweep is at work on it")
+    if dry_run:
+        try:
+            expect_data(todo)
+        except FileNotFoundError as error:
+            print(error)
+            return 1
     return 0

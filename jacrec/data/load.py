@@ -3,6 +3,7 @@
 load(source, *, env_id=None, download=True) -> Transitions
 """
 
+from difflib import get_close_matches
 from pathlib import Path
 
 from jacrec.data.d4rl import FLAT_SUFFIXES, read_d4rl
@@ -56,6 +57,9 @@ def _download(dataset_id: str) -> str | None:
 
 
 def _not_found(dataset_id: str, path: Path, reason: str) -> str:
+    near = get_close_matches(dataset_id, [*D4RL_FILES, *local_ids()], n=1, cutoff=0.8)
+    if near:
+        return f"{dataset_id}: no such data set; did you mean {near[0]}?"
     here = ", ".join(local_ids()) or "none"
     if dataset_id.startswith("jacrec/"):
         remedy = "make it with `jacrec data make`"

@@ -72,7 +72,7 @@ def claim(out: Path, config: TrainConfig, data: Transitions) -> None:
         if differences:
             raise ValueError(
                 f"{out}: expected a new folder or a run with the same settings, got another run: {'; '.join(differences)}. "
-                "Choose another folder, or go on with this one's own settings: --settings FOLDER/config.yaml"
+                f"Choose another folder, or go on with this one's own settings: --settings {out / 'config.yaml'}"
             )
         return
     part = out / "config.yaml.part"  # all that a kill right here leaves behind
