@@ -259,6 +259,12 @@ class Deed(Job):
     what: str
 
     def perform(self, report):
+        if self.what == "sleep":
+            try:
+                report(0.5)  # from here on it may be interrupted
+                time.sleep(60)
+            finally:
+                (self.folder / "saved").write_text("what was done so far")
         report(0.5)
         if self.what == "crash":
             os._exit(3)
@@ -266,11 +272,6 @@ class Deed(Job):
             os.kill(os.getpid(), signal.SIGKILL)
         if self.what == "raise":
             raise LookupError("nothing there")
-        if self.what == "sleep":
-            try:
-                time.sleep(60)
-            finally:
-                (self.folder / "saved").write_text("what was done so far")
         return f"by {os.getpid()}"
 
 

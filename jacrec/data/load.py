@@ -57,8 +57,8 @@ def _download(dataset_id: str) -> str | None:
 
 
 def _not_found(dataset_id: str, path: Path, reason: str) -> str:
-    near = get_close_matches(dataset_id, [*D4RL_FILES, *local_ids()], n=1, cutoff=0.8)
-    if near:
+    near = get_close_matches(dataset_id, D4RL_FILES, n=1, cutoff=0.8)
+    if near and "/" not in dataset_id:
         return f"{dataset_id}: no such data set; did you mean {near[0]}?"
     here = ", ".join(local_ids()) or "none"
     if dataset_id.startswith("jacrec/"):
