@@ -175,6 +175,16 @@ def test_the_commands(trained, tmp_path, monkeypatch, capsys):
         assert said in out
     assert cli.main([*rehearse, "--steps", "4"]) == cli.USAGE_ERROR
     assert "--again" in capsys.readouterr().err
+    assert "--others" in out
+    assert cli.main([*rehearse, "--steps", "3", "--others", str(trained)]) == cli.USAGE_ERROR
+    assert "other models" in capsys.readouterr().err
+    assert cli.main([*rehearse, "--steps", "3", "--others", str(trained), "--again"]) == 0
+    assert "The rehearsal in the world models chose" in capsys.readouterr().out
+    record = json.loads((tmp_path / "rehearsal.json").read_text())
+    assert list(record["others"]) == list(record["other_networks"]) == [str(trained)]
+    assert record["others"][str(trained)] == record["episodes"]  # the same model twice
+    assert cli.main([*rehearse, "--steps", "3", "--again"]) == 0
+    capsys.readouterr()
     arguments = ["eval", str(trained), "--out", str(tmp_path), "--rehearse", "--episodes", "2", "--no-video"]
     assert cli.main(arguments) == 0
     assert "The rehearsal in the world model chose" in capsys.readouterr().out

@@ -60,6 +60,9 @@ def run(args: list[str]) -> int:
                                 progress=lambda x: progress.update(task, completed=x))  # fmt: skip
     Console().print(table(record))
     print(f"{verdict(record)}\nrehearsal: {folder / FILE}")
+    if not chosen.others:
+        print("one world model alone can be wrong where its own controller likes to go: train further seeds (jacrec train DATA "
+              "--seeds ...) and name their runs with --others")  # fmt: skip
     print(f"next: jacrec eval {chosen.run} --rehearse" + (f" --out {folder}" if chosen.out else ""))
     return 0
 
