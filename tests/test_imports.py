@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PUBLIC = "jacrec"  # jacrec/__init__.py itself
 LAYERS = (
-    ("errors", "types", "activations", "processors"),
+    ("errors", "types", "activations", "processors", "files"),
     ("networks",),
     ("dynamics", "world"),
     ("shapes", "io"),

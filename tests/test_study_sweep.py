@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from jacrec.controller import MPCConfig
+from jacrec.files import write_json
 from jacrec.study.config import PlayConfig
-from jacrec.study.files import write_json
 from jacrec.study.rehearsal import RehearsalConfig
 from jacrec.study.sweep.config import UNSEEN_SEEDS
 from jacrec.study.sweep.executors import Failed, Finished, Progress

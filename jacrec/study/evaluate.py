@@ -13,9 +13,9 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 
 from jacrec.controller import MPCConfig
 from jacrec.envs.batch import BatchedEnv
+from jacrec.files import write_json
 from jacrec.study.config import EvalConfig
 from jacrec.study.contestant import digests, environment_record, open_env, play_contestant
-from jacrec.study.files import write_json
 from jacrec.study.probes import jacobian_growth
 from jacrec.study.rehearsal import BASE
 from jacrec.study.rehearsed import chosen, make_rehearsal, read_rehearsal

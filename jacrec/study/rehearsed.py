@@ -19,9 +19,9 @@ from rich import box
 from rich.table import Table
 
 from jacrec.controller import MPCConfig
+from jacrec.files import write_json
 from jacrec.study.config import PlayConfig
 from jacrec.study.contestant import digests
-from jacrec.study.files import write_json
 from jacrec.study.markdown import Sheet
 from jacrec.study.rehearsal import BASE, Rehearsal, RehearsalConfig, rehearse_run
 from jacrec.study.versions import machine, versions

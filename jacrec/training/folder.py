@@ -3,7 +3,6 @@
 import contextlib
 import fcntl
 import json
-import os
 import platform
 import zlib
 from collections.abc import Iterator
@@ -17,6 +16,7 @@ import yaml
 
 import jacrec
 from jacrec.data.transitions import Transitions
+from jacrec.files import write_text
 from jacrec.training.config import TrainConfig, to_dict
 
 
@@ -78,12 +78,7 @@ def claim(out: Path, config: TrainConfig, data: Transitions) -> None:
     part = out / "config.yaml.part"  # all that a kill right here leaves behind
     if out.exists() and (not out.is_dir() or any(path != part for path in out.iterdir())):
         raise ValueError(f"{out}: expected a new or empty folder or a run, got something else; choose another folder")
-    out.mkdir(parents=True, exist_ok=True)
-    with part.open("w", encoding="utf-8") as file:
-        yaml.safe_dump(record, file, sort_keys=False, allow_unicode=True)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(part, out / "config.yaml")
+    write_text(out / "config.yaml", yaml.safe_dump(record, sort_keys=False, allow_unicode=True))
 
 
 def _differences(there: dict, here: dict, prefix: str = "") -> list[str]:

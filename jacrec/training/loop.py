@@ -21,6 +21,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from jacrec.files import write_text
+
 OnLog = Callable[[dict[str, Any]], None]
 
 
@@ -86,9 +88,7 @@ class Metrics:
                     continue
                 if line["stage"] != stage or line["update"] <= update:
                     kept.append(text)
-            part = self.path.with_name(self.path.name + ".part")
-            part.write_text("".join(text + "\n" for text in kept), encoding="utf-8")
-            os.replace(part, self.path)
+            write_text(self.path, "".join(text + "\n" for text in kept))
 
 
 def make_progress(quiet: bool = False) -> Progress:

@@ -9,11 +9,8 @@ import socket
 import time
 from typing import Any
 
-from jacrec.study.sweep.executors import THREAD_VARIABLES, Executor, Failed, Finished, Message, perform
+from jacrec.study.sweep.executors import GRACE, THREAD_VARIABLES, Executor, Failed, Finished, Message, perform
 from jacrec.study.sweep.jobs import Job
-
-GRACE = 20.0
-"""seconds that interrupted tasks are given to write a checkpoint"""
 
 
 class RayExecutor(Executor):

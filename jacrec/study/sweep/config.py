@@ -10,11 +10,11 @@ from typing import Any
 
 from jacrec.controller import MPCConfig
 from jacrec.study.config import PlayConfig
-from jacrec.study.rehearsal import RehearsalConfig
+from jacrec.study.rehearsal import BASE, RehearsalConfig
 from jacrec.training.config import TrainConfig, published_name, rebrac_config
 from jacrec.training.run import STAGES
 
-BASE, DEFAULT_MODEL = "base", "default"
+DEFAULT_MODEL = "default"
 UNSEEN_SEEDS = tuple(range(10, 20))
 
 

@@ -12,6 +12,8 @@ from typing import Protocol
 
 from jacrec.study.sweep.jobs import Job, Report
 
+GRACE = 20.0
+"""seconds that interrupted jobs are given to write a checkpoint"""
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 """where numerical libraries look, when they are loaded, for how many threads they may start"""
 

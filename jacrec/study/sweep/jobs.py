@@ -14,9 +14,9 @@ from typing import Any
 from jacrec.controller import MPCConfig
 from jacrec.data.load import load
 from jacrec.data.transitions import Transitions
+from jacrec.files import write_json
 from jacrec.study.config import PlayConfig
 from jacrec.study.contestant import digests, environment_record, open_env, play_contestant, with_dynamics
-from jacrec.study.files import write_json
 from jacrec.study.sweep.config import TaskSpec
 from jacrec.study.sweep.sources import data_source
 from jacrec.study.versions import machine, versions

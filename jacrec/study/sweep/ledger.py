@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jacrec.study.files import write_json
+from jacrec.files import write_json
 from jacrec.study.sweep.executors import Failed, Finished
 from jacrec.study.sweep.jobs import Job
 

@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from jacrec.controller import MPCConfig
+from jacrec.files import write_json
 from jacrec.study.config import PlayConfig
-from jacrec.study.files import write_json
 from jacrec.study.rehearsal import RehearsalConfig
 from jacrec.study.rehearsed import rehearsal_record
 from jacrec.study.sweep.jobs import Report, ResultJob

@@ -14,8 +14,8 @@ from typing import Any
 import yaml
 
 from jacrec.controller import MPCConfig
+from jacrec.files import write_text
 from jacrec.study.config import PlayConfig
-from jacrec.study.files import write_text
 from jacrec.study.rehearsal import RehearsalConfig
 from jacrec.study.sweep.config import BASE, DEFAULT_MODEL, ContestantSpec, StudyConfig, TaskSpec, published_start
 from jacrec.study.sweep.parse import build, expect_known, expect_mapping

@@ -15,11 +15,9 @@ from multiprocessing import connection
 from pathlib import Path
 from typing import Any
 
-from jacrec.study.sweep.executors import THREAD_VARIABLES, Failed, Finished, Message, Progress, perform
+from jacrec.study.sweep.executors import GRACE, THREAD_VARIABLES, Failed, Finished, Message, Progress, perform
 from jacrec.study.sweep.jobs import Job
 
-GRACE = 20.0
-"""seconds that interrupted workers are given to write a checkpoint"""
 REPORT_EVERY = 0.3
 """seconds between a worker's reports of its progress"""
 
