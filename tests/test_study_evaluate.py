@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from jacrec.controller import MPCConfig
-from jacrec.data.make import make_dataset
 from jacrec.dynamics import DeterministicDynamics
 from jacrec.envs.batch import BatchedEnv
 from jacrec.envs.physics import make_env
@@ -20,8 +19,8 @@ from jacrec.study.episodes import PolicyController, play
 from jacrec.study.evaluate import evaluate, read_evaluation
 from jacrec.study.report import write_report
 from jacrec.study.results import compare
-from jacrec.training.config import DynamicsConfig, ReBRACConfig, RewardConfig, TrainConfig
-from jacrec.training.run import load_run, train
+from jacrec.training.run import load_run
+from tests.small_run import hardly_trained
 
 MPC_CONFIG = MPCConfig(horizon=2, particles=2, lr=1e-3)
 CONFIG = EvalConfig(episodes=3, mpc=MPC_CONFIG, probe_every=4, probe_particles=3, growth_horizon=3)
@@ -30,18 +29,7 @@ CONFIG = EvalConfig(episodes=3, mpc=MPC_CONFIG, probe_every=4, probe_particles=3
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     """A run whose networks were hardly trained, on a few hundred steps of Hopper."""
-    root = tmp_path_factory.mktemp("study")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MINARI_DATASETS_PATH", str(root / "data"))
-        made = make_dataset("hopper", "random", steps=400)
-        config = TrainConfig(
-            data=made.dataset_id,
-            rebrac=ReBRACConfig(hidden=(16, 16), updates=4, batch_size=32),
-            dynamics=DynamicsConfig(hidden=(16, 16), steps=2, updates=4, batch_size=32, eval_transitions=20),
-            reward=RewardConfig(hidden=(16, 16), updates=4, batch_size=32, eval_transitions=20),
-            log_every=2,
-        )
-        return train(config, root / "run", quiet=True)
+    return hardly_trained(tmp_path_factory.mktemp("study"))
 
 
 @pytest.fixture(scope="module")

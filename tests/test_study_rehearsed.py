@@ -10,7 +10,6 @@ import yaml
 from jacrec import cli
 from jacrec.commands.rehearse import named_candidates
 from jacrec.controller import MPCConfig
-from jacrec.data.make import make_dataset
 from jacrec.study import evaluate as evaluation
 from jacrec.study import rehearsed
 from jacrec.study.config import EvalConfig, PlayConfig
@@ -20,8 +19,8 @@ from jacrec.study.rehearsed import CANDIDATES, chosen, make_rehearsal, read_rehe
 from jacrec.study.report import write_report
 from jacrec.study.sweep.listing import jobs_of
 from jacrec.study.sweep.spec import read_spec
-from jacrec.training.config import DynamicsConfig, ReBRACConfig, RewardConfig, TrainConfig
-from jacrec.training.run import load_run, train
+from jacrec.training.run import load_run
+from tests.small_run import hardly_trained
 from tests.test_paper_checks import SCRIPTS
 
 SHORT = RehearsalConfig(episodes=2, steps=5)
@@ -33,18 +32,7 @@ CONFIG = EvalConfig(episodes=2, probe_every=4, probe_particles=2, growth_horizon
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     """A run whose networks were hardly trained."""
-    root = tmp_path_factory.mktemp("rehearsed")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MINARI_DATASETS_PATH", str(root / "data"))
-        made = make_dataset("hopper", "random", steps=300)
-        config = TrainConfig(
-            data=made.dataset_id,
-            rebrac=ReBRACConfig(hidden=(8, 8), updates=2, batch_size=16),
-            dynamics=DynamicsConfig(hidden=(8, 8), steps=2, updates=2, batch_size=16, eval_transitions=10),
-            reward=RewardConfig(hidden=(8, 8), updates=2, batch_size=16, eval_transitions=10),
-            log_every=2,
-        )
-        return train(config, root / "run", quiet=True)
+    return hardly_trained(tmp_path_factory.mktemp("rehearsed"))
 
 
 def choosing(folder, run, choice):
