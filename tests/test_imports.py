@@ -27,6 +27,7 @@ LAYERS = (
     ("data",),
     ("training",),
     ("study",),
+    ("online",),
     ("commands", "demo", "doctor"),
     ("cli", "__main__"),
 )

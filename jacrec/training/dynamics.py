@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from jacrec.data.transitions import Transitions
 from jacrec.dynamics import DeterministicDynamics, DiffusionDynamics
@@ -93,7 +93,8 @@ class DynamicsStage:
     * one_step_rmse_mean: the same for the mean of the S samples.
     * still_rmse: of the prediction s' = s, for scale.
 
-    `capturable` makes a step fit for a CUDA graph; None: on a GPU, where the graph then is used.
+    `capturable` makes a step fit for a CUDA graph; None: on a GPU, where the graph then is used. `start` is a world model of
+    this configuration to go on from, with its weights and its scales.
     """
 
     name = "dynamics"
@@ -108,6 +109,7 @@ class DynamicsStage:
         dtype=torch.float32,
         *,
         capturable: bool | None = None,
+        start: nn.Module | None = None,
     ):
         self.config, self.updates, self.device = config, config.updates, device
         d, m = data.state_dim, data.action_dim
@@ -116,7 +118,10 @@ class DynamicsStage:
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(seed_of(seed, self.name, "networks"))
                 model = make_dynamics(d, m, config)
-            model.set_scales(*scales(data, config.target))
+            if start is None:
+                model.set_scales(*scales(data, config.target))
+            else:
+                model.load_state_dict(start.state_dict())
             return model.to(device) if dtype == torch.float32 else model.to(device, dtype)
 
         self.model = network()

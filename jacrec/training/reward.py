@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from jacrec.data.transitions import Transitions
 from jacrec.networks import RewardModel
@@ -19,7 +19,8 @@ class RewardStage:
     It learns reward_scale · r, the critic's own scale. `evaluate` reports on `eval_transitions` fixed held-out
     transitions, in that scale: reward_rmse = √ mean (r̂ − r)² (the paper's Table 4 and Figure 3), reward_rmse_se its
     standard error over the transitions, reward_std the rewards' own standard deviation for scale. `capturable` makes a step
-    fit for a CUDA graph; None: on a GPU, where the graph then is used.
+    fit for a CUDA graph; None: on a GPU, where the graph then is used. `start` is a reward model of this configuration to
+    go on from, with its weights and its scales.
     """
 
     name = "reward"
@@ -35,6 +36,7 @@ class RewardStage:
         dtype=torch.float32,
         *,
         capturable: bool | None = None,
+        start: nn.Module | None = None,
     ):
         self.config, self.updates = config, config.updates
 
@@ -42,6 +44,9 @@ class RewardStage:
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(seed_of(seed, self.name, "networks"))
                 model = RewardModel(data.state_dim, data.action_dim, config.hidden, activation=config.activation)
+            if start is not None:
+                model.load_state_dict(start.state_dict())
+                return model.to(device, dtype)
             reward = data.reward.astype("float64") * reward_scale
             model.state_mean.copy_(torch.from_numpy(data.state.mean(0, dtype="float64")))
             model.state_std.copy_(torch.from_numpy(spread(data.state)))
