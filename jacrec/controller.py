@@ -14,7 +14,7 @@ from jacrec.errors import expect_one_of, expect_positive, expect_shape
 from jacrec.methods import METHODS
 from jacrec.mpc import MPCStep, Trace, check_settings
 from jacrec.rollout import noise_like
-from jacrec.shapes import Problem, check_state, plain_torch
+from jacrec.shapes import Problem, check_observation, check_state, plain_torch, row_mask
 from jacrec.world import BatchedPolicy, World, apply_policy
 
 
@@ -98,14 +98,7 @@ class MPC:
             ValueError: an observation of the wrong shape or that is not finite.
         """
         start = perf_counter()
-        if not isinstance(observation, np.ndarray | Tensor):
-            raise ValueError(f"observation: expected a numpy array or torch tensor, got {type(observation).__name__}; "
-                             "gymnasium's reset() answers with (observation, info)")  # fmt: skip
-        state = torch.as_tensor(observation, dtype=self.dtype, device=self.device)
-        expected = 1 if self.batch is None else 2
-        if state.dim() != expected or (self.batch is not None and state.shape[0] != self.batch):
-            shape = "(d,)" if self.batch is None else f"({self.batch}, d)"
-            raise ValueError(f"observation: expected shape {shape}, got {tuple(state.shape)}; MPC(batch=N) controls N of them")
+        state = check_observation(observation, self.batch, self.dtype, self.device)
         if self.config.carry == "step":
             self.reset()
         self.last = self._near_the_base(state, self._think(state, start))
@@ -155,25 +148,10 @@ class MPC:
             ValueError: rows that this controller does not have.
         """
         if rows is not None:
-            rows = self._mask(rows)
+            rows = row_mask(rows, self.batch, self.device)
         for name, parameter in self.policy.named_parameters():
             before = self.pretrained[name]
             parameter.copy_(before if rows is None else torch.where(over_rows(rows, parameter), before, parameter))
-
-    def _mask(self, rows) -> Tensor:
-        """Row indices or a mask, as a mask (N,)."""
-        if self.batch is None:
-            raise ValueError("rows: expected None for a controller of one environment, got some; use MPC(batch=N)")
-        given = torch.as_tensor(rows, device=self.device)
-        if given.dtype == torch.bool and given.shape == (self.batch,):
-            return given
-        index = given.reshape(-1).long()
-        exact = given.dtype != torch.bool and (not given.is_floating_point() or not given.numel())
-        if not exact or bool(((index < 0) | (index >= self.batch)).any()):
-            raise ValueError(f"rows: expected indices in 0..{self.batch - 1} or a mask of shape ({self.batch},), got {rows!r}")
-        mask = torch.zeros(self.batch, dtype=torch.bool, device=self.device)
-        mask[index] = True
-        return mask
 
     def new_episode(self, rows=None) -> None:
         """An episode begins in all rows or those given: ψ is restored, unless it is to persist."""

@@ -3,6 +3,7 @@
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -137,3 +138,32 @@ def check_finite(name: str, value: Tensor) -> None:
     if not finite.all():
         rows = (~finite.reshape(value.shape[0], -1).all(-1)).nonzero().flatten().tolist()
         raise ValueError(f"{name}: expected finite values, got NaN or infinity in rows {rows[:8]} of {value.shape[0]}")
+
+
+def check_observation(observation, batch: int | None, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """What a controller of one environment (batch None) or of N has been given, as a tensor (d,) or (N, d)."""
+    if not isinstance(observation, np.ndarray | Tensor):
+        raise ValueError(f"observation: expected a numpy array or torch tensor, got {type(observation).__name__}; "
+                         "gymnasium's reset() answers with (observation, info)")  # fmt: skip
+    state = torch.as_tensor(observation, dtype=dtype, device=device)
+    if state.dim() != (1 if batch is None else 2) or (batch is not None and state.shape[0] != batch):
+        shape = "(d,)" if batch is None else f"({batch}, d)"
+        raise ValueError(f"observation: expected shape {shape}, got {tuple(state.shape)}; a controller with batch=N takes N of "
+                         "them")  # fmt: skip
+    return state
+
+
+def row_mask(rows, batch: int | None, device: torch.device) -> Tensor:
+    """Row indices or a mask over a controller's N environments, as a mask (N,)."""
+    if batch is None:
+        raise ValueError("rows: expected None for a controller of one environment, got some; make it with batch=N")
+    given = torch.as_tensor(rows, device=device)
+    if given.dtype == torch.bool and given.shape == (batch,):
+        return given
+    index = given.reshape(-1).long()
+    exact = given.dtype != torch.bool and (not given.is_floating_point() or not given.numel())
+    if not exact or bool(((index < 0) | (index >= batch)).any()):
+        raise ValueError(f"rows: expected indices in 0..{batch - 1} or a mask of shape ({batch},), got {rows!r}")
+    mask = torch.zeros(batch, dtype=torch.bool, device=device)
+    mask[index] = True
+    return mask
