@@ -47,10 +47,17 @@ def forward_gradient(p: Problem, *, chain: ModuleType = chain) -> PolicyGradient
 
 @torch.no_grad()
 def adjoint_gradient(p: Problem, *, recompute: bool = False, chain: ModuleType = chain) -> PolicyGradient:
-    """(22) re-associated from the end: λ_j = ∂L/∂s̃_j and w_j = ∂L/∂ã_j pulled back through the stored rollout.
+    """(22) re-associated from the end; `recompute` and `chain`: as in `dynamics_pass`."""
+    visited, w = adjoint_weights(p, recompute=recompute, chain=chain)
+    return visited.contract(w)
 
+
+@torch.no_grad()
+def adjoint_weights(p: Problem, *, recompute: bool = False, chain: ModuleType = chain) -> "tuple[Visited, list[Tensor]]":
+    """The visited states and w_j (N, M, m), j = 0…H, (N, 1, m) for H = 0, of every particle, with ∇L = Σ_j w_j Π_ψ(j).
+
+    λ_j = ∂L/∂s̃_j and w_j = ∂L/∂ã_j are pulled back through the stored rollout:
     w_H = γ^H Q_a, λ_H = γ^H Q_s + Π_sᵀ w_H;  w_j = γ^j r_a + F_aᵀ λ_{j+1}, λ_j = γ^j r_s + F_sᵀ λ_{j+1} + Π_sᵀ w_j.
-    `recompute` and `chain`: as in `dynamics_pass`.
     """
     passes = dynamics_pass(p.world.dynamics, recompute=recompute, chain=chain)
     visited = Visited(p)
@@ -79,7 +86,7 @@ def adjoint_gradient(p: Problem, *, recompute: bool = False, chain: ModuleType =
             if v_s is not None:
                 lam = lam + v_s
             v_s, v_a = (v.unflatten(0, (p.N, p.M)) for v in pulls[j - 1](lam.flatten(0, 1)))
-    return visited.contract(w[::-1])
+    return visited, w[::-1]
 
 
 @torch.no_grad()
