@@ -5,7 +5,7 @@ Theorem 4.1 instead of automatic differentiation.
 """
 
 from jacrec.controller import MPC, MPCConfig
-from jacrec.dynamics import DeterministicDynamics, DiffusionDynamics
+from jacrec.dynamics import DeterministicDynamics, DiffusionDynamics, FlowDynamics, MeanFlowDynamics
 from jacrec.linearize import Linearization, linearize
 from jacrec.methods import Adjoint, Auto, Autograd, FiniteDifference, Forward, policy_gradient
 from jacrec.mpc import MPCStep, mpc_update
@@ -18,7 +18,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "MPC", "Actor", "Adjoint", "Auto", "Autograd", "BatchedPolicy", "Denoiser", "DeterministicDynamics", "DiffusionDynamics",
-    "DynamicsJacobians", "FiniteDifference", "Forward", "Linearization", "MPCConfig", "MPCStep", "PolicyGradient",
-    "RewardModel", "Sensitivities", "TwinCritic", "World", "imagined_return", "linearize", "mpc_update", "policy_gradient",
-    "rollout",
+    "DynamicsJacobians", "FiniteDifference", "FlowDynamics", "Forward", "Linearization", "MPCConfig", "MPCStep",
+    "MeanFlowDynamics", "PolicyGradient", "RewardModel", "Sensitivities", "TwinCritic", "World", "imagined_return",
+    "linearize", "mpc_update", "policy_gradient", "rollout",
 ]  # fmt: skip

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
 
-from jacrec.dynamics import DeterministicDynamics, DiffusionDynamics
+from jacrec.dynamics import ChainDynamics, DeterministicDynamics
 from jacrec.fused import unserved
 from jacrec.networks import written_out
 from jacrec.shapes import Problem
@@ -78,9 +78,9 @@ class Sizes:
     def of(problem: Problem) -> "Sizes":
         """The sizes of a problem whose dynamics are jacrec's own."""
         f = problem.world.dynamics
-        assert isinstance(f, DiffusionDynamics | DeterministicDynamics)
-        mlp = f.denoiser.mlp if isinstance(f, DiffusionDynamics) else f.mlp
-        calls = f.diffusion_steps if isinstance(f, DiffusionDynamics) else 1
+        assert isinstance(f, ChainDynamics | DeterministicDynamics)
+        mlp = f.denoiser.mlp if isinstance(f, ChainDynamics) else f.mlp
+        calls = f.diffusion_steps if isinstance(f, ChainDynamics) else 1
         widths = [mlp.in_dim, *mlp.hidden, mlp.out_dim]
         weights = sum(a * b for a, b in pairwise(widths))
         return Sizes(problem.state.device.type, weights, mlp.hidden, bool(mlp.norms), calls, f.state_dim, f.action_dim,
@@ -122,7 +122,7 @@ def cheapest(problem: Problem) -> tuple[str, str]:
     the reason is logged, each reason once.
     """
     dynamics = problem.world.dynamics
-    if type(dynamics) not in (DiffusionDynamics, DeterministicDynamics) or not written_out(dynamics):
+    if not isinstance(dynamics, ChainDynamics | DeterministicDynamics) or not written_out(dynamics):
         return "autograd", "plain"
     reasons = []
     for form, kernel in ranking(Sizes.of(problem)):

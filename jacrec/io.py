@@ -8,10 +8,11 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
 
-from jacrec.dynamics import DeterministicDynamics, DiffusionDynamics
+from jacrec.dynamics import DeterministicDynamics, DiffusionDynamics, FlowDynamics, MeanFlowDynamics
 from jacrec.networks import Actor, RewardModel, TwinCritic
 
-CLASSES = {c.__name__: c for c in (Actor, TwinCritic, RewardModel, DiffusionDynamics, DeterministicDynamics)}
+DYNAMICS = (DiffusionDynamics, DeterministicDynamics, FlowDynamics, MeanFlowDynamics)
+CLASSES = {c.__name__: c for c in (Actor, TwinCritic, RewardModel, *DYNAMICS)}
 
 
 def save_module(module: nn.Module, path: str | Path) -> Path:

@@ -269,7 +269,8 @@ class Denoiser(nn.Module):
     """ε̂_θ(u, k, (s, a)) of section 3.1: noisy latent u (..., d), step k, standardised state and action -> (..., d).
 
     `embedding_dim` sinusoidal features of k enter the first layer, whose action on them is a table of K rows: the
-    embedding costs nothing at inference (see `jacrec.jacobians.chain`).
+    embedding costs nothing at inference (see `jacrec.jacobians.chain`). With `times` > 1 a step is told by as many
+    numbers, each with features of its own.
     """
 
     def __init__(
@@ -282,20 +283,26 @@ class Denoiser(nn.Module):
         layer_norm: bool = False,
         residual: bool = False,
         embedding_dim: int = 32,
+        times: int = 1,
     ):
         super().__init__()
         if embedding_dim < 2 or embedding_dim % 2:
             raise ValueError(f"embedding_dim: expected a positive even number, got {embedding_dim}")
         self.config = dict(state_dim=state_dim, action_dim=action_dim, hidden=list(hidden), activation=activation,
-                           layer_norm=layer_norm, residual=residual, embedding_dim=embedding_dim)  # fmt: skip
-        self.state_dim, self.action_dim, self.embedding_dim = state_dim, action_dim, embedding_dim
-        self.mlp = MLP(2 * state_dim + action_dim + embedding_dim, state_dim, hidden, activation=activation,
+                           layer_norm=layer_norm, residual=residual, embedding_dim=embedding_dim, times=times)  # fmt: skip
+        self.state_dim, self.action_dim, self.embedding_dim, self.times = state_dim, action_dim, embedding_dim, times
+        self.mlp = MLP(2 * state_dim + action_dim + times * embedding_dim, state_dim, hidden, activation=activation,
                        layer_norm=layer_norm, residual=residual)  # fmt: skip
         self.mlp.initialise()
 
     def forward(self, u: Tensor, k: Tensor, state: Tensor, action: Tensor) -> Tensor:
-        """u (..., d), k (...) integer or real, standardised state (..., d), action (..., m) -> (..., d)."""
-        return self.mlp(torch.cat([u, state, action, step_embedding(k, self.embedding_dim).to(u)], -1))
+        """u (..., d), k (...) or (..., times) integer or real, standardised state (..., d), action (..., m) -> (..., d)."""
+        return self.mlp(torch.cat([u, state, action, self.embed(k).to(u)], -1))
+
+    def embed(self, k: Tensor) -> Tensor:
+        """The features of k (...), or of k (..., times): (..., times · embedding_dim), float64."""
+        features = step_embedding(k, self.embedding_dim)
+        return features if self.times == 1 else features.flatten(-2)
 
     def split(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """The first layer by inputs: W_u (w, d), W_sa (w, d+m), W_t (w, e), b (w,)."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from jacrec.dynamics import DiffusionDynamics
+from jacrec.dynamics import ChainDynamics
 from jacrec.jacobians.chain import level_table
 from jacrec.kernels.launch import (
     Tile,
@@ -44,7 +44,7 @@ class ChainTape:
 
 @torch.no_grad()
 def chain_record(
-    dynamics: DiffusionDynamics,
+    dynamics: ChainDynamics,
     state: Tensor,
     action: Tensor,
     noise: Tensor,
@@ -62,7 +62,7 @@ def chain_record(
     mlp, d, m, K = dynamics.denoiser.mlp, dynamics.state_dim, dynamics.action_dim, dynamics.diffusion_steps
     table = (level_table(dynamics) if table is None else table).contiguous()
     B = fitting(dynamics.out_std, {
-        "state": (state, ("B", d)), "action": (action, ("B", m)), "noise": (noise, ("B", K + 1, d)),
+        "state": (state, ("B", d)), "action": (action, ("B", m)), "noise": (noise, ("B", dynamics.noises, d)),
         "table": (table, (K, mlp.hidden[0])),
     })["B"]  # fmt: skip
     weights, biases, norms = parameters(mlp)
@@ -82,7 +82,7 @@ def chain_record(
         next_state, tape.state, tape.action, noise, *scales(dynamics, *DYNAMICS_SCALES), table,
         coefficients(dynamics, state), weights, biases, norms,
         p.scratch(state, 3), tape.slopes, tape.hats, tape.inv_std, tape.latents, B, noise.stride(0),
-        K=K, D=d, M=m, DP=padded(d), MP=padded(m),
+        K=K, NOISES=dynamics.noises, D=d, M=m, DP=padded(d), MP=padded(m),
         STRIDE=mlp.layers[0].weight.shape[1], G=G, DIFFERENCE=dynamics.target == "difference",
         KEEP="latents" if recompute else "slopes", ROUNDS=p.rounds, NET=net(mlp),
     )  # fmt: skip
@@ -91,7 +91,7 @@ def chain_record(
 
 @torch.no_grad()
 def chain_adjoint(
-    dynamics: DiffusionDynamics, tape: ChainTape, cotangent: Tensor, *, tile: Tile | None = None
+    dynamics: ChainDynamics, tape: ChainTape, cotangent: Tensor, *, tile: Tile | None = None
 ) -> tuple[Tensor, Tensor]:
     """The transposed chain in one launch: λ (B, d) -> F_sᵀ λ (B, d), F_aᵀ λ (B, m), at the tape's precision.
 

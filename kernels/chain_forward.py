@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from jacrec.dynamics import DiffusionDynamics
+from jacrec.dynamics import ChainDynamics
 from jacrec.jacobians.chain import level_table
 from jacrec.kernels.launch import (
     Tile,
@@ -23,7 +23,7 @@ from jacrec.kernels.served import DYNAMICS_SCALES, demand_served, fitting
 
 @torch.no_grad()
 def chain_forward(
-    dynamics: DiffusionDynamics,
+    dynamics: ChainDynamics,
     state: Tensor,
     action: Tensor,
     noise: Tensor,
@@ -37,7 +37,7 @@ def chain_forward(
     """f_θ(s, a, ε) and its derivative along T directions, in one launch that stores nothing.
 
     Args:
-        state (B, d), action (B, m), noise (B, K+1, d); ds (B, T, d) and da (B, T, m): the directions, T >= 0. table:
+        state (B, d), action (B, m), noise (B, *noise_shape); ds (B, T, d) and da (B, T, m): the directions, T >= 0. table:
         `level_table(dynamics)`, for callers that have it. precision: of the products, "tf32x3" (default in float32 on a
         GPU), "ieee" or "tf32". tile: how the work is cut; default by size.
 
@@ -52,7 +52,7 @@ def chain_forward(
     mlp, d, m, K = dynamics.denoiser.mlp, dynamics.state_dim, dynamics.action_dim, dynamics.diffusion_steps
     table = level_table(dynamics) if table is None else table
     sizes = fitting(dynamics.out_std, {
-        "state": (state, ("B", d)), "action": (action, ("B", m)), "noise": (noise, ("B", K + 1, d)),
+        "state": (state, ("B", d)), "action": (action, ("B", m)), "noise": (noise, ("B", dynamics.noises, d)),
         "ds": (ds, ("B", "T", d)), "da": (da, ("B", "T", m)), "table": (table, (K, mlp.hidden[0])),
     })  # fmt: skip
     B, T = sizes["B"], sizes["T"]
@@ -67,7 +67,7 @@ def chain_forward(
         *scales(dynamics, *DYNAMICS_SCALES), table.contiguous(),
         coefficients(dynamics, state), weights, biases, norms,
         p.scratch(state, 3), B, noise.stride(0),
-        K=K, D=d, M=m, T=T, DP=padded(d), MP=padded(m),
+        K=K, NOISES=dynamics.noises, D=d, M=m, T=T, DP=padded(d), MP=padded(m),
         STRIDE=mlp.layers[0].weight.shape[1], DIFFERENCE=dynamics.target == "difference", ROUNDS=p.rounds, NET=net(mlp),
     )  # fmt: skip
     return next_state, tangents

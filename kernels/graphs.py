@@ -13,7 +13,7 @@ from typing import Generic, TypeVar
 import torch
 from torch import Tensor, nn
 
-from jacrec.dynamics import DiffusionDynamics
+from jacrec.dynamics import ChainDynamics
 from jacrec.jacobians.policy import has_written_jacobian
 from jacrec.networks import MLP, Denoiser, LayerNorm, RewardModel, TwinCritic, written_out
 from jacrec.shapes import Problem
@@ -51,7 +51,7 @@ def parts(p: Problem) -> list[nn.Module]:
 
 def recordable(p: Problem) -> bool:
     """Whether all of the problem is jacrec's own, on a GPU: a stranger's module may read back, or keep state of its own."""
-    own = type(p.world.dynamics) is DiffusionDynamics and type(p.world.reward) is RewardModel
+    own = isinstance(p.world.dynamics, ChainDynamics) and type(p.world.reward) is RewardModel
     own = own and type(p.world.critic) is TwinCritic and has_written_jacobian(p.policy)
     return own and p.state.device.type == "cuda" and all(map(written_out, parts(p)[1:]))
 
@@ -70,10 +70,10 @@ def key(p: Problem, *options: Hashable) -> Hashable:
                 settings.append((x.hidden, x.activation, x.act, x.residual, x.tanh_output, x.stack, len(x.norms)))
             elif isinstance(x, LayerNorm):
                 settings.append((x.eps,))
-            elif isinstance(x, DiffusionDynamics):
-                settings.append((x.target, *x.levels, *x.c_u, *x.c_net, *x.sigma))
+            elif isinstance(x, ChainDynamics):
+                settings.append((x.target, x.times, *x.c_u, *x.c_net, *x.sigma, x.noises))
             elif isinstance(x, Denoiser):
-                settings.append((x.embedding_dim,))
+                settings.append((x.embedding_dim, x.times))
             elif isinstance(x, TwinCritic):
                 settings.append((x.critics,))
     return (

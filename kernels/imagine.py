@@ -43,9 +43,10 @@ def rollout_kernel(
     returns, w, states, state, noise, discounts, state_mean, state_std, out_mean, out_std, table, steps, weights, biases,
     norms, policy_weights, policy_biases, policy_norms, reward_mean, reward_std, reward_state_mean, reward_state_std,
     reward_weights, reward_biases, reward_norms, critic_weights, critic_biases, critic_norms, scratch,
-    H: tl.constexpr, K: tl.constexpr, D: tl.constexpr, M: tl.constexpr, DP: tl.constexpr, MP: tl.constexpr,
-    STRIDE: tl.constexpr, DIFFERENCE: tl.constexpr, CRITICS: tl.constexpr, PARTICLES: tl.constexpr, GROUP: tl.constexpr,
-    NET: tl.constexpr, POLICY: tl.constexpr, REWARD: tl.constexpr, CRITIC: tl.constexpr, SHAPE: tl.constexpr,
+    H: tl.constexpr, K: tl.constexpr, NOISES: tl.constexpr, D: tl.constexpr, M: tl.constexpr, DP: tl.constexpr,
+    MP: tl.constexpr, STRIDE: tl.constexpr, DIFFERENCE: tl.constexpr, CRITICS: tl.constexpr, PARTICLES: tl.constexpr,
+    GROUP: tl.constexpr, NET: tl.constexpr, POLICY: tl.constexpr, REWARD: tl.constexpr, CRITIC: tl.constexpr,
+    SHAPE: tl.constexpr,
 ):  # fmt: skip
     """Grid: tiles of a group, pieces of the columns, groups of GROUP particles that share a policy.
 
@@ -89,8 +90,8 @@ def rollout_kernel(
         r = tl.sum(r, 1, keep_dims=True) * tl.load(reward_std)
         gathered += tl.load(discounts + j) * (r + tl.where(is_value(SHAPE), tl.load(reward_mean), 0.0))  # (22)
         scaled = tl.where(is_value(SHAPE), s - mean, s) / std
-        u = reverse_chain(scaled, act, noise + (particle * H + j) * (K + 1) * D, live, table, steps, weights, biases, norms,
-                          scratch, scratch, scratch, scratch, scratch, B, K, D, M, DP, STRIDE, 0, "nothing", NET,
+        u = reverse_chain(scaled, act, noise + (particle * H + j) * NOISES * D, live, table, steps, weights, biases, norms,
+                          scratch, scratch, scratch, scratch, scratch, B, K, NOISES, D, M, DP, STRIDE, 0, "nothing", NET,
                           SHAPE)  # fmt: skip
         moved = u * o_std + tl.where(is_value(SHAPE), o_mean, 0.0)  # (25), (13)
         s = tl.where(live, s + moved if DIFFERENCE else moved, 0.0)

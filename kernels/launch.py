@@ -10,7 +10,7 @@ import torch
 import triton
 from torch import Tensor, nn
 
-from jacrec.dynamics import DiffusionDynamics
+from jacrec.dynamics import ChainDynamics
 from jacrec.errors import expect_one_of
 from jacrec.kernels.rows import Net, Shape, value_rows
 from jacrec.networks import MLP
@@ -176,7 +176,7 @@ def on_device(values: tuple, like: Tensor) -> Tensor:
     return _table(values, like.dtype, like.device)
 
 
-def coefficients(dynamics: DiffusionDynamics, like: Tensor) -> Tensor:
+def coefficients(dynamics: ChainDynamics, like: Tensor) -> Tensor:
     """c_u, c_net and σ of (24) on the device, (3, K)."""
     return on_device((tuple(dynamics.c_u), tuple(dynamics.c_net), tuple(dynamics.sigma)), like)
 
@@ -215,7 +215,7 @@ class Floor:
 
 
 def floor(
-    dynamics: DiffusionDynamics,
+    dynamics: ChainDynamics,
     batch: int,
     T: int,
     *,

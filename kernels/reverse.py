@@ -41,20 +41,20 @@ def denoise(u, row, constant, buffers, weights, biases, norms, slopes, hats, inv
 
 @triton.jit
 def reverse_chain(S, A, noise, live, table, steps, weights, biases, norms, scratch, slopes, hats, inv_std, latents,
-                  B, K: tl.constexpr, D: tl.constexpr, M: tl.constexpr, DP: tl.constexpr,
+                  B, K: tl.constexpr, NOISES: tl.constexpr, D: tl.constexpr, M: tl.constexpr, DP: tl.constexpr,
                   STRIDE: tl.constexpr, G: tl.constexpr, KEEP: tl.constexpr, NET: tl.constexpr,
                   SHAPE: tl.constexpr):  # fmt: skip
     """s^(0) with its tangents, (rows, DP), from standardised state rows S (rows, DP) and action rows A (rows, MP).
 
-    noise: (rows, 1) pointers to z_0 of each row's particle; live (rows, 1): the rows of particles that exist. KEEP:
-    "nothing"; "slopes" for the adjoint, in slopes and hats (K, B, G) and inv_std (K, B, depth); or "latents" (K, B, d):
-    (rows, 1) pointers to the first entry of each row's particle.
+    noise: (rows, 1) pointers to the NOISES rows of noise, 1 or K + 1, of each row's particle; live (rows, 1): the rows of
+    particles that exist. KEEP: "nothing"; "slopes" for the adjoint, in slopes and hats (K, B, G) and inv_std (K, B, depth);
+    or "latents" (K, B, d): (rows, 1) pointers to the first entry of each row's particle.
     """
     cols = tl.arange(0, DP)
     constant, buffers = scratch, scratch + SHAPE.rows * SHAPE.LD
     drawn = live & is_value(SHAPE) & (cols < D)[None, :]  # noise enters the values alone
     condition(S, A, weights[0], constant, D, M, STRIDE, NET, SHAPE)
-    u = tl.load(noise + K * D + cols[None, :], mask=drawn, other=0.0)  # (23); tangents 0: (27)
+    u = tl.load(noise + (NOISES - 1) * D + cols[None, :], mask=drawn, other=0.0)  # (23); tangents 0: (27)
     for i in range(K):
         entry = K - 1 - i  # of h_k in every table: k − 1
         if KEEP == "latents":
@@ -63,7 +63,7 @@ def reverse_chain(S, A, noise, live, table, steps, weights, biases, norms, scrat
                 hats + entry * B * G, inv_std + entry * B * len(NET.hidden), live, D, STRIDE, NET, SHAPE,
                 KEEP == "slopes")  # fmt: skip
         y = output(buffers, weights, biases, 0, DP, False, NET, SHAPE)
-        z = tl.load(noise + entry * D + cols[None, :], mask=drawn, other=0.0)
+        z = tl.load(noise + entry * D + cols[None, :], mask=drawn & (NOISES > 1), other=0.0)
         # (24) in the value rows, (29) and (31) in the tangents
         u = tl.load(steps + entry) * u + tl.load(steps + K + entry) * y + tl.load(steps + 2 * K + entry) * z
         tl.debug_barrier()  # the next step writes where this one's output was read
@@ -74,7 +74,7 @@ def reverse_chain(S, A, noise, live, table, steps, weights, biases, norms, scrat
 def chain_forward_kernel(
     next_state, tangents, state, action, noise, ds, da, state_mean, state_std, out_mean, out_std, table, steps,
     weights, biases, norms, scratch, B, NOISE_STRIDE,
-    K: tl.constexpr, D: tl.constexpr, M: tl.constexpr, T: tl.constexpr, DP: tl.constexpr,
+    K: tl.constexpr, NOISES: tl.constexpr, D: tl.constexpr, M: tl.constexpr, T: tl.constexpr, DP: tl.constexpr,
     MP: tl.constexpr, STRIDE: tl.constexpr, DIFFERENCE: tl.constexpr, ROUNDS: tl.constexpr, NET: tl.constexpr,
     SHAPE: tl.constexpr,
 ):  # fmt: skip
@@ -100,7 +100,7 @@ def chain_forward_kernel(
         A = tl.load(action + particle * M + a, mask=value & (a < M), other=0.0)
         A += tl.load(da + along * M + a, mask=tangent & (a < M), other=0.0)
         u = reverse_chain(S, A, noise + particle * NOISE_STRIDE, live, table, steps, weights, biases, norms, scratch,
-                          scratch, scratch, scratch, scratch, B, K, D, M, DP, STRIDE, 0, "nothing", NET,
+                          scratch, scratch, scratch, scratch, B, K, NOISES, D, M, DP, STRIDE, 0, "nothing", NET,
                           SHAPE)  # fmt: skip
         moved = u * tl.load(out_std + c, mask=c < D, other=0.0)
         decoded = moved + tl.load(out_mean + c, mask=c < D, other=0.0)  # (25)

@@ -9,7 +9,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from jacrec.dynamics import DiffusionDynamics
+from jacrec.dynamics import ChainDynamics
 from jacrec.gradient import Visited
 from jacrec.jacobians.chain import level_table
 from jacrec.jacobians.policy import has_written_jacobian
@@ -61,7 +61,7 @@ def networks(p: Problem) -> dict[str, MLP]:
     """The four networks of a problem that `rollout_unserved` accepts."""
     modules = {"policy": p.policy, "reward": p.world.reward, "critic": p.world.critic}
     found: dict[str, MLP] = {name: module.get_submodule("mlp") for name, module in modules.items()}  # pyright: ignore
-    assert isinstance(p.world.dynamics, DiffusionDynamics)
+    assert isinstance(p.world.dynamics, ChainDynamics)
     return {"dynamics": p.world.dynamics.denoiser.mlp, **found}
 
 
@@ -84,7 +84,7 @@ def rollout_plan(p: Problem, m: int, precision: str, tile: Tile | None = None) -
 def worthwhile(p: Problem) -> bool:
     """Whether a problem that `rollout_unserved` accepts is small enough for one launch to be the faster way."""
     f = p.world.dynamics
-    assert isinstance(f, DiffusionDynamics)
+    assert isinstance(f, ChainDynamics)
     cut = rollout_plan(p, f.action_dim, "ieee")
     groups = p.N if p.batched else 1
     return groups * cut.programs * cut.pieces <= ROLLOUT_WAVES * multiprocessors(p.state.device)
@@ -104,7 +104,7 @@ def rollout(p: Problem, *, precision: str | None = None, tile: Tile | None = Non
     if reason is not None:
         raise ValueError(f"{reason}; or use jacrec.kernels.gradient, whose launches are several")
     f, reward, critic = p.world.dynamics, p.world.reward, p.world.critic
-    assert isinstance(f, DiffusionDynamics)
+    assert isinstance(f, ChainDynamics)
     assert isinstance(reward, RewardModel)
     assert isinstance(critic, TwinCritic)
     N, M, H, d, m = p.N, p.M, p.H, f.state_dim, f.action_dim
@@ -119,9 +119,10 @@ def rollout(p: Problem, *, precision: str | None = None, tile: Tile | None = Non
         level_table(f), coefficients(f, p.state), *parameters(mlps["dynamics"]), *parameters(mlps["policy"]),
         *scales(reward, "reward_mean", "reward_std", "state_mean", "state_std"), *parameters(mlps["reward"]),
         *parameters(mlps["critic"]), cut.scratch(p.state, 3 * groups), groups=groups,
-        H=H, K=f.diffusion_steps, D=d, M=m, DP=padded(d), MP=padded(m), STRIDE=mlps["dynamics"].layers[0].weight.shape[1],
-        DIFFERENCE=f.target == "difference", CRITICS=critic.critics, PARTICLES=M, GROUP=N * M // groups,
-        NET=net(mlps["dynamics"]), POLICY=net(mlps["policy"]), REWARD=net(mlps["reward"]), CRITIC=net(mlps["critic"]),
+        H=H, K=f.diffusion_steps, NOISES=f.noises, D=d, M=m, DP=padded(d), MP=padded(m),
+        STRIDE=mlps["dynamics"].layers[0].weight.shape[1], DIFFERENCE=f.target == "difference", CRITICS=critic.critics,
+        PARTICLES=M, GROUP=N * M // groups, NET=net(mlps["dynamics"]), POLICY=net(mlps["policy"]),
+        REWARD=net(mlps["reward"]), CRITIC=net(mlps["critic"]),
     )  # fmt: skip
     return returns, w.permute(2, 0, 1, 3), states
 

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from jacrec.activations import ACTIVATIONS
-from jacrec.dynamics import DiffusionDynamics
+from jacrec.dynamics import ChainDynamics
 from jacrec.jacobians.policy import has_written_jacobian
 from jacrec.kernels.launch import interpreted
-from jacrec.networks import MLP, RewardModel, TwinCritic, written_out
+from jacrec.networks import MLP, WRITTEN, RewardModel, TwinCritic, written_out
 from jacrec.shapes import Problem
 from jacrec.world import BatchedPolicy
 
@@ -31,10 +31,10 @@ def unserved(subject: object) -> str | None:
     A stranger's policy, reward or critic is served beside the chains, by torch; jacrec's own must be what they say.
     """
     dynamics = subject.world.dynamics if isinstance(subject, Problem) else subject
-    if type(dynamics) is not DiffusionDynamics or not written_out(dynamics):
+    if not isinstance(dynamics, ChainDynamics) or not written_out(dynamics):
         return (
-            f"dynamics: expected an unmodified jacrec DiffusionDynamics, got {type(dynamics).__name__}"
-            f"{' with hooks or changed parts' if type(dynamics) is DiffusionDynamics else ''}"
+            f"dynamics: expected an unmodified jacrec DiffusionDynamics, FlowDynamics or MeanFlowDynamics, got "
+            f"{type(dynamics).__name__}{' with hooks or changed parts' if type(dynamics) in WRITTEN else ''}"
         )
     reason = chain_unserved(dynamics)
     if reason is None and isinstance(subject, Problem):
@@ -49,7 +49,7 @@ def demand_served(subject: object) -> None:
         raise ValueError(f"{reason}; or use the plain twin, jacrec.jacobians.chain")
 
 
-def chain_unserved(f: DiffusionDynamics) -> str | None:
+def chain_unserved(f: ChainDynamics) -> str | None:
     """Why the chain of unmodified classes is too large, or not what its attributes say."""
     mlp, d, m = f.denoiser.mlp, f.state_dim, f.action_dim
     for what, got, most in (
@@ -60,31 +60,35 @@ def chain_unserved(f: DiffusionDynamics) -> str | None:
     ):
         if got > most:
             return f"dynamics: expected a {what} of at most {most}, got {got}"
-    lengths = [len(x) for x in (f.levels, f.c_u, f.c_net, f.sigma)]
+    if f.noises not in (1, f.diffusion_steps + 1) or (f.noises == 1 and any(f.sigma)):
+        return f"dynamics: expected {f.diffusion_steps + 1} rows of noise, or 1 where σ is 0, got {f.noises}"
+    if f.keep is not None:
+        return "dynamics: expected a sampler of first order, got one that looks back (solver 'heun')"
+    lengths = [len(x) for x in (f.times, f.c_u, f.c_net, f.sigma)]
     if lengths != [f.diffusion_steps] * 4:
-        return f"dynamics: expected {f.diffusion_steps} entries in each of levels, c_u, c_net and sigma, got {lengths}"
+        return f"dynamics: expected {f.diffusion_steps} entries in each of times, c_u, c_net and sigma, got {lengths}"
     like = f.out_std
     if like.dtype not in (torch.float32, torch.float64):
         return f"dynamics: expected float32 or float64, got {like.dtype}; use .to(dtype)"
     shapes: dict[str, tuple[int, ...]] = dict.fromkeys(DYNAMICS_SCALES, (d,))
     return (
         changed("dynamics", f, like, shapes)
-        or network_changed("dynamics", mlp, 2 * d + m + f.denoiser.embedding_dim, d, like)
+        or network_changed("dynamics", mlp, 2 * d + m + f.denoiser.times * f.denoiser.embedding_dim, d, like)
         or own_methods("dynamics", f)
     )
 
 
-def inputs_unserved(p: Problem, f: DiffusionDynamics) -> str | None:
+def inputs_unserved(p: Problem, f: ChainDynamics) -> str | None:
     """Why a problem's state and noise are not those of its dynamics."""
     try:
         fitting(f.out_std, {"state": (p.state, ("N", f.state_dim)),
-                            "noise": (p.noise, ("N", "M", "H", f.diffusion_steps + 1, f.state_dim))})  # fmt: skip
+                            "noise": (p.noise, ("N", "M", "H", f.noises, f.state_dim))})  # fmt: skip
     except ValueError as error:
         return str(error)
     return None
 
 
-def parts_unserved(p: Problem, f: DiffusionDynamics) -> str | None:
+def parts_unserved(p: Problem, f: ChainDynamics) -> str | None:
     """Why jacrec's own among policy, reward and critic are not what their attributes say."""
     like, d, m = p.state, f.state_dim, f.action_dim
     policy, reward, critic = p.policy, p.world.reward, p.world.critic

@@ -16,7 +16,7 @@ from jacrec.kernels.rows import at, product
 def chain_record_kernel(
     next_state, state, action, noise, state_mean, state_std, out_mean, out_std, table, steps, weights, biases, norms,
     scratch, slopes, hats, inv_std, latents, B, NOISE_STRIDE,
-    K: tl.constexpr, D: tl.constexpr, M: tl.constexpr, DP: tl.constexpr, MP: tl.constexpr,
+    K: tl.constexpr, NOISES: tl.constexpr, D: tl.constexpr, M: tl.constexpr, DP: tl.constexpr, MP: tl.constexpr,
     STRIDE: tl.constexpr, G: tl.constexpr, DIFFERENCE: tl.constexpr, KEEP: tl.constexpr, ROUNDS: tl.constexpr,
     NET: tl.constexpr, SHAPE: tl.constexpr,
 ):  # fmt: skip
@@ -34,7 +34,7 @@ def chain_record_kernel(
         A = tl.load(action + particle * M + a, mask=live & (a < M), other=0.0)
         u = reverse_chain((s - mean) / std, A, noise + particle * NOISE_STRIDE, live, table, steps, weights, biases,
                           norms, scratch, slopes + particle * G, hats + particle * G, inv_std + particle * len(NET.hidden),
-                          latents + particle * D, B.to(tl.int64), K, D, M, DP, STRIDE, G, KEEP, NET,
+                          latents + particle * D, B.to(tl.int64), K, NOISES, D, M, DP, STRIDE, G, KEEP, NET,
                           SHAPE)  # fmt: skip
         decoded = u * tl.load(out_std + c, mask=c < D, other=0.0) + tl.load(out_mean + c, mask=c < D, other=0.0)  # (25)
         if DIFFERENCE:

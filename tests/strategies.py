@@ -6,7 +6,17 @@ import torch
 from hypothesis import strategies as st
 from torch import nn
 
-from jacrec import Actor, BatchedPolicy, DeterministicDynamics, DiffusionDynamics, RewardModel, TwinCritic, World
+from jacrec import (
+    Actor,
+    BatchedPolicy,
+    DeterministicDynamics,
+    DiffusionDynamics,
+    FlowDynamics,
+    MeanFlowDynamics,
+    RewardModel,
+    TwinCritic,
+    World,
+)
 from jacrec.activations import ACTIVATIONS
 
 
@@ -36,6 +46,25 @@ def diffusions(draw):
     return dict(
         steps=steps, prediction=prediction, sampler=sampler, levels=levels, eta=draw(etas) if sampler == "ddim" else 0.0,
         schedule=draw(st.sampled_from(["vp", "cosine", "linear"])), target=draw(st.sampled_from(["difference", "state"])),
+        embedding_dim=draw(st.sampled_from([2, 6])), **draw(architectures()),
+    )  # fmt: skip
+
+
+@st.composite
+def flows(draw, solvers=("euler", "heun")):
+    """Keyword arguments of a `FlowDynamics` beyond its dimensions."""
+    return dict(
+        steps=draw(st.integers(1, 4)), solver=draw(st.sampled_from(solvers)),
+        prediction=draw(st.sampled_from(["velocity", "x0"])), target=draw(st.sampled_from(["difference", "state"])),
+        embedding_dim=draw(st.sampled_from([2, 6])), **draw(architectures()),
+    )  # fmt: skip
+
+
+@st.composite
+def meanflows(draw):
+    """Keyword arguments of a `MeanFlowDynamics` beyond its dimensions."""
+    return dict(
+        steps=draw(st.integers(1, 3)), target=draw(st.sampled_from(["difference", "state"])),
         embedding_dim=draw(st.sampled_from([2, 6])), **draw(architectures()),
     )  # fmt: skip
 
@@ -107,6 +136,8 @@ class Case:
             kind, options = self.dynamics
             dynamics = {
                 "diffusion": lambda: DiffusionDynamics(d, m, **options),
+                "flow": lambda: FlowDynamics(d, m, **options),
+                "meanflow": lambda: MeanFlowDynamics(d, m, **options),
                 "deterministic": lambda: DeterministicDynamics(d, m, **options),
                 "foreign": lambda: ForeignDynamics(d, m),
             }[kind]()
@@ -142,9 +173,13 @@ def shake(module, scale=0.3):
 def cases(draw, max_H=4, max_M=5, foreign=True):
     """Random problems over every structure that the engine claims to serve."""
     N = draw(st.integers(1, 3))
-    kinds = ["diffusion", "diffusion", "deterministic"] + (["foreign"] if foreign else [])
+    kinds = ["diffusion", "flow", "meanflow", "deterministic"] + (["foreign"] if foreign else [])
     kind = draw(st.sampled_from(kinds))
-    options = {"diffusion": diffusions(), "deterministic": architectures(), "foreign": st.just({})}[kind]
+    # the kernels are for samplers of first order
+    options = {
+        "diffusion": diffusions(), "flow": flows() if foreign else flows(("euler",)), "meanflow": meanflows(),
+        "deterministic": architectures(), "foreign": st.just({}),
+    }[kind]  # fmt: skip
     own = st.integers(0, 3).map(bool) if foreign else st.just(True)
 
     def part():

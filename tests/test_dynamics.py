@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jacrec import DeterministicDynamics, DiffusionDynamics
+from jacrec import DeterministicDynamics, DiffusionDynamics, FlowDynamics, MeanFlowDynamics
 from jacrec.dynamics.schedule import SCHEDULES, alphas, reverse_steps
 from tests.conftest import property_cases
 
@@ -87,7 +87,7 @@ def test_the_exact_denoiser_samples_the_exact_gaussian():
         assert good == right, (sampler, x.mean(), x.std())
 
 
-@pytest.mark.parametrize("make", [DiffusionDynamics, DeterministicDynamics])
+@pytest.mark.parametrize("make", [DiffusionDynamics, DeterministicDynamics, FlowDynamics, MeanFlowDynamics])
 @pytest.mark.parametrize("target", ["difference", "state"])
 def test_encode_inverts_decode(make, target):
     f = make(3, 2, (4,), target=target).double()
@@ -105,6 +105,97 @@ def test_loss_is_the_error_of_the_predicted_noise_at_the_marginal():
         u = b.sqrt() * (following[i] - s[i]) + (1 - b).sqrt() * noise[i]
         expected = (f.denoiser(u, k[i], s[i], a[i]) - noise[i]).square().mean()
         torch.testing.assert_close(f.loss(s, a, following, k, noise)[i], expected)
+
+
+MU, STD = 0.7, 0.6
+"""of the Gaussian whose flow from and to noise is known in closed form"""
+
+
+def path(t):
+    """Mean and standard deviation of (1 − t) x + t e for x ~ N(MU, STD²), e ~ N(0, 1)."""
+    return (1 - t) * MU, ((1 - t) ** 2 * STD**2 + t**2) ** 0.5
+
+
+def velocity(z, t):
+    """The marginal velocity E[e − x | z_t = z]."""
+    mean, std = path(t)
+    return -MU + (t - (1 - t) * STD**2) / std**2 * (z - mean)
+
+
+def sampled_by(f, network):
+    """f with another network: (u, what it is told of time, s, a) -> output."""
+    f.denoiser.forward = network
+    return f.double()
+
+
+@pytest.mark.parametrize("prediction", ["velocity", "x0"])
+@pytest.mark.parametrize(("solver", "order"), [("euler", 1), ("heun", 2)])
+def test_the_exact_velocity_flows_to_the_exact_gaussian(solver, order, prediction):
+    """With the true velocity the error of n steps falls as n^−order against the known map e ↦ MU + STD e."""
+    e = torch.randn(500, 1, 1, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+
+    def network(u, k, s, a):
+        t = (k / 10).unsqueeze(-1)
+        v = velocity(u, t)
+        return v if prediction == "velocity" else u - t * v
+
+    def error(steps):
+        f = sampled_by(FlowDynamics(1, 1, (2,), steps=steps, solver=solver, prediction=prediction, target="state"), network)
+        return float((f(torch.zeros(500, 1).double(), torch.zeros(500, 1).double(), e) - (MU + STD * e[:, 0])).abs().max())
+
+    coarse, fine = error(16), error(32)
+    assert 2 ** (order - 0.25) < coarse / fine < 2 ** (order + 0.4)
+    assert fine < (0.1 if order == 1 else 0.003)
+
+
+def average_velocity(z, r, t):
+    """(z_t − z_r) / (t − r) of the exact flow, whose paths keep (z − mean) / std."""
+    (mean, std), (mean_r, std_r) = path(t), path(r)
+    return (z - mean_r - std_r * (z - mean) / std) / (t - r)
+
+
+@pytest.mark.parametrize("steps", [1, 3])
+def test_the_exact_average_velocity_samples_the_exact_gaussian_in_any_number_of_steps(steps):
+    e = torch.randn(50, 1, 1, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+
+    def network(z, k, s, a):
+        t, span = (k / 10).unsqueeze(-2).unbind(-1)
+        return average_velocity(z, t - span, t)
+
+    f = sampled_by(MeanFlowDynamics(1, 1, (2,), steps=steps, target="state"), network)
+    got = f(torch.zeros(50, 1).double(), torch.zeros(50, 1).double(), e)
+    torch.testing.assert_close(got, MU + STD * e[:, 0], rtol=1e-12, atol=1e-12)
+
+
+def test_the_identity_of_meanflow_holds_for_the_exact_average_velocity():
+    """u = v − (t − r) du/dt, with x and e chosen so that e − x is the marginal velocity at z."""
+    z, r, t = (torch.rand(200, dtype=torch.float64, generator=torch.Generator().manual_seed(i)) for i in range(3))
+    r, t = torch.minimum(r, t), torch.maximum(r, t)
+    keep = t - r > 0.05
+    z, r, t = 4 * z[keep] - 2, r[keep], t[keep]
+    v = velocity(z, t)
+    f = MeanFlowDynamics(1, 1, (2,), target="state").double()
+    f.average_velocity = lambda z, r, t, s, a: average_velocity(z, r.unsqueeze(-1), t.unsqueeze(-1))
+    nothing = torch.zeros(len(z), 1).double()
+    u, goal = f.goal(nothing, nothing, (z - t * v).unsqueeze(-1), r, t, (z + (1 - t) * v).unsqueeze(-1))
+    torch.testing.assert_close(goal, u, rtol=1e-9, atol=1e-11)
+    other = f.goal(nothing, nothing, (z - t * v).unsqueeze(-1) + 0.1, r, t, (z + (1 - t) * v).unsqueeze(-1))
+    assert (other[1] - other[0]).abs().min() > 1e-3  # the identity is no tautology
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: FlowDynamics(2, 1, solver="rk4"), "solver: expected one of"),
+        (lambda: FlowDynamics(2, 1, prediction="epsilon"), "prediction: expected one of"),
+        (lambda: FlowDynamics(2, 1, steps=0), "steps: expected an integer >= 1"),
+        (lambda: MeanFlowDynamics(2, 1, steps=0), "steps: expected an integer >= 1"),
+        (lambda: MeanFlowDynamics(2, 1, target="velocity"), "target: expected one of"),
+    ],
+)
+def test_flows_say_what_was_expected(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
 
 
 @pytest.mark.parametrize(

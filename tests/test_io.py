@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from jacrec import Actor, DeterministicDynamics, DiffusionDynamics, RewardModel, TwinCritic
+from jacrec import Actor, DeterministicDynamics, DiffusionDynamics, FlowDynamics, MeanFlowDynamics, RewardModel, TwinCritic
 from jacrec.io import load_module, save_module
 from tests.strategies import shake
 
@@ -16,6 +16,8 @@ from tests.strategies import shake
         RewardModel(3, 2, (4,)),
         DiffusionDynamics(3, 2, (4,), steps=7, levels=[1, 4, 7], sampler="ddim"),
         DeterministicDynamics(3, 2, (4, 4), residual=True),
+        FlowDynamics(3, 2, (4,), steps=3, solver="heun", prediction="x0"),
+        MeanFlowDynamics(3, 2, (4,), steps=2, embedding_dim=6),
     ],
     ids=lambda module: type(module).__name__,
 )

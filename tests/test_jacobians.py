@@ -14,6 +14,8 @@ from jacrec import (
     Denoiser,
     DeterministicDynamics,
     DiffusionDynamics,
+    FlowDynamics,
+    MeanFlowDynamics,
     Forward,
     RewardModel,
     TwinCritic,
@@ -32,7 +34,7 @@ from jacrec.jacobians.values import value_and_gradient
 from jacrec.networks import MLP
 from tests.conftest import property_cases
 from tests.oracles import relative_error
-from tests.strategies import architectures, diffusions, shake
+from tests.strategies import architectures, diffusions, flows, meanflows, shake
 
 close = dict(rtol=1e-11, atol=1e-11)  # entries, of order one; the gradients themselves are held to 1e-12 in norm
 seeds = st.integers(0, 2**31 - 1)
@@ -97,11 +99,18 @@ def test_mlp(options, tanh, stack, a, b, seed):
     torch.testing.assert_close(dy, tangents, **close)
 
 
+chains = st.one_of(
+    *(st.tuples(st.just(kind), options) for kind, options in (
+        (DiffusionDynamics, diffusions()), (FlowDynamics, flows()), (MeanFlowDynamics, meanflows())))
+)  # fmt: skip
+
+
 @property_cases(0.1)
-@given(options=diffusions(), d=dims, m=dims, T=st.integers(1, 5), seed=seeds)
+@given(chain=chains, d=dims, m=dims, T=st.integers(1, 5), seed=seeds)
 @torch.no_grad()
-def test_chain(options, d, m, T, seed):
-    f = seeded(lambda: DiffusionDynamics(d, m, **options), seed)
+def test_chain(chain, d, m, T, seed):
+    kind, options = chain
+    f = seeded(lambda: kind(d, m, **options), seed)
     s, a, noise = randn(seed, 3, d), randn(seed + 1, 3, m), randn(seed + 2, 3, *f.noise_shape)
     ds, da, lam = randn(seed + 3, 3, T, d), randn(seed + 4, 3, T, m), randn(seed + 5, 3, d)
     expected, pull = torch.func.vjp(lambda s, a: f(s, a, noise), s, a)

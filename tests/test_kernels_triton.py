@@ -203,7 +203,7 @@ def test_what_is_not_ours_is_refused():
         pass
 
     for dynamics in (DeterministicDynamics(2, 1), Changed(2, 1, hidden=(8,)), torch.nn.Linear(2, 2)):
-        assert f"unmodified jacrec DiffusionDynamics, got {type(dynamics).__name__}" in unserved(dynamics)
+        assert f"or MeanFlowDynamics, got {type(dynamics).__name__}" in unserved(dynamics)
     hooked = DiffusionDynamics(2, 1, hidden=(8,))
     hooked.denoiser.register_forward_hook(lambda *_: None)
     assert "changed parts" in unserved(hooked)

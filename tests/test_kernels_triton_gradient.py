@@ -130,7 +130,7 @@ def test_a_recording_is_known_by_all_that_it_depends_on():
     different.append(key("forward"))
     world.reward.mlp.act = ACTIVATIONS["silu"]
     different.append(key("forward"))
-    world.dynamics.levels = (2, 1)
+    world.dynamics.times = (2, 1)
     different.append(key("forward"))
     world.dynamics.target = "state"
     different.append(key("forward"))

@@ -4,13 +4,14 @@ import torch
 from hypothesis import settings
 from hypothesis import strategies as st
 
-from jacrec import Actor, BatchedPolicy, DiffusionDynamics, RewardModel, TwinCritic, World
+from jacrec import Actor, BatchedPolicy, DiffusionDynamics, FlowDynamics, MeanFlowDynamics, RewardModel, TwinCritic, World
 from jacrec.activations import ACTIVATIONS
 from tests.conftest import HAS_GPU
 from tests.strategies import shake
 
 COMPILED = HAS_GPU
 DEVICE = "cuda" if COMPILED else "cpu"
+CHAINS = {"diffusion": DiffusionDynamics, "flow": FlowDynamics, "meanflow": MeanFlowDynamics}
 
 
 def few(interpreted: int, compiled: int = 6):
@@ -20,19 +21,19 @@ def few(interpreted: int, compiled: int = 6):
 
 @st.composite
 def problems(draw):
-    """(N, M, H, batched, structure of every network, seed)."""
+    """(N, M, H, batched, structure of every network, seed, kind of dynamics)."""
     activation, norm, residual = draw(st.sampled_from(sorted(ACTIVATIONS))), draw(st.booleans()), draw(st.booleans())
     network = dict(hidden=(7, 7), activation=activation, layer_norm=norm, residual=residual)
     return draw(st.integers(1, 2)), draw(st.integers(1, 3)), draw(st.integers(0, 2)), draw(st.booleans()), network, draw(
-        st.integers(0, 2**31 - 1))  # fmt: skip
+        st.integers(0, 2**31 - 1)), draw(st.sampled_from(sorted(CHAINS)))  # fmt: skip
 
 
-def imagine(N, M, H, batched, network, seed, d=3, m=2, *, critics=2, policy_hidden=None):
+def imagine(N, M, H, batched, network, seed, kind="diffusion", d=3, m=2, *, critics=2, policy_hidden=None):
     """policy, world, state, noise in float64."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         own = network if policy_hidden is None else {**network, "hidden": policy_hidden}
-        parts = [Actor(d, m, **own), DiffusionDynamics(d, m, steps=2, **network), RewardModel(d, m, **network),
+        parts = [Actor(d, m, **own), CHAINS[kind](d, m, steps=2, **network), RewardModel(d, m, **network),
                  TwinCritic(d, m, critics=critics, **network)]  # fmt: skip
         for part in parts:
             part.double()
@@ -40,6 +41,6 @@ def imagine(N, M, H, batched, network, seed, d=3, m=2, *, critics=2, policy_hidd
         policy = BatchedPolicy(parts[0], N) if batched else parts[0]
         if batched:
             shake(policy, 0.05)
-        state, noise = (torch.randn(*x, dtype=torch.float64) for x in ((N, d), (N, M, H, 3, d)))
+        state, noise = (torch.randn(*x, dtype=torch.float64) for x in ((N, d), (N, M, H, *parts[1].noise_shape)))
     world = World(*(part.to(DEVICE) for part in parts[1:]), 0.9)
     return policy.to(DEVICE), world, state.to(DEVICE), noise.to(DEVICE)

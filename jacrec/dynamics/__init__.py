@@ -1,6 +1,9 @@
 """World-model dynamics: maps f(state, action, noise) -> next state with `noise_shape`."""
 
+from jacrec.dynamics.chain import ChainDynamics
 from jacrec.dynamics.deterministic import DeterministicDynamics
 from jacrec.dynamics.diffusion import DiffusionDynamics
+from jacrec.dynamics.flow import FlowDynamics
+from jacrec.dynamics.meanflow import MeanFlowDynamics
 
-__all__ = ["DeterministicDynamics", "DiffusionDynamics"]
+__all__ = ["ChainDynamics", "DeterministicDynamics", "DiffusionDynamics", "FlowDynamics", "MeanFlowDynamics"]

@@ -5,14 +5,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from jacrec.dynamics.base import ScaledDynamics
+from jacrec.dynamics.chain import ChainDynamics
 from jacrec.dynamics.schedule import alphas, reverse_steps
 from jacrec.errors import expect_one_of
 from jacrec.networks import Denoiser, written
 
 
 @written
-class DiffusionDynamics(ScaledDynamics):
+class DiffusionDynamics(ChainDynamics):
     """s' = f_θ(s, a, ε), ε = (z_K … z_0): the composition of g_K and h_K … h_1, (23)–(25).
 
     The chain runs on x, the standardised state difference (or next state, `target`), conditioned on the standardised
@@ -27,7 +27,6 @@ class DiffusionDynamics(ScaledDynamics):
         levels: ascending training levels visited by the sampler; None visits all.
     """
 
-    level: Tensor
     alpha_bar: Tensor
 
     def __init__(
@@ -60,39 +59,9 @@ class DiffusionDynamics(ScaledDynamics):
                                  residual=residual, embedding_dim=embedding_dim)  # fmt: skip
         alpha = alphas(schedule, steps)
         tables = reverse_steps(alpha, sampler=sampler, prediction=prediction, eta=eta, levels=levels)
-        # plain floats: exact in every dtype, and no device to wait for when a step reads them
-        self.c_u, self.c_net, self.sigma = tables.c_u.tolist(), tables.c_net.tolist(), tables.sigma.tolist()
-        self.levels: tuple[int, ...] = tuple(tables.level.tolist())
-        self.register_buffer("level", tables.level, persistent=False)
+        levels = tables.level.tolist()
+        self.set_chain(levels, tables.c_u.tolist(), tables.c_net.tolist(), tables.sigma.tolist(), noises=len(levels) + 1)
         self.register_buffer("alpha_bar", torch.cumprod(alpha, 0), persistent=False)
-
-    @property
-    def diffusion_steps(self) -> int:
-        """K, the number of reverse steps that one transition takes."""
-        return len(self.level)
-
-    @property
-    def noise_shape(self) -> tuple[int, int]:
-        """(K+1, d): the shape of one transition's noise."""
-        return (self.diffusion_steps + 1, self.state_dim)
-
-    def g(self, z: Tensor) -> Tensor:
-        """g_K, (23): the base sample is the noise itself."""
-        return z
-
-    def h(self, k: int, u: Tensor, state: Tensor, action: Tensor, z: Tensor) -> Tensor:
-        """h_k, (1): one reverse step from s^(k) = u to s^(k−1); `state` in the data's units. All (..., d), action (..., m)."""
-        i = k - 1
-        net = self.denoiser(u, self.level[i].expand(u.shape[:-1]), self.standardise(state), action)
-        return self.c_u[i] * u + self.c_net[i] * net + self.sigma[i] * z
-
-    def forward(self, state: Tensor, action: Tensor, noise: Tensor) -> Tensor:
-        """state (..., d), action (..., m), noise (..., K+1, d) -> next state (..., d)."""
-        K = self.diffusion_steps
-        u = self.g(noise[..., K, :])  # (23)
-        for k in range(K, 0, -1):
-            u = self.h(k, u, state, action, noise[..., k - 1, :])  # (24)
-        return self.decode(state, u)  # (25)
 
     def loss(self, state: Tensor, action: Tensor, next_state: Tensor, k: Tensor, noise: Tensor) -> Tensor:
         """The objective of section 3.1.3 per row, mean over dimensions: (..., ).

@@ -6,7 +6,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from jacrec.dynamics import DeterministicDynamics, DiffusionDynamics
+from jacrec.dynamics import ChainDynamics, DeterministicDynamics
 from jacrec.jacobians import chain, generic
 from jacrec.jacobians.chain import level_table
 from jacrec.jacobians.mlp import join, mlp_pull, mlp_push, mlp_record, split
@@ -39,8 +39,8 @@ def dynamics_pass(dynamics: Dynamics, *, recompute: bool = False, chain: ModuleT
     `recompute`: `record` keeps the chain's latents only, where there is a chain. `chain`: the module whose `chain_forward`,
     `chain_record` and `chain_adjoint` are used, `jacrec.jacobians.chain` or a fused twin of it.
     """
-    if type(dynamics) is DiffusionDynamics and written_out(dynamics):
-        return DiffusionPass(dynamics, recompute, chain)
+    if isinstance(dynamics, ChainDynamics) and written_out(dynamics):
+        return ChainPass(dynamics, recompute, chain)
     if type(dynamics) is DeterministicDynamics and written_out(dynamics):
         return DeterministicPass(dynamics)
     return generic.GenericDynamicsPass(dynamics)
@@ -60,10 +60,10 @@ def jacobians(passes: DynamicsPass, state: Tensor, action: Tensor, noise: Tensor
     return next_state, DynamicsJacobians(F_s=columns[:, :d].mT, F_a=columns[:, d:].mT)
 
 
-class DiffusionPass:
-    """`DynamicsPass` of the reverse chain; (24)–(32)."""
+class ChainPass:
+    """`DynamicsPass` of a chain; (24)–(32)."""
 
-    def __init__(self, dynamics: DiffusionDynamics, recompute: bool, chain: ModuleType):
+    def __init__(self, dynamics: ChainDynamics, recompute: bool, chain: ModuleType):
         self.dynamics, self.recompute, self.chain = dynamics, recompute, chain
         self.table = level_table(dynamics)
 

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from jacrec.dynamics import DeterministicDynamics, DiffusionDynamics
+from jacrec.dynamics import ChainDynamics, DeterministicDynamics
 from jacrec.errors import expect_shape
 from jacrec.jacobians.chain import level_table
 from jacrec.kernels.cpu import layout
@@ -24,7 +24,7 @@ from jacrec.kernels.cpu.tiles import at, carray, fetch_add, integers, size_of
 from jacrec.kernels.cpu.transition import (
     ACTION_DIM,
     CHAIN,
-    HAS_LATENT,
+    NOISES,
     STATE_DIM,
     STEPS,
     pull_transition,
@@ -59,7 +59,7 @@ def push_chain(like, job_address):
     job = integers(job_address)
     chain, steps, net = _described(like, job)
     d, m, T, tiles, size = chain[STATE_DIM], chain[ACTION_DIM], job[TANGENTS], job[TILES], size_of(like)
-    noise_row = (chain[STEPS] + 1) * d if chain[HAS_LATENT] else d * 0
+    noise_row = chain[NOISES] * d
     memory = job[MEMORY] + fetch_add(job_address + 8 * COMERS) * job[MEMORY_LENGTH] * size
     while True:
         i = fetch_add(job_address)
@@ -80,7 +80,7 @@ def record_chain(like, job_address):
     job = integers(job_address)
     chain, steps, net = _described(like, job)
     d, m, K, tiles, size = chain[STATE_DIM], chain[ACTION_DIM], chain[STEPS], job[TILES], size_of(like)
-    noise_row = (K + 1) * d if chain[HAS_LATENT] else d * 0
+    noise_row = chain[NOISES] * d
     memory = job[MEMORY] + fetch_add(job_address + 8 * COMERS) * job[MEMORY_LENGTH] * size
     while True:
         i = fetch_add(job_address)
@@ -131,7 +131,7 @@ def compiled(function, dtype):
 class _Job:
     """A row of int64 on its way to a kernel, with what it points to."""
 
-    def __init__(self, dynamics: DiffusionDynamics | DeterministicDynamics, table: Tensor | None):
+    def __init__(self, dynamics: ChainDynamics | DeterministicDynamics, table: Tensor | None):
         self.dtype = next(dynamics.parameters()).dtype
         self.plan = Plan(self.dtype)
         self.chain, self.steps, self.net = describe_chain(self.plan, dynamics, table)
@@ -167,7 +167,7 @@ class _Job:
 
 @torch.no_grad()
 def chain_forward(
-    dynamics: DiffusionDynamics | DeterministicDynamics,
+    dynamics: ChainDynamics | DeterministicDynamics,
     state: Tensor,
     action: Tensor,
     noise: Tensor,
@@ -207,7 +207,7 @@ class ChainTape:
 
 @torch.no_grad()
 def chain_record(
-    dynamics: DiffusionDynamics | DeterministicDynamics,
+    dynamics: ChainDynamics | DeterministicDynamics,
     state: Tensor,
     action: Tensor,
     noise: Tensor,
@@ -224,7 +224,7 @@ def chain_record(
 
 @torch.no_grad()
 def chain_adjoint(
-    dynamics: DiffusionDynamics | DeterministicDynamics, tape: ChainTape, cotangent: Tensor
+    dynamics: ChainDynamics | DeterministicDynamics, tape: ChainTape, cotangent: Tensor
 ) -> tuple[Tensor, Tensor]:
     """`jacrec.jacobians.chain.chain_adjoint`: λ (B, d) -> F_sᵀ λ (B, d), F_aᵀ λ (B, m)."""
     job, kept, B, d, m = tape.job, tape.recorded(), tape.inputs[0].shape[0], dynamics.state_dim, dynamics.action_dim
@@ -241,9 +241,9 @@ def chain_adjoint(
 
 def _record(job: _Job, inputs: list[Tensor]) -> tuple[Tensor, Tensor]:
     """Next state (B, d) and the tape."""
-    d, m, K, latent = (int(job.chain[i]) for i in (STATE_DIM, ACTION_DIM, STEPS, HAS_LATENT))
+    d, m, K, noises = (int(job.chain[i]) for i in (STATE_DIM, ACTION_DIM, STEPS, NOISES))
     B = inputs[0].shape[0]
-    shapes = (B, d), (B, m), (B, K + 1 if latent else 0, d)
+    shapes = (B, d), (B, m), (B, noises, d)
     tape = torch.empty(B * K * int(job.net[TAPE]), dtype=job.dtype, device="cpu")
     next_state = torch.empty(B, d, dtype=job.dtype, device="cpu")
     named = zip(("state", "action", "noise"), (STATE, ACTION, NOISE), inputs, shapes, strict=True)

@@ -6,7 +6,7 @@ import torch
 from numba.core import config
 
 from jacrec import gradient as engine
-from jacrec.dynamics import DeterministicDynamics, DiffusionDynamics
+from jacrec.dynamics import ChainDynamics, DeterministicDynamics
 from jacrec.jacobians.policy import has_written_jacobian
 from jacrec.kernels.cpu import chain, layout, rollout
 from jacrec.kernels.cpu.plan import DTYPES
@@ -27,12 +27,14 @@ def unserved(p: Problem, form: str) -> str | None:
     if config.DISABLE_JIT:  # pyright: ignore[reportAttributeAccessIssue]
         return "numba is told not to compile (NUMBA_DISABLE_JIT)"
     f = p.world.dynamics
-    if form == "forward" and type(f) is not DiffusionDynamics:
-        return f"the fused forward form needs jacrec's own DiffusionDynamics, got {type(f).__name__}"
+    if form == "forward" and not isinstance(f, ChainDynamics):
+        return f"the fused forward form needs a chain (diffusion, flow or MeanFlow), got {type(f).__name__}"
     if not has_written_jacobian(p.policy):
         return f"the policy is not jacrec's own Actor, as it was made, got {type(p.policy).__name__}"
-    if type(f) not in (DiffusionDynamics, DeterministicDynamics) or not written_out(f):
-        return f"the dynamics are not jacrec's own DiffusionDynamics or DeterministicDynamics, got {type(f).__name__}"
+    if not isinstance(f, ChainDynamics | DeterministicDynamics) or not written_out(f):
+        return f"the dynamics are not jacrec's own, a chain or DeterministicDynamics, got {type(f).__name__}"
+    if isinstance(f, ChainDynamics) and f.keep is not None:
+        return "the sampler looks back (solver 'heun'); the kernels are for samplers of first order"
     for name, part, kind in (("reward", p.world.reward, RewardModel), ("critic", p.world.critic, TwinCritic)):
         if type(part) is not kind or not written_out(part):
             return f"the {name} is not jacrec's own {kind.__name__}, as it was made, got {type(part).__name__}"

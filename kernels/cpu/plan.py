@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from jacrec.dynamics import DeterministicDynamics, DiffusionDynamics
+from jacrec.dynamics import ChainDynamics, DeterministicDynamics
 from jacrec.jacobians.chain import level_table
 from jacrec.kernels.cpu import layout as at
 from jacrec.kernels.cpu import transition as chains
@@ -153,20 +153,20 @@ def template(shape: Shape, dtype: torch.dtype) -> np.ndarray:
 
 
 def describe_chain(
-    plan: Plan, f: DiffusionDynamics | DeterministicDynamics, table: Tensor | None = None
+    plan: Plan, f: ChainDynamics | DeterministicDynamics, table: Tensor | None = None
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The chain's row, its coefficients (3, K), and its network's row; `table`: `level_table(f)` where the caller has it."""
     d, m = f.state_dim, f.action_dim
     row = np.zeros(chains.CHAIN, dtype=np.int64)
     net = plan.network(denoiser_of(f))[0]
-    if isinstance(f, DiffusionDynamics):
+    if isinstance(f, ChainDynamics):
         W_u, W_sa, _, _ = f.denoiser.split()
         steps = np.array([f.c_u, f.c_net, f.sigma])
-        row[chains.HAS_LATENT], row[chains.FROM_LATENT] = True, plan.transposed(W_u)
+        row[chains.HAS_LATENT], row[chains.FROM_LATENT], row[chains.NOISES] = True, plan.transposed(W_u), f.noises
         if table is None:
             table = level_table(f).detach()
             own = weakref.ref(f)
-            plan.refreshed.append(lambda kept=table: kept.copy_(level_table(cast(DiffusionDynamics, own()))))
+            plan.refreshed.append(lambda kept=table: kept.copy_(level_table(cast(ChainDynamics, own()))))
         row[chains.TABLE], row[chains.TABLE_STRIDE] = plan.address(table), W_u.shape[0]
     else:
         W_sa, steps = f.mlp.layers[0].weight, np.array([[0.0], [1.0], [0.0]])
@@ -179,6 +179,6 @@ def describe_chain(
     return row, steps.astype(DTYPES[plan.dtype]), net
 
 
-def denoiser_of(f: DiffusionDynamics | DeterministicDynamics) -> MLP:
+def denoiser_of(f: ChainDynamics | DeterministicDynamics) -> MLP:
     """The network that the dynamics call K times, or once."""
-    return f.denoiser.mlp if isinstance(f, DiffusionDynamics) else f.mlp
+    return f.denoiser.mlp if isinstance(f, ChainDynamics) else f.mlp

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from jacrec.activations import ACTIVATIONS
-from jacrec.dynamics import DeterministicDynamics, DiffusionDynamics
+from jacrec.dynamics import ChainDynamics, DeterministicDynamics
 from jacrec.kernels.cpu import layout, rollout
 from jacrec.kernels.cpu import transition as chains
 from jacrec.kernels.cpu.plan import DTYPES, Plan, describe_chain, padded
@@ -84,7 +84,7 @@ class Prepared:
         )
         self.pieces = gradient_pieces(mlp, self.policy[0], self.dtype)
         self.macs = [sum(layer.weight.shape[-1] * layer.weight.shape[-2] for layer in net.layers)
-                     for net in (mlp, reward.mlp, f.denoiser.mlp if isinstance(f, DiffusionDynamics) else f.mlp)]  # fmt: skip
+                     for net in (mlp, reward.mlp, f.denoiser.mlp if isinstance(f, ChainDynamics) else f.mlp)]  # fmt: skip
         self.addresses = {
             rollout.POLICY: plan.array(self.policy), rollout.REWARD: plan.array(self.reward),
             rollout.CRITIC: plan.array(self.critics), rollout.DENOISER: plan.array(self.denoiser),
@@ -146,8 +146,10 @@ def unfit(p: Problem) -> str | None:
     """
     f, reward, critic = parts(p)
     d, m = p.state.shape[-1], f.action_dim
-    mlp, inner = cast(MLP, p.policy.get_submodule("mlp")), f.denoiser.mlp if isinstance(f, DiffusionDynamics) else f.mlp
-    extra = d + f.denoiser.embedding_dim if isinstance(f, DiffusionDynamics) else 0
+    mlp, inner = cast(MLP, p.policy.get_submodule("mlp")), f.denoiser.mlp if isinstance(f, ChainDynamics) else f.mlp
+    extra = d + f.denoiser.times * f.denoiser.embedding_dim if isinstance(f, ChainDynamics) else 0
+    if isinstance(f, ChainDynamics) and any(f.sigma) and f.noises <= f.diffusion_steps:
+        return f"the dynamics' noise has {f.noises} rows, not one for each of {f.diffusion_steps} steps and the base sample"
     nets = (("policy", mlp, d, m), ("dynamics", inner, d + m + extra, d), ("reward", reward.mlp, d + m, 1),
             ("critic", critic.mlp, d + m, 1))  # fmt: skip
     for name, net, inputs, outputs in nets:
@@ -210,9 +212,9 @@ def forget() -> None:
         _plans.clear()
 
 
-def parts(p: Problem) -> tuple[DiffusionDynamics | DeterministicDynamics, RewardModel, TwinCritic]:
+def parts(p: Problem) -> tuple[ChainDynamics | DeterministicDynamics, RewardModel, TwinCritic]:
     """The world's parts, which are jacrec's own."""
-    return (cast(DiffusionDynamics | DeterministicDynamics, p.world.dynamics), cast(RewardModel, p.world.reward),
+    return (cast(ChainDynamics | DeterministicDynamics, p.world.dynamics), cast(RewardModel, p.world.reward),
             cast(TwinCritic, p.world.critic))  # fmt: skip
 
 
@@ -224,11 +226,11 @@ def modules(p: Problem) -> list[nn.Module]:
 def settings(p: Problem) -> tuple:
     """The plain attributes that the plan depends on."""
     f, reward, critic = parts(p)
-    inner = f.denoiser.mlp if isinstance(f, DiffusionDynamics) else f.mlp
+    inner = f.denoiser.mlp if isinstance(f, ChainDynamics) else f.mlp
     mlps = (cast(MLP, p.policy.get_submodule("mlp")), inner, reward.mlp, critic.mlp)
     nets = [(net.act.name, net.activation, net.hidden, net.residual, net.tanh_output, *[norm.eps for norm in net.norms])
             for net in mlps]  # fmt: skip
-    chain = (f.c_u, f.c_net, f.sigma, f.levels) if isinstance(f, DiffusionDynamics) else ()
+    chain = (f.c_u, f.c_net, f.sigma, f.times, (f.noises,)) if isinstance(f, ChainDynamics) else ()
     return (*nets, f.target, critic.critics, *(tuple(c) for c in chain))
 
 

@@ -14,7 +14,7 @@ from jacrec.kernels.cpu.layout import BARS, BIAS, GRADIENT, LAYERS, PADDED, TAPE
 from jacrec.kernels.cpu.mlp import add_to, copy_to, cotangents, parameter_gradients, record
 from jacrec.kernels.cpu.tiles import at, carray, fetch_add, integers, size_of
 from jacrec.kernels.cpu.transition import CHAIN as CHAIN_LENGTH
-from jacrec.kernels.cpu.transition import HAS_LATENT, STEPS, pull_transition, record_transition
+from jacrec.kernels.cpu.transition import NOISES, STEPS, pull_transition, record_transition
 from jacrec.kernels.cpu.values import critic_gradient, first_layer, input_cotangent, reward_gradient
 
 # the job that threads share: a row of int64. First how it is divided, then sizes and addresses
@@ -144,7 +144,7 @@ def _tile(
     work, policy_tape, bars, reward_tape, critic_tape, tape = c[19], c[20], c[21], c[22], c[23], c[24]
     step_s, step_a = R * d * size, R * m * size  # bytes of one step's states and actions
     zero = type(R)(0)
-    noise_row = (K + 1) * d if chain[HAS_LATENT] else zero
+    noise_row = chain[NOISES] * d
     first_states, totals = at(like, s), at(like, L)
     for r in range(R):
         source = at(like, state + (begin + r) // M * d * size)

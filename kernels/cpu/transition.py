@@ -13,9 +13,10 @@ from jacrec.kernels.cpu.tiles import at, size_of
 
 STATE_DIM, ACTION_DIM, STEPS, HAS_LATENT, DIFFERENCE = range(5)
 STATE_MEAN, STATE_STD, OUT_MEAN, OUT_STD = range(5, 9)
-FROM_LATENT, FROM_INPUT, TABLE, TABLE_STRIDE = range(9, 13)
-"""the first layer's weight transposed, by inputs: (d, w) of the latent, (d+m, w) of state and action; a bias for each step"""
-CHAIN = 13
+FROM_LATENT, FROM_INPUT, TABLE, TABLE_STRIDE, NOISES = range(9, 14)
+"""the first layer's weight transposed, by inputs: (d, w) of the latent, (d+m, w) of state and action; a bias for each step;
+rows of noise, the last of which is the base sample"""
+CHAIN = 14
 
 
 @part
@@ -37,7 +38,7 @@ def record_transition(
 ):
     """f_θ(s, a, ε) into next_state (R, d); the K denoiser calls stand on the tape as copies j … j+K−1.
 
-    state (R, d), action (R, m); row r's noise (K+1, d) is at r·noise_stride. Scratch: x (R, d+m), constant (R, padded
+    state (R, d), action (R, m); row r's noise (NOISES, d) is at r·noise_stride. Scratch: x (R, d+m), constant (R, padded
     width of layer 0), u (R, d), y (R, d).
     """
     size = size_of(like)
@@ -50,7 +51,7 @@ def record_transition(
     for r in range(R):
         row = at(like, u + r * d * size)
         if chain[HAS_LATENT]:
-            z = at(like, noise + (r * noise_stride + K * d) * size)
+            z = at(like, noise + (r * noise_stride + (chain[NOISES] - 1) * d) * size)
             for i in range(d):
                 row[i] = z[i]  # (23)
         else:
@@ -123,12 +124,12 @@ def pull_transition(like, chain, steps, net, R, tape, J, j, lam, mu, y_bar, tota
 def push_transition(like, chain, steps, net, state, action, noise, ds, da, particles, T, memory, next_state, tangents):
     """f_θ(s, a, ε) into next_state (particles, d), and F_s ds + F_a da into tangents (particles, T, d).
 
-    state (particles, d), action (particles, m), noise (particles, K+1, d), ds (particles, T, d), da (particles, T, m);
+    state (particles, d), action (particles, m), noise (particles, NOISES, d), ds (particles, T, d), da (particles, T, m);
     `memory` has room for `push_room` numbers.
     """
     size = size_of(like)
     d, m, K, S = chain[STATE_DIM], chain[ACTION_DIM], chain[STEPS], 1 + T
-    rows, width, noise_row = particles * S, net[LAYERS + PADDED], (K + 1) * d
+    rows, width, noise_row = particles * S, net[LAYERS + PADDED], chain[NOISES] * d
     x = memory
     constant = x + rows * (d + m) * size
     u = constant + rows * width * size
@@ -147,7 +148,7 @@ def push_transition(like, chain, steps, net, state, action, noise, ds, da, parti
             for i in range(m):
                 row[d + i] = along_a[i] if t else a[i]
         if chain[HAS_LATENT]:
-            z, latent = at(like, noise + (p * noise_row + K * d) * size), at(like, u + p * S * d * size)
+            z, latent = at(like, noise + (p * noise_row + (chain[NOISES] - 1) * d) * size), at(like, u + p * S * d * size)
             for i in range(d):
                 latent[i] = z[i]  # (23)
     axpy(like, x, d + m, 1, rows, chain[FROM_INPUT], width, d + m, width, constant, width)
