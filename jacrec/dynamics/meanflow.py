@@ -65,7 +65,7 @@ class MeanFlowDynamics(ChainDynamics):
         v = noise - x
         z = torch.lerp(x, noise, t.unsqueeze(-1))
         one, zero = torch.ones_like(t), torch.zeros_like(t)
-        u, dudt = torch.func.jvp(lambda *at: self.average_velocity(*at, state, action), (z, r, t), (v, zero, one))
+        u, dudt = torch.func.jvp(lambda z, r, t: self.average_velocity(z, r, t, state, action), (z, r, t), (v, zero, one))[:2]
         return u, v - (t - r).unsqueeze(-1) * dudt
 
     def loss(self, state: Tensor, action: Tensor, next_state: Tensor, r: Tensor, t: Tensor, noise: Tensor) -> Tensor:
