@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from jacrec.ascent import TrustRegion, ascend, over_rows, trainable
-from jacrec.errors import expect_one_of, expect_positive, expect_shape
+from jacrec.errors import expect_count, expect_one_of, expect_positive, expect_shape
 from jacrec.methods import METHODS
 from jacrec.mpc import MPCStep, Trace, check_settings
+from jacrec.realtime import Best, Pace
 from jacrec.rollout import noise_like
 from jacrec.shapes import Problem, check_observation, check_state, plain_torch, row_mask
 from jacrec.world import BatchedPolicy, World, apply_policy
@@ -84,7 +85,9 @@ class MPC:
         self.method = METHODS[self.config.method]
         self.last: MPCStep | None = None
         """the latest decision"""
-        self._update_seconds = 0.0  # the longest of the recent updates
+        self.pace = Pace()
+        """how long updates take, for a deadline"""
+        self._kept: Best | None = None
 
     @overload
     def act(self, observation: np.ndarray) -> np.ndarray: ...
@@ -103,7 +106,10 @@ class MPC:
             self.reset()
         self.last = self._near_the_base(state, self._think(state, start))
         action = self.last.action
-        return action.cpu().numpy() if isinstance(observation, np.ndarray) else action
+        answer = action.cpu().numpy() if isinstance(observation, np.ndarray) else action
+        if self.config.deadline_ms is not None:
+            self.pace.decided(perf_counter() - start)
+        return answer
 
     def _think(self, state: Tensor, start: float) -> MPCStep:
         c = self.config
@@ -111,10 +117,10 @@ class MPC:
         noise = noise_like(self.world, state, c.particles, c.horizon, self.generator)
         p = Problem(self.policy, self.world, state, noise, single)
         region = TrustRegion(self.pretrained, c.trust_radius)
-        trace, best = Trace(p), Best(p) if c.deadline_ms is not None else None
+        trace, best = Trace(p), self._best() if c.deadline_ms is not None else None
         for _ in range(c.updates):
             begun = perf_counter()
-            if c.deadline_ms is not None and begun - start + self._update_seconds > c.deadline_ms * 1e-3:
+            if c.deadline_ms is not None and not self.pace.fits(begun - start, c.deadline_ms * 1e-3):
                 break
             estimate = self.method.gradient(p)
             if best is not None:
@@ -123,11 +129,50 @@ class MPC:
             region.project(self.policy)
             if c.deadline_ms is not None:
                 trace.accepted[-1].cpu()  # wait for the device: the clock has to see the whole update
-                # the longest recent update, slowly forgotten: a deadline has to hold in the slow cases
-                self._update_seconds = max(perf_counter() - begun, 0.98 * self._update_seconds)
+                self.pace.updated(perf_counter() - begun)
         if best is not None:
             best.restore_where_worse()
         return trace.step()
+
+    def warm_up(self, observation: np.ndarray | Tensor | None = None, *, decisions: int = 16) -> float:
+        """Make some decisions to no effect, so that the first real one keeps its deadline; the seconds that this took.
+
+        Compiled code is loaded, memory is touched, and with a deadline the time of an update at these sizes is measured. ψ,
+        the noise generator and `last` stay as they are, to the last bit.
+
+        Args:
+            observation: what to think about, shaped as for `act`; zeros unless told.
+            decisions: how many, of up to two updates each.
+
+        Raises:
+            ValueError: no observation for a policy that does not say its `state_dim`, or one that `act` would refuse.
+        """
+        begun = perf_counter()
+        expect_count("decisions", decisions, 1)
+        if observation is None:
+            width = getattr(getattr(self.policy, "template", self.policy), "state_dim", None)
+            if not isinstance(width, int):
+                raise ValueError(f"observation: expected one, since {type(self.policy).__name__} does not say its state_dim")
+            observation = np.zeros((width,) if self.batch is None else (self.batch, width))
+        config, state, last = self.config, self.state_dict(), self.last
+        patient = None if config.deadline_ms is None else 1e9
+        brief = replace(config, updates=min(config.updates, 2), deadline_ms=patient)
+        try:
+            self.config = brief
+            for i in range(decisions):
+                if i == min(2, decisions - 1):  # the first ones load and compile: they say nothing about those to come
+                    self.pace = Pace()
+                self.act(observation)
+        finally:
+            self.config, self.last = config, last
+            self.load_state_dict(state)
+        return perf_counter() - begun
+
+    def _best(self) -> Best:
+        """Where a decision with a deadline keeps its best ψ."""
+        self._kept = self._kept or Best(self.policy)
+        self._kept.begin()
+        return self._kept
 
     @torch.no_grad()
     def _near_the_base(self, state: Tensor, step: MPCStep) -> MPCStep:
@@ -184,39 +229,3 @@ class MPC:
             parameter.copy_(state[f"psi.{name}"])
             self.pretrained[name].copy_(state[f"pretrained.{name}"])
         self.generator.set_state(state["generator"])
-
-
-class Best:
-    """The best ψ whose objective has been measured, row by row: an answer for when time is up."""
-
-    def __init__(self, p: Problem):
-        self.problem = p
-        self.value: Tensor | None = None
-        self.latest: Tensor | None = None
-        self.parameters: dict[str, Tensor] = {}
-
-    @torch.no_grad()
-    def keep(self, value: Tensor) -> None:
-        """Ĵ () or (N,) has just been measured at the present ψ."""
-        row = value if self.problem.batched else value.mean()
-        if self.value is None:
-            self.value = row.clone()
-            self.parameters = {k: p.detach().clone() for k, p in self.problem.policy.named_parameters()}
-        else:
-            better = row > self.value
-            self.value = torch.where(better, row, self.value)
-            for name, p in self.problem.policy.named_parameters():
-                self.parameters[name] = torch.where(over_rows(better, p), p, self.parameters[name])
-        self.latest = row
-
-    @torch.no_grad()
-    def restore_where_worse(self) -> None:
-        """Take back the rows whose latest measured objective fell below an earlier one.
-
-        Where the latest is the best, the step made from it stands, as in Algorithm 1.
-        """
-        if self.value is None or self.latest is None:
-            return
-        worse = ~(self.latest >= self.value)
-        for name, p in self.problem.policy.named_parameters():
-            p.copy_(torch.where(over_rows(worse, p), self.parameters[name], p))

@@ -20,7 +20,7 @@ LAYERS = (
     ("kernels",),
     ("fused",),
     ("cost",),
-    ("methods", "ascent"),
+    ("methods", "ascent", "realtime"),
     ("mpc", "controller"),
     (PUBLIC,),
     ("envs",),

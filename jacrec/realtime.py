@@ -1,0 +1,129 @@
+"""What a deadline needs: how long an update takes, the best ψ so far, and a Python that does not pause to tidy up."""
+
+import gc
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from jacrec.ascent import over_rows
+from jacrec.world import BatchedPolicy
+
+RECENT = 64
+"""durations that are remembered"""
+
+
+class Pace:
+    """How long the next update and the end of a decision are expected to take, from those that went before, in seconds.
+
+    Expected is the second longest of the last `RECENT` updates: a deadline has to hold in the slow cases, but a single
+    pause, the machine's or the first call's, says nothing about the next update. A decision that had no time for one forgets
+    the oldest, so that no pause stops the thinking for good.
+    """
+
+    def __init__(self):
+        self.updates: deque[float] = deque(maxlen=RECENT)
+        self.ends: deque[float] = deque(maxlen=RECENT)
+        self.made = 0  # updates of this decision
+        self.looked = 0.0  # seconds of this decision at the latest look
+
+    def fits(self, elapsed: float, deadline: float) -> bool:
+        """Whether an update begun `elapsed` seconds after the observation came is expected to leave time for the answer."""
+        self.looked = elapsed
+        return elapsed + second_longest(self.updates) + second_longest(self.ends) <= deadline
+
+    def updated(self, seconds: float) -> None:
+        """An update has taken so long."""
+        self.updates.append(seconds)
+        self.made += 1
+        self.looked += seconds
+
+    def decided(self, elapsed: float) -> None:
+        """The answer is there, `elapsed` seconds after the observation came."""
+        self.ends.append(elapsed - self.looked)
+        if not self.made and self.updates:
+            self.updates.popleft()
+        self.made, self.looked = 0, 0.0
+
+
+def second_longest(seconds: deque[float]) -> float:
+    """The second largest of some numbers; the only one, or 0, where there are no two."""
+    if len(seconds) < 2:
+        return seconds[0] if seconds else 0.0
+    return sorted(seconds)[-2]
+
+
+class Best:
+    """The best ψ whose objective has been measured in a decision, row by row: an answer for when time is up.
+
+    The memory is taken once and used for every decision.
+    """
+
+    def __init__(self, policy: nn.Module):
+        self.policy, self.own = policy, dict(policy.named_parameters())
+        self.kept = {name: p.detach().clone() for name, p in self.own.items()}
+        self.batched = isinstance(policy, BatchedPolicy)
+        self.value: Tensor | None = None
+        self.latest: Tensor | None = None
+
+    def begin(self) -> None:
+        """Another decision: what was measured before is of another state."""
+        self.own = dict(self.policy.named_parameters())
+        self.value = self.latest = None
+
+    @torch.no_grad()
+    def keep(self, value: Tensor) -> None:
+        """Ĵ () or (N,) has just been measured at the present ψ."""
+        row = value if self.batched else value.mean()
+        if self.value is None:
+            self.value = row.clone()
+            self._copy(self.kept, self.own, None)
+        else:
+            better = row > self.value
+            self.value = torch.where(better, row, self.value)
+            self._copy(self.kept, self.own, better)
+        self.latest = row
+
+    @torch.no_grad()
+    def restore_where_worse(self) -> None:
+        """Take back the rows whose latest measured objective fell below an earlier one.
+
+        Where the latest is the best, the step made from it stands, as in Algorithm 1.
+        """
+        if self.value is not None and self.latest is not None:
+            self._copy(self.own, self.kept, ~(self.latest >= self.value))
+
+    @staticmethod
+    def _copy(to: dict[str, Tensor], source: dict[str, Tensor], rows: Tensor | None) -> None:
+        """Copy the rows of a mask, () or (N,), or all of them."""
+        if rows is not None and not bool(rows.any()):
+            return
+        everything = rows is None or bool(rows.all())
+        for name, p in to.items():
+            if everything or rows is None:
+                p.copy_(source[name])
+            else:
+                torch.where(over_rows(rows, p), source[name], p, out=p)
+
+
+@contextmanager
+def realtime() -> Iterator[None]:
+    """A control loop's surroundings: Python's garbage collector rests, and what exists is no longer looked through by it.
+
+    A full collection looks at every object of every imported module, and may come in the middle of a decision. The decisions
+    of `MPC.act` leave no cycles, so nothing piles up while it rests; a loop that makes some calls `gc.collect(0)` where it
+    has time. Afterwards the collector is as it was.
+    """
+    enabled, frozen = gc.isenabled(), gc.get_freeze_count()
+    gc.collect()
+    gc.freeze()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+        if not frozen:  # what somebody else froze stays frozen
+            gc.unfreeze()
