@@ -1,4 +1,6 @@
-"""The policy update (4): plain gradient ascent, row by row, with nothing done where something is not finite."""
+"""The policy update (4): a step of ascent, row by row, with nothing done where something is not finite."""
+
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -20,19 +22,45 @@ def trainable(policy: nn.Module) -> dict[str, nn.Parameter]:
     return found
 
 
-@torch.no_grad()
-def ascend(p: Problem, estimate: PolicyGradient, lr: float, max_grad_norm: float | None = None) -> tuple[Tensor, Tensor]:
-    """ψ ← ψ + α ∇Ĵ (4), in place; returns the norm before clipping and the acceptance, () or (N,) for a `BatchedPolicy`.
+@dataclass(frozen=True)
+class Direction:
+    """Where a step goes, if not along the gradient as it is: ψ ← ψ + α step / length."""
 
-    Only parameters with requires_grad count and move. A row is rejected whole if its value, its gradient or the gradient's
-    norm is not finite: its ψ keeps every bit.
+    step: dict[str, Tensor]
+    """by parameter name"""
+    length: Tensor | None = None
+    """() or (N,); a row of length zero stays. None: α multiplies the step itself"""
+
+
+@torch.no_grad()
+def ascend(
+    p: Problem,
+    estimate: PolicyGradient,
+    lr: float,
+    max_grad_norm: float | None = None,
+    *,
+    direction: Direction | None = None,
+    allowed: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """ψ ← ψ + α ∇Ĵ (4), in place; returns ‖∇Ĵ‖ before clipping and the acceptance, () or (N,) for a `BatchedPolicy`.
+
+    Only parameters with requires_grad count and move. A row is rejected whole if its value, its gradient, its step or a
+    norm of them is not finite, or if it is not `allowed`: its ψ keeps every bit.
     """
     parameters = trainable(p.policy)
-    steps = {name: estimate.gradient[name] for name in parameters}
-    norm = parameter_norm(steps, batched=p.batched)
+    gradient = {name: estimate.gradient[name] for name in parameters}
+    norm = parameter_norm(gradient, batched=p.batched)
     finite = torch.isfinite(estimate.value).reshape(-1)
     accepted = torch.isfinite(norm * lr) & (finite if p.batched else finite.all())
-    scale = torch.where(accepted, torch.full_like(norm, lr), torch.zeros_like(norm))
+    steps, factor = gradient, torch.full_like(norm, lr)
+    if direction is not None:
+        steps = {name: direction.step[name] for name in parameters}
+        if direction.length is not None:
+            factor = torch.where(direction.length == 0, torch.zeros_like(factor), factor / direction.length)
+        accepted &= torch.isfinite(parameter_norm(steps, batched=p.batched) * factor)
+    if allowed is not None:
+        accepted &= allowed
+    scale = torch.where(accepted, factor, torch.zeros_like(norm))
     if max_grad_norm is not None:
         scale = scale * (max_grad_norm / norm.clamp(min=max_grad_norm)).nan_to_num()
     everything = bool(accepted.all())

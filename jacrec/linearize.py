@@ -10,7 +10,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from jacrec.feedback import FeedbackGains, mean_planes
 from jacrec.jacobians.dynamics import dynamics_pass, jacobians
+from jacrec.jacobians.factored import factored_rows, interleaved, squared_norm
 from jacrec.jacobians.policy import PolicyPass, policy_pass
 from jacrec.jacobians.values import value_and_gradient
 from jacrec.shapes import plain_torch, problem
@@ -61,18 +63,28 @@ class Linearization:
                 total[name] = total[name].add_(rows) if j else rows.clone()
         return {k: v.squeeze(0) for k, v in total.items()} if self._single else total
 
+    @torch.no_grad()
     def signal_to_noise(self) -> Tensor:
-        """‖mean gradient‖² over the expected squared error of that mean, (N,) or (): large means the direction is known.
+        """‖μ‖² over the squared error of the particles' mean gradient, without bias, (N,) or (): large means it is known.
 
-        Needs M >= 2 particles. Where they agree to rounding (H = 0, deterministic dynamics) it is huge, infinite, or NaN for
-        a gradient of zero.
+        As `GradientSignal.snr`, for each real state by itself and over all parameters. Needs M >= 2 particles. Infinite or
+        huge where they agree (H = 0, deterministic dynamics), and 0 for a gradient of zero.
         """
         M = self.returns.shape[-1]
         if M < 2:
             raise ValueError(f"signal_to_noise: expected M >= 2 particles, got {M}")
-        axis = 0 if self._single else 1
-        rows = torch.cat([g.reshape(*g.shape[: axis + 1], -1) for g in self.particle_gradients().values()], -1)  # (N, M, P)
-        return rows.mean(axis).square().sum(-1) / (rows.var(axis).sum(-1) / M)
+        w = self.w.unsqueeze(0) if self._single else self.w
+        steps = [factored_rows(pi, w[:, :, j].unsqueeze(2), None) for j, pi in enumerate(self._passes)]
+        rows = interleaved(steps)
+        each = rows.grouped(M).squared_norm().view(-1, M)
+        squares = squared_norm(rows.total()) / M**2
+        noise = ((each.mean(1) - squares) / (M - 1)).clamp(min=0)
+        ratio = torch.where(squares == 0, squares, (squares - noise) / noise)
+        return ratio.squeeze(0) if self._single else ratio
+
+    def feedback(self) -> FeedbackGains:
+        """The policy along the imagined trajectories as feedback gains, for between decisions (`jacrec.feedback`)."""
+        return mean_planes(self.states, self.actions, self.Pi_s)
 
 
 @plain_torch()

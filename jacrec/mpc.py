@@ -25,7 +25,29 @@ class MPCStep:
     gradient_norm: Tensor
     """‖∇_ψ Ĵ‖ before clipping, (E,); one per row of a `BatchedPolicy`, (E, N)"""
     accepted: Tensor
-    """whether the step was taken, shaped as `gradient_norm`; False where a value or gradient was not finite"""
+    """whether the step was taken, shaped as `gradient_norm`; False where a value or gradient was not finite, or where
+    `trust` holds it back"""
+    trust: "Trust | None" = None
+    """what the controller's options of trust did; None where none is set"""
+
+
+@dataclass(frozen=True)
+class Trust:
+    """What the options of trust did in one decision, for each row of the controller: () for one environment, (N,) for N.
+
+    An update that a row did not make has no particles, NaN for its numbers, and is not accepted.
+    """
+
+    thought: Tensor
+    """whether this call thought at all (`think_every`)"""
+    horizon: Tensor
+    """imagined steps, at most H (`max_growth`)"""
+    particles: Tensor
+    """of each update, (E,) or (E, N) (`min_signal`)"""
+    snr: Tensor | None
+    """the gradient's signal-to-noise ratio, shaped as `particles`; None without `min_signal`"""
+    held: Tensor
+    """steps that were not taken since their signal was below `min_signal`, shaped as `particles`"""
 
 
 @plain_torch()

@@ -1,0 +1,158 @@
+"""One improvement of ψ, worked out before it is taken: which gradient, from how many particles, and along which direction.
+
+The plain step is (4) with the gradient of any method. The others need to know where the imagined trajectories went
+(`jacrec.trust.visit`): steps measured in actions, and the gate that steps only where the gradient's signal stands out of the
+particles' noise, drawing more of them before it gives up.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from jacrec.ascent import Direction, ascend, parameter_norm, trainable
+from jacrec.methods import Adjoint, Method
+from jacrec.natural import natural_step
+from jacrec.rows import put_rows, take_rows
+from jacrec.shapes import Problem
+from jacrec.trust import GradientSignal, Visits, estimate_of, signal_of, visit
+from jacrec.types import PolicyGradient
+
+STEPS = ("plain", "normalised", "fisher", "gauss-newton")
+Draw = Callable[[int], Tensor]
+"""noise i = 1, 2, … of a decision beside the problem's own, (N, M, H, *noise_shape): the same each time it is asked for"""
+
+
+@dataclass(frozen=True)
+class Rule:
+    """How ψ is stepped."""
+
+    lr: float
+    max_grad_norm: float | None = None
+    step: str = "plain"
+    damping: float = 0.1
+    min_signal: float | None = None
+    max_particles: int = 64
+
+    @property
+    def plain(self) -> bool:
+        """Whether any method's gradient will do."""
+        return self.step in ("plain", "normalised") and self.min_signal is None
+
+
+@dataclass
+class Part:
+    """Some real states of a problem, and the step that has been worked out for them."""
+
+    rows: Tensor | None  # indices; None: all
+    problem: Problem
+    estimate: PolicyGradient
+    direction: Direction | None
+    particles: int
+    snr: Tensor | None = None  # () or (n,)
+    allowed: Tensor | None = None
+
+    def take(self, whole: Problem, rule: Rule) -> tuple[Tensor, Tensor]:
+        """Take the step: ‖∇Ĵ‖ and the acceptance."""
+        done = ascend(self.problem, self.estimate, rule.lr, rule.max_grad_norm, direction=self.direction, allowed=self.allowed)
+        if self.rows is not None:
+            put_rows(whole, self.rows, self.problem)
+        return done
+
+
+@dataclass(frozen=True)
+class Taken:
+    """What came of a step: () for a single ψ, (N,) for a `BatchedPolicy`."""
+
+    gradient_norm: Tensor
+    accepted: Tensor
+    snr: Tensor | None
+    particles: Tensor
+
+
+class Proposal:
+    """A step that has been worked out and not yet been taken."""
+
+    def __init__(self, p: Problem, rule: Rule, parts: list[Part]):
+        self.problem, self.rule, self.parts = p, rule, parts
+
+    @property
+    def value(self) -> Tensor:
+        """Ĵ at the present ψ, () or (N,)."""
+        return self._gathered([part.estimate.value for part in self.parts])
+
+    def take(self) -> Taken:
+        """ψ moves, where it may."""
+        norm, accepted = zip(*(part.take(self.problem, self.rule) for part in self.parts), strict=True)
+        particles = [torch.full_like(a, part.particles, dtype=torch.long) for a, part in zip(accepted, self.parts, strict=True)]
+        snr = [part.snr for part in self.parts if part.snr is not None]
+        return Taken(*(self._gathered(list(x)) for x in (norm, accepted)), self._gathered(snr) if snr else None,
+                     self._gathered(particles))  # fmt: skip
+
+    def _gathered(self, values: list[Tensor]) -> Tensor:
+        if self.parts[0].rows is None:
+            return values[0]
+        whole = values[0].new_empty(self.problem.N)
+        for part, value in zip(self.parts, values, strict=True):
+            assert part.rows is not None
+            whole[part.rows] = value
+        return whole
+
+
+def propose(p: Problem, method: Method, rule: Rule, draw: Draw) -> Proposal:
+    """Work out the next step of ψ; where the gate finds too little signal it asks `draw` for noise 1, 2, … besides p's own."""
+    if rule.plain:
+        estimate = method.gradient(p)
+        return Proposal(p, rule, [Part(None, p, estimate, _direction(p, estimate, None, rule), p.M)])
+    fused = not isinstance(method, Adjoint) or method.kernel == "fused"
+    if rule.min_signal is not None:
+        return Proposal(p, rule, _gated(p, rule, draw, fused))
+    visits = visit(p, fused=fused)
+    estimate = estimate_of(p, visits)
+    return Proposal(p, rule, [Part(None, p, estimate, _direction(p, estimate, visits, rule), p.M)])
+
+
+def _gated(p: Problem, rule: Rule, draw: Draw, fused: bool) -> list[Part]:
+    """Twice as many particles as long as the signal is too weak and they may be had, row by row.
+
+    Rows that have enough are set apart as they are: what a row gets does not depend on the others.
+    """
+    assert rule.min_signal is not None
+    parts: list[Part] = []
+    part, visits, draws, most = p, visit(p, fused=fused), 1, max(rule.max_particles // p.M, 1)
+    pending = torch.arange(p.N, device=p.state.device)
+    while True:
+        found = signal_of(part, visits)
+        enough = found.snr >= rule.min_signal
+        settled = enough | ~torch.isfinite(found.square) | (draws == most)
+        if bool(settled.all()):
+            parts.append(_gated_part(part, visits, found, enough, rule, None if part is p else pending))
+            return parts
+        if bool(settled.any()):
+            here, rest = (x.nonzero().squeeze(-1) for x in (settled, ~settled))
+            ready = take_rows(part, here), visits.rows(here), found.rows(here), enough[here]
+            parts.append(_gated_part(*ready, rule, pending[here]))
+            part, visits, pending = take_rows(part, rest), visits.rows(rest), pending[rest]
+        for i in range(draws, min(2 * draws, most)):
+            noise = draw(i)
+            visits = visits.joined(visit(replace(part, noise=noise if part is p else noise[pending]), fused=fused))
+        draws = min(2 * draws, most)
+
+
+def _gated_part(p: Problem, visits: Visits, found: GradientSignal, enough: Tensor, rule: Rule, rows: Tensor | None) -> Part:
+    direction = _direction(p, found.estimate, visits, rule)
+    return Part(rows, p, found.estimate, direction, visits.particles, found.snr, enough)
+
+
+def _direction(p: Problem, estimate: PolicyGradient, visits: Visits | None, rule: Rule) -> Direction | None:
+    """Where `rule.step` leads; the visits are for steps that are measured in actions."""
+    if rule.step == "plain":
+        return None
+    counted = trainable(p.policy)
+    if rule.step == "normalised":
+        gradient = {name: estimate.gradient[name] for name in counted}
+        return Direction(gradient, parameter_norm(gradient, batched=p.batched))
+    assert visits is not None
+    natural = natural_step(p, visits, rule.damping, counted)
+    return Direction(natural.step, natural.length if rule.step == "fisher" else None)

@@ -1,0 +1,196 @@
+"""How far an imagined gradient can be trusted: its signal against its noise, and how errors grow along the horizon.
+
+Signal and noise. The M particles' gradients g_i are independent draws with mean μ = ∇_ψ E[L] and covariance Σ, and ḡ is their
+mean: E‖ḡ‖² = ‖μ‖² + tr Σ / M. The particles' own scatter estimates tr Σ, so that both terms are known without bias,
+
+    noise  = (mean_i ‖g_i‖² − ‖ḡ‖²) / (M − 1)     estimates tr Σ / M = E‖ḡ − μ‖²
+    signal = ‖ḡ‖² − noise                           estimates ‖μ‖²; it is mean_{i≠k} ⟨g_i, g_k⟩, and so may be negative
+
+No M × P numbers are needed: g_i = Σ_j w_ij Π_ψ(s̃_ij), and ‖g_i‖² is a sum over pairs of its own H+1 rows
+(`jacrec.jacobians.factored`).
+
+Growth. ds̃_j/ds̃_0 is the product of the closed loop's steps F_s + F_a Π_s: what an error of the first state has become j steps
+later, and the factor with which what is found there enters the gradient. d tangents pushed through the rollout give it.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from jacrec.ascent import trainable
+from jacrec.fused import fused_chain
+from jacrec.gradient import adjoint_weights
+from jacrec.jacobians import chain as plain_chain
+from jacrec.jacobians.dynamics import dynamics_pass
+from jacrec.jacobians.factored import factored_rows, squared_norm
+from jacrec.jacobians.policy import policy_pass
+from jacrec.shapes import Problem, plain_torch, problem
+from jacrec.types import PolicyGradient
+from jacrec.world import World
+
+
+@dataclass(frozen=True)
+class Visits:
+    """Where the imagined trajectories went, and what moving each action is worth: ∇L_i = Σ_j w_ij Π_ψ(s̃_ij)."""
+
+    value: Tensor  # (N,): Ĵ of each real state
+    states: Tensor  # (N, M, H+1, d)
+    w: Tensor  # (N, M, H+1, m)
+
+    @property
+    def particles(self) -> int:
+        """M."""
+        return self.states.shape[1]
+
+    def rows(self, index: Tensor) -> "Visits":
+        """Those of some of the N real states."""
+        return Visits(self.value[index], self.states[index], self.w[index])
+
+    def joined(self, more: "Visits") -> "Visits":
+        """Both sets of particles of the same real states."""
+        a = self.particles / (self.particles + more.particles)
+        value = a * self.value + (1 - a) * more.value
+        return Visits(value, torch.cat([self.states, more.states], 1), torch.cat([self.w, more.w], 1))
+
+
+@torch.no_grad()
+def visit(p: Problem, *, fused: bool = True) -> Visits:
+    """Imagine, and weigh every action by the adjoint form; `fused`: with the compiled chain, where it can serve."""
+    visited, w = adjoint_weights(p, chain=(fused_chain(p) if fused else None) or plain_chain)
+    assert isinstance(visited.value, Tensor)
+    states, weights = (torch.stack([x.expand(-1, p.M, -1) for x in parts], 2) for parts in (visited.states, w))
+    return Visits(visited.value, states, weights)
+
+
+@dataclass(frozen=True)
+class GradientSignal:
+    """∇_ψ Ĵ and how well its particles know it. The statistics are () for a single ψ, (N,) for a `BatchedPolicy`.
+
+    They are over the parameters with requires_grad, which are those that a step moves.
+    """
+
+    estimate: PolicyGradient
+    """Ĵ and its gradient, as `policy_gradient` gives them"""
+    particles: int
+    """M"""
+    square: Tensor
+    """‖ḡ‖²"""
+    noise: Tensor
+    """the expected squared error of ḡ, tr Σ / M; 0 where nothing is random"""
+
+    @property
+    def signal(self) -> Tensor:
+        """‖μ‖² without bias; negative where the particles rather disagree."""
+        return self.square - self.noise
+
+    @property
+    def snr(self) -> Tensor:
+        """signal / noise: at 1 the error is as long as what is estimated. Infinite without noise, 0 for a gradient of 0."""
+        return torch.where(self.square == 0, self.square, self.signal / self.noise)
+
+    def particles_needed(self, snr: float) -> Tensor:
+        """The M at which this signal-to-noise ratio is to be expected; infinite where no signal shows."""
+        needed = (self.particles * snr * self.noise / self.signal).ceil().clamp(min=1)
+        return torch.where(self.signal > 0, needed, torch.full_like(needed, math.inf))
+
+    def rows(self, index: Tensor) -> "GradientSignal":
+        """That of some rows of a `BatchedPolicy`."""
+        gradient = {name: g[index] for name, g in self.estimate.gradient.items()}
+        estimate = PolicyGradient(self.estimate.value[index], gradient)
+        return GradientSignal(estimate, self.particles, self.square[index], self.noise[index])
+
+
+@plain_torch()
+def gradient_signal(policy: nn.Module, world: World, state: Tensor, noise: Tensor) -> GradientSignal:
+    """The gradient of `policy_gradient` with its signal-to-noise ratio; arguments and errors as there.
+
+    By the adjoint form. Policies other than an `Actor` are differentiated row by row, at N·M·(H+1)·P numbers.
+
+    Raises:
+        ValueError: also for M = 1 with H > 0: one particle says nothing about the scatter.
+    """
+    p = problem(policy, world, state, noise)
+    return signal_of(p, visit(p))
+
+
+@torch.no_grad()
+def estimate_of(p: Problem, visits: Visits) -> PolicyGradient:
+    """Ĵ and its gradient from what has been visited: one product with Π_ψ."""
+    states, w = (x.flatten(1, 2) for x in (visits.states, visits.w))
+    share = visits.particles if p.batched else visits.particles * p.N
+    gradient = policy_pass(p.policy, states).pull_parameters(w / share)
+    value = visits.value.squeeze(0) if p.single else visits.value
+    return PolicyGradient(value, {k: gradient[k] for k, _ in p.policy.named_parameters()})
+
+
+@torch.no_grad()
+def signal_of(p: Problem, visits: Visits) -> GradientSignal:
+    """The `GradientSignal` of what has been visited."""
+    N, M, J = visits.w.shape[:3]
+    if M < 2 and J > 1:
+        raise ValueError(f"gradient_signal: expected M >= 2 particles, got {M}; their scatter is the noise")
+    counted = trainable(p.policy)
+    states, w = (x.flatten(1, 2) for x in (visits.states, visits.w))
+    rows = factored_rows(policy_pass(p.policy, states), w.unsqueeze(2), counted)
+    mean = {name: g / M for name, g in rows.total().items()}  # (N, *shape): ḡ of every real state
+    squares = squared_norm({name: mean[name] for name in counted})
+    if J == 1:  # at the real state itself nothing is random
+        noise = torch.zeros_like(squares)
+    else:
+        each = rows.grouped(M).squared_norm().view(N, M)
+        # where all particles agree, rounding alone would decide the sign
+        noise = ((each.mean(1) - squares) / (M - 1)).clamp(min=0)
+    value = visits.value.squeeze(0) if p.single else visits.value
+    if not p.batched:
+        mean = {name: g.mean(0) for name, g in mean.items()}
+        squares = squared_norm({name: mean[name].unsqueeze(0) for name in counted}).squeeze(0)
+        noise = noise.sum() / N**2  # the real states' noises are independent
+    return GradientSignal(PolicyGradient(value, {k: mean[k] for k, _ in p.policy.named_parameters()}), M, squares, noise)
+
+
+@plain_torch()
+@torch.no_grad()
+def state_growth(policy: nn.Module, world: World, state: Tensor, noise: Tensor) -> Tensor:
+    """‖ds̃_j/ds̃_0‖₂ for j = 0…H: (M, H+1), or (N, M, H+1); arguments and errors as in `policy_gradient`.
+
+    As `Linearization.jacobian_growth`, from d tangents per particle instead of d+m and nothing else: (1 + d) rows per
+    particle through the dynamics' network, where the adjoint form of the gradient takes 2.
+    """
+    p = problem(policy, world, state, noise)
+    growth = growth_of(p)
+    return growth.squeeze(0) if p.single else growth
+
+
+def growth_of(p: Problem) -> Tensor:
+    """The same (N, M, H+1) for a checked problem."""
+    passes = dynamics_pass(p.world.dynamics, chain=fused_chain(p) or plain_chain)
+    d = p.state.shape[-1]
+    s = p.state.unsqueeze(1).expand(-1, p.M, -1).contiguous()
+    C = torch.eye(d, dtype=s.dtype, device=s.device).expand(p.N, p.M, d, d).contiguous()  # its columns as rows
+    norms = [torch.ones_like(s[..., 0])]
+    for j in range(p.H):
+        pi = policy_pass(p.policy, s, parameters=False)
+        E = C @ pi.Pi_s().mT
+        following, columns = passes.push(*(x.flatten(0, 1) for x in (s, pi.action, p.noise[:, :, j], C, E)))
+        s, C = (x.unflatten(0, (p.N, p.M)) for x in (following, columns))
+        norms.append(spectral_norm(C))
+    return torch.stack(norms, -1)
+
+
+def spectral_norm(x: Tensor) -> Tensor:
+    """‖x‖₂ (...) of matrices (..., d, d), infinite where an entry is not finite."""
+    finite = torch.isfinite(x).all(-1).all(-1)
+    norm = torch.linalg.matrix_norm(torch.where(finite[..., None, None], x, torch.zeros_like(x)), 2)
+    return torch.where(finite, norm, torch.full_like(norm, math.inf))
+
+
+def trusted_horizon(growth: Tensor, max_growth: float) -> Tensor:
+    """The largest j up to which the mean growth over particles stays within `max_growth`: (N, M, H+1) -> (N,) integers.
+
+    The mean, not the largest: the largest of M draws grows with M, so a bound on it would mean something else for every
+    number of particles, while one particle that explodes shows in the mean as well, for growth has no upper end. Every
+    step up to j has to stay within the bound, since the rewards of all of them are in the return.
+    """
+    return (growth.mean(-2) <= max_growth).long().cumprod(-1).sum(-1) - 1
