@@ -10,6 +10,7 @@ random: time does not depend on them. Writes benchmarks/results/decision_speed_<
 
 import argparse
 import importlib
+import itertools
 import time
 import warnings
 from dataclasses import asdict
@@ -18,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from harness import as_usual, environment, percentiles, slug, synchronise, use_threads, write
-from problems import TASKS, Size, make
+from problems import MODELS, TASKS, Size, make
 
 from jacrec import MPC, MPCConfig
 
@@ -26,8 +27,10 @@ TIME_STEPS = {"hopper": 0.008, "halfcheetah": 0.05, "walker2d": 0.008}
 """seconds between actions: the model's time step times frame_skip (Gymnasium's Hopper-v4 and Walker2d-v4: 0.002 · 4,
 HalfCheetah-v4: 0.01 · 5); used where gymnasium is not installed to be asked"""
 ENVIRONMENTS = {"hopper": "Hopper-v4", "halfcheetah": "HalfCheetah-v4", "walker2d": "Walker2d-v4"}
-DECISION_GOAL = ("hopper", 16, 5, 10, 1, 8.0)
-"""task, M, H, K, E, and the milliseconds that a decision may take"""
+DECISION_GOALS = (("hopper", "diffusion", 16, 5, 10, 1, 8.0), ("hopper", "meanflow", 16, 5, 1, 1, 1.5))
+"""task, world model, M, H, K, E, and the milliseconds that a decision may take"""
+CHEAP = (("ddim", 3), ("flow", 4), ("meanflow", 1), ("deterministic", 1))
+"""world models of few network evaluations, and how many"""
 LOCKSTEP_GOAL = (10, 3.0)
 """N and how many times one decision they may cost together"""
 
@@ -73,14 +76,15 @@ def decisions(size: Size, updates: int, batch: int | None, device: str, repetiti
 
 
 def goal_lines(rows: list[dict], lockstep: list[dict]) -> list[str]:
-    """The two goals of the module's constants, reached or not."""
-    task, M, H, K, E, limit = DECISION_GOAL
+    """The goals of the module's constants, reached or not."""
     lines = []
-    for row in rows:
-        if (row["task"], row["M"], row["H"], row["K"], row["updates"]) == (task, M, H, K, E):
-            met = "reached" if row["ms"]["median"] <= limit else "NOT reached"
-            lines.append(f"goal: {task} M {M} H {H} K {K} E {E} in {limit:g} ms: {met}, median {row['ms']['median']:.2f}, "
-                         f"p99 {row['ms']['p99']:.2f}")  # fmt: skip
+    for *wanted, limit in DECISION_GOALS:
+        task, model, M, H, K, E = wanted
+        for row in rows:
+            if [row[key] for key in ("task", "model", "M", "H", "K", "updates")] == wanted:
+                met = "reached" if row["ms"]["median"] <= limit else "NOT reached"
+                lines.append(f"goal: {task} {model} M {M} H {H} K {K} E {E} in {limit:g} ms: {met}, median "
+                             f"{row['ms']['median']:.2f}, p99 {row['ms']['p99']:.2f}")  # fmt: skip
     N, most = LOCKSTEP_GOAL
     for row in lockstep:
         if row["N"] == N:
@@ -96,7 +100,8 @@ def main(arguments: list[str] | None = None) -> dict:
     parser.add_argument("--tasks", nargs="+", choices=TASKS, default=["hopper", "halfcheetah"])
     parser.add_argument("--particles", nargs="+", type=int, default=[1, 16, 64], help="M")
     parser.add_argument("--horizon", nargs="+", type=int, default=[3, 5], help="H")
-    parser.add_argument("--steps", type=int, default=10, help="K denoising steps")
+    parser.add_argument("--models", nargs="+", choices=MODELS, help="world models; all unless told")
+    parser.add_argument("--steps", type=int, default=10, help="K denoising steps of the diffusion")
     parser.add_argument("--width", type=int, default=256)
     parser.add_argument("--updates", type=int, default=1, help="E gradient steps a decision")
     parser.add_argument("--batch", nargs="*", type=int, default=[1, 2, 5, 10, 20], help="N environments in lock-step")
@@ -111,19 +116,21 @@ def main(arguments: list[str] | None = None) -> dict:
     use_threads(options.threads)
     ask = (options.updates, options.device, options.repetitions, options.budget)
     rows, lockstep = [], []
-    print(f"{'':34s}{'median':>9s}{'p99':>9s}{'max':>9s}  ms, share of the time step")
+    print(f"{'':44s}{'median':>9s}{'p99':>9s}{'max':>9s}  ms, share of the time step")
+    steps = [("diffusion", options.steps), *CHEAP]
+    models = steps if options.models is None else [(name, dict(steps)[name]) for name in options.models]
     for task in options.tasks:
         step, source = time_step_ms(task)
-        for H in options.horizon:
+        for (model, K), H in itertools.product(models, options.horizon):
             for M in options.particles:
-                size = Size(task, M, H, options.steps, options.width)
+                size = Size(task, M, H, K, options.width, model)
                 ms = decisions(size, ask[0], None, *ask[1:])
                 rows.append(
                     {**asdict(size), "updates": options.updates, "ms": ms, "time_step_ms": step, "time_step_of": source}
                 )
                 share = "" if step is None else f"{ms['median'] / step:8.0%} of {step:g} ms ({source})"
-                name = f"{task} M {M} H {H} K {size.K} E {options.updates}"
-                print(f"{name:34s}{ms['median']:9.2f}{ms['p99']:9.2f}{ms['max']:9.2f}{share}", flush=True)
+                name = f"{task} {model} M {M} H {H} K {K} E {options.updates}"
+                print(f"{name:44s}{ms['median']:9.2f}{ms['p99']:9.2f}{ms['max']:9.2f}{share}", flush=True)
     for task in options.tasks:
         one = None
         for N in options.batch:
@@ -133,7 +140,7 @@ def main(arguments: list[str] | None = None) -> dict:
             ratio = ms["median"] / one
             lockstep.append({**asdict(size), "N": N, "updates": options.updates, "ms": ms, "ratio_to_one": round(ratio, 3)})
             name = f"{task} M {size.M} H {size.H} × {N} in lock-step"
-            print(f"{name:34s}{ms['median']:9.2f}{ms['p99']:9.2f}{ms['max']:9.2f}{ratio:8.2f}× one", flush=True)
+            print(f"{name:44s}{ms['median']:9.2f}{ms['p99']:9.2f}{ms['max']:9.2f}{ratio:8.2f}× one", flush=True)
     goals = goal_lines(rows, lockstep)
     print("\n".join(goals))
     result = {"environment": environment(options.device), "rows": rows, "lockstep": lockstep, "goals": goals}

@@ -36,6 +36,7 @@ import torch
 from harness import synchronise
 from problems import Case
 
+from jacrec.dynamics import ChainDynamics
 from jacrec.networks import MLP
 
 
@@ -93,19 +94,20 @@ def weights(mlp: MLP) -> int:
 
 def count(case: Case) -> Count:
     """The count of the module's docstring, for N = 1."""
-    size, f = case.size, case.dynamics
+    size, mlp = case.size, case.network
     B, H, K, d = size.M, size.H, size.K, size.d
     rows = [1] + [B] * H  # R_j
-    denoiser, first = weights(f.denoiser.mlp), f.denoiser.mlp.layers[0].weight
+    denoiser, first = weights(mlp), mlp.layers[0].weight
     policy, policy_first = weights(case.policy.mlp), case.policy.mlp.layers[0].weight.numel()
     reward, critic = (weights(part.mlp) for part in (case.world.reward, case.world.critic))  # pyright: ignore
     w = first.shape[0]
-    inputs, embedding = w * (d + size.m), w * f.denoiser.embedding_dim
+    inputs, latent = w * (d + size.m), w * d * isinstance(case.dynamics, ChainDynamics)
+    embedding = w * mlp.in_dim - inputs - latent
     recurrent = denoiser - inputs - embedding  # W_u and the other layers
     counted = 2 * H * B * (inputs + K * recurrent) + K * embedding
     counted += 2 * reward * sum(rows[:H]) + 2 * critic * rows[H]
     counted += policy * sum(rows) + policy * sum(rows[1:]) + (2 * policy - policy_first) * sum(rows)
-    layers = len(f.denoiser.mlp.layers)
+    layers = len(mlp.layers)
     policy_layers, critic_layers = len(case.policy.mlp.layers), len(case.world.critic.mlp.layers)  # pyright: ignore
     # values: H+1 policies, H chains, a critic; cotangents: the same but for the policy at step 0
     dependent = 2 * H * K * layers + (2 * H + 1) * policy_layers + 2 * critic_layers

@@ -28,12 +28,14 @@ from harness import Others, as_usual, environment, slug, timed, use_threads, wri
 from memory import peak_cpu, peak_cuda
 from peers import CONTESTANTS, EAGER
 from phases import phases
-from problems import TASKS, Case, Entry, Size, Unavailable, make
+from problems import MODELS, TASKS, Case, Entry, Size, Unavailable, make
 
 AGREEMENT = 1e-10
 """largest relative difference of a gradient from reverse mode's, both in float64"""
 CROWDED, ATTEMPTS = 0.05, 2
 """share of the machine that other processes may have while a size is timed; how often it is timed in the hope for less"""
+CHEAP = (("ddim", 3), ("flow", 4), ("meanflow", 1), ("deterministic", 1))
+"""world models of few network evaluations, and how many"""
 OWN_ERRORS = 4
 """where a contestant has no float64: how many times reverse mode's own error in the timed precision it may have"""
 
@@ -173,6 +175,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--particles", nargs="+", type=int, help="M")
     p.add_argument("--horizon", nargs="+", type=int, help="H")
     p.add_argument("--steps", nargs="+", type=int, help="K denoising steps")
+    p.add_argument("--models", nargs="+", choices=MODELS, help="kinds of world models; one step (K 1) for deterministic")
     p.add_argument("--width", nargs="+", type=int, help="of the denoiser's and reward model's three hidden layers")
     p.add_argument("--full", action="store_true", help="H 1, 3 and 5, all task dimensions")
     p.add_argument("--dtype", choices=("float32", "float64"), default="float32")
@@ -188,7 +191,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def chosen_sizes(options: argparse.Namespace) -> list[Size]:
-    """The product of the options; by default hopper with H = 3 and halfcheetah with H = 5."""
+    """The product of the options; by default hopper with H = 3 and halfcheetah with H = 5, and `CHEAP` models on hopper."""
     gpu = options.device == "cuda"
     particles = options.particles or ([1, 16, 64, 256, 4096] if gpu else [1, 4, 16, 64, 256])
     steps, widths = options.steps or [20 if gpu else 10], options.width or [256]
@@ -198,7 +201,12 @@ def chosen_sizes(options: argparse.Namespace) -> list[Size]:
         tasks = options.tasks or (list(TASKS) if options.full else ["hopper", "halfcheetah"])
         tasks = [t for t in tasks if options.tasks or t != "walker2d"]  # the same numbers as halfcheetah's
         pairs = list(itertools.product(tasks, options.horizon or ([1, 3, 5] if options.full else [3])))
-    return [Size(t, M, H, K, w) for w in widths for K in steps for t, H in pairs for M in particles]
+    models = options.models or ["diffusion"]
+    sizes = [Size(t, M, H, 1 if model == "deterministic" else K, w, model)
+             for model in models for w in widths for K in steps for t, H in pairs for M in particles]  # fmt: skip
+    if not any((options.models, options.full, options.tasks, options.horizon, options.steps, options.particles)):
+        sizes += [Size("hopper", M, 5, K, w, model) for model, K in CHEAP for w in widths for M in (1, 16)]
+    return list(dict.fromkeys(sizes))
 
 
 def main(arguments: list[str] | None = None) -> dict:

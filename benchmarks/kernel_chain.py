@@ -125,7 +125,7 @@ def fastest_tile(run: Callable[..., object], work: Work, seconds: float) -> list
 
 def weight_bytes(case: Case) -> int:
     """The denoiser's weights, read once by each of the K calls of a pass."""
-    layers = case.dynamics.denoiser.mlp.layers
+    layers = case.network.layers
     return case.size.K * sum(layer.weight.numel() * layer.weight.element_size() for layer in layers)
 
 

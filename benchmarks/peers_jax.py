@@ -12,7 +12,8 @@ import numpy as np
 import torch
 from problems import Case, Entry, Gradient, Unavailable
 
-from jacrec.networks import MLP, RewardModel, TwinCritic, step_embedding
+from jacrec.dynamics import ChainDynamics
+from jacrec.networks import MLP, RewardModel, TwinCritic
 
 UNROLLED_CALLS = 100
 """most network calls H·K that are unrolled: compiling more takes minutes"""
@@ -39,6 +40,8 @@ def _entry(case: Case, *, unroll: bool) -> Entry:
     jax.config.update("jax_enable_x64", True)  # float32 arrays stay float32; without it float64 could not be compared
     if case.state.is_cuda and jax.default_backend() != "gpu":
         raise Unavailable(f"JAX has no GPU here (its backend is {jax.default_backend()}): pip install 'jax[cuda12]'")
+    if not isinstance(case.dynamics, ChainDynamics):
+        raise Unavailable("written for chains: diffusion, flow and MeanFlow")
     if case.policy.mlp.norms or case.policy.mlp.activation != "relu":
         raise Unavailable("written for ReLU actors without LayerNorm")
     platform = jax.devices("gpu" if case.state.is_cuda else "cpu")[0]
@@ -83,6 +86,7 @@ def _norms(mlp: MLP, platform: Any, head: int) -> list:
 def _world(case: Case, platform: Any) -> dict:
     """Everything but ψ, state and noise, as a tree of arrays."""
     f, reward, critic = case.dynamics, case.world.reward, case.world.critic
+    assert isinstance(f, ChainDynamics)
     assert isinstance(reward, RewardModel)
     assert isinstance(critic, TwinCritic)
 
@@ -91,7 +95,7 @@ def _world(case: Case, platform: Any) -> dict:
 
     steps = {name: torch.tensor(getattr(f, name), dtype=torch.float64) for name in ("c_u", "c_net", "sigma")}
     tables = {name: _array(step.to(case.state), platform) for name, step in steps.items()}
-    embedding = step_embedding(f.level, f.denoiser.embedding_dim).to(case.state)
+    embedding = f.denoiser.embed(f.time).to(case.state)
     return {
         "denoiser": _layers(f.denoiser.mlp, platform),
         "reward": _layers(reward.mlp, platform),
@@ -103,7 +107,7 @@ def _world(case: Case, platform: Any) -> dict:
 
 
 def _objective(case: Case, unroll: bool) -> Callable:
-    """(psi, world, state (d,), noise (M, H, K+1, d)) -> Ĵ."""
+    """(psi, world, state (d,), noise (M, H, *noise_shape)) -> Ĵ."""
     import jax
     import jax.numpy as jnp
 
@@ -128,7 +132,7 @@ def _objective(case: Case, unroll: bool) -> Callable:
         return start
 
     def dynamics(world: dict, s: Any, a: Any, z: Any) -> Any:
-        """z (K+1, M, d)."""
+        """z (rows of noise, M, d)."""
         f, t = world["f"], world["chain"]
         inputs = jnp.concatenate([(s - f["state_mean"]) / f["state_std"], a], -1)
 
@@ -137,8 +141,9 @@ def _objective(case: Case, unroll: bool) -> Callable:
             row = jnp.broadcast_to(embedding, (M, embedding.shape[0]))
             return c_u * u + c_net * network(world["denoiser"], jnp.concatenate([u, inputs, row], -1)) + sigma * z
 
-        down = jax.tree.map(lambda x: x[::-1], (t["embedding"], t["c_u"], t["c_net"], t["sigma"], z[:K]))
-        moved = f["out_mean"] + f["out_std"] * repeat(h, z[K], down, K)
+        drawn = z[:K] if len(z) > K else jnp.zeros((K, *z.shape[1:]), z.dtype)
+        down = jax.tree.map(lambda x: x[::-1], (t["embedding"], t["c_u"], t["c_net"], t["sigma"], drawn))
+        moved = f["out_mean"] + f["out_std"] * repeat(h, z[-1], down, K)
         return s + moved if difference else moved
 
     def objective(psi: list, world: dict, state: Any, noise: Any) -> Any:

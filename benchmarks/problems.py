@@ -7,11 +7,25 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from jacrec import Actor, DiffusionDynamics, RewardModel, TwinCritic, World
+from jacrec import (
+    Actor,
+    DeterministicDynamics,
+    DiffusionDynamics,
+    FlowDynamics,
+    MeanFlowDynamics,
+    RewardModel,
+    TwinCritic,
+    World,
+)
+from jacrec.dynamics import ChainDynamics
+from jacrec.networks import MLP
 from jacrec.types import PolicyGradient
 
 TASKS = {"hopper": (11, 3), "halfcheetah": (17, 6), "walker2d": (17, 6), "antmaze": (29, 8)}
 """(d, m) of the environments' observations and actions"""
+
+MODELS = ("diffusion", "ddim", "flow", "meanflow", "deterministic")
+"""kinds of world models; all take K network evaluations to a transition"""
 
 Gradient = dict[str, Tensor]
 """∇_ψ Ĵ by `policy.named_parameters()` names"""
@@ -23,13 +37,14 @@ class Unavailable(Exception):
 
 @dataclass(frozen=True)
 class Size:
-    """One problem: task dimensions, particles, horizon, denoising steps, width of three hidden layers."""
+    """One problem: task dimensions, particles, horizon, denoising steps, width of three hidden layers, kind of world model."""
 
     task: str
     M: int
     H: int
     K: int = 10
     width: int = 256
+    model: str = "diffusion"
 
     @property
     def d(self) -> int:
@@ -40,7 +55,7 @@ class Size:
         return TASKS[self.task][1]
 
     def __str__(self) -> str:
-        return f"{self.task} (d {self.d}, m {self.m}), M {self.M}, H {self.H}, K {self.K}, width {self.width}"
+        return f"{self.task} (d {self.d}, m {self.m}), {self.model}, M {self.M}, H {self.H}, K {self.K}, width {self.width}"
 
 
 @dataclass(frozen=True)
@@ -51,12 +66,17 @@ class Case:
     policy: Actor
     world: World
     state: Tensor  # (d,)
-    noise: Tensor  # (M, H, K+1, d)
+    noise: Tensor  # (M, H, *noise_shape)
 
     @property
-    def dynamics(self) -> DiffusionDynamics:
-        assert isinstance(self.world.dynamics, DiffusionDynamics)
+    def dynamics(self) -> ChainDynamics | DeterministicDynamics:
+        assert isinstance(self.world.dynamics, ChainDynamics | DeterministicDynamics)
         return self.world.dynamics
+
+    @property
+    def network(self) -> MLP:
+        """The dynamics' network."""
+        return self.dynamics.denoiser.mlp if isinstance(self.dynamics, ChainDynamics) else self.dynamics.mlp
 
     @property
     def arguments(self) -> tuple[Actor, World, Tensor, Tensor]:
@@ -89,6 +109,22 @@ class Entry:
         return torch.cat([g.detach().reshape(-1).to("cpu", torch.float64) for g in gradient.values()])
 
 
+def make_dynamics(size: Size) -> ChainDynamics | DeterministicDynamics:
+    """The world model of a size, ReLU throughout; "ddim" visits K of ten times as many levels without noise."""
+    d, m, hidden, K = size.d, size.m, (size.width,) * 3, size.K
+    if size.model == "ddim":
+        return DiffusionDynamics(d, m, hidden, steps=10 * K, sampler="ddim", levels=range(10, 10 * K + 1, 10))
+    if size.model == "flow":
+        return FlowDynamics(d, m, hidden, steps=K)
+    if size.model == "meanflow":
+        return MeanFlowDynamics(d, m, hidden, steps=K, activation="relu")
+    if size.model == "deterministic":
+        if K != 1:
+            raise ValueError(f"K: expected 1 for a deterministic model, got {K}")
+        return DeterministicDynamics(d, m, hidden, activation="relu")
+    return DiffusionDynamics(d, m, hidden, steps=K)
+
+
 def make(size: Size, *, dtype: torch.dtype = torch.float32, device: str = "cpu", seed: int = 0) -> Case:
     """Actor 3×256, twin critic 3×256; denoiser and reward model three layers of `size.width`; as in the papers' tasks.
 
@@ -101,12 +137,12 @@ def make(size: Size, *, dtype: torch.dtype = torch.float32, device: str = "cpu",
         torch.manual_seed(seed)
         policy = Actor(size.d, size.m, (min(size.width, 256),) * 3)
         policy.mlp.initialise()
-        dynamics = DiffusionDynamics(size.d, size.m, hidden, steps=size.K)
+        dynamics = make_dynamics(size)
         critic = TwinCritic(size.d, size.m, (min(size.width, 256),) * 3)
         world = World(dynamics, RewardModel(size.d, size.m, hidden), critic, 0.99)
     for part in (dynamics, world.reward, critic):
         assert isinstance(part, torch.nn.Module)
         part.requires_grad_(False)
     state = torch.randn(size.d, generator=generator)
-    noise = torch.randn(size.M, size.H, size.K + 1, size.d, generator=generator)
+    noise = torch.randn(size.M, size.H, *dynamics.noise_shape, generator=generator)
     return Case(size, policy, world, state, noise).to(dtype=dtype, device=device)

@@ -25,9 +25,9 @@ def peers(row: dict) -> list[str]:
 def block(row: dict, *, first: bool) -> str:
     """A size with a line for each contestant."""
     limit = row["floor"]
-    lines = [f"{row['task']} (d {row['d']}, m {row['m']})  M {row['M']}  H {row['H']}  K {row['K']}  width {row['width']}  "
-             f"{row['dtype']}: floor {limit['ms']:.3f} ms (arithmetic {limit['arithmetic']:.3f}, bytes {limit['bytes']:.3f}, "
-             f"latency {limit['latency']:.3f}); Auto takes {row['chosen']}"]  # fmt: skip
+    lines = [f"{row['task']} (d {row['d']}, m {row['m']})  {row['model']}  M {row['M']}  H {row['H']}  K {row['K']}  "
+             f"width {row['width']}  {row['dtype']}: floor {limit['ms']:.3f} ms (arithmetic {limit['arithmetic']:.3f}, "
+             f"bytes {limit['bytes']:.3f}, latency {limit['latency']:.3f}); Auto takes {row['chosen']}"]  # fmt: skip
     others = peers(row)
     lines.append(f"  {'ms, median (p20-p80)':46s}{'MiB':>9s}{'error':>9s}{'floor':>7s}   times as fast as "
                  + ", ".join(others))  # fmt: skip
@@ -71,7 +71,7 @@ def plot(result: dict, path: Path) -> Path:
 
     panels: dict[tuple, list[dict]] = {}
     for row in result["rows"]:
-        panels.setdefault((row["task"], row["H"], row["K"], row["width"]), []).append(row)
+        panels.setdefault((row["task"], row["H"], row["K"], row["width"], row["model"]), []).append(row)
     columns = min(len(panels), 3)
     down = -(-len(panels) // columns)
     figure, axes = plt.subplots(down, columns, figsize=(5.4 * columns, 4.2 * down), squeeze=False, layout="constrained")
@@ -88,7 +88,7 @@ def plot(result: dict, path: Path) -> Path:
             ax.fill_between(M, low, high, color=colours(i % 20), alpha=0.2)
         ax.plot([r["M"] for r in rows], [r["floor"]["ms"] for r in rows], ":", color="black", label="floor")
         ax.set(xscale="log", yscale="log", xlabel="particles M", ylabel="milliseconds per gradient",
-               title=f"{panel[0]}, H = {panel[1]}, K = {panel[2]}, width {panel[3]}")  # fmt: skip
+               title=f"{panel[0]}, {panel[4]}, H = {panel[1]}, K = {panel[2]}, width {panel[3]}")  # fmt: skip
         ax.set_xticks([r["M"] for r in rows], [str(r["M"]) for r in rows])
         ax.grid(alpha=0.3, which="both")
     for ax in axes.flat[len(panels) :]:

@@ -91,7 +91,13 @@ def test_a_contestant_without_float64_is_held_to_reverse_modes_own_error(load, m
         speed.measure([problems.Size("hopper", 2, 1, 2, 16)], ["rounded"])
 
 
-@pytest.mark.parametrize("size", [("hopper", 1, 1, 1, 8), ("halfcheetah", 4, 2, 3, 16), ("antmaze", 5, 3, 2, 24)])
+@pytest.mark.parametrize(
+    "size",
+    [
+        ("hopper", 1, 1, 1, 8), ("halfcheetah", 4, 2, 3, 16), ("antmaze", 5, 3, 2, 24), ("hopper", 3, 2, 2, 16, "ddim"),
+        ("hopper", 3, 2, 3, 16, "flow"), ("hopper", 3, 2, 1, 16, "meanflow"), ("hopper", 3, 2, 1, 16, "deterministic"),
+    ],
+)  # fmt: skip
 def test_the_floor_counts_what_torch_counts(load, size):
     floor, problems = load("floor"), load("problems")
     case = problems.make(problems.Size(*size))
@@ -198,9 +204,10 @@ def test_decisions(tmp_path, load, capsys):
     small = ("--horizon", "1", "--batch", "1", "2", "--batch-particles", "1", "--batch-horizon", "1", "--repetitions", "10")
     load("decision_speed").main([*TINY, *small, "--json", str(path)])
     result = json.loads(path.read_text())
-    (row,) = result["rows"]
-    assert row["time_step_ms"] == pytest.approx(8.0)
-    assert 0 < row["ms"]["median"] <= row["ms"]["p99"] <= row["ms"]["max"]
+    assert [row["model"] for row in result["rows"]] == ["diffusion", "ddim", "flow", "meanflow", "deterministic"]
+    for row in result["rows"]:
+        assert row["time_step_ms"] == pytest.approx(8.0)
+        assert 0 < row["ms"]["median"] <= row["ms"]["p99"] <= row["ms"]["max"]
     assert [r["N"] for r in result["lockstep"]] == [1, 2]
     assert result["lockstep"][0]["ratio_to_one"] == 1.0
     assert "8 ms (Hopper-v4)" in capsys.readouterr().out
@@ -215,11 +222,13 @@ def test_time_steps_without_gymnasium_are_the_environments_own(load):
 
 def test_goals_of_decisions(load):
     decisions = load("decision_speed")
-    row = dict(task="hopper", M=16, H=5, K=10, updates=1, ms={"median": 7.0, "p99": 9.0})
+    row = dict(task="hopper", model="diffusion", M=16, H=5, K=10, updates=1, ms={"median": 7.0, "p99": 9.0})
+    one_step = {**row, "model": "meanflow", "K": 1}
     ten = dict(task="hopper", M=16, H=5, N=10, ratio_to_one=3.5)
-    lines = decisions.goal_lines([row], [ten])
+    lines = decisions.goal_lines([row, one_step], [ten])
     assert "in 8 ms: reached" in lines[0]
-    assert "at most 3× one (hopper M 16 H 5): NOT reached, 3.50×" in lines[1]
+    assert "in 1.5 ms: NOT reached" in lines[1]
+    assert "at most 3× one (hopper M 16 H 5): NOT reached, 3.50×" in lines[2]
 
 
 def with_options(**parts):
