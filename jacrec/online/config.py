@@ -134,8 +134,8 @@ class DeployConfig:
     """the replay on disk"""
 
     def __post_init__(self):
-        if not 1 <= self.rows <= self.episodes:
-            raise ValueError(f"rows: expected 1 to {self.episodes} (the number of episodes), got {self.rows}")
+        if self.rows < 1 or self.episodes < 1 or self.episodes % self.rows:
+            raise ValueError(f"episodes: expected a multiple of rows = {self.rows}, got {self.episodes}")
         if self.step_seconds is not None:
             expect_positive("step_seconds", self.step_seconds)
         self.play.allow(self.mpc)

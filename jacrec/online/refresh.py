@@ -49,9 +49,8 @@ class Refresher:
         command: Sequence[str] = COMMAND,
     ):
         self.run, self.folder, self.config = run, Path(folder), config or RefreshConfig()
-        self.notices: list[str] = []
-        """what has been said"""
         self.command, self._say = command, say
+        self._notices: list[str] = []
         self.process: subprocess.Popen | None = None
         self.restarts = 0
         self.pickup: Pickup | None = None
@@ -79,9 +78,15 @@ class Refresher:
         return self.pickup is not None and self.pickup.swap()
 
     def say(self, sentence: str) -> None:
-        """Pass a notice on."""
-        self.notices.append(sentence)
+        """Pass a notice on, and keep it."""
+        self._notices.append(sentence)
         self._say(sentence)
+
+    def take_notices(self) -> list[str]:
+        """What has been said since the last call."""
+        count = len(self._notices)
+        taken, self._notices[:count] = self._notices[:count], []
+        return taken
 
     def close(self) -> None:
         """End thread and process; a second time does nothing."""

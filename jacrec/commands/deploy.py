@@ -1,0 +1,77 @@
+"""`jacrec deploy RUN`."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import tyro
+from rich import box
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+from tyro.conf import Positional
+
+from jacrec.online.config import DeployConfig
+from jacrec.online.deploy import FILE, deploy, deployment_folder
+
+
+@dataclass(frozen=True)
+class Deploy:
+    """Play MPC in the run's environment, keep what happens, and refresh world and reward model from it meanwhile.
+
+    Ended in whatever way, the same command goes on with replay, models and controller; more --episodes may be asked for.
+    """
+
+    run: Annotated[Positional[Path], tyro.conf.arg(metavar="RUN")]
+    """the run's folder, which is only read"""
+    out: Path | None = None
+    """the deployment's folder, the run's with "-deploy" behind its name unless told"""
+    config: Annotated[DeployConfig, tyro.conf.arg(name="")] = field(default_factory=DeployConfig)
+
+
+def run(args: list[str]) -> int:
+    """The verb."""
+    chosen = tyro.cli(Deploy, args=args, prog="jacrec deploy")
+    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    with Progress(*columns, TextColumn("{task.fields[note]}")) as shown:
+        task = shown.add_task("deployment", total=1.0, note="")
+        record = deploy(chosen.run, chosen.config, out=chosen.out, say=shown.console.print,
+                        progress=lambda x, note: shown.update(task, completed=x, note=note))  # fmt: skip
+    console = Console()
+    console.print(episodes_table(record))
+    console.print(refreshes_table(record) if record["refreshes"] else "no refresh took place")
+    for sentence in record["notices"]:
+        console.print(sentence)
+    print(f"deployment: {deployment_folder(chosen.run, chosen.out) / FILE}")
+    return 0
+
+
+def episodes_table(record: dict[str, Any]) -> Table:
+    """Scores by episode, with the versions of the models."""
+    unit = "return" if record["episodes"][0]["score"] is None else "score"
+    table = Table(box=box.SIMPLE_HEAD)
+    for title in ("episode", unit, "steps", "models", "decision (ms): median", "99 %", "longest"):
+        table.add_column(title, justify="right")
+    for i, episode in enumerate(record["episodes"], 1):
+        seen = [episode["version"], *(version for _, version in episode["picked_up"])]
+        d = episode["decisions"]
+        table.add_row(str(i), f"{episode[unit]:.2f}", str(episode["length"]), "–".join(dict.fromkeys(map(str, (seen[0], seen[-1])))),
+                      f"{d['median_ms']:.2f}", f"{d['p99_ms']:.2f}", f"{d['max_ms']:.1f}")  # fmt: skip
+    values = [episode[unit] for episode in record["episodes"]]
+    table.add_section()
+    table.add_row("mean", f"{np.mean(values):.2f}")
+    return table
+
+
+def refreshes_table(record: dict[str, Any]) -> Table:
+    """Held-out errors before and after each refresh."""
+    table = Table(box=box.SIMPLE_HEAD)
+    for title in ("refresh", "transitions", "part", "error before", "after", "", "offline before", "after", "models"):
+        table.add_column(title, justify="right")
+    for line in record["refreshes"]:
+        for v in line["verdicts"]:
+            offline = [f"{x:.4g}" for x in v["offline"]] if v["offline"] else ["", ""]
+            table.add_row(str(line["number"]), str(line["transitions"]), v["part"], f"{v['before']:.4g}", f"{v['after']:.4g}",
+                          "taken" if v["accepted"] else "refused", *offline, str(line["version"]))  # fmt: skip
+    return table
