@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from jacrec.ascent import TrustRegion, ascend, over_rows, trainable
+from jacrec.decoupled import ascended
 from jacrec.errors import expect_count, expect_one_of, expect_positive, expect_shape
-from jacrec.methods import METHODS
 from jacrec.mpc import MPCStep, Trace, check_settings
 from jacrec.realtime import Best, Pace
 from jacrec.rollout import noise_like
@@ -44,13 +44,18 @@ class MPCConfig:
     """answer within about this time with the best ψ so far; an update is begun only if it is expected to end in time"""
     method: str = "auto"
     """"forward", "adjoint", "autograd" or "auto\""""
+    objective: str = "return"
+    """what ψ ascends: "return" is Ĵ; "decoupled-critic" and "decoupled-one-step" improve each imagined action where it is
+    taken, by Q_a or by r_a + γ F_aᵀ V_s, with nothing differentiated through time (`jacrec.decoupled`)"""
+    objective_weights: str = "discounted"
+    """of the imagined steps in a decoupled objective: "discounted" (γ^j) or "uniform\""""
     seed: int = 0
     """of the imagination's noise"""
 
     def __post_init__(self):
         check_settings(self.horizon, self.particles, self.updates, self.lr, self.max_grad_norm)
         expect_one_of("carry", self.carry, ("episode", "persist", "step"))
-        expect_one_of("method", self.method, METHODS)
+        ascended(self.objective, self.objective_weights, self.method)
         for name in ("trust_radius", "max_action_change", "deadline_ms"):
             if getattr(self, name) is not None:
                 expect_positive(name, getattr(self, name))
@@ -82,7 +87,7 @@ class MPC:
         first = next(iter(trainable(self.policy).values()))
         self.dtype, self.device = first.dtype, first.device
         self.generator = torch.Generator(self.device).manual_seed(self.config.seed)
-        self.method = METHODS[self.config.method]
+        self.method = ascended(self.config.objective, self.config.objective_weights, self.config.method)
         self.last: MPCStep | None = None
         """the latest decision"""
         self.pace = Pace()

@@ -21,6 +21,7 @@ LAYERS = (
     ("fused",),
     ("cost",),
     ("methods", "ascent", "realtime"),
+    ("decoupled",),
     ("mpc", "controller"),
     (PUBLIC,),
     ("envs",),

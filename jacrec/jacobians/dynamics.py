@@ -24,6 +24,10 @@ class Pull(Protocol):
 class DynamicsPass(Protocol):
     """f_θ with its derivatives; one object serves all steps of a gradient."""
 
+    def step(self, state: Tensor, action: Tensor, noise: Tensor) -> Tensor:
+        """Next state (B, d) alone."""
+        ...
+
     def push(self, state: Tensor, action: Tensor, noise: Tensor, ds: Tensor, da: Tensor) -> tuple[Tensor, Tensor]:
         """Next state (B, d) and tangents F_s ds + F_a da (B, T, d), for ds (B, T, d), da (B, T, m)."""
         ...
@@ -67,6 +71,9 @@ class ChainPass:
         self.dynamics, self.recompute, self.chain = dynamics, recompute, chain
         self.table = level_table(dynamics)
 
+    def step(self, state, action, noise):
+        return self.push(state, action, noise, *(x.new_empty(len(x), 0, x.shape[-1]) for x in (state, action)))[0]
+
     def push(self, state, action, noise, ds, da):
         return self.chain.chain_forward(self.dynamics, state, action, noise, ds, da, self.table)
 
@@ -80,6 +87,9 @@ class DeterministicPass:
 
     def __init__(self, dynamics: DeterministicDynamics):
         self.dynamics = dynamics
+
+    def step(self, state, action, noise):
+        return self.dynamics(state, action, noise)
 
     def push(self, state, action, noise, ds, da):
         f = self.dynamics

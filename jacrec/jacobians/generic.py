@@ -60,6 +60,9 @@ class GenericDynamicsPass:
     def __init__(self, dynamics: Dynamics):
         self.dynamics = dynamics
 
+    def step(self, state: Tensor, action: Tensor, noise: Tensor) -> Tensor:
+        return checked_step(self.dynamics, state, action, noise)
+
     def push(self, state: Tensor, action: Tensor, noise: Tensor, ds: Tensor, da: Tensor) -> tuple[Tensor, Tensor]:
         # forward mode writes through its primals: an expanded one would be written many times
         state, action = state.contiguous(), action.contiguous()
