@@ -46,6 +46,16 @@ def kernels(p: Problem, form: str, *, checked: bool = False) -> ModuleType:
     return module
 
 
+def fused_chain(p: Problem) -> ModuleType | None:
+    """The twin of `jacrec.jacobians.chain` in compiled code for the problem's parts; None where it cannot serve them.
+
+    On a CPU alone: a single transition of few rows is too little for a launch.
+    """
+    if p.state.device.type != "cpu" or unserved(p, "forward"):
+        return None
+    return kernels(p, "forward", checked=True).chain
+
+
 def check_kernel(name: str, kernel: str, precision: str | None) -> None:
     """ValueError unless `kernel` and `precision` are ones that exist and go together."""
     expect_one_of(f"{name}.kernel", kernel, KERNELS)

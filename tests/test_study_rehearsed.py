@@ -50,7 +50,7 @@ def as_json(record):
 def test_the_studys_candidates_are_those_that_come_with_jacrec():
     study = read_spec(SCRIPTS / "studies" / "gains.yaml")
     named = study.contestants["mpc"].rehearse
-    assert {name: study.contestants[name].mpc for name in named} == dict(CANDIDATES)
+    assert {name: study.contestants[name].controller for name in named} == dict(CANDIDATES)
     assert tuple(CANDIDATES) == named
     assert study.rehearsal == RehearsalConfig()
 

@@ -135,7 +135,7 @@ def test_the_tables_are_the_papers():
         (changed(tasks={"hopper-medium": {"dat": "x"}}), "did you mean 'data'"),
         (changed(tasks={"hopper-medium": {"data": 3}}), "expected a text, got 3"),
         (changed(tasks={"hopper-medium": {"contestants": {"mcp": {}}}}), "did you mean 'mpc'"),
-        (choosing(rehearse=[]), r"best: expected rehearse: \[names of contestants with the default model\]"),
+        (choosing(rehearse=[]), r"best: expected rehearse: \[names of MPC contestants with the default model\]"),
         (choosing(rehearse="mpc"), "and no other setting"),
         (choosing(rehearse=["base"]), "known are h0, mpc"),
         (choosing(rehearse=["one"]), "known are h0, mpc"),

@@ -3,9 +3,10 @@
 from dataclasses import dataclass, field, replace
 
 from jacrec.controller import MPCConfig
-from jacrec.errors import expect_one_of
+from jacrec.errors import expect_count, expect_one_of
+from jacrec.study.planners import PLANNERS, PlannerConfig, within_budget
 
-CONTESTANTS = ("base", "h0", "mpc")
+CONTESTANTS = ("base", "h0", "mpc", *PLANNERS)
 
 
 @dataclass(frozen=True)
@@ -46,21 +47,28 @@ class PlayConfig:
         """One environment seed per episode."""
         return [1000 * self.seed + i for i in range(self.episodes)]
 
-    def allow(self, controller: MPCConfig, name: str = "mpc") -> None:
+    def allow(self, controller: MPCConfig | PlannerConfig, name: str = "mpc") -> None:
         """Raise ValueError where these settings and a controller's do not go together."""
-        if controller.deadline_ms is not None and (self.rows or self.episodes) > 1:
+        if isinstance(controller, MPCConfig) and controller.deadline_ms is not None and (self.rows or self.episodes) > 1:
             raise ValueError(f"{name}.deadline_ms: expected rows = 1, since a deadline is of one decision; got "
                              f"{self.rows or self.episodes} episodes in lock-step")  # fmt: skip
 
 
 @dataclass(frozen=True)
 class EvalConfig(PlayConfig):
-    """Base policy, MPC, and MPC without a world model (H = 0), on the same environment seeds."""
+    """Base policy, MPC, MPC without a world model (H = 0), and planners over actions, on the same environment seeds."""
 
-    contestants: tuple[str, ...] = CONTESTANTS
-    """who plays: base (π as trained), h0 (ascent on the critic at s_t alone), mpc (Algorithm 1); base always does"""
+    contestants: tuple[str, ...] = ("base", "h0", "mpc")
+    """who plays: base (π as trained), h0 (ascent on the critic at s_t alone), mpc (Algorithm 1); mppi, cem, best-of-return,
+    best-of-q, action-gradient (planners over actions in the same world model); base always does"""
     mpc: MPCConfig = field(default_factory=MPCConfig)
     """the controller's settings; h0 takes them with horizon 0"""
+    planner: PlannerConfig = field(default_factory=PlannerConfig)
+    """settings of the planners among the contestants, each of which takes what it looks at; the names decide who plays, not
+    its own `planner`"""
+    planner_budget: int | None = None
+    """transitions of the world model per decision: each planner's samples (action-gradient: its iterations) are set to spend
+    at most so many; MPC spends 2 · updates · particles · horizon"""
     rehearse: bool = False
     """let a rehearsal in the world model (rehearsal.json beside the evaluation, made where there is none) choose mpc's
     settings, or the base policy, as which mpc then acts"""
@@ -82,7 +90,11 @@ class EvalConfig(PlayConfig):
         if self.rehearse and self.mpc != MPCConfig():
             raise ValueError("mpc: expected no settings beside rehearse, which chooses them; name candidates of your own with "
                              "`jacrec rehearse RUN --candidates FILE.yaml` first")  # fmt: skip
-        self.controller("h0")  # says what is wrong with its settings
+        if self.planner_budget is not None:
+            expect_count("planner_budget", self.planner_budget, 1)
+        for name in ("h0", *self.contestants):
+            if name != "base":
+                self.controller(name)  # says what is wrong with its settings
         self.allow(self.mpc)
 
     @property
@@ -90,10 +102,13 @@ class EvalConfig(PlayConfig):
         """The contestants in the order they play, base first."""
         return [name for name in CONTESTANTS if name == "base" or name in self.contestants]
 
-    def controller(self, name: str) -> MPCConfig:
-        """The controller's settings of the contestant "mpc" or "h0"."""
+    def controller(self, name: str) -> MPCConfig | PlannerConfig:
+        """The controller's settings of a contestant that is not the base policy."""
         if name == "mpc":
             return self.mpc
+        if name in PLANNERS:
+            own = self.planner.of(name)
+            return own if self.planner_budget is None else within_budget(own, self.planner_budget)
         own = {"lr": self.h0_lr, "updates": self.h0_updates, "carry": self.h0_carry}
         # at H = 0 every particle is the same number
         return replace(self.mpc, horizon=0, particles=1, **{k: v for k, v in own.items() if v is not None})

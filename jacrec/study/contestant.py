@@ -1,6 +1,7 @@
 """One contestant's episodes: the base policy or a controller that thinks, in the environment that belongs to a run.
 
 open_env(run, config) -> BatchedEnv
+thinker(run, controller, batch) -> MPC or Planner
 play_contestant(run, controller, config, env) -> what the episodes came to, ready for JSON
 """
 
@@ -17,6 +18,8 @@ from jacrec.envs.batch import BatchedEnv
 from jacrec.io import load_module
 from jacrec.study.config import PlayConfig
 from jacrec.study.episodes import EpisodeLog, PolicyController, Watcher, play
+from jacrec.study.planners import Planner, PlannerConfig, model_calls
+from jacrec.study.planners.probe import PlannerProbe
 from jacrec.study.probes import ThinkingProbe
 from jacrec.training.run import Run
 
@@ -44,7 +47,7 @@ def open_env(run: Run, config: PlayConfig, *, threads: int | None = None) -> Bat
 
 def play_contestant(
     run: Run,
-    controller: MPCConfig | None,
+    controller: MPCConfig | PlannerConfig | None,
     config: PlayConfig,
     env: BatchedEnv,
     *,
@@ -54,20 +57,32 @@ def play_contestant(
     """Play one contestant on the seeds of `config`; the same arguments give the same returns.
 
     Args:
-        controller: settings of the `MPC` around the run's policy and world; None: the policy as it was trained.
+        controller: settings of the `MPC` or `Planner` around the run's policy and world; None: the policy as it was trained.
         watch: called after each decision of the base policy.
 
     Returns:
         The fields of `EpisodeLog` and the normalised scores (None without a reference); for a controller also its
-        settings and what its thinking did (`ThinkingProbe.summary`).
+        settings, its `model_calls` and what its thinking did (`ThinkingProbe.summary`).
     """
     if controller is None:
         log = play(env, PolicyController(run.policy), config.seeds, watch=watch, progress=progress)
         return _as_dict(log, run)
-    mpc = MPC(run.policy, run.world, controller, batch=env.n)
-    probe = ThinkingProbe(run.policy, run.world, mpc, config.probe_every, config.probe_particles)
-    log = play(env, mpc, config.seeds, before=probe.before, watch=probe.watch, progress=progress)
-    return _as_dict(log, run) | {"controller": asdict(mpc.config), "thinking": probe.summary()}
+    player = thinker(run, controller, env.n)
+    if isinstance(player, Planner):
+        probe = PlannerProbe(player, config.probe_every, config.probe_particles)
+        log = play(env, player, config.seeds, watch=probe.watch, progress=progress)
+    else:
+        probe = ThinkingProbe(run.policy, run.world, player, config.probe_every, config.probe_particles)
+        log = play(env, player, config.seeds, before=probe.before, watch=probe.watch, progress=progress)
+    thinking = {"controller": asdict(controller), "model_calls": model_calls(controller), "thinking": probe.summary()}
+    return _as_dict(log, run) | thinking
+
+
+def thinker(run: Run, controller: MPCConfig | PlannerConfig, batch: int) -> MPC | Planner:
+    """The controller of these settings around a run's policy and world."""
+    if isinstance(controller, PlannerConfig):
+        return Planner(run.policy, run.world, controller, batch=batch)
+    return MPC(run.policy, run.world, controller, batch=batch)
 
 
 def with_dynamics(run: Run, folder: str | Path) -> Run:

@@ -14,7 +14,10 @@ from matplotlib.figure import Figure
 from jacrec.study.results import LABELS, compare, interval, unit
 from jacrec.study.statistics import Estimate
 
-COLOURS = {"base": "#6b7280", "h0": "#d97706", "mpc": "#2563eb", "model": "#0f766e", "reference": "#9ca3af"}
+COLOURS = {
+    "base": "#6b7280", "h0": "#d97706", "mpc": "#2563eb", "model": "#0f766e", "reference": "#9ca3af",
+    "mppi": "#be185d", "cem": "#7c3aed", "best-of-return": "#65a30d", "best-of-q": "#0891b2", "action-gradient": "#78350f",
+}  # fmt: skip
 STYLE: dict[Any, Any] = {
     "font.size": 10, "axes.titlesize": 11, "axes.titleweight": "bold", "axes.titlelocation": "left",
     "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.color": "#e5e7eb", "grid.linewidth": 0.8,

@@ -69,7 +69,7 @@ class ThinkingProbe:
             self.rejected += int((~accepted).sum())
         if self._noise is not None:
             self._measure("after", self.mpc.policy, state, running)
-            self.drift.append(_masked(self.mpc.drift(), running))
+            self.drift.append(running_values(self.mpc.drift(), running))
 
     def summary(self) -> dict:
         """Everything, ready for JSON. Lists are (probes, rows), None where the row was not running."""
@@ -77,8 +77,8 @@ class ThinkingProbe:
             "probe_steps": self.steps,
             "objective": self.objective,
             "drift": self.drift,
-            "mean_drift": _mean(self.drift),
-            "mean_objective": {name: _mean(rows) for name, rows in self.objective.items()},
+            "mean_drift": mean_value(self.drift),
+            "mean_objective": {name: mean_value(rows) for name, rows in self.objective.items()},
             "mean_action_change": self.action_change / max(self._decisions, 1),
             "updates": self.updates,
             "rejected": self.rejected,
@@ -89,15 +89,17 @@ class ThinkingProbe:
 
     def _measure(self, name: str, policy: nn.Module, state: Tensor, running: np.ndarray) -> None:
         if self._noise is not None:
-            self.objective[name].append(_masked(imagined_return(policy, self.world, state, self._noise), running))
+            self.objective[name].append(running_values(imagined_return(policy, self.world, state, self._noise), running))
 
 
-def _masked(values: Tensor, running: np.ndarray) -> list[float | None]:
+def running_values(values: Tensor, running: np.ndarray) -> list[float | None]:
+    """One number per row, ready for JSON: None where the row is not running or not finite."""
     finite = [float(v) for v in values.cpu()]
     return [v if run and np.isfinite(v) else None for v, run in zip(finite, running, strict=True)]
 
 
-def _mean(rows: list[list[float | None]]) -> float | None:
+def mean_value(rows: list[list[float | None]]) -> float | None:
+    """The mean of all numbers in there; None without any."""
     values = [v for row in rows for v in row if v is not None]
     return float(np.mean(values)) if values else None
 

@@ -41,7 +41,7 @@ class Result:
 
     @property
     def label(self) -> str:
-        return LABELS[self.name]
+        return LABELS.get(self.name, self.name)
 
 
 def unit(record: dict[str, Any]) -> str:
@@ -65,7 +65,7 @@ def compare(record: dict[str, Any], *, level: float = 0.95) -> list[Result]:
 def _result(name: str, played: dict[str, Any], key: str, level: float) -> Result:
     entry = played[name]
     values, thinking = entry[key], entry.get("thinking")
-    against_h0 = name == "mpc" and "h0" in played
+    against_h0 = name not in ("base", "h0") and "h0" in played
     objective = thinking["mean_objective"] if thinking else {}
     known = objective.get("after") is not None and objective.get("before") is not None
     return Result(
@@ -115,6 +115,6 @@ def table(record: dict[str, Any], *, level: float = 0.95) -> Table:
     for column in ("", f"{what} ± std", "gain over base", "over H = 0", "steps", "actions/s"):
         shown.add_column(column, justify="left" if not column else "right")
     for r in results:
-        shown.add_row(SHORT[r.name], f"{r.value.mean:.1f} ± {r.value.std:.1f}", interval(r.gain, signed=True),
+        shown.add_row(SHORT.get(r.name, r.name), f"{r.value.mean:.1f} ± {r.value.std:.1f}", interval(r.gain, signed=True),
                       interval(r.over_h0, signed=True), f"{r.lengths:.0f}", f"{r.decisions_per_second:.0f}")  # fmt: skip
     return shown

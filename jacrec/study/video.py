@@ -10,11 +10,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from jacrec.controller import MPC, MPCConfig
+from jacrec.controller import MPCConfig
 from jacrec.envs.physics import make_env
 from jacrec.study.config import EvalConfig
-from jacrec.study.contestant import with_dynamics
+from jacrec.study.contestant import thinker, with_dynamics
 from jacrec.study.episodes import Controller, PolicyController
+from jacrec.study.planners import PlannerConfig
 from jacrec.study.rendering import REMEDY, run_apart
 from jacrec.training.run import Run, load_run
 
@@ -37,16 +38,18 @@ def record_video(
     *,
     stem: str = STEM,
     label: str = "MPC",
+    who: str = "mpc",
     dynamics: Path | None = None,
     again: bool = False,
     seconds: float = 8.0,
     timeout: float = 600.0,
 ) -> Film:
-    """Film the first `seconds` of simulated time of the first episode, base on the left, `config.mpc` on the right.
+    """Film the first `seconds` of simulated time of the first episode, base on the left, a contestant of `config` on the right.
 
     Args:
         stem: the file's name without its ending.
         label: what the right side is called.
+        who: mpc, h0 or a planner, as `config.controller` has it.
         dynamics: folder of another world model to imagine in than the run's own.
         again: replace a film of that name.
     """
@@ -55,18 +58,17 @@ def record_video(
         return Film(path, "")
     folder.mkdir(parents=True, exist_ok=True)
     request = json.dumps({"run": str(run.path), "dynamics": dynamics and str(dynamics), "config": asdict(config),
-                          "path": str(path), "label": label, "seconds": seconds})  # fmt: skip
+                          "path": str(path), "label": label, "who": who, "seconds": seconds})  # fmt: skip
     reason = run_apart([sys.executable, "-m", "jacrec.study.video", request], timeout)
     return Film(path, "") if reason is None else Film(None, f"{reason}; {REMEDY}")
 
 
-def film(run: Run, config: EvalConfig, path: Path, seconds: float, label: str = "MPC") -> None:
+def film(run: Run, config: EvalConfig, path: Path, seconds: float, label: str = "MPC", who: str = "mpc") -> None:
     """Play, render and write; needs a rendering backend."""
     import imageio.v3 as iio
 
     torch.set_num_threads(config.threads)
-    mpc = MPC(run.policy, run.world, config.mpc, batch=1)
-    sides = {"base": PolicyController(run.policy), label: mpc}
+    sides = {"base": PolicyController(run.policy), label: thinker(run, config.controller(who), 1)}
     reels = [_play(name, controller, run, config, seconds) for name, controller in sides.items()]
     length = max(map(len, reels))
     # an episode that ended stands still on its last picture
@@ -125,10 +127,11 @@ def main(request: str) -> None:
     """What the process of its own does."""
     asked = json.loads(request)
     settings = asked["config"]
-    settings |= {"mpc": MPCConfig(**settings["mpc"]), "contestants": tuple(settings["contestants"])}
+    controllers = {"mpc": MPCConfig(**settings["mpc"]), "planner": PlannerConfig(**settings["planner"])}
+    settings |= controllers | {"contestants": tuple(settings["contestants"])}
     run = load_run(asked["run"])
     run = with_dynamics(run, asked["dynamics"]) if asked["dynamics"] else run
-    film(run, EvalConfig(**settings), Path(asked["path"]), asked["seconds"], asked["label"])
+    film(run, EvalConfig(**settings), Path(asked["path"]), asked["seconds"], asked["label"], asked["who"])
 
 
 if __name__ == "__main__":

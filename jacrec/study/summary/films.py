@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from jacrec.study.config import EvalConfig
+from jacrec.study.planners import PlannerConfig
 from jacrec.study.rendering import REMEDY, probe
 from jacrec.study.summary.read import Study
 from jacrec.study.sweep.config import BASE, DEFAULT_MODEL
@@ -48,7 +49,11 @@ def _film(study: Study, task: str, folder: Path, seconds: float) -> str:
         run = load_run(cell / "run")
     except FileNotFoundError as error:
         return f"no film: {error}"
-    config = EvalConfig(**asdict(study.config.play_config(task)), mpc=controller)
-    made = record_video(run, config, folder, stem=f"{task}-{best}-seed-{seed}", label=best, seconds=seconds,
+    play_config, who = asdict(study.config.play_config(task)), "mpc"
+    if isinstance(controller, PlannerConfig):
+        config, who = EvalConfig(**play_config, planner=controller), controller.planner
+    else:
+        config = EvalConfig(**play_config, mpc=controller)
+    made = record_video(run, config, folder, stem=f"{task}-{best}-seed-{seed}", label=best, who=who, seconds=seconds,
                         dynamics=None if model == DEFAULT_MODEL else cell / "models" / model)  # fmt: skip
     return made.path.name if made.path else f"no film: {made.reason}"

@@ -4,12 +4,13 @@ from dataclasses import asdict
 from typing import Any
 
 from jacrec.controller import MPCConfig
+from jacrec.study.planners import PlannerConfig
 from jacrec.study.summary.read import Study
 from jacrec.study.sweep.config import BASE
 from jacrec.training.config import TrainConfig
 
 LETTERS = {
-    "horizon": "H", "particles": "M", "updates": "E", "lr": "lr", "carry": "carry", "model": "world model",
+    "planner": "planner", "horizon": "H", "particles": "M", "updates": "E", "lr": "lr", "carry": "carry", "model": "world model",
     "max_grad_norm": "gradient clip", "trust_radius": "trust radius", "deadline_ms": "deadline",
 }  # fmt: skip
 UNMEANT = ("method", "seed")  # settings that are no part of what a contestant is
@@ -28,11 +29,15 @@ def choosers(study: Study) -> list[str]:
 
 
 def settings_of(study: Study, contestant: str) -> dict[str, Any]:
-    """MPCConfig's fields and "model" as the study sets them for all tasks; {} for base, and for one that rehearses."""
+    """MPCConfig's fields, or what a planner looks at, and "model" as the study sets them for all tasks.
+
+    {} for base, and for one that rehearses.
+    """
     if contestant == BASE or candidates_of(study, contestant):
         return {}
     own = study.config.contestants[contestant]
-    return asdict(own.mpc) | {"model": own.model}
+    settings = own.controller.settings if isinstance(own.controller, PlannerConfig) else asdict(own.controller)
+    return settings | {"model": own.model}
 
 
 def tuned_tasks(study: Study, contestant: str) -> list[str]:

@@ -10,6 +10,7 @@ from typing import Any
 
 from jacrec.controller import MPCConfig
 from jacrec.study.config import PlayConfig
+from jacrec.study.planners import PlannerConfig
 from jacrec.study.rehearsal import BASE, RehearsalConfig
 from jacrec.training.config import TrainConfig, published_name, rebrac_config
 from jacrec.training.run import STAGES
@@ -31,7 +32,7 @@ class TaskSpec:
     training: TrainConfig = field(default_factory=TrainConfig)
     """all settings of its training but the seed. In a spec: what differs from the study's `training`, which differs from
     ReBRAC's published settings where the task is one of the 24"""
-    contestants: Mapping[str, MPCConfig] = field(default_factory=dict)
+    contestants: Mapping[str, MPCConfig | PlannerConfig] = field(default_factory=dict)
     """controllers of contestants that are set differently for this task, by name. In a spec: what differs"""
 
 
@@ -41,8 +42,10 @@ class ContestantSpec:
 
     model: str = DEFAULT_MODEL
     """the world model it imagines in: default (the training's own), or one of `models`"""
-    mpc: MPCConfig = field(default_factory=MPCConfig)
-    """the controller. In a spec its settings stand beside `model`; horizon 0 is the control without a world model"""
+    controller: MPCConfig | PlannerConfig = field(default_factory=MPCConfig)
+    """MPC or, where a spec says `planner`, a planner over actions. In a spec its settings stand beside `model`; horizon 0 is
+    the control without a world model. `budget` beside `planner` sets its samples (action-gradient: its iterations) so that
+    it spends at most so many transitions of the world model per decision"""
     rehearse: tuple[str, ...] = ()
     """no controller of its own: of these contestants the one that a rehearsal in the world model chooses, cell by cell, or
     the base policy where none gains there"""
@@ -94,11 +97,11 @@ class StudyConfig:
         config = self.train_config(task, seed)
         return replace(config, dynamics=replace(config.dynamics, **self.models[model]))
 
-    def controller(self, task: str, contestant: str) -> MPCConfig | None:
+    def controller(self, task: str, contestant: str) -> MPCConfig | PlannerConfig | None:
         """A contestant's controller on a task; None: the base policy, or one that a rehearsal chooses."""
         if contestant == BASE or self.contestants[contestant].rehearse:
             return None
-        return self.tasks[task].contestants.get(contestant, self.contestants[contestant].mpc)
+        return self.tasks[task].contestants.get(contestant, self.contestants[contestant].controller)
 
     def model_of(self, contestant: str) -> str:
         """The name of the world model that a contestant imagines in."""

@@ -17,6 +17,7 @@ from jacrec.data.transitions import Transitions
 from jacrec.files import write_json
 from jacrec.study.config import PlayConfig
 from jacrec.study.contestant import digests, environment_record, open_env, play_contestant, with_dynamics
+from jacrec.study.planners import PlannerConfig
 from jacrec.study.sweep.config import TaskSpec
 from jacrec.study.sweep.sources import data_source
 from jacrec.study.versions import machine, versions
@@ -142,7 +143,7 @@ class PlayJob(ResultJob):
 
     contestant: str
     model: str
-    controller: MPCConfig | None
+    controller: MPCConfig | PlannerConfig | None
     config: PlayConfig
 
     def perform(self, report: Report) -> str:

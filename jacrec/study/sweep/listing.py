@@ -30,7 +30,8 @@ def _cell(study: StudyConfig, task: str, seed: int, cells: Path) -> list[Job]:
         candidates = () if name == BASE else study.contestants[name].rehearse
         if candidates:
             rehearsal = f"{at}/rehearsals/{name}"
-            controllers = {c: study.controller(task, c) or MPCConfig() for c in candidates}
+            own = {c: study.controller(task, c) for c in candidates}
+            controllers = {c: controller for c, controller in own.items() if isinstance(controller, MPCConfig)}
             others = [other for other in study.seeds if other != seed and study.contestants[name].across_seeds]
             runs = (run, *(f"{task}/seed-{other}/run" for other in others))
             jobs.append(RehearsalJob(rehearsal, "rehearse", task, seed, cells, runs, play.threads, controllers,

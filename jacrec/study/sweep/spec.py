@@ -16,6 +16,7 @@ import yaml
 from jacrec.controller import MPCConfig
 from jacrec.files import write_text
 from jacrec.study.config import PlayConfig
+from jacrec.study.planners import PlannerConfig, within_budget
 from jacrec.study.rehearsal import RehearsalConfig
 from jacrec.study.sweep.config import BASE, DEFAULT_MODEL, ContestantSpec, StudyConfig, TaskSpec, published_start
 from jacrec.study.sweep.parse import build, expect_known, expect_mapping
@@ -111,7 +112,7 @@ def parse_study(content: Any, where: str = FILE) -> StudyConfig:
         for task in study.tasks:
             study.evaluation.allow(study.controller(task, name) or MPCConfig(), f"{where}: contestants.{name}")
             for candidate in study.contestants[name].rehearse:
-                if (study.controller(task, candidate) or MPCConfig()).deadline_ms is not None:
+                if getattr(study.controller(task, candidate), "deadline_ms", None) is not None:
                     raise ValueError(f"{where}: contestants.{name}.rehearse: expected candidates without deadline_ms, since a "
                                      f"rehearsal must not depend on the clock; got {candidate}")  # fmt: skip
     return study
@@ -209,10 +210,14 @@ def _task(
         if contestants[who].rehearse:
             raise ValueError(f"{where}.contestants.{who}: expected a contestant with a controller of its own, got one that "
                              f"rehearses; set {', '.join(contestants[who].rehearse)} instead")  # fmt: skip
-    changed = {who: build(MPCConfig, to_dict(contestants[who].mpc) | expect_mapping(x, who), f"{where}.contestants.{who}")
-               for who, x in tuned.items()}  # fmt: skip
+    changed = {who: _tuned(contestants[who].controller, x, f"{where}.contestants.{who}") for who, x in tuned.items()}
     data = None if data is None else data.replace("{task}", name)
     return TaskSpec(data, env_id, replace(build(TrainConfig, settings, f"{where}.training"), data=data or name), changed)
+
+
+def _tuned(controller: MPCConfig | PlannerConfig, content: Any, where: str) -> MPCConfig | PlannerConfig:
+    """A contestant's controller with what differs on a task."""
+    return build(type(controller), to_dict(controller) | expect_mapping(content, where), where)
 
 
 def _task_to_yaml(task: TaskSpec) -> dict[str, Any]:
@@ -233,22 +238,41 @@ def _contestants(content: Any, models: Mapping[str, Any], where: str) -> dict[st
         model = own.pop("model", DEFAULT_MODEL)
         if model not in (DEFAULT_MODEL, *models):
             raise ValueError(f"{where}.{name}.model: expected {', '.join((DEFAULT_MODEL, *models))}, got {model!r}")
-        expect_known(own, [f.name for f in fields(MPCConfig)], f"{where}.{name}")
+        found[name] = ContestantSpec(model, _controller(own, f"{where}.{name}"))
+    return found
+
+
+def _controller(own: Mapping[str, Any], where: str) -> MPCConfig | PlannerConfig:
+    """A planner where `planner` is named, else MPC."""
+    own = dict(own)
+    if "planner" not in own:
+        expect_known(own, [f.name for f in fields(MPCConfig)], where)
         if own.get("horizon") == 0:
             own.setdefault("particles", 1)  # at H = 0 every particle is the same number
-        found[name] = ContestantSpec(model, build(MPCConfig, own, f"{where}.{name}"))
-    return found
+        return build(MPCConfig, own, where)
+    expect_known(own, [*(f.name for f in fields(PlannerConfig)), "budget"], where)
+    budget = own.pop("budget", None)
+    planner = build(PlannerConfig, own, where)
+    if budget is None:
+        return planner
+    if own.keys() & {"samples"} or (planner.planner == "action-gradient" and "iterations" in own):
+        raise ValueError(f"{where}: expected budget or what it decides (samples, or action-gradient's iterations), got both")
+    try:
+        return within_budget(planner, budget)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from None
 
 
 def _chooser(name: str, own: Mapping[str, Any], contestants: Mapping[str, Any], where: str) -> ContestantSpec:
     """A contestant that a rehearsal chooses among others."""
     named = own["rehearse"]
     others = {other: expect_mapping(o, f"{where}.{other}") for other, o in contestants.items()}
-    able = [other for other, o in others.items() if "rehearse" not in o and o.get("model", DEFAULT_MODEL) == DEFAULT_MODEL]
+    able = [other for other, o in others.items()
+            if not o.keys() & {"rehearse", "planner"} and o.get("model", DEFAULT_MODEL) == DEFAULT_MODEL]  # fmt: skip
     fine = isinstance(named, list) and bool(named) and all(x in able and named.count(x) == 1 for x in named)
     across = own.get("across_seeds", False)
     if set(own) - {"rehearse", "across_seeds"} or not fine or not isinstance(across, bool):
-        raise ValueError(f"{where}.{name}: expected rehearse: [names of contestants with the default model], perhaps "
+        raise ValueError(f"{where}.{name}: expected rehearse: [names of MPC contestants with the default model], perhaps "
                          f"across_seeds: true, and no other setting, got {dict(own)}; known are {', '.join(able)}")  # fmt: skip
     return ContestantSpec(rehearse=tuple(named), across_seeds=across)
 
@@ -256,7 +280,7 @@ def _chooser(name: str, own: Mapping[str, Any], contestants: Mapping[str, Any], 
 def _contestant_to_yaml(own: ContestantSpec) -> dict[str, Any]:
     if own.rehearse:
         return {"rehearse": list(own.rehearse), "across_seeds": own.across_seeds}
-    return {"model": own.model, **to_dict(own.mpc)}
+    return {"model": own.model, **to_dict(own.controller)}
 
 
 def _models(content: Any, where: str) -> dict[str, dict[str, Any]]:

@@ -1,0 +1,54 @@
+"""What a decision costs in transitions of the world model, so that contestants can be given the same."""
+
+from dataclasses import replace
+
+from jacrec.controller import MPCConfig
+from jacrec.errors import expect_count
+from jacrec.study.planners.config import PlannerConfig
+
+GRADIENT = 2
+"""calls that a transition counts where it is differentiated too: itself, and its transpose. Pulling a cotangent back through
+a layer is one product with the same matrix, so the transpose has the multiply–adds of the evaluation (`jacrec.cost.costs`
+counts the adjoint alike). What the policy, the reward and the critic cost is not counted"""
+
+
+def model_calls(config: MPCConfig | PlannerConfig) -> int:
+    """Transitions of the world model that one decision evaluates per environment; a differentiated one counts `GRADIENT`.
+
+    Of `MPC`: E·M·H differentiated ones. Of planners that sample: iterations · samples · M · H (best-of-q: none). Of
+    action-gradient: iterations · M · H differentiated ones, and M·H more for the policy's rollout where every decision begins
+    from it (carry "step"; with "episode" only an episode's first decision makes them, which is not counted).
+    """
+    if isinstance(config, MPCConfig):
+        return GRADIENT * config.updates * config.particles * config.horizon
+    rollout = config.particles * config.horizon
+    if config.planner == "action-gradient":
+        return rollout * (GRADIENT * config.iterations + (config.carry == "step"))
+    return rollout * config.samples * config.iterations
+
+
+def within_budget(config: PlannerConfig, calls: int) -> PlannerConfig:
+    """The settings with as many samples (action-gradient: iterations) as `model_calls` of at most `calls` allow.
+
+    Horizon, particles and the iterations of planners that sample stay. best-of-q, which asks the critic alone, gets a sample
+    for every call.
+
+    Raises:
+        ValueError: not even the fewest fit.
+    """
+    expect_count("calls", calls, 1)
+    rollout = config.particles * config.horizon
+    if config.planner == "action-gradient":
+        name, lowest, count = "iterations", 1, (calls // rollout - (config.carry == "step")) // GRADIENT
+    elif config.horizon == 0:
+        name, lowest, count = "samples", 2, calls
+    else:
+        name, lowest, count = "samples", 2, calls // (rollout * config.iterations)
+    if config.planner == "cem":
+        lowest = max(lowest, config.elites)
+    if count < lowest:
+        raise ValueError(
+            f"budget: expected enough calls for {lowest} {name} of {config.planner} with horizon {config.horizon}, particles "
+            f"{config.particles} and iterations {config.iterations}, got {calls}; lower one of them"
+        )
+    return replace(config, **{name: count})
