@@ -55,9 +55,10 @@ def episodes_table(record: dict[str, Any]) -> Table:
         table.add_column(title, justify="right")
     for i, episode in enumerate(record["episodes"], 1):
         seen = [episode["version"], *(version for _, version in episode["picked_up"])]
+        span = "–".join(dict.fromkeys((str(seen[0]), str(seen[-1]))))
         d = episode["decisions"]
-        table.add_row(str(i), f"{episode[unit]:.2f}", str(episode["length"]), "–".join(dict.fromkeys(map(str, (seen[0], seen[-1])))),
-                      f"{d['median_ms']:.2f}", f"{d['p99_ms']:.2f}", f"{d['max_ms']:.1f}")  # fmt: skip
+        times = [f"{d['median_ms']:.2f}", f"{d['p99_ms']:.2f}", f"{d['max_ms']:.1f}"]
+        table.add_row(str(i), f"{episode[unit]:.2f}", str(episode["length"]), span, *times)
     values = [episode[unit] for episode in record["episodes"]]
     table.add_section()
     table.add_row("mean", f"{np.mean(values):.2f}")

@@ -103,9 +103,7 @@ def deployment_folder(run: Path, out: str | Path | None) -> Path:
     """
     folder = Path(out) if out is not None else run.with_name(run.name + "-deploy")
     if (folder / "config.yaml").exists():
-        raise ValueError(
-            f"{folder}: expected a folder of the deployment's own, got one that holds a run; choose another (--out)"
-        )
+        raise ValueError(f"{folder}: expected a folder of the deployment's own, got a run's; choose another (--out)")
     return folder
 
 
