@@ -138,6 +138,8 @@ def cheapest(problem: Problem) -> tuple[str, str]:
 @lru_cache(maxsize=1024)
 def ranking(sizes: Sizes) -> tuple[tuple[str, str], ...]:
     """All (form, kernel), the fastest first."""
+    if not sizes.H:  # no transition to count: what is left is the policy and the critic, a third of the time in one operation
+        return ("adjoint", "fused"), ("adjoint", "plain"), ("forward", "plain"), ("forward", "fused")
     device = sizes.device if (sizes.device, "plain") in RATES else "cpu"
     expected = {choice: RATES[device, choice[1]].seconds(cost) for choice, cost in costs(sizes).items()}
     return tuple(sorted(expected, key=lambda choice: expected[choice]))

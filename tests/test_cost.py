@@ -53,6 +53,12 @@ def test_the_choice_is_that_of_the_count():
     ranking.cache_clear()
 
 
+def test_without_imagined_steps_the_fused_adjoint_is_taken():
+    """No transition is there to count, which would call the plain forms free."""
+    assert Auto().choose(sized(M=1, H=0)) == Adjoint(kernel="fused")
+    assert Auto().choose(sized(M=1, H=0, policy=torch.nn.Sequential(Actor(11, 3)))) == Adjoint()
+
+
 @pytest.mark.parametrize("path", RECORDED, ids=lambda path: path.stem)
 def test_auto_is_right_on_the_recorded_timings(path):
     """Within 10 % of the best form and kernel at every size that was measured: d, m, M, H, K and width vary."""

@@ -1,14 +1,17 @@
 """Pictures of gains: a forest of paired gains with intervals, and gain against cost."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from jacrec.study.plots import COLOURS, figure, reach
 from jacrec.study.summary.foresight import foreseen
-from jacrec.study.summary.gains import HARM, Average, average_gain, cost, paired
+from jacrec.study.summary.gains import HARM, average_gain, cost, paired
+from jacrec.study.summary.pareto import front
 from jacrec.study.summary.read import Study
 from jacrec.study.sweep.config import BASE
 
+Times = Mapping[str, tuple[float, float, float]]
+IN_LOCKSTEP = "the controller's own, in lock-step; median, least and most over cells"
 PALETTE = (COLOURS["mpc"], COLOURS["h0"], COLOURS["model"], "#be185d", "#7c3aed", "#65a30d")
 
 
@@ -66,13 +69,30 @@ def foresight(study: Study, chooser: str, path: Path) -> bool:
     return True
 
 
-def cost_against_gain(study: Study, contestants: Sequence[str], path: Path, *, level: float = 0.95) -> bool:
-    """Average paired gain over milliseconds per decision, one point per contestant; False where nothing is paired."""
-    points: list[tuple[str, Average, tuple[float, float, float]]] = []
+def cost_against_gain(
+    study: Study,
+    contestants: Sequence[str],
+    path: Path,
+    *,
+    times: Times | None = None,
+    of: str = IN_LOCKSTEP,
+    level: float = 0.95,
+) -> bool:
+    """Average paired gain over milliseconds per decision, one point per contestant, and the front that nobody beats.
+
+    Args:
+        times: median, least and most milliseconds by contestant; none: those that the plays have recorded.
+        of: what the times are, for the axis.
+
+    Returns:
+        False where nothing is paired.
+    """
+    points = []
     for name in contestants:
-        gain, times = average_gain(study, name, level=level), cost(study, name)
-        if gain is not None and times is not None:
-            points.append((name, gain, times))
+        gain = average_gain(study, name, level=level)
+        taken = cost(study, name) if times is None else times.get(name)
+        if gain is not None and taken is not None:
+            points.append((name, gain, taken))
     if not points:
         return False
     with figure(path, (7.2, 4.4), 1) as (axes,):
@@ -81,9 +101,13 @@ def cost_against_gain(study: Study, contestants: Sequence[str], path: Path, *, l
             axes.errorbar(*at, yerr=reach(gain.estimate), xerr=[[middle - low], [high - middle]], fmt="o", capsize=3,
                           color=PALETTE[i % len(PALETTE)], elinewidth=1)  # fmt: skip
             axes.annotate(name, at, xytext=(6, 5), textcoords="offset points", fontsize=8)
+        at = {name: (ms[0], gain.estimate.mean) for name, gain, ms in points}
+        best = [at[name] for name in front(at)]
+        axes.plot(*zip(*best, strict=True), color="#9ca3af", linewidth=1.2, linestyle="--", zorder=0, label="front")
         axes.axhline(0, color="#374151", linewidth=1)
         axes.set_xscale("log")
-        axes.set_xlabel("controller's milliseconds per decision (median, least and most over cells)")
+        axes.set_xlabel(f"milliseconds per decision ({of})")
+        axes.legend()
         axes.set_ylabel("average paired gain over base")
         axes.set_title(f"Gain against cost, {level:.0%} intervals")
     return True
