@@ -78,7 +78,7 @@ def play_contestant(
     return _as_dict(log, run) | thinking
 
 
-def thinker(run: Run, controller: MPCConfig | PlannerConfig, batch: int) -> MPC | Planner:
+def thinker(run: Run, controller: MPCConfig | PlannerConfig, batch: int | None) -> MPC | Planner:
     """The controller of these settings around a run's policy and world."""
     if isinstance(controller, PlannerConfig):
         return Planner(run.policy, run.world, controller, batch=batch)
