@@ -313,7 +313,11 @@ class Denoiser(nn.Module):
 
 def step_embedding(k: Tensor, dim: int) -> Tensor:
     """Sinusoids of the step: (...) -> (..., dim), frequencies from 1 to 1e-4 (float64 inside)."""
-    index = torch.arange(dim // 2, dtype=torch.float64, device=k.device)
-    frequency = torch.exp(index * (-math.log(1e4) / max(dim // 2 - 1, 1)))
-    angle = k.to(torch.float64).unsqueeze(-1) * frequency
+    angle = k.to(torch.float64).unsqueeze(-1) * step_frequencies(dim, k.device)
     return torch.cat([angle.sin(), angle.cos()], -1)
+
+
+def step_frequencies(dim: int, device: torch.device | None = None) -> Tensor:
+    """Of the features of `step_embedding`, (dim / 2,) float64: from 1 to 1e-4."""
+    index = torch.arange(dim // 2, dtype=torch.float64, device=device)
+    return torch.exp(index * (-math.log(1e4) / max(dim // 2 - 1, 1)))

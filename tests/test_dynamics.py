@@ -154,15 +154,17 @@ def average_velocity(z, r, t):
     return (z - mean_r - std_r * (z - mean) / std) / (t - r)
 
 
+@pytest.mark.parametrize("prediction", ["velocity", "x0"])
 @pytest.mark.parametrize("steps", [1, 3])
-def test_the_exact_average_velocity_samples_the_exact_gaussian_in_any_number_of_steps(steps):
+def test_the_exact_average_velocity_samples_the_exact_gaussian_in_any_number_of_steps(steps, prediction):
     e = torch.randn(50, 1, 1, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
 
     def network(z, k, s, a):
         t, span = (k / 10).unsqueeze(-2).unbind(-1)
-        return average_velocity(z, t - span, t)
+        u = average_velocity(z, t - span, t)
+        return u if prediction == "velocity" else z - t * u
 
-    f = sampled_by(MeanFlowDynamics(1, 1, (2,), steps=steps, target="state"), network)
+    f = sampled_by(MeanFlowDynamics(1, 1, (2,), steps=steps, prediction=prediction, target="state"), network)
     got = f(torch.zeros(50, 1).double(), torch.zeros(50, 1).double(), e)
     torch.testing.assert_close(got, MU + STD * e[:, 0], rtol=1e-12, atol=1e-12)
 
@@ -191,6 +193,7 @@ def test_the_identity_of_meanflow_holds_for_the_exact_average_velocity():
         (lambda: FlowDynamics(2, 1, steps=0), "steps: expected an integer >= 1"),
         (lambda: MeanFlowDynamics(2, 1, steps=0), "steps: expected an integer >= 1"),
         (lambda: MeanFlowDynamics(2, 1, target="velocity"), "target: expected one of"),
+        (lambda: MeanFlowDynamics(2, 1, prediction="epsilon"), "prediction: expected one of"),
     ],
 )
 def test_flows_say_what_was_expected(make, message):

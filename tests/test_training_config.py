@@ -97,7 +97,16 @@ def test_unknown_settings_are_named():
     [
         (lambda: ReBRACConfig(batch_size=0), r"ReBRACConfig.batch_size: expected a whole number >= 1, got 0"),
         (lambda: ReBRACConfig(discount=1.5), r"ReBRACConfig.discount: expected 0.0 <= value <= 1.0, got 1.5"),
-        (lambda: DynamicsConfig(kind="flow"), r"dynamics.kind: expected one of 'diffusion', 'deterministic', got 'flow'"),
+        (lambda: DynamicsConfig(kind="gan"), r"dynamics.kind: expected one of 'diffusion', .*, got 'gan'"),
+        (
+            lambda: DynamicsConfig(kind="flow", prediction="epsilon"),
+            r"dynamics.prediction of kind 'flow': expected one of 'velocity'",
+        ),
+        (
+            lambda: DynamicsConfig(prediction="velocity"),
+            r"of kind 'diffusion': expected one of 'epsilon', 'x0', got 'velocity'",
+        ),
+        (lambda: DynamicsConfig(times="normal"), r"dynamics.times: expected one of 'logit-normal', 'uniform'"),
         (lambda: RewardConfig(updates=-1), r"RewardConfig.updates: expected a whole number >= 0, got -1"),
         (lambda: TrainConfig(held_out=0.0), "held_out: expected a share of the episodes between 0 and 1, got 0.0"),
         (lambda: TrainConfig(log_every=0), "log_every: expected a whole number >= 1, got 0"),

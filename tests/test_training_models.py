@@ -9,8 +9,9 @@ import torch
 from jacrec.dynamics import DiffusionDynamics
 from jacrec.networks import MLP
 from jacrec.training.config import DynamicsConfig, RewardConfig
-from jacrec.training.dynamics import DynamicsStage, make_dynamics, one_step_errors, scales
+from jacrec.training.dynamics import DynamicsStage, one_step_errors, scales
 from jacrec.training.flat import Adam, Flat
+from jacrec.training.objectives import make_dynamics
 from jacrec.training.passes import MLPPass
 from jacrec.training.reward import RewardStage
 from jacrec.training.streams import BLOCK, BatchStream, seed_of
@@ -109,7 +110,7 @@ def test_the_diffusion_step_minimises_the_models_own_loss(prediction, target):
         torch.testing.assert_close(stage.regression.flat.gradient_of[name], p.grad, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("kind", ["diffusion", "deterministic"])
+@pytest.mark.parametrize("kind", ["diffusion", "deterministic", "flow", "meanflow"])
 def test_the_world_model_learns_a_linear_system(kind):
     data = linear_system(episodes=30)
     kept, held_out = data.split(0.2, 0)
@@ -152,7 +153,7 @@ def test_the_reward_model_learns_in_the_critics_scale():
     assert prediction.numpy() == pytest.approx(100 * held_out.reward, abs=6 * errors["reward_rmse"])
 
 
-@pytest.mark.parametrize("kind", ["diffusion", "deterministic", "reward"])
+@pytest.mark.parametrize("kind", ["diffusion", "deterministic", "flow", "meanflow", "reward"])
 def test_capturable_stages_make_the_same_steps(kind):
     """What a CUDA graph would hold, run as it is: the bits of the ordinary step."""
     data = linear_system()

@@ -48,6 +48,8 @@ STAGES = {
         seed, layer_norm=True, residual=True, activation="mish", prediction="epsilon", **k
     ),
     "deterministic": lambda seed, **k: dynamics(seed, kind="deterministic", ema=0.0, max_grad_norm=None, **k),
+    "flow": lambda seed, **k: dynamics(seed, kind="flow", prediction="velocity", **k),
+    "meanflow": lambda seed, **k: dynamics(seed, kind="meanflow", layer_norm=True, activation="silu", **k),
     "reward": lambda seed, **k: reward(seed, max_grad_norm=0.05, ema=0.8, lr_schedule="cosine", **k),
 }
 each_kind = pytest.mark.parametrize("kind", STAGES)

@@ -25,6 +25,7 @@ class MeanFlowDynamics(ChainDynamics):
     (`jacrec.training.DynamicsConfig.tilt`).
 
     Args:
+        prediction: what the network predicts, the average "velocity", or the clean sample "x0", of which u = (z − x̂)/t.
         steps: n, equal intervals that sampling takes; 1 is what the model is for, more are more exact where it is not.
     """
 
@@ -35,6 +36,7 @@ class MeanFlowDynamics(ChainDynamics):
         hidden: Sequence[int] = (256, 256, 256),
         *,
         steps: int = 1,
+        prediction: str = "x0",
         target: str = "difference",
         activation: str = "silu",
         layer_norm: bool = False,
@@ -42,20 +44,26 @@ class MeanFlowDynamics(ChainDynamics):
         embedding_dim: int = 32,
     ):
         expect_one_of("target", target, ("difference", "state"))
+        expect_one_of("prediction", prediction, ("velocity", "x0"))
         expect_count("steps", steps, 1)
         super().__init__(state_dim, action_dim, target)
         self.config = dict(
-            state_dim=state_dim, action_dim=action_dim, hidden=list(hidden), steps=steps, target=target, activation=activation,
-            layer_norm=layer_norm, residual=residual, embedding_dim=embedding_dim,
+            state_dim=state_dim, action_dim=action_dim, hidden=list(hidden), steps=steps, prediction=prediction,
+            target=target, activation=activation, layer_norm=layer_norm, residual=residual, embedding_dim=embedding_dim,
         )  # fmt: skip
+        self.prediction = prediction
         self.denoiser = Denoiser(state_dim, action_dim, hidden, activation=activation, layer_norm=layer_norm,
                                  residual=residual, embedding_dim=embedding_dim, times=2)  # fmt: skip
         times = [(TIME_SCALE * k / steps, TIME_SCALE / steps) for k in range(1, steps + 1)]
-        self.set_chain(times, [1.0] * steps, [-1.0 / steps] * steps)
+        if prediction == "velocity":
+            self.set_chain(times, [1.0] * steps, [-1.0 / steps] * steps)
+        else:  # z − (1/n) (z − x̂) / (k/n)
+            self.set_chain(times, [(k - 1) / k for k in range(1, steps + 1)], [1 / k for k in range(1, steps + 1)])
 
     def average_velocity(self, z: Tensor, r: Tensor, t: Tensor, state: Tensor, action: Tensor) -> Tensor:
         """u_θ(z, r, t; s, a): z (..., d), r and t (...), state in the data's units (..., d), action (..., m) -> (..., d)."""
-        return self.denoiser(z, TIME_SCALE * torch.stack([t, t - r], -1), self.standardise(state), action)
+        net = self.denoiser(z, TIME_SCALE * torch.stack([t, t - r], -1), self.standardise(state), action)
+        return net if self.prediction == "velocity" else (z - net) / t.unsqueeze(-1)
 
     def goal(self, state: Tensor, action: Tensor, x: Tensor, r: Tensor, t: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
         """u and the right side of the identity, v − (t − r) du/dt, both (..., d), by `torch.func.jvp` along (v, 0, 1).
@@ -71,7 +79,11 @@ class MeanFlowDynamics(ChainDynamics):
     def loss(self, state: Tensor, action: Tensor, next_state: Tensor, r: Tensor, t: Tensor, noise: Tensor) -> Tensor:
         """Squared distance of u from its goal, whose gradient is stopped, per row, mean over dimensions: (...).
 
-        r <= t (...), noise (..., d). Training divides each row by its own size (`jacrec.training`).
+        Where the network predicts x0 the distance is that of x̂ = z − t u from its own goal. r <= t (...), noise (..., d).
+        Training divides each row by its own size (`jacrec.training`).
         """
         u, goal = self.goal(state, action, self.encode(state, next_state), r, t, noise)
-        return (u - goal.detach()).square().mean(-1)
+        distance = u - goal.detach()
+        if self.prediction == "x0":
+            distance = t.unsqueeze(-1) * distance
+        return distance.square().mean(-1)

@@ -12,6 +12,10 @@ import yaml
 from jacrec.errors import expect_one_of
 
 LR_SCHEDULES = ("constant", "cosine")
+PREDICTIONS = {  # by kind of world model; the deterministic one predicts nothing but the next state
+    "diffusion": ("epsilon", "x0"), "flow": ("velocity", "x0"), "meanflow": ("velocity", "x0"),
+    "deterministic": ("epsilon", "x0"),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -61,19 +65,34 @@ class DynamicsConfig:
     """The world model f_θ (section 3.1). The paper names no sizes; these are modest ones that train on a CPU."""
 
     kind: str = "diffusion"
-    """diffusion or deterministic"""
+    """diffusion, flow (flow matching), meanflow (one step) or deterministic"""
     steps: int = 10
     """K, the diffusion's levels"""
     schedule: str = "vp"
     """vp, cosine or linear"""
     prediction: str = "x0"
-    """what the network predicts: epsilon (the paper's) or x0 (less than half the one-step error after 8000 updates)"""
+    """what the network predicts: x0, the clean sample; or epsilon (diffusion; the paper's: more than twice x0's
+    one-step error after 8000 updates) or velocity (flow and meanflow; their papers')"""
     sampler: str = "ddpm"
     """ddpm or ddim"""
     eta: float = 0.0
     """noise of the ddim sampler: 0 none, 1 as ddpm"""
     levels: tuple[int, ...] | None = None
     """the levels that sampling visits; none named: all"""
+    solver: str = "euler"
+    """flow: euler or heun"""
+    sampling_steps: int | None = None
+    """flow and meanflow: intervals that sampling takes; none named: 4 and 1. Training does not depend on it"""
+    times: str = "logit-normal"
+    """flow and meanflow: how training draws times, logit-normal (with the mean and std below) or uniform"""
+    times_mean: float = -0.4
+    """of the logit of a time"""
+    times_std: float = 1.0
+    """of the logit of a time"""
+    flow_ratio: float = 0.75
+    """meanflow: share of a batch that learns the instantaneous velocity (r = t), which costs no tangent"""
+    adaptive_power: float = 1.0
+    """meanflow: p of a row's weight 1/(‖Δ‖² + 0.01)^p, ‖Δ‖² its mean square error; 0 weighs all alike"""
     target: str = "difference"
     """what is modelled: difference (s' − s) or state (s')"""
     hidden: tuple[int, ...] = (256, 256, 256)
@@ -102,10 +121,12 @@ class DynamicsConfig:
     """sampled successors per held-out transition"""
 
     def __post_init__(self):
-        expect_one_of("dynamics.kind", self.kind, ("diffusion", "deterministic"))
+        expect_one_of("dynamics.kind", self.kind, PREDICTIONS)
+        expect_one_of(f"dynamics.prediction of kind {self.kind!r}", self.prediction, PREDICTIONS[self.kind])
+        expect_one_of("dynamics.times", self.times, ("logit-normal", "uniform"))
         expect_one_of("dynamics.lr_schedule", self.lr_schedule, LR_SCHEDULES)
         _check_counts(self, "steps", "batch_size", "eval_transitions", "eval_samples")
-        _check_range(self, 0.0, 1.0, "ema", "eta")
+        _check_range(self, 0.0, 1.0, "ema", "eta", "flow_ratio")
 
 
 @dataclass(frozen=True)

@@ -1,31 +1,16 @@
-"""The world model's training (section 3.1.3): the denoiser, or the deterministic baseline, on standardised transitions."""
+"""The world model's training (section 3.1.3) on standardised transitions, whatever its kind (`jacrec.training.objectives`)."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from jacrec.data.transitions import Transitions
-from jacrec.dynamics import DeterministicDynamics, DiffusionDynamics
-from jacrec.networks import step_embedding
 from jacrec.training.config import DynamicsConfig
+from jacrec.training.objectives import make_dynamics, network_of, objective
 from jacrec.training.streams import BatchStream, generator, seed_of
-from jacrec.training.supervised import Examples, JointRegression, Regression, descending, rmse, take
-
-
-def make_dynamics(state_dim: int, action_dim: int, config: DynamicsConfig) -> DiffusionDynamics | DeterministicDynamics:
-    """The untrained world model of a configuration."""
-    common: dict[str, Any] = dict(target=config.target, activation=config.activation, layer_norm=config.layer_norm,
-                                  residual=config.residual)  # fmt: skip
-    if config.kind == "deterministic":
-        return DeterministicDynamics(state_dim, action_dim, config.hidden, **common)
-    return DiffusionDynamics(
-        state_dim, action_dim, config.hidden, steps=config.steps, schedule=config.schedule, prediction=config.prediction,
-        sampler=config.sampler, eta=config.eta, levels=config.levels, **common,
-    )  # fmt: skip
+from jacrec.training.supervised import JointRegression, Regression, descending, rmse
 
 
 def scales(data: Transitions, target: str = "difference") -> tuple[np.ndarray, ...]:
@@ -59,27 +44,6 @@ def one_step_errors(dynamics, state: Tensor, action: Tensor, next_state: Tensor,
 
 def _repeat(x: Tensor, samples: int) -> Tensor:
     return x.unsqueeze(1).expand(-1, samples, -1)
-
-
-@dataclass(frozen=True)
-class NoisedExamples(Examples):
-    """Examples of section 3.1.3's objective: x = [√ᾱ_k target + √(1−ᾱ_k) noise, s, a, embedding of k], goal target or noise."""
-
-    signal: Tensor
-    """√ᾱ, (K, 1)"""
-    corruption: Tensor
-    """√(1−ᾱ), (K, 1)"""
-    embedding: Tensor
-    """of the levels, (K, e)"""
-    of_noise: bool
-    """whether the goal is the noise"""
-
-    def __call__(self, index: Tensor, *random: Tensor) -> tuple[Tensor, Tensor]:
-        """Levels k − 1 (..., B) and noise (..., B, d) are handed in."""
-        k, noise = random
-        s_a, target = super().__call__(index)
-        corrupted = take(self.signal, k) * target + take(self.corruption, k) * noise
-        return torch.cat([corrupted, s_a, take(self.embedding, k)], -1), noise if self.of_noise else target
 
 
 class DynamicsStage:
@@ -125,38 +89,18 @@ class DynamicsStage:
             return model.to(device) if dtype == torch.float32 else model.to(device, dtype)
 
         self.model = network()
-        diffusion = isinstance(self.model, DiffusionDynamics)
-        mlp = self.model.denoiser.mlp if isinstance(self.model, DiffusionDynamics) else self.model.mlp
-        prefix = "denoiser.mlp." if diffusion else "mlp."
+        mlp, prefix = network_of(self.model)
         capturable = torch.device(device).type == "cuda" if capturable is None else capturable
         self.regression = Regression(self.model, network(), mlp, prefix, config, capturable)
         state, action, next_state = (as_tensor(a, device, dtype) for a in (data.state, data.action, data.next_state))
         # rows [standardised s, a, target x]
         rows = torch.cat([self.model.standardise(state), action, self.model.encode(state, next_state)], -1)
-        n = len(rows)
-
-        def draw(generator: torch.Generator, block: int) -> tuple[Tensor, ...]:
-            shape = (block, config.batch_size)
-            index = torch.randint(n, shape, generator=generator)
-            if not diffusion:
-                return (index,)
-            level = torch.randint(config.steps, shape, generator=generator)
-            return index, level, torch.randn(*shape, d, generator=generator, dtype=dtype)
-
+        self.examples, draw = objective(self.model, rows, config)
         self.stream = BatchStream(seed, self.name, draw, device)
-        if isinstance(self.model, DiffusionDynamics):
-            levels = torch.arange(1, config.steps + 1, device=device)
-            embedding = step_embedding(levels, self.model.denoiser.embedding_dim).to(dtype)  # (K, e)
-            signal = self.model.alpha_bar.sqrt().to(dtype).unsqueeze(-1)  # (K, 1)
-            corruption = (1 - self.model.alpha_bar).sqrt().to(dtype).unsqueeze(-1)  # (K, 1)
-            of_noise = config.prediction == "epsilon"
-            self.examples = NoisedExamples(rows, d + m, signal, corruption, embedding, of_noise)
-        else:
-            self.examples = Examples(rows, d + m)
         self.descend = descending(self.regression, self.examples, capturable)
         held_out = held_out.rows(choose_rows(len(held_out), config.eval_transitions, seed_of(seed, self.name, "held out")))
         self.test = tuple(as_tensor(a, device, dtype) for a in (held_out.state, held_out.action, held_out.next_state))
-        shape = (len(held_out), config.eval_samples if diffusion else 1, *self.model.noise_shape)
+        shape = (len(held_out), config.eval_samples if self.model.noise_shape[0] else 1, *self.model.noise_shape)
         self.test_noise = torch.randn(shape, generator=generator(seed, self.name, "held out noise")).to(device, dtype)
 
     def step(self, update: int) -> dict[str, Tensor]:

@@ -130,6 +130,26 @@ class MLPPass:
             y = torch.addcmul(self.offsets[i].unsqueeze(1), y, self.gains[i].unsqueeze(1))
         return y, (mean, inv_std)
 
+    def push(self, tape: Tape, tangents: Tensor) -> Tensor:
+        """Of tangents (J, in) of the inputs of the tape's first J rows, those of their outputs (J, out)."""
+        mlp, h = self.mlp, tangents
+        rows = tangents.shape[-2]
+        for i in range(len(mlp.hidden)):
+            y = mlp.act.times(h @ self.weights[i].mT, tape.gates[i][..., :rows, :])
+            if mlp.norms:
+                y = self._normalised_tangent(tape, i, y)
+            h = y + h if mlp.skips(i) else y
+        y = h @ self.weights[-1].mT
+        return y if tape.output is None else torch.ops.aten.tanh_backward(y, tape.output[..., :rows, :])
+
+    def _normalised_tangent(self, tape: Tape, i: int, tangents: Tensor) -> Tensor:
+        rows = tangents.shape[-2]
+        mean, inv_std = (t[..., :rows, :] for t in tape.moments[i])
+        hat = (tape.values[i][..., :rows, :] - mean) * inv_std
+        centred = tangents - tangents.mean(-1, keepdim=True)
+        gain = self.gains[i].unsqueeze(1) if self.several else self.gains[i]
+        return (centred - hat * (hat * tangents).mean(-1, keepdim=True)) * inv_std * gain
+
     def pull(self, tape: Tape, y_bar: Tensor, *, parameters: bool = True, inputs: bool = False) -> Tensor | None:
         """Cotangents for the output's y_bar (B, out): the parameters' into their vector, the input's (B, in) as the answer."""
         mlp = self.mlp

@@ -16,12 +16,13 @@ from torch import Tensor
 from jacrec.data.transitions import Transitions
 from jacrec.networks import MLP, Actor, TwinCritic
 from jacrec.training.config import ReBRACConfig
+from jacrec.training.examples import take
 from jacrec.training.flat import Adam, Flat, FlatRows
 from jacrec.training.passes import why_not_fused
 from jacrec.training.rebrac_update import Flats, PlainUpdate
 from jacrec.training.replay import Replay
 from jacrec.training.streams import BatchStream, seed_of
-from jacrec.training.supervised import pooled, take
+from jacrec.training.supervised import pooled
 
 
 class ReBRAC:

@@ -9,8 +9,9 @@ from jacrec.data.transitions import Transitions
 from jacrec.networks import RewardModel
 from jacrec.training.config import RewardConfig
 from jacrec.training.dynamics import as_tensor, choose_rows, spread
+from jacrec.training.examples import Examples
 from jacrec.training.streams import BatchStream, seed_of
-from jacrec.training.supervised import Examples, JointRegression, Regression, descending, rmse
+from jacrec.training.supervised import JointRegression, Regression, descending, rmse
 
 
 class RewardStage:

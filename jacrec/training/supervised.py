@@ -1,8 +1,9 @@
-"""What the two supervised stages share: least squares on an `MLP`, and errors with their uncertainty."""
+"""What the two supervised stages share: descent on an `MLP`, and errors with their uncertainty."""
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -10,28 +11,10 @@ from torch import Tensor, nn
 
 from jacrec.networks import MLP
 from jacrec.training.config import DynamicsConfig, RewardConfig
+from jacrec.training.examples import Batch, Examples
 from jacrec.training.flat import Adam, Flat, FlatRows
 from jacrec.training.passes import MLPPass
 from jacrec.training.replay import Replay
-
-
-@dataclass(frozen=True)
-class Examples:
-    """Rows [x, goal] (n, ·) on the device; called with indices (B,), or (S, B), it answers with x and goal of these rows."""
-
-    rows: Tensor
-    split: int
-    """columns of x"""
-
-    def __call__(self, index: Tensor, *random: Tensor) -> tuple[Tensor, Tensor]:
-        """x (..., B, split) and goal (..., B, ·)."""
-        rows = take(self.rows, index)
-        return rows[..., : self.split], rows[..., self.split :]
-
-
-def take(rows: Tensor, index: Tensor) -> Tensor:
-    """rows[index] for rows (n, c) and any shape of index: (*index.shape, c)."""
-    return rows.index_select(0, index.flatten()).unflatten(0, index.shape)
 
 
 class Scheduled(NamedTuple):
@@ -44,9 +27,9 @@ class Scheduled(NamedTuple):
 
 
 class Descent:
-    """`descend(x, goal)`: a step on mean (net(x) − goal)² by Adam, with averaged weights; of one network, or of S side by side.
+    """`descend(batch)`: a step on a batch's loss by Adam, with averaged weights; of one network, or of S side by side.
 
-    x (B, in) and goal (B, out) lead with S where `flat` holds S rows; then the losses are (S,).
+    The batch's tensors lead with S where `flat` holds S rows; then the losses are (S,).
 
     Args:
         mlp: a network of the make that `flat` holds.
@@ -63,12 +46,11 @@ class Descent:
         self.net = MLPPass(mlp, inner(flat.gradient_of), parameters=inner(flat.value_of))
 
     @torch.no_grad()
-    def descend(self, x: Tensor, goal: Tensor, pace: float | Tensor) -> Tensor:
+    def descend(self, batch: Batch, pace: float | Tensor) -> Tensor:
         """A step; the loss before it."""
-        prediction, tape = self.net.record(x)
-        error = prediction.sub_(goal)
-        loss = error.square().mean((-2, -1))
-        self.net.pull(tape, error.mul_(2 / (error.shape[-2] * error.shape[-1])))
+        prediction, tape = self.net.record(batch.x)
+        loss, bar = batch.judge(prediction, partial(self.net.push, tape))
+        self.net.pull(tape, bar)
         self.adam.step()
         if self.averaged is not None:
             self.averaged.move_towards(self.flat, pace)
@@ -76,7 +58,7 @@ class Descent:
 
 
 class Regression:
-    """Least squares on an `MLP` inside `module`, by Adam with a bound on the gradient's norm and averaged weights.
+    """Regression by an `MLP` inside `module`, with Adam with a bound on the gradient's norm and averaged weights.
 
     Args:
         module: what is trained.
@@ -109,7 +91,7 @@ class Regression:
     def update(self, x: Tensor, goal: Tensor, update: int) -> Tensor:
         """Step number `update` on mean (net(x) − goal)², x (B, in), goal (B, out); the loss before it."""
         self.schedule(update)
-        return self.descend(x, goal)
+        return self.descend(Batch(x, goal))
 
     def scheduled(self, update: int) -> Scheduled:
         """What update number `update` goes by."""
@@ -126,9 +108,9 @@ class Regression:
         else:
             self.pace = pace
 
-    def descend(self, x: Tensor, goal: Tensor) -> Tensor:
+    def descend(self, batch: Batch) -> Tensor:
         """A step as scheduled; the loss before it."""
-        return self.descent.descend(x, goal, self.pace)
+        return self.descent.descend(batch, self.pace)
 
     def state(self) -> dict[str, Tensor]:
         """The live tensors that a checkpoint holds."""
@@ -144,7 +126,7 @@ def descending(regression: Regression, examples: Examples, capturable: bool) -> 
 
     @torch.no_grad()
     def descend(index: Tensor, *random: Tensor) -> dict[str, Tensor]:
-        return {"loss": regression.descend(*examples(index, *random))}
+        return {"loss": regression.descend(examples(index, *random))}
 
     return Replay(descend, lambda: regression.state().values()) if capturable else descend
 
@@ -181,8 +163,8 @@ class JointRegression:
         index, *random = drawn
         rate, pace = numbers.unbind()
         self.descent.adam.set_rate(rate)
-        x, goal = self.examples(index + self.start, *random)
-        return {"loss": self.descent.descend(x, goal, pace.to(goal.dtype))}
+        batch = self.examples(index + self.start, *random)
+        return {"loss": self.descent.descend(batch, pace.to(batch.x.dtype))}
 
 
 def pooled(tables: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
