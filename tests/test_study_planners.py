@@ -316,6 +316,8 @@ class Counted:
     [
         MPCConfig(horizon=3, particles=4, updates=2),
         MPCConfig(horizon=0, particles=1),
+        MPCConfig(horizon=3, particles=2, updates=2, objective="decoupled-critic"),
+        MPCConfig(horizon=3, particles=2, updates=2, objective="decoupled-one-step"),
         PlannerConfig(planner="mppi", horizon=3, particles=2, samples=7, iterations=2),
         PlannerConfig(planner="cem", horizon=2, particles=3, samples=5, iterations=3, carry="step"),
         PlannerConfig(planner="best-of-return", horizon=4, particles=2, samples=6, noisy_steps=2),

@@ -3,7 +3,7 @@
 PlannerConfig(planner="mppi", ...)                    settings, as frozen as `MPCConfig`
 Planner(policy, world, config, batch=N)               .act(observation) .new_episode(rows), as `MPC` has them
 model_calls(config) -> int                            transitions of the world model per decision, for MPC too
-within_budget(config, calls)                          the settings that spend at most so many
+within_budget(config, budget)                         the settings that spend at most so many
 """
 
 from jacrec.study.planners.budget import model_calls, within_budget

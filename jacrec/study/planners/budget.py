@@ -15,20 +15,23 @@ counts the adjoint alike). What the policy, the reward and the critic cost is no
 def model_calls(config: MPCConfig | PlannerConfig) -> int:
     """Transitions of the world model that one decision evaluates per environment; a differentiated one counts `GRADIENT`.
 
-    Of `MPC`: E·M·H differentiated ones. Of planners that sample: iterations · samples · M · H (best-of-q: none). Of
-    action-gradient: iterations · M · H differentiated ones, and M·H more for the policy's rollout where every decision begins
-    from it (carry "step"; with "episode" only an episode's first decision makes them, which is not counted).
+    * `MPC`: E·M·H differentiated ones. The decoupled objectives differentiate none of them ("decoupled-critic"), or
+      evaluate each a second time for it ("decoupled-one-step").
+    * Planners that sample: iterations · samples · M · H; best-of-q none.
+    * action-gradient: iterations · M · H differentiated ones, and M·H more for the policy's rollout where every decision
+      begins from it (carry "step"; with "episode" only an episode's first decision makes them, which is not counted).
     """
     if isinstance(config, MPCConfig):
-        return GRADIENT * config.updates * config.particles * config.horizon
+        transition = {"return": GRADIENT, "decoupled-critic": 1, "decoupled-one-step": 1 + GRADIENT}[config.objective]
+        return transition * config.updates * config.particles * config.horizon
     rollout = config.particles * config.horizon
     if config.planner == "action-gradient":
         return rollout * (GRADIENT * config.iterations + (config.carry == "step"))
     return rollout * config.samples * config.iterations
 
 
-def within_budget(config: PlannerConfig, calls: int) -> PlannerConfig:
-    """The settings with as many samples (action-gradient: iterations) as `model_calls` of at most `calls` allow.
+def within_budget(config: PlannerConfig, budget: int) -> PlannerConfig:
+    """The settings with as many samples (action-gradient: iterations) as `model_calls` of at most `budget` allow.
 
     Horizon, particles and the iterations of planners that sample stay. best-of-q, which asks the critic alone, gets a sample
     for every call.
@@ -36,19 +39,19 @@ def within_budget(config: PlannerConfig, calls: int) -> PlannerConfig:
     Raises:
         ValueError: not even the fewest fit.
     """
-    expect_count("calls", calls, 1)
+    expect_count("budget", budget, 1)
     rollout = config.particles * config.horizon
     if config.planner == "action-gradient":
-        name, lowest, count = "iterations", 1, (calls // rollout - (config.carry == "step")) // GRADIENT
+        name, lowest, count = "iterations", 1, (budget // rollout - (config.carry == "step")) // GRADIENT
     elif config.horizon == 0:
-        name, lowest, count = "samples", 2, calls
+        name, lowest, count = "samples", 2, budget
     else:
-        name, lowest, count = "samples", 2, calls // (rollout * config.iterations)
+        name, lowest, count = "samples", 2, budget // (rollout * config.iterations)
     if config.planner == "cem":
         lowest = max(lowest, config.elites)
     if count < lowest:
         raise ValueError(
             f"budget: expected enough calls for {lowest} {name} of {config.planner} with horizon {config.horizon}, particles "
-            f"{config.particles} and iterations {config.iterations}, got {calls}; lower one of them"
+            f"{config.particles} and iterations {config.iterations}, got {budget}; lower one of them"
         )
     return replace(config, **{name: count})

@@ -10,8 +10,8 @@ from jacrec.study.sweep.config import BASE
 from jacrec.training.config import TrainConfig
 
 LETTERS = {
-    "planner": "planner", "horizon": "H", "particles": "M", "updates": "E", "lr": "lr", "carry": "carry", "model": "world model",
-    "max_grad_norm": "gradient clip", "trust_radius": "trust radius", "deadline_ms": "deadline",
+    "planner": "planner", "horizon": "H", "particles": "M", "updates": "E", "lr": "lr", "carry": "carry",
+    "model": "world model", "max_grad_norm": "gradient clip", "trust_radius": "trust radius", "deadline_ms": "deadline",
 }  # fmt: skip
 UNMEANT = ("method", "seed")  # settings that are no part of what a contestant is
 WITHOUT_MODEL = ("horizon", "particles", "model")  # what a contestant without a world model does not have
