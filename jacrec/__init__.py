@@ -5,12 +5,14 @@ Theorem 4.1 instead of automatic differentiation.
 """
 
 from jacrec.controller import MPC, MPCConfig
-from jacrec.dynamics import DeterministicDynamics, DiffusionDynamics, FlowDynamics, MeanFlowDynamics
+from jacrec.dynamics import DeterministicDynamics, DiffusionDynamics, EnsembleDynamics, FlowDynamics, MeanFlowDynamics
+from jacrec.feedback import FeedbackGains
 from jacrec.linearize import Linearization, linearize
 from jacrec.methods import Adjoint, Auto, Autograd, FiniteDifference, Forward, policy_gradient
 from jacrec.mpc import MPCStep, mpc_update
 from jacrec.networks import Actor, Denoiser, RewardModel, TwinCritic
 from jacrec.rollout import imagined_return, rollout
+from jacrec.trust import GradientSignal, gradient_signal, state_growth
 from jacrec.types import DynamicsJacobians, PolicyGradient, Sensitivities
 from jacrec.world import BatchedPolicy, World
 
@@ -18,7 +20,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "MPC", "Actor", "Adjoint", "Auto", "Autograd", "BatchedPolicy", "Denoiser", "DeterministicDynamics", "DiffusionDynamics",
-    "DynamicsJacobians", "FiniteDifference", "FlowDynamics", "Forward", "Linearization", "MPCConfig", "MPCStep",
-    "MeanFlowDynamics", "PolicyGradient", "RewardModel", "Sensitivities", "TwinCritic", "World", "imagined_return",
-    "linearize", "mpc_update", "policy_gradient", "rollout",
+    "DynamicsJacobians", "EnsembleDynamics", "FeedbackGains", "FiniteDifference", "FlowDynamics", "Forward", "GradientSignal",
+    "Linearization", "MPCConfig", "MPCStep", "MeanFlowDynamics", "PolicyGradient", "RewardModel", "Sensitivities", "TwinCritic",
+    "World", "gradient_signal", "imagined_return", "linearize", "mpc_update", "policy_gradient", "rollout", "state_growth",
 ]  # fmt: skip

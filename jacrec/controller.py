@@ -9,13 +9,17 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from jacrec.ascent import TrustRegion, ascend, over_rows, trainable
+from jacrec.ascent import TrustRegion, over_rows, trainable
 from jacrec.decoupled import ascended
 from jacrec.errors import expect_count, expect_one_of, expect_positive, expect_shape
+from jacrec.improve import STEPS, Rule, propose
 from jacrec.mpc import MPCStep, Trace, check_settings
 from jacrec.realtime import Best, Pace
 from jacrec.rollout import noise_like
+from jacrec.rows import put_rows, take_rows
 from jacrec.shapes import Problem, check_observation, check_state, plain_torch, row_mask
+from jacrec.trust import growth_of, trusted_horizon
+from jacrec.turns import Group, Turns, gathered
 from jacrec.world import BatchedPolicy, World, apply_policy
 
 
@@ -30,9 +34,15 @@ class MPCConfig:
     updates: int = 1
     """E gradient steps per decision (4)"""
     lr: float = 5e-5
-    """step size α of (4), plain gradient ascent"""
+    """step size α of (4), in the units of `step`"""
+    step: str = "plain"
+    """where α leads: "plain" is α ∇Ĵ (4); "normalised" is α times the unit gradient, whatever the critic's scale;
+    "gauss-newton" is α (G + λ)⁻¹ ∇Ĵ with G the Gauss–Newton matrix of the visited actions; "fisher" is that direction with α
+    the root mean squared change of the visited actions, the natural gradient of a Gaussian policy (`jacrec.natural`)"""
+    damping: float = 0.1
+    """λ of "gauss-newton" and "fisher", as a share of an action component's mean squared sensitivity to ψ"""
     max_grad_norm: float | None = None
-    """scale longer gradients down to this norm"""
+    """scale longer gradients down to this norm ("plain" and "gauss-newton")"""
     trust_radius: float | None = None
     """largest ‖ψ − ψ₀‖ from the pretrained parameters; ψ is projected onto the ball"""
     max_action_change: float | None = None
@@ -42,6 +52,19 @@ class MPCConfig:
     episodes, "step" restarts from the pretrained ψ at every decision"""
     deadline_ms: float | None = None
     """answer within about this time with the best ψ so far; an update is begun only if it is expected to end in time"""
+    think_every: int = 1
+    """decide at every n-th call of `act` in an episode; in between the improved policy acts, at the cost of its evaluation"""
+    min_signal: float | None = None
+    """least signal-to-noise ratio ‖∇Ĵ‖² / E‖error‖² of a gradient that is stepped along: where it is less, twice as many
+    particles are drawn, up to `max_particles`, and if that does not help ψ stays (`jacrec.trust`)"""
+    max_particles: int | None = None
+    """most particles for `min_signal`; none named: four times `particles`"""
+    max_growth: float | None = None
+    """imagine only as far as the mean ‖ds̃_j/ds̃_0‖₂ over particles stays within this; the terminal critic then stands there"""
+    growth_every: int = 10
+    """decisions between measurements of that growth; each takes (1 + d) rows per particle, a gradient 2"""
+    growth_particles: int = 4
+    """imagined trajectories of each such measurement"""
     method: str = "auto"
     """"forward", "adjoint", "autograd" or "auto\""""
     objective: str = "return"
@@ -56,9 +79,42 @@ class MPCConfig:
         check_settings(self.horizon, self.particles, self.updates, self.lr, self.max_grad_norm)
         expect_one_of("carry", self.carry, ("episode", "persist", "step"))
         ascended(self.objective, self.objective_weights, self.method)
-        for name in ("trust_radius", "max_action_change", "deadline_ms"):
+        for name in ("trust_radius", "max_action_change", "deadline_ms", "min_signal"):
             if getattr(self, name) is not None:
                 expect_positive(name, getattr(self, name))
+        self._check_trust()
+
+    def _check_trust(self) -> None:
+        expect_one_of("step", self.step, STEPS)
+        expect_positive("damping", self.damping)
+        for name in ("think_every", "growth_every", "growth_particles"):
+            expect_count(name, getattr(self, name), 1)
+        if self.max_growth is not None and not self.max_growth >= 1:
+            raise ValueError(f"max_growth: expected at least 1, the growth over no step, got {self.max_growth!r}")
+        if self.step in ("normalised", "fisher") and self.max_grad_norm is not None:
+            raise ValueError(f"max_grad_norm: expected None with step={self.step!r}, whose length is lr whatever the gradient, "
+                             f"got {self.max_grad_norm}")  # fmt: skip
+        if self.min_signal is not None and self.particles < 2:
+            raise ValueError(
+                f"particles: expected at least 2 with min_signal (their scatter is the noise), got {self.particles}"
+            )
+        if self.max_particles is not None:
+            expect_count("max_particles", self.max_particles, self.particles)
+        if not self.rule.plain and (self.method not in ("auto", "adjoint") or self.objective != "return"):
+            raise ValueError('method, objective: expected "auto" or "adjoint" and "return" with min_signal or with steps '
+                             "measured in actions, which take the adjoint form's weights of the actions; got "
+                             f"{self.method!r}, {self.objective!r}")  # fmt: skip
+
+    @property
+    def rule(self) -> Rule:
+        """How ψ is stepped."""
+        most = 4 * self.particles if self.max_particles is None else self.max_particles
+        return Rule(self.lr, self.max_grad_norm, self.step, self.damping, self.min_signal, most)
+
+    @property
+    def trusts(self) -> bool:
+        """Whether decisions are made row by row: not every time, not as far, or not on every gradient."""
+        return self.think_every > 1 or self.min_signal is not None or self.max_growth is not None
 
 
 class MPC:
@@ -93,6 +149,8 @@ class MPC:
         self.pace = Pace()
         """how long updates take, for a deadline"""
         self._kept: Best | None = None
+        self.turns = Turns(batch or 1, self.config.horizon)
+        """who thinks when, and how far"""
 
     @overload
     def act(self, observation: np.ndarray) -> np.ndarray: ...
@@ -107,8 +165,6 @@ class MPC:
         """
         start = perf_counter()
         state = check_observation(observation, self.batch, self.dtype, self.device)
-        if self.config.carry == "step":
-            self.reset()
         self.last = self._near_the_base(state, self._think(state, start))
         action = self.last.action
         answer = action.cpu().numpy() if isinstance(observation, np.ndarray) else action
@@ -117,27 +173,79 @@ class MPC:
         return answer
 
     def _think(self, state: Tensor, start: float) -> MPCStep:
-        c = self.config
         state, single = check_state(self.policy, self.world, state)
-        noise = noise_like(self.world, state, c.particles, c.horizon, self.generator)
-        p = Problem(self.policy, self.world, state, noise, single)
-        region = TrustRegion(self.pretrained, c.trust_radius)
-        trace, best = Trace(p), self._best() if c.deadline_ms is not None else None
+        if self.config.trusts:
+            return self._think_in_turns(state, single, start)
+        if self.config.carry == "step":
+            self.reset()
+        p = Problem(self.policy, self.world, state, self._noise(state), single)
+        return self._improve(p, start).step()
+
+    def _noise(self, state: Tensor, horizon: int | None = None) -> Tensor:
+        """Fresh noise for states (N, d)."""
+        c = self.config
+        return noise_like(self.world, state, c.particles, c.horizon if horizon is None else horizon, self.generator)
+
+    def _improve(self, p: Problem, start: float, rows: Tensor | None = None) -> Trace:
+        """Algorithm 1, lines 3–17, on the parameters of `p`, which are those of all rows or of the given ones."""
+        c = self.config
+        centre = self.pretrained if rows is None else {name: x[rows] for name, x in self.pretrained.items()}
+        region, rule = TrustRegion(centre, c.trust_radius), c.rule
+        trace, best = Trace(p), self._best(p.policy) if c.deadline_ms is not None else None
+        more: list[Tensor] = []
+
+        def draw(i: int) -> Tensor:
+            while len(more) < i:
+                more.append(self._noise(p.state, p.H))
+            return more[i - 1]
+
         for _ in range(c.updates):
             begun = perf_counter()
             if c.deadline_ms is not None and not self.pace.fits(begun - start, c.deadline_ms * 1e-3):
                 break
-            estimate = self.method.gradient(p)
+            proposal = propose(p, self.method, rule, draw)
             if best is not None:
-                best.keep(estimate.value)
-            trace.add(estimate.value, *ascend(p, estimate, c.lr, c.max_grad_norm))
-            region.project(self.policy)
+                best.keep(proposal.value)
+            trace.add_step(proposal.value, proposal.take())
+            region.project(p.policy)
             if c.deadline_ms is not None:
                 trace.accepted[-1].cpu()  # wait for the device: the clock has to see the whole update
                 self.pace.updated(perf_counter() - begun)
         if best is not None:
             best.restore_where_worse()
-        return trace.step()
+        return trace
+
+    def _think_in_turns(self, state: Tensor, single: bool, start: float) -> MPCStep:
+        """A decision in which every row has its own turn to think and its own horizon."""
+        c, groups = self.config, []
+        due = self.turns.due(c.think_every)
+        if bool(due.any()):
+            if c.carry == "step":
+                self.reset(None if self.batch is None else due)
+            whole = Problem(self.policy, self.world, state, self._noise(state), single)
+            self._bound_horizons(whole)
+            for rows, horizon in self.turns.groups(due):
+                everyone = len(rows) == len(state)
+                here = rows.to(self.device)
+                part = whole if everyone else take_rows(whole, here)
+                part = replace(part, noise=part.noise[:, :, :horizon])
+                groups.append(Group(here, self._improve(part, start, None if everyone else here)))
+                if not everyone:
+                    put_rows(whole, here, part)
+        self.turns.tick()
+        with torch.no_grad():
+            action = apply_policy(self.policy, None, state.unsqueeze(1)).squeeze(1)
+        return gathered(action, self.turns, groups, single=single)
+
+    def _bound_horizons(self, p: Problem) -> None:
+        """Measure the growth of the rows whose measurement is old, and look only as far as it allows."""
+        c = self.config
+        stale = self.turns.stale(c.think_every, c.growth_every)
+        if c.max_growth is None or not len(stale):
+            return
+        part = p if len(stale) == p.N else take_rows(p, stale.to(self.device))
+        noise = noise_like(self.world, part.state, c.growth_particles, c.horizon, self.generator)
+        self.turns.horizon[stale] = trusted_horizon(growth_of(replace(part, noise=noise)), c.max_growth).cpu()
 
     def warm_up(self, observation: np.ndarray | Tensor | None = None, *, decisions: int = 16) -> float:
         """Make some decisions to no effect, so that the first real one keeps its deadline; the seconds that this took.
@@ -173,8 +281,10 @@ class MPC:
             self.load_state_dict(state)
         return perf_counter() - begun
 
-    def _best(self) -> Best:
+    def _best(self, policy: nn.Module) -> Best:
         """Where a decision with a deadline keeps its best ψ."""
+        if policy is not self.policy:  # some rows, with parameters of this decision alone
+            return Best(policy)
         self._kept = self._kept or Best(self.policy)
         self._kept.begin()
         return self._kept
@@ -204,7 +314,8 @@ class MPC:
             parameter.copy_(before if rows is None else torch.where(over_rows(rows, parameter), before, parameter))
 
     def new_episode(self, rows=None) -> None:
-        """An episode begins in all rows or those given: ψ is restored, unless it is to persist."""
+        """An episode begins in all rows or those given: ψ is restored, unless it is to persist; its first decision thinks."""
+        self.turns.begin(None if rows is None else row_mask(rows, self.batch, self.device))
         if self.config.carry != "persist":
             self.reset(rows)
 
@@ -213,10 +324,11 @@ class MPC:
         return TrustRegion(self.pretrained, None).distance(self.policy)
 
     def state_dict(self) -> dict:
-        """ψ, ψ₀ and the noise generator's state: what it takes to go on with the same bits."""
+        """ψ, ψ₀, the noise generator's state and whose turn it is: what it takes to go on with the same bits."""
         psi = {f"psi.{name}": p.detach().clone() for name, p in self.policy.named_parameters()}
         psi0 = {f"pretrained.{name}": p.clone() for name, p in self.pretrained.items()}
-        return {**psi, **psi0, "generator": self.generator.get_state()}
+        turns = self.turns.state_dict() if self.config.trusts else {}
+        return {**psi, **psi0, **turns, "generator": self.generator.get_state()}
 
     @torch.no_grad()
     def load_state_dict(self, state: dict) -> None:
@@ -234,3 +346,5 @@ class MPC:
             parameter.copy_(state[f"psi.{name}"])
             self.pretrained[name].copy_(state[f"pretrained.{name}"])
         self.generator.set_state(state["generator"])
+        if self.config.trusts:
+            self.turns.load_state_dict(state)

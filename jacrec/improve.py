@@ -5,6 +5,7 @@ The plain step is (4) with the gradient of any method. The others need to know w
 particles' noise, drawing more of them before it gives up.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -67,8 +68,11 @@ class Taken:
 
     gradient_norm: Tensor
     accepted: Tensor
-    snr: Tensor | None
-    particles: Tensor
+    held: Tensor | bool = False
+    """finite, and not taken since the signal was too weak"""
+    snr: Tensor | float = math.nan
+    """signal-to-noise ratio; NaN where it was not measured"""
+    particles: Tensor | int = 0
 
 
 class Proposal:
@@ -84,11 +88,16 @@ class Proposal:
 
     def take(self) -> Taken:
         """ψ moves, where it may."""
-        norm, accepted = zip(*(part.take(self.problem, self.rule) for part in self.parts), strict=True)
-        particles = [torch.full_like(a, part.particles, dtype=torch.long) for a, part in zip(accepted, self.parts, strict=True)]
-        snr = [part.snr for part in self.parts if part.snr is not None]
-        return Taken(*(self._gathered(list(x)) for x in (norm, accepted)), self._gathered(snr) if snr else None,
-                     self._gathered(particles))  # fmt: skip
+        done = [part.take(self.problem, self.rule) for part in self.parts]
+        norm, accepted = (self._gathered([pair[i] for pair in done]) for i in (0, 1))
+        if self.rule.min_signal is None:
+            return Taken(norm, accepted, particles=self.problem.M)
+        snr = self._gathered([part.snr for part in self.parts if part.snr is not None])
+        counts = [
+            torch.full_like(pair[1], part.particles, dtype=torch.long) for pair, part in zip(done, self.parts, strict=True)
+        ]
+        held = torch.isfinite(norm) & torch.isfinite(self.value) & ~(snr >= self.rule.min_signal)
+        return Taken(norm, accepted, held, snr, self._gathered(counts))
 
     def _gathered(self, values: list[Tensor]) -> Tensor:
         if self.parts[0].rows is None:

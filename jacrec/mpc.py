@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from jacrec.ascent import ascend, trainable
 from jacrec.errors import expect_count, expect_positive
+from jacrec.improve import Taken
 from jacrec.methods import Auto, Method, check_method
 from jacrec.rollout import noise_like
 from jacrec.shapes import Problem, check_noise, check_state, plain_torch
@@ -44,8 +45,8 @@ class Trust:
     """imagined steps, at most H (`max_growth`)"""
     particles: Tensor
     """of each update, (E,) or (E, N) (`min_signal`)"""
-    snr: Tensor | None
-    """the gradient's signal-to-noise ratio, shaped as `particles`; None without `min_signal`"""
+    snr: Tensor
+    """the gradient's signal-to-noise ratio, shaped as `particles`; NaN without `min_signal`"""
     held: Tensor
     """steps that were not taken since their signal was below `min_signal`, shaped as `particles`"""
 
@@ -112,6 +113,12 @@ class Trace:
         self.objective: list[Tensor] = []
         self.gradient_norm: list[Tensor] = []
         self.accepted: list[Tensor] = []
+        self.taken: list[Taken] = []
+
+    def add_step(self, objective: Tensor, taken: Taken) -> None:
+        """One update's Ĵ () or (N,), and all that came of it."""
+        self.add(objective, taken.gradient_norm, taken.accepted)
+        self.taken.append(taken)
 
     def add(self, objective: Tensor, gradient_norm: Tensor, accepted: Tensor) -> None:
         """One update's Ĵ () or (N,), norm and acceptance."""
