@@ -17,6 +17,18 @@ def one_return(policy, world, state, noise):
     return total + world.discount ** noise.shape[0] * world.critic(s, policy(s))
 
 
+def plan_return(policy, world, state, plan, noise):
+    """J of one state (d,) and the actions (H, m), then the policy's; mean over noise (M, H, *noise_shape)."""
+    total = torch.zeros((), dtype=state.dtype)
+    for particle in noise:
+        s = state
+        for j, a in enumerate(plan):
+            total = total + world.discount**j * world.reward(s[None], a[None])[0]
+            s = world.dynamics(s[None], a[None], particle[j][None])[0]
+        total = total + world.discount ** len(plan) * world.critic(s[None], policy(s[None]))[0]
+    return total / len(noise)
+
+
 def looped_gradient(policy, world, state, noise):
     """Ĵ (N,) and its gradient, one state and one particle at a time. state (N, d), noise (N, M, H, *noise_shape)."""
     batched = isinstance(policy, BatchedPolicy)

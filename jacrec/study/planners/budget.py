@@ -17,9 +17,12 @@ def model_calls(config: MPCConfig | PlannerConfig) -> int:
 
     * `MPC`: E·M·H differentiated ones. The decoupled objectives differentiate none of them ("decoupled-critic"), or
       evaluate each a second time for it ("decoupled-one-step").
-    * Planners that sample: iterations · samples · M · H; best-of-q none.
+    * Planners that sample: samples · M · H in each of their iterations; best-of-q none.
     * action-gradient: iterations · M · H differentiated ones, and M·H more for the policy's rollout where every decision
       begins from it (carry "step"; with "episode" only an episode's first decision makes them, which is not counted).
+
+    Of MPC as set: what `deadline_ms`, `think_every`, `min_signal`, `max_growth` or another `step` than "plain" leave out or add
+    is not counted.
     """
     if isinstance(config, MPCConfig):
         transition = {"return": GRADIENT, "decoupled-critic": 1, "decoupled-one-step": 1 + GRADIENT}[config.objective]
@@ -27,7 +30,7 @@ def model_calls(config: MPCConfig | PlannerConfig) -> int:
     rollout = config.particles * config.horizon
     if config.planner == "action-gradient":
         return rollout * (GRADIENT * config.iterations + (config.carry == "step"))
-    return rollout * config.samples * config.iterations
+    return rollout * config.samples * config.rounds
 
 
 def within_budget(config: PlannerConfig, budget: int) -> PlannerConfig:
@@ -46,12 +49,12 @@ def within_budget(config: PlannerConfig, budget: int) -> PlannerConfig:
     elif config.horizon == 0:
         name, lowest, count = "samples", 2, budget
     else:
-        name, lowest, count = "samples", 2, budget // (rollout * config.iterations)
+        name, lowest, count = "samples", 2, budget // (rollout * config.rounds)
     if config.planner == "cem":
         lowest = max(lowest, config.elites)
     if count < lowest:
         raise ValueError(
             f"budget: expected enough calls for {lowest} {name} of {config.planner} with horizon {config.horizon}, particles "
-            f"{config.particles} and iterations {config.iterations}, got {budget}; lower one of them"
+            f"{config.particles} and {config.rounds} round(s) of candidates, got {budget}; lower one of them"
         )
     return replace(config, **{name: count})

@@ -1,6 +1,7 @@
 """The settings of a planner."""
 
-from dataclasses import dataclass, fields
+from collections.abc import Iterable
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from jacrec.errors import expect_count, expect_one_of, expect_positive
@@ -19,7 +20,7 @@ PLANNERS = tuple(USES)
 
 @dataclass(frozen=True)
 class PlannerConfig:
-    """Who plans, and how. A setting that a planner does not look at has to be left at its default."""
+    """Who plans, and how. Which settings a planner looks at stands in `USES`; it leaves the others alone."""
 
     planner: str = "mppi"
     """mppi (weighted mean of noisy plans, Williams et al. 2017), cem (refitted to the best plans), best-of-return (the best of
@@ -64,11 +65,6 @@ class PlannerConfig:
                     raise ValueError(f"{name}: expected {value} with planner 'best-of-q', which imagines no step, got "
                                      f"{getattr(self, name)!r}; use 'best-of-return' to look ahead")  # fmt: skip
                 object.__setattr__(self, name, value)
-        for f in fields(self):
-            if f.name not in (*self.used, "particles") and getattr(self, f.name) != f.default:
-                users = ", ".join(name for name, own in USES.items() if f.name in own)
-                raise ValueError(f"{f.name}: expected its default {f.default!r} with planner {self.planner!r}, which does not "
-                                 f"look at it, got {getattr(self, f.name)!r}; it is a setting of {users}")  # fmt: skip
         expect_count("horizon", self.horizon, 0 if self.planner in ("best-of-return", "best-of-q") else 1)
         for name, lowest in (("particles", 1), ("samples", 2), ("iterations", 1), ("elites", 1), ("noisy_steps", 1)):
             expect_count(name, getattr(self, name), lowest)
@@ -95,14 +91,27 @@ class PlannerConfig:
         return {f.name: getattr(self, f.name) for f in fields(self) if f.name in self.used}
 
     @property
+    def rounds(self) -> int:
+        """How often candidates are drawn in a decision."""
+        return self.iterations if self.planner in ("mppi", "cem") else 1
+
+    @property
     def planned_steps(self) -> int:
         """L, the actions a_0 … a_{L-1} of a plan that are its own; the policy takes the others."""
         return {"best-of-return": self.noisy_steps, "best-of-q": 1}.get(self.planner, self.horizon)
 
     def of(self, planner: str) -> "PlannerConfig":
-        """The same settings for another planner, where it looks at them; its others are the defaults."""
+        """The same settings for another planner."""
         expect_one_of("planner", planner, PLANNERS)
-        kept = {k: v for k, v in self.settings.items() if k in (*COMMON, *USES[planner])}
-        if planner == "best-of-q" or self.planner == "best-of-q":
-            kept.pop("horizon")
-        return PlannerConfig(**{**kept, "planner": planner})
+        if "best-of-q" in (planner, self.planner) and planner != self.planner:
+            return replace(self, planner=planner, horizon=PlannerConfig.horizon, particles=PlannerConfig.particles)
+        return replace(self, planner=planner)
+
+
+def expect_used(planner: Any, names: Iterable[str]) -> None:
+    """Raise ValueError where one of the settings is of other planners than this one."""
+    for name in names:
+        users = [other for other, own in USES.items() if name in own]
+        if planner in PLANNERS and users and planner not in users:
+            raise ValueError(f"{name}: expected none with planner {planner!r}, which does not look at it; it is a setting of "
+                             f"{', '.join(users)}")  # fmt: skip

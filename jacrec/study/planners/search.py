@@ -21,7 +21,7 @@ class Draws:
     noise: Tensor
     """of the imagination, (N, M, H, *noise_shape)"""
     candidates: Tensor
-    """of the candidates' actions, (N, iterations, samples, L, m): L = H, or the perturbed first actions; L = 0 for
+    """of the candidates' actions, (N, rounds, samples, L, m): L = H, or the perturbed first actions; L = 0 for
     action-gradient"""
 
     @staticmethod
@@ -29,7 +29,7 @@ class Draws:
         """Fresh ones for state (N, d)."""
         length = 0 if config.planner == "action-gradient" else config.planned_steps
         noise = noise_like(world, state, config.particles, config.horizon, generator)
-        shape = state.shape[0], config.iterations, config.samples, length, action_dim
+        shape = state.shape[0], config.rounds, config.samples, length, action_dim
         return Draws(noise, torch.randn(shape, generator=generator, dtype=state.dtype, device=state.device))
 
 

@@ -17,6 +17,7 @@ from jacrec.controller import MPCConfig
 from jacrec.files import write_text
 from jacrec.study.config import PlayConfig
 from jacrec.study.planners import PlannerConfig, within_budget
+from jacrec.study.planners.config import expect_used
 from jacrec.study.rehearsal import RehearsalConfig
 from jacrec.study.sweep.config import BASE, DEFAULT_MODEL, ContestantSpec, StudyConfig, TaskSpec, published_start
 from jacrec.study.sweep.parse import build, expect_known, expect_mapping
@@ -217,13 +218,16 @@ def _task(
 
 def _tuned(controller: MPCConfig | PlannerConfig, content: Any, where: str) -> MPCConfig | PlannerConfig:
     """A contestant's controller with what differs on a task."""
-    return build(type(controller), to_dict(controller) | expect_mapping(content, where), where)
+    content = expect_mapping(content, where)
+    if isinstance(controller, MPCConfig):
+        return build(MPCConfig, to_dict(controller) | content, where)
+    return _controller(controller.settings | content, where)
 
 
 def _task_to_yaml(task: TaskSpec) -> dict[str, Any]:
     training = {k: v for k, v in to_dict(task.training).items() if k not in NOT_IN_TRAINING}
     return {"data": task.data, "env_id": task.env_id, "training": training,
-            "contestants": {who: to_dict(own) for who, own in task.contestants.items()}}  # fmt: skip
+            "contestants": {who: _controller_to_yaml(own) for who, own in task.contestants.items()}}  # fmt: skip
 
 
 def _contestants(content: Any, models: Mapping[str, Any], where: str) -> dict[str, ContestantSpec]:
@@ -252,6 +256,10 @@ def _controller(own: Mapping[str, Any], where: str) -> MPCConfig | PlannerConfig
         return build(MPCConfig, own, where)
     expect_known(own, [*(f.name for f in fields(PlannerConfig)), "budget"], where)
     budget = own.pop("budget", None)
+    try:
+        expect_used(own["planner"], own)
+    except ValueError as error:
+        raise ValueError(f"{where}.{error}") from None
     planner = build(PlannerConfig, own, where)
     if budget is None:
         return planner
@@ -261,6 +269,10 @@ def _controller(own: Mapping[str, Any], where: str) -> MPCConfig | PlannerConfig
         return within_budget(planner, budget)
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from None
+
+
+def _controller_to_yaml(own: MPCConfig | PlannerConfig) -> dict[str, Any]:
+    return own.settings if isinstance(own, PlannerConfig) else to_dict(own)
 
 
 def _chooser(name: str, own: Mapping[str, Any], contestants: Mapping[str, Any], where: str) -> ContestantSpec:
@@ -280,7 +292,7 @@ def _chooser(name: str, own: Mapping[str, Any], contestants: Mapping[str, Any], 
 def _contestant_to_yaml(own: ContestantSpec) -> dict[str, Any]:
     if own.rehearse:
         return {"rehearse": list(own.rehearse), "across_seeds": own.across_seeds}
-    return {"model": own.model, **to_dict(own.controller)}
+    return {"model": own.model, **_controller_to_yaml(own.controller)}
 
 
 def _models(content: Any, where: str) -> dict[str, dict[str, Any]]:

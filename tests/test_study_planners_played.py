@@ -1,0 +1,192 @@
+"""Planners as contestants: in an evaluation, on the command line, in a study's YAML and as a job of its sweep."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from jacrec import cli
+from jacrec.controller import MPCConfig
+from jacrec.envs.batch import BatchedEnv
+from jacrec.study.config import EvalConfig, PlayConfig
+from jacrec.study.contestant import open_env, play_contestant, thinker
+from jacrec.study.episodes import play
+from jacrec.study.evaluate import evaluate
+from jacrec.study.planners import PLANNERS, Planner, PlannerConfig, model_calls
+from jacrec.study.planners.imagine import imagine
+from jacrec.study.report import write_report
+from jacrec.study.results import compare, table
+from jacrec.study.summary.read import read_study
+from jacrec.study.summary.settings import describe, settings_of, thinks_ahead
+from jacrec.study.sweep.listing import jobs_of
+from jacrec.study.sweep.spec import parse_study, read_spec, to_yaml
+from jacrec.training.run import load_run
+from tests.small_run import hardly_trained
+from tests.study_folder import write_study
+
+STUDY = Path(__file__).parent.parent / "paper_checks" / "studies" / "planners.yaml"
+CONFIG = EvalConfig(
+    episodes=2, probe_every=4, probe_particles=3, growth_horizon=2, mpc=MPCConfig(horizon=2, particles=2),
+    contestants=("base", *PLANNERS), planner=PlannerConfig(horizon=2, particles=2), planner_budget=24,
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A run whose networks were hardly trained, on a few hundred steps of Hopper."""
+    return hardly_trained(tmp_path_factory.mktemp("study"))
+
+
+@pytest.fixture(scope="module")
+def record(trained):
+    return evaluate(trained, CONFIG, quiet=True)
+
+
+def test_every_planner_plays_the_same_seeds_within_the_same_budget(record):
+    assert list(record["contestants"]) == ["base", *PLANNERS]
+    for name in PLANNERS:
+        entry = record["contestants"][name]
+        assert entry["seeds"] == record["contestants"]["base"]["seeds"]
+        assert entry["controller"]["planner"] == name
+        assert entry["model_calls"] == {"best-of-q": 0, "action-gradient": 24}.get(name, 24)
+        assert entry["seconds"] > 0
+        assert entry["decisions"] == sum(entry["lengths"])
+        assert 0 < entry["thinking"]["mean_action_change"] < 1
+
+
+def test_a_planner_in_the_record_is_the_planner_played(trained, record):
+    run = load_run(trained)
+    player = thinker(run, CONFIG.controller("cem"), 2)
+    assert isinstance(player, Planner)
+    assert play(BatchedEnv("Hopper-v4", 2), player, CONFIG.seeds).returns == record["contestants"]["cem"]["returns"]
+
+
+def test_a_planners_probe_measures_its_plan_on_noise_of_its_own(trained):
+    run, general = load_run(trained), PlayConfig(episodes=2, probe_every=3, probe_particles=4)
+    controller = PlannerConfig(planner="action-gradient", horizon=2, particles=3, iterations=1, lr=1e-3)
+    entry = play_contestant(run, controller, general, open_env(run, general, threads=1))
+    thinking = entry["thinking"]
+    first = {name: rows[0] for name, rows in thinking["objective"].items()}
+    assert first["before"] == first["pretrained"]
+    state = BatchedEnv("Hopper-v4", 2).reset(general.seeds)
+    player = thinker(run, controller, 2)
+    assert isinstance(player, Planner)
+    player.act(state)
+    s = torch.as_tensor(state, dtype=torch.float32)
+    noise = torch.randn(2, 4, 2, *run.world.dynamics.noise_shape, generator=torch.Generator().manual_seed(1))
+    assert player.planned is not None
+    for name, plan in (("after", player.planned.actions[:, None, :2]), ("pretrained", torch.zeros(2, 1, 0, 3))):
+        expected = imagine(run.policy, run.world, s, plan, noise).returns[:, 0]
+        assert first[name] == pytest.approx(expected.tolist(), rel=1e-5)
+    # a small step upwards raises the return, on noise that it has not seen too
+    assert np.all(np.array(first["after"]) > np.array(first["pretrained"]))
+    assert thinking["updates"] == entry["decisions"]
+    assert thinking["rejected"] == 0
+    assert (len(thinking["probe_steps"]), thinking["probe_steps"][1]) == (-(-max(entry["lengths"]) // 3), [3, 3])
+
+
+def test_planners_appear_in_tables_and_reports(trained, record):
+    names = [r.name for r in compare(record)]
+    assert names == ["base", *PLANNERS]
+    assert table(record).row_count == len(names)
+    text = write_report(trained).read_text()
+    assert all(f"| {name} |" in text for name in PLANNERS)
+
+
+def test_on_the_command_line(trained, capsys, tmp_path):
+    args = ["eval", str(trained), "--out", str(tmp_path), "--episodes", "1", "--no-video", "--contestants", "base", "mppi",
+            "best-of-q", "--planner.horizon", "1", "--planner.noise-std", "0.1", "--planner-budget", "32"]  # fmt: skip
+    assert cli.main(args) == 0
+    assert "mppi" in capsys.readouterr().out
+    found = json.loads((tmp_path / "evaluation.json").read_text())["contestants"]
+    assert list(found) == ["base", "mppi", "best-of-q"]
+    mppi, best = (found[name]["controller"] for name in ("mppi", "best-of-q"))
+    assert (mppi["horizon"], mppi["noise_std"], mppi["samples"]) == (1, 0.1, 8)
+    assert (best["horizon"], best["noise_std"], best["samples"]) == (0, 0.1, 32)
+    assert cli.main([*args[:-1], "1"]) == 2
+    assert "budget: expected enough calls for 2 samples of mppi" in capsys.readouterr().err
+    assert cli.main(["eval", str(trained), "--contestants", "mpi"]) == 2
+    assert "'mppi'" in capsys.readouterr().err
+
+
+def spec(**contestants):
+    return {"name": "s", "tasks": {"hopper-random": {"data": "x.hdf5"}}, "seeds": [0], "evaluation": {"episodes": 2},
+            "contestants": contestants}  # fmt: skip
+
+
+def test_in_a_studys_yaml():
+    study = parse_study(spec(plan={"planner": "cem", "horizon": 2, "particles": 1, "budget": 20, "noise_std": "1e-1"},
+                             mpc={"horizon": 2}))  # fmt: skip
+    cem = PlannerConfig(planner="cem", horizon=2, particles=1, samples=10, noise_std=0.1)
+    assert study.controller("hopper-random", "plan") == cem
+    assert parse_study(to_yaml(study)) == study
+    assert "temperature" not in to_yaml(study)["contestants"]["plan"]
+    tuned = spec(plan={"planner": "cem"})
+    tuned["tasks"]["hopper-random"]["contestants"] = {"plan": {"noise_std": 0.2}}
+    assert parse_study(tuned).controller("hopper-random", "plan") == PlannerConfig(planner="cem", noise_std=0.2)
+
+
+@pytest.mark.parametrize(
+    ("contestants", "message"),
+    [
+        ({"p": {"planner": "mpi"}}, r"contestants\.p: planner: expected one of 'mppi'"),
+        ({"p": {"planner": "cem", "nois_std": 1}}, "unknown setting 'nois_std'; did you mean 'noise_std'"),
+        ({"p": {"planner": "mppi", "updates": 3}}, "unknown setting 'updates'"),
+        ({"p": {"planner": "cem", "temperature": 1}}, r"p\.temperature: expected none with planner 'cem'.*a setting of mppi"),
+        ({"p": {"planner": "action-gradient", "samples": 3}}, "a setting of mppi, cem, best-of-return, best-of-q"),
+        ({"p": {"horizon": 3, "samples": 3}}, "unknown setting 'samples'"),
+        ({"p": {"planner": "cem", "budget": 5}}, r"contestants\.p: budget: expected enough calls for 4 samples of cem"),
+        ({"p": {"planner": "cem", "budget": "5"}}, r"contestants\.p: budget: expected an integer"),
+        ({"p": {"planner": "cem", "budget": 99, "samples": 9}}, "expected budget or what it decides"),
+        ({"p": {"planner": "action-gradient", "budget": 99, "iterations": 9}}, "expected budget or what it decides"),
+        ({"p": {"planner": "cem"}, "best": {"rehearse": ["p"]}}, "names of MPC contestants"),
+    ],
+)
+def test_yaml_that_makes_no_sense(contestants, message):
+    with pytest.raises(ValueError, match=message):
+        parse_study(spec(**contestants))
+
+
+def test_a_sweeps_job_plays_a_planner(trained, record, tmp_path):
+    own = {"planner": "mppi", "horizon": 2, "particles": 2, "budget": 24}
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump(spec(plan=own)))
+    jobs = {job.id: job for job in jobs_of(read_spec(tmp_path / "study.yaml"), tmp_path)}
+    cell = tmp_path / "cells" / "hopper-random" / "seed-0"
+    cell.mkdir(parents=True)
+    (cell / "run").symlink_to(trained)
+    jobs["hopper-random/seed-0/plays/plan"].perform(lambda share: None)
+    found = json.loads((cell / "plays" / "plan.json").read_text())
+    assert found["returns"] == record["contestants"]["mppi"]["returns"]
+    assert found["controller"] == record["contestants"]["mppi"]["controller"]
+
+
+def test_summaries_say_what_a_planner_looks_at(tmp_path):
+    players = {"h0": {"horizon": 0}, "plan": {"planner": "mppi", "horizon": 3}, "q": {"planner": "best-of-q"}}
+    study = read_study(write_study(tmp_path / "s", contestants=players))
+    assert [thinks_ahead(study, name) for name in players] == [False, True, False]
+    assert "lr" not in settings_of(study, "plan")
+    text = describe(study, "plan")
+    assert text.startswith("planner mppi, H 3, M 4")
+    assert "temperature 0.3" in text
+    assert "noise std 0.3" in describe(study, "q")
+
+
+def test_the_study_of_planners_gives_everybody_the_same_budget():
+    study = read_spec(STUDY)
+    gains = read_spec(STUDY.with_name("gains.yaml"))
+    calls = {name: model_calls(study.contestants[name].controller) for name in study.players[1:]}
+    free = {"h0", "best-of-q"}
+    assert {name for name, n in calls.items() if n == 0} == free
+    most = max(calls.values())
+    assert all(0.85 * most <= n for name, n in calls.items() if name not in free)
+    kinds = [own.controller.planner for own in study.contestants.values() if isinstance(own.controller, PlannerConfig)]
+    assert set(kinds) == set(PLANNERS)
+    assert kinds.count("action-gradient") == 2
+    # its runs are those of the study of gains
+    for task in study.tasks:
+        assert study.train_config(task, 10) == gains.train_config(task, 10)
+    assert replace(study.evaluation, episodes=10) == gains.evaluation
