@@ -1,5 +1,6 @@
 """Planners as contestants: in an evaluation, on the command line, in a study's YAML and as a job of its sweep."""
 
+import importlib
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -128,6 +129,8 @@ def test_in_a_studys_yaml():
     tuned = spec(plan={"planner": "cem"})
     tuned["tasks"]["hopper-random"]["contestants"] = {"plan": {"noise_std": 0.2}}
     assert parse_study(tuned).controller("hopper-random", "plan") == PlannerConfig(planner="cem", noise_std=0.2)
+    tuned["tasks"]["hopper-random"]["contestants"] = {"plan": {"budget": 100}}
+    assert parse_study(tuned).controller("hopper-random", "plan") == PlannerConfig(planner="cem", samples=5)
 
 
 @pytest.mark.parametrize(
@@ -141,8 +144,8 @@ def test_in_a_studys_yaml():
         ({"p": {"horizon": 3, "samples": 3}}, "unknown setting 'samples'"),
         ({"p": {"planner": "cem", "budget": 5}}, r"contestants\.p: budget: expected enough calls for 4 samples of cem"),
         ({"p": {"planner": "cem", "budget": "5"}}, r"contestants\.p: budget: expected an integer"),
-        ({"p": {"planner": "cem", "budget": 99, "samples": 9}}, "expected budget or what it decides"),
-        ({"p": {"planner": "action-gradient", "budget": 99, "iterations": 9}}, "expected budget or what it decides"),
+        ({"p": {"planner": "cem", "budget": 99, "samples": 9}}, "expected budget or samples, which it decides"),
+        ({"p": {"planner": "action-gradient", "budget": 99, "iterations": 9}}, "expected budget or iterations, which"),
         ({"p": {"planner": "cem"}, "best": {"rehearse": ["p"]}}, "names of MPC contestants"),
     ],
 )
@@ -173,6 +176,23 @@ def test_summaries_say_what_a_planner_looks_at(tmp_path):
     assert text.startswith("planner mppi, H 3, M 4")
     assert "temperature 0.3" in text
     assert "noise std 0.3" in describe(study, "q")
+
+
+def test_speed_is_measured_within_one_budget(monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(str(STUDY.parent.parent.parent / "benchmarks"))
+    speed, path = importlib.import_module("planner_speed"), tmp_path / "speed.json"
+    small = ["--width", "16", "--steps", "2", "--calls", "48", "--horizon", "2", "--batch", "1", "2", "--repetitions", "10"]
+    speed.main([*small, "--json", str(path)])
+    result = json.loads(path.read_text())
+    assert result["error"] <= 1e-10
+    assert [(r["contestant"], r["N"]) for r in result["rows"]] == [(c, n) for n in (1, 2) for c in ("psi-gradient", *PLANNERS)]
+    for row in result["rows"]:
+        assert row["calls"] == (0 if row["contestant"] == "best-of-q" else 48)
+        assert 0 < row["ms"]["p20"] <= row["ms"]["median"] <= row["ms"]["p80"]
+    real = speed.action_gradient
+    monkeypatch.setattr(speed, "action_gradient", lambda *args: tuple(x * 1.001 for x in real(*args)))
+    with pytest.raises(AssertionError, match=r"at most 1e-10 to autograd, got 0\.001"):
+        speed.main(small)
 
 
 def test_the_study_of_planners_gives_everybody_the_same_budget():

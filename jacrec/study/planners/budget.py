@@ -33,6 +33,11 @@ def model_calls(config: MPCConfig | PlannerConfig) -> int:
     return rollout * config.samples * config.rounds
 
 
+def spent_on(planner: str) -> str:
+    """The setting that a budget decides."""
+    return "iterations" if planner == "action-gradient" else "samples"
+
+
 def within_budget(config: PlannerConfig, budget: int) -> PlannerConfig:
     """The settings with as many samples (action-gradient: iterations) as `model_calls` of at most `budget` allow.
 
@@ -43,13 +48,13 @@ def within_budget(config: PlannerConfig, budget: int) -> PlannerConfig:
         ValueError: not even the fewest fit.
     """
     expect_count("budget", budget, 1)
-    rollout = config.particles * config.horizon
+    rollout, name, lowest = config.particles * config.horizon, spent_on(config.planner), 2
     if config.planner == "action-gradient":
-        name, lowest, count = "iterations", 1, (budget // rollout - (config.carry == "step")) // GRADIENT
+        lowest, count = 1, (budget // rollout - (config.carry == "step")) // GRADIENT
     elif config.horizon == 0:
-        name, lowest, count = "samples", 2, budget
+        count = budget
     else:
-        name, lowest, count = "samples", 2, budget // (rollout * config.rounds)
+        count = budget // (rollout * config.rounds)
     if config.planner == "cem":
         lowest = max(lowest, config.elites)
     if count < lowest:

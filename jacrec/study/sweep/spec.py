@@ -17,6 +17,7 @@ from jacrec.controller import MPCConfig
 from jacrec.files import write_text
 from jacrec.study.config import PlayConfig
 from jacrec.study.planners import PlannerConfig, within_budget
+from jacrec.study.planners.budget import spent_on
 from jacrec.study.planners.config import expect_used
 from jacrec.study.rehearsal import RehearsalConfig
 from jacrec.study.sweep.config import BASE, DEFAULT_MODEL, ContestantSpec, StudyConfig, TaskSpec, published_start
@@ -221,7 +222,8 @@ def _tuned(controller: MPCConfig | PlannerConfig, content: Any, where: str) -> M
     content = expect_mapping(content, where)
     if isinstance(controller, MPCConfig):
         return build(MPCConfig, to_dict(controller) | content, where)
-    return _controller(controller.settings | content, where)
+    own = {k: v for k, v in controller.settings.items() if "budget" not in content or k != spent_on(controller.planner)}
+    return _controller(own | content, where)
 
 
 def _task_to_yaml(task: TaskSpec) -> dict[str, Any]:
@@ -263,8 +265,8 @@ def _controller(own: Mapping[str, Any], where: str) -> MPCConfig | PlannerConfig
     planner = build(PlannerConfig, own, where)
     if budget is None:
         return planner
-    if own.keys() & {"samples"} or (planner.planner == "action-gradient" and "iterations" in own):
-        raise ValueError(f"{where}: expected budget or what it decides (samples, or action-gradient's iterations), got both")
+    if spent_on(planner.planner) in own:
+        raise ValueError(f"{where}: expected budget or {spent_on(planner.planner)}, which it decides, got both")
     try:
         return within_budget(planner, budget)
     except ValueError as error:
