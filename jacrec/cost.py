@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
 
-from jacrec.dynamics import ChainDynamics, DeterministicDynamics
+from jacrec.dynamics import ChainDynamics, DeterministicDynamics, EnsembleDynamics
+from jacrec.dynamics.multistep import MultiStepDynamics
 from jacrec.fused import unserved
 from jacrec.networks import written_out
 from jacrec.shapes import Problem
@@ -56,6 +57,8 @@ RATES = {
 }
 TILE = 16
 """rows that share a load of the weights in the fused kernels"""
+OWN = (ChainDynamics, DeterministicDynamics, EnsembleDynamics)
+"""jacrec's own dynamics; of an ensemble each row goes through one network"""
 _told: set[str] = set()
 _log = logging.getLogger("jacrec")
 
@@ -78,7 +81,7 @@ class Sizes:
     def of(problem: Problem) -> "Sizes":
         """The sizes of a problem whose dynamics are jacrec's own."""
         f = problem.world.dynamics
-        assert isinstance(f, ChainDynamics | DeterministicDynamics)
+        assert isinstance(f, OWN)
         mlp = f.denoiser.mlp if isinstance(f, ChainDynamics) else f.mlp
         calls = f.diffusion_steps if isinstance(f, ChainDynamics) else 1
         widths = [mlp.in_dim, *mlp.hidden, mlp.out_dim]
@@ -115,14 +118,16 @@ def costs(s: Sizes) -> dict[tuple[str, str], Cost]:
 
 
 def cheapest(problem: Problem) -> tuple[str, str]:
-    """The form ("forward", "adjoint", "autograd") and kernel ("plain", "fused") that `RATES` expect to be the fastest.
+    """The form ("forward", "adjoint", "autograd", "multistep") and kernel ("plain", "fused") that `RATES` expect to be the fastest.
 
     A stranger's dynamics are differentiated by torch itself, whatever we do: then one graph over the whole rollout
     ("autograd") is cheaper than a graph per step with our own bookkeeping between them. Where fused kernels cannot serve,
     the reason is logged, each reason once.
     """
     dynamics = problem.world.dynamics
-    if not isinstance(dynamics, ChainDynamics | DeterministicDynamics) or not written_out(dynamics):
+    if type(dynamics) is MultiStepDynamics and written_out(dynamics):
+        return "multistep", "plain"
+    if not isinstance(dynamics, OWN) or not written_out(dynamics):
         return "autograd", "plain"
     reasons = []
     for form, kernel in ranking(Sizes.of(problem)):

@@ -8,10 +8,10 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
 
-from jacrec.dynamics import DeterministicDynamics, DiffusionDynamics, FlowDynamics, MeanFlowDynamics
+from jacrec.dynamics import DeterministicDynamics, DiffusionDynamics, EnsembleDynamics, FlowDynamics, MeanFlowDynamics
 from jacrec.networks import Actor, RewardModel, TwinCritic
 
-DYNAMICS = (DiffusionDynamics, DeterministicDynamics, FlowDynamics, MeanFlowDynamics)
+DYNAMICS = (DiffusionDynamics, DeterministicDynamics, FlowDynamics, MeanFlowDynamics, EnsembleDynamics)
 CLASSES = {c.__name__: c for c in (Actor, TwinCritic, RewardModel, *DYNAMICS)}
 
 

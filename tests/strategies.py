@@ -11,6 +11,7 @@ from jacrec import (
     BatchedPolicy,
     DeterministicDynamics,
     DiffusionDynamics,
+    EnsembleDynamics,
     FlowDynamics,
     MeanFlowDynamics,
     RewardModel,
@@ -64,9 +65,16 @@ def flows(draw, solvers=("euler", "heun")):
 def meanflows(draw):
     """Keyword arguments of a `MeanFlowDynamics` beyond its dimensions."""
     return dict(
-        steps=draw(st.integers(1, 3)), target=draw(st.sampled_from(["difference", "state"])),
+        steps=draw(st.integers(1, 3)), prediction=draw(st.sampled_from(["velocity", "x0"])),
+        target=draw(st.sampled_from(["difference", "state"])),
         embedding_dim=draw(st.sampled_from([2, 6])), **draw(architectures()),
     )  # fmt: skip
+
+
+@st.composite
+def ensembles(draw):
+    """Keyword arguments of an `EnsembleDynamics` beyond its dimensions."""
+    return dict(members=draw(st.integers(1, 4)), target=draw(st.sampled_from(["difference", "state"])), **draw(architectures()))
 
 
 class ForeignDynamics(nn.Module):
@@ -139,6 +147,7 @@ class Case:
                 "flow": lambda: FlowDynamics(d, m, **options),
                 "meanflow": lambda: MeanFlowDynamics(d, m, **options),
                 "deterministic": lambda: DeterministicDynamics(d, m, **options),
+                "ensemble": lambda: EnsembleDynamics(d, m, **options),
                 "foreign": lambda: ForeignDynamics(d, m),
             }[kind]()
             reward = foreign_reward if self.reward is None else RewardModel(d, m, **self.reward)
@@ -173,12 +182,12 @@ def shake(module, scale=0.3):
 def cases(draw, max_H=4, max_M=5, foreign=True):
     """Random problems over every structure that the engine claims to serve."""
     N = draw(st.integers(1, 3))
-    kinds = ["diffusion", "flow", "meanflow", "deterministic"] + (["foreign"] if foreign else [])
+    kinds = ["diffusion", "flow", "meanflow", "deterministic"] + (["ensemble", "foreign"] if foreign else [])
     kind = draw(st.sampled_from(kinds))
-    # the kernels are for samplers of first order
+    # the kernels are for samplers of first order, and not for ensembles
     options = {
         "diffusion": diffusions(), "flow": flows() if foreign else flows(("euler",)), "meanflow": meanflows(),
-        "deterministic": architectures(), "foreign": st.just({}),
+        "deterministic": architectures(), "ensemble": ensembles(), "foreign": st.just({}),
     }[kind]  # fmt: skip
     own = st.integers(0, 3).map(bool) if foreign else st.just(True)
 

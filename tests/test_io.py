@@ -3,7 +3,16 @@
 import pytest
 import torch
 
-from jacrec import Actor, DeterministicDynamics, DiffusionDynamics, FlowDynamics, MeanFlowDynamics, RewardModel, TwinCritic
+from jacrec import (
+    Actor,
+    DeterministicDynamics,
+    DiffusionDynamics,
+    EnsembleDynamics,
+    FlowDynamics,
+    MeanFlowDynamics,
+    RewardModel,
+    TwinCritic,
+)
 from jacrec.io import load_module, save_module
 from tests.strategies import shake
 
@@ -17,7 +26,8 @@ from tests.strategies import shake
         DiffusionDynamics(3, 2, (4,), steps=7, levels=[1, 4, 7], sampler="ddim"),
         DeterministicDynamics(3, 2, (4, 4), residual=True),
         FlowDynamics(3, 2, (4,), steps=3, solver="heun", prediction="x0"),
-        MeanFlowDynamics(3, 2, (4,), steps=2, embedding_dim=6),
+        MeanFlowDynamics(3, 2, (4,), steps=2, embedding_dim=6, prediction="velocity"),
+        EnsembleDynamics(3, 2, (4, 4), members=3, layer_norm=True),
     ],
     ids=lambda module: type(module).__name__,
 )

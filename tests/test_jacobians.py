@@ -14,6 +14,7 @@ from jacrec import (
     Denoiser,
     DeterministicDynamics,
     DiffusionDynamics,
+    EnsembleDynamics,
     FlowDynamics,
     Forward,
     MeanFlowDynamics,
@@ -27,6 +28,7 @@ from jacrec import (
 from jacrec.activations import ACTIVATIONS
 from jacrec.jacobians.chain import chain_adjoint, chain_forward, chain_record
 from jacrec.jacobians.dynamics import dynamics_pass, jacobians
+from jacrec.jacobians.ensemble import EnsemblePass
 from jacrec.jacobians.generic import GenericDynamicsPass, GenericPolicyPass
 from jacrec.jacobians.mlp import join, mlp_parameter_pull, mlp_parameter_rows, mlp_pull, mlp_push, mlp_record, split
 from jacrec.jacobians.policy import ActorPass, policy_pass
@@ -34,7 +36,7 @@ from jacrec.jacobians.values import value_and_gradient
 from jacrec.networks import MLP
 from tests.conftest import property_cases
 from tests.oracles import relative_error
-from tests.strategies import architectures, diffusions, flows, meanflows, shake
+from tests.strategies import architectures, diffusions, ensembles, flows, meanflows, shake
 
 close = dict(rtol=1e-11, atol=1e-11)  # entries, of order one; the gradients themselves are held to 1e-12 in norm
 seeds = st.integers(0, 2**31 - 1)
@@ -140,6 +142,22 @@ def test_written_passes_equal_generic_ones(options, target, d, m, seed):
     own, generic = dynamics_pass(f), GenericDynamicsPass(f)
     (x, J), (y, G) = jacobians(own, s, a, noise), jacobians(generic, s, a, noise)
     torch.testing.assert_close((x, J.F_s, J.F_a), (y, G.F_s, G.F_a), **close)
+    for left, right in zip(own.record(s, a, noise)[1](lam), generic.record(s, a, noise)[1](lam), strict=True):
+        torch.testing.assert_close(left, right, **close)
+
+
+@pytest.mark.filterwarnings("ignore:There is a performance drop")
+@property_cases(0.05)
+@given(options=ensembles(), rows=st.integers(1, 9), d=dims, m=dims, seed=seeds)
+@torch.no_grad()
+def test_an_ensembles_passes_equal_generic_ones(options, rows, d, m, seed):
+    f = seeded(lambda: EnsembleDynamics(d, m, **options), seed)
+    s, a, noise, lam = randn(seed, rows, d), randn(seed + 1, rows, m), randn(seed + 2, rows, 2, d), randn(seed + 3, rows, d)
+    own, generic = dynamics_pass(f), GenericDynamicsPass(f)
+    assert isinstance(own, EnsemblePass)
+    (x, J), (y, G) = jacobians(own, s, a, noise), jacobians(generic, s, a, noise)
+    torch.testing.assert_close((x, J.F_s, J.F_a), (y, G.F_s, G.F_a), **close)
+    torch.testing.assert_close(own.step(s, a, noise), f(s, a, noise), **close)
     for left, right in zip(own.record(s, a, noise)[1](lam), generic.record(s, a, noise)[1](lam), strict=True):
         torch.testing.assert_close(left, right, **close)
 

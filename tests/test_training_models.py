@@ -110,7 +110,7 @@ def test_the_diffusion_step_minimises_the_models_own_loss(prediction, target):
         torch.testing.assert_close(stage.regression.flat.gradient_of[name], p.grad, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("kind", ["diffusion", "deterministic", "flow", "meanflow"])
+@pytest.mark.parametrize("kind", ["diffusion", "deterministic", "flow", "meanflow", "ensemble"])
 def test_the_world_model_learns_a_linear_system(kind):
     data = linear_system(episodes=30)
     kept, held_out = data.split(0.2, 0)
@@ -153,7 +153,7 @@ def test_the_reward_model_learns_in_the_critics_scale():
     assert prediction.numpy() == pytest.approx(100 * held_out.reward, abs=6 * errors["reward_rmse"])
 
 
-@pytest.mark.parametrize("kind", ["diffusion", "deterministic", "flow", "meanflow", "reward"])
+@pytest.mark.parametrize("kind", ["diffusion", "deterministic", "flow", "meanflow", "ensemble", "reward"])
 def test_capturable_stages_make_the_same_steps(kind):
     """What a CUDA graph would hold, run as it is: the bits of the ordinary step."""
     data = linear_system()

@@ -3,7 +3,10 @@
 from jacrec.dynamics.chain import ChainDynamics
 from jacrec.dynamics.deterministic import DeterministicDynamics
 from jacrec.dynamics.diffusion import DiffusionDynamics
+from jacrec.dynamics.ensemble import EnsembleDynamics
 from jacrec.dynamics.flow import FlowDynamics
 from jacrec.dynamics.meanflow import MeanFlowDynamics
 
-__all__ = ["ChainDynamics", "DeterministicDynamics", "DiffusionDynamics", "FlowDynamics", "MeanFlowDynamics"]
+__all__ = [
+    "ChainDynamics", "DeterministicDynamics", "DiffusionDynamics", "EnsembleDynamics", "FlowDynamics", "MeanFlowDynamics",
+]  # fmt: skip

@@ -6,9 +6,11 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from jacrec.dynamics import ChainDynamics, DeterministicDynamics
+from jacrec.dynamics import ChainDynamics, DeterministicDynamics, EnsembleDynamics
+from jacrec.dynamics.multistep import MultiStepDynamics
 from jacrec.jacobians import chain, generic
 from jacrec.jacobians.chain import level_table
+from jacrec.jacobians.ensemble import EnsemblePass
 from jacrec.jacobians.mlp import join, mlp_pull, mlp_push, mlp_record, split
 from jacrec.networks import written_out
 from jacrec.types import DynamicsJacobians
@@ -42,11 +44,19 @@ def dynamics_pass(dynamics: Dynamics, *, recompute: bool = False, chain: ModuleT
 
     `recompute`: `record` keeps the chain's latents only, where there is a chain. `chain`: the module whose `chain_forward`,
     `chain_record` and `chain_adjoint` are used, `jacrec.jacobians.chain` or a fused twin of it.
+
+    Raises:
+        ValueError: the dynamics predict several steps at once, and are no map of one step to the next.
     """
+    if isinstance(dynamics, MultiStepDynamics):
+        raise ValueError("dynamics: expected a one-step world model, got MultiStepDynamics, which predicts all steps from the "
+                         "first state; use method=Auto() (or \"auto\"), Autograd() or MultiStep(), which know how")  # fmt: skip
     if isinstance(dynamics, ChainDynamics) and written_out(dynamics):
         return ChainPass(dynamics, recompute, chain)
     if type(dynamics) is DeterministicDynamics and written_out(dynamics):
         return DeterministicPass(dynamics)
+    if type(dynamics) is EnsembleDynamics and written_out(dynamics):
+        return EnsemblePass(dynamics)
     return generic.GenericDynamicsPass(dynamics)
 
 

@@ -12,9 +12,9 @@ import yaml
 from jacrec.errors import expect_one_of
 
 LR_SCHEDULES = ("constant", "cosine")
-PREDICTIONS = {  # by kind of world model; the deterministic one predicts nothing but the next state
+PREDICTIONS = {  # by kind of world model; the last two predict the next state and take no notice
     "diffusion": ("epsilon", "x0"), "flow": ("velocity", "x0"), "meanflow": ("velocity", "x0"),
-    "deterministic": ("epsilon", "x0"),
+    "deterministic": ("epsilon", "x0"), "ensemble": ("epsilon", "x0"),
 }  # fmt: skip
 
 
@@ -65,7 +65,7 @@ class DynamicsConfig:
     """The world model f_θ (section 3.1). The paper names no sizes; these are modest ones that train on a CPU."""
 
     kind: str = "diffusion"
-    """diffusion, flow (flow matching), meanflow (one step) or deterministic"""
+    """diffusion, flow (flow matching), meanflow (one step), deterministic, or ensemble (probabilistic, as of PETS and MBPO)"""
     steps: int = 10
     """K, the diffusion's levels"""
     schedule: str = "vp"
@@ -93,6 +93,8 @@ class DynamicsConfig:
     """meanflow: share of a batch that learns the instantaneous velocity (r = t), which costs no tangent"""
     adaptive_power: float = 1.0
     """meanflow: p of a row's weight 1/(‖Δ‖² + 0.01)^p, ‖Δ‖² its mean square error; 0 weighs all alike"""
+    members: int = 5
+    """ensemble: networks, each with initial weights of its own and batches of its own from all of the data"""
     target: str = "difference"
     """what is modelled: difference (s' − s) or state (s')"""
     hidden: tuple[int, ...] = (256, 256, 256)
@@ -125,7 +127,7 @@ class DynamicsConfig:
         expect_one_of(f"dynamics.prediction of kind {self.kind!r}", self.prediction, PREDICTIONS[self.kind])
         expect_one_of("dynamics.times", self.times, ("logit-normal", "uniform"))
         expect_one_of("dynamics.lr_schedule", self.lr_schedule, LR_SCHEDULES)
-        _check_counts(self, "steps", "batch_size", "eval_transitions", "eval_samples")
+        _check_counts(self, "steps", "batch_size", "eval_transitions", "eval_samples", "members")
         _check_range(self, 0.0, 1.0, "ema", "eta", "flow_ratio")
 
 

@@ -110,7 +110,14 @@ class DynamicsStage:
 
     @staticmethod
     def side_by_side(stages: "Sequence[DynamicsStage]") -> JointRegression:
-        """Their step as one batched model's; they can no longer step alone."""
+        """Their step as one batched model's; they can no longer step alone.
+
+        Raises:
+            ValueError: an ensemble, which is several networks already.
+        """
+        if stages[0].config.kind == "ensemble":
+            raise ValueError("dynamics: expected a kind of one network for seeds side by side, got 'ensemble'; "
+                             "train the seeds one by one (`batched=False`, --device cpu, or a command for each)")  # fmt: skip
         return JointRegression([stage.regression for stage in stages], [stage.examples for stage in stages])
 
     @torch.no_grad()

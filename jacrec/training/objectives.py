@@ -5,14 +5,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from jacrec.dynamics import ChainDynamics, DeterministicDynamics, DiffusionDynamics, FlowDynamics, MeanFlowDynamics
+from jacrec.dynamics import (
+    ChainDynamics,
+    DeterministicDynamics,
+    DiffusionDynamics,
+    EnsembleDynamics,
+    FlowDynamics,
+    MeanFlowDynamics,
+)
 from jacrec.networks import MLP, step_embedding, step_frequencies
 from jacrec.training.config import DynamicsConfig
 from jacrec.training.examples import Examples, NoisedExamples
 from jacrec.training.flows import FlowExamples, MeanFlowExamples, draw_times, spans
+from jacrec.training.gaussians import GaussianExamples
 from jacrec.training.streams import Draw
 
-Trainable = DiffusionDynamics | DeterministicDynamics | FlowDynamics | MeanFlowDynamics
+Trainable = DiffusionDynamics | DeterministicDynamics | FlowDynamics | MeanFlowDynamics | EnsembleDynamics
 
 
 def make_dynamics(state_dim: int, action_dim: int, config: DynamicsConfig) -> Trainable:
@@ -21,6 +29,8 @@ def make_dynamics(state_dim: int, action_dim: int, config: DynamicsConfig) -> Tr
     common: dict[str, Any] = dict(target=c.target, activation=c.activation, layer_norm=c.layer_norm, residual=c.residual)
     if c.kind == "deterministic":
         return DeterministicDynamics(state_dim, action_dim, c.hidden, **common)
+    if c.kind == "ensemble":
+        return EnsembleDynamics(state_dim, action_dim, c.hidden, members=c.members, **common)
     common["prediction"] = c.prediction
     if c.kind == "flow":
         return FlowDynamics(state_dim, action_dim, c.hidden, steps=c.sampling_steps or 4, solver=c.solver, **common)
@@ -52,6 +62,12 @@ def objective(model: Trainable, rows: Tensor, config: DynamicsConfig, weighted: 
 
     if isinstance(model, DeterministicDynamics):
         return Examples(rows, split, weighted=weighted), indices
+    if isinstance(model, EnsembleDynamics):
+
+        def own_indices(generator: torch.Generator, block: int) -> tuple[Tensor, ...]:
+            return (torch.randint(n, (block, config.members, config.batch_size), generator=generator),)
+
+        return GaussianExamples(rows, split, weighted=weighted), own_indices
     if isinstance(model, DiffusionDynamics):
 
         def with_levels(generator: torch.Generator, block: int) -> tuple[Tensor, ...]:

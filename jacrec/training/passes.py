@@ -60,6 +60,7 @@ class MLPPass:
         gradients: where `pull` writes, by `mlp.named_parameters()` names; None if no parameter gradients are wanted.
         head: which network of a stack.
         parameters: to be read instead of the network's own, by the same names; S of each, or one.
+        stacked: the S networks are the heads of a stack, all of them.
     """
 
     def __init__(
@@ -68,12 +69,14 @@ class MLPPass:
         gradients: dict[str, Tensor] | None = None,
         head: int | None = None,
         parameters: dict[str, Tensor] | None = None,
+        *,
+        stacked: bool = False,
     ):
-        if (mlp.stack is None) != (head is None):
+        if (mlp.stack is None) != (head is None) and not (stacked and mlp.stack is not None):
             raise ValueError(f"MLPPass: expected head = {None if mlp.stack is None else 'an index'}, got {head}")
         self.mlp = mlp
         read: Mapping[str, Tensor] = dict(mlp.named_parameters()) if parameters is None else parameters
-        self.several = read["layers.0.bias"].dim() > mlp.layers[0].bias.dim()
+        self.several = stacked or read["layers.0.bias"].dim() > mlp.layers[0].bias.dim()
 
         def picked(tensors: Mapping[str, Tensor] | None, prefix: str, suffix: str) -> list[Tensor]:
             if tensors is None:

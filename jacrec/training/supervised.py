@@ -32,7 +32,7 @@ class Descent:
     The batch's tensors lead with S where `flat` holds S rows; then the losses are (S,).
 
     Args:
-        mlp: a network of the make that `flat` holds.
+        mlp: a network of the make that `flat` holds; the heads of a stack learn side by side, each from its own (B, ·).
         prefix: of the network's parameters among those of `flat`.
         averaged: where the averaged weights are; None for none.
     """
@@ -43,7 +43,7 @@ class Descent:
         def inner(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
             return {name.removeprefix(prefix): t for name, t in tensors.items()}
 
-        self.net = MLPPass(mlp, inner(flat.gradient_of), parameters=inner(flat.value_of))
+        self.net = MLPPass(mlp, inner(flat.gradient_of), parameters=inner(flat.value_of), stacked=mlp.stack is not None)
 
     @torch.no_grad()
     def descend(self, batch: Batch, pace: float | Tensor) -> Tensor:
