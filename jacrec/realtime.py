@@ -2,7 +2,7 @@
 
 import gc
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
@@ -13,14 +13,19 @@ from jacrec.world import BatchedPolicy
 
 RECENT = 64
 """durations that are remembered"""
+FEW = 8
+"""so many durations tell an exception from the rule"""
+PATIENCE = 8, 4096
+"""decisions without an update after which one is tried all the same: at first, and at most"""
 
 
 class Pace:
     """How long the next update and the end of a decision are expected to take, from those that went before, in seconds.
 
-    Expected is the second longest of the last `RECENT` updates: a deadline has to hold in the slow cases, but a single
-    pause, the machine's or the first call's, says nothing about the next update. A decision that had no time for one forgets
-    the oldest, so that no pause stops the thinking for good.
+    Expected is the second longest of the last `RECENT`: a deadline has to hold in the slow cases, but a single pause, the
+    machine's or the first call's, says nothing about the next update. Where not even one update is expected to fit, none is
+    made for some decisions, and then one is tried: a busy machine does not stay busy for ever. A try that misses the deadline
+    doubles the wait until the next, one that keeps it halves the wait.
     """
 
     def __init__(self):
@@ -28,11 +33,23 @@ class Pace:
         self.ends: deque[float] = deque(maxlen=RECENT)
         self.made = 0  # updates of this decision
         self.looked = 0.0  # seconds of this decision at the latest look
+        self.deadline = 0.0
+        self.refused, self.patience, self.trying = 0, PATIENCE[0], False
 
     def fits(self, elapsed: float, deadline: float) -> bool:
-        """Whether an update begun `elapsed` seconds after the observation came is expected to leave time for the answer."""
-        self.looked = elapsed
-        return elapsed + second_longest(self.updates) + second_longest(self.ends) <= deadline
+        """Whether to begin an update `elapsed` seconds after the observation came, with `deadline` seconds for the answer."""
+        self.looked, self.deadline = elapsed, deadline
+        if elapsed + expected(self.updates) + expected(self.ends) <= deadline:
+            return True
+        if self.made:
+            return False
+        self.refused += 1
+        if self.refused < self.patience:
+            return False
+        self.updates.clear()
+        self.ends.clear()
+        self.refused, self.trying = 0, True
+        return True
 
     def updated(self, seconds: float) -> None:
         """An update has taken so long."""
@@ -43,15 +60,16 @@ class Pace:
     def decided(self, elapsed: float) -> None:
         """The answer is there, `elapsed` seconds after the observation came."""
         self.ends.append(elapsed - self.looked)
-        if not self.made and self.updates:
-            self.updates.popleft()
-        self.made, self.looked = 0, 0.0
+        if self.trying:
+            kept = elapsed <= self.deadline
+            self.patience = max(PATIENCE[0], self.patience // 2) if kept else min(PATIENCE[1], 2 * self.patience)
+        self.made, self.looked, self.trying = 0, 0.0, False
 
 
-def second_longest(seconds: deque[float]) -> float:
-    """The second largest of some numbers; the only one, or 0, where there are no two."""
-    if len(seconds) < 2:
-        return seconds[0] if seconds else 0.0
+def expected(seconds: Collection[float]) -> float:
+    """The second largest of some numbers; the largest of fewer than `FEW`; 0 where there are none."""
+    if len(seconds) < FEW:
+        return max(seconds, default=0.0)
     return sorted(seconds)[-2]
 
 
@@ -96,7 +114,7 @@ class Best:
             self._copy(self.own, self.kept, ~(self.latest >= self.value))
 
     @staticmethod
-    def _copy(to: dict[str, Tensor], source: dict[str, Tensor], rows: Tensor | None) -> None:
+    def _copy(to: Mapping[str, Tensor], source: Mapping[str, Tensor], rows: Tensor | None) -> None:
         """Copy the rows of a mask, () or (N,), or all of them."""
         if rows is not None and not bool(rows.any()):
             return

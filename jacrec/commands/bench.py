@@ -8,8 +8,8 @@ import tyro
 from tyro.conf import Positional
 
 FOLDER = Path("benchmarks")
-ON_REQUEST = ("gpu", "table", "calibrate", "jax_rebrac")
-"""scripts that are run only if they are named: what they do is no measurement of this machine's own"""
+ON_REQUEST = ("gpu", "table", "calibrate", "jax_rebrac", "deadline")
+"""scripts that are run only if they are named: what they do is no measurement of this machine's own, or takes hours"""
 
 
 def bench(names: Positional[tuple[str, ...]] = ()) -> int:

@@ -1,0 +1,148 @@
+"""Does `MPC(deadline_ms=8)` keep Hopper's control interval? Misses, quantiles and memory over many decisions.
+
+Every setting runs in a process of its own, on a real Hopper-v4 (MuJoCo) that is stepped by the actions, with networks of the
+paper's sizes and random weights. A decision's time is the caller's: from the observation to the action. With one update (E 1)
+time is left over; with many, updates fill the interval as far as the controller dares. Results are written as they come:
+benchmarks/results/deadline.json and .md. A hundred thousand decisions take up to 14 minutes for each setting.
+
+    python benchmarks/deadline.py
+    python benchmarks/deadline.py --quick
+    python benchmarks/deadline.py --models meanflow --threads 2 --paced --json /tmp/deadline.json
+"""
+
+import argparse
+import itertools
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from control_loop import Setting, measure
+from harness import RESULTS, as_usual, usable_cores, write
+
+STEPS = {"diffusion": 10, "meanflow": 1}
+"""world models and their network evaluations per transition, K"""
+MANY = 10_000
+"""updates that no interval holds"""
+QUICK = 2_000
+EVERY = 5_000
+"""decisions between two writings of the results"""
+
+
+def rows(setting: Setting, every: int = EVERY) -> Iterator[dict[str, Any]]:
+    """`measure(setting)` in a process of its own: its threads and its memory are nobody else's."""
+    command = [sys.executable, __file__, "--one", json.dumps(asdict(setting)), "--every", str(every)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            yield {**asdict(setting), **json.loads(line)}
+    if process.returncode:
+        raise SystemExit(f"{setting}: the process ended with status {process.returncode}")
+
+
+def line(row: dict[str, Any]) -> str:
+    """A row for the terminal."""
+    ms, settled, now = row["ms"], row["memory"].get("settled", row["memory"]["start"]), row["memory"]["now"]
+    grown = "" if now["rss"] is None else f"  RSS {now['rss'] / 2**20:.0f} MiB ({(now['rss'] - settled['rss']) / 2**20:+.1f})"
+    return (f"{name(row):44s} {row['decided']:7d} decisions  missed {share(row)}, {row['misses_while_preempted']} preempted"
+            f"  p50 {ms['p50']:.2f}  p99.9 {ms['p99.9']:.2f}  max {ms['max']:.2f} ms  E {row['updates']['mean']:.2f}"
+            f"{grown}")  # fmt: skip
+
+
+def share(row: dict[str, Any]) -> str:
+    """How many decisions missed the deadline."""
+    return f"{row['misses']} ({row['misses'] / row['decided']:.3%})"
+
+
+def name(row: dict[str, Any]) -> str:
+    """A setting in words."""
+    E = "many" if row["updates_asked"] == MANY else row["updates_asked"]
+    ways = ", paced" * row["paced"] + ", collector on" * row["collector"]
+    return f"{row['model']} K {row['K']}, E {E}, {row['threads']} thread{'s' * (row['threads'] > 1)}{ways}"
+
+
+def markdown(found: list[dict[str, Any]]) -> str:
+    """The results as a page."""
+    first, where = found[0], found[0]["environment"]
+    lines = [
+        f"# A deadline of {first['deadline_ms']:g} ms on Hopper",
+        "",
+        f"{where['machine']}, {where['cores']} cores; torch {where['torch']}, numba {where['numba']}; commit {where['commit']},"
+        f" {where['date']}. M {first['M']}, H {first['H']}, networks 3×{first['width']} with random weights, observations of "
+        "Gymnasium's Hopper-v4 stepped by the actions. Milliseconds from the observation to the action. A decision counts as "
+        "preempted where one of its threads had to leave its core.",
+        "",
+        f"| | decisions | missed | of those preempted | {' | '.join(first['ms'])} | updates made | no update | others on the "
+        "machine |",
+        "|" + "---|" * (7 + len(first["ms"])),
+    ]
+    for row in found:
+        cells = [name(row), f"{row['decided']}", share(row), f"{row['misses_while_preempted']}",
+                 *(f"{x:.2f}" for x in row["ms"].values()), f"{row['updates']['mean']:.2f}", f"{row['updates']['none']}",
+                 f"{row['others']:.1%}"]  # fmt: skip
+        lines.append(f"| {' | '.join(cells)} |")
+    lines += [
+        "",
+        f"Memory at the loop's begin, after {found[0]['memory'].get('settled', {}).get('decisions', '–')} decisions and at the "
+        "end; what malloc has given out and Python's blocks are those of the whole process, MuJoCo's and this script's too.",
+        "",
+        "| | warm-up, s | RSS, MiB | malloc, MiB | Python's blocks | page faults | involuntary, voluntary switches |",
+        "|" + "---|" * 7,
+    ]
+    for row in found:
+        memory = row["memory"]
+        points = [memory["start"], *([memory["settled"]] if "settled" in memory else []), memory["now"]]
+        mebi = [" → ".join("–" if p[key] is None else f"{p[key] / 2**20:.2f}" for p in points) for key in ("rss", "malloc")]
+        cells = [name(row), f"{row['warm_up_seconds']:.2f}", *mebi, " → ".join(str(p["blocks"]) for p in points),
+                 f"{row['page_faults']}", f"{row['involuntary_switches']}, {row['voluntary_switches']}"]  # fmt: skip
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def settings(options: argparse.Namespace) -> list[Setting]:
+    """The product of the options; more threads than cores are left out."""
+    threads = [t for t in options.threads if t <= usable_cores()]
+    n = QUICK if options.quick else options.decisions
+    return [Setting(model, STEPS[model], E, t, n, options.deadline_ms, paced=options.paced, collector=options.collector)
+            for model, E, t in itertools.product(options.models, options.updates, threads)]  # fmt: skip
+
+
+def main(arguments: list[str] | None = None) -> list[dict[str, Any]]:
+    """Run, print, write; returns what was written."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", nargs="+", choices=STEPS, default=list(STEPS))
+    parser.add_argument("--updates", nargs="+", type=int, default=[1, MANY], help="E at most; 10000 fills the interval")
+    parser.add_argument("--threads", nargs="+", type=int, default=[1, 2])
+    parser.add_argument("--decisions", type=int, default=100_000)
+    parser.add_argument("--deadline-ms", type=float, default=8.0)
+    parser.add_argument("--paced", action="store_true", help="one decision per deadline, instead of one after the other")
+    parser.add_argument("--collector", action="store_true", help="leave Python's garbage collector running")
+    parser.add_argument("--quick", action="store_true", help=f"{QUICK} decisions")
+    parser.add_argument("--json", type=Path, help="where the results go; benchmarks/results for the usual settings")
+    parser.add_argument("--one", help=argparse.SUPPRESS)
+    parser.add_argument("--every", type=int, default=EVERY, help="decisions between two writings of the results")
+    options = parser.parse_args(arguments)
+    if options.one is not None:
+        for row in measure(Setting(**json.loads(options.one)), options.every):
+            print(json.dumps(row), flush=True)
+        return []
+    path = options.json or (RESULTS / "deadline.json" if as_usual(parser, options, "every") else None)
+    done: list[dict[str, Any]] = []
+    for setting in settings(options):
+        latest: list[dict[str, Any]] = []
+        for row in rows(setting, options.every):
+            latest = [row]
+            if path is not None:
+                write("deadline", {"rows": done + latest}, path)
+                path.with_suffix(".md").write_text(markdown(done + latest), encoding="utf-8")
+        done += latest
+        print(line(latest[0]), flush=True)
+    print(f"written: {path}" if path else "settings of your own: nothing was written; --json PATH keeps the results")
+    return done
+
+
+if __name__ == "__main__":
+    main()
