@@ -51,7 +51,7 @@ def episodes_table(record: dict[str, Any]) -> Table:
     """Scores by episode, with the versions of the models."""
     unit = "return" if record["episodes"][0]["score"] is None else "score"
     table = Table(box=box.SIMPLE_HEAD)
-    for title in ("episode", unit, "steps", "models", "decision (ms): median", "99 %", "longest"):
+    for title in ("episode", unit, "steps", "models", "decision: median (ms)", "99 %", "longest"):
         table.add_column(title, justify="right")
     for i, episode in enumerate(record["episodes"], 1):
         seen = [episode["version"], *(version for _, version in episode["picked_up"])]
@@ -68,11 +68,11 @@ def episodes_table(record: dict[str, Any]) -> Table:
 def refreshes_table(record: dict[str, Any]) -> Table:
     """Held-out errors before and after each refresh."""
     table = Table(box=box.SIMPLE_HEAD)
-    for title in ("refresh", "transitions", "part", "error before", "after", "", "offline before", "after", "models"):
-        table.add_column(title, justify="right")
+    for title in ("transitions", "part", "newest replay: error", "", "offline: error", "models"):
+        table.add_column(title, justify="left" if title == "part" else "right")
     for line in record["refreshes"]:
         for v in line["verdicts"]:
-            offline = [f"{x:.4g}" for x in v["offline"]] if v["offline"] else ["", ""]
-            table.add_row(str(line["number"]), str(line["transitions"]), v["part"], f"{v['before']:.4g}", f"{v['after']:.4g}",
-                          "taken" if v["accepted"] else "refused", *offline, str(line["version"]))  # fmt: skip
+            offline = "{:.4f} → {:.4f}".format(*v["offline"]) if v["offline"] else ""
+            table.add_row(str(line["transitions"]), v["part"], f"{v['before']:.4f} → {v['after']:.4f}",
+                          "taken" if v["accepted"] else "refused", offline, str(line["version"]))  # fmt: skip
     return table

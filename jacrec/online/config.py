@@ -39,8 +39,8 @@ class RefreshConfig:
     """part of the present model's held-out error by which a refreshed one has to be better to take its place"""
     parts: tuple[str, ...] = PARTS
     """which models: dynamics, reward"""
-    niceness: int = 10
-    """how far the refreshing process stands back for others (nice); it has one thread"""
+    niceness: int = 19
+    """how far the refreshing process, which has one thread, stands back for others (as of nice: 19 is furthest)"""
     restarts: int = 1
     """how often a refreshing process that has died is started again"""
     stalled_seconds: float = 60.0

@@ -74,6 +74,7 @@ def deploy(
         mpc = MPC(run.policy, run.world, config.mpc, batch=env.n)
         if record["episodes"]:
             mpc.load_state_dict(load_file(_controller_file(folder, record)))
+        mpc.warm_up()
         refresher = stack.enter_context(Refresher(run, folder, config.online, say=say))
         recorded, seeds = RecordedEnv(env, replay, config.step_seconds), config.play.seeds
         for done in range(len(record["episodes"]), len(seeds), env.n):
