@@ -2,7 +2,7 @@
 
 import importlib
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -13,21 +13,25 @@ import yaml
 from jacrec import cli
 from jacrec.controller import MPCConfig
 from jacrec.envs.batch import BatchedEnv
+from jacrec.study import video
 from jacrec.study.config import EvalConfig, PlayConfig
 from jacrec.study.contestant import open_env, play_contestant, thinker
 from jacrec.study.episodes import play
 from jacrec.study.evaluate import evaluate
 from jacrec.study.planners import PLANNERS, Planner, PlannerConfig, model_calls
 from jacrec.study.planners.imagine import imagine
+from jacrec.study.rendering import Rendering
 from jacrec.study.report import write_report
 from jacrec.study.results import compare, table
+from jacrec.study.summary.films import film_study
 from jacrec.study.summary.read import read_study
 from jacrec.study.summary.settings import describe, settings_of, thinks_ahead
 from jacrec.study.sweep.listing import jobs_of
 from jacrec.study.sweep.spec import parse_study, read_spec, to_yaml
+from jacrec.study.video import Film
 from jacrec.training.run import load_run
 from tests.small_run import hardly_trained
-from tests.study_folder import write_study
+from tests.study_folder import fill, write_study
 
 STUDY = Path(__file__).parent.parent / "paper_checks" / "studies" / "planners.yaml"
 CONFIG = EvalConfig(
@@ -176,6 +180,36 @@ def test_summaries_say_what_a_planner_looks_at(tmp_path):
     assert text.startswith("planner mppi, H 3, M 4")
     assert "temperature 0.3" in text
     assert "noise std 0.3" in describe(study, "q")
+
+
+def test_a_planner_is_filmed(trained, tmp_path, monkeypatch):
+    players = {"h0": {"horizon": 0}, "plan": {"planner": "mppi", "horizon": 1, "samples": 2}}
+    path = fill(write_study(tmp_path / "s", contestants=players), lambda task, seed, name: 9.0 * (name == "plan"))
+    asked = []
+
+    def record(run, config, folder, **options):
+        asked.append((config, options))
+        return Film(folder / "x.gif", "")
+
+    monkeypatch.setattr("jacrec.study.summary.films.probe", lambda: Rendering(True, "egl", ""))
+    monkeypatch.setattr("jacrec.study.summary.films.load_run", lambda run: run)
+    monkeypatch.setattr("jacrec.study.summary.films.record_video", record)
+    film_study(read_study(path), tmp_path)
+    config, options = asked[0]
+    assert (options["who"], options["label"]) == ("mppi", "plan")
+    assert config.controller("mppi") == PlannerConfig(planner="mppi", horizon=1, samples=2)
+    played = []
+    monkeypatch.setattr(
+        "jacrec.study.video._play", lambda name, player, *_: played.append((name, player)) or [np.zeros((2, 2, 3))]
+    )
+    monkeypatch.setattr("imageio.v3.imwrite", lambda path, *_, **__: path.touch())
+    request = {"run": str(trained), "dynamics": None, "config": asdict(config), "path": str(tmp_path / "x.gif"),
+               "label": "plan", "who": "mppi", "seconds": 0.1}  # fmt: skip
+    video.main(json.dumps(request))
+    assert [name for name, _ in played] == ["base", "plan"]
+    assert isinstance(played[1][1], Planner)
+    assert played[1][1].config == config.planner
+    assert (tmp_path / "x.gif").is_file()
 
 
 def test_speed_is_measured_within_one_budget(monkeypatch, tmp_path):
