@@ -18,7 +18,7 @@ from jacrec.training.run import load_run
 
 @dataclass(frozen=True)
 class Eval:
-    """Play base policy, MPC and its control H = 0 on the same environment seeds; finished contestants are kept."""
+    """Play base policy, MPC, its control H = 0 and named planners on the same environment seeds; who has played is kept."""
 
     run: Annotated[Positional[Path], tyro.conf.arg(metavar="RUN")]
     """the run's folder"""
