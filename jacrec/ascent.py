@@ -1,5 +1,6 @@
 """The policy update (4): a step of ascent, row by row, with nothing done where something is not finite."""
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -50,6 +51,8 @@ def ascend(
     parameters = trainable(p.policy)
     gradient = {name: estimate.gradient[name] for name in parameters}
     norm = parameter_norm(gradient, batched=p.batched)
+    if not p.batched and direction is None and allowed is None and norm.device.type == "cpu":
+        return norm, _plain_step(parameters, gradient, estimate.value, norm, lr, max_grad_norm)
     finite = torch.isfinite(estimate.value).reshape(-1)
     accepted = torch.isfinite(norm * lr) & (finite if p.batched else finite.all())
     steps, factor = gradient, torch.full_like(norm, lr)
@@ -74,6 +77,23 @@ def ascend(
     return norm, accepted
 
 
+def _plain_step(
+    parameters: dict[str, nn.Parameter],
+    gradient: dict[str, Tensor],
+    value: Tensor,
+    norm: Tensor,
+    lr: float,
+    max_grad_norm: float | None,
+) -> Tensor:
+    """The commonest case of `ascend`, one ψ on the CPU, in Python's numbers: a decision waits for it."""
+    length = norm.item()
+    accepted = math.isfinite(length * lr) and bool(torch.isfinite(value).all())
+    if accepted:
+        clip = 1.0 if max_grad_norm is None else max_grad_norm / max(length, max_grad_norm)
+        torch._foreach_add_(list(parameters.values()), list(gradient.values()), alpha=lr * clip)
+    return torch.tensor(accepted)
+
+
 def over_rows(x: Tensor, parameter: Tensor) -> Tensor:
     """One number per row, () or (N,), shaped to broadcast over a parameter (...) or (N, ...)."""
     return x.view(-1, *(1,) * (parameter.dim() - 1)) if x.dim() else x
@@ -81,9 +101,10 @@ def over_rows(x: Tensor, parameter: Tensor) -> Tensor:
 
 def parameter_norm(tensors: dict[str, Tensor], *, batched: bool) -> Tensor:
     """The Euclidean norm over all parameters together: (), or (N,) with a leading axis N."""
-    norms = [torch.linalg.vector_norm(t.reshape(len(t) if batched else 1, -1), dim=1) for t in tensors.values()]
-    total = torch.linalg.vector_norm(torch.stack(norms), dim=0)
-    return total if batched else total.squeeze(0)
+    if not batched:
+        return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(list(tensors.values()))))
+    norms = [torch.linalg.vector_norm(t.reshape(len(t), -1), dim=1) for t in tensors.values()]
+    return torch.linalg.vector_norm(torch.stack(norms), dim=0)
 
 
 class TrustRegion:

@@ -120,8 +120,9 @@ def first_parameter(module: nn.Module) -> Tensor | None:
 
 def check_part(name: str, part: object, state: Tensor, dynamics: object) -> None:
     """ValueError where a network does not fit the state (or, in its action, the dynamics), or is in a random mode."""
+    maker = part.template if isinstance(part, BatchedPolicy) else part
     for dim, expected in (("state_dim", state.shape[-1]), ("action_dim", getattr(dynamics, "action_dim", None))):
-        own = getattr(getattr(part, "template", part), dim, None)
+        own = getattr(maker, dim, None)
         if isinstance(own, int) and isinstance(expected, int) and own != expected:
             what = f"a state of dimension {own}" if dim == "state_dim" else f"{own} actions"
             against = "the state has" if dim == "state_dim" else "the dynamics have"

@@ -18,8 +18,14 @@ from jacrec.networks import step_embedding
 
 def level_table(dynamics: ChainDynamics) -> Tensor:
     """W_t emb(k) + b for the K levels of the chain: (K, hidden[0]), row k−1 for h_k."""
-    _, _, W_t, b = dynamics.denoiser.split()
-    return torch.addmm(b, _embedded(dynamics.times, dynamics.denoiser.embedding_dim, W_t.dtype, W_t.device), W_t.mT)
+    W_t, b, features = level_parts(dynamics)
+    return torch.addmm(b, features, W_t)
+
+
+def level_parts(dynamics: ChainDynamics) -> tuple[Tensor, Tensor, Tensor]:
+    """What `level_table` is made of: W_tᵀ (e, hidden[0]) and b (hidden[0],) where they lie, and the steps' features (K, e)."""
+    _, _, W_t, b = (part.detach() for part in dynamics.denoiser.split())
+    return W_t.mT, b, _embedded(dynamics.times, dynamics.denoiser.embedding_dim, W_t.dtype, W_t.device)
 
 
 @cache

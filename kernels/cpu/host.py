@@ -14,6 +14,8 @@ from llvmlite import binding
 from numba.core import types
 from numba.core.caching import FunctionCache
 from numba.core.ccallback import CFunc
+from numba.core.codegen import JITCodeLibrary
+from numba.core.compiler import Compiler
 
 try:
     FEATURES = dict(binding.get_host_cpu_features())
@@ -49,6 +51,28 @@ def exact_part(function):
     return numba.njit(**options)(function)
 
 
+class _Whole(JITCodeLibrary):
+    """Compiled code that calls its own copy of every part.
+
+    Numba leaves the parts' names open to its linker, which takes the first code of a name that the process holds. Where the
+    parts were compiled that is their own, optimised apart from here; where they came from disk, the copy in here: sums
+    would round otherwise in the process that compiled than in those after it.
+    """
+
+    def _optimize_final_module(self):
+        super()._optimize_final_module()
+        for function in self._final_module.functions:
+            if not function.is_declaration and function.linkage == binding.Linkage.linkonce_odr:
+                function.linkage = binding.Linkage.internal
+
+
+class _Pipeline(Compiler):
+    def compile_extra(self, func):
+        self.state.library = _Whole(self.state.targetctx.codegen(), func.__qualname__)
+        self.state.library.enable_object_caching()
+        return super().compile_extra(func)
+
+
 class _Compiled(CFunc):
     def _compile_uncached(self):
         _log.warning("compiling %s for this machine, some seconds; it is kept on disk for later processes", self.__name__)
@@ -70,7 +94,7 @@ def entry(function, dtype) -> Any:
     code = inspect.getsource(function.py_func).encode()
     own = hashlib.sha256(repr((KEY, code, binding.get_host_cpu_name(), sorted(FEATURES.items()))).encode()).hexdigest()[:16]
     task.__qualname__ = task.__name__ = f"{name}_{own}"
-    compiled: Any = _Compiled(task, ((types.int64,), types.void), locals={}, options=OPTIONS)
+    compiled: Any = _Compiled(task, ((types.int64,), types.void), locals={}, options=OPTIONS, pipeline_class=_Pipeline)
     try:
         compiled._cache = SourceCache(task)
     except RuntimeError as error:  # no folder can be written

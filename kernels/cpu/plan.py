@@ -3,11 +3,10 @@
 A plan holds what its addresses point to; `refresh` brings the copies up to date.
 """
 
-import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cache, partial
-from typing import NamedTuple, cast
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -15,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from jacrec.dynamics import ChainDynamics, DeterministicDynamics
-from jacrec.jacobians.chain import level_table
+from jacrec.jacobians.chain import level_parts
 from jacrec.kernels.cpu import layout as at
 from jacrec.kernels.cpu import transition as chains
 from jacrec.kernels.cpu.host import VECTOR_BYTES
@@ -41,12 +40,16 @@ class Plan:
     dtype: torch.dtype
     kept: list = field(default_factory=list)
 
+    copies: tuple[list[Tensor], list[Tensor]] = field(default_factory=lambda: ([], []))
+    """copies out of parameters, and what they were copied from"""
     refreshed: list[Callable[[], object]] = field(default_factory=list)
+    """what makes again what was computed from parameters"""
     copied: bool = False
     """whether it holds copies that `refresh` does not know"""
 
     def refresh(self) -> None:
         """Copy again what was copied out of parameters."""
+        torch._foreach_copy_(*self.copies)
         for again in self.refreshed:
             again()
 
@@ -76,7 +79,8 @@ class Plan:
         copy = source.new_zeros(*source.shape[:-1], padded(source.shape[-1], self.dtype))
         target = copy[..., : source.shape[-1]]
         target.copy_(source)
-        self.refreshed.append(partial(target.copy_, source))
+        for tensors, one in zip(self.copies, (target, source), strict=True):
+            tensors.append(one)
         return self.address(copy)
 
     def network(self, mlp: MLP, first: Tensor | None = None) -> np.ndarray:
@@ -164,9 +168,9 @@ def describe_chain(
         steps = np.array([f.c_u, f.c_net, f.sigma])
         row[chains.HAS_LATENT], row[chains.FROM_LATENT], row[chains.NOISES] = True, plan.transposed(W_u), f.noises
         if table is None:
-            table = level_table(f).detach()
-            own = weakref.ref(f)
-            plan.refreshed.append(lambda kept=table: kept.copy_(level_table(cast(ChainDynamics, own()))))
+            W_t, b, features = level_parts(f)
+            table = torch.addmm(b, features, W_t)
+            plan.refreshed.append(partial(torch.addmm, b, features, W_t, out=table))
         row[chains.TABLE], row[chains.TABLE_STRIDE] = plan.address(table), W_u.shape[0]
     else:
         W_sa, steps = f.mlp.layers[0].weight, np.array([[0.0], [1.0], [0.0]])

@@ -6,8 +6,10 @@ replaced layer or a moved tensor makes a new plan; and what was copied out of th
 that changed in place, by whatever hand, are seen.
 """
 
+import operator
 import threading
 from collections import OrderedDict
+from collections.abc import Collection
 from itertools import pairwise
 from typing import NamedTuple, cast
 
@@ -46,24 +48,30 @@ class Watch:
         for part in (part for module in modules for part in module.modules()):
             # a layer has no parts; what might be added to one is not used
             if type(part) not in (Affine, LayerNorm):
-                self.held.append((part, "_modules", [id(x) for x in part._modules.values()]))
+                self.held.append((part.__dict__, "_modules", tuple(part._modules.values())))
             for kind in ("_parameters", "_buffers"):
                 here = getattr(part, kind)
                 if here:
-                    self.held.append((part, kind, [id(x) for x in here.values()]))
+                    self.held.append((part.__dict__, kind, tuple(here.values())))
                     tensors += [x for x in here.values() if x is not None]
         self.tensors = [(x, x.data_ptr(), x.shape, x.dtype, x.is_contiguous()) for x in tensors]
 
     def unchanged(self, modules: list[nn.Module]) -> bool:
         """Whether they still are those, with the same parts, at the same addresses."""
-        return (
-            all(a is b for a, b in zip(self.modules, modules, strict=True))
-            and all([id(x) for x in part.__dict__[kind].values()] == ids for part, kind, ids in self.held)
-            and all(
-                x.data_ptr() == address and x.shape == shape and x.dtype is dtype and x.is_contiguous() == dense
-                for x, address, shape, dtype, dense in self.tensors
-            )
-        )
+        if not same(self.modules, modules):
+            return False
+        for part, kind, values in self.held:
+            if not same(part[kind].values(), values):
+                return False
+        for x, address, shape, dtype, dense in self.tensors:  # a loop: a generator would take half as long again
+            if x.data_ptr() != address or x.shape != shape or x.dtype is not dtype or x.is_contiguous() != dense:
+                return False
+        return True
+
+
+def same(these: Collection[object], those: Collection[object]) -> bool:
+    """Whether two collections hold the same objects in the same order."""
+    return len(these) == len(those) and all(map(operator.is_, these, those))
 
 
 class Prepared:
