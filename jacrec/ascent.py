@@ -90,7 +90,7 @@ def _plain_step(
     accepted = math.isfinite(length * lr) and bool(torch.isfinite(value).all())
     if accepted:
         clip = 1.0 if max_grad_norm is None else max_grad_norm / max(length, max_grad_norm)
-        torch._foreach_add_(list(parameters.values()), list(gradient.values()), alpha=lr * clip)
+        torch._foreach_add_(list(parameters.values()), list(gradient.values()), alpha=lr * clip)  # pyright: ignore
     return torch.tensor(accepted)
 
 
@@ -102,7 +102,8 @@ def over_rows(x: Tensor, parameter: Tensor) -> Tensor:
 def parameter_norm(tensors: dict[str, Tensor], *, batched: bool) -> Tensor:
     """The Euclidean norm over all parameters together: (), or (N,) with a leading axis N."""
     if not batched:
-        return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(list(tensors.values()))))
+        norms = torch._foreach_norm(list(tensors.values()))  # pyright: ignore
+        return torch.linalg.vector_norm(torch.stack(norms))
     norms = [torch.linalg.vector_norm(t.reshape(len(t), -1), dim=1) for t in tensors.values()]
     return torch.linalg.vector_norm(torch.stack(norms), dim=0)
 

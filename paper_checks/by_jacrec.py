@@ -73,8 +73,8 @@ class ByJacrec:
     def chain(self, k: int, s: Tensor, a: Tensor, packs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """s^(k) (B, d), A_k (B, d, m), B_k (B, d, d): the chain stopped after the steps K … k+1."""
         upper = copy.copy(self.dynamics)
-        upper._buffers = {**self.dynamics._buffers, "level": self.dynamics.time[k:]}
-        upper.levels = self.dynamics.levels[k:]
+        upper._buffers = {**self.dynamics._buffers, "time": self.dynamics.time[k:]}
+        upper.times, upper.noises = self.dynamics.times[k:], self.dynamics.noises - k
         upper.c_u, upper.c_net, upper.sigma = (table[k:] for table in (upper.c_u, upper.c_net, upper.sigma))
         # the latent itself, not the next state that it stands for
         upper._buffers |= {"out_mean": torch.zeros_like(upper.out_mean), "out_std": torch.ones_like(upper.out_std)}

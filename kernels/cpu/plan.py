@@ -49,7 +49,7 @@ class Plan:
 
     def refresh(self) -> None:
         """Copy again what was copied out of parameters."""
-        torch._foreach_copy_(*self.copies)
+        torch._foreach_copy_(*self.copies)  # pyright: ignore[reportPrivateImportUsage]
         for again in self.refreshed:
             again()
 
