@@ -32,7 +32,7 @@ def level_parts(dynamics: ChainDynamics) -> tuple[Tensor, Tensor, Tensor]:
 def _embedded(times: tuple[Time, ...], dim: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """The features of the steps, (K, times · dim); kept, so made in nobody's mode."""
     with torch.inference_mode(False), torch.no_grad():
-        return step_embedding(torch.tensor(times, dtype=torch.float64, device=device), dim).reshape(len(times), -1).to(dtype)
+        return step_embedding(torch.tensor(times, dtype=torch.float64, device=device), dim).flatten(1).to(dtype)
 
 
 def chain_forward(
