@@ -118,7 +118,7 @@ def costs(s: Sizes) -> dict[tuple[str, str], Cost]:
 
 
 def cheapest(problem: Problem) -> tuple[str, str]:
-    """The form ("forward", "adjoint", "autograd", "multistep") and kernel ("plain", "fused") that `RATES` expect to be the fastest.
+    """The form ("forward", "adjoint", "autograd", "multistep") and kernel ("plain", "fused") expected to be the fastest.
 
     A stranger's dynamics are differentiated by torch itself, whatever we do: then one graph over the whole rollout
     ("autograd") is cheaper than a graph per step with our own bookkeeping between them. Where fused kernels cannot serve,

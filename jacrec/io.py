@@ -8,10 +8,17 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
 
-from jacrec.dynamics import DeterministicDynamics, DiffusionDynamics, EnsembleDynamics, FlowDynamics, MeanFlowDynamics
+from jacrec.dynamics import (
+    DeterministicDynamics,
+    DiffusionDynamics,
+    EnsembleDynamics,
+    FlowDynamics,
+    MeanFlowDynamics,
+    MultiStepDynamics,
+)
 from jacrec.networks import Actor, RewardModel, TwinCritic
 
-DYNAMICS = (DiffusionDynamics, DeterministicDynamics, FlowDynamics, MeanFlowDynamics, EnsembleDynamics)
+DYNAMICS = (DiffusionDynamics, DeterministicDynamics, FlowDynamics, MeanFlowDynamics, EnsembleDynamics, MultiStepDynamics)
 CLASSES = {c.__name__: c for c in (Actor, TwinCritic, RewardModel, *DYNAMICS)}
 
 

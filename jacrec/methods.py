@@ -7,10 +7,13 @@ import torch
 from torch import Tensor, nn
 
 from jacrec.cost import cheapest
+from jacrec.dynamics.multistep import MultiStepDynamics
 from jacrec.errors import expect_count, expect_one_of
 from jacrec.fused import check_kernel, kernels
 from jacrec.gradient import adjoint_gradient, dense_gradient, forward_gradient
 from jacrec.jacobians.generic import pull_back
+from jacrec.multistep import multistep_gradient
+from jacrec.networks import written_out
 from jacrec.rollout import rollout
 from jacrec.shapes import Problem, plain_torch, problem
 from jacrec.types import PolicyGradient
@@ -143,11 +146,27 @@ class FiniteDifference:
 
 
 @dataclass(frozen=True)
+class MultiStep:
+    """The transposed triangular solve of a `MultiStepDynamics`, or its transposed sweeps (`jacrec.multistep`).
+
+    For that one world model, and what `Auto` takes there; its other methods are `Autograd` and `FiniteDifference`.
+    """
+
+    def gradient(self, problem: Problem) -> PolicyGradient:
+        dynamics = problem.world.dynamics
+        if type(dynamics) is not MultiStepDynamics or not written_out(dynamics):
+            raise ValueError(f"MultiStep: expected a world of MultiStepDynamics, unchanged, got {type(dynamics).__name__}; use "
+                             "Auto(), which takes what there is")  # fmt: skip
+        return multistep_gradient(problem)
+
+
+@dataclass(frozen=True)
 class Auto:
     """`Forward` or `Adjoint`, fused or plain, whichever `jacrec.cost` expects to be fastest for these sizes on this device.
 
     Where the fused kernels cannot serve, plain torch, and the reason is logged once (logger "jacrec"). Where the dynamics
-    are not one of jacrec's own, `Autograd`: torch differentiates them in any case.
+    are not one of jacrec's own, `Autograd`: torch differentiates them in any case. `MultiStep` where they predict all steps
+    at once.
     """
 
     def choose(self, problem: Problem) -> Method:
@@ -168,6 +187,7 @@ FORMS: dict[tuple[str, str], Method] = {
     ("forward", "fused"): Forward(kernel="fused"),
     ("adjoint", "fused"): Adjoint(kernel="fused"),
     ("autograd", "plain"): Autograd(),
+    ("multistep", "plain"): MultiStep(),
 }
 METHODS = {
     "auto": Auto(),

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from jacrec.dynamics.multistep import MultiStepDynamics
 from jacrec.jacobians.generic import checked_step, checked_value
 from jacrec.shapes import plain_torch, problem
 from jacrec.world import World, apply_policy
@@ -24,10 +25,12 @@ def rollout(policy: Callable[[Tensor], Tensor], world: World, state: Tensor, noi
     """Imagine with `policy` (N, M, d) -> (N, M, m) from state (N, d) under noise (N, M, H, *noise_shape). (2), (3)
 
     Raises:
-        ValueError: a function of the world answers in another shape, or cut off from its inputs.
+        ValueError: a function of the world answers in another shape, or cut off from its inputs, or reaches less far than H.
     """
     N, M, H = noise.shape[:3]
     s = state.unsqueeze(1).expand(N, M, -1)
+    if isinstance(world.dynamics, MultiStepDynamics):
+        return _all_at_once(policy, world, world.dynamics.imagine(policy, s, noise))
     states, actions = [s], [policy(s)]
     returns = state.new_zeros(N, M)
     for j in range(H):
@@ -40,6 +43,17 @@ def rollout(policy: Callable[[Tensor], Tensor], world: World, state: Tensor, noi
     s, a = states[-1], actions[-1]
     terminal = checked_value(world.critic, s.reshape(N * M, -1), a.reshape(N * M, -1)).reshape(N, M)
     return Rollout(torch.stack(states, 2), torch.stack(actions, 2), returns + world.discount**H * terminal)
+
+
+def _all_at_once(policy: Callable[[Tensor], Tensor], world: World, states: Tensor) -> Rollout:
+    """The rollout whose states (N, M, H+1, d) are known."""
+    N, M, H = states.shape[0], states.shape[1], states.shape[2] - 1
+    actions = policy(states.flatten(1, 2)).unflatten(1, (M, H + 1))
+    returns = states.new_zeros(N, M)
+    for j in range(H + 1):
+        value = checked_value(world.reward if j < H else world.critic, *(x[:, :, j].flatten(0, 1) for x in (states, actions)))
+        returns = returns + world.discount**j * value.reshape(N, M)
+    return Rollout(states, actions, returns)
 
 
 @plain_torch()

@@ -16,7 +16,7 @@ LAYERS = (
     ("shapes", "io", "rows"),
     ("rollout", "jacobians"),
     ("sensitivities",),
-    ("gradient", "linearize", "feedback"),
+    ("gradient", "linearize", "feedback", "multistep"),
     ("kernels",),
     ("fused",),
     ("cost",),
