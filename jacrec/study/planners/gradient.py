@@ -33,13 +33,17 @@ def action_gradient(
     compiled = fused_chain(Problem(policy, world, state, noise, False))
     passes = dynamics_pass(world.dynamics, chain=compiled or chain)
     s = state.repeat_interleave(M, 0)
-    value, rewards, pulls = state.new_zeros(N * M), [], []
-    for j in range(H):
-        a = plan[:, j].repeat_interleave(M, 0)
-        r, r_s, r_a = value_and_gradient(world.reward, s, a)
-        value, rewards = value + world.discount**j * r, [*rewards, (r_s, r_a)]
+    actions = plan.repeat_interleave(M, 0).unbind(1)
+    states, pulls = [], []
+    for j, a in enumerate(actions):
+        states.append(s)
         s, pull = passes.record(s, a, noise[:, :, j].flatten(0, 1))
         pulls.append(pull)
+    # all steps at once: γ^j r, γ^j r_s and γ^j r_a, (H, N·M, ...)
+    r, r_s, r_a = (x.unflatten(0, (H, N * M)) for x in value_and_gradient(world.reward, torch.cat(states), torch.cat(actions)))
+    discounts = (world.discount ** torch.arange(H, dtype=r.dtype, device=r.device)).view(H, 1, 1)
+    value = (discounts.squeeze(-1) * r).sum(0)
+    r_s, r_a = discounts * r_s, discounts * r_a
     pi = policy_pass(policy, s.view(N, M, -1), parameters=False)
     last = pi.action.flatten(0, 1)
     Q, Q_s, Q_a = value_and_gradient(world.critic, s, last)
@@ -47,8 +51,7 @@ def action_gradient(
     lam = world.discount**H * (Q_s + pi.pull_state(Q_a.view(N, M, m)).flatten(0, 1))
     gradient = torch.empty_like(plan)
     for j in range(H - 1, -1, -1):
-        r_s, r_a = (world.discount**j * x for x in rewards[j])
         v_s, v_a = pulls[j](lam)
-        gradient[:, j] = (r_a + v_a).view(N, M, m).mean(1)
-        lam = r_s + v_s
+        gradient[:, j] = (r_a[j] + v_a).view(N, M, m).mean(1)
+        lam = r_s[j] + v_s
     return value.view(N, M).mean(1), gradient, pi.action.mean(1)

@@ -40,19 +40,23 @@ def imagine(policy: nn.Module, world: World, state: Tensor, plans: Tensor, noise
     M, H = noise.shape[1:3]
     rows = N * S * M
     s = state[:, None, None].expand(N, S, M, -1).reshape(rows, -1)
-    returns, actions = state.new_zeros(rows), []
+    states, actions = [], []
     passes = dynamics_pass(world.dynamics, chain=fused_chain(Problem(policy, world, state, noise, False)) or chain)
     for j in range(H + 1):
         if j < L:
             a = plans[:, :, None, j].expand(N, S, M, m).reshape(rows, m)
         else:
             a = apply_policy(policy, None, s.view(N, S * M, -1)).reshape(rows, -1)
-        actions.append(a.view(N, S, M, -1).mean(2))
+        states.append(s)
+        actions.append(a)
         if j < H:
-            returns = returns + world.discount**j * checked_value(world.reward, s, a)
             z = noise[:, None, :, j].expand(N, S, M, *noise.shape[3:]).reshape(rows, *noise.shape[3:])
             s = passes.step(s, a, z)
-        else:
-            returns = returns + world.discount**H * checked_value(world.critic, s, a)
+    returns = world.discount**H * checked_value(world.critic, states[-1], actions[-1])
+    if H:
+        rewards = checked_value(world.reward, torch.cat(states[:-1]), torch.cat(actions[:-1])).view(H, rows)
+        for j in range(H):
+            returns = returns + world.discount**j * rewards[j]
     value = returns.view(N, S, M).mean(-1)
-    return Imagined(torch.where(torch.isfinite(value), value, -torch.inf), torch.stack(actions, 2))
+    taken = torch.stack([a.view(N, S, M, -1).mean(2) for a in actions], 2)
+    return Imagined(torch.where(torch.isfinite(value), value, -torch.inf), taken)
