@@ -34,6 +34,10 @@ class Turns:
         for horizon in self.horizon[due].unique().tolist():
             yield (due & (self.horizon == horizon)).nonzero().squeeze(-1), horizon
 
+    def tick(self) -> None:
+        """A decision has been made in all rows."""
+        self.decisions += 1
+
     def begin(self, rows: Tensor | None) -> None:
         """An episode begins, in all rows or where the mask (n,) says so."""
         self.decisions[slice(None) if rows is None else rows.cpu()] = 0
