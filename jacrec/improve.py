@@ -134,7 +134,8 @@ def _gated(p: Problem, rule: Rule, draw: Draw, fused: bool) -> list[Part]:
     while True:
         found = signal_of(part, visits)
         enough = found.snr >= rule.min_signal
-        settled = enough | ~torch.isfinite(found.square) | (draws == most)
+        hopeless = ~torch.isfinite(found.square + found.estimate.value)
+        settled = enough | hopeless | (draws == most)
         if bool(settled.all()):
             parts.append(_gated_part(part, visits, found, enough, rule, None if part is p else pending))
             return parts

@@ -1,21 +1,19 @@
 """Steps other than plain ones, against dense P × P algebra."""
 
-import math
-
 import pytest
 import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from jacrec import Autograd, BatchedPolicy, linearize, mpc_update, policy_gradient
-from jacrec.ascent import Direction, ascend, trainable
+from jacrec import Autograd, linearize, policy_gradient
+from jacrec.ascent import trainable
 from jacrec.gradient import Pi_psi
 from jacrec.jacobians.policy import policy_pass
 from jacrec.natural import natural_step
 from jacrec.shapes import Problem, problem
 from jacrec.trust import visit
 from tests.conftest import property_cases
-from tests.oracles import relative_error, well_posed
+from tests.oracles import well_posed
 from tests.strategies import cases
 
 
@@ -25,7 +23,9 @@ def dense_step(p: Problem, damping: float) -> tuple[torch.Tensor, torch.Tensor]:
     lin = linearize(p.policy, p.world, p.state, p.noise)
     J = Pi_psi(policy_pass(p.policy, lin.states.flatten(1, 2)))  # (N, M·(H+1), m, P)
     counted = trainable(p.policy)
-    kept = torch.cat([torch.full((g[0].numel() if p.batched else g.numel(),), k in counted) for k, g in p.policy.named_parameters()])
+    kept = torch.cat(
+        [torch.full((g[0].numel() if p.batched else g.numel(),), k in counted) for k, g in p.policy.named_parameters()]
+    )
     J = J[..., kept]
     g = policy_gradient(p.policy, p.world, p.state, p.noise, method=Autograd()).gradient
     rows = p.N if p.batched else 1
