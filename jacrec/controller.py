@@ -100,10 +100,9 @@ class MPCConfig:
             )
         if self.max_particles is not None:
             expect_count("max_particles", self.max_particles, self.particles)
-        if not self.rule.plain and (self.method not in ("auto", "adjoint") or self.objective != "return"):
-            raise ValueError('method, objective: expected "auto" or "adjoint" and "return" with min_signal or with steps '
-                             "measured in actions, which take the adjoint form's weights of the actions; got "
-                             f"{self.method!r}, {self.objective!r}")  # fmt: skip
+        if self.rule.in_actions and (self.method not in ("auto", "adjoint") or self.objective != "return"):
+            raise ValueError(f'method, objective: expected "auto" or "adjoint" and "return" with step={self.step!r}, which takes '
+                             f"the adjoint form's weights of the actions, got {self.method!r}, {self.objective!r}")  # fmt: skip
 
     @property
     def rule(self) -> Rule:

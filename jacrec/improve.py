@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 
 from jacrec.ascent import Direction, ascend, parameter_norm, trainable
-from jacrec.methods import Adjoint, Method
+from jacrec.methods import METHODS, Method
 from jacrec.natural import natural_step
 from jacrec.rows import put_rows, take_rows
 from jacrec.shapes import Problem
-from jacrec.trust import GradientSignal, Visits, estimate_of, signal_of, visit
+from jacrec.trust import GradientSignal, Groups, Visits, estimate_of, in_groups, visit
 from jacrec.types import PolicyGradient
 
 STEPS = ("plain", "normalised", "fisher", "gauss-newton")
@@ -37,9 +37,9 @@ class Rule:
     max_particles: int = 64
 
     @property
-    def plain(self) -> bool:
-        """Whether any method's gradient will do."""
-        return self.step in ("plain", "normalised") and self.min_signal is None
+    def in_actions(self) -> bool:
+        """Whether the step is measured in actions, and so needs what moving each of them is worth."""
+        return self.step in ("fisher", "gauss-newton")
 
 
 @dataclass
@@ -111,48 +111,59 @@ class Proposal:
 
 def propose(p: Problem, method: Method, rule: Rule, draw: Draw) -> Proposal:
     """Work out the next step of ψ; where the gate finds too little signal it asks `draw` for noise 1, 2, … besides p's own."""
-    if rule.plain:
+    if rule.min_signal is not None:
+        return Proposal(p, rule, _gated(p, method, rule, draw))
+    if not rule.in_actions:
         estimate = method.gradient(p)
         return Proposal(p, rule, [Part(None, p, estimate, _direction(p, estimate, None, rule), p.M)])
-    fused = not isinstance(method, Adjoint) or method.kernel == "fused"
-    if rule.min_signal is not None:
-        return Proposal(p, rule, _gated(p, rule, draw, fused))
-    visits = visit(p, fused=fused)
+    visits = _visit(p, method)
     estimate = estimate_of(p, visits)
     return Proposal(p, rule, [Part(None, p, estimate, _direction(p, estimate, visits, rule), p.M)])
 
 
-def _gated(p: Problem, rule: Rule, draw: Draw, fused: bool) -> list[Part]:
+def _visit(p: Problem, method: Method) -> Visits:
+    """Visits by the chain that the method would use: the plain one if it is named."""
+    return visit(p, fused=method != METHODS["adjoint"])
+
+
+def _gated(p: Problem, method: Method, rule: Rule, draw: Draw) -> list[Part]:
     """Twice as many particles as long as the signal is too weak and they may be had, row by row.
 
-    Rows that have enough are set apart as they are: what a row gets does not depend on the others.
+    Rows that have enough are set apart as they are: what a row gets does not depend on the others. Steps along the gradient
+    weigh groups of particles against each other, so that any method serves; steps in actions the particles themselves.
     """
     assert rule.min_signal is not None
+
+    def look(part: Problem) -> Visits | Groups:
+        return _visit(part, method) if rule.in_actions else in_groups(part, method)
+
     parts: list[Part] = []
-    part, visits, draws, most = p, visit(p, fused=fused), 1, max(rule.max_particles // p.M, 1)
+    part, seen, draws, most = p, look(p), 1, max(rule.max_particles // p.M, 1)
     pending = torch.arange(p.N, device=p.state.device)
     while True:
-        found = signal_of(part, visits)
+        found = seen.signal(part)
         enough = found.snr >= rule.min_signal
         hopeless = ~torch.isfinite(found.square + found.estimate.value)
         settled = enough | hopeless | (draws == most)
         if bool(settled.all()):
-            parts.append(_gated_part(part, visits, found, enough, rule, None if part is p else pending))
+            parts.append(_gated_part(part, seen, found, enough, rule, None if part is p else pending))
             return parts
         if bool(settled.any()):
             here, rest = (x.nonzero().squeeze(-1) for x in (settled, ~settled))
-            ready = take_rows(part, here), visits.rows(here), found.rows(here), enough[here]
+            ready = take_rows(part, here), seen.rows(here), found.rows(here), enough[here]
             parts.append(_gated_part(*ready, rule, pending[here]))
-            part, visits, pending = take_rows(part, rest), visits.rows(rest), pending[rest]
+            part, seen, pending = take_rows(part, rest), seen.rows(rest), pending[rest]
         for i in range(draws, min(2 * draws, most)):
             noise = draw(i)
-            visits = visits.joined(visit(replace(part, noise=noise if part is p else noise[pending]), fused=fused))
+            seen = seen.joined(look(replace(part, noise=noise if part is p else noise[pending])))  # pyright: ignore[reportArgumentType]
         draws = min(2 * draws, most)
 
 
-def _gated_part(p: Problem, visits: Visits, found: GradientSignal, enough: Tensor, rule: Rule, rows: Tensor | None) -> Part:
-    direction = _direction(p, found.estimate, visits, rule)
-    return Part(rows, p, found.estimate, direction, visits.particles, found.snr, enough)
+def _gated_part(
+    p: Problem, seen: Visits | Groups, found: GradientSignal, enough: Tensor, rule: Rule, rows: Tensor | None
+) -> Part:
+    direction = _direction(p, found.estimate, seen if isinstance(seen, Visits) else None, rule)
+    return Part(rows, p, found.estimate, direction, seen.particles, found.snr, enough)
 
 
 def _direction(p: Problem, estimate: PolicyGradient, visits: Visits | None, rule: Rule) -> Direction | None:

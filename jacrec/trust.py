@@ -14,7 +14,7 @@ later, and the factor with which what is found there enters the gradient. d tang
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +26,7 @@ from jacrec.jacobians import chain as plain_chain
 from jacrec.jacobians.dynamics import dynamics_pass
 from jacrec.jacobians.factored import factored_rows, squared_norm
 from jacrec.jacobians.policy import policy_pass
+from jacrec.methods import Method
 from jacrec.shapes import Problem, plain_torch, problem
 from jacrec.types import PolicyGradient
 from jacrec.world import World
@@ -53,6 +54,10 @@ class Visits:
         a = self.particles / (self.particles + more.particles)
         value = a * self.value + (1 - a) * more.value
         return Visits(value, torch.cat([self.states, more.states], 1), torch.cat([self.w, more.w], 1))
+
+    def signal(self, p: Problem) -> "GradientSignal":
+        """The gradient with its signal and noise, from every particle's own gradient."""
+        return signal_of(p, self)
 
 
 @torch.no_grad()
@@ -97,9 +102,63 @@ class GradientSignal:
 
     def rows(self, index: Tensor) -> "GradientSignal":
         """That of some rows of a `BatchedPolicy`."""
-        gradient = {name: g[index] for name, g in self.estimate.gradient.items()}
-        estimate = PolicyGradient(self.estimate.value[index], gradient)
-        return GradientSignal(estimate, self.particles, self.square[index], self.noise[index])
+        return GradientSignal(_rows(self.estimate, index), self.particles, self.square[index], self.noise[index])
+
+
+@dataclass(frozen=True)
+class Groups:
+    """Gradients of G equal groups of particles: group means scatter with Σ G / M, and tell noise from signal as particles do.
+
+    Less sharply, with G − 1 degrees of freedom in place of M − 1, but through any method, hence at the price of the compiled
+    gradients: G of M / G particles for one of M.
+    """
+
+    estimates: list[PolicyGradient]
+    particles: int
+    """M of all groups together"""
+
+    def rows(self, index: Tensor) -> "Groups":
+        """Those of some rows of a `BatchedPolicy`."""
+        return replace(self, estimates=[_rows(g, index) for g in self.estimates])
+
+    def joined(self, more: "Groups") -> "Groups":
+        """Further groups, as large as these, of the same real states."""
+        return Groups(self.estimates + more.estimates, self.particles + more.particles)
+
+    def signal(self, p: Problem) -> GradientSignal:
+        """The gradient of all particles with its signal and noise."""
+        G = len(self.estimates)
+        counted = trainable(p.policy)
+        mean = {k: torch.stack([g.gradient[k] for g in self.estimates]).mean(0) for k in self.estimates[0].gradient}
+        value = torch.stack([g.value for g in self.estimates]).mean(0)
+
+        def square(gradient: dict[str, Tensor]) -> Tensor:
+            return squared_norm({k: gradient[k] if p.batched else gradient[k].unsqueeze(0) for k in counted})
+
+        squares = square(mean)
+        noise = torch.zeros_like(squares)
+        if G > 1:
+            # differences, and not the difference of two squares: the groups may agree nearly to rounding
+            away = [square({k: g.gradient[k] - mean[k] for k in counted}) for g in self.estimates]
+            noise = torch.stack(away).sum(0) / (G * (G - 1))
+        if not p.batched:
+            squares, noise = squares.squeeze(0), noise.squeeze(0)
+        return GradientSignal(PolicyGradient(value, mean), self.particles, squares, noise)
+
+
+def groups_of(particles: int) -> int:
+    """How many equal groups to split M particles into: four, or the next divisor of M above; M where there is none."""
+    return next((G for G in range(4, particles) if particles % G == 0), particles)
+
+
+def in_groups(p: Problem, method: Method) -> Groups:
+    """The problem's particles, group by group; one group where H = 0, for at the real state nothing is random."""
+    parts = p.noise.chunk(groups_of(p.M) if p.H else 1, 1)
+    return Groups([method.gradient(replace(p, noise=noise)) for noise in parts], p.M)
+
+
+def _rows(estimate: PolicyGradient, index: Tensor) -> PolicyGradient:
+    return PolicyGradient(estimate.value[index], {name: g[index] for name, g in estimate.gradient.items()})
 
 
 @plain_torch()

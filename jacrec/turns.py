@@ -80,4 +80,4 @@ def gathered(action: Tensor, turns: Turns, groups: Sequence[Group], *, single: b
     if not single:
         return MPCStep(action, objective, norm, accepted, Trust(thought, horizon, particles, snr, held))
     trust = Trust(thought.squeeze(0), horizon.squeeze(0), *(x.squeeze(1) for x in (particles, snr, held)))
-    return MPCStep(action.squeeze(0), *(x.squeeze(1) for x in (objective, norm, accepted)), trust)
+    return MPCStep(action.squeeze(0), objective.squeeze(1), norm.squeeze(1), accepted.squeeze(1), trust)

@@ -6,8 +6,9 @@ import pytest
 import torch
 from hypothesis import assume, given
 
-from jacrec import Autograd, gradient_signal, linearize, policy_gradient, state_growth
-from jacrec.trust import trusted_horizon
+from jacrec import Auto, Autograd, gradient_signal, linearize, policy_gradient, state_growth
+from jacrec.shapes import problem
+from jacrec.trust import groups_of, in_groups, trusted_horizon
 from tests.conftest import property_cases
 from tests.oracles import relative_error, well_posed
 from tests.strategies import cases
@@ -68,6 +69,27 @@ def test_signal_and_noise_are_without_bias():
     error = signals.std() / math.sqrt(len(few))
     assert abs(signals.mean() - many.signal) < 3 * error
     assert error < 0.2 * many.signal, "the test has to be able to see a bias"
+
+
+@pytest.mark.parametrize("particles", [2, 6, 16])
+def test_groups_of_particles_weigh_like_particles(particles):
+    """Six single particles are six groups; sixteen are four groups of four, whose means scatter as their own variance says."""
+    policy, world, state, noise = setup()
+    torch.manual_seed(4)
+    p = problem(policy, world, state, torch.randn(particles, *noise.shape[1:]).double())
+    groups = in_groups(p, Auto())
+    assert len(groups.estimates) == {2: 2, 6: 6, 16: 4}[particles]
+    found, exact = groups.signal(p), gradient_signal(policy, world, state, p.noise[0])
+    assert relative_error(found.estimate.gradient, exact.estimate.gradient) <= 1e-11
+    torch.testing.assert_close(found.square, exact.square)
+    if particles < 16:
+        torch.testing.assert_close((found.noise, found.snr), (exact.noise, exact.snr))
+    flat = torch.stack([torch.cat([g.flatten() for g in x.gradient.values()]) for x in groups.estimates])
+    torch.testing.assert_close(found.noise, flat.var(0).sum() / len(flat))
+
+
+def test_the_number_of_groups_divides_the_particles():
+    assert [groups_of(M) for M in (1, 2, 3, 4, 5, 6, 8, 9, 16, 25, 64)] == [1, 2, 3, 4, 5, 6, 4, 9, 4, 5, 4]
 
 
 def test_particles_needed_reach_the_ratio():
