@@ -31,6 +31,17 @@ class MPCStep:
     trust: "Trust | None" = None
     """what the controller's options of trust did; None where none is set"""
 
+    @property
+    def made(self) -> Tensor:
+        """Which of the updates were worked out at all, shaped as `accepted`."""
+        return torch.ones_like(self.accepted) if self.trust is None else self.trust.particles > 0
+
+    @property
+    def rejected(self) -> Tensor:
+        """Which of them were refused as not finite, shaped as `accepted`."""
+        refused = self.made & ~self.accepted
+        return refused if self.trust is None else refused & ~self.trust.held
+
 
 @dataclass(frozen=True)
 class Trust:

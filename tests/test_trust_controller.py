@@ -138,6 +138,8 @@ def test_a_row_that_is_not_finite_is_rejected_and_not_held(setup, poison):
     control.act(states)
     assert same(parameters(control.policy), start)
     assert control.last.trust.held.tolist() == [[i != poison for i in range(3)]]
+    assert control.last.rejected.tolist() == [[i == poison for i in range(3)]]
+    assert control.last.made.all()
     assert control.last.trust.particles.tolist() == [[4 if i == poison else 16 for i in range(3)]]
 
 
@@ -278,6 +280,8 @@ def test_rows_think_in_their_own_turn(setup):
     assert torch.isnan(control.last.objective[0]).tolist() == [True, True, False]
     assert control.last.accepted.tolist() == [[False, False, True]]
     assert control.last.trust.particles.tolist() == [[0, 0, 2]]
+    assert control.last.made.tolist() == [[False, False, True]]
+    assert not control.last.rejected.any()
 
 
 @pytest.mark.parametrize("batch", [None, 2])
