@@ -102,7 +102,7 @@ class MPCConfig:
             expect_count("max_particles", self.max_particles, self.particles)
         if self.rule.in_actions and (self.method not in ("auto", "adjoint") or self.objective != "return"):
             raise ValueError(f'method, objective: expected "auto" or "adjoint" and "return" with step={self.step!r}, which '
-                             f"takes the adjoint form's weights of the actions, got {self.method!r}, {self.objective!r}")  # fmt: skip
+                             f"takes the adjoint form's weights of actions, got {self.method!r}, {self.objective!r}")  # fmt: skip
 
     @property
     def rule(self) -> Rule:
