@@ -128,5 +128,6 @@ def _stage(
     part: str, start: nn.Module, data: Transitions, test: Transitions, config: TrainConfig, seed: int
 ) -> DynamicsStage | RewardStage:
     if part == "dynamics":
-        return DynamicsStage(data, test, config.dynamics, seed, start=start)
+        # a controller's own transitions are where its policy goes already
+        return DynamicsStage(data, test, replace(config.dynamics, tilt=0.0), seed, start=start)
     return RewardStage(data, test, config.reward, seed, config.rebrac.reward_scale, start=start)

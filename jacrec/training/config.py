@@ -1,5 +1,6 @@
 """The settings of a training run: frozen dataclasses whose field texts are the command line's help."""
 
+import math
 import re
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from functools import cache
@@ -12,9 +13,9 @@ import yaml
 from jacrec.errors import expect_one_of
 
 LR_SCHEDULES = ("constant", "cosine")
-PREDICTIONS = {  # by kind of world model; the last two predict the next state and take no notice
+PREDICTIONS = {  # by kind of world model; the last three predict states and take no notice
     "diffusion": ("epsilon", "x0"), "flow": ("velocity", "x0"), "meanflow": ("velocity", "x0"),
-    "deterministic": ("epsilon", "x0"), "ensemble": ("epsilon", "x0"),
+    "deterministic": ("epsilon", "x0"), "ensemble": ("epsilon", "x0"), "multistep": ("epsilon", "x0"),
 }  # fmt: skip
 
 
@@ -65,7 +66,8 @@ class DynamicsConfig:
     """The world model f_θ (section 3.1). The paper names no sizes; these are modest ones that train on a CPU."""
 
     kind: str = "diffusion"
-    """diffusion, flow (flow matching), meanflow (one step), deterministic, or ensemble (probabilistic, as of PETS and MBPO)"""
+    """diffusion, flow (flow matching), meanflow (one step), deterministic, ensemble (probabilistic, as of PETS and MBPO), or
+    multistep (all steps of a horizon at once)"""
     steps: int = 10
     """K, the diffusion's levels"""
     schedule: str = "vp"
@@ -95,8 +97,21 @@ class DynamicsConfig:
     """meanflow: p of a row's weight 1/(‖Δ‖² + 0.01)^p, ‖Δ‖² its mean square error; 0 weighs all alike"""
     members: int = 5
     """ensemble: networks, each with initial weights of its own and batches of its own from all of the data"""
+    horizon: int = 5
+    """multistep: the steps that it predicts, the most that a controller can imagine in it"""
+    stochastic: bool = False
+    """multistep: whether it learns how uncertain each state is, and imagines noise of that size"""
+    sweeps: int | None = None
+    """multistep: batched passes of an imagination; none named: as many as make it exact, a row of the network each"""
+    tilt: float = 0.0
+    """η of a policy-tilted model: each transition's loss is multiplied by exp(η l) over its mean on the training set, with
+    l = log π(a|s) of the trained policy; 0 weighs all alike. The stage then comes after rebrac"""
+    tilt_std: float = 0.2
+    """standard deviation of the Gaussian around the deterministic policy's action that stands in for π(a|s)"""
+    tilt_clip: float = 20.0
+    """largest weight, as a multiple of their mean"""
     target: str = "difference"
-    """what is modelled: difference (s' − s) or state (s')"""
+    """what is modelled: difference (s' − s) or state (s'); multistep always takes differences"""
     hidden: tuple[int, ...] = (256, 256, 256)
     """widths of the hidden layers"""
     activation: str = "relu"
@@ -127,8 +142,16 @@ class DynamicsConfig:
         expect_one_of(f"dynamics.prediction of kind {self.kind!r}", self.prediction, PREDICTIONS[self.kind])
         expect_one_of("dynamics.times", self.times, ("logit-normal", "uniform"))
         expect_one_of("dynamics.lr_schedule", self.lr_schedule, LR_SCHEDULES)
-        _check_counts(self, "steps", "batch_size", "eval_transitions", "eval_samples", "members")
+        _check_counts(self, "steps", "batch_size", "eval_transitions", "eval_samples", "members", "horizon")
         _check_range(self, 0.0, 1.0, "ema", "eta", "flow_ratio")
+        _check_range(self, 0.0, math.inf, "tilt", "adaptive_power", "times_std")
+        if not self.tilt_std > 0 or not self.tilt_clip > 1:
+            raise ValueError(f"DynamicsConfig: expected tilt_std > 0, tilt_clip > 1, got {self.tilt_std} and {self.tilt_clip}")
+        for name in ("sampling_steps", "sweeps"):
+            value = getattr(self, name)
+            if value is not None and (type(value) is not int or value < 1):
+                raise ValueError(f"DynamicsConfig.{name}: expected a whole number >= 1 or none, got {value!r}")
+        expect_one_of("dynamics.solver", self.solver, ("euler", "heun"))
 
 
 @dataclass(frozen=True)

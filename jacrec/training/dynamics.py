@@ -11,6 +11,7 @@ from jacrec.training.config import DynamicsConfig
 from jacrec.training.objectives import make_dynamics, network_of, objective
 from jacrec.training.streams import BatchStream, generator, seed_of
 from jacrec.training.supervised import JointRegression, Regression, descending, rmse
+from jacrec.training.tilt import effective_share, tilt_weights
 
 
 def scales(data: Transitions, target: str = "difference") -> tuple[np.ndarray, ...]:
@@ -58,7 +59,14 @@ class DynamicsStage:
     * still_rmse: of the prediction s' = s, for scale.
 
     `capturable` makes a step fit for a CUDA graph; None: on a GPU, where the graph then is used. `start` is a world model of
-    this configuration to go on from, with its weights and its scales.
+    this configuration to go on from, with its weights and its scales. `policy` is the trained one that config.tilt asks for;
+    then `evaluate` reports too
+
+    * one_step_rmse_tilted: one_step_rmse under the held-out transitions' own weights.
+    * effective_share: (Σ w)² / (n Σ w²) of the training transitions, what the weights leave of them.
+
+    Raises:
+        ValueError: config.tilt without a policy.
     """
 
     name = "dynamics"
@@ -74,7 +82,11 @@ class DynamicsStage:
         *,
         capturable: bool | None = None,
         start: nn.Module | None = None,
+        policy: nn.Module | None = None,
     ):
+        if config.tilt and policy is None:
+            raise ValueError(f"dynamics.tilt: expected a trained policy to tilt towards, got none with tilt = {config.tilt}; "
+                             "hand it over (`policy`), or set tilt to 0")  # fmt: skip
         self.config, self.updates, self.device = config, config.updates, device
         d, m = data.state_dim, data.action_dim
 
@@ -93,12 +105,16 @@ class DynamicsStage:
         capturable = torch.device(device).type == "cuda" if capturable is None else capturable
         self.regression = Regression(self.model, network(), mlp, prefix, config, capturable)
         state, action, next_state = (as_tensor(a, device, dtype) for a in (data.state, data.action, data.next_state))
-        # rows [standardised s, a, target x]
-        rows = torch.cat([self.model.standardise(state), action, self.model.encode(state, next_state)], -1)
-        self.examples, draw = objective(self.model, rows, config)
+        # rows [standardised s, a, target x], and perhaps a weight
+        columns = [self.model.standardise(state), action, self.model.encode(state, next_state)]
+        self.weights = None if policy is None or not config.tilt else tilt_weights(policy, data, config)
+        if self.weights is not None:
+            columns.append(self.weights.to(device, dtype).unsqueeze(-1))
+        self.examples, draw = objective(self.model, torch.cat(columns, -1), config, weighted=self.weights is not None)
         self.stream = BatchStream(seed, self.name, draw, device)
         self.descend = descending(self.regression, self.examples, capturable)
         held_out = held_out.rows(choose_rows(len(held_out), config.eval_transitions, seed_of(seed, self.name, "held out")))
+        self.test_weights = None if self.weights is None or policy is None else tilt_weights(policy, held_out, config)
         self.test = tuple(as_tensor(a, device, dtype) for a in (held_out.state, held_out.action, held_out.next_state))
         shape = (len(held_out), config.eval_samples if self.model.noise_shape[0] else 1, *self.model.noise_shape)
         self.test_noise = torch.randn(shape, generator=generator(seed, self.name, "held out noise")).to(device, dtype)
@@ -127,7 +143,11 @@ class DynamicsStage:
         own, of_mean = one_step_errors(self.regression.averaged, state, action, next_state, self.test_noise)
         value, error = rmse(own)
         still, _ = rmse((next_state - state).square().mean(-1))
-        return {"one_step_rmse": value, "one_step_rmse_se": error, "one_step_rmse_mean": rmse(of_mean)[0],
+        tilted: dict[str, float] = {}
+        if self.weights is not None and self.test_weights is not None:
+            tilted = {"one_step_rmse_tilted": rmse(own * self.test_weights.to(own))[0],
+                      "effective_share": effective_share(self.weights)}  # fmt: skip
+        return {"one_step_rmse": value, "one_step_rmse_se": error, "one_step_rmse_mean": rmse(of_mean)[0], **tilted,
                 "still_rmse": still, "held_out_transitions": len(state)}  # fmt: skip
 
     def state(self) -> dict[str, Tensor]:

@@ -12,6 +12,7 @@ from jacrec.dynamics import (
     EnsembleDynamics,
     FlowDynamics,
     MeanFlowDynamics,
+    MultiStepDynamics,
 )
 from jacrec.networks import MLP, step_embedding, step_frequencies
 from jacrec.training.config import DynamicsConfig
@@ -20,7 +21,9 @@ from jacrec.training.flows import FlowExamples, MeanFlowExamples, draw_times, sp
 from jacrec.training.gaussians import GaussianExamples
 from jacrec.training.streams import Draw
 
-Trainable = DiffusionDynamics | DeterministicDynamics | FlowDynamics | MeanFlowDynamics | EnsembleDynamics
+Trainable = (
+    DiffusionDynamics | DeterministicDynamics | FlowDynamics | MeanFlowDynamics | EnsembleDynamics | MultiStepDynamics
+)
 
 
 def make_dynamics(state_dim: int, action_dim: int, config: DynamicsConfig) -> Trainable:
@@ -29,6 +32,10 @@ def make_dynamics(state_dim: int, action_dim: int, config: DynamicsConfig) -> Tr
     common: dict[str, Any] = dict(target=c.target, activation=c.activation, layer_norm=c.layer_norm, residual=c.residual)
     if c.kind == "deterministic":
         return DeterministicDynamics(state_dim, action_dim, c.hidden, **common)
+    if c.kind == "multistep":
+        del common["target"]
+        return MultiStepDynamics(state_dim, action_dim, c.hidden, horizon=c.horizon, stochastic=c.stochastic, sweeps=c.sweeps,
+                                 **common)  # fmt: skip
     if c.kind == "ensemble":
         return EnsembleDynamics(state_dim, action_dim, c.hidden, members=c.members, **common)
     common["prediction"] = c.prediction

@@ -26,9 +26,12 @@ from jacrec.training.determinism import determinism
 from jacrec.training.dynamics import DynamicsStage
 from jacrec.training.folder import claim, locked, read_record
 from jacrec.training.loop import Metrics, OnLog, Stage, make_progress, run_stage
+from jacrec.training.multistep import MultiStepStage
+from jacrec.training.objectives import make_dynamics
 from jacrec.training.rebrac import ReBRACStage
 from jacrec.training.reward import RewardStage
 from jacrec.training.streams import seed_of
+from jacrec.training.tilt import policy_in
 from jacrec.world import World
 
 STAGES = ("rebrac", "dynamics", "reward")
@@ -58,6 +61,7 @@ def train(
     stages: Sequence[str] = STAGES,
     data: Transitions | None = None,
     abreast: int = 1,
+    policy: nn.Module | None = None,
     quiet: bool = False,
     on_log: OnLog | None = None,
 ) -> Path:
@@ -69,15 +73,17 @@ def train(
     checkpoint.
 
     Args:
-        stages: which to train, in this order.
+        stages: which to train, in this order; a tilted world model comes after the policy that it is tilted towards.
         data: transitions to learn from instead of loading `config.data`.
         abreast: how many stages train at a time; they share torch's threads unless config.threads gives each its number.
             Small batches gain more from this than from more threads.
+        policy: what a tilted world model is tilted towards; None: the folder's own, which is trained before.
         quiet: no progress display.
         on_log: called with every line of metrics as it is written, in the thread of its stage.
 
     Raises:
         ValueError: `out` holds something else, or the data cannot be learned from.
+        FileNotFoundError: a tilted world model without a policy.
         FloatingPointError: training diverged.
     """
     out = Path(out)
@@ -105,7 +111,10 @@ def train(
 
     with contextlib.ExitStack() as stack:
         stack.enter_context(determinism(config))
-        ready = [make_stage(name, config, data) for name in stages]  # a setting that cannot be built leaves no folder behind
+        first, then = phases(stages, config)
+        # a setting that cannot be built leaves no folder behind
+        ready = [make_stage(name, config, data, policy or out) for name in first]
+        make_dynamics(data.state_dim, data.action_dim, config.dynamics)
         claim(out, config, data)
         stack.enter_context(locked(out))
         stack.enter_context(torch_threads(threads))
@@ -115,6 +124,9 @@ def train(
         try:
             for future in as_completed([pool.submit(run, stage) for stage in ready]):
                 future.result()
+            for name in then:
+                if not stop.is_set():
+                    pool.submit(lambda name=name: run(make_stage(name, config, data, policy or out))).result()
         finally:
             stop.set()
     return out
@@ -152,13 +164,30 @@ def store(stage: Stage, out: Path) -> None:
         save_module(_fresh(module), out / f"{part}.safetensors")
 
 
-def make_stage(name: str, config: TrainConfig, data: Transitions) -> Stage:
-    """One of the `STAGES`, untrained."""
+def phases(stages: Sequence[str], config: TrainConfig) -> tuple[list[str], list[str]]:
+    """The stages that can be made at once, and those that first need the policy which is trained among them."""
+    waits = config.dynamics.tilt > 0 and "rebrac" in stages
+    return [s for s in stages if not (waits and s == "dynamics")], [s for s in stages if waits and s == "dynamics"]
+
+
+def make_stage(name: str, config: TrainConfig, data: Transitions, policy: nn.Module | Path | None = None) -> Stage:
+    """One of the `STAGES`, untrained.
+
+    Args:
+        policy: that a tilted world model is tilted towards, or the run's folder that holds it.
+
+    Raises:
+        FileNotFoundError: the folder does not.
+    """
     if name == "rebrac":
         return ReBRACStage(data, config.rebrac, config.seed, config.device)
     kept, held_out = data.split(config.held_out, seed_of(config.seed, "held out"))
     if name == "dynamics":
-        return DynamicsStage(kept, held_out, config.dynamics, config.seed, config.device)
+        if config.dynamics.kind == "multistep":
+            return MultiStepStage(kept, held_out, config.dynamics, config.seed, config.device)
+        towards = policy_in(policy) if isinstance(policy, Path) and config.dynamics.tilt else policy
+        return DynamicsStage(kept, held_out, config.dynamics, config.seed, config.device,
+                             policy=towards if isinstance(towards, nn.Module) else None)  # fmt: skip
     return RewardStage(kept, held_out, config.reward, config.seed, config.rebrac.reward_scale, config.device)
 
 

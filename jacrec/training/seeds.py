@@ -27,7 +27,17 @@ from jacrec.training.determinism import determinism
 from jacrec.training.folder import claim, locked
 from jacrec.training.loop import Metrics, OnLog, make_progress
 from jacrec.training.rebrac import ReBRACStage
-from jacrec.training.run import STAGES, check_device, checkpoint_of, make_stage, store, torch_threads, train, transitions_of
+from jacrec.training.run import (
+    STAGES,
+    check_device,
+    checkpoint_of,
+    make_stage,
+    phases,
+    store,
+    torch_threads,
+    train,
+    transitions_of,
+)
 from jacrec.training.together import Member, run_together
 
 START = multiprocessing.get_context("spawn")  # a fork would take over torch's threads in whatever state they are
@@ -102,7 +112,7 @@ def _as_one_model(
 
     def run(name: str) -> None:
         torch.set_num_threads(threads)
-        members = make_members(name, configs, data)
+        members = make_members(name, configs, data, folders)
         checkpoints = [checkpoint_of(out, name) for out in folders]
         if run_together(members, checkpoints, metrics, log_every=first.log_every, checkpoint_every=first.checkpoint_every,
                         progress=progress, stop=stop):  # fmt: skip
@@ -119,16 +129,23 @@ def _as_one_model(
         progress = stack.enter_context(make_progress(quiet))
         pool = stack.enter_context(ThreadPoolExecutor(1))  # the main thread stays free to take an interruption
         try:
-            for name in stages:
+            first_stages, then = phases(stages, first)
+            for name in (*first_stages, *then):
                 pool.submit(run, name).result()
         finally:
             stop.set()
 
 
-def make_members(name: str, configs: Sequence[TrainConfig], data: Transitions) -> Sequence[Member]:
-    """A stage for each configuration, untrained, fit to be put side by side; ReBRAC's share their rows on the device."""
+def make_members(
+    name: str, configs: Sequence[TrainConfig], data: Transitions, folders: Sequence[Path | None] | None = None
+) -> Sequence[Member]:
+    """A stage for each configuration, untrained, fit to be put side by side; ReBRAC's share their rows on the device.
+
+    `folders` hold the policies that tilted world models are tilted towards.
+    """
     if name != "rebrac":
-        return [make_stage(name, config, data) for config in configs]  # pyright: ignore[reportReturnType]
+        where = [None] * len(configs) if folders is None else folders
+        return [make_stage(name, *each) for each in zip(configs, [data] * len(configs), where, strict=True)]  # pyright: ignore
     members: list[ReBRACStage] = []
     for c in configs:
         rows = members[0].rows if members else None

@@ -23,6 +23,7 @@ from jacrec.study.sweep.sources import data_source
 from jacrec.study.versions import machine, versions
 from jacrec.training.config import TrainConfig, from_dict, to_dict
 from jacrec.training.run import PARTS, Run, load_run, read_record, torch_threads, train
+from jacrec.training.tilt import policy_in
 
 Report = Callable[[float], None]
 """called with the share of a job that is done"""
@@ -76,7 +77,10 @@ class Job:
 
 @dataclass(frozen=True)
 class TrainJob(Job):
-    """A run folder of `jacrec.training.run.train`; of a further world model the dynamics alone."""
+    """A run folder of `jacrec.training.run.train`; of a further world model the dynamics alone.
+
+    What it needs is the run whose policy it is tilted towards.
+    """
 
     config: TrainConfig
     spec: TaskSpec
@@ -115,7 +119,8 @@ class TrainJob(Job):
             report(sum(done.values()) / max(total, 1))
 
         data = load_cached(source, config.env_id)
-        train(config, self.path, stages=self.stages, data=data, quiet=True, on_log=on_log)
+        policy = policy_in(self.folder / self.needs[0]) if self.needs else None
+        train(config, self.path, stages=self.stages, data=data, policy=policy, quiet=True, on_log=on_log)
         return f"{total} updates"
 
 

@@ -22,7 +22,8 @@ def _cell(study: StudyConfig, task: str, seed: int, cells: Path) -> list[Job]:
     jobs: list[Job] = [TrainJob(run, "train", task, seed, cells, (), threads, config, spec, study.data_root, study.stages)]
     for model in study.models:
         own = study.model_config(task, seed, model)
-        jobs.append(TrainJob(f"{at}/models/{model}", "model", task, seed, cells, (), own.threads or 1, own, spec,
+        towards = (run,) if own.dynamics.tilt and "rebrac" in study.stages else ()
+        jobs.append(TrainJob(f"{at}/models/{model}", "model", task, seed, cells, towards, own.threads or 1, own, spec,
                              study.data_root, ("dynamics",)))  # fmt: skip
     play = study.play_config(task)
     # those that a rehearsal chooses come after all that it may choose
