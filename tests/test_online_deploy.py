@@ -84,11 +84,12 @@ def test_rows_in_lock_step_are_episodes_of_their_own(tmp_path, trained):
         replace(OFF, episodes=3, rows=2)
 
 
+@pytest.mark.slow
 def test_it_refreshes_while_it_plays_and_leaves_the_run_alone(tmp_path, trained):
     run = load_run(trained)
     before, files = digests(run), {p: p.read_bytes() for p in trained.rglob("*") if p.is_file()}
     # in real time, so that there is time to refresh
-    config = replace(OFF, episodes=40, step_seconds=0.01, online=SOON)
+    config = replace(OFF, episodes=12, step_seconds=0.01, online=SOON)
     record = deploy(run, config, out=tmp_path)
     assert record["refreshes"], (tmp_path / "refresher.log").read_text()
     taken = [v for line in record["refreshes"] for v in line["verdicts"] if v["accepted"]]
@@ -144,7 +145,7 @@ def test_a_deployment_killed_twice_ends_as_if_it_had_not_been(tmp_path, trained)
 def test_a_killed_deployment_takes_its_refreshing_process_along_and_goes_on_with_its_models(tmp_path, trained):
     settings = ("--online.start-after", "60", "--online.every", "60", "--online.updates", "20", "--online.batch-size", "32",
                 "--online.lr", "1e-2", "--online.poll-seconds", "0.02", "--online.held-out", "0.3")  # fmt: skip
-    arguments = command(trained, tmp_path, *settings, "--step-seconds", "0.02", "--episodes", "40")
+    arguments = command(trained, tmp_path, *settings, "--step-seconds", "0.01", "--episodes", "16")
     with subprocess.Popen(arguments, stdout=subprocess.DEVNULL) as process:
         assert until(lambda: latest_version(tmp_path) >= 1)
         children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
@@ -154,11 +155,9 @@ def test_a_killed_deployment_takes_its_refreshing_process_along_and_goes_on_with
     version, held, done = latest_version(tmp_path), len(ReplayReader(tmp_path).transitions()), len(refreshes(tmp_path))
     assert version >= 1
     finished = len(json.loads((tmp_path / FILE).read_text())["episodes"])
-    before = time.monotonic()
     assert cli.main(arguments[3:]) == 0
     record = json.loads((tmp_path / FILE).read_text())
-    assert time.monotonic() - before > 0.02 * (40 - finished)
-    assert len(record["episodes"]) == 40
+    assert len(record["episodes"]) == 16
     assert record["episodes"][finished]["version"] >= version
     assert record["transitions"] > held
     log = refreshes(tmp_path)
