@@ -18,7 +18,7 @@ from jacrec.realtime import Best, Pace
 from jacrec.rollout import noise_like
 from jacrec.rows import put_rows, take_rows
 from jacrec.shapes import Problem, check_observation, check_state, plain_torch, row_mask
-from jacrec.trust import growth_of, trusted_horizon
+from jacrec.trust import growth_of, own_unit, trusted_horizon
 from jacrec.turns import Group, Turns, gathered
 from jacrec.world import BatchedPolicy, World, apply_policy
 
@@ -60,7 +60,8 @@ class MPCConfig:
     max_particles: int | None = None
     """most particles for `min_signal`; none named: four times `particles`"""
     max_growth: float | None = None
-    """imagine only as far as the mean ‖ds̃_j/ds̃_0‖₂ over particles stays within this; the terminal critic then stands there"""
+    """imagine only as far as the mean ‖ds̃_j/ds̃_0‖₂ over particles stays within this, in units of the dynamics' state_std where
+    they have one; the terminal critic then stands there"""
     growth_every: int = 10
     """decisions between measurements of that growth; each takes (1 + d) rows per particle, a gradient 2"""
     growth_particles: int = 4
@@ -101,8 +102,8 @@ class MPCConfig:
         if self.max_particles is not None:
             expect_count("max_particles", self.max_particles, self.particles)
         if self.rule.in_actions and (self.method not in ("auto", "adjoint") or self.objective != "return"):
-            raise ValueError(f'method, objective: expected "auto" or "adjoint" and "return" with step={self.step!r}, which '
-                             f"takes the adjoint form's weights of actions, got {self.method!r}, {self.objective!r}")  # fmt: skip
+            raise ValueError(f'method, objective: expected "auto" or "adjoint" and "return" with step={self.step!r}, '
+                             f"a form of the adjoint gradient, got {self.method!r}, {self.objective!r}")  # fmt: skip
 
     @property
     def rule(self) -> Rule:
@@ -244,7 +245,7 @@ class MPC:
             return
         part = p if len(stale) == p.N else take_rows(p, stale.to(self.device))
         noise = noise_like(self.world, part.state, c.growth_particles, c.horizon, self.generator)
-        self.turns.horizon[stale] = trusted_horizon(growth_of(replace(part, noise=noise)), c.max_growth).cpu()
+        self.turns.horizon[stale] = trusted_horizon(growth_of(replace(part, noise=noise), own_unit(part)), c.max_growth).cpu()
 
     def warm_up(self, observation: np.ndarray | Tensor | None = None, *, decisions: int = 16) -> float:
         """Make some decisions to no effect, so that the first real one keeps its deadline; the seconds that this took.

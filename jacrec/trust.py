@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from jacrec.ascent import trainable
+from jacrec.errors import expect_shape
 from jacrec.fused import fused_chain
 from jacrec.gradient import adjoint_weights
 from jacrec.jacobians import chain as plain_chain
@@ -211,30 +212,42 @@ def signal_of(p: Problem, visits: Visits) -> GradientSignal:
 
 @plain_torch()
 @torch.no_grad()
-def state_growth(policy: nn.Module, world: World, state: Tensor, noise: Tensor) -> Tensor:
+def state_growth(policy: nn.Module, world: World, state: Tensor, noise: Tensor, *, unit: Tensor | None = None) -> Tensor:
     """‖ds̃_j/ds̃_0‖₂ for j = 0…H: (M, H+1), or (N, M, H+1); arguments and errors as in `policy_gradient`.
 
     As `Linearization.jacobian_growth`, from d tangents per particle instead of d+m and nothing else: (1 + d) rows per
     particle through the dynamics' network, where the adjoint form of the gradient takes 2.
+
+    Args:
+        unit: (d,), what counts as one in each component of the state; ones unless told. Positions and velocities differ
+            in scale, and the norm in their own units is mostly that difference.
     """
     p = problem(policy, world, state, noise)
-    growth = growth_of(p)
+    if unit is not None:
+        expect_shape("unit", unit, (p.state.shape[-1],), "; one number for each component of the state")
+    growth = growth_of(p, unit)
     return growth.squeeze(0) if p.single else growth
 
 
-def growth_of(p: Problem) -> Tensor:
+def own_unit(p: Problem) -> Tensor | None:
+    """The scale in which the problem's dynamics see states, `state_std` (d,); None where they say none."""
+    unit = getattr(p.world.dynamics, "state_std", None)
+    return unit if isinstance(unit, Tensor) and unit.shape == p.state.shape[-1:] else None
+
+
+def growth_of(p: Problem, unit: Tensor | None = None) -> Tensor:
     """The same (N, M, H+1) for a checked problem."""
     passes = dynamics_pass(p.world.dynamics, chain=fused_chain(p) or plain_chain)
-    d = p.state.shape[-1]
     s = p.state.unsqueeze(1).expand(-1, p.M, -1).contiguous()
-    C = torch.eye(d, dtype=s.dtype, device=s.device).expand(p.N, p.M, d, d).contiguous()  # its columns as rows
+    unit = torch.ones_like(p.state[0]) if unit is None else unit
+    C = torch.diag(unit).expand(p.N, p.M, -1, -1).contiguous()  # its columns as rows
     norms = [torch.ones_like(s[..., 0])]
     for j in range(p.H):
         pi = policy_pass(p.policy, s, parameters=False)
         E = C @ pi.Pi_s().mT
         following, columns = passes.push(*(x.flatten(0, 1) for x in (s, pi.action, p.noise[:, :, j], C, E)))
         s, C = (x.unflatten(0, (p.N, p.M)) for x in (following, columns))
-        norms.append(spectral_norm(C))
+        norms.append(spectral_norm(C / unit))
     return torch.stack(norms, -1)
 
 

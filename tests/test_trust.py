@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import assume, given
 
-from jacrec import Auto, Autograd, gradient_signal, linearize, policy_gradient, state_growth
+from jacrec import Auto, Autograd, World, gradient_signal, linearize, policy_gradient, state_growth
 from jacrec.shapes import problem
 from jacrec.trust import groups_of, in_groups, trusted_horizon
 from tests.conftest import property_cases
@@ -123,6 +123,39 @@ def test_growth_is_that_of_the_linearised_rollout(case):
     problem = case.build()
     assume(well_posed(*problem))
     torch.testing.assert_close(state_growth(*problem), linearize(*problem).jacobian_growth(), rtol=1e-9, atol=1e-12)
+
+
+def test_growth_in_other_units_is_that_of_the_rescaled_world():
+    policy, world, state, noise = setup()
+    unit = torch.tensor([0.1, 3.0, 20.0]).double()
+    rescaled = World(Rescaled(world.dynamics, unit), world.reward, world.critic, world.discount)
+    expected = state_growth(torch.nn.Sequential(Times(unit), policy), rescaled, state / unit, noise)
+    found = state_growth(policy, world, state, noise, unit=unit)
+    torch.testing.assert_close(found, expected)
+    assert not torch.allclose(found, state_growth(policy, world, state, noise))
+    with pytest.raises(ValueError, match=r"unit: expected shape \(3,\), got \(2,\)"):
+        state_growth(policy, world, state, noise, unit=unit[:2])
+
+
+class Times(torch.nn.Module):
+    """x ↦ x ⊙ unit."""
+
+    def __init__(self, unit):
+        super().__init__()
+        self.unit = unit
+
+    def forward(self, x):
+        return x * self.unit
+
+
+class Rescaled:
+    """Dynamics in which every component of the state is counted in units of its own."""
+
+    def __init__(self, dynamics, unit):
+        self.dynamics, self.unit, self.noise_shape = dynamics, unit, dynamics.noise_shape
+
+    def __call__(self, state, action, noise):
+        return self.dynamics(state * self.unit, action, noise) / self.unit
 
 
 def test_the_trusted_horizon_ends_where_the_mean_growth_first_leaves_the_bound():

@@ -193,7 +193,8 @@ def test_the_horizon_is_what_the_growth_allows(setup, batch):
     policy, world = setup
     states = torch.randn(batch or 1, d).double()
     noise = torch.randn(batch or 1, 6, 4, *world.dynamics.noise_shape, dtype=torch.float64)
-    mean = state_growth(BatchedPolicy(policy, batch or 1), world, states, noise).mean(1)
+    unit = world.dynamics.state_std
+    mean = state_growth(BatchedPolicy(policy, batch or 1), world, states, noise, unit=unit).mean(1)
     bound = max(1.0, float(mean[:, 2].median()))
     config = MPCConfig(horizon=4, particles=3, lr=1e-2, max_growth=bound, growth_particles=200, growth_every=3)
     control = MPC(policy, world, config, batch=batch)
@@ -201,7 +202,7 @@ def test_the_horizon_is_what_the_growth_allows(setup, batch):
     control.act(state)
     horizon = control.last.trust.horizon
     many = torch.randn(batch or 1, 200, 4, *world.dynamics.noise_shape, dtype=torch.float64)
-    growth = state_growth(BatchedPolicy(policy, batch or 1), world, states, many).mean(1)
+    growth = state_growth(BatchedPolicy(policy, batch or 1), world, states, many, unit=unit).mean(1)
     for h, row in zip(horizon.reshape(-1).tolist(), growth, strict=True):
         assert (row[: h + 1] <= bound * 1.1).all()
         assert h == 4 or row[h + 1] >= bound * 0.9
@@ -232,7 +233,7 @@ def test_rows_with_their_own_horizons_act_as_alone(setup):
 def test_growth_is_measured_every_so_many_thoughts(setup, monkeypatch):
     calls = []
     real = controller.growth_of
-    monkeypatch.setattr(controller, "growth_of", lambda p: calls.append(p.N) or real(p))
+    monkeypatch.setattr(controller, "growth_of", lambda p, unit: calls.append(p.N) or real(p, unit))
     control = MPC(*setup, MPCConfig(**OPTIONS, max_growth=1e9, growth_every=3, think_every=2), batch=2)
     for _ in range(12):
         control.act(np.zeros((2, d)))
