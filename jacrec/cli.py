@@ -11,6 +11,7 @@ VERBS = {
     "rehearse": "let ways to think play imagined episodes in a run's world model; the best may act, or none",
     "eval": "play base policy, MPC and its control without a world model on the same seeds",
     "deploy": "play MPC and refresh its models from what happens, resumable",
+    "live": "play one episode in wall-clock time, thinking within a deadline",
     "sweep": "train and play a study: tasks × seeds × settings, resumable",
     "report": "write report.md with tables and plots, for an evaluated run or a whole study",
     "demo": "all of that on embedded data, in minutes",

@@ -1,0 +1,59 @@
+"""`jacrec live RUN`."""
+
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import tyro
+from tyro.conf import Positional
+
+from jacrec.study.live import LiveConfig, LiveLog, play_live
+from jacrec.training.run import Run, load_run
+
+
+@dataclass(frozen=True)
+class Live:
+    """Play one episode in wall-clock time: the simulation goes on by its own clock, and a late action leaves the last one on.
+
+    Ctrl-C ends it with the summary.
+    """
+
+    run: Annotated[Positional[Path], tyro.conf.arg(metavar="RUN")]
+    """the run's folder"""
+    config: Annotated[LiveConfig, tyro.conf.arg(name="")] = field(default_factory=LiveConfig)
+
+
+def run(args: list[str]) -> int:
+    """The verb."""
+    chosen = tyro.cli(Live, args=args, prog="jacrec live")
+    trained = load_run(chosen.run)
+    shown = sys.stderr.isatty()
+    log = play_live(trained, chosen.config, status=_overwrite if shown else None)
+    if shown:
+        print(file=sys.stderr)
+    print(summary(trained, log))
+    return 0
+
+
+def summary(run: Run, log: LiveLog) -> str:
+    """What the episode came to, in some lines."""
+    score = run.info.score([log.total])
+    scored = "" if score is None else f", score {float(score[0]):.1f}"
+    lines = [f"return {log.total:.1f}{scored} in {log.steps} steps, {log.wall_seconds:.2f} s of wall-clock time "
+             f"({log.interval_ms:.2f} ms a step); ended by: {log.ended}",
+             f"late actions: {log.held} of {log.steps}, at most {log.longest_held} in a row; the simulation was at most "
+             f"{log.behind_ms:.2f} ms behind"]  # fmt: skip
+    if log.decision_ms:
+        points = zip((50, 90, 99), np.percentile(log.decision_ms, (50, 90, 99)), strict=True)
+        shown = ", ".join(f"p{q} {x:.2f}" for q, x in points)
+        within = "" if log.deadline_ms is None else f" with a deadline of {log.deadline_ms:.2f} ms"
+        lines.append(f"decisions{within}: {shown}, max {max(log.decision_ms):.2f} ms")
+    if log.updates:
+        lines.append(f"updates per decision: {np.mean(log.updates):.2f} on average, none in {log.updates.count(0)}")
+    return "\n".join(lines)
+
+
+def _overwrite(line: str) -> None:
+    print(f"\r{line}", end="", file=sys.stderr, flush=True)
