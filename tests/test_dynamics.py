@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jacrec import DeterministicDynamics, DiffusionDynamics, FlowDynamics, MeanFlowDynamics
+from jacrec.dynamics.flow import TIME_SCALE
 from jacrec.dynamics.schedule import SCHEDULES, alphas, reverse_steps
 from tests.conftest import property_cases
 
@@ -135,7 +136,7 @@ def test_the_exact_velocity_flows_to_the_exact_gaussian(solver, order, predictio
     e = torch.randn(500, 1, 1, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
 
     def network(u, k, s, a):
-        t = (k / 10).unsqueeze(-1)
+        t = (k / TIME_SCALE).unsqueeze(-1)
         v = velocity(u, t)
         return v if prediction == "velocity" else u - t * v
 
@@ -160,7 +161,7 @@ def test_the_exact_average_velocity_samples_the_exact_gaussian_in_any_number_of_
     e = torch.randn(50, 1, 1, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
 
     def network(z, k, s, a):
-        t, span = (k / 10).unsqueeze(-2).unbind(-1)
+        t, span = (k / TIME_SCALE).unsqueeze(-2).unbind(-1)
         u = average_velocity(z, t - span, t)
         return u if prediction == "velocity" else z - t * u
 

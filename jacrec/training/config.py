@@ -85,15 +85,15 @@ class DynamicsConfig:
     """flow: euler or heun"""
     sampling_steps: int | None = None
     """flow and meanflow: intervals that sampling takes; none named: 4 and 1. Training does not depend on it"""
-    times: str = "logit-normal"
-    """flow and meanflow: how training draws times, logit-normal (with the mean and std below) or uniform"""
+    times: str = "uniform"
+    """flow and meanflow: how training draws times, uniform or logit-normal (with the mean and std below)"""
     times_mean: float = -0.4
     """of the logit of a time"""
     times_std: float = 1.0
     """of the logit of a time"""
     flow_ratio: float = 0.75
     """meanflow: share of a batch that learns the instantaneous velocity (r = t), which costs no tangent"""
-    adaptive_power: float = 1.0
+    adaptive_power: float = 0.5
     """meanflow: p of a row's weight 1/(‖Δ‖² + 0.01)^p, ‖Δ‖² its mean square error; 0 weighs all alike"""
     members: int = 5
     """ensemble: networks, each with initial weights of its own and batches of its own from all of the data"""
