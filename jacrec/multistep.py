@@ -24,7 +24,7 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from jacrec.dynamics.multistep import MultiStepDynamics, scale_and_slope
+from jacrec.dynamics.multistep import MultiStepDynamics, log_scale_and_slope
 from jacrec.jacobians.mlp import MLPTape, mlp_pull, mlp_record
 from jacrec.jacobians.policy import PolicyPass, policy_pass
 from jacrec.jacobians.values import value_and_gradient
@@ -84,7 +84,7 @@ def _sweep(p: Problem, f: MultiStepDynamics, start: PolicyPass) -> list[Sweep]:
         z = f.first_layer(state, actions[:, :, :last], q)
         y, tape = mlp_record(f.mlp, z)
         n = None if noise is None else noise[:, :, q - 1 : last]
-        spread = None if n is None else scale_and_slope(y[..., f.state_dim :])[1] * n
+        spread = None if n is None else scale_slope(y[..., f.state_dim :]) * n
         states = f.decode(state, y, n, q)
         pi = policy_pass(p.policy, states.flatten(1, 2), parameters=False)
         sweeps.append(Sweep(q, states, pi, tape, spread))
@@ -151,3 +151,9 @@ def _pull(
         else:
             w_0 += v[:, :, 1:].sum(2)  # sweep 0 stands at s̃_0 everywhere
     return w_0, w
+
+
+def scale_slope(y: Tensor) -> Tensor:
+    """dσ/dy."""
+    log_scale, slope = log_scale_and_slope(y)
+    return torch.exp(log_scale) * slope

@@ -180,11 +180,10 @@ class MultiStepDynamics(nn.Module):
 
 def scale(y: Tensor) -> Tensor:
     """σ of the network's second half of outputs."""
-    return torch.exp(LOG_SCALE[0] + LOG_SCALE[1] * torch.tanh(y))
+    return torch.exp(log_scale_and_slope(y)[0])
 
 
-def scale_and_slope(y: Tensor) -> tuple[Tensor, Tensor]:
-    """σ and dσ/dy."""
+def log_scale_and_slope(y: Tensor) -> tuple[Tensor, Tensor]:
+    """log σ and its derivative by y."""
     t = torch.tanh(y)
-    sigma = torch.exp(LOG_SCALE[0] + LOG_SCALE[1] * t)
-    return sigma, sigma * LOG_SCALE[1] * (1 - t * t)
+    return LOG_SCALE[0] + LOG_SCALE[1] * t, LOG_SCALE[1] * (1 - t * t)
