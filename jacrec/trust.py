@@ -111,7 +111,7 @@ class Groups:
     """Gradients of G equal groups of particles: group means scatter with Σ G / M, and tell noise from signal as particles do.
 
     Less sharply, with G − 1 degrees of freedom in place of M − 1, but through any method, hence at the price of the compiled
-    gradients: G of M / G particles for one of M.
+    gradients: G of M / G particles for one of M. Keeps G · P numbers for each real state.
     """
 
     estimates: list[PolicyGradient]
@@ -148,8 +148,9 @@ class Groups:
 
 
 def groups_of(particles: int) -> int:
-    """How many equal groups to split M particles into: four, or the next divisor of M above; M where there is none."""
-    return next((G for G in range(4, particles) if particles % G == 0), particles)
+    """Into how many equal groups to split M particles: about M / 4, but two to four, and so that M can be split."""
+    least = min(4, max(2, particles // 4))
+    return next((G for G in range(least, particles) if particles % G == 0), particles)
 
 
 def in_groups(p: Problem, method: Method) -> Groups:
