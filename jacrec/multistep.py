@@ -30,6 +30,7 @@ from jacrec.jacobians.policy import PolicyPass, policy_pass
 from jacrec.jacobians.values import value_and_gradient
 from jacrec.shapes import Problem
 from jacrec.types import PolicyGradient
+from jacrec.world import apply_policy
 
 
 @dataclass
@@ -157,3 +158,17 @@ def scale_slope(y: Tensor) -> Tensor:
     """dσ/dy."""
     log_scale, slope = log_scale_and_slope(y)
     return torch.exp(log_scale) * slope
+
+
+@torch.no_grad()
+def multistep_growth(p: Problem) -> Tensor:
+    """‖ds̃_j/ds̃_0‖₂ with the policy in the loop, j = 0…H: (N, M, H+1); d tangents through the imagination, by torch.func."""
+    f = cast(MultiStepDynamics, p.world.dynamics)
+    state = p.state.unsqueeze(1).repeat(1, p.M, 1)
+
+    def trajectory(s: Tensor) -> Tensor:
+        return f.imagine(lambda x: apply_policy(p.policy, None, x), s, p.noise)
+
+    unit = torch.eye(state.shape[-1], dtype=state.dtype, device=state.device)
+    columns = [torch.func.jvp(trajectory, (state,), (e.repeat(p.N, p.M, 1),))[1] for e in unit]
+    return torch.linalg.matrix_norm(torch.stack(columns, -1), 2)

@@ -27,6 +27,9 @@ from jacrec import (
     policy_gradient,
 )
 from jacrec.io import load_module, save_module
+from jacrec.multistep import multistep_growth
+from jacrec.shapes import problem as checked
+from jacrec.study.probes import jacobian_growth
 from tests.conftest import property_cases
 from tests.oracles import relative_error, well_posed
 from tests.strategies import architectures, cases, shake
@@ -241,3 +244,21 @@ def test_it_is_kept_on_disk_as_it_is(setup, tmp_path):
     assert again.config == world.dynamics.config
     before, after = world.dynamics.state_dict(), again.state_dict()
     assert all(torch.equal(before[k], after[k]) for k in before)
+
+
+@pytest.mark.parametrize("sweeps", [None, 2])
+def test_growth_is_the_norm_of_the_jacobian(setup, sweeps):
+    policy, world = setup
+    world.dynamics.sweeps = sweeps
+    state, noise = torch.randn(2, 4).double(), torch.randn(2, 3, 3, 1, 4).double()
+    growth = multistep_growth(checked(policy, world, state, noise))
+    assert growth.shape == (2, 3, 4)
+    for n, i in ((0, 0), (1, 2)):
+
+        def last(s, n=n, i=i):
+            return world.dynamics.imagine(policy, s[None, None], noise[n : n + 1, i : i + 1])[0, 0]
+
+        J = torch.autograd.functional.jacobian(last, state[n])
+        torch.testing.assert_close(growth[n, i], torch.linalg.matrix_norm(J, 2), rtol=1e-12, atol=1e-12)
+    found = jacobian_growth(policy, world, state.numpy(), horizon=10, particles=2, seed=0)
+    assert len(found["median"]) == 4

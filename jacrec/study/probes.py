@@ -7,8 +7,11 @@ import torch
 from torch import Tensor, nn
 
 from jacrec.controller import MPC
+from jacrec.dynamics import MultiStepDynamics
 from jacrec.linearize import linearize
+from jacrec.multistep import multistep_growth
 from jacrec.rollout import imagined_return, noise_like
+from jacrec.shapes import problem
 from jacrec.world import World
 
 
@@ -108,11 +111,19 @@ def mean_value(rows: list[list[float | None]]) -> float | None:
 
 
 def jacobian_growth(policy: nn.Module, world: World, states: np.ndarray, *, horizon: int, particles: int, seed: int) -> dict:
-    """‖ds̃_j/ds̃_0‖₂, j = 0…H, from real states (n, d): quartiles over states and particles, ready for JSON."""
+    """‖ds̃_j/ds̃_0‖₂, j = 0…H, from real states (n, d): quartiles over states and particles, ready for JSON.
+
+    Of a world model that predicts several steps at once, as far as it reaches.
+    """
     parameter = next(policy.parameters())
     state = torch.as_tensor(states).to(parameter)
     generator = torch.Generator(parameter.device).manual_seed(seed)
-    noise = noise_like(world, state, particles, horizon, generator)
-    growth = linearize(policy, world, state, noise).jacobian_growth().flatten(0, 1).cpu().numpy()
+    if isinstance(world.dynamics, MultiStepDynamics):
+        noise = noise_like(world, state, particles, min(horizon, world.dynamics.horizon), generator)
+        growth = multistep_growth(problem(policy, world, state, noise))
+    else:
+        noise = noise_like(world, state, particles, horizon, generator)
+        growth = linearize(policy, world, state, noise).jacobian_growth()
+    growth = growth.flatten(0, 1).cpu().numpy()
     low, median, high = np.quantile(growth, [0.25, 0.5, 0.75], axis=0)
     return {"states": len(states), "low": low.tolist(), "median": median.tolist(), "high": high.tolist()}
