@@ -40,8 +40,10 @@ def with_kind(kind):
     return replace(CONFIG, dynamics=replace(CONFIG.dynamics, kind=kind))
 
 
-@pytest.mark.parametrize("share", [0.5, 1.0])
-@pytest.mark.parametrize("kind", ["diffusion", "deterministic"])
+@pytest.mark.parametrize(("kind", "share"), [
+    ("diffusion", 0.5), ("diffusion", 1.0), ("deterministic", 0.5), ("deterministic", 1.0),
+    ("flow", 1.0), ("meanflow", 1.0), ("ensemble", 1.0),
+])  # fmt: skip
 def test_a_refresh_lowers_the_one_step_error_on_a_changed_system(kind, share):
     config = with_kind(kind)
     present = trained("dynamics", config)
@@ -50,11 +52,13 @@ def test_a_refresh_lowers_the_one_step_error_on_a_changed_system(kind, share):
     offline = None if share == 1.0 else HERE.split(0.2, 0)
     model, verdict = refresh_part("dynamics", present, THERE, config, online, 0, offline=offline)
     assert verdict.accepted
-    assert verdict.after < 0.7 * verdict.before  # measured: 0.16 to 0.5
+    # measured: 0.02 to 0.1 of the error before on the new system alone, 0.52 and 0.59 beside data that contradict it
+    bound = 0.2 if share == 1.0 else 0.7
+    assert verdict.after < bound * verdict.before
     assert model is not present
     # on transitions of another draw of the changed system
     fresh = linear_system(seed=1, episodes=6)
-    assert held_out_error("dynamics", model, fresh, config, 1) < 0.7 * held_out_error("dynamics", present, fresh, config, 1)
+    assert held_out_error("dynamics", model, fresh, config, 1) < bound * held_out_error("dynamics", present, fresh, config, 1)
     assert all(torch.equal(present.state_dict()[k], v) for k, v in before.items())
     buffers = {k for k, _ in model.named_buffers()}
     assert buffers

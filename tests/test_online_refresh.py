@@ -5,6 +5,7 @@ import signal
 import sys
 import threading
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -231,6 +232,12 @@ def test_a_version_of_another_model_is_not_used_and_said_once(tmp_path, run, cha
     assert change in said[0]
     assert "not used" in said[0]
     assert all(torch.equal(v, before[k]) for k, v in run.world.dynamics.state_dict().items())
+
+
+def test_a_multi_step_world_model_is_not_refreshed(tmp_path, run):
+    several = replace(run, config=replace(run.config, dynamics=replace(run.config.dynamics, kind="multistep")))
+    with pytest.raises(ValueError, match="expected reward alone"):
+        Refresher(several, tmp_path, command=SLEEPS)
 
 
 def test_a_world_of_plain_functions_cannot_be_refreshed(tmp_path, run):

@@ -35,6 +35,9 @@ class Refresher:
             there already are put in place at once.
         say: gets each notice, a sentence; from another thread.
         command: what to start instead of the refreshing process; it gets the folder and this process's number.
+
+    Raises:
+        ValueError: a multi-step world model, or parts that are no modules.
     """
 
     COMMAND = (sys.executable, "-m", "jacrec.online.process")
@@ -58,6 +61,9 @@ class Refresher:
         self._stalled = self._gone = False
         if not self.config.enabled:
             return
+        if run.config.dynamics.kind == "multistep" and "dynamics" in self.config.parts:
+            raise ValueError("online.parts: expected reward alone for a multi-step world model, which is not trained on single "
+                             f"transitions, got {', '.join(self.config.parts)}")  # fmt: skip
         self.pickup = Pickup(self.folder, run.world, self.say)
         self.pickup.look()
         self.pickup.swap()
