@@ -269,7 +269,7 @@ class MPC:
             observation = np.zeros((width,) if self.batch is None else (self.batch, width))
         config, state, last = self.config, self.state_dict(), self.last
         patient = None if config.deadline_ms is None else 1e9
-        brief = replace(config, updates=min(config.updates, 2), deadline_ms=patient)
+        brief = replace(config, updates=min(config.updates, 2), think_every=1, deadline_ms=patient)
         try:
             self.config = brief
             for i in range(decisions):

@@ -125,9 +125,9 @@ def test_a_single_pause_is_not_expected_again(seconds):
 
 
 @pytest.mark.parametrize("batch", [None, 3])
-@pytest.mark.parametrize("deadline_ms", [None, 1e6])
-def test_a_warm_up_leaves_no_trace(setup, batch, deadline_ms):
-    config = MPCConfig(horizon=1, particles=2, updates=3, lr=1e-2, deadline_ms=deadline_ms)
+@pytest.mark.parametrize("more", [{}, {"deadline_ms": 1e6}, {"deadline_ms": 1e6, "think_every": 3, "min_signal": 0.1}])
+def test_a_warm_up_leaves_no_trace(setup, batch, more):
+    config = MPCConfig(horizon=1, particles=2, updates=3, lr=1e-2, **more)
     shape = (4, d) if batch is None else (4, batch, d)
     states = torch.randn(shape)
     cold, warm = MPC(*setup, config, batch=batch), MPC(*setup, config, batch=batch)
