@@ -13,6 +13,7 @@ from jacrec.data.transitions import DatasetInfo, Transitions
 from jacrec.io import load_module, save_module
 from jacrec.training.config import DynamicsConfig
 from jacrec.training.multistep import GaussianSteps, MultiStepStage, lengths, multi_step_errors, segments
+from jacrec.training.objectives import make_dynamics, objective
 from tests.conftest import property_cases
 
 
@@ -141,3 +142,9 @@ def test_tilting_is_refused():
     data = episodes([5])
     with pytest.raises(ValueError, match=r"dynamics\.tilt: expected 0 with kind 'multistep'"):
         MultiStepStage(data, data, replace(CONFIG, tilt=1.0), 0)
+
+
+def test_a_stage_of_single_transitions_does_not_take_it():
+    f = make_dynamics(3, 2, CONFIG)
+    with pytest.raises(ValueError, match="learns from segments of episodes; use"):
+        objective(f, torch.zeros(4, 8), CONFIG)

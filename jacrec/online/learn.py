@@ -12,6 +12,7 @@ from jacrec.data.transitions import Transitions
 from jacrec.online.config import RefreshConfig
 from jacrec.training.config import TrainConfig
 from jacrec.training.dynamics import DynamicsStage
+from jacrec.training.multistep import MultiStepStage
 from jacrec.training.reward import RewardStage
 
 ERRORS = {"dynamics": "one_step_rmse", "reward": "reward_rmse"}
@@ -126,7 +127,9 @@ def _with(config: TrainConfig, part: str, **changes) -> TrainConfig:
 
 def _stage(
     part: str, start: nn.Module, data: Transitions, test: Transitions, config: TrainConfig, seed: int
-) -> DynamicsStage | RewardStage:
+) -> DynamicsStage | MultiStepStage | RewardStage:
+    if part == "dynamics" and config.dynamics.kind == "multistep":
+        return MultiStepStage(data, test, config.dynamics, seed, start=start)
     if part == "dynamics":
         # a controller's own transitions are where its policy goes already
         return DynamicsStage(data, test, replace(config.dynamics, tilt=0.0), seed, start=start)

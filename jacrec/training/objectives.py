@@ -87,6 +87,9 @@ def objective(model: Trainable, rows: Tensor, config: DynamicsConfig, weighted: 
         of_noise = config.prediction == "epsilon"
         return NoisedExamples(rows, split, signal, corruption, embedding, of_noise, weighted=weighted), with_levels
 
+    if isinstance(model, MultiStepDynamics):
+        raise ValueError("dynamics.kind: expected a model of single transitions, got 'multistep', which learns from segments "
+                         "of episodes; use jacrec.training.multistep.MultiStepStage")  # fmt: skip
     average = isinstance(model, MeanFlowDynamics)
     moving = config.batch_size - round(config.flow_ratio * config.batch_size) if average else 0
 
