@@ -22,8 +22,9 @@ from jacrec.envs.physics import make_env
 from jacrec.realtime import realtime
 
 QUANTILES = (0.5, 0.9, 0.99, 0.999, 0.9999)
-SETTLED = 1_000
-"""decisions after which memory is to grow no more"""
+LOOKS = (1_000, 10_000)
+"""decisions after which memory is looked at, besides at the begin and at the end. Python's lists of freed objects fill for
+some thousand decisions; after that nothing is to grow"""
 
 
 @dataclass(frozen=True)
@@ -107,14 +108,14 @@ class Log:
         self.updates = np.zeros(setting.decisions, np.int64)
         self.preempted = np.zeros(setting.decisions, bool)
         self.warm_up_seconds = 0.0
-        self.memory: dict[str, dict[str, int | None]] = {}
+        self.memory: list[dict[str, int | None]] = []
 
     def begin(self) -> None:
         """The loop begins now."""
         self.others, self.environment = Others(), environment() | {"cores": os.cpu_count()}
         self.usage, self.started = resource.getrusage(resource.RUSAGE_SELF), time.perf_counter()
         self.tick = self.started
-        self.memory["start"] = memory()
+        self.memory.append({"decisions": 0, **memory()})
 
     def next_tick(self) -> float:
         """Wait for the next multiple of the control interval; its time. Asleep at first, awake in the last 0.5 ms."""
@@ -129,8 +130,8 @@ class Log:
         """One decision."""
         self.seconds[self.n], self.updates[self.n], self.preempted[self.n] = seconds, updates, preemptions > 0
         self.n += 1
-        if self.n == min(SETTLED, self.setting.decisions // 2):
-            self.memory["settled"] = memory() | {"decisions": self.n}
+        if self.n in LOOKS and self.n < self.setting.decisions:
+            self.memory.append({"decisions": self.n, **memory()})
 
     def summary(self) -> dict[str, Any]:
         """The decisions so far, as a row of the results."""
@@ -148,7 +149,7 @@ class Log:
             "ms": {**quantiles, "max": round(float(ms.max()), 4)},
             "updates": {"mean": round(float(updates.mean()), 3), "none": int((updates == 0).sum()), "most": int(updates.max())},
             "warm_up_seconds": round(self.warm_up_seconds, 3),
-            "memory": {**self.memory, "now": now},
+            "memory": [*self.memory, {"decisions": self.n, **now}],
             "involuntary_switches": usage.ru_nivcsw - self.usage.ru_nivcsw,
             "voluntary_switches": usage.ru_nvcsw - self.usage.ru_nvcsw,
             "page_faults": usage.ru_minflt - self.usage.ru_minflt,

@@ -45,8 +45,8 @@ def rows(setting: Setting, every: int = EVERY) -> Iterator[dict[str, Any]]:
 
 def line(row: dict[str, Any]) -> str:
     """A row for the terminal."""
-    ms, settled, now = row["ms"], row["memory"].get("settled", row["memory"]["start"]), row["memory"]["now"]
-    grown = "" if now["rss"] is None else f"  RSS {now['rss'] / 2**20:.0f} MiB ({(now['rss'] - settled['rss']) / 2**20:+.1f})"
+    ms, (*_, before, now) = row["ms"], row["memory"]
+    grown = "" if now["rss"] is None else f"  RSS {now['rss'] / 2**20:.0f} MiB ({(now['rss'] - before['rss']) / 2**20:+.1f})"
     return (f"{name(row):44s} {row['decided']:7d} decisions  missed {share(row)}, {row['misses_while_preempted']} preempted"
             f"  p50 {ms['p50']:.2f}  p99.9 {ms['p99.9']:.2f}  max {ms['max']:.2f} ms  E {row['updates']['mean']:.2f}"
             f"{grown}")  # fmt: skip
@@ -86,15 +86,14 @@ def markdown(found: list[dict[str, Any]]) -> str:
         lines.append(f"| {' | '.join(cells)} |")
     lines += [
         "",
-        f"Memory at the loop's begin, after {found[0]['memory'].get('settled', {}).get('decisions', '–')} decisions and at the "
-        "end; what malloc has given out and Python's blocks are those of the whole process, MuJoCo's and this script's too.",
+        f"Memory after {', '.join(str(p['decisions']) for p in first['memory'])} decisions; what malloc has given out and "
+        "Python's blocks are those of the whole process, MuJoCo's and this script's too.",
         "",
         "| | warm-up, s | RSS, MiB | malloc, MiB | Python's blocks | page faults | involuntary, voluntary switches |",
         "|" + "---|" * 7,
     ]
     for row in found:
-        memory = row["memory"]
-        points = [memory["start"], *([memory["settled"]] if "settled" in memory else []), memory["now"]]
+        points = row["memory"]
         mebi = [" → ".join("–" if p[key] is None else f"{p[key] / 2**20:.2f}" for p in points) for key in ("rss", "malloc")]
         cells = [name(row), f"{row['warm_up_seconds']:.2f}", *mebi, " → ".join(str(p["blocks"]) for p in points),
                  f"{row['page_faults']}", f"{row['involuntary_switches']}, {row['voluntary_switches']}"]  # fmt: skip
