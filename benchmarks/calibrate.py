@@ -35,7 +35,7 @@ def fit(rows: list[dict], kernel: str, device: str) -> Rates:
     """
     counts = []
     for row in rows:
-        case = make(Size(row["task"], row["M"], row["H"], row["K"], row["width"]), device=device)
+        case = make(Size(row["task"], row["M"], row["H"], row["K"], row["width"], row.get("model", "diffusion")), device=device)
         for choice, cost in costs(Sizes.of(problem(*case.arguments))).items():
             if choice[1] == kernel and NAMES[choice] in row["ms"]:
                 seconds = 1e-3 * row["ms"][NAMES[choice]]["median"]
@@ -68,6 +68,7 @@ def main(arguments: list[str] | None = None) -> None:
     else:
         sizes = [Size(t, M, H) for t in ("hopper", "halfcheetah") for H in options.horizon for M in options.particles]
         sizes += [Size("antmaze", M, 3, K, width) for K, width in ((2, 256), (20, 128), (5, 512)) for M in options.particles]
+        sizes += [Size("hopper", M, H, 1, 256, "meanflow") for H in options.horizon for M in options.particles]
         rows = measure(sizes, list(NAMES.values()), device=options.device, budget=0.4)
         name = f"calibration_{slug(options.device)}"
         print(write(name, {"environment": environment(options.device), "rows": rows}))

@@ -49,8 +49,8 @@ class Rates:
 RATES = {
     # two cores of an AMD EPYC (Zen 4), torch 2.13: benchmarks/results/calibration_cpu_amd-epyc_2_cores.json. The fit leaves
     # nothing to traffic; the fused adjoint is then the fastest at every size measured
-    ("cpu", "plain"): Rates(operation=1.37e-5, multiplication=1.64e-11, traffic=0.0),
-    ("cpu", "fused"): Rates(operation=8.2e-4, multiplication=1.25e-11, traffic=0.0),
+    ("cpu", "plain"): Rates(operation=1.05e-5, multiplication=1.54e-11, traffic=0.0),
+    ("cpu", "fused"): Rates(operation=7.9e-4, multiplication=1.24e-11, traffic=0.0),
     # not fitted on a device: launch latency and an H100-class datasheet, so that the shape of the count decides
     ("cuda", "plain"): Rates(operation=6e-6, multiplication=3e-14, traffic=1e-12),
     ("cuda", "fused"): Rates(operation=6e-6, multiplication=3e-14, traffic=1e-12),
@@ -98,10 +98,13 @@ class Sizes:
 def costs(s: Sizes) -> dict[tuple[str, str], Cost]:
     """The share of the dynamics for every (form, kernel), most of the whole; the rates hold what policy and values cost.
 
-    Plain: a value and tangent pass, or a recorded value pass and a cotangent pass, layer by layer. Fused: one operation,
-    and instead of activations the weights are moved, once for every tile of rows.
+    Plain: a value and tangent pass, or a recorded value pass and a cotangent pass, layer by layer; the operations of H + 1
+    policies, H rewards and the critic count as those of so many more networks of the dynamics' depth, which matters where
+    a transition takes one evaluation. Fused: one operation, and instead of activations the weights are moved, once for every
+    tile of rows.
     """
     depth, widths, passes = len(s.hidden), sum(s.hidden), s.calls * s.H
+    networks = passes + 2 * s.H + 2
     forward_rows = s.calls * (s.B * s.H + s.tangents)
     rows = passes * s.B
     norm = 9 if s.norm else 0, 12 if s.norm else 0
@@ -109,9 +112,9 @@ def costs(s: Sizes) -> dict[tuple[str, str], Cost]:
     tangent_loads = s.calls * -(-(s.B * s.H + s.tangents) // TILE) * s.weights
     return {
         ("forward", "plain"): Cost(
-            passes * ((6 + norm[0]) * depth + 8), forward_rows * s.weights, forward_rows * widths * (4 + norm[0])
+            networks * ((6 + norm[0]) * depth + 8), forward_rows * s.weights, forward_rows * widths * (4 + norm[0])
         ),
-        ("adjoint", "plain"): Cost(passes * ((4 + norm[1]) * depth + 8), 2 * rows * s.weights, rows * widths * (6 + norm[1])),
+        ("adjoint", "plain"): Cost(networks * ((4 + norm[1]) * depth + 8), 2 * rows * s.weights, rows * widths * (6 + norm[1])),
         ("forward", "fused"): Cost(1 + s.H, forward_rows * s.weights, tangent_loads),
         ("adjoint", "fused"): Cost(1, 2 * rows * s.weights, 2 * loads),
     }

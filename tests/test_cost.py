@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from jacrec import Actor, Adjoint, Auto, Autograd, DiffusionDynamics, Forward, RewardModel, TwinCritic, World
+from jacrec import Actor, Adjoint, Auto, Autograd, DiffusionDynamics, Forward, MeanFlowDynamics, RewardModel, TwinCritic, World
 from jacrec.cost import RATES, Rates, Sizes, costs, ranking
 from jacrec.shapes import problem
 from tests.strategies import ForeignDynamics
@@ -56,6 +56,7 @@ def test_the_choice_is_that_of_the_count():
 def test_without_imagined_steps_the_fused_adjoint_is_taken():
     """No transition is there to count, which would call the plain forms free."""
     assert Auto().choose(sized(M=1, H=0)) == Adjoint(kernel="fused")
+    assert Auto().choose(sized(M=1, H=1, dynamics=MeanFlowDynamics(11, 3))) == Adjoint(kernel="fused")
     assert Auto().choose(sized(M=1, H=0, policy=torch.nn.Sequential(Actor(11, 3)))) == Adjoint()
 
 
@@ -68,7 +69,8 @@ def test_auto_is_right_on_the_recorded_timings(path):
     for row in rows:
         d, m = DIMENSIONS[row["task"]]
         width = row["width"]
-        weights = (2 * d + m + 32 + width + width + d) * width
+        embedding = 64 if row.get("model") == "meanflow" else 32
+        weights = (2 * d + m + embedding + width + width + d) * width
         chosen = ranking(Sizes("cpu", weights, (width,) * 3, False, row["K"], d, m, row["M"], row["H"]))[0]
         taken = row["ms"][NAMES[chosen]]["median"]
         best = min(row["ms"][name]["median"] for name in NAMES.values())
