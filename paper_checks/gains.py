@@ -222,9 +222,12 @@ def _others(study: Study, name: str, level: float) -> str:
     for c in rest:
         gain = average_gain(study, c, level=level)
         worst = DASH if gain is None else f"{gain.worst.task} {interval(gain.worst.estimate, signed=True)}"
+        against = None if c == name else average_gain(study, c, name, level=level)
         rows.append([c, describe(study, c, centre), interval(gain and gain.estimate, signed=True),
-                     overview.finite(gain and gain.t), worst, overview.cost_text(study, c)])  # fmt: skip
-    head = ["contestant", f"differs from {centre} in", "gain over base", "t", "worst set", "ms / decision"]
+                     overview.finite(gain and gain.t), interval(against and against.estimate, signed=True),
+                     overview.finite(against and against.t), worst, overview.cost_text(study, c)])  # fmt: skip
+    head = ["contestant", f"differs from {centre} in", "gain over base", "t", f"difference to {name}", "t", "worst set",
+            "ms / decision"]  # fmt: skip
     return "## Several factors at once\n\n" + Sheet(head, rows).markdown()
 
 

@@ -38,13 +38,15 @@ class Choice:
 
 
 def factor_of(study: Study, contestant: str, centre: str) -> str | None:
-    """The one factor in which two contestants differ; None where they differ in none or several.
+    """The one factor in which two contestants differ; None where they differ in none or several, as who plans otherwise does.
 
     Settings that keep ψ from following a wrong model (trust radius, gradient clip and whatever else is no `OWN_FACTORS`)
     are one factor together, the guard. World models that differ in their denoising steps alone are the factor K.
     """
     ours, theirs = settings_of(study, contestant), settings_of(study, centre)
     if not ours or not theirs:  # one that rehearses has no settings of its own
+        return None
+    if ours.get("planner") != theirs.get("planner"):  # their settings are not the same ones
         return None
     keys = differing(ours, theirs)
     factors = {_factor(study, key, ours, theirs) for key in keys}
