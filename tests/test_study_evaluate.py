@@ -1,7 +1,7 @@
 """Evaluation on small untrained networks: fairness, reproducibility, resumption, and what lands in the record."""
 
-import dataclasses
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,6 +9,7 @@ import torch
 
 from jacrec.controller import MPCConfig
 from jacrec.dynamics import DeterministicDynamics
+from jacrec.dynamics.sampler import Sampler
 from jacrec.envs.batch import BatchedEnv
 from jacrec.envs.physics import make_env
 from jacrec.io import save_module
@@ -109,6 +110,16 @@ def test_a_contestant_may_imagine_in_another_world_model(trained, record, tmp_pa
     assert played["thinking"]["updates"] == played["decisions"] > 0
 
 
+def test_a_trained_model_is_sampled_in_fewer_steps_without_training(trained, record, tmp_path):
+    config = replace(CONFIG, dynamics=Sampler(sampler="ddim", levels=(1,)), contestants=("base", "mpc"))
+    few = evaluate(trained, config, out=tmp_path, quiet=True)
+    assert few["networks"] == record["networks"]
+    assert few["contestants"]["base"]["returns"] == record["contestants"]["base"]["returns"]
+    assert few["contestants"]["mpc"]["returns"] != record["contestants"]["mpc"]["returns"]
+    with pytest.raises(ValueError, match=r"got one that differs in settings.dynamics"):
+        evaluate(trained, replace(config, dynamics=Sampler()), out=tmp_path, quiet=True)
+
+
 def test_contestants_differ_only_in_their_horizon(record):
     h0, mpc = (record["contestants"][name]["controller"] for name in ("h0", "mpc"))
     assert {k for k in mpc if mpc[k] != h0[k]} == {"horizon", "particles"}
@@ -136,7 +147,7 @@ def test_rejected_updates_are_counted(trained):
     run = load_run(trained)
     with torch.no_grad():
         next(run.world.reward.parameters()).fill_(float("nan"))
-    got = evaluate(run, dataclasses.replace(CONFIG, contestants=("mpc",)), out=trained.parent / "broken", quiet=True)
+    got = evaluate(run, replace(CONFIG, contestants=("mpc",)), out=trained.parent / "broken", quiet=True)
     entry = got["contestants"]["mpc"]
     assert entry["thinking"]["rejected"] == entry["thinking"]["updates"] > 0
     assert entry["returns"] == pytest.approx(got["contestants"]["base"]["returns"], rel=1e-4)
@@ -164,13 +175,13 @@ def test_finished_contestants_are_kept_and_an_interrupted_one_comes_out_the_same
 
 
 def test_another_evaluation_is_never_overwritten(trained, record):
-    other = dataclasses.replace(CONFIG, mpc=dataclasses.replace(CONFIG.mpc, lr=1e-4))
+    other = replace(CONFIG, mpc=replace(CONFIG.mpc, lr=1e-4))
     before = read_evaluation(trained)
     with pytest.raises(ValueError, match=r"settings\.mpc.*--out.*--again"):
         evaluate(trained, other, quiet=True)
     assert read_evaluation(trained) == before
-    replaced = evaluate(trained, dataclasses.replace(other, episodes=1), out=trained.parent / "again", quiet=True)
-    again = evaluate(trained, dataclasses.replace(CONFIG, episodes=1), out=trained.parent / "again", again=True, quiet=True)
+    replaced = evaluate(trained, replace(other, episodes=1), out=trained.parent / "again", quiet=True)
+    again = evaluate(trained, replace(CONFIG, episodes=1), out=trained.parent / "again", again=True, quiet=True)
     assert replaced["settings"]["mpc"]["lr"] == 1e-4
     assert read_evaluation(trained.parent / "again")["settings"]["mpc"]["lr"] == again["settings"]["mpc"]["lr"] == 1e-3
 
@@ -226,14 +237,14 @@ def test_report_without_training_logs_or_thinking(trained, tmp_path):
 )
 def test_settings_that_make_no_sense(changes, message):
     with pytest.raises(ValueError, match=message):
-        dataclasses.replace(CONFIG, **changes)
+        replace(CONFIG, **changes)
 
 
 def test_environment_has_to_fit_the_policy(trained):
     with pytest.raises(ValueError, match="states of 11 and actions of 3"):
-        evaluate(trained, dataclasses.replace(CONFIG, env_id="HalfCheetah-v4"), quiet=True)
+        evaluate(trained, replace(CONFIG, env_id="HalfCheetah-v4"), quiet=True)
     run = load_run(trained)
-    nameless = dataclasses.replace(run, info=dataclasses.replace(run.info, env_id=None))
+    nameless = replace(run, info=replace(run.info, env_id=None))
     with pytest.raises(ValueError, match="give env_id"):
         evaluate(nameless, CONFIG, quiet=True)
 

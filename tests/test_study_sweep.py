@@ -12,12 +12,13 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from jacrec.controller import MPCConfig
+from jacrec.dynamics.sampler import Sampler
 from jacrec.files import write_json
 from jacrec.study.config import PlayConfig
 from jacrec.study.rehearsal import RehearsalConfig
 from jacrec.study.sweep.config import UNSEEN_SEEDS
 from jacrec.study.sweep.executors import Failed, Finished, Progress
-from jacrec.study.sweep.jobs import Job
+from jacrec.study.sweep.jobs import Job, PlayJob
 from jacrec.study.sweep.ledger import at_work, locked, read_failure
 from jacrec.study.sweep.listing import jobs_of
 from jacrec.study.sweep.parse import build
@@ -87,6 +88,21 @@ def test_a_resolved_study_reads_back_as_itself(name, tmp_path):
     assert read_study(tmp_path) == study
     assert differences(to_yaml(study), yaml.safe_load((tmp_path / "study.yaml").read_text())) == []
     expect_same_study(study, tmp_path)
+
+
+def test_a_contestant_may_sample_a_trained_model_otherwise(tmp_path):
+    """The networks are trained once: no job is added but that it plays."""
+    own = {"model": "default", "dynamics": {"sampler": "ddim", "levels": [2, 5]}, "horizon": 3}
+    study = parse_study(changed(contestants=SMALL["contestants"] | {"few": own}))
+    assert study.contestants["few"].dynamics == Sampler(sampler="ddim", levels=(2, 5))
+    assert parse_study(to_yaml(study)) == study
+    before, after = ({job.id: job for job in jobs_of(s, tmp_path)} for s in (parse_study(SMALL), study))
+    assert {id.rsplit("/", 1)[-1] for id in after.keys() - before.keys()} == {"few"}
+    play = after["hopper-medium/seed-0/plays/few"]
+    assert isinstance(play, PlayJob)
+    assert play.sampler.levels == (2, 5)
+    with pytest.raises(ValueError, match=r"contestants.few.dynamics: unknown setting 'kind'"):
+        parse_study(changed(contestants={"few": own | {"dynamics": {"kind": "flow"}}}))
 
 
 def test_the_tables_are_the_papers():

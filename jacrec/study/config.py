@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field, replace
 
 from jacrec.controller import MPCConfig
+from jacrec.dynamics.sampler import Sampler
 from jacrec.errors import expect_count, expect_one_of
 from jacrec.study.planners import PLANNERS, PlannerConfig, within_budget
 
@@ -63,6 +64,8 @@ class EvalConfig(PlayConfig):
     best-of-q, action-gradient (planners over actions in the same world model); base always does"""
     mpc: MPCConfig = field(default_factory=MPCConfig)
     """the controller's settings; h0 takes them with horizon 0"""
+    dynamics: Sampler = field(default_factory=Sampler)
+    """the world model sampled otherwise than it was made, for everybody who imagines in it; no training"""
     planner: PlannerConfig = field(default_factory=PlannerConfig)
     """settings of the planners among the contestants, each of which takes what it looks at; the names decide who plays, not
     its own `planner`"""

@@ -14,6 +14,7 @@ from typing import Any
 from torch import nn
 
 from jacrec.controller import MPC, MPCConfig
+from jacrec.dynamics.sampler import Sampler, with_sampler
 from jacrec.envs.batch import BatchedEnv
 from jacrec.io import load_module
 from jacrec.study.config import PlayConfig
@@ -88,6 +89,16 @@ def thinker(run: Run, controller: MPCConfig | PlannerConfig, batch: int | None) 
 def with_dynamics(run: Run, folder: str | Path) -> Run:
     """The run with the world model that another folder holds (dynamics.safetensors)."""
     return replace(run, world=replace(run.world, dynamics=load_module(Path(folder) / "dynamics.safetensors")))
+
+
+def with_settings(run: Run, sampler: Sampler) -> Run:
+    """The run with its world model sampled otherwise (`jacrec.dynamics.sampler.with_sampler`)."""
+    dynamics = run.world.dynamics
+    if not sampler.changes:
+        return run
+    if not isinstance(dynamics, nn.Module):
+        raise ValueError(f"sampler: expected one of jacrec's own world models, got {type(dynamics).__name__}; leave it out")
+    return replace(run, world=replace(run.world, dynamics=with_sampler(dynamics, sampler)))
 
 
 def environment_record(env: BatchedEnv) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from jacrec.controller import MPCConfig
 from jacrec.envs.batch import BatchedEnv
 from jacrec.files import write_json
 from jacrec.study.config import EvalConfig
-from jacrec.study.contestant import digests, environment_record, open_env, play_contestant
+from jacrec.study.contestant import digests, environment_record, open_env, play_contestant, with_settings
 from jacrec.study.probes import jacobian_growth
 from jacrec.study.rehearsal import BASE
 from jacrec.study.rehearsed import chosen, make_rehearsal, read_rehearsal
@@ -51,6 +51,7 @@ def evaluate(
     """
     run = run if isinstance(run, Run) else load_run(run)
     folder = Path(out) if out is not None else run.path
+    run = with_settings(run, config.dynamics)
     env = open_env(run, config)
     columns = (TextColumn("{task.description:>9}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
     shown = Progress(*columns, TimeRemainingColumn(), disable=quiet)

@@ -11,9 +11,10 @@ import numpy as np
 import torch
 
 from jacrec.controller import MPCConfig
+from jacrec.dynamics.sampler import Sampler
 from jacrec.envs.physics import make_env
 from jacrec.study.config import EvalConfig
-from jacrec.study.contestant import thinker, with_dynamics
+from jacrec.study.contestant import thinker, with_dynamics, with_settings
 from jacrec.study.episodes import Controller, PolicyController
 from jacrec.study.planners import PlannerConfig
 from jacrec.study.rendering import REMEDY, run_apart
@@ -128,9 +129,11 @@ def main(request: str) -> None:
     asked = json.loads(request)
     settings = asked["config"]
     controllers = {"mpc": MPCConfig(**settings["mpc"]), "planner": PlannerConfig(**settings["planner"])}
-    settings |= controllers | {"contestants": tuple(settings["contestants"])}
+    sampler = Sampler(**{k: tuple(v) if isinstance(v, list) else v for k, v in settings["dynamics"].items()})
+    settings |= controllers | {"dynamics": sampler} | {"contestants": tuple(settings["contestants"])}
     run = load_run(asked["run"])
     run = with_dynamics(run, asked["dynamics"]) if asked["dynamics"] else run
+    run = with_settings(run, sampler)
     film(run, EvalConfig(**settings), Path(asked["path"]), asked["seconds"], asked["label"], asked["who"])
 
 

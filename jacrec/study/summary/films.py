@@ -45,15 +45,16 @@ def _film(study: Study, task: str, folder: Path, seconds: float) -> str:
     if controller is None:
         return f"no film: {best} acted as the base policy"
     cell, model = study.cell(task, seed), study.config.model_of(best)
+    sampler = study.config.sampler_of(best)
     try:
         run = load_run(cell / "run")
     except FileNotFoundError as error:
         return f"no film: {error}"
     play_config, who = asdict(study.config.play_config(task)), "mpc"
     if isinstance(controller, PlannerConfig):
-        config, who = EvalConfig(**play_config, planner=controller), controller.planner
+        config, who = EvalConfig(**play_config, dynamics=sampler, planner=controller), controller.planner
     else:
-        config = EvalConfig(**play_config, mpc=controller)
+        config = EvalConfig(**play_config, dynamics=sampler, mpc=controller)
     made = record_video(run, config, folder, stem=f"{task}-{best}-seed-{seed}", label=best, who=who, seconds=seconds,
                         dynamics=None if model == DEFAULT_MODEL else cell / "models" / model)  # fmt: skip
     return made.path.name if made.path else f"no film: {made.reason}"

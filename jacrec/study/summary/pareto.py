@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from jacrec.study.config import PlayConfig
-from jacrec.study.contestant import open_env, thinker, with_dynamics
+from jacrec.study.contestant import open_env, thinker, with_dynamics, with_settings
 from jacrec.study.episodes import PolicyController, play
 from jacrec.study.hierarchy import average_over_tasks
 from jacrec.study.statistics import Estimate
@@ -82,6 +82,7 @@ def decision_times(
         for name in names:
             spec = study.config.contestants[name]
             own = run if spec.model == DEFAULT_MODEL else with_dynamics(run, cell / "models" / spec.model)
+            own = with_settings(own, spec.dynamics)
             players[name] = thinker(own, spec.controller, None)
         taken: dict[str, list[float]] = {name: [] for name in names}
         for _ in range(turns):

@@ -37,7 +37,8 @@ def settings_of(study: Study, contestant: str) -> dict[str, Any]:
         return {}
     own = study.config.contestants[contestant]
     settings = own.controller.settings if isinstance(own.controller, PlannerConfig) else asdict(own.controller)
-    return settings | {"model": own.model}
+    sampled = "".join(f", {name} {value}" for name, value in own.dynamics.changes.items())
+    return settings | {"model": own.model + sampled}
 
 
 def tuned_tasks(study: Study, contestant: str) -> list[str]:
@@ -119,8 +120,10 @@ def _model_kind(config: TrainConfig) -> str:
 
 
 def describe(study: Study, contestant: str, against: str | None = None) -> str:
-    """The settings in a line: all that matter, or those in which it differs from another contestant."""
+    """The settings in a line: all that matter, or those in which it differs from another contestant of its kind."""
     ours = settings_of(study, contestant)
+    if against is not None and ours.get("planner") != settings_of(study, against).get("planner"):
+        against = None
     if contestant == BASE:
         return "policy as trained"
     if not ours:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from jacrec.controller import MPCConfig
+from jacrec.dynamics.sampler import Sampler
 from jacrec.study.config import PlayConfig
 from jacrec.study.planners import PlannerConfig
 from jacrec.study.rehearsal import BASE, RehearsalConfig
@@ -46,6 +47,8 @@ class ContestantSpec:
     """MPC or, where a spec says `planner`, a planner over actions. In a spec its settings stand beside `model`; horizon 0 is
     the control without a world model. `budget` beside `planner` sets its samples (action-gradient: its iterations) so that
     it spends at most so many transitions of the world model per decision"""
+    dynamics: Sampler = field(default_factory=Sampler)
+    """that model sampled otherwise than it was made, e.g. {sampler: ddim, levels: [2, 5]}"""
     rehearse: tuple[str, ...] = ()
     """no controller of its own: of these contestants the one that a rehearsal in the world model chooses, cell by cell, or
     the base policy where none gains there"""
@@ -106,6 +109,10 @@ class StudyConfig:
     def model_of(self, contestant: str) -> str:
         """The name of the world model that a contestant imagines in."""
         return DEFAULT_MODEL if contestant == BASE else self.contestants[contestant].model
+
+    def sampler_of(self, contestant: str) -> Sampler:
+        """How a contestant samples that model."""
+        return Sampler() if contestant == BASE else self.contestants[contestant].dynamics
 
     def play_config(self, task: str) -> PlayConfig:
         """How episodes of a task are played."""

@@ -7,16 +7,17 @@ import contextlib
 import json
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 from jacrec.controller import MPCConfig
 from jacrec.data.load import load
 from jacrec.data.transitions import Transitions
+from jacrec.dynamics.sampler import Sampler
 from jacrec.files import write_json
 from jacrec.study.config import PlayConfig
-from jacrec.study.contestant import digests, environment_record, open_env, play_contestant, with_dynamics
+from jacrec.study.contestant import digests, environment_record, open_env, play_contestant, with_dynamics, with_settings
 from jacrec.study.planners import PlannerConfig
 from jacrec.study.sweep.config import TaskSpec
 from jacrec.study.sweep.sources import data_source
@@ -150,11 +151,13 @@ class PlayJob(ResultJob):
     model: str
     controller: MPCConfig | PlannerConfig | None
     config: PlayConfig
+    sampler: Sampler = field(default_factory=Sampler)
 
     def perform(self, report: Report) -> str:
         """Play, and write the record."""
         run, *further = (self.folder / need for need in self.needs)
         trained = with_dynamics(load_run(run), further[0]) if further else load_run(run)
+        trained = with_settings(trained, self.sampler)
         began = time.perf_counter()
         env = open_env(trained, self.config, threads=self.config.threads)
         with contextlib.closing(env), torch_threads(self.config.threads):

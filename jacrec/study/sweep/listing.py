@@ -43,5 +43,5 @@ def _cell(study: StudyConfig, task: str, seed: int, cells: Path) -> list[Job]:
         model = study.model_of(name)
         needs = (run,) if model == DEFAULT_MODEL else (run, f"{at}/models/{model}")
         jobs.append(PlayJob(f"{at}/plays/{name}", "play", task, seed, cells, needs, play.threads, name, model,
-                            study.controller(task, name), play))  # fmt: skip
+                            study.controller(task, name), play, study.sampler_of(name)))  # fmt: skip
     return jobs

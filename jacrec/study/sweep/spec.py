@@ -14,6 +14,7 @@ from typing import Any
 import yaml
 
 from jacrec.controller import MPCConfig
+from jacrec.dynamics.sampler import Sampler
 from jacrec.files import write_text
 from jacrec.study.config import PlayConfig
 from jacrec.study.planners import PlannerConfig, within_budget
@@ -244,7 +245,8 @@ def _contestants(content: Any, models: Mapping[str, Any], where: str) -> dict[st
         model = own.pop("model", DEFAULT_MODEL)
         if model not in (DEFAULT_MODEL, *models):
             raise ValueError(f"{where}.{name}.model: expected {', '.join((DEFAULT_MODEL, *models))}, got {model!r}")
-        found[name] = ContestantSpec(model, _controller(own, f"{where}.{name}"))
+        sampler = build(Sampler, own.pop("dynamics", {}), f"{where}.{name}.dynamics")
+        found[name] = ContestantSpec(model, _controller(own, f"{where}.{name}"), sampler)
     return found
 
 
@@ -281,8 +283,9 @@ def _chooser(name: str, own: Mapping[str, Any], contestants: Mapping[str, Any], 
     """A contestant that a rehearsal chooses among others."""
     named = own["rehearse"]
     others = {other: expect_mapping(o, f"{where}.{other}") for other, o in contestants.items()}
+    foreign = {"rehearse", "planner", "dynamics"}
     able = [other for other, o in others.items()
-            if not o.keys() & {"rehearse", "planner"} and o.get("model", DEFAULT_MODEL) == DEFAULT_MODEL]  # fmt: skip
+            if not o.keys() & foreign and o.get("model", DEFAULT_MODEL) == DEFAULT_MODEL]  # fmt: skip
     fine = isinstance(named, list) and bool(named) and all(x in able and named.count(x) == 1 for x in named)
     across = own.get("across_seeds", False)
     if set(own) - {"rehearse", "across_seeds"} or not fine or not isinstance(across, bool):
@@ -294,7 +297,8 @@ def _chooser(name: str, own: Mapping[str, Any], contestants: Mapping[str, Any], 
 def _contestant_to_yaml(own: ContestantSpec) -> dict[str, Any]:
     if own.rehearse:
         return {"rehearse": list(own.rehearse), "across_seeds": own.across_seeds}
-    return {"model": own.model, **_controller_to_yaml(own.controller)}
+    sampler = {"dynamics": {k: to_dict(v) for k, v in own.dynamics.changes.items()}} if own.dynamics.changes else {}
+    return {"model": own.model, **sampler, **_controller_to_yaml(own.controller)}
 
 
 def _models(content: Any, where: str) -> dict[str, dict[str, Any]]:
