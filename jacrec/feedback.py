@@ -11,8 +11,8 @@ one particle it is the tangent plane itself.
 When which: evaluating π_ψ itself between decisions (`MPCConfig.think_every`) is exact, and one forward pass, 134 656
 multiply–adds for hopper's 3×256 actor: wherever the network can be evaluated at the control rate, do that. The gains cost
 m·d multiply–adds, 33 for hopper, and no network: they are for an actuator's own loop, at a rate or on a processor at which the
-network cannot run, with the imagined step j matched to the time since the decision. A ReLU policy is piecewise linear before its
-tanh: there the error is that of the tanh alone up to the nearest kink, and in first order beyond it.
+network cannot run, with the imagined step j matched to the time since the decision. A ReLU policy is piecewise linear before
+its tanh: there the error is that of the tanh alone up to the nearest kink, and in first order beyond it.
 """
 
 from dataclasses import dataclass

@@ -189,3 +189,8 @@ def test_the_command_prints_scores_and_says_where(tmp_path, trained, capsys):
 def test_replay_settings_that_make_no_sense(name, value):
     with pytest.raises(ValueError, match=name):
         ReplayConfig(**{name: value})
+
+
+def test_append_cannot_sync_what_it_does_not_write():
+    with pytest.raises(ValueError, match=r"sync_seconds: expected more than 0 with flush_every = 4"):
+        ReplayConfig(flush_every=4, sync_seconds=0)

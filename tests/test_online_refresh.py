@@ -258,3 +258,5 @@ def test_only_the_newest_versions_are_kept_and_half_a_version_is_none(tmp_path, 
     with (tmp_path / FOLDER / "refreshes.jsonl").open("a") as file:
         file.write('{"number": 2, "transi')
     assert refreshes(tmp_path) == [{"number": 1}]
+    log_refresh(tmp_path, {"number": 2})
+    assert refreshes(tmp_path) == [{"number": 1}, {"number": 2}], "the line that was cut short takes no other along"

@@ -231,6 +231,24 @@ def test_a_write_cut_short_by_an_error_is_overwritten(tmp_path, monkeypatch):
         assert_sequence(again.transitions(), range(2))
 
 
+def test_what_could_not_be_synced_is_synced_later(tmp_path, monkeypatch):
+    replay, real, calls = OnlineReplay(tmp_path, D, M, ReplayConfig(sync_seconds=0.01)), os.fsync, []
+
+    def sync(file):
+        calls.append(file)
+        if len(calls) == 1:
+            raise OSError("no answer")
+        real(file)
+
+    monkeypatch.setattr(os, "fsync", sync)
+    append(replay, 0)
+    until = time.monotonic() + 30
+    while not calls and time.monotonic() < until:
+        time.sleep(0.01)
+    replay.close()
+    assert len(calls) == 2
+
+
 def test_one_writer_at_a_time_and_errors_that_teach(tmp_path):
     with OnlineReplay(tmp_path, D, M) as replay:
         with pytest.raises(ValueError, match="nobody appends to"):

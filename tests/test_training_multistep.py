@@ -12,6 +12,7 @@ from jacrec import DeterministicDynamics, MultiStepDynamics
 from jacrec.data.transitions import DatasetInfo, Transitions
 from jacrec.io import load_module, save_module
 from jacrec.training.config import DynamicsConfig
+from jacrec.training.dynamics import DynamicsStage
 from jacrec.training.multistep import GaussianSteps, MultiStepStage, lengths, multi_step_errors, segments
 from jacrec.training.objectives import make_dynamics, objective
 from tests.conftest import property_cases
@@ -148,3 +149,5 @@ def test_a_stage_of_single_transitions_does_not_take_it():
     f = make_dynamics(3, 2, CONFIG)
     with pytest.raises(ValueError, match="learns from segments of episodes; use"):
         objective(f, torch.zeros(4, 8), CONFIG)
+    with pytest.raises(ValueError, match="learns from segments of episodes; use"):
+        DynamicsStage(episodes([5]), episodes([5]), CONFIG, 0)

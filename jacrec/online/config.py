@@ -94,7 +94,8 @@ class ReplayConfig:
     """transitions that are written together: a killed process loses at most those not yet written. 1: `append` itself
     writes, and nothing that it returned from is lost; more: a thread writes, and `append` never touches the disk"""
     sync_seconds: float = 1.0
-    """longest time between a write and its fsync, by a thread: what a loss of power may take. 0: `append` itself syncs"""
+    """longest time between a write and its fsync, by a thread: what a loss of power may take. 0, with flush_every = 1:
+    `append` itself syncs"""
     buffer: int = 65_536
     """transitions that wait for the writing thread at most; where the disk takes none any more, `append` raises"""
 
@@ -104,6 +105,9 @@ class ReplayConfig:
                 raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")
         if self.sync_seconds < 0:
             raise ValueError(f"sync_seconds: expected at least 0, got {self.sync_seconds}")
+        if self.sync_seconds == 0 and self.flush_every > 1:
+            raise ValueError(f"sync_seconds: expected more than 0 with flush_every = {self.flush_every}, where `append` does "
+                             "not touch the disk; take flush_every = 1 for `append` to sync itself")  # fmt: skip
         if self.buffer < self.flush_every:
             raise ValueError(f"buffer: expected at least flush_every = {self.flush_every}, got {self.buffer}")
 

@@ -10,6 +10,7 @@ refresher.log                    what the refreshing process had to say
 import contextlib
 import copy
 import json
+import os
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -129,6 +130,8 @@ def _store(folder: Path, record: dict[str, Any], mpc: MPC) -> None:
     path = _controller_file(folder, record)
     part = path.with_name(path.name + ".part")
     save_file(mpc.state_dict(), part)
+    with part.open("rb") as file:
+        os.fsync(file.fileno())  # or a loss of power could leave an empty file under the name that the record has
     part.replace(path)
     write_json(folder / FILE, record)
     for old in folder.glob("controller-*.safetensors"):

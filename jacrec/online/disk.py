@@ -89,7 +89,11 @@ class Disk:
     def _sync(self) -> None:
         if self._unsynced:
             self._unsynced = False  # what is written from here on waits for the next one
-            os.fsync(self.file)
+            try:
+                os.fsync(self.file)
+            except OSError:
+                self._unsynced = True
+                raise
 
     def _serve(self) -> None:
         synced = time.monotonic()

@@ -12,7 +12,6 @@ from jacrec.data.transitions import Transitions
 from jacrec.online.config import RefreshConfig
 from jacrec.training.config import TrainConfig
 from jacrec.training.dynamics import DynamicsStage
-from jacrec.training.multistep import MultiStepStage
 from jacrec.training.reward import RewardStage
 
 ERRORS = {"dynamics": "one_step_rmse", "reward": "reward_rmse"}
@@ -65,7 +64,8 @@ def refresh_part(
         alive: called at every gradient step.
 
     Raises:
-        ValueError: fewer than 2 · LEAST_ROWS finite transitions in the replay.
+        ValueError: fewer than 2 · LEAST_ROWS finite transitions in the replay; a multi-step world model, whose segments a table
+            of single transitions does not have.
     """
     replay = replay.rows(finite(replay))
     if len(replay) < 2 * LEAST_ROWS:
@@ -127,9 +127,7 @@ def _with(config: TrainConfig, part: str, **changes) -> TrainConfig:
 
 def _stage(
     part: str, start: nn.Module, data: Transitions, test: Transitions, config: TrainConfig, seed: int
-) -> DynamicsStage | MultiStepStage | RewardStage:
-    if part == "dynamics" and config.dynamics.kind == "multistep":
-        return MultiStepStage(data, test, config.dynamics, seed, start=start)
+) -> DynamicsStage | RewardStage:
     if part == "dynamics":
         # a controller's own transitions are where its policy goes already
         return DynamicsStage(data, test, replace(config.dynamics, tilt=0.0), seed, start=start)

@@ -47,9 +47,11 @@ def publish(folder: Path, version: int, parts: Mapping[str, nn.Module], keep: in
 
 
 def log_refresh(folder: Path, line: dict[str, Any]) -> None:
-    """Append a line to the log."""
-    with (folder / FOLDER / LOG).open("a", encoding="utf-8") as file:
-        file.write(json.dumps(line) + "\n")
+    """Append a line to the log; one that was cut short before it is closed, so as not to take this one along."""
+    path = folder / FOLDER / LOG
+    torn = path.is_file() and not path.read_bytes().endswith(b"\n")
+    with path.open("a", encoding="utf-8") as file:
+        file.write("\n" * torn + json.dumps(line) + "\n")
 
 
 def refreshes(folder: Path) -> list[dict[str, Any]]:
