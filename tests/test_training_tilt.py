@@ -1,5 +1,7 @@
 """World models tilted towards their policy: the weights, the weighted step, the order of the stages."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -65,7 +67,7 @@ def test_every_kind_learns_from_weighted_rows(kind):
     config = DynamicsConfig(kind=kind, hidden=(8,), steps=3, batch_size=20, tilt=2.0, tilt_std=0.5, tilt_clip=3.0, members=1,
                             max_grad_norm=None)  # fmt: skip
     stage = DynamicsStage(DATA, DATA, config, 0, dtype=torch.float64, policy=actor)
-    model = make_dynamics(3, 2, config).double()
+    model: Any = make_dynamics(3, 2, config).double()
     model.load_state_dict(stage.model.state_dict())
     index, *random = stage.stream.at(0)
     stage.step(0)

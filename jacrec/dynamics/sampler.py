@@ -1,7 +1,7 @@
 """Another sampler for a trained world model: the same weights, another chain of maps h_k, no training."""
 
 from dataclasses import dataclass, fields
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -59,8 +59,9 @@ def with_sampler(dynamics: AnyModule, sampler: Sampler) -> AnyModule:
             f"sampler of {type(dynamics).__name__}: expected {', '.join(knobs) or 'nothing'}, which sampling may change there, "
             f"got {', '.join(foreign)}; leave it out, or train a model of the kind that has it"
         )
+    config: Any = dynamics.config
     with torch.random.fork_rng(devices=[]):
-        other = type(dynamics)(**{**dynamics.config, **changes})  # pyright: ignore[reportCallIssue, reportArgumentType]
+        other = type(dynamics)(**(config | changes))  # pyright: ignore[reportCallIssue, reportArgumentType]
     like = next(iter(dynamics.parameters()))
     other.to(like.device, like.dtype).train(dynamics.training)
     other.load_state_dict(dynamics.state_dict(), assign=True)

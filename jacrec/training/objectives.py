@@ -21,7 +21,8 @@ from jacrec.training.flows import FlowExamples, MeanFlowExamples, draw_times, sp
 from jacrec.training.gaussians import GaussianExamples
 from jacrec.training.streams import Draw
 
-Trainable = DiffusionDynamics | DeterministicDynamics | FlowDynamics | MeanFlowDynamics | EnsembleDynamics | MultiStepDynamics
+OneStep = DiffusionDynamics | DeterministicDynamics | FlowDynamics | MeanFlowDynamics | EnsembleDynamics
+Trainable = OneStep | MultiStepDynamics
 
 
 def make_dynamics(state_dim: int, action_dim: int, config: DynamicsConfig) -> Trainable:
