@@ -87,7 +87,7 @@ def _plain_step(
 ) -> Tensor:
     """The commonest case of `ascend`, one ψ on the CPU, in Python's numbers: a decision waits for it."""
     length = norm.item()
-    accepted = math.isfinite(length * lr) and bool(torch.isfinite(value).all())
+    accepted = math.isfinite(length * lr) and all(map(math.isfinite, value.reshape(-1).tolist()))
     if accepted:
         clip = 1.0 if max_grad_norm is None else max_grad_norm / max(length, max_grad_norm)
         torch._foreach_add_(list(parameters.values()), list(gradient.values()), alpha=lr * clip)  # pyright: ignore

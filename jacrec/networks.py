@@ -32,14 +32,15 @@ def written_out(module: object) -> bool:
     the answer is no, and the module is differentiated as a stranger's.
     """
     parts = [module]
-    # not `modules()`, which guards against cycles at ten times the price: this is asked at every decision
-    while parts:
-        part = parts.pop()
-        if not isinstance(part, nn.Module) or type(part) not in WRITTEN or "forward" in part.__dict__:
+    # not `modules()`, which guards against cycles at many times the price: this is asked at every decision
+    for part in parts:  # grows as it goes
+        if type(part) not in WRITTEN:
             return False
-        if part._forward_hooks or part._forward_pre_hooks:
+        own = part.__dict__
+        if "forward" in own or own["_forward_hooks"] or own["_forward_pre_hooks"]:
             return False
-        parts.extend(part._modules.values())
+        if own["_modules"]:
+            parts.extend(own["_modules"].values())
     return True
 
 

@@ -10,7 +10,7 @@ import operator
 import threading
 from collections import OrderedDict
 from collections.abc import Collection
-from itertools import pairwise
+from itertools import chain, pairwise
 from typing import NamedTuple, cast
 
 import numpy as np
@@ -44,29 +44,26 @@ class Watch:
 
     def __init__(self, modules: list[nn.Module]):
         self.modules = modules
-        self.held, tensors = [], []
+        self.places: list[tuple[dict, str]] = []
+        """where parts hang: a module's attributes, and the name of one that is a dict of them"""
         for part in (part for module in modules for part in module.modules()):
             # a layer has no parts; what might be added to one is not used
             if type(part) not in (Affine, LayerNorm):
-                self.held.append((part.__dict__, "_modules", tuple(part._modules.values())))
-            for kind in ("_parameters", "_buffers"):
-                here = getattr(part, kind)
-                if here:
-                    self.held.append((part.__dict__, kind, tuple(here.values())))
-                    tensors += [x for x in here.values() if x is not None]
-        self.tensors = [(x, x.data_ptr(), x.shape, x.dtype, x.is_contiguous()) for x in tensors]
+                self.places.append((part.__dict__, "_modules"))
+            self.places += [(part.__dict__, kind) for kind in ("_parameters", "_buffers") if getattr(part, kind)]
+        self.parts = self._parts()
+        self.tensors = [x for x in self.parts if isinstance(x, Tensor)]
+        self.as_they_lie = self._as_they_lie()
+
+    def _parts(self) -> list[object]:
+        return list(chain.from_iterable([own[kind].values() for own, kind in self.places]))
+
+    def _as_they_lie(self) -> list[tuple]:
+        return [(x.data_ptr(), x.shape, x.dtype, x.is_contiguous()) for x in self.tensors]
 
     def unchanged(self, modules: list[nn.Module]) -> bool:
         """Whether they still are those, with the same parts, at the same addresses."""
-        if not same(self.modules, modules):
-            return False
-        for part, kind, values in self.held:
-            if not same(part[kind].values(), values):
-                return False
-        for x, address, shape, dtype, dense in self.tensors:  # a loop: a generator would take half as long again
-            if x.data_ptr() != address or x.shape != shape or x.dtype is not dtype or x.is_contiguous() != dense:
-                return False
-        return True
+        return same(self.modules, modules) and same(self.parts, self._parts()) and self.as_they_lie == self._as_they_lie()
 
 
 def same(these: Collection[object], those: Collection[object]) -> bool:
