@@ -5,7 +5,7 @@ A plan holds what its addresses point to; `refresh` brings the copies up to date
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import cache, partial
+from functools import cache
 from typing import NamedTuple
 
 import numpy as np
@@ -170,7 +170,8 @@ def describe_chain(
         if table is None:
             W_t, b, features = level_parts(f)
             table = torch.addmm(b, features, W_t)
-            plan.refreshed.append(partial(torch.addmm, b, features, W_t, out=table))
+            # copied whole: another thread may be reading, and a product in place passes through other values
+            plan.refreshed.append(lambda kept=table: kept.copy_(torch.addmm(b, features, W_t)))
         row[chains.TABLE], row[chains.TABLE_STRIDE] = plan.address(table), W_u.shape[0]
     else:
         W_sa, steps = f.mlp.layers[0].weight, np.array([[0.0], [1.0], [0.0]])
