@@ -10,8 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from jacrec.controller import MPCConfig
 from jacrec.io import load_module, save_module
-from jacrec.study.summary.pareto import Milliseconds, decision_times, front, shares
+from jacrec.study.planners import PlannerConfig
+from jacrec.study.summary.pareto import Milliseconds, decision_times, front, milliseconds, shares
 from jacrec.study.summary.read import read_study
 from tests.conftest import property_cases
 from tests.small_run import hardly_trained
@@ -73,6 +75,12 @@ def test_decisions_are_timed_on_the_studys_own_networks(tmp_path):
     found = decision_times(read_study(path), list(contestants), decisions=5, turns=2, threads=1)
     assert list(found) == ["mpc", "other", "mppi"]
     assert all(0 < ms.low <= ms.median <= ms.high < math.inf for ms in found.values())
+
+
+def test_thinking_now_and_then_costs_its_share():
+    taken = [6.0, 0.5, 0.5] * 7
+    assert milliseconds(taken, PlannerConfig()).median == 0.5
+    assert milliseconds([*taken, 6.0], MPCConfig(think_every=3)) == Milliseconds(*[pytest.approx(7 / 3)] * 3)
 
 
 @pytest.mark.parametrize(("h1_costs", "answer"), [(0.4, "reached by **h1** 80% at 10.0%"), (0.8, "NOT reached; the cheapest")])

@@ -129,7 +129,8 @@ def main(request: str) -> None:
     asked = json.loads(request)
     settings = asked["config"]
     controllers = {"mpc": MPCConfig(**settings["mpc"]), "planner": PlannerConfig(**settings["planner"])}
-    sampler = Sampler(**{k: tuple(v) if isinstance(v, list) else v for k, v in settings["dynamics"].items()})
+    named: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in settings["dynamics"].items()}
+    sampler = Sampler(**named)
     settings |= controllers | {"dynamics": sampler} | {"contestants": tuple(settings["contestants"])}
     run = load_run(asked["run"])
     run = with_dynamics(run, asked["dynamics"]) if asked["dynamics"] else run

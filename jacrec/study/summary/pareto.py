@@ -8,10 +8,12 @@ from typing import TypeVar
 import numpy as np
 import torch
 
+from jacrec.controller import MPCConfig
 from jacrec.study.config import PlayConfig
 from jacrec.study.contestant import open_env, thinker, with_dynamics, with_settings
 from jacrec.study.episodes import PolicyController, play
 from jacrec.study.hierarchy import average_over_tasks
+from jacrec.study.planners import PlannerConfig
 from jacrec.study.statistics import Estimate
 from jacrec.study.summary.gains import average_gain
 from jacrec.study.summary.read import Study, cell_folder
@@ -93,7 +95,15 @@ def decision_times(
                     player.act(observation)
                     if i >= WARM_UP:
                         taken[name].append(1e3 * (time.perf_counter() - begun))
-    return {name: Milliseconds(*(float(x) for x in np.percentile(t, (50, 20, 80)))) for name, t in taken.items()}
+    return {name: milliseconds(t, study.config.contestants[name].controller) for name, t in taken.items()}
+
+
+def milliseconds(taken: Sequence[float], controller: MPCConfig | PlannerConfig) -> Milliseconds:
+    """Of decisions one after the other. One that thinks every n-th time costs the mean of n, since the median would be an
+    answer without thinking."""
+    n = controller.think_every if isinstance(controller, MPCConfig) else 1
+    means = np.reshape(taken[: len(taken) // n * n], (-1, n)).mean(1)
+    return Milliseconds(*(float(x) for x in np.percentile(means, (50, 20, 80))))
 
 
 def _first_run(study: Study, names: Sequence[str]):
