@@ -104,8 +104,8 @@ class DynamicsConfig:
     sweeps: int | None = None
     """multistep: batched passes of an imagination; none named: as many as make it exact, a row of the network each"""
     tilt: float = 0.0
-    """η of a policy-tilted model: each transition's loss is multiplied by exp(η l) over its mean on the training set, with
-    l = log π(a|s) of the trained policy; 0 weighs all alike. The stage then comes after rebrac"""
+    """η of a policy-tilted model: each transition counts, and is drawn, in proportion to exp(η l) over the training set, with
+    l = log π(a|s) of the trained policy; 0: all alike. The stage then comes after rebrac"""
     tilt_std: float = 0.2
     """standard deviation of the Gaussian around the deterministic policy's action that stands in for π(a|s)"""
     tilt_clip: float = 20.0

@@ -110,12 +110,10 @@ class DynamicsStage:
         capturable = torch.device(device).type == "cuda" if capturable is None else capturable
         self.regression = Regression(self.model, network(), mlp, prefix, config, capturable)
         state, action, next_state = (as_tensor(a, device, dtype) for a in (data.state, data.action, data.next_state))
-        # rows [standardised s, a, target x], and perhaps a weight
-        columns = [self.model.standardise(state), action, self.model.encode(state, next_state)]
+        # rows [standardised s, a, target x]
+        rows = torch.cat([self.model.standardise(state), action, self.model.encode(state, next_state)], -1)
         self.weights = None if policy is None or not config.tilt else tilt_weights(policy, data, config)
-        if self.weights is not None:
-            columns.append(self.weights.to(device, dtype).unsqueeze(-1))
-        self.examples, draw = objective(self.model, torch.cat(columns, -1), config, weighted=self.weights is not None)
+        self.examples, draw = objective(self.model, rows, config, self.weights)
         self.stream = BatchStream(seed, self.name, draw, device)
         self.descend = descending(self.regression, self.examples, capturable)
         held_out = held_out.rows(choose_rows(len(held_out), config.eval_transitions, seed_of(seed, self.name, "held out")))

@@ -1,7 +1,7 @@
 """What one update of a supervised stage learns from: rows of a table, made into inputs, and how its outputs are judged."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -16,22 +16,16 @@ class Batch:
 
     x: Tensor
     goal: Tensor
-    weight: Tensor | None = None
-    """of the rows, (..., B, 1); None is 1"""
 
     def judge(self, prediction: Tensor, push: Push) -> tuple[Tensor, Tensor]:
         """The loss (...) and its derivative by the network's prediction (..., B, out), whose memory may be used for it."""
         error = prediction.sub_(self.goal)
-        size = error.shape[-2] * error.shape[-1]
-        if self.weight is None:
-            return error.square().mean((-2, -1)), error.mul_(2 / size)
-        bar = error * self.weight
-        return (error * bar).mean((-2, -1)), bar.mul_(2 / size)
+        return error.square().mean((-2, -1)), error.mul_(2 / (error.shape[-2] * error.shape[-1]))
 
 
 @dataclass(frozen=True)
 class Examples:
-    """Rows [x, goal] (n, ·), or [x, goal, weight], on the device; called with indices (B,), or (S, B), it answers with a batch.
+    """Rows [x, goal] (n, ·) on the device; called with indices (B,), or (S, B), it answers with a batch.
 
     What an update draws besides is handed in behind the indices.
     """
@@ -39,14 +33,11 @@ class Examples:
     rows: Tensor
     split: int
     """columns of x"""
-    weighted: bool = field(default=False, kw_only=True)
-    """whether the last column is the row's weight"""
 
-    def taken(self, index: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-        """x (..., B, split), goal (..., B, ·) and weight (..., B, 1) of these rows."""
+    def taken(self, index: Tensor) -> tuple[Tensor, Tensor]:
+        """x (..., B, split) and goal (..., B, ·) of these rows."""
         rows = take(self.rows, index)
-        x, rest = rows[..., : self.split], rows[..., self.split :]
-        return (x, rest[..., :-1], rest[..., -1:]) if self.weighted else (x, rest, None)
+        return rows[..., : self.split], rows[..., self.split :]
 
     def __call__(self, index: Tensor, *random: Tensor) -> Batch:
         """The batch of these rows."""
@@ -74,6 +65,6 @@ class NoisedExamples(Examples):
     def __call__(self, index: Tensor, *random: Tensor) -> Batch:
         """Levels k − 1 (..., B) and noise (..., B, d) are handed in."""
         k, noise = random
-        s_a, target, weight = self.taken(index)
+        s_a, target = self.taken(index)
         corrupted = take(self.signal, k) * target + take(self.corruption, k) * noise
-        return Batch(torch.cat([corrupted, s_a, take(self.embedding, k)], -1), noise if self.of_noise else target, weight)
+        return Batch(torch.cat([corrupted, s_a, take(self.embedding, k)], -1), noise if self.of_noise else target)

@@ -43,9 +43,9 @@ class FlowExamples(Examples):
     def __call__(self, index: Tensor, *random: Tensor) -> Batch:
         """Times (..., B, n), the first of which is t, and noise (..., B, d) are handed in."""
         times, noise = random
-        s_a, target, weight = self.taken(index)
+        s_a, target = self.taken(index)
         x, _ = self.inputs(s_a, target, times, noise)
-        return Batch(x, noise - target if self.of_velocity else target, weight)
+        return Batch(x, noise - target if self.of_velocity else target)
 
     def inputs(self, s_a: Tensor, target: Tensor, times: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
         """The inputs x (..., B, in), and the features (..., B, n, e)."""
@@ -80,11 +80,10 @@ class MeanFlowBatch(Batch):
             moved *= self.keep
         moved += rate.mul_(self.span)
         row = error.square().mean(-1, keepdim=True)
-        weight = torch.ones_like(row) if self.weight is None else self.weight
-        loss = (row * weight).mean((-2, -1))
+        loss = row.mean((-2, -1))
         if self.power:
-            weight = weight * (row + ADAPTIVE_FLOOR).pow_(-self.power)
-        return loss, error.mul_(weight * (2 / (error.shape[-2] * error.shape[-1])))
+            error.mul_(row.add_(ADAPTIVE_FLOOR).pow_(-self.power))
+        return loss, error.mul_(2 / (error.shape[-2] * error.shape[-1]))
 
 
 @dataclass(frozen=True)
@@ -99,7 +98,7 @@ class MeanFlowExamples(FlowExamples):
     def __call__(self, index: Tensor, *random: Tensor) -> MeanFlowBatch:
         """Times (..., B, 2) as `spans` makes them, and noise (..., B, d) are handed in."""
         times, noise = random
-        s_a, target, weight = self.taken(index)
+        s_a, target = self.taken(index)
         x, features = self.inputs(s_a, target, times, noise)
         velocity = noise - target
         sine, cosine = features[..., : self.moving, :, :].chunk(2, -1)
@@ -109,5 +108,6 @@ class MeanFlowExamples(FlowExamples):
         tangent = torch.cat([velocity[..., : self.moving, :], still, features_rate], -1)
         t, span = times[..., : self.moving, :1], times[..., : self.moving, 1:]
         keep = None if self.of_velocity else 1 - span / t
-        return MeanFlowBatch(x, velocity if self.of_velocity else target, weight,
-                             tangent=tangent, span=span, keep=keep, power=self.power)  # fmt: skip
+        return MeanFlowBatch(
+            x, velocity if self.of_velocity else target, tangent=tangent, span=span, keep=keep, power=self.power
+        )

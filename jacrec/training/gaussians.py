@@ -26,10 +26,7 @@ class GaussianBatch(Batch):
         square = error * share
         size = error.shape[-2] * error.shape[-1]
         scale = torch.exp(BETA * log_variance) / size
-        loss = 0.5 * (square + log_variance)
-        if self.weight is not None:
-            scale, loss = scale * self.weight, loss * self.weight
-        return loss.mean(), torch.cat([share * scale, 0.5 * (1 - square) * slope * scale], -1)
+        return 0.5 * (square + log_variance).mean(), torch.cat([share * scale, 0.5 * (1 - square) * slope * scale], -1)
 
 
 @dataclass(frozen=True)

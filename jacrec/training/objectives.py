@@ -51,29 +51,38 @@ def network_of(model: Trainable) -> tuple[MLP, str]:
     return (model.denoiser.mlp, "denoiser.mlp.") if isinstance(model, ChainDynamics) else (model.mlp, "mlp.")
 
 
-def objective(model: Trainable, rows: Tensor, config: DynamicsConfig, weighted: bool = False) -> tuple[Examples, Draw]:
+def objective(model: Trainable, rows: Tensor, config: DynamicsConfig, weights: Tensor | None = None) -> tuple[Examples, Draw]:
     """The examples that `model` learns from, and what draws the random tensors that they are called with.
 
     Args:
-        rows: [standardised s, a, target x], (n, 2d + m), and where `weighted` each row's weight.
+        rows: [standardised s, a, target x], (n, 2d + m).
+        weights: how often a row is drawn, (n,) with mean 1, on the CPU; None: all alike.
     """
     d, split = model.state_dim, model.state_dim + model.action_dim
     n, dtype = len(rows), rows.dtype
 
+    below = None if weights is None else weights.double().cumsum(0)
+
+    def drawn(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+        if below is None:
+            return torch.randint(n, shape, generator=generator)
+        at = torch.rand(shape, generator=generator, dtype=torch.float64) * below[-1]
+        return torch.searchsorted(below, at, right=True).clamp_(max=n - 1)
+
     def indices(generator: torch.Generator, block: int) -> tuple[Tensor, ...]:
-        return (torch.randint(n, (block, config.batch_size), generator=generator),)
+        return (drawn((block, config.batch_size), generator),)
 
     def noise(generator: torch.Generator, block: int) -> Tensor:
         return torch.randn(block, config.batch_size, d, generator=generator, dtype=dtype)
 
     if isinstance(model, DeterministicDynamics):
-        return Examples(rows, split, weighted=weighted), indices
+        return Examples(rows, split), indices
     if isinstance(model, EnsembleDynamics):
 
         def own_indices(generator: torch.Generator, block: int) -> tuple[Tensor, ...]:
-            return (torch.randint(n, (block, config.members, config.batch_size), generator=generator),)
+            return (drawn((block, config.members, config.batch_size), generator),)
 
-        return GaussianExamples(rows, split, weighted=weighted), own_indices
+        return GaussianExamples(rows, split), own_indices
     if isinstance(model, DiffusionDynamics):
 
         def with_levels(generator: torch.Generator, block: int) -> tuple[Tensor, ...]:
@@ -86,7 +95,7 @@ def objective(model: Trainable, rows: Tensor, config: DynamicsConfig, weighted: 
         signal = model.alpha_bar.sqrt().to(dtype).unsqueeze(-1)  # (K, 1)
         corruption = (1 - model.alpha_bar).sqrt().to(dtype).unsqueeze(-1)  # (K, 1)
         of_noise = config.prediction == "epsilon"
-        return NoisedExamples(rows, split, signal, corruption, embedding, of_noise, weighted=weighted), with_levels
+        return NoisedExamples(rows, split, signal, corruption, embedding, of_noise), with_levels
 
     if isinstance(model, MultiStepDynamics):
         raise ValueError("dynamics.kind: expected a model of single transitions, got 'multistep', which learns from segments "
@@ -100,12 +109,8 @@ def objective(model: Trainable, rows: Tensor, config: DynamicsConfig, weighted: 
         times = draw_times(shape, config.times, config.times_mean, config.times_std, generator)
         return *index, (spans(times, moving) if average else times).to(dtype), noise(generator, block)
 
-    frequency, of_velocity = (
-        step_frequencies(model.denoiser.embedding_dim, rows.device).to(dtype),
-        config.prediction == "velocity",
-    )
+    frequency = step_frequencies(model.denoiser.embedding_dim, rows.device).to(dtype)
+    of_velocity = config.prediction == "velocity"
     if average:
-        return MeanFlowExamples(
-            rows, split, frequency, of_velocity, moving, config.adaptive_power, weighted=weighted
-        ), with_times
-    return FlowExamples(rows, split, frequency, of_velocity, weighted=weighted), with_times
+        return MeanFlowExamples(rows, split, frequency, of_velocity, moving, config.adaptive_power), with_times
+    return FlowExamples(rows, split, frequency, of_velocity), with_times
