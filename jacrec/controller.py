@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from jacrec.ascent import TrustRegion, over_rows, trainable
 from jacrec.decoupled import ascended
+from jacrec.dynamics import MultiStepDynamics
 from jacrec.errors import expect_count, expect_one_of, expect_positive, expect_shape
 from jacrec.improve import STEPS, Rule, propose
 from jacrec.mpc import MPCStep, Trace, check_settings
@@ -51,7 +52,8 @@ class MPCConfig:
     """what ψ does: "episode" is carried between decisions and restored by `new_episode`, "persist" is carried through
     episodes, "step" restarts from the pretrained ψ at every decision"""
     deadline_ms: float | None = None
-    """answer within about this time with the best ψ so far; an update is begun only if it is expected to end in time"""
+    """answer within about this time with the best ψ so far; an update is begun only if it is expected to end in time. Rows of
+    a batch whose horizons differ (`max_growth`) take their turns shortest first, all updates of one group before the next"""
     think_every: int = 1
     """decide at every n-th call of `act` in an episode; in between the improved policy acts, at the cost of its evaluation"""
     min_signal: float | None = None
@@ -117,6 +119,16 @@ class MPCConfig:
         return self.think_every > 1 or self.min_signal is not None or self.max_growth is not None
 
 
+def _check_multi_step(c: MPCConfig) -> None:
+    """ValueError for what asks for one transition's derivatives, where the world model gives H states at once."""
+    unserved = {"max_growth": c.max_growth is not None, "step": c.rule.in_actions, "objective": c.objective != "return",
+                "method": c.method in ("forward", "adjoint")}  # fmt: skip
+    for name, asked in unserved.items():
+        if asked:
+            raise ValueError(f"{name}: expected its default with MultiStepDynamics, which has no single transition, got "
+                             f"{getattr(c, name)!r}; use a one-step world model for it")  # fmt: skip
+
+
 class MPC:
     """A controller that thinks before each action: `act(observation)` runs Algorithm 1 on its own copy of the policy.
 
@@ -135,6 +147,8 @@ class MPC:
         if config is not None and not isinstance(config, MPCConfig):
             raise ValueError(f"config: expected MPCConfig(...) or None, got {type(config).__name__}")
         self.world, self.config = world, config or MPCConfig()
+        if isinstance(world.dynamics, MultiStepDynamics):
+            _check_multi_step(self.config)
         self.policy = copy.deepcopy(policy) if batch is None else BatchedPolicy(policy, batch)
         self.policy.eval()
         self.batch = batch

@@ -29,6 +29,7 @@ from jacrec import (
 from jacrec.io import load_module, save_module
 from jacrec.multistep import multistep_growth
 from jacrec.shapes import problem as checked
+from jacrec.study.planners import Planner
 from jacrec.study.probes import jacobian_growth
 from tests.conftest import property_cases
 from tests.oracles import relative_error, well_posed
@@ -262,3 +263,16 @@ def test_growth_is_the_norm_of_the_jacobian(setup, sweeps):
         torch.testing.assert_close(growth[n, i], torch.linalg.matrix_norm(J, 2), rtol=1e-12, atol=1e-12)
     found = jacobian_growth(policy, world, state.numpy(), horizon=10, particles=2, seed=0)
     assert len(found["median"]) == 4
+
+
+@pytest.mark.parametrize(
+    ("options", "name"),
+    [({"max_growth": 2.0}, "max_growth"), ({"step": "fisher"}, "step"), ({"objective": "decoupled-critic"}, "objective"),
+     ({"method": "forward"}, "method")],
+)  # fmt: skip
+def test_what_a_controller_cannot_do_with_it_is_said_when_it_is_made(options, name):
+    world = World(MultiStepDynamics(3, 2, (8,), horizon=2), RewardModel(3, 2, (8,)), TwinCritic(3, 2, (8,)), 0.9)
+    with pytest.raises(ValueError, match=f"{name}: expected its default with MultiStepDynamics"):
+        MPC(Actor(3, 2, (8,)), world, MPCConfig(horizon=2, particles=2, **options))
+    with pytest.raises(ValueError, match="one step at a time, got MultiStepDynamics"):
+        Planner(Actor(3, 2, (8,)), world)

@@ -13,7 +13,7 @@ from jacrec.dynamics.flow import TIME_SCALE
 from jacrec.training.examples import Batch, Examples, Push
 
 ADAPTIVE_FLOOR = 0.01
-"""c of MeanFlow's adaptive weight 1/(‖Δ‖² + c)^p"""
+"""c of MeanFlow's adaptive weight 1/(‖Δ‖² + c)^p, ‖Δ‖² the mean over dimensions"""
 
 
 def draw_times(shape: tuple[int, ...], distribution: str, mean: float, std: float, generator: torch.Generator) -> Tensor:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from jacrec.ascent import over_rows
+from jacrec.dynamics import MultiStepDynamics
 from jacrec.shapes import check_observation, check_state, plain_torch, row_mask
 from jacrec.study.planners.config import PlannerConfig
 from jacrec.study.planners.search import Decision, Draws, Planned, search
@@ -44,6 +45,9 @@ class Planner:
             raise ValueError(f"world: expected a jacrec.World(dynamics, reward, critic, discount), got {type(world).__name__}")
         if config is not None and not isinstance(config, PlannerConfig):
             raise ValueError(f"config: expected PlannerConfig(...) or None, got {type(config).__name__}; MPCConfig is of MPC")
+        if isinstance(world.dynamics, MultiStepDynamics) and (config or PlannerConfig()).planner != "best-of-q":
+            raise ValueError("world: expected dynamics that take one step at a time, got MultiStepDynamics, whose states come "
+                             "at once for the policy's own actions; only planner 'best-of-q' does without")  # fmt: skip
         if batch is not None and batch < 1:
             raise ValueError(f"batch: expected None or an integer >= 1, got {batch}")
         self.policy = copy.deepcopy(policy).eval().requires_grad_(False)

@@ -46,7 +46,7 @@ class Share:
     left: Estimate
     """average paired difference to the unit, in points: what is lost or won against it"""
     of_gain: float | None
-    """its gain over the unit's; None where the unit gains nothing"""
+    """its gain over the unit's, on the tasks that both have played; None where the unit gains nothing"""
     milliseconds: Milliseconds
     of_cost: float
 
