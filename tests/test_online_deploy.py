@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from jacrec import cli
+from jacrec.commands.deploy import refreshes_table
 from jacrec.controller import MPC, MPCConfig
 from jacrec.online.config import DeployConfig, RefreshConfig, ReplayConfig
 from jacrec.online.deploy import FILE, deploy
@@ -72,6 +73,38 @@ def test_more_episodes_may_be_asked_for_and_other_settings_may_not(tmp_path, tra
     assert said == [f"the replay holds {whole['episodes'][0]['length']} transitions"]
     with pytest.raises(ValueError, match=r"settings\.seed: 42 there, 43 here"):
         deploy(trained, replace(OFF, seed=43), out=tmp_path / "parts")
+
+
+def test_a_model_that_cannot_be_refreshed_is_refused_before_anything_is_recorded(tmp_path, trained):
+    run = load_run(trained)
+    several = replace(run, config=replace(run.config, dynamics=replace(run.config.dynamics, kind="multistep")))
+    with pytest.raises(ValueError, match=r"online\.parts: expected reward alone"):
+        deploy(several, replace(OFF, online=RefreshConfig()), out=tmp_path)
+    assert list(tmp_path.iterdir()) == []
+    record = deploy(several, replace(OFF, episodes=1, online=RefreshConfig(parts=("reward",))), out=tmp_path)
+    assert len(record["episodes"]) == 1, "as the error said"
+
+
+def test_settings_that_the_controller_refuses_are_not_recorded(tmp_path, trained, monkeypatch):
+    def refuses(*args, **kwargs):
+        raise ValueError("not so")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("jacrec.online.deploy.MPC", refuses)
+        with pytest.raises(ValueError, match="not so"):
+            deploy(trained, OFF, out=tmp_path)
+    assert not (tmp_path / FILE).exists()
+    deploy(trained, replace(OFF, episodes=1, seed=7), out=tmp_path)
+
+
+def test_the_table_says_where_offline_data_were_missing(trained):
+    verdict = {"part": "dynamics", "judged_by": "energy_score", "before": 2.0, "after": 1.5, "accepted": True,
+               "rmse": (0.3, 0.4), "offline": None}  # fmt: skip
+    line = {"transitions": 80, "offline": False, "verdicts": [verdict], "version": 1}
+    for share, cell in ((0.5, "none here"), (1.0, "")):
+        table = refreshes_table({"settings": {"online": {"share": share}}, "refreshes": [line]})
+        assert [next(iter(c.cells)) for c in table.columns] == ["80", "dynamics", "energy score", "2.0000 → 1.5000", "taken",
+                                                             "0.3000 → 0.4000", cell, "1"]  # fmt: skip
 
 
 def test_rows_in_lock_step_are_episodes_of_their_own(tmp_path, trained):

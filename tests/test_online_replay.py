@@ -1,10 +1,12 @@
 """The replay on disk: nothing acknowledged is lost, whatever ends the process."""
 
+import itertools
 import os
 import random
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import numpy as np
@@ -12,6 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from jacrec.online import replay as replay_module
 from jacrec.online.config import ReplayConfig
 from jacrec.online.records import HEADER, record_dtype
 from jacrec.online.replay import FILE, OnlineReplay, ReplayReader
@@ -56,9 +59,37 @@ print("open", i, flush=True)
 while True:
     append(replay, i)
     i += 1
-    sys.stdout.write(f"{{i}}\\n")
+    sys.stdout.write(f"{{i}} {{i - replay.waiting}}\\n")
     sys.stdout.flush()
 """
+
+WAITS = f"""
+import sys, time
+from jacrec.online.config import ReplayConfig
+from jacrec.online.replay import OnlineReplay
+from tests.test_online_replay import append
+replay = OnlineReplay(sys.argv[1], {D}, {M}, ReplayConfig(flush_every=50, sync_seconds=3600))
+for i in range(int(sys.argv[2])):
+    append(replay, i)
+while replay.waiting >= 50:
+    time.sleep(0.001)
+print("idle", flush=True)
+time.sleep(600)
+"""
+
+
+@pytest.mark.parametrize("count", [49, 377])
+def test_a_buffering_replay_whose_disk_has_caught_up_loses_less_than_what_is_written_together(tmp_path, count):
+    with subprocess.Popen(
+        [sys.executable, "-c", WAITS, str(tmp_path), str(count)], stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        told = process.stdout.readline()
+        process.send_signal(signal.SIGKILL)
+    assert told == "idle\n"
+    data = ReplayReader(tmp_path).transitions()
+    assert count - 50 < len(data) <= count
+    assert_sequence(data, range(len(data)))
 
 
 @pytest.mark.parametrize("flush_every", [1, 50])
@@ -76,12 +107,13 @@ def test_a_killed_process_loses_nothing_that_append_returned_from(tmp_path, flus
             process.send_signal(signal.SIGKILL)
             lines = process.stdout.read().split("\n")
         # the last line may be cut short
-        acknowledged = int(lines[-2]) if len(lines) > 1 else have
+        acknowledged, written = map(int, lines[-2].split()) if len(lines) > 1 else (have, have)
         with OnlineReplay(tmp_path, D, M) as replay:
             data, found = replay.transitions(), replay.found
         have = len(data)
-        # a buffering replay may lose its latest, of which more come together while the disk is busy
-        assert have >= acknowledged or flush_every > 1
+        # a buffering replay may lose what waited, and that alone
+        assert have >= written
+        assert written == acknowledged or flush_every > 1
         assert have <= acknowledged + 1
         assert found.damaged == 0
         assert_sequence(data, range(have))
@@ -247,6 +279,47 @@ def test_what_could_not_be_synced_is_synced_later(tmp_path, monkeypatch):
         time.sleep(0.01)
     replay.close()
     assert len(calls) == 2
+
+
+def test_two_that_open_a_replay_at_once_do_not_make_two(tmp_path, monkeypatch):
+    make, second = replay_module._create, []
+
+    def slow(path, start):
+        with pytest.raises(ValueError, match="nobody appends to") as error:
+            OnlineReplay(tmp_path, D, M)
+        second.append(error)
+        make(path, start)
+
+    monkeypatch.setattr(replay_module, "_create", slow)
+    with OnlineReplay(tmp_path, D, M) as replay:
+        append(replay, 0)
+        assert_sequence(ReplayReader(tmp_path).transitions(), range(1))
+    assert len(second) == 1
+    OnlineReplay(tmp_path, D, M).close()
+
+
+def test_a_thread_woken_early_waits_for_the_rest_of_the_time_to_a_sync(tmp_path, monkeypatch):
+    asked = []
+
+    class Watched(threading.Event):
+        def wait(self, timeout=None):
+            if timeout is not None:
+                asked.append(timeout)
+            return super().wait(timeout)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading, "Event", Watched)
+        replay = OnlineReplay(tmp_path, D, M, ReplayConfig(flush_every=2, sync_seconds=1000.0))
+    for i in range(0, 6, 2):
+        append(replay, i)
+        append(replay, i + 1)
+        patience = time.monotonic() + 30
+        while len(asked) < 2 + i // 2 and time.monotonic() < patience:
+            time.sleep(0.001)
+    replay.close()
+    assert len(asked) >= 4
+    assert asked[0] <= 1000.0
+    assert all(later < earlier for earlier, later in itertools.pairwise(asked))
 
 
 def test_one_writer_at_a_time_and_errors_that_teach(tmp_path):

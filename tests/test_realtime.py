@@ -2,6 +2,7 @@
 
 import gc
 from itertools import pairwise
+from time import perf_counter
 
 import numpy as np
 import pytest
@@ -146,9 +147,11 @@ def test_a_warm_up_leaves_no_trace(setup, batch, more):
 
 def test_a_warm_up_measures_what_an_update_takes(setup):
     control = MPC(*setup, MPCConfig(horizon=1, particles=2, updates=10**6, deadline_ms=50))
+    began = perf_counter()
     control.warm_up(decisions=6)
     assert len(control.pace.updates) == 8, "two each, without the first two decisions"
-    assert 0 < expected(control.pace.updates) < 0.05
+    # each of them took its part of the warm-up's own time, however loaded the machine is
+    assert 0 < expected(control.pace.updates) <= sum(control.pace.updates) <= perf_counter() - began
 
 
 def test_a_warm_up_says_what_it_cannot_do(setup):

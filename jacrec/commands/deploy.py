@@ -1,5 +1,6 @@
 """`jacrec deploy RUN`."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -66,13 +67,20 @@ def episodes_table(record: dict[str, Any]) -> Table:
 
 
 def refreshes_table(record: dict[str, Any]) -> Table:
-    """Held-out errors before and after each refresh."""
+    """Held-out errors before and after each refresh: the one that decides, and the root mean square error."""
+    asked = record["settings"]["online"]["share"] < 1.0
     table = Table(box=box.SIMPLE_HEAD)
-    for title in ("transitions", "part", "newest replay: error", "", "offline: error", "models"):
-        table.add_column(title, justify="left" if title == "part" else "right")
+    for title in ("transitions", "part", "judged by", "newest replay", "", "its RMSE", "offline data", "models"):
+        table.add_column(title, justify="left" if title in ("part", "judged by") else "right")
     for line in record["refreshes"]:
         for v in line["verdicts"]:
-            offline = "{:.4f} → {:.4f}".format(*v["offline"]) if v["offline"] else ""
-            table.add_row(str(line["transitions"]), v["part"], f"{v['before']:.4f} → {v['after']:.4f}",
-                          "taken" if v["accepted"] else "refused", offline, str(line["version"]))  # fmt: skip
+            offline = _change(v["offline"]) if v["offline"] else "none here" if asked and not line["offline"] else ""
+            table.add_row(str(line["transitions"]), v["part"], v["judged_by"].replace("_", " "),
+                          _change((v["before"], v["after"])), "taken" if v["accepted"] else "refused", _change(v["rmse"]),
+                          offline, str(line["version"]))  # fmt: skip
     return table
+
+
+def _change(errors: Sequence[float]) -> str:
+    before, after = errors
+    return f"{before:.4f} → {after:.4f}"

@@ -69,6 +69,9 @@ class RefreshConfig:
             raise ValueError(f"held_out: expected a number above 0 and at most 0.5, got {self.held_out}")
         if not 0.0 <= self.min_gain < 1.0:
             raise ValueError(f"min_gain: expected a number of at least 0 and below 1, got {self.min_gain}")
+        if not self.parts:
+            raise ValueError(f"parts: expected at least one of {', '.join(PARTS)}, got none; enabled = False switches the "
+                             "refreshing off")  # fmt: skip
         for part in self.parts:
             expect_one_of("parts", part, PARTS)
 

@@ -25,7 +25,7 @@ from jacrec.files import write_json
 from jacrec.online.config import DeployConfig
 from jacrec.online.playing import RecordedEnv, RefreshedController
 from jacrec.online.published import refreshes
-from jacrec.online.refresh import Refresher
+from jacrec.online.refresh import Refresher, expect_refreshable
 from jacrec.online.replay import OnlineReplay
 from jacrec.study.contestant import digests, environment_record, open_env
 from jacrec.study.episodes import EpisodeLog, play
@@ -57,18 +57,19 @@ def deploy(
         progress: called with the share of the episodes played and a few words.
 
     Raises:
-        ValueError: `out` holds a run or another deployment; no environment is known, or it is another one's.
+        ValueError: `out` holds a run or another deployment; no environment is known, or it is another one's; a model that
+            cannot be refreshed. Nothing is recorded then.
         FileNotFoundError: no trained run at that path.
     """
     run, config = run if isinstance(run, Run) else load_run(run), config or DeployConfig()
     run = replace(run, world=copy.deepcopy(run.world))  # the weights in it are going to change
     folder = deployment_folder(run.path, out)
+    expect_refreshable(run, config.online)  # before anything is written that other settings would differ from
     with contextlib.ExitStack() as stack:
         env = open_env(run, config.play)
         stack.callback(env.close)
         record = _previous(folder / FILE, _new_record(run, config, env))
         replay = stack.enter_context(OnlineReplay(folder, env.state_dim, env.action_dim, config.replay))
-        write_json(folder / FILE, record)
         if len(replay) or replay.found.torn_bytes:
             say(f"the replay holds {replay.found}")
         stack.enter_context(torch_threads(config.threads))
@@ -77,6 +78,7 @@ def deploy(
             mpc.load_state_dict(load_file(_controller_file(folder, record)))
         mpc.warm_up()
         refresher = stack.enter_context(Refresher(run, folder, config.online, say=say))
+        write_json(folder / FILE, record)  # with settings that all of the above has taken
         recorded, seeds = RecordedEnv(env, replay, config.step_seconds), config.play.seeds
         for done in range(len(record["episodes"]), len(seeds), env.n):
             controller = RefreshedController(mpc, refresher)

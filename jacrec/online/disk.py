@@ -30,6 +30,11 @@ class Disk:
         self._thread = threading.Thread(target=self._serve, name="replay", daemon=True)
         self._thread.start()
 
+    @property
+    def waiting(self) -> int:
+        """Records that were appended and are not yet written."""
+        return self._queued - self._drained
+
     def append(self, raw: bytes, records: int) -> None:
         """`raw` holds so many records.
 
@@ -45,7 +50,7 @@ class Disk:
             if self.config.sync_seconds == 0:
                 self._sync()
             return
-        waiting = self._queued - self._drained
+        waiting = self.waiting
         if waiting + records > self.config.buffer:
             raise OSError(f"replay: {waiting} transitions wait for a disk that takes none ({self.failure or 'no answer yet'}); "
                           "this one was not appended")  # fmt: skip
@@ -96,13 +101,13 @@ class Disk:
                 raise
 
     def _serve(self) -> None:
-        synced = time.monotonic()
+        synced, period = time.monotonic(), self.config.sync_seconds or 1.0
         while not self._closed:
-            self._wake.wait(self.config.sync_seconds or 1.0)
+            self._wake.wait(max(0.0, synced + period - time.monotonic()))  # the rest: it may have been woken in between
             self._wake.clear()
             try:
                 self.flush()
-                if time.monotonic() - synced >= self.config.sync_seconds:
+                if time.monotonic() - synced >= period:
                     self._sync()
                     synced = time.monotonic()
                 self.failure = None

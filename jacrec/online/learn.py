@@ -10,18 +10,23 @@ from torch import nn
 
 from jacrec.data.transitions import Transitions
 from jacrec.online.config import RefreshConfig
+from jacrec.online.score import stage_score
 from jacrec.training.config import TrainConfig
 from jacrec.training.dynamics import DynamicsStage
 from jacrec.training.reward import RewardStage
 
-ERRORS = {"dynamics": "one_step_rmse", "reward": "reward_rmse"}
-"""what a part is judged by, of what its training stage reports"""
+JUDGED_BY = {"dynamics": "energy_score", "reward": "reward_rmse"}
+"""the error that decides; `held_out_errors` reports it"""
+SHOWN = {"dynamics": "one_step_rmse", "reward": "reward_rmse"}
+"""the error that the training reports too"""
 LEAST_ROWS = 20
 """transitions below which there is nothing to learn from or to test on"""
 TABLE_ROWS = 200_000
 """rows of a refresh's table at most"""
 TEST_ROWS = 2000
 """transitions of a test at most"""
+TEST_SAMPLES = 8
+"""samples of the world model for each of them at least; two would do"""
 
 
 @dataclass(frozen=True)
@@ -29,17 +34,21 @@ class Verdict:
     """What became of one part in one refresh."""
 
     part: str
+    judged_by: str
+    """which error decided: that of `JUDGED_BY`"""
     before: float
     """the present model's error on the held-out transitions, which neither has seen"""
     after: float
     """the refreshed model's, on the same transitions with the same noise"""
     accepted: bool
+    rmse: tuple[float, float]
+    """before and after, the root mean square error that the part's training reports; it decides about the reward model alone"""
     offline: tuple[float, float] | None = None
-    """before and after on held-out offline transitions, where there are any: what was forgotten"""
+    """the deciding error before and after on held-out offline transitions, where there are any: what was forgotten"""
 
     def __str__(self) -> str:
         what = "taken" if self.accepted else "refused"
-        return f"{self.part} {what}: held-out error {self.before:.4g} before, {self.after:.4g} after"
+        return f"{self.part} {what}: held-out {self.judged_by} {self.before:.4g} before, {self.after:.4g} after"
 
 
 def refresh_part(
@@ -56,6 +65,7 @@ def refresh_part(
     """Train `part` ("dynamics" or "reward") further; the model to use from now on, which is `present` where it is refused.
 
     Its scales stay: with others, what the network's numbers mean would change. Transitions that are not finite are left out.
+    A dynamics is judged by a proper score of its samples: by their squared error, one whose spread has collapsed would win.
 
     Args:
         replay: in the order they were taken; the newest `online.held_out` of them are tested on.
@@ -82,20 +92,32 @@ def refresh_part(
     candidate = copy.deepcopy(present)
     candidate.load_state_dict(stage.modules()[part].state_dict())
 
-    def errors(data: Transitions) -> tuple[float, float]:
-        return held_out_error(part, present, data, config, seed), held_out_error(part, candidate, data, config, seed)
+    def errors(data: Transitions) -> tuple[dict[str, float], dict[str, float]]:
+        return held_out_errors(part, present, data, config, seed), held_out_errors(part, candidate, data, config, seed)
 
-    before, after = errors(test)
-    accepted = math.isfinite(after) and (after < before * (1 - online.min_gain) or not math.isfinite(before))
-    verdict = Verdict(part, before, after, accepted, None if offline is None else errors(offline[1]))
+    def both(found: tuple[dict[str, float], dict[str, float]], name: str) -> tuple[float, float]:
+        return found[0][name], found[1][name]
+
+    found, judge = errors(test), JUDGED_BY[part]
+    before, after = both(found, judge)
+    better = after < before - online.min_gain * abs(before)  # a score estimated from samples may come out below zero
+    accepted = math.isfinite(after) and (better or not math.isfinite(before))
+    forgotten = None if offline is None else both(errors(offline[1]), judge)
+    verdict = Verdict(part, judge, before, after, accepted, both(found, SHOWN[part]), forgotten)
     return candidate if accepted else present, verdict
 
 
-def held_out_error(part: str, model: nn.Module, data: Transitions, config: TrainConfig, seed: int) -> float:
-    """The error that `part` is judged by (`ERRORS`) on at most `TEST_ROWS` of the transitions; same seed, same noise."""
+def held_out_errors(part: str, model: nn.Module, data: Transitions, config: TrainConfig, seed: int) -> dict[str, float]:
+    """What the part's training reports and, of a dynamics, its energy score, by name; same seed, same noise.
+
+    On at most `TEST_ROWS` of the transitions, with `TEST_SAMPLES` samples each or as many more as the training takes.
+    """
     few = data.rows(np.arange(min(len(data), 2)))
     tested = _with(config, part, updates=0, eval_transitions=TEST_ROWS)
-    return _stage(part, model, few, data, tested, seed).evaluate()[ERRORS[part]]
+    if part == "dynamics":
+        tested = _with(tested, part, eval_samples=max(TEST_SAMPLES, config.dynamics.eval_samples))
+    stage = _stage(part, model, few, data, tested, seed)
+    return stage.evaluate() | ({"energy_score": stage_score(stage)} if isinstance(stage, DynamicsStage) else {})
 
 
 def mixture(learned: Transitions, offline: Transitions | None, online: RefreshConfig, rng: np.random.Generator) -> Transitions:

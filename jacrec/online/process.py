@@ -10,9 +10,10 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import torch
@@ -22,7 +23,17 @@ from jacrec.data.transitions import Transitions
 from jacrec.io import load_module
 from jacrec.online.config import PARTS, RefreshConfig
 from jacrec.online.learn import LEAST_ROWS, refresh_part
-from jacrec.online.published import ALIVE, FOLDER, SETTINGS, latest_version, log_refresh, publish, refreshes, version_folder
+from jacrec.online.published import (
+    ALIVE,
+    FOLDER,
+    SETTINGS,
+    latest_version,
+    leave_notice,
+    log_refresh,
+    publish,
+    refreshes,
+    version_folder,
+)
 from jacrec.online.replay import FILE, ReplayReader
 from jacrec.training.config import TrainConfig, from_dict
 from jacrec.training.folder import read_record
@@ -76,11 +87,11 @@ def serve(job: Job, parent: int) -> None:
     """Refresh whenever it is due, until the parent is gone."""
     c, folder = job.config, job.folder
     config = from_dict(read_record(job.run)["settings"])
-    with alone(folder):  # one that outlives its parent for a moment has to be done first
+    with alone(folder, parent):  # one that outlives its parent for a moment has to be done first
         alive, version, done = Life(folder, parent), latest_version(folder), refreshes(folder)
         models = {part: load_module((version_folder(folder, version) if version else job.run) / f"{part}.safetensors")
                   for part in PARTS}  # fmt: skip
-        offline = offline_data(config, c)
+        offline = offline_data(config, c, lambda sentence: leave_notice(folder, sentence))
         at_last, began = (done[-1]["transitions"] if done else 0), time.monotonic()
         reader = None
         while True:
@@ -93,7 +104,7 @@ def serve(job: Job, parent: int) -> None:
                 continue
             at_last, began = count, time.monotonic()
             replay = reader.transitions(max(0, count - c.window), count)
-            line = {"number": len(done) + 1, "transitions": count, "verdicts": []}
+            line = {"number": len(done) + 1, "transitions": count, "offline": offline is not None, "verdicts": []}
             for part in c.parts:
                 seed = seed_of(c.seed, "refresh", count, part)
                 models[part], verdict = refresh_part(part, models[part], replay, config, c, seed, offline=offline, alive=alive)
@@ -107,10 +118,10 @@ def serve(job: Job, parent: int) -> None:
             log_refresh(folder, line)
 
 
-def offline_data(config: TrainConfig, c: RefreshConfig) -> tuple[Transitions, Transitions] | None:
+def offline_data(config: TrainConfig, c: RefreshConfig, say: Callable[[str], None]) -> tuple[Transitions, Transitions] | None:
     """At most `offline_rows` of the run's training transitions, and a tenth of that of its held-out ones.
 
-    None, and a line that says so, where the data cannot be had here; none either where share = 1.
+    None where the data cannot be had here, which is said; none either where share = 1.
     """
     if c.share == 1.0:
         return None
@@ -118,7 +129,9 @@ def offline_data(config: TrainConfig, c: RefreshConfig) -> tuple[Transitions, Tr
         data = load(config.data, env_id=config.env_id, download=False)
         kept, held_out = data.split(config.held_out, seed_of(config.seed, "held out"))
     except (OSError, ValueError) as error:
-        print(f"no offline data, refreshing on the replay alone: {error}", flush=True)
+        sentence = f"no offline data, so share = {c.share:g} does not hold: the replay alone is learned from ({error})"
+        print(sentence, flush=True)
+        say(sentence)
         return None
     rng = np.random.default_rng(seed_of(c.seed, "offline rows"))
 
@@ -129,12 +142,27 @@ def offline_data(config: TrainConfig, c: RefreshConfig) -> tuple[Transitions, Tr
 
 
 @contextlib.contextmanager
-def alone(folder: Path) -> Iterator[None]:
-    """Wait until no other process refreshes in this folder."""
+def alone(folder: Path, parent: int) -> Iterator[None]:
+    """Wait until no other process refreshes in this folder.
+
+    Raises:
+        ParentGone: meanwhile.
+    """
     (folder / FOLDER).mkdir(parents=True, exist_ok=True)
     with (folder / FOLDER / ".lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        while not _locked(file):
+            if os.getppid() != parent:
+                raise ParentGone
+            time.sleep(0.1)
         yield
+
+
+def _locked(file: IO[str]) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def main(folder: str, parent: str) -> None:

@@ -4,6 +4,7 @@ models/000003/dynamics.safetensors, reward.safetensors   a version is never chan
 models/latest.json                                       {"version": 3}: replaced when the version is complete
 models/refreshes.jsonl                                   one line per refresh, refused ones too
 models/alive                                             touched by the refreshing process while it lives
+models/notice.json                                       {"sentence": ...}: what the control loop is to say for it
 refresh.json                                             its settings
 """
 
@@ -18,7 +19,7 @@ from torch import nn
 from jacrec.files import write_json
 from jacrec.io import save_module
 
-FOLDER, LATEST, LOG, ALIVE = "models", "latest.json", "refreshes.jsonl", "alive"
+FOLDER, LATEST, LOG, ALIVE, NOTICE = "models", "latest.json", "refreshes.jsonl", "alive", "notice.json"
 SETTINGS = "refresh.json"
 
 
@@ -44,6 +45,24 @@ def publish(folder: Path, version: int, parts: Mapping[str, nn.Module], keep: in
         if not version_folder(folder, old).is_dir():
             break
         shutil.rmtree(version_folder(folder, old))
+
+
+def leave_notice(folder: Path, sentence: str) -> None:
+    """Have the control loop say this, in place of what was left there before."""
+    write_json(folder / FOLDER / NOTICE, {"sentence": sentence})
+
+
+def read_notice(folder: Path) -> str:
+    """The sentence left there; empty: none."""
+    try:
+        return json.loads((folder / FOLDER / NOTICE).read_text(encoding="utf-8"))["sentence"]
+    except FileNotFoundError:
+        return ""
+
+
+def forget_notice(folder: Path) -> None:
+    """Take away what was left there."""
+    (folder / FOLDER / NOTICE).unlink(missing_ok=True)
 
 
 def log_refresh(folder: Path, line: dict[str, Any]) -> None:

@@ -11,10 +11,21 @@ from pathlib import Path
 from jacrec.files import write_json
 from jacrec.online.config import RefreshConfig
 from jacrec.online.pickup import Pickup, Say, Watch
-from jacrec.online.published import ALIVE, FOLDER, SETTINGS
+from jacrec.online.published import ALIVE, FOLDER, SETTINGS, forget_notice, read_notice
 from jacrec.training.run import Run
 
 LOG = "refresher.log"
+
+
+def expect_refreshable(run: Run, config: RefreshConfig) -> None:
+    """Whether the run's models can be refreshed as told; always, where refreshing is off.
+
+    Raises:
+        ValueError: a multi-step world model is to be refreshed.
+    """
+    if config.enabled and run.config.dynamics.kind == "multistep" and "dynamics" in config.parts:
+        raise ValueError("online.parts: expected reward alone for a multi-step world model, which is not trained on single "
+                         f"transitions, got {', '.join(config.parts)}")  # fmt: skip
 
 
 class Refresher:
@@ -59,11 +70,10 @@ class Refresher:
         self.pickup: Pickup | None = None
         self._watch: Watch | None = None
         self._stalled = self._gone = False
+        self._notice = ""
         if not self.config.enabled:
             return
-        if run.config.dynamics.kind == "multistep" and "dynamics" in self.config.parts:
-            raise ValueError("online.parts: expected reward alone for a multi-step world model, which is not trained on single "
-                             f"transitions, got {', '.join(self.config.parts)}")  # fmt: skip
+        expect_refreshable(run, self.config)
         self.pickup = Pickup(self.folder, run.world, self.say)
         self.pickup.look()
         self.pickup.swap()
@@ -112,6 +122,7 @@ class Refresher:
         self.close()
 
     def _start(self) -> None:
+        forget_notice(self.folder)  # of an earlier process
         with (self.folder / LOG).open("ab") as log:
             self.process = subprocess.Popen(
                 [*self.command, str(self.folder), str(os.getpid())], stdin=subprocess.DEVNULL, stdout=log, stderr=log,
@@ -127,6 +138,10 @@ class Refresher:
             self.pickup.look()
         if self.process is None or self._gone:
             return
+        notice = read_notice(self.folder)
+        if notice and notice != self._notice:
+            self._notice = notice
+            self.say(f"refreshing: {notice}")
         code = self.process.poll()
         if code is not None:
             again = self.restarts < self.config.restarts

@@ -10,9 +10,12 @@ What a crash takes, by `ReplayConfig`:
 * the machine stops: what was not yet synced, at most the last `sync_seconds` and what was appended while an fsync was under
   way; with sync_seconds = 0 nothing that `append` returned from.
 
+replay.bin holds the transitions; replay.lock is empty, and locked by the one that appends.
+
 A torn tail is cut off when the replay is opened for appending, and what was found is told in `found`.
 """
 
+import contextlib
 import fcntl
 import os
 from dataclasses import dataclass
@@ -25,7 +28,7 @@ from jacrec.online.config import ReplayConfig
 from jacrec.online.disk import Disk
 from jacrec.online.records import HEADER, LAST, TERMINAL, RecordFile, header, seal
 
-FILE = "replay.bin"
+FILE, LOCK = "replay.bin", "replay.lock"
 
 
 @dataclass(frozen=True)
@@ -87,25 +90,22 @@ class OnlineReplay:
         self.config = config or ReplayConfig()
         self.path = Path(folder) / FILE
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        if not self.path.is_file():
-            _create(self.path, header(state_dim, action_dim))
-        self._file: int | None = os.open(self.path, os.O_RDWR)
-        try:
-            self._lock_and_repair(self._file, state_dim, action_dim)
-        except BaseException:
-            os.close(self._file)
-            raise
+        self._file: int | None = None
+        with contextlib.ExitStack() as opened:
+            # before the replay is looked for: two that find none would each make one, and one's be lost with all it holds
+            opened.callback(os.close, _lock(self.path))
+            if not self.path.is_file():
+                _create(self.path, header(state_dim, action_dim))
+            self._file = os.open(self.path, os.O_RDWR)
+            opened.callback(os.close, self._file)
+            self._repair(self._file, state_dim, action_dim)
+            self._opened = opened.pop_all()
         self._one = np.zeros(1, self._reader.dtype)
         self._appended = self._reader.count
         end = HEADER + self._appended * self._reader.dtype.itemsize
         self._disk = Disk(self._file, end, self.config)
 
-    def _lock_and_repair(self, file: int, state_dim: int, action_dim: int) -> None:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ValueError(f"{self.path}: expected a replay that nobody appends to, got one in use; stop the other "
-                             "deployment, or name another folder") from None  # fmt: skip
+    def _repair(self, file: int, state_dim: int, action_dim: int) -> None:
         self._reader = RecordFile(self.path)
         if (self._reader.state_dim, self._reader.action_dim) != (state_dim, action_dim):
             raise ValueError(f"{self.path}: expected a replay of d = {state_dim}, m = {action_dim}, got one of d = "
@@ -126,6 +126,11 @@ class OnlineReplay:
     def __len__(self) -> int:
         """Transitions appended, those of earlier processes and damaged ones included."""
         return self._appended
+
+    @property
+    def waiting(self) -> int:
+        """Transitions that were appended and are not yet written: a killed process loses these."""
+        return self._disk.waiting
 
     def append(self, state, action, reward, next_state, terminal, episode, last=None) -> None:
         """Append a transition, or n of them.
@@ -183,8 +188,8 @@ class OnlineReplay:
         try:
             self._disk.close()
         finally:
-            os.close(self._file)
             self._file = None
+            self._opened.close()
 
     def __enter__(self) -> "OnlineReplay":
         return self
@@ -210,6 +215,18 @@ def as_transitions(records: np.ndarray, name: str) -> Transitions:
         terminal=records["flags"] & TERMINAL != 0, has_next_action=has_next, episode=records["episode"].astype(np.int64),
         info=DatasetInfo(name, source="a controller's replay"),
     )  # fmt: skip
+
+
+def _lock(path: Path) -> int:
+    """The descriptor of the lock's file beside the replay at `path`; it holds the lock until it is closed."""
+    file = os.open(path.with_name(LOCK), os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(file)
+        raise ValueError(f"{path}: expected a replay that nobody appends to, got one in use; stop the other deployment, or "
+                         "name another folder") from None  # fmt: skip
+    return file
 
 
 def _create(path: Path, start: bytes) -> None:
