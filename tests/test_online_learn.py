@@ -53,7 +53,7 @@ def test_a_refresh_lowers_the_one_step_error_on_a_changed_system(kind, share):
     offline = None if share == 1.0 else HERE.split(0.2, 0)
     model, verdict = refresh_part("dynamics", present, THERE, config, online, 0, offline=offline)
     assert verdict.accepted
-    # measured: 0.02 to 0.1 of the error before on the new system alone, 0.52 and 0.59 beside data that contradict it
+    # measured (one-step RMSE, 4 samples): 0.02 to 0.1 of the error before on the new system alone, 0.52 and 0.59 beside data that contradict it
     bound = 0.2 if share == 1.0 else 0.7
     assert verdict.after < bound * verdict.before
     assert verdict.rmse[1] < bound * verdict.rmse[0]
@@ -171,8 +171,8 @@ def test_calibrated_samples_beat_collapsed_ones_by_the_score_and_not_by_the_squa
     state, action = torch.from_numpy(mean.state), torch.from_numpy(mean.action)
     z = torch.randn((len(mean), 8, 1, 3), generator=torch.Generator().manual_seed(0))
     right, other = (energy_score(Spread(mean, times), state, action, came, z) for times in (1.0, wrong))
-    # measured: 0 6.9 %, half 2.6 %, twice 10 % above the calibrated one
-    assert right < 0.99 * other
+    # measured: 0.825 calibrated, 1.171 without spread, 0.894 with half of it, 0.957 with twice as much
+    assert right < 0.95 * other
     squared = [one_step_errors(Spread(mean, times), state, action, came, z)[0].mean() for times in (1.0, wrong)]
     assert (squared[1] < squared[0]) == (wrong < 1)
 

@@ -29,4 +29,5 @@ def energy_score(model, state: Tensor, action: Tensor, next_state: Tensor, noise
 
 def stage_score(stage: DynamicsStage) -> float:
     """`energy_score` of a stage's averaged weights on its held-out transitions, with its held-out noise."""
-    return energy_score(stage.regression.averaged, *stage.test, stage.test_noise)
+    state, action, next_state = stage.test
+    return energy_score(stage.regression.averaged, state, action, next_state, stage.test_noise)
