@@ -42,6 +42,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return INTERRUPTED
     except (ValueError, FloatingPointError) as error:
         return _fail(_told(error))
+    except BrokenPipeError:  # whoever read the output has seen enough
+        sys.stdout = None
+        return 0
     except OSError as error:  # ours are whole sentences, the system's are a code and a path
         where = error.filename or "files"
         return _fail(_told(error) if error.errno is None else f"{where}: {error.strerror}; choose another path")

@@ -124,8 +124,8 @@ def ascended(objective: str, weights: str, method: str) -> Method:
     if objective == "return":
         return METHODS[method]
     if method != "auto":
-        raise ValueError(f'method: expected "auto" with objective="{objective}", which nothing is differentiated through time '
-                         f'for, got {method!r}; the others are of objective="return"')  # fmt: skip
+        raise ValueError(f'method: expected "auto" with objective="{objective}", which has a gradient of its own, got '
+                         f'{method!r}; the methods compute that of objective="return"')  # fmt: skip
     return Decoupled(objective.removeprefix("decoupled-"), weights)
 
 

@@ -1,9 +1,10 @@
 """What share of a contestant's gain is left for what share of its cost? A finished study, its decisions timed again.
 
-Run `python paper_checks/cost_gain.py STUDY --unit CONTESTANT` on a machine without other work; it keeps the answer in
+Run `python paper_checks/cost_gain.py STUDY --units CONTESTANT ...` on a machine without other work; it keeps the answer in
 results/cost_gain.md, cost_gain.json and cost_gain.png.
 """
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -23,57 +24,72 @@ from jacrec.study.summary.tables import DASH
 from jacrec.study.versions import machine, versions
 
 GAIN, COST = 0.8, 0.1
-"""the goal: this share of the unit's gain at this share of its cost"""
+"""the goal: this share of a unit's gain at this share of its cost"""
 
 
-def main(study: Positional[Path], unit: str, threads: int | None = None, level: float = 0.95, out: Path | None = None) -> Path:
-    """Time every contestant and write the table, the record and the picture; the table's path.
+def main(
+    study: Positional[Path],
+    units: tuple[str, ...],
+    tasks: tuple[str, ...] = (),
+    threads: int | None = None,
+    level: float = 0.95,
+    out: Path | None = None,
+) -> Path:
+    """Time every contestant and write tables, record and picture; the path of the tables.
 
     Args:
         study: the study's folder
-        unit: the contestant whose gain and cost are one
+        units: contestants whose gain and cost are one
+        tasks: sets to take the shares on as well, beside those on all sets: where there is no gain, there is no share of it
         threads: of torch; all that it takes unless told
         level: of the intervals
         out: another folder for the results than paper_checks/results
     """
     found, folder = read_study(study), out or RESULTS
-    names = found.contestants[1:]
-    times = decision_times(found, names, threads=threads)
-    rows = shares(found, unit, times, level=level)
+    times = decision_times(found, found.contestants[1:], threads=threads)
+    used, picture = threads or torch.get_num_threads(), folder / "cost_gain.png"
     folder.mkdir(parents=True, exist_ok=True)
-    picture = folder / "cost_gain.png"
-    used = threads or torch.get_num_threads()
+    sections, record = [_about(found, units)], {}
+    for chosen in (None, *([list(tasks)] if tasks else [])):
+        rows = {unit: shares(found, unit, times, tasks=chosen, level=level) for unit in units}
+        first = rows[units[0]]
+        best = front({r.contestant: (r.milliseconds.median, r.gain.mean) for r in first})
+        told = "all sets" if chosen is None else ", ".join(chosen)
+        sections += [f"## {told}", "\n".join(f"* {_answer(r, unit)}" for unit, r in rows.items()), _table(found, rows, best)]
+        record[told] = {"front": best, **{unit: [asdict(r) for r in r] for unit, r in rows.items()}}
     plots.cost_against_gain(
-        found, [r.contestant for r in rows], picture, times={k: (t.median, t.low, t.high) for k, t in times.items()},
-        of=f"one environment, {used} threads; median, 20th and 80th percentile", level=level,
+        found, [r.contestant for r in first], picture, times={k: (t.median, t.low, t.high) for k, t in times.items()},
+        of=f"one environment, {used} threads; median, 20th and 80th percentile", tasks=list(tasks) or None, level=level,
     )  # fmt: skip
-    best = front({r.contestant: (r.milliseconds.median, r.gain.mean) for r in rows})
-    made_by = command("cost_gain.py", study, "--unit", unit)
-    sections = [_about(found, unit), _answer(rows, unit), _table(found, rows, best), f"![gain against cost]({picture.name})"]
+    options = ["--units", *units, *(["--tasks", *tasks] if tasks else []), *(["--threads", str(threads)] if threads else [])]
+    made_by = command("cost_gain.py", study, *options)
+    sections.append(f"![gain against cost]({picture.name})")
     path = write("cost_gain.md", "What is left of the gain at a fraction of the cost?", made_by,
                  [without_paths(s) for s in sections], folder)  # fmt: skip
-    record = {"command": made_by, "unit": unit, "machine": machine(), "versions": versions(), "threads": used,
-              "contestants": [asdict(r) for r in rows], "front": best}  # fmt: skip
-    (folder / "cost_gain.json").write_text(readable_json(record) + "\n", encoding="utf-8")
-    print(f"{sections[1]}\n\nkept in {out or 'paper_checks/results'}: {path.name}, cost_gain.json, {picture.name}")
+    kept = {"command": made_by, "machine": machine(), "versions": versions(), "threads": used, "sets": record}
+    (folder / "cost_gain.json").write_text(readable_json(kept) + "\n", encoding="utf-8")
+    print("\n\n".join(sections[1:-1:3] + sections[2:-1:3]) + f"\n\nkept in {out or 'paper_checks/results'}: {path.name}")
     return path
 
 
-def _about(study: Study, unit: str) -> str:
+def _about(study: Study, units: Sequence[str]) -> str:
     about = f" {study.config.about}" if study.config.about else ""
+    meant = "; ".join(f"**{unit}** is {describe(study, unit)}" for unit in units)
     return (f"Study {study.config.name}: {len(study.tasks)} data sets × training seeds {', '.join(map(str, study.seeds))}, "
-            f"{study.config.evaluation.episodes} episodes each.{about} The unit is **{unit}**, {describe(study, unit)}. Gains "
-            "are points of normalised score over the run's own base policy, paired by environment seed; times are of one "
-            "environment's decisions, answered one after the other on the machine named in the record.")  # fmt: skip
+            f"{study.config.evaluation.episodes} episodes each.{about} Shares are of {meant}. Gains are points of normalised "
+            "score over the run's own base policy, paired by environment seed; times are of one environment's decisions, "
+            "answered one after the other on the machine named in the record.")  # fmt: skip
 
 
 def _answer(rows: list[Share], unit: str) -> str:
-    good = [r for r in rows if r.of_gain is not None and r.of_gain >= GAIN and r.of_cost <= COST]
     goal = f"at least {GAIN:.0%} of {unit}'s gain at no more than {COST:.0%} of its cost per decision"
+    if all(r.of_gain is None for r in rows):
+        return f"Goal, {goal}: not decided, since {unit} gains nothing here."
+    enough = [r for r in rows if r.of_gain is not None and r.of_gain >= GAIN]
+    good = [r for r in enough if r.of_cost <= COST]
     if good:
         told = "; ".join(f"**{r.contestant}** {r.of_gain:.0%} at {r.of_cost:.1%}" for r in good)
         return f"Goal, {goal}: reached by {told}."
-    enough = [r for r in rows if r.of_gain is not None and r.of_gain >= GAIN]
     if not enough:
         return f"Goal, {goal}: NOT reached; nobody keeps {GAIN:.0%} of the gain."
     nearest = min(enough, key=lambda r: r.of_cost)
@@ -81,16 +97,20 @@ def _answer(rows: list[Share], unit: str) -> str:
             f"{nearest.of_gain:.0%} at {nearest.of_cost:.1%}.")  # fmt: skip
 
 
-def _table(study: Study, rows: list[Share], best: list[str]) -> str:
-    head = ["contestant", "settings", "transitions per decision", "gain over base", "difference to the unit", "share of gain",
-            "ms / decision", "share of cost"]  # fmt: skip
+def _table(study: Study, rows: dict[str, list[Share]], best: list[str]) -> str:
+    head = ["contestant", "settings", "transitions per decision", "gain over base", "ms / decision"]
+    for unit in rows:
+        head += [f"difference to {unit}", "share of its gain", "share of its cost"]
     body = []
-    for r in rows:
+    for of_units in zip(*rows.values(), strict=True):
+        r = of_units[0]
         name = f"**{r.contestant}**" if r.contestant in best else r.contestant
         calls = str(model_calls(study.config.contestants[r.contestant].controller))
-        body.append([name, describe(study, r.contestant), calls, interval(r.gain, signed=True), interval(r.left, signed=True),
-                     DASH if r.of_gain is None else f"{r.of_gain:.0%}", f"{r.milliseconds.median:.3g}",
-                     f"{r.of_cost:.1%}"])  # fmt: skip
+        line = [name, describe(study, r.contestant), calls, interval(r.gain, signed=True), f"{r.milliseconds.median:.3g}"]
+        for share in of_units:
+            of_gain = DASH if share.of_gain is None else f"{share.of_gain:.0%}"
+            line += [interval(share.left, signed=True), of_gain, f"{share.of_cost:.1%}"]
+        body.append(line)
     return Sheet(head, body, ["Bold: nobody gains more for less. A differentiated transition counts twice."]).markdown()
 
 

@@ -83,17 +83,22 @@ def test_thinking_now_and_then_costs_its_share():
     assert milliseconds([*taken, 6.0], MPCConfig(think_every=3)) == Milliseconds(*[pytest.approx(7 / 3)] * 3)
 
 
-@pytest.mark.parametrize(("h1_costs", "answer"), [(0.4, "reached by **h1** 80% at 10.0%"), (0.8, "NOT reached; the cheapest")])
+@pytest.mark.parametrize(("h1_costs", "answer"), [(0.4, "reached by **h1** 84% at 10.0%"), (0.8, "NOT reached; the cheapest")])
 def test_the_check_says_whether_the_goal_is_reached(script, tmp_path, monkeypatch, capsys, h1_costs, answer):
     check = script("cost_gain")
-    study = fill(write_study(tmp_path / "study"), lambda task, seed, name: 30 + GAIN[name], noise=1e-9)
+    gain = GAIN | {"h1": 4.2}
+    study = fill(write_study(tmp_path / "study"), lambda task, seed, name: 30 + gain[name], noise=1e-9)
     monkeypatch.setattr(check, "decision_times", lambda *_, **__: times(mpc=4.0, h1=h1_costs, slow=2.0))
-    path = check.main(study, "mpc", out=tmp_path / "out")
-    assert answer in capsys.readouterr().out
+    path = check.main(study, ("mpc", "slow"), tasks=("hopper-medium",), out=tmp_path / "out")
+    printed = capsys.readouterr().out
+    assert printed.count(answer) == 2
+    assert printed.count("not decided, since slow gains nothing here") == 2
     text = path.read_text()
-    assert "| **h1** |" in text
+    assert text.count("| **h1** |") == 2
     assert str(tmp_path) not in text
     record = json.loads((tmp_path / "out" / "cost_gain.json").read_text())
-    assert record["front"] == ["h1", "mpc"]
-    assert [c["contestant"] for c in record["contestants"]] == ["h1", "slow", "mpc"]
+    assert list(record["sets"]) == ["all sets", "hopper-medium"]
+    for told in record["sets"].values():
+        assert told["front"] == ["h1", "mpc"]
+        assert [c["contestant"] for c in told["mpc"]] == ["h1", "slow", "mpc"]
     assert (tmp_path / "out" / "cost_gain.png").stat().st_size > 0

@@ -32,7 +32,7 @@ def unserved(p: Problem, form: str) -> str | None:
     if not has_written_jacobian(p.policy):
         return f"the policy is not jacrec's own Actor, as it was made, got {type(p.policy).__name__}"
     if not isinstance(f, ChainDynamics | DeterministicDynamics) or not written_out(f):
-        return f"the dynamics are not jacrec's own, a chain or DeterministicDynamics, got {type(f).__name__}"
+        return f"the kernels serve jacrec's chains and DeterministicDynamics, as they were made, got {type(f).__name__}"
     if isinstance(f, ChainDynamics) and f.keep is not None:
         return "the sampler looks back (solver 'heun'); the kernels are for samplers of first order"
     for name, part, kind in (("reward", p.world.reward, RewardModel), ("critic", p.world.critic, TwinCritic)):

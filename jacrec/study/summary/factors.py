@@ -6,13 +6,16 @@ import numpy as np
 
 from jacrec.study.summary.gains import paired
 from jacrec.study.summary.read import Study
-from jacrec.study.summary.settings import LETTERS, differing, label, settings_of, value_text
+from jacrec.study.summary.settings import LETTERS, differing, label, settings_of, trained_model, value_text
 from jacrec.study.sweep.config import BASE, DEFAULT_MODEL
 
 GUARD = "guard"
 WORLD_MODEL = "world model"
 STEPS = "K"
-OWN_FACTORS = ("horizon", "particles", "updates", "lr", "carry", "deadline_ms")
+OWN_FACTORS = {key: LETTERS[key] for key in ("horizon", "particles", "updates", "lr", "carry", "deadline_ms")} | {
+    "objective": "objective", "step": "step", "think_every": "think every"
+}  # fmt: skip
+"""settings that are a factor each, and its name"""
 ORDER = ("H", "M", "E", "lr", STEPS, "carry", WORLD_MODEL, GUARD)
 CHAIN = {"steps", "levels"}  # a diffusion's settings that are its number of denoising steps
 
@@ -128,11 +131,13 @@ def _factor(study: Study, key: str, ours: dict, theirs: dict) -> str:
     if key == "model":
         changed = _model_changes(study, ours["model"]) ^ _model_changes(study, theirs["model"])
         return STEPS if {name for name, _ in changed} <= CHAIN else WORLD_MODEL
-    return LETTERS[key] if key in OWN_FACTORS else GUARD
+    return OWN_FACTORS.get(key, GUARD)
 
 
 def _model_changes(study: Study, model: str) -> set[tuple[str, str]]:
-    return set() if model == DEFAULT_MODEL else {(k, repr(v)) for k, v in study.config.models[model].items()}
+    name = trained_model(model)
+    own = set() if name == DEFAULT_MODEL else {(k, repr(v)) for k, v in study.config.models[name].items()}
+    return own | ({("levels", model)} if name != model else set())
 
 
 def _keys(study: Study, names: list[str], centre: str, factor: str) -> list[str]:
@@ -140,7 +145,7 @@ def _keys(study: Study, names: list[str], centre: str, factor: str) -> list[str]
     if factor in (WORLD_MODEL, STEPS):
         return ["model"]
     if factor != GUARD:
-        return [key for key in OWN_FACTORS if LETTERS[key] == factor]
+        return [key for key, name in OWN_FACTORS.items() if name == factor]
     return list(dict.fromkeys(k for n in names for k in differing(settings_of(study, n), settings_of(study, centre))))
 
 
@@ -153,7 +158,7 @@ def _value(study: Study, contestant: str, keys: list[str]) -> str:
 
 def _sort_key(study: Study, contestant: str, factor: str) -> float:
     own = settings_of(study, contestant)
-    key = next((k for k in OWN_FACTORS if LETTERS[k] == factor), None)
+    key = next((key for key, name in OWN_FACTORS.items() if name == factor), None)
     value = own[key] if key else None
     if factor == STEPS:
         models = study.config.models

@@ -129,22 +129,28 @@ def _observations(run: Run, count: int) -> list[np.ndarray]:
     return met[:count]
 
 
-def shares(study: Study, unit: str, times: Mapping[str, Milliseconds], *, level: float = 0.95) -> list[Share]:
+def shares(
+    study: Study, unit: str, times: Mapping[str, Milliseconds], *, tasks: Sequence[str] | None = None, level: float = 0.95
+) -> list[Share]:
     """Everybody with a time and a gain beside `unit`, in order of cost.
+
+    Args:
+        tasks: over which gains are averaged; None: all with normalised scores.
 
     Raises:
         ValueError: the unit has no gain or no time.
     """
-    whole = average_gain(study, unit, level=level)
+    whole = average_gain(study, unit, tasks=tasks, level=level)
     if whole is None or unit not in times:
         raise ValueError(f"{unit}: expected a contestant with a paired gain and a decision of its own, got none")
     found = []
     for name, ms in times.items():
-        gain, against = average_gain(study, name, level=level), average_gain(study, name, unit, level=level)
+        gain = average_gain(study, name, tasks=tasks, level=level)
+        against = average_gain(study, name, unit, tasks=tasks, level=level)
         if gain is None:
             continue
-        tasks = {g.task for g in gain.gains} & {g.task for g in whole.gains}
-        ours, theirs = (average_over_tasks([g.runs for g in a.gains if g.task in tasks]).mean for a in (gain, whole))
+        common = {g.task for g in gain.gains} & {g.task for g in whole.gains}
+        ours, theirs = (average_over_tasks([g.runs for g in a.gains if g.task in common]).mean for a in (gain, whole))
         difference = against.estimate if against else gain.estimate
         share = ours / theirs if theirs > 0 else None
         found.append(Share(name, gain.estimate, difference, share, ms, ms.median / times[unit].median))

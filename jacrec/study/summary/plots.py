@@ -76,6 +76,7 @@ def cost_against_gain(
     *,
     times: Times | None = None,
     of: str = IN_LOCKSTEP,
+    tasks: Sequence[str] | None = None,
     level: float = 0.95,
 ) -> bool:
     """Average paired gain over milliseconds per decision, one point per contestant, and the front that nobody beats.
@@ -83,13 +84,14 @@ def cost_against_gain(
     Args:
         times: median, least and most milliseconds by contestant; none: those that the plays have recorded.
         of: what the times are, for the axis.
+        tasks: over which gains are averaged; None: all with normalised scores.
 
     Returns:
         False where nothing is paired.
     """
     points = []
     for name in contestants:
-        gain = average_gain(study, name, level=level)
+        gain = average_gain(study, name, tasks=tasks, level=level)
         taken = cost(study, name) if times is None else times.get(name)
         if gain is not None and taken is not None:
             points.append((name, gain, taken))
@@ -109,5 +111,6 @@ def cost_against_gain(
         axes.set_xlabel(f"milliseconds per decision ({of})")
         axes.legend()
         axes.set_ylabel("average paired gain over base")
-        axes.set_title(f"Gain against cost, {level:.0%} intervals")
+        where = "" if tasks is None else f" ({len(tasks)} of {len(study.scored_tasks)} sets)"
+        axes.set_title(f"Gain against cost{where}, {level:.0%} intervals")
     return True

@@ -106,17 +106,29 @@ def main_contestant(study: Study, name: str | None = None) -> str | None:
 
 
 def model_text(study: Study, model: str) -> str:
-    """What a world model is: "diffusion, K = 10", "deterministic", with its levels where not all are visited."""
-    kinds = dict.fromkeys(_model_kind(study.config.model_config(task, 0, model) if model in study.config.models
+    """What a world model, named as by `settings_of`, is: "diffusion, K = 10", with its levels where not all are visited."""
+    name = trained_model(model)
+    kinds = dict.fromkeys(_model_kind(study.config.model_config(task, 0, name) if name in study.config.models
                                       else study.config.train_config(task, 0)) for task in study.tasks)  # fmt: skip
     return " or ".join(kinds)
 
 
+def trained_model(model: str) -> str:
+    """Which of a study's world models "model" of `settings_of` is, however it is sampled."""
+    return model.partition(", ")[0]
+
+
 def _model_kind(config: TrainConfig) -> str:
     own = config.dynamics
-    if own.kind == "deterministic":
-        return "deterministic"
-    return f"diffusion, K = {own.steps}" + (f", levels {list(own.levels)}" if own.levels else "")
+    steps = "" if own.sampling_steps is None else f", {own.sampling_steps} steps"
+    text = {
+        "diffusion": f"diffusion, K = {own.steps}" + (f", levels {list(own.levels)}" if own.levels else ""),
+        "flow": f"flow{steps}" + (", Heun" if own.solver == "heun" else ""),
+        "meanflow": f"MeanFlow{steps}",
+        "ensemble": f"ensemble of {own.members}",
+        "multistep": f"multi-step, H = {own.horizon}",
+    }.get(own.kind, own.kind)
+    return text + (f", tilt {own.tilt:g}" if own.tilt else "")
 
 
 def describe(study: Study, contestant: str, against: str | None = None) -> str:
