@@ -18,12 +18,15 @@ def test_examples_run(example, capsys):
     exec(compile(example, "README.md", "exec"), names)
     if "step" in names:
         assert names["step"].accepted.all()
+    elif "gains" in names:
+        assert torch.isfinite(names["gains"].action(1, names["state"])).all()
+        assert torch.isfinite(names["mpc"].act(names["state"])).all()
     else:
         assert torch.isfinite(names["action"]).all()
 
 
 def test_there_are_examples():
-    assert len(EXAMPLES) == 2
+    assert len(EXAMPLES) == 3
 
 
 @pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "NOTATION.md", "CHANGELOG.md"])
