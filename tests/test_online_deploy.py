@@ -121,14 +121,17 @@ def test_rows_in_lock_step_are_episodes_of_their_own(tmp_path, trained):
 def test_it_refreshes_while_it_plays_and_leaves_the_run_alone(tmp_path, trained):
     run = load_run(trained)
     before, files = digests(run), {p: p.read_bytes() for p in trained.rglob("*") if p.is_file()}
-    # in real time, so that there is time to refresh
-    config = replace(OFF, episodes=12, step_seconds=0.01, online=SOON)
-    record = deploy(run, config, out=tmp_path)
+    # in real time, and for as long as a busy machine needs to begin a process that stands furthest back
+    for episodes in (12, 60, 300):
+        config = replace(OFF, episodes=episodes, step_seconds=0.01, online=SOON)
+        record = deploy(run, config, out=tmp_path)
+        used = {version for e in record["episodes"] for _, version in e["picked_up"]}
+        if used:
+            break
     assert record["refreshes"], (tmp_path / "refresher.log").read_text()
     taken = [v for line in record["refreshes"] for v in line["verdicts"] if v["accepted"]]
     assert all(v["after"] < v["before"] for v in taken)
     assert taken
-    used = {version for e in record["episodes"] for _, version in e["picked_up"]}
     assert used
     assert max(used) <= latest_version(tmp_path)
     assert digests(run) == before
@@ -178,8 +181,8 @@ def test_a_deployment_killed_twice_ends_as_if_it_had_not_been(tmp_path, trained)
 def test_a_killed_deployment_takes_its_refreshing_process_along_and_goes_on_with_its_models(tmp_path, trained):
     settings = ("--online.start-after", "60", "--online.every", "60", "--online.updates", "20", "--online.batch-size", "32",
                 "--online.lr", "1e-2", "--online.poll-seconds", "0.02", "--online.held-out", "0.3")  # fmt: skip
-    arguments = command(trained, tmp_path, *settings, "--step-seconds", "0.01", "--episodes", "16")
-    with subprocess.Popen(arguments, stdout=subprocess.DEVNULL) as process:
+    arguments = command(trained, tmp_path, *settings, "--step-seconds", "0.01")
+    with subprocess.Popen([*arguments, "--episodes", "1000"], stdout=subprocess.DEVNULL) as process:
         assert until(lambda: latest_version(tmp_path) >= 1)
         children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
         process.send_signal(signal.SIGKILL)
@@ -188,9 +191,9 @@ def test_a_killed_deployment_takes_its_refreshing_process_along_and_goes_on_with
     version, held, done = latest_version(tmp_path), len(ReplayReader(tmp_path).transitions()), len(refreshes(tmp_path))
     assert version >= 1
     finished = len(json.loads((tmp_path / FILE).read_text())["episodes"])
-    assert cli.main(arguments[3:]) == 0
+    assert cli.main([*arguments[3:], "--episodes", str(finished + 4)]) == 0
     record = json.loads((tmp_path / FILE).read_text())
-    assert len(record["episodes"]) == 16
+    assert len(record["episodes"]) == finished + 4
     assert record["episodes"][finished]["version"] >= version
     assert record["transitions"] > held
     log = refreshes(tmp_path)

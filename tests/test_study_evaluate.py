@@ -231,7 +231,7 @@ def test_report_without_training_logs_or_thinking(trained, tmp_path):
     [
         ({"episodes": 0}, "at least 1"),
         ({"rows": 4}, "1 to 3"),
-        ({"contestants": ("mppi",)}, "'base', 'h0', 'mpc'"),
+        ({"contestants": ("milp",)}, "'base', 'h0', 'mpc'"),
         ({"mpc": MPCConfig(deadline_ms=5.0)}, "rows = 1"),
     ],
 )

@@ -135,7 +135,7 @@ def test_the_tables_are_the_papers():
         (changed(training={"rebrac": {"updates": 2.5}}), "expected a whole number, got 2.5"),
         (changed(training={"rebrac": {"hidden": 256}}), "expected a list, got 256"),
         (changed(training={"seed": 3}), "it is the study's `seeds`"),
-        (changed(training={"dynamics": {"kind": "magic"}}), "'diffusion', 'deterministic'"),
+        (changed(training={"dynamics": {"kind": "magic"}}), "'diffusion', 'flow', 'meanflow', 'deterministic'"),
         (changed(evaluation={"episodes": 0}), "at least 1"),
         (changed(evaluation={"mpc": {}}), "unknown setting 'mpc'"),
         (changed(contestants={"base": {}}), "always plays"),
