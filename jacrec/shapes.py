@@ -148,7 +148,7 @@ def check_tensor(name: str, value) -> None:
 
 def check_finite(name: str, value: Tensor) -> None:
     """ValueError naming the first-axis rows that hold NaN or infinity."""
-    if math.isfinite(value.sum()):  # then all are; a sum may also overflow
+    if math.isfinite(value.detach().sum()):  # then all are; a sum may also overflow
         return
     finite = torch.isfinite(value)
     if not finite.all():
