@@ -470,7 +470,7 @@ def test_a_choice_that_cannot_be_served_raises_and_auto_falls_back(caplog):
     policy, world, state, _ = problem_of()
     foreign = World(ForeignDynamics(11, 3).double(), world.reward, world.critic, 0.9)
     noise = torch.randn(1, 2, 2, 2, dtype=torch.float64)
-    with pytest.raises(ValueError, match=r"dynamics are not jacrec's own.*ForeignDynamics.*Auto"):
+    with pytest.raises(ValueError, match=r"kernels serve jacrec's chains.*ForeignDynamics.*Auto"):
         policy_gradient(policy, foreign, state, noise, method=FUSED)
     strange = torch.nn.Sequential(policy)
     noise = torch.randn(1, 2, 2, 4, 11, dtype=torch.float64)
