@@ -84,7 +84,7 @@ def _about(study: Study, units: Sequence[str]) -> str:
 def _answer(rows: list[Share], unit: str) -> str:
     goal = f"at least {GAIN:.0%} of {unit}'s gain at no more than {COST:.0%} of its cost per decision"
     if all(r.of_gain is None for r in rows):
-        return f"Goal, {goal}: not decided, since {unit} gains nothing here."
+        return f"Goal, {goal}: not decided, since {unit}'s own gain is not clear of zero here."
     enough = [r for r in rows if r.of_gain is not None and r.of_gain >= GAIN]
     good = [r for r in enough if r.of_cost <= COST]
     if good:

@@ -46,7 +46,8 @@ class Share:
     left: Estimate
     """average paired difference to the unit, in points: what is lost or won against it"""
     of_gain: float | None
-    """its gain over the unit's, on the tasks that both have played; None where the unit gains nothing"""
+    """its gain over the unit's, on the tasks that both have played; None where the unit's own gain is not clear
+    of zero"""
     milliseconds: Milliseconds
     of_cost: float
 
@@ -152,6 +153,6 @@ def shares(
         common = {g.task for g in gain.gains} & {g.task for g in whole.gains}
         ours, theirs = (average_over_tasks([g.runs for g in a.gains if g.task in common]).mean for a in (gain, whole))
         difference = against.estimate if against else gain.estimate
-        share = ours / theirs if theirs > 0 else None
+        share = ours / theirs if whole.estimate.low > 0 else None
         found.append(Share(name, gain.estimate, difference, share, ms, ms.median / times[unit].median))
     return sorted(found, key=lambda s: s.milliseconds.median)
