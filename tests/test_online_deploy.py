@@ -136,8 +136,9 @@ def test_it_refreshes_while_it_plays_and_leaves_the_run_alone(tmp_path, trained)
     assert max(used) <= latest_version(tmp_path)
     assert digests(run) == before
     assert {p: p.read_bytes() for p in trained.rglob("*") if p.is_file()} == files
-    with pytest.raises(ValueError, match="got a run's"):
-        deploy(run, config, out=trained)
+    for out in (trained, trained / "within"):
+        with pytest.raises(ValueError, match="got a run's"):
+            deploy(run, config, out=out)
 
 
 def command(trained, out, *more):

@@ -103,11 +103,11 @@ def deployment_folder(run: Path, out: str | Path | None) -> Path:
     """Where a deployment goes.
 
     Raises:
-        ValueError: a run is there.
+        ValueError: a run is there, or around it.
     """
     folder = Path(out) if out is not None else run.with_name(run.name + "-deploy")
-    if (folder / "config.yaml").exists():
-        raise ValueError(f"{folder}: expected a folder of the deployment's own, got a run's; choose another (--out)")
+    if any((parent / "config.yaml").exists() for parent in (folder, *folder.resolve().parents)):
+        raise ValueError(f"{folder}: expected a folder of the deployment's own, got a run's or one inside; choose another (--out)")
     return folder
 
 
