@@ -103,11 +103,11 @@ def deployment_folder(run: Path, out: str | Path | None) -> Path:
     """Where a deployment goes.
 
     Raises:
-        ValueError: a run is there, or around it.
+        ValueError: a run is there, or it is inside of the deployed run.
     """
     folder = Path(out) if out is not None else run.with_name(run.name + "-deploy")
-    if any((parent / "config.yaml").exists() for parent in (folder, *folder.resolve().parents)):
-        raise ValueError(f"{folder}: expected a folder of the deployment's own, got a run's or one inside; choose another (--out)")
+    if (folder / "config.yaml").exists() or run.resolve() in folder.resolve().parents:
+        raise ValueError(f"{folder}: expected a folder of the deployment's own, got a run's or one in it; choose another (--out)")
     return folder
 
 
