@@ -107,7 +107,7 @@ def deployment_folder(run: Path, out: str | Path | None) -> Path:
     """
     folder = Path(out) if out is not None else run.with_name(run.name + "-deploy")
     if (folder / "config.yaml").exists() or run.resolve() in folder.resolve().parents:
-        raise ValueError(f"{folder}: expected a folder of the deployment's own, got a run's or one in it; choose another (--out)")
+        raise ValueError(f"{folder}: expected a folder of the deployment's own, got a run's or one in it; choose another")
     return folder
 
 
