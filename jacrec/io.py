@@ -16,6 +16,7 @@ from jacrec.dynamics import (
     MeanFlowDynamics,
     MultiStepDynamics,
 )
+from jacrec.files import whole
 from jacrec.networks import Actor, RewardModel, TwinCritic
 
 DYNAMICS = (DiffusionDynamics, DeterministicDynamics, FlowDynamics, MeanFlowDynamics, EnsembleDynamics, MultiStepDynamics)
@@ -28,15 +29,11 @@ def save_module(module: nn.Module, path: str | Path) -> Path:
     if kind not in CLASSES:
         raise ValueError(f"save_module: expected one of {', '.join(CLASSES)}, got {kind}; save its state_dict yourself")
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
     tensors = {k: v.detach().cpu().contiguous() for k, v in module.state_dict().items()}
-    # one entry: safetensors writes several in random order, and equal networks should make equal files
-    save_file(tensors, part, metadata={"jacrec": json.dumps({"class": kind, "config": module.config}, sort_keys=True)})
-    part.chmod(0o666 & ~_umask())  # safetensors makes files that only their owner may read
-    with part.open("rb") as file:
-        os.fsync(file.fileno())  # or a loss of power could leave an empty file under the final name
-    os.replace(part, path)
+    with whole(path) as part:
+        # one entry: safetensors writes several in random order, and equal networks should make equal files
+        save_file(tensors, part, metadata={"jacrec": json.dumps({"class": kind, "config": module.config}, sort_keys=True)})
+        part.chmod(0o666 & ~_umask())  # safetensors makes files that only their owner may read
     return path
 
 

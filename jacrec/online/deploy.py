@@ -10,7 +10,6 @@ refresher.log                    what the refreshing process had to say
 import contextlib
 import copy
 import json
-import os
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -21,7 +20,7 @@ from safetensors.torch import load_file, save_file
 
 from jacrec.controller import MPC
 from jacrec.envs.batch import BatchedEnv
-from jacrec.files import write_json
+from jacrec.files import whole, write_json
 from jacrec.online.config import DeployConfig
 from jacrec.online.playing import RecordedEnv, RefreshedController
 from jacrec.online.published import refreshes
@@ -130,11 +129,8 @@ def _episodes(log: EpisodeLog, run: Run, controller: RefreshedController, versio
 def _store(folder: Path, record: dict[str, Any], mpc: MPC) -> None:
     """The controller first: the record says which one is its own."""
     path = _controller_file(folder, record)
-    part = path.with_name(path.name + ".part")
-    save_file(mpc.state_dict(), part)
-    with part.open("rb") as file:
-        os.fsync(file.fileno())  # or a loss of power could leave an empty file under the name that the record has
-    part.replace(path)
+    with whole(path) as part:
+        save_file(mpc.state_dict(), part)
     write_json(folder / FILE, record)
     for old in folder.glob("controller-*.safetensors"):
         if old != path:

@@ -24,6 +24,7 @@ from pathlib import Path
 import numpy as np
 
 from jacrec.data.transitions import DatasetInfo, Transitions
+from jacrec.files import whole
 from jacrec.online.config import ReplayConfig
 from jacrec.online.disk import Disk
 from jacrec.online.records import HEADER, LAST, TERMINAL, RecordFile, header, seal
@@ -231,12 +232,8 @@ def _lock(path: Path) -> int:
 
 def _create(path: Path, start: bytes) -> None:
     """The empty replay: whole, or not there."""
-    part = path.with_name(path.name + ".part")
-    with part.open("wb") as file:
-        file.write(start)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(part, path)
+    with whole(path) as part:
+        part.write_bytes(start)
     folder = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(folder)  # the name too has to outlive a loss of power

@@ -7,7 +7,6 @@ updates done.
 
 import json
 import math
-import os
 import threading
 import time
 from collections.abc import Callable
@@ -21,7 +20,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from jacrec.files import write_text
+from jacrec.files import whole, write_text
 
 OnLog = Callable[[dict[str, Any]], None]
 
@@ -191,14 +190,10 @@ def note_of(line: dict[str, Any]) -> str:
 
 def save_checkpoint(stage: Stage, here: Position, path: Path) -> None:
     """Write the checkpoint so that a kill at any moment leaves the old one or the new one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     tensors = {f"state.{k}": v.detach().cpu().clone() for k, v in stage.state().items()}
     tensors |= {f"sums.{k}": v.cpu() for k, v in here.sums.items()}
-    part = path.with_name(path.name + ".part")
-    save_file(tensors, part, metadata={"update": str(here.update), "seconds": repr(here.seconds)})
-    with part.open("rb") as file:
-        os.fsync(file.fileno())
-    os.replace(part, path)
+    with whole(path) as part:
+        save_file(tensors, part, metadata={"update": str(here.update), "seconds": repr(here.seconds)})
 
 
 def load_checkpoint(stage: Stage, path: Path) -> Position:
