@@ -1,16 +1,14 @@
 """The world model's training (section 3.1.3) on standardised transitions, whatever its kind (`jacrec.training.objectives`)."""
 
 from collections.abc import Sequence
-from typing import cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from jacrec.data.transitions import Transitions
-from jacrec.dynamics import MultiStepDynamics
 from jacrec.training.config import DynamicsConfig
-from jacrec.training.objectives import OneStep, make_dynamics, network_of, objective
+from jacrec.training.objectives import make_dynamics, network_of, objective, one_step
 from jacrec.training.streams import BatchStream, generator, seed_of
 from jacrec.training.supervised import JointRegression, Regression, descending, rmse
 from jacrec.training.tilt import effective_share, tilt_weights
@@ -95,17 +93,14 @@ class DynamicsStage:
         def network():
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(seed_of(seed, self.name, "networks"))
-                model = make_dynamics(d, m, config)
-            if isinstance(model, MultiStepDynamics):
-                raise ValueError("dynamics.kind: expected a model of single transitions, got 'multistep', which learns from "
-                                 "segments of episodes; use jacrec.training.multistep.MultiStepStage")  # fmt: skip
+                model = one_step(make_dynamics(d, m, config))
             if start is None:
                 model.set_scales(*scales(data, config.target))
             else:
                 model.load_state_dict(start.state_dict())
             return model.to(device) if dtype == torch.float32 else model.to(device, dtype)
 
-        self.model = cast(OneStep, network())  # `objective` declines others
+        self.model = network()
         mlp, prefix = network_of(self.model)
         capturable = torch.device(device).type == "cuda" if capturable is None else capturable
         self.regression = Regression(self.model, network(), mlp, prefix, config, capturable)

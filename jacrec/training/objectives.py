@@ -46,6 +46,18 @@ def make_dynamics(state_dim: int, action_dim: int, config: DynamicsConfig) -> Tr
                              eta=c.eta, levels=c.levels, **common)  # fmt: skip
 
 
+def one_step(model: Trainable) -> OneStep:
+    """The model, if it is one of single transitions.
+
+    Raises:
+        ValueError: it is not.
+    """
+    if isinstance(model, MultiStepDynamics):
+        raise ValueError("dynamics.kind: expected a model of single transitions, got 'multistep', which learns from segments "
+                         "of episodes; use jacrec.training.multistep.MultiStepStage")  # fmt: skip
+    return model
+
+
 def network_of(model: Trainable) -> tuple[MLP, str]:
     """The network inside a model, and the prefix of its parameters' names."""
     return (model.denoiser.mlp, "denoiser.mlp.") if isinstance(model, ChainDynamics) else (model.mlp, "mlp.")
@@ -58,6 +70,7 @@ def objective(model: Trainable, rows: Tensor, config: DynamicsConfig, weights: T
         rows: [standardised s, a, target x], (n, 2d + m).
         weights: how often a row is drawn, (n,) with mean 1, on the CPU; None: all alike.
     """
+    model = one_step(model)
     d, split = model.state_dim, model.state_dim + model.action_dim
     n, dtype = len(rows), rows.dtype
 
@@ -97,9 +110,6 @@ def objective(model: Trainable, rows: Tensor, config: DynamicsConfig, weights: T
         of_noise = config.prediction == "epsilon"
         return NoisedExamples(rows, split, signal, corruption, embedding, of_noise), with_levels
 
-    if isinstance(model, MultiStepDynamics):
-        raise ValueError("dynamics.kind: expected a model of single transitions, got 'multistep', which learns from segments "
-                         "of episodes; use jacrec.training.multistep.MultiStepStage")  # fmt: skip
     average = isinstance(model, MeanFlowDynamics)
     moving = config.batch_size - round(config.flow_ratio * config.batch_size) if average else 0
 
