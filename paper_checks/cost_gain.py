@@ -55,7 +55,9 @@ def main(
         first = rows[units[0]]
         best = front({r.contestant: (r.milliseconds.median, r.gain.mean) for r in first})
         told = "all sets" if chosen is None else ", ".join(chosen)
-        sections += [f"## {told}", "\n".join(f"* {_answer(r, unit)}" for unit, r in rows.items()), _table(found, rows, best)]
+        answer = "\n".join(f"* {_answer(r, unit)}" for unit, r in rows.items())
+        sections += [f"## {told}", answer, _table(found, rows, best)]
+        print(f"{told}\n{answer}\n")
         record[told] = {"front": best, **{unit: [asdict(r) for r in r] for unit, r in rows.items()}}
     plots.cost_against_gain(
         found, [r.contestant for r in first], picture, times={k: (t.median, t.low, t.high) for k, t in times.items()},
@@ -68,7 +70,7 @@ def main(
                  [without_paths(s) for s in sections], folder)  # fmt: skip
     kept = {"command": made_by, "machine": machine(), "versions": versions(), "threads": used, "sets": record}
     (folder / "cost_gain.json").write_text(readable_json(kept) + "\n", encoding="utf-8")
-    print("\n\n".join(sections[1:-1:3] + sections[2:-1:3]) + f"\n\nkept in {out or 'paper_checks/results'}: {path.name}")
+    print(f"kept in {out or 'paper_checks/results'}: {path.name}")
     return path
 
 
