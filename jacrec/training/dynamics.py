@@ -10,7 +10,7 @@ from jacrec.data.transitions import Transitions
 from jacrec.training.config import DynamicsConfig
 from jacrec.training.objectives import make_dynamics, network_of, objective, one_step
 from jacrec.training.streams import BatchStream, generator, seed_of
-from jacrec.training.supervised import JointRegression, Regression, descending, rmse
+from jacrec.training.supervised import JointRegression, Regression, SupervisedStage, descending, rmse
 from jacrec.training.tilt import effective_share, tilt_weights
 
 
@@ -47,7 +47,7 @@ def _repeat(x: Tensor, samples: int) -> Tensor:
     return x.unsqueeze(1).expand(-1, samples, -1)
 
 
-class DynamicsStage:
+class DynamicsStage(SupervisedStage):
     """The world model on the training episodes, tested on held-out ones; a stage of `jacrec.training.loop`.
 
     What `evaluate` reports, on `eval_transitions` fixed held-out transitions with S = `eval_samples` fixed noises each:
@@ -117,11 +117,6 @@ class DynamicsStage:
         shape = (len(held_out), config.eval_samples if self.model.noise_shape[0] else 1, *self.model.noise_shape)
         self.test_noise = torch.randn(shape, generator=generator(seed, self.name, "held out noise")).to(device, dtype)
 
-    def step(self, update: int) -> dict[str, Tensor]:
-        """Update number `update`, counted from 0."""
-        self.regression.schedule(update)
-        return self.descend(*self.stream.at(update))
-
     @staticmethod
     def side_by_side(stages: "Sequence[DynamicsStage]") -> JointRegression:
         """Their step as one batched model's; they can no longer step alone.
@@ -132,7 +127,7 @@ class DynamicsStage:
         if stages[0].config.kind == "ensemble":
             raise ValueError("dynamics: expected a kind of one network for seeds side by side, got 'ensemble'; "
                              "train the seeds one by one (`batched=False`, --device cpu, or a command for each)")  # fmt: skip
-        return JointRegression([stage.regression for stage in stages], [stage.examples for stage in stages])
+        return SupervisedStage.side_by_side(stages)
 
     @torch.no_grad()
     def evaluate(self) -> dict[str, float]:
@@ -147,14 +142,6 @@ class DynamicsStage:
                       "effective_share": effective_share(self.weights)}  # fmt: skip
         return {"one_step_rmse": value, "one_step_rmse_se": error, "one_step_rmse_mean": rmse(of_mean)[0], **tilted,
                 "still_rmse": still, "held_out_transitions": len(state)}  # fmt: skip
-
-    def state(self) -> dict[str, Tensor]:
-        """The live tensors that a checkpoint holds."""
-        return self.regression.state()
-
-    def modules(self) -> dict[str, torch.nn.Module]:
-        """The finished network by file name: the averaged weights."""
-        return {"dynamics": self.regression.averaged}
 
 
 def as_tensor(array: np.ndarray, device, dtype=torch.float32) -> Tensor:

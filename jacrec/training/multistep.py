@@ -1,6 +1,5 @@
 """Training of a multi-step world model: s_j from s_0 and the first j actions, for j = 1 … H, on segments of episodes."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,7 +14,7 @@ from jacrec.training.dynamics import as_tensor, choose_rows, one_step_errors, sp
 from jacrec.training.examples import Batch, Examples, Push, take
 from jacrec.training.objectives import make_dynamics
 from jacrec.training.streams import BatchStream, generator, seed_of
-from jacrec.training.supervised import JointRegression, Regression, descending, rmse
+from jacrec.training.supervised import Regression, SupervisedStage, descending, rmse
 
 
 def lengths(data: Transitions, horizon: int) -> np.ndarray:
@@ -97,7 +96,7 @@ class StepExamples(Examples):
         return (GaussianSteps if self.stochastic else Batch)(inputs, goal)
 
 
-class MultiStepStage:
+class MultiStepStage(SupervisedStage):
     """A `MultiStepDynamics` on the training episodes, tested on held-out ones; a stage of `jacrec.training.loop`.
 
     `evaluate` reports what `DynamicsStage` does, of its first step, and rmse_step_1 … rmse_step_H: √ of the mean squared error
@@ -167,16 +166,6 @@ class MultiStepStage:
         shape = (len(whole), config.eval_samples if config.stochastic else 1, H, *self.model.noise_shape)
         self.test_noise = torch.randn(shape, generator=generator(seed, self.name, "held out noise")).to(device, dtype)
 
-    def step(self, update: int) -> dict[str, Tensor]:
-        """Update number `update`, counted from 0."""
-        self.regression.schedule(update)
-        return self.descend(*self.stream.at(update))
-
-    @staticmethod
-    def side_by_side(stages: "Sequence[MultiStepStage]") -> JointRegression:
-        """Their step as one batched model's; they can no longer step alone."""
-        return JointRegression([stage.regression for stage in stages], [stage.examples for stage in stages])
-
     @torch.no_grad()
     def evaluate(self) -> dict[str, float]:
         """The held-out errors of the averaged weights; see the class."""
@@ -190,14 +179,6 @@ class MultiStepStage:
         still, _ = rmse((following[:, 0] - state).square().mean(-1))
         return {"one_step_rmse": value, "one_step_rmse_se": error, "one_step_rmse_mean": rmse(of_mean)[0],
                 "still_rmse": still, **by_step, "held_out_transitions": len(state)}  # fmt: skip
-
-    def state(self) -> dict[str, Tensor]:
-        """The live tensors that a checkpoint holds."""
-        return self.regression.state()
-
-    def modules(self) -> dict[str, torch.nn.Module]:
-        """The finished network by file name: the averaged weights."""
-        return {"dynamics": self.regression.averaged}
 
 
 @torch.no_grad()

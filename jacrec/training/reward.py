@@ -1,7 +1,5 @@
 """The reward model's training (section 3.2): least squares on standardised states, raw actions and standardised rewards."""
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor, nn
 
@@ -11,10 +9,10 @@ from jacrec.training.config import RewardConfig
 from jacrec.training.dynamics import as_tensor, choose_rows, spread
 from jacrec.training.examples import Examples
 from jacrec.training.streams import BatchStream, seed_of
-from jacrec.training.supervised import JointRegression, Regression, descending, rmse
+from jacrec.training.supervised import Regression, SupervisedStage, descending, rmse
 
 
-class RewardStage:
+class RewardStage(SupervisedStage):
     """The reward model on the training episodes, tested on held-out ones; a stage of `jacrec.training.loop`.
 
     It learns reward_scale · r, the critic's own scale. `evaluate` reports on `eval_transitions` fixed held-out
@@ -74,16 +72,6 @@ class RewardStage:
         tests = held_out.state, held_out.action, held_out.reward * reward_scale
         self.test = tuple(as_tensor(a, device, dtype) for a in tests)
 
-    def step(self, update: int) -> dict[str, Tensor]:
-        """Update number `update`, counted from 0."""
-        self.regression.schedule(update)
-        return self.descend(*self.stream.at(update))
-
-    @staticmethod
-    def side_by_side(stages: "Sequence[RewardStage]") -> JointRegression:
-        """Their step as one batched model's; they can no longer step alone."""
-        return JointRegression([stage.regression for stage in stages], [stage.examples for stage in stages])
-
     @torch.no_grad()
     def evaluate(self) -> dict[str, float]:
         """The held-out errors; see the class."""
@@ -91,11 +79,3 @@ class RewardStage:
         value, error = rmse((self.regression.averaged(state, action) - reward).square())
         return {"reward_rmse": value, "reward_rmse_se": error, "reward_std": reward.double().std(correction=0).item(),
                 "held_out_transitions": len(reward)}  # fmt: skip
-
-    def state(self) -> dict[str, Tensor]:
-        """The live tensors that a checkpoint holds."""
-        return self.regression.state()
-
-    def modules(self) -> dict[str, torch.nn.Module]:
-        """The finished network by file name."""
-        return {"reward": self.regression.averaged}

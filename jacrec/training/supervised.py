@@ -1,4 +1,4 @@
-"""What the two supervised stages share: descent on an `MLP`, and errors with their uncertainty."""
+"""What the supervised stages share: descent on an `MLP`, the stage around it, and errors with their uncertainty."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -15,6 +15,7 @@ from jacrec.training.examples import Batch, Examples
 from jacrec.training.flat import Adam, Flat, FlatRows
 from jacrec.training.passes import MLPPass
 from jacrec.training.replay import Replay
+from jacrec.training.streams import BatchStream
 
 
 class Scheduled(NamedTuple):
@@ -165,6 +166,35 @@ class JointRegression:
         self.descent.adam.set_rate(rate)
         batch = self.examples(index + self.start, *random)
         return {"loss": self.descent.descend(batch, pace.to(batch.x.dtype))}
+
+
+class SupervisedStage:
+    """A stage of `jacrec.training.loop` that is a regression; what it learns from and is tested on is a subclass's own."""
+
+    name: str
+    """of the network's file too"""
+    regression: Regression
+    examples: Examples
+    stream: BatchStream
+    descend: Callable[..., dict[str, Tensor]]
+
+    def step(self, update: int) -> dict[str, Tensor]:
+        """Update number `update`, counted from 0."""
+        self.regression.schedule(update)
+        return self.descend(*self.stream.at(update))
+
+    @staticmethod
+    def side_by_side(stages: "Sequence[SupervisedStage]") -> JointRegression:
+        """Their step as one batched model's; they can no longer step alone."""
+        return JointRegression([stage.regression for stage in stages], [stage.examples for stage in stages])
+
+    def state(self) -> dict[str, Tensor]:
+        """The live tensors that a checkpoint holds."""
+        return self.regression.state()
+
+    def modules(self) -> dict[str, nn.Module]:
+        """The finished network by file name: the averaged weights."""
+        return {self.name: self.regression.averaged}
 
 
 def pooled(tables: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
