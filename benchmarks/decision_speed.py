@@ -13,7 +13,7 @@ import importlib
 import itertools
 import time
 import warnings
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -29,8 +29,10 @@ HalfCheetah-v4: 0.01 · 5); used where gymnasium is not installed to be asked"""
 ENVIRONMENTS = {"hopper": "Hopper-v4", "halfcheetah": "HalfCheetah-v4", "walker2d": "Walker2d-v4"}
 DECISION_GOALS = (("hopper", "diffusion", 16, 5, 10, 1, 8.0), ("hopper", "meanflow", 16, 5, 1, 1, 1.5))
 """task, world model, M, H, K, E, and the milliseconds that a decision may take"""
-CHEAP = (("ddim", 3), ("flow", 4), ("meanflow", 1), ("deterministic", 1))
+CHEAP = (("ddim", 3), ("flow", 4), ("meanflow", 1), ("deterministic", 1), ("ensemble", 1), ("multistep", 1))
 """world models of few network evaluations, and how many"""
+OBJECTIVES = ("decoupled-critic", "decoupled-one-step")
+"""what ψ may ascend besides the return, timed with MeanFlow"""
 LOCKSTEP_GOAL = (10, 3.0)
 """N and how many times one decision they may cost together"""
 
@@ -55,21 +57,32 @@ def time_step_ms(task: str) -> tuple[float | None, str]:
     return 1e3 * step, ENVIRONMENTS[task]
 
 
-def decisions(size: Size, updates: int, batch: int | None, device: str, repetitions: int, budget: float) -> dict:
+@dataclass(frozen=True)
+class Ask:
+    """How decisions are made and measured."""
+
+    updates: int
+    device: str
+    repetitions: int
+    budget: float
+
+
+def decisions(size: Size, ask: Ask, *, batch: int | None = None, objective: str = "return") -> dict:
     """Milliseconds of `MPC.act` on numpy observations, one after the other: p50, p99 and the most, and how many were made."""
-    case = make(size, device=device)
-    controller = MPC(case.policy, case.world, MPCConfig(horizon=size.H, particles=size.M, updates=updates), batch=batch)
+    case = make(size, device=ask.device)
+    config = MPCConfig(horizon=size.H, particles=size.M, updates=ask.updates, objective=objective)
+    controller = MPC(case.policy, case.world, config, batch=batch)
     rng = np.random.default_rng(0)
     shape = (size.d,) if batch is None else (batch, size.d)
-    observations = rng.standard_normal((repetitions + 3, *shape)).astype(np.float32)
+    observations = rng.standard_normal((ask.repetitions + 3, *shape)).astype(np.float32)
     samples: list[float] = []
     for i, observation in enumerate(observations):
-        synchronise(device)
+        synchronise(ask.device)
         begun = time.perf_counter()
         controller.act(observation)
         if i >= 3:
             samples.append(1e3 * (time.perf_counter() - begun))
-        if sum(samples) > 1e3 * budget and len(samples) >= 10:
+        if sum(samples) > 1e3 * ask.budget and len(samples) >= 10:
             break
     numbers = percentiles(samples, (50, 99))
     return {**numbers, "max": round(max(samples), 4), "decisions": len(samples)}
@@ -81,7 +94,7 @@ def goal_lines(rows: list[dict], lockstep: list[dict]) -> list[str]:
     for *wanted, limit in DECISION_GOALS:
         task, model, M, H, K, E = wanted
         for row in rows:
-            if [row[key] for key in ("task", "model", "M", "H", "K", "updates")] == wanted:
+            if [row[key] for key in ("task", "model", "M", "H", "K", "updates", "objective")] == [*wanted, "return"]:
                 met = "reached" if row["ms"]["median"] <= limit else "NOT reached"
                 lines.append(f"goal: {task} {model} M {M} H {H} K {K} E {E} in {limit:g} ms: {met}, median "
                              f"{row['ms']['median']:.2f}, p99 {row['ms']['p99']:.2f}")  # fmt: skip
@@ -114,33 +127,33 @@ def main(arguments: list[str] | None = None) -> dict:
     parser.add_argument("--json", type=Path, help="where the results go; benchmarks/results for the usual sizes")
     options = parser.parse_args(arguments)
     use_threads(options.threads)
-    ask = (options.updates, options.device, options.repetitions, options.budget)
+    ask = Ask(options.updates, options.device, options.repetitions, options.budget)
     rows, lockstep = [], []
-    print(f"{'':44s}{'median':>9s}{'p99':>9s}{'max':>9s}  ms, share of the time step")
-    steps = [("diffusion", options.steps), *CHEAP]
-    models = steps if options.models is None else [(name, dict(steps)[name]) for name in options.models]
+    print(f"{'':58s}{'median':>9s}{'p99':>9s}{'max':>9s}  ms, share of the time step")
+    steps = {"diffusion": options.steps, **dict(CHEAP)}
+    ways = [(name, "return") for name in options.models or steps]
+    ways += [(name, objective) for name, _ in ways if name == "meanflow" for objective in OBJECTIVES]
     for task in options.tasks:
         step, source = time_step_ms(task)
-        for (model, K), H in itertools.product(models, options.horizon):
-            for M in options.particles:
-                size = Size(task, M, H, K, options.width, model)
-                ms = decisions(size, ask[0], None, *ask[1:])
-                rows.append(
-                    {**asdict(size), "updates": options.updates, "ms": ms, "time_step_ms": step, "time_step_of": source}
-                )
-                share = "" if step is None else f"{ms['median'] / step:8.0%} of {step:g} ms ({source})"
-                name = f"{task} {model} M {M} H {H} K {K} E {options.updates}"
-                print(f"{name:44s}{ms['median']:9.2f}{ms['p99']:9.2f}{ms['max']:9.2f}{share}", flush=True)
+        for (model, objective), (H, M) in itertools.product(ways, itertools.product(options.horizon, options.particles)):
+            size = Size(task, M, H, steps[model], options.width, model)
+            ms = decisions(size, ask, objective=objective)
+            rows.append({**asdict(size), "objective": objective, "updates": ask.updates, "ms": ms, "time_step_ms": step,
+                         "time_step_of": source})  # fmt: skip
+            share = "" if step is None else f"{ms['median'] / step:8.0%} of {step:g} ms ({source})"
+            name = f"{task} {model} M {M} H {H} K {size.K} E {ask.updates}"
+            name += "" if objective == "return" else f" {objective}"
+            print(f"{name:58s}{ms['median']:9.2f}{ms['p99']:9.2f}{ms['max']:9.2f}{share}", flush=True)
     for task in options.tasks:
         one = None
         for N in options.batch:
             size = Size(task, options.batch_particles, options.batch_horizon, options.steps, options.width)
-            ms = decisions(size, ask[0], N, *ask[1:])
+            ms = decisions(size, ask, batch=N)
             one = one or ms["median"] / N  # the first N is the unit
             ratio = ms["median"] / one
             lockstep.append({**asdict(size), "N": N, "updates": options.updates, "ms": ms, "ratio_to_one": round(ratio, 3)})
             name = f"{task} M {size.M} H {size.H} × {N} in lock-step"
-            print(f"{name:44s}{ms['median']:9.2f}{ms['p99']:9.2f}{ms['max']:9.2f}{ratio:8.2f}× one", flush=True)
+            print(f"{name:58s}{ms['median']:9.2f}{ms['p99']:9.2f}{ms['max']:9.2f}{ratio:8.2f}× one", flush=True)
     goals = goal_lines(rows, lockstep)
     print("\n".join(goals))
     result = {"environment": environment(options.device), "rows": rows, "lockstep": lockstep, "goals": goals}

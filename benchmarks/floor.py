@@ -9,6 +9,8 @@ the particles still agree, N·M after it.
     level table                           K w e                 once per gradient
     reward                                2 P(reward) Σ_{j<H} R_j
     critic                                2 P(both critics) R_H
+    ensemble                              the network that a row draws counts, not all of them
+    multi-step model                      w d + 2 H B (w m + P(later layers)): one s̃_0, and the actions are a running sum
     policy, values                        P(policy) Σ_{j≤H} R_j
     policy, Π_sᵀ w                        P(policy) Σ_{1≤j≤H} R_j
     policy, w Π_ψ                         (2 P(policy) − w d) Σ_j R_j   cotangents down to the first layer, outer products
@@ -36,7 +38,7 @@ import torch
 from harness import synchronise
 from problems import Case
 
-from jacrec.dynamics import ChainDynamics
+from jacrec.dynamics import ChainDynamics, MultiStepDynamics
 from jacrec.networks import MLP
 
 
@@ -97,14 +99,16 @@ def count(case: Case) -> Count:
     size, mlp = case.size, case.network
     B, H, K, d = size.M, size.H, size.K, size.d
     rows = [1] + [B] * H  # R_j
-    denoiser, first = weights(mlp), mlp.layers[0].weight
+    denoiser, first = weights(mlp) // (mlp.stack or 1), mlp.layers[0].weight
     policy, policy_first = weights(case.policy.mlp), case.policy.mlp.layers[0].weight.numel()
     reward, critic = (weights(part.mlp) for part in (case.world.reward, case.world.critic))  # pyright: ignore
-    w = first.shape[0]
+    w = first.shape[-2]
     inputs, latent = w * (d + size.m), w * d * isinstance(case.dynamics, ChainDynamics)
     embedding = w * mlp.in_dim - inputs - latent
     recurrent = denoiser - inputs - embedding  # W_u and the other layers
     counted = 2 * H * B * (inputs + K * recurrent) + K * embedding
+    if isinstance(case.dynamics, MultiStepDynamics):  # all of the embedding is the prefix of actions and a table of the steps
+        counted = w * d * (H > 0) + 2 * H * B * (w * size.m + recurrent)
     counted += 2 * reward * sum(rows[:H]) + 2 * critic * rows[H]
     counted += policy * sum(rows) + policy * sum(rows[1:]) + (2 * policy - policy_first) * sum(rows)
     layers = len(mlp.layers)

@@ -28,13 +28,13 @@ from harness import Others, as_usual, environment, slug, timed, use_threads, wri
 from memory import peak_cpu, peak_cuda
 from peers import CONTESTANTS, EAGER
 from phases import phases
-from problems import MODELS, TASKS, Case, Entry, Size, Unavailable, make
+from problems import MODELS, ONE_EVALUATION, TASKS, Case, Entry, Size, Unavailable, make
 
 AGREEMENT = 1e-10
 """largest relative difference of a gradient from reverse mode's, both in float64"""
 CROWDED, ATTEMPTS = 0.05, 2
 """share of the machine that other processes may have while a size is timed; how often it is timed in the hope for less"""
-CHEAP = (("ddim", 3), ("flow", 4), ("meanflow", 1), ("deterministic", 1))
+CHEAP = (("ddim", 3), ("flow", 4), ("meanflow", 1), ("deterministic", 1), ("ensemble", 1), ("multistep", 1))
 """world models of few network evaluations, and how many"""
 OWN_ERRORS = 4
 """where a contestant has no float64: how many times reverse mode's own error in the timed precision it may have"""
@@ -175,7 +175,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--particles", nargs="+", type=int, help="M")
     p.add_argument("--horizon", nargs="+", type=int, help="H")
     p.add_argument("--steps", nargs="+", type=int, help="K denoising steps")
-    p.add_argument("--models", nargs="+", choices=MODELS, help="kinds of world models; one step (K 1) for deterministic")
+    p.add_argument("--models", nargs="+", choices=MODELS, help=f"kinds of world models; K is 1 for {', '.join(ONE_EVALUATION)}")
     p.add_argument("--width", nargs="+", type=int, help="of the denoiser's and reward model's three hidden layers")
     p.add_argument("--full", action="store_true", help="H 1, 3 and 5, all task dimensions")
     p.add_argument("--dtype", choices=("float32", "float64"), default="float32")
@@ -202,7 +202,7 @@ def chosen_sizes(options: argparse.Namespace) -> list[Size]:
         tasks = [t for t in tasks if options.tasks or t != "walker2d"]  # the same numbers as halfcheetah's
         pairs = list(itertools.product(tasks, options.horizon or ([1, 3, 5] if options.full else [3])))
     models = options.models or ["diffusion"]
-    sizes = [Size(t, M, H, 1 if model == "deterministic" else K, w, model)
+    sizes = [Size(t, M, H, 1 if model in ONE_EVALUATION else K, w, model)
              for model in models for w in widths for K in steps for t, H in pairs for M in particles]  # fmt: skip
     if not any((options.models, options.full, options.tasks, options.horizon, options.steps, options.particles)):
         sizes += [Size("hopper", M, 5, K, w, model) for model, K in CHEAP for w in widths for M in (1, 16)]

@@ -13,7 +13,7 @@ from problems import Case, Entry, Unavailable
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from jacrec import Adjoint, Auto, Autograd, Forward, policy_gradient
+from jacrec import Adjoint, Auto, Autograd, Forward, MultiStepDynamics, policy_gradient
 from jacrec.methods import Method
 from jacrec.types import PolicyGradient
 
@@ -37,6 +37,13 @@ def imagined_objective(case: Case, dynamics: Callable[[Tensor, Tensor, Tensor], 
     policy, world, state, noise = case.arguments
     M, H = noise.shape[:2]
     s, total = state.expand(M, -1), state.new_zeros(M)
+    if isinstance(case.dynamics, MultiStepDynamics):
+        states = case.dynamics.imagine(policy, s, noise)  # (M, H+1, d)
+        actions = policy(states)
+        if H:
+            weights = world.discount ** torch.arange(H, dtype=s.dtype, device=s.device)
+            total = world.reward(states[:, :H], actions[:, :H]) @ weights
+        return (total + world.discount**H * world.critic(states[:, H], actions[:, H])).mean()
     for j in range(H):
         a = policy(s)
         total = total + world.discount**j * world.reward(s, a)
@@ -62,6 +69,8 @@ def torch_autograd(case: Case) -> Entry:
 
 def torch_checkpoint(case: Case) -> Entry:
     """The same with every transition checkpointed: its chain is evaluated again on the way back."""
+    if isinstance(case.dynamics, MultiStepDynamics):
+        raise Unavailable("a multi-step model has no single transition")
 
     def dynamics(s: Tensor, a: Tensor, noise: Tensor) -> Tensor:
         return checkpoint(case.dynamics, s, a, noise, use_reentrant=False, preserve_rng_state=False)  # pyright: ignore
@@ -88,6 +97,8 @@ def torch_jacfwd(case: Case) -> Entry:
     """
     policy, world, state, noise = case.arguments
     dynamics = case.dynamics
+    if isinstance(dynamics, MultiStepDynamics):
+        raise Unavailable("a multi-step model has no single transition")
     M, H = noise.shape[:2]
     d, m = case.size.d, case.size.m
 

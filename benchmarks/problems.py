@@ -11,8 +11,10 @@ from jacrec import (
     Actor,
     DeterministicDynamics,
     DiffusionDynamics,
+    EnsembleDynamics,
     FlowDynamics,
     MeanFlowDynamics,
+    MultiStepDynamics,
     RewardModel,
     TwinCritic,
     World,
@@ -24,8 +26,11 @@ from jacrec.types import PolicyGradient
 TASKS = {"hopper": (11, 3), "halfcheetah": (17, 6), "walker2d": (17, 6), "antmaze": (29, 8)}
 """(d, m) of the environments' observations and actions"""
 
-MODELS = ("diffusion", "ddim", "flow", "meanflow", "deterministic")
-"""kinds of world models; all take K network evaluations to a transition"""
+MODELS = ("diffusion", "ddim", "flow", "meanflow", "deterministic", "ensemble", "multistep")
+"""kinds of world models; a transition takes K network evaluations"""
+ONE_EVALUATION = ("deterministic", "ensemble", "multistep")
+"""those whose K is always 1: of an ensemble the network that a particle draws, of a multi-step model a row for every step"""
+OneStep = ChainDynamics | DeterministicDynamics | EnsembleDynamics
 
 Gradient = dict[str, Tensor]
 """∇_ψ Ĵ by `policy.named_parameters()` names"""
@@ -69,8 +74,8 @@ class Case:
     noise: Tensor  # (M, H, *noise_shape)
 
     @property
-    def dynamics(self) -> ChainDynamics | DeterministicDynamics:
-        assert isinstance(self.world.dynamics, ChainDynamics | DeterministicDynamics)
+    def dynamics(self) -> OneStep | MultiStepDynamics:
+        assert isinstance(self.world.dynamics, OneStep | MultiStepDynamics)
         return self.world.dynamics
 
     @property
@@ -109,7 +114,7 @@ class Entry:
         return torch.cat([g.detach().reshape(-1).to("cpu", torch.float64) for g in gradient.values()])
 
 
-def make_dynamics(size: Size) -> ChainDynamics | DeterministicDynamics:
+def make_dynamics(size: Size) -> OneStep | MultiStepDynamics:
     """The world model of a size, ReLU throughout; "ddim" visits K of ten times as many levels without noise."""
     d, m, hidden, K = size.d, size.m, (size.width,) * 3, size.K
     if size.model == "ddim":
@@ -118,10 +123,14 @@ def make_dynamics(size: Size) -> ChainDynamics | DeterministicDynamics:
         return FlowDynamics(d, m, hidden, steps=K)
     if size.model == "meanflow":
         return MeanFlowDynamics(d, m, hidden, steps=K, activation="relu")
+    if size.model in ONE_EVALUATION and K != 1:
+        raise ValueError(f"K: expected 1 for model {size.model!r}, got {K}")
     if size.model == "deterministic":
-        if K != 1:
-            raise ValueError(f"K: expected 1 for a deterministic model, got {K}")
         return DeterministicDynamics(d, m, hidden, activation="relu")
+    if size.model == "ensemble":
+        return EnsembleDynamics(d, m, hidden, activation="relu")
+    if size.model == "multistep":
+        return MultiStepDynamics(d, m, hidden, horizon=max(size.H, 1), activation="relu")
     return DiffusionDynamics(d, m, hidden, steps=K)
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from jacrec.shapes import Problem
+from jacrec.problem import Problem
 from jacrec.types import PolicyGradient
 from jacrec.world import BatchedPolicy
 
@@ -87,7 +87,8 @@ def _plain_step(
 ) -> Tensor:
     """The commonest case of `ascend`, one ψ on the CPU, in Python's numbers: a decision waits for it."""
     length = norm.item()
-    accepted = math.isfinite(length * lr) and all(map(math.isfinite, value.reshape(-1).tolist()))
+    # Python's numbers reach further than those of float32
+    accepted = length * lr <= torch.finfo(norm.dtype).max and all(map(math.isfinite, value.reshape(-1).tolist()))
     if accepted:
         clip = 1.0 if max_grad_norm is None else max_grad_norm / max(length, max_grad_norm)
         torch._foreach_add_(list(parameters.values()), list(gradient.values()), alpha=lr * clip)  # pyright: ignore

@@ -13,15 +13,17 @@ from jacrec.ascent import TrustRegion, over_rows, trainable
 from jacrec.decoupled import ascended
 from jacrec.dynamics import MultiStepDynamics
 from jacrec.errors import expect_count, expect_one_of, expect_positive, expect_shape
-from jacrec.improve import STEPS, Rule, propose
+from jacrec.fused import kept_plan
+from jacrec.improve import STEPS, Act, Rule, propose, torch_action
 from jacrec.mpc import MPCStep, Trace, check_settings
+from jacrec.problem import Problem
 from jacrec.realtime import Best, Pace
 from jacrec.rollout import noise_like
 from jacrec.rows import put_rows, take_rows
-from jacrec.shapes import Problem, check_observation, check_state, plain_torch, row_mask
+from jacrec.shapes import check_observation, check_state, plain_torch, row_mask
 from jacrec.trust import growth_of, own_unit, trusted_horizon
 from jacrec.turns import Group, Turns, gathered
-from jacrec.world import BatchedPolicy, World, apply_policy
+from jacrec.world import BatchedPolicy, World
 
 
 @dataclass(frozen=True)
@@ -179,21 +181,23 @@ class MPC:
         """
         start = perf_counter()
         state = check_observation(observation, self.batch, self.dtype, self.device)
-        self.last = self._near_the_base(state, self._think(state, start))
+        self.last = self._near_the_base(state, *self._think(state, start))
         action = self.last.action
         answer = action.cpu().numpy() if isinstance(observation, np.ndarray) else action
         if self.config.deadline_ms is not None:
             self.pace.decided(perf_counter() - start)
         return answer
 
-    def _think(self, state: Tensor, start: float) -> MPCStep:
-        state, single = check_state(self.policy, self.world, state)
+    def _think(self, state: Tensor, start: float) -> tuple[MPCStep, Act]:
+        """The decision, and how its action was computed."""
+        plan = kept_plan(self.policy, self.world, state)
+        state, single = check_state(self.policy, self.world, state, plan)
         if self.config.trusts:
-            return self._think_in_turns(state, single, start)
+            return self._think_in_turns(state, single, start), torch_action
         if self.config.carry == "step":
             self.reset()
-        p = Problem(self.policy, self.world, state, self._noise(state), single)
-        return self._improve(p, start).step()
+        trace = self._improve(Problem(self.policy, self.world, state, self._noise(state), single, plan), start)
+        return trace.step(), trace.act
 
     def _noise(self, state: Tensor, horizon: int | None = None) -> Tensor:
         """Fresh noise for states (N, d)."""
@@ -220,10 +224,10 @@ class MPC:
             proposal = propose(p, self.method, rule, draw)
             if best is not None:
                 best.keep(proposal.value)
-            trace.add_step(proposal.value, proposal.take())
+            taken = trace.take(proposal)
             region.project(p.policy)
             if c.deadline_ms is not None:
-                trace.accepted[-1].cpu()  # wait for the device: the clock has to see the whole update
+                taken.accepted.cpu()  # wait for the device: the clock has to see the whole update
                 self.pace.updated(perf_counter() - begun)
         if best is not None:
             best.restore_where_worse()
@@ -247,9 +251,7 @@ class MPC:
                 if not everyone:
                     put_rows(whole, here, part)
         self.turns.tick()
-        with torch.no_grad():
-            action = apply_policy(self.policy, None, state.unsqueeze(1)).squeeze(1)
-        return gathered(action, self.turns, groups, single=single)
+        return gathered(torch_action(self.policy, state), self.turns, groups, single=single)
 
     def _bound_horizons(self, p: Problem) -> None:
         """Measure the growth of the rows whose measurement is old, and look only as far as it allows."""
@@ -304,12 +306,12 @@ class MPC:
         return self._kept
 
     @torch.no_grad()
-    def _near_the_base(self, state: Tensor, step: MPCStep) -> MPCStep:
+    def _near_the_base(self, state: Tensor, step: MPCStep, act: Act) -> MPCStep:
         """The decision with its action within `max_action_change` of the pretrained policy's."""
         bound = self.config.max_action_change
         if bound is None:
             return step
-        base = apply_policy(self.base, None, state.reshape(-1, 1, state.shape[-1])).reshape(step.action.shape)
+        base = act(self.base, state.reshape(-1, state.shape[-1])).reshape(step.action.shape)
         change = step.action - base
         # inside the box the action keeps its bits
         return replace(step, action=torch.where(change.abs() <= bound, step.action, base + change.clamp(-bound, bound)))

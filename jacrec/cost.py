@@ -14,7 +14,7 @@ from jacrec.dynamics import ChainDynamics, DeterministicDynamics, EnsembleDynami
 from jacrec.dynamics.multistep import MultiStepDynamics
 from jacrec.fused import unserved
 from jacrec.networks import written_out
-from jacrec.shapes import Problem
+from jacrec.problem import Problem
 
 
 @dataclass(frozen=True)
@@ -127,6 +127,15 @@ def cheapest(problem: Problem) -> tuple[str, str]:
     ("autograd") is cheaper than a graph per step with our own bookkeeping between them. Where fused kernels cannot serve,
     the reason is logged, each reason once.
     """
+    if problem.plan is None:
+        return _cheapest(problem)
+    choices, key = problem.plan.choices, (problem.N * problem.M, problem.H)
+    if key not in choices:
+        choices[key] = _cheapest(problem)
+    return choices[key]
+
+
+def _cheapest(problem: Problem) -> tuple[str, str]:
     dynamics = problem.world.dynamics
     if type(dynamics) is MultiStepDynamics and written_out(dynamics):
         return "multistep", "plain"

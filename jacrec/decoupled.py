@@ -34,7 +34,8 @@ from jacrec.jacobians.dynamics import DynamicsPass, dynamics_pass
 from jacrec.jacobians.policy import policy_pass
 from jacrec.jacobians.values import value_and_gradient
 from jacrec.methods import METHODS, Method
-from jacrec.shapes import Problem, plain_torch, problem
+from jacrec.problem import Problem
+from jacrec.shapes import plain_torch, problem
 from jacrec.types import PolicyGradient
 from jacrec.world import World, apply_policy
 

@@ -1,11 +1,15 @@
 """The door to the fused kernels: which module serves a device, and why one cannot. The only importer of `jacrec.kernels`."""
 
+import sys
 from functools import cache
 from importlib import import_module
 from types import ModuleType
 
+from torch import Tensor, nn
+
 from jacrec.errors import expect_one_of
-from jacrec.shapes import Problem
+from jacrec.problem import KernelPlan, Problem
+from jacrec.world import World
 
 KERNELS = ("plain", "fused")
 PRECISIONS = ("ieee", "tf32x3", "tf32")
@@ -28,6 +32,17 @@ def unserved(p: Problem, form: str) -> str | None:
         return f"there are kernels for {' and '.join(MODULES)}, got tensors on {p.state.device}"
     module = _load(device)
     return module if isinstance(module, str) else module.unserved(p, form)
+
+
+def kept_plan(policy: nn.Module, world: World, state: Tensor) -> KernelPlan | None:
+    """The plan that a CPU's kernels keep for a policy and a world, where nothing has changed since it was made.
+
+    None before the first use of the kernels, which are not loaded for it, and for what is not a policy, world and state.
+    """
+    module = sys.modules.get(MODULES["cpu"])
+    if module is None or not isinstance(world, World) or not isinstance(state, Tensor) or state.device.type != "cpu":
+        return None
+    return module.kept(policy, world, state) if state.dim() else None
 
 
 def kernels(p: Problem, form: str, *, checked: bool = False) -> ModuleType:

@@ -15,8 +15,8 @@ from jacrec.jacobians import chain
 from jacrec.jacobians.dynamics import dynamics_pass, jacobians
 from jacrec.jacobians.policy import PolicyPass, policy_pass
 from jacrec.jacobians.values import value_and_gradient
+from jacrec.problem import Problem
 from jacrec.sensitivities import action_step, dense_action_step, dense_state_step, state_step
-from jacrec.shapes import Problem
 from jacrec.types import DynamicsJacobians, PolicyGradient
 
 

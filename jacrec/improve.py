@@ -8,19 +8,23 @@ particles' noise, drawing more of them before it gives up.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from jacrec.ascent import Direction, ascend, parameter_norm, trainable
-from jacrec.methods import METHODS, Method
+from jacrec.methods import METHODS, Adjoint, Method, compiled_ascent
 from jacrec.natural import natural_step
+from jacrec.problem import Problem
 from jacrec.rows import put_rows, take_rows
-from jacrec.shapes import Problem
 from jacrec.trust import GradientSignal, Groups, Visits, estimate_of, in_groups, visit
 from jacrec.types import PolicyGradient
+from jacrec.world import apply_policy
 
 STEPS = ("plain", "normalised", "fisher", "gauss-newton")
+Act = Callable[[nn.Module, Tensor], Tensor]
+"""a policy with states (N, d) -> actions (N, m)"""
 Draw = Callable[[int], Tensor]
 """noise i = 1, 2, … of a decision beside the problem's own, (N, M, H, *noise_shape): the same each time it is asked for"""
 
@@ -75,11 +79,43 @@ class Taken:
     particles: Tensor | int = 0
 
 
-class Proposal:
+class Proposal(Protocol):
     """A step that has been worked out and not yet been taken."""
 
+    @property
+    def value(self) -> Tensor:
+        """Ĵ at the present ψ, () or (N,)."""
+        ...
+
+    @property
+    def act(self) -> Act:
+        """How the policy's action is computed, as the step is."""
+        ...
+
+    def take(self) -> Taken:
+        """ψ moves, where it may."""
+        ...
+
+
+class CompiledProposal:
+    """A plain step whose gradient lies in compiled code's memory, and which is taken there."""
+
+    def __init__(self, p: Problem, rule: Rule, ascent):
+        self.problem, self.rule, self.ascent = p, rule, ascent
+        self.value: Tensor = ascent.value
+        self.act: Act = ascent.act
+
+    def take(self) -> Taken:
+        """ψ moves, where it may."""
+        accepted = self.ascent.take(self.rule.lr, self.rule.max_grad_norm)
+        return Taken(self.ascent.norm, accepted, particles=self.problem.M)
+
+
+class PartedProposal:
+    """A step along tensors, for all rows together or in parts."""
+
     def __init__(self, p: Problem, rule: Rule, parts: list[Part]):
-        self.problem, self.rule, self.parts = p, rule, parts
+        self.problem, self.rule, self.parts, self.act = p, rule, parts, torch_action
 
     @property
     def value(self) -> Tensor:
@@ -109,16 +145,28 @@ class Proposal:
         return whole
 
 
-def propose(p: Problem, method: Method, rule: Rule, draw: Draw) -> Proposal:
+@torch.no_grad()
+def torch_action(policy: nn.Module, state: Tensor) -> Tensor:
+    """π_ψ at states (N, d) -> (N, m)."""
+    return apply_policy(policy, None, state.unsqueeze(1)).squeeze(1)
+
+
+def propose(p: Problem, method: Method, rule: Rule, draw: Draw | None = None) -> Proposal:
     """Work out the next step of ψ; where the gate finds too little signal it asks `draw` for noise 1, 2, … besides p's own."""
     if rule.min_signal is not None:
-        return Proposal(p, rule, _gated(p, method, rule, draw))
+        assert draw is not None
+        return PartedProposal(p, rule, _gated(p, method, rule, draw))
+    if rule.step == "plain":
+        kernels = compiled_ascent(method, p)
+        if kernels is not None:
+            crew = method.crew if isinstance(method, Adjoint) else 1
+            return CompiledProposal(p, rule, kernels.ascent(p, crew=crew))
     if not rule.in_actions:
         estimate = method.gradient(p)
-        return Proposal(p, rule, [Part(None, p, estimate, _direction(p, estimate, None, rule), p.M)])
+        return PartedProposal(p, rule, [Part(None, p, estimate, _direction(p, estimate, None, rule), p.M)])
     visits = _visit(p, method)
     estimate = estimate_of(p, visits)
-    return Proposal(p, rule, [Part(None, p, estimate, _direction(p, estimate, visits, rule), p.M)])
+    return PartedProposal(p, rule, [Part(None, p, estimate, _direction(p, estimate, visits, rule), p.M)])
 
 
 def _visit(p: Problem, method: Method) -> Visits:

@@ -1,6 +1,7 @@
 """Five ways to the same gradient behind one signature: `method.gradient(problem) -> PolicyGradient`."""
 
 from dataclasses import dataclass
+from types import ModuleType
 from typing import Protocol, cast
 
 import torch
@@ -9,13 +10,14 @@ from torch import Tensor, nn
 from jacrec.cost import cheapest
 from jacrec.dynamics.multistep import MultiStepDynamics
 from jacrec.errors import expect_count, expect_one_of
-from jacrec.fused import check_kernel, kernels
+from jacrec.fused import check_kernel, kept_plan, kernels
 from jacrec.gradient import adjoint_gradient, dense_gradient, forward_gradient
 from jacrec.jacobians.generic import pull_back
 from jacrec.multistep import multistep_gradient
 from jacrec.networks import written_out
+from jacrec.problem import Problem
 from jacrec.rollout import rollout
-from jacrec.shapes import Problem, plain_torch, problem
+from jacrec.shapes import plain_torch, problem
 from jacrec.types import PolicyGradient
 from jacrec.world import World, apply_policy
 
@@ -218,7 +220,16 @@ def policy_gradient(
     Raises:
         ValueError: wrong shape, dtype, device, or non-finite input.
     """
-    return check_method(method).gradient(problem(policy, world, state, noise))
+    return check_method(method).gradient(problem(policy, world, state, noise, kept_plan(policy, world, state)))
+
+
+def compiled_ascent(method: Method, problem: Problem) -> ModuleType | None:
+    """The CPU's kernels, where `method` would compute this gradient by them in the adjoint form: they can take the step too."""
+    if problem.state.device.type != "cpu":
+        return None
+    if isinstance(method, Auto):
+        return kernels(problem, "adjoint", checked=True) if cheapest(problem) == ("adjoint", "fused") else None
+    return kernels(problem, "adjoint") if isinstance(method, Adjoint) and method.kernel == "fused" else None
 
 
 def check_method(method: object) -> Method:

@@ -6,13 +6,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from jacrec.ascent import ascend, trainable
+from jacrec.ascent import trainable
 from jacrec.errors import expect_count, expect_positive
-from jacrec.improve import Taken
+from jacrec.fused import kept_plan
+from jacrec.improve import Proposal, Rule, Taken, propose, torch_action
 from jacrec.methods import Auto, Method, check_method
+from jacrec.problem import Problem
 from jacrec.rollout import noise_like
-from jacrec.shapes import Problem, check_noise, check_state, plain_torch
-from jacrec.world import World, apply_policy
+from jacrec.shapes import check_noise, check_state, plain_torch
+from jacrec.world import World
 
 
 @dataclass(frozen=True)
@@ -102,17 +104,17 @@ def mpc_update(
     """
     check_settings(horizon, particles, updates, lr, max_grad_norm)
     check_method(method)
-    state, single = check_state(policy, world, state)
+    plan = kept_plan(policy, world, state)
+    state, single = check_state(policy, world, state, plan)
     trainable(policy)
     if noise is None:
         noise = noise_like(world, state, particles, horizon, generator)
     else:
         noise = check_noise(world, state, noise, single)
-    p = Problem(policy, world, state, noise, single)
+    p, rule = Problem(policy, world, state, noise, single, plan), Rule(lr, max_grad_norm)
     trace = Trace(p)
     for _ in range(updates):  # line 3
-        estimate = method.gradient(p)  # lines 4–15
-        trace.add(estimate.value, *ascend(p, estimate, lr, max_grad_norm))  # line 16
+        trace.take(propose(p, method, rule))  # lines 4–15, line 16
     return trace.step()  # line 18
 
 
@@ -122,20 +124,15 @@ class Trace:
     def __init__(self, p: Problem):
         self.problem = p
         self.objective: list[Tensor] = []
-        self.gradient_norm: list[Tensor] = []
-        self.accepted: list[Tensor] = []
         self.taken: list[Taken] = []
+        self.act = torch_action
 
-    def add_step(self, objective: Tensor, taken: Taken) -> None:
-        """One update's Ĵ () or (N,), and all that came of it."""
-        self.add(objective, taken.gradient_norm, taken.accepted)
-        self.taken.append(taken)
-
-    def add(self, objective: Tensor, gradient_norm: Tensor, accepted: Tensor) -> None:
-        """One update's Ĵ () or (N,), norm and acceptance."""
-        self.objective.append(objective)
-        self.gradient_norm.append(gradient_norm)
-        self.accepted.append(accepted)
+    def take(self, proposal: Proposal) -> Taken:
+        """The next update; what came of it."""
+        self.objective.append(proposal.value)
+        self.taken.append(proposal.take())
+        self.act = proposal.act
+        return self.taken[-1]
 
     def step(self) -> MPCStep:
         """The `MPCStep`, with the action that the policy now takes."""
@@ -144,15 +141,16 @@ class Trace:
         norm_row = (p.N,) if p.batched and not p.single else ()
 
         def stacked(rows: list[Tensor], shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+            if len(rows) == 1:
+                return rows[0].unsqueeze(0)
             return torch.stack(rows) if rows else torch.empty(0, *shape, dtype=dtype, device=p.state.device)
 
-        with torch.no_grad():
-            action = apply_policy(p.policy, None, p.state.unsqueeze(1)).squeeze(1)
+        action = self.act(p.policy, p.state)
         return MPCStep(
             action.squeeze(0) if p.single else action,
             stacked(self.objective, row, p.state.dtype),
-            stacked(self.gradient_norm, norm_row, p.state.dtype),
-            stacked(self.accepted, norm_row, torch.bool),
+            stacked([taken.gradient_norm for taken in self.taken], norm_row, p.state.dtype),
+            stacked([taken.accepted for taken in self.taken], norm_row, torch.bool),
         )
 
 

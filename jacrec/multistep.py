@@ -28,7 +28,7 @@ from jacrec.dynamics.multistep import MultiStepDynamics, log_scale_and_slope
 from jacrec.jacobians.mlp import MLPTape, mlp_pull, mlp_record
 from jacrec.jacobians.policy import PolicyPass, policy_pass
 from jacrec.jacobians.values import value_and_gradient
-from jacrec.shapes import Problem
+from jacrec.problem import Problem
 from jacrec.types import PolicyGradient
 from jacrec.world import apply_policy
 

@@ -30,7 +30,7 @@ from torch import Tensor
 
 from jacrec.jacobians.factored import factored_rows
 from jacrec.jacobians.policy import policy_pass
-from jacrec.shapes import Problem
+from jacrec.problem import Problem
 from jacrec.trust import Visits
 
 

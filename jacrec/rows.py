@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from jacrec.shapes import Problem
+from jacrec.problem import Problem
 from jacrec.world import BatchedPolicy
 
 

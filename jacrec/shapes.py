@@ -1,43 +1,15 @@
-"""Checks of the engine's inputs, and the one batched layout it works in."""
+"""Checks of the engine's inputs, and how they come into its one batched layout."""
 
 import math
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from jacrec.networks import written_out
+from jacrec.problem import KernelPlan, Problem
 from jacrec.world import BatchedPolicy, World, check_deterministic
-
-
-@dataclass(frozen=True)
-class Problem:
-    """A policy, a world, N real states and their noise, in the layout of the engine."""
-
-    policy: nn.Module
-    world: World
-    state: Tensor  # (N, d)
-    noise: Tensor  # (N, M, H, *noise_shape)
-    single: bool  # the caller gave one state without the axis N
-
-    @property
-    def N(self) -> int:
-        return self.noise.shape[0]
-
-    @property
-    def M(self) -> int:
-        return self.noise.shape[1]
-
-    @property
-    def H(self) -> int:
-        return self.noise.shape[2]
-
-    @property
-    def batched(self) -> bool:
-        """Whether every real state has parameters of its own."""
-        return isinstance(self.policy, BatchedPolicy)
 
 
 @contextmanager
@@ -54,14 +26,16 @@ def plain_torch():
         yield
 
 
-def problem(policy: nn.Module, world: World, state: Tensor, noise: Tensor) -> Problem:
+def problem(policy: nn.Module, world: World, state: Tensor, noise: Tensor, plan: KernelPlan | None = None) -> Problem:
     """Check and lay out: state (d,) or (N, d), noise (M, H, *noise_shape) or (N, M, H, *noise_shape).
+
+    `plan`: as in `check_state`.
 
     Raises:
         ValueError: wrong type, shape, dtype, device, or a value that is not finite; says what was expected.
     """
-    state, single = check_state(policy, world, state)
-    return Problem(policy, world, state, check_noise(world, state, noise, single), single)
+    state, single = check_state(policy, world, state, plan)
+    return Problem(policy, world, state, check_noise(world, state, noise, single), single, plan)
 
 
 def check_noise(world: World, state: Tensor, noise: Tensor, single: bool) -> Tensor:
@@ -83,8 +57,11 @@ def check_noise(world: World, state: Tensor, noise: Tensor, single: bool) -> Ten
     return noise
 
 
-def check_state(policy: nn.Module, world: World, state: Tensor) -> tuple[Tensor, bool]:
-    """The state as (N, d), and whether it came as (d,)."""
+def check_state(policy: nn.Module, world: World, state: Tensor, plan: KernelPlan | None = None) -> tuple[Tensor, bool]:
+    """The state as (N, d), and whether it came as (d,); for a policy and a world that fit it and one another.
+
+    `plan`: what compiled kernels keep for the two as they are now (`jacrec.fused.kept_plan`); they are not checked again then.
+    """
     if not isinstance(policy, nn.Module):
         raise ValueError(f"policy: expected a torch.nn.Module state -> action, got {type(policy).__name__}")
     if not isinstance(world, World):
@@ -94,17 +71,22 @@ def check_state(policy: nn.Module, world: World, state: Tensor) -> tuple[Tensor,
         raise ValueError(f"state: expected shape (d,) or (N, d), got {tuple(state.shape)}")
     if state.dtype not in (torch.float32, torch.float64):
         raise ValueError(f"state: expected float32 or float64, got {state.dtype}: a step of 5e-5 would round to nothing in it")
-    if first_parameter(policy) is None:
-        raise ValueError("policy: expected a module with parameters to improve, got none")
-    parts = {"policy": policy, "dynamics": world.dynamics, "reward": world.reward, "critic": world.critic}
-    for name, part in parts.items():
-        check_part(name, part, state, parts["dynamics"])
+    if plan is None:
+        check_parts(policy, world, state)
     single = state.dim() == 1
     state = state.unsqueeze(0) if single else state
     if isinstance(policy, BatchedPolicy) and policy.n != state.shape[0]:
         raise ValueError(f"state: expected {policy.n} rows, one for each policy of the BatchedPolicy, got {state.shape[0]}")
     check_finite("state", state)
     return state.clone() if state.is_inference() else state, single
+
+
+def check_parts(policy: nn.Module, world: World, state: Tensor) -> None:
+    """ValueError where the networks do not fit a state (..., d) or one another."""
+    if first_parameter(policy) is None:
+        raise ValueError("policy: expected a module with parameters to improve, got none")
+    for name, part in {"policy": policy, "dynamics": world.dynamics, "reward": world.reward, "critic": world.critic}.items():
+        check_part(name, part, state, world.dynamics)
 
 
 def first_parameter(module: nn.Module) -> Tensor | None:

@@ -28,7 +28,8 @@ from jacrec.jacobians.dynamics import dynamics_pass
 from jacrec.jacobians.factored import factored_rows, squared_norm
 from jacrec.jacobians.policy import policy_pass
 from jacrec.methods import Method
-from jacrec.shapes import Problem, plain_torch, problem
+from jacrec.problem import Problem
+from jacrec.shapes import plain_torch, problem
 from jacrec.types import PolicyGradient
 from jacrec.world import World
 

@@ -17,7 +17,7 @@ from jacrec.kernels.chain import chain_adjoint, chain_forward, chain_record
 from jacrec.kernels.launch import check_precision
 from jacrec.kernels.rollout import rollout_gradient, rollout_unserved, worthwhile
 from jacrec.kernels.served import demand_served
-from jacrec.shapes import Problem
+from jacrec.problem import Problem
 from jacrec.types import PolicyGradient
 
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from jacrec.dynamics import ChainDynamics
 from jacrec.jacobians.policy import has_written_jacobian
 from jacrec.networks import MLP, Denoiser, LayerNorm, RewardModel, TwinCritic, written_out
-from jacrec.shapes import Problem
+from jacrec.problem import Problem
 from jacrec.types import PolicyGradient
 from jacrec.world import BatchedPolicy
 

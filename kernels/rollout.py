@@ -31,7 +31,7 @@ from jacrec.kernels.launch import (
 )
 from jacrec.kernels.served import DYNAMICS_SCALES, MAX_DEPTH, MAX_WIDTH, unserved
 from jacrec.networks import MLP, RewardModel, TwinCritic, written_out
-from jacrec.shapes import Problem
+from jacrec.problem import Problem
 from jacrec.types import PolicyGradient
 
 ROLLOUT_ROWS = (16, 32, 64)

@@ -18,7 +18,7 @@ from jacrec.dynamics import ChainDynamics
 from jacrec.jacobians.policy import has_written_jacobian
 from jacrec.kernels.launch import interpreted
 from jacrec.networks import MLP, WRITTEN, RewardModel, TwinCritic, written_out
-from jacrec.shapes import Problem
+from jacrec.problem import Problem
 from jacrec.world import BatchedPolicy
 
 MAX_WIDTH, MAX_DEPTH, MAX_STATE, MAX_ACTION = 1024, 6, 64, 32

@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from jacrec import Adjoint, policy_gradient
+from jacrec import Adjoint, Auto, policy_gradient
 from jacrec.jacobians import chain
 
 ROOT = Path(__file__).parent.parent
@@ -108,6 +108,21 @@ def test_the_floor_counts_what_torch_counts(load, size):
     with FlopCounterMode(display=False) as counter:
         load("peers").CONTESTANTS["torch autograd"].prepare(case).gradient()
     assert counter.get_total_flops() >= 2 * counted.multiply_adds
+
+
+@pytest.mark.parametrize("model", ["ensemble", "multistep"])
+@pytest.mark.parametrize(("M", "H"), [(1, 1), (8, 2), (5, 3)])
+def test_the_floor_of_what_is_not_computed_at_it(load, model, M, H):
+    """An ensemble's rows are padded to equal groups, a multi-step model's first layer is computed in every sweep."""
+    floor, problems = load("floor"), load("problems")
+    case = problems.make(problems.Size("hopper", M, H, 1, 16, model))
+    counted = floor.count(case)
+    with FlopCounterMode(display=False) as counter:
+        policy_gradient(*case.arguments, method=Auto())
+    least = 2 * (counted.multiply_adds + counted.repeated)
+    assert least <= counter.get_total_flops() <= (2 if model == "ensemble" else 1.1) * least
+    if (M, H) == (1, 1) and model == "multistep":
+        assert counter.get_total_flops() == least
 
 
 def test_the_floor_is_the_largest_of_its_limits(load):
@@ -204,7 +219,13 @@ def test_decisions(tmp_path, load, capsys):
     small = ("--horizon", "1", "--batch", "1", "2", "--batch-particles", "1", "--batch-horizon", "1", "--repetitions", "10")
     load("decision_speed").main([*TINY, *small, "--json", str(path)])
     result = json.loads(path.read_text())
-    assert [row["model"] for row in result["rows"]] == ["diffusion", "ddim", "flow", "meanflow", "deterministic"]
+    ways = [(row["model"], row["objective"]) for row in result["rows"]]
+    every = ("diffusion", "ddim", "flow", "meanflow", "deterministic", "ensemble", "multistep")
+    assert ways == [
+        *((model, "return") for model in every),
+        ("meanflow", "decoupled-critic"),
+        ("meanflow", "decoupled-one-step"),
+    ]
     for row in result["rows"]:
         assert row["time_step_ms"] == pytest.approx(8.0)
         assert 0 < row["ms"]["median"] <= row["ms"]["p99"] <= row["ms"]["max"]
@@ -222,7 +243,7 @@ def test_time_steps_without_gymnasium_are_the_environments_own(load):
 
 def test_goals_of_decisions(load):
     decisions = load("decision_speed")
-    row = dict(task="hopper", model="diffusion", M=16, H=5, K=10, updates=1, ms={"median": 7.0, "p99": 9.0})
+    row = dict(task="hopper", model="diffusion", M=16, H=5, K=10, updates=1, objective="return", ms={"median": 7.0, "p99": 9.0})
     one_step = {**row, "model": "meanflow", "K": 1}
     ten = dict(task="hopper", M=16, H=5, N=10, ratio_to_one=3.5)
     lines = decisions.goal_lines([row, one_step], [ten])

@@ -38,6 +38,8 @@ def test_from_data_to_report(folder, capsys):
     assert cli.main(train) == 0
     run = "runs/hopper-random-v0-s0"
     assert f"next: jacrec eval {run}" in capsys.readouterr().out
+    assert cli.main([*train, "--out", "part", "--stages", "dynamics"]) == 0
+    assert "next: the same with --stages rebrac reward\n" in capsys.readouterr().out
     metrics = (folder / run / "metrics.jsonl").read_bytes()
     assert cli.main(train) == 0  # a finished run is left as it is
     assert (folder / run / "metrics.jsonl").read_bytes() == metrics
@@ -55,6 +57,24 @@ def test_from_data_to_report(folder, capsys):
     assert cli.main(["report", run]) == 0
     assert capsys.readouterr().out.strip() == f"report: {run}/report.md"
     assert "H = 0" in (folder / run / "report.md").read_text()
+
+
+@pytest.mark.parametrize("option", ["--dynamics.members=7", "--dynamics.flow-ratio", "--dynamics.stochastic"])
+def test_settings_of_another_kind_of_world_model_are_refused(folder, capsys, option):
+    args = [option, "0.5"] if option.endswith("ratio") else [option]
+    kind = "ensemble" if "members" in option else "meanflow" if "flow" in option else "multistep"
+    assert cli.main(["train", "nowhere.hdf5", *TINY, *args]) == 2
+    assert "expected a setting of kind 'diffusion'" in capsys.readouterr().err
+    assert cli.main(["train", "nowhere.hdf5", "--dynamics.kind", kind, *args]) == 2
+    assert "expected a setting" not in capsys.readouterr().err
+
+
+def test_settings_of_planners_that_do_not_play_are_refused(folder, capsys):
+    asked = ["eval", "nowhere", "--contestants", "mppi", "best-of-q"]
+    assert cli.main([*asked, "--planner.elites", "2"]) == 2
+    assert "--planner.elites: expected a setting of the planners that play (mppi, best-of-q)" in capsys.readouterr().err
+    assert cli.main([*asked, "--planner.temperature", "0.5"]) == 2
+    assert "expected a setting" not in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

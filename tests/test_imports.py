@@ -13,7 +13,7 @@ LAYERS = (
     ("errors", "types", "activations", "processors", "files"),
     ("networks",),
     ("dynamics", "world"),
-    ("shapes", "io", "rows"),
+    ("problem", "shapes", "io", "rows"),
     ("rollout", "jacobians"),
     ("sensitivities",),
     ("gradient", "linearize", "feedback", "multistep"),

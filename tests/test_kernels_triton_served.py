@@ -10,7 +10,8 @@ from jacrec.kernels import chain as fused
 from jacrec.kernels import gradient, rollout
 from jacrec.kernels.served import DYNAMICS_SCALES, unserved
 from jacrec.methods import policy_gradient
-from jacrec.shapes import Problem, problem
+from jacrec.problem import Problem
+from jacrec.shapes import problem
 from tests.oracles import relative_error
 from tests.test_kernels_triton import build, forward, plain, transposed
 from tests.triton_cases import DEVICE, imagine

@@ -10,7 +10,8 @@ from jacrec.ascent import trainable
 from jacrec.gradient import Pi_psi
 from jacrec.jacobians.policy import policy_pass
 from jacrec.natural import natural_step
-from jacrec.shapes import Problem, problem
+from jacrec.problem import Problem
+from jacrec.shapes import problem
 from jacrec.trust import visit
 from tests.conftest import property_cases
 from tests.oracles import well_posed

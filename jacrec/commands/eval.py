@@ -8,8 +8,10 @@ import tyro
 from rich.console import Console
 from tyro.conf import Positional
 
+from jacrec.commands.options import refuse_unused
 from jacrec.study.config import EvalConfig
 from jacrec.study.evaluate import FILE, acts_as_base, evaluate, played_config
+from jacrec.study.planners import PLANNERS
 from jacrec.study.rehearsed import verdict
 from jacrec.study.results import table
 from jacrec.study.video import record_video
@@ -34,6 +36,9 @@ class Eval:
 def run(args: list[str]) -> int:
     """The verb."""
     chosen = tyro.cli(Eval, args=args, prog="jacrec eval")
+    planners = [name for name in chosen.config.contestants if name in PLANNERS]
+    used = {name for planner in planners for name in chosen.config.planner.of(planner).used}
+    refuse_unused(args, "planner", used, f"the planners that play ({', '.join(planners) or 'none'})")
     trained, folder = load_run(chosen.run), chosen.out or chosen.run
     record = evaluate(trained, chosen.config, out=folder, again=chosen.again)
     Console().print(table(record))

@@ -9,8 +9,9 @@ import tyro
 import yaml
 from tyro.conf import Positional
 
+from jacrec.commands.options import refuse_unused
 from jacrec.training.config import TrainConfig, from_dict, published_name, to_dict
-from jacrec.training.run import STAGES, train
+from jacrec.training.run import STAGES, train, untrained_stages
 from jacrec.training.seeds import train_seeds
 
 Stage = Literal["rebrac", "dynamics", "reward"]
@@ -56,6 +57,7 @@ def run(args: list[str]) -> int:
         default = _from_file(first.settings, default)
     start = {f.name: getattr(default, f.name) for f in fields(TrainConfig)}
     chosen = tyro.cli(Train, args=args, prog="jacrec train", default=Train(first.source, config=Settings(**start)))
+    refuse_unused(args, "dynamics", chosen.config.dynamics.used, f"kind {chosen.config.dynamics.kind!r}")
     published = published_name(first.source)
     if published is not None:
         print(f"defaults: ReBRAC's published settings for {published}")
@@ -64,15 +66,21 @@ def run(args: list[str]) -> int:
         return _run_seeds(chosen, config)
     out = chosen.out or Path("runs") / f"{slug(chosen.source)}-s{config.seed}"
     train(config, out, stages=chosen.stages, abreast=chosen.abreast)
-    print(f"trained: {out}\nnext: jacrec eval {out}")
+    print(f"trained: {out}\n{_next(out)}")
     return 0
+
+
+def _next(run: Path) -> str:
+    """What can be done with a run now."""
+    missing = untrained_stages(run)
+    return f"next: the same with --stages {' '.join(missing)}" if missing else f"next: jacrec eval {run}"
 
 
 def _run_seeds(chosen: Train, config: TrainConfig) -> int:
     if chosen.abreast > 1:
         raise ValueError("--abreast: expected 1 with --seeds, which take the processors themselves; leave it out")
     folders = train_seeds(config, chosen.seeds, chosen.out or f"runs/{slug(chosen.source)}-s{{seed}}", stages=chosen.stages)
-    print("\n".join(f"trained: {out}" for out in folders) + f"\nnext: jacrec eval {folders[0]}")
+    print("\n".join(f"trained: {out}" for out in folders) + f"\n{_next(Path(folders[0]))}")
     return 0
 
 

@@ -18,6 +18,15 @@ PREDICTIONS = {  # by kind of world model; the last three predict states and tak
     "deterministic": ("epsilon", "x0"), "ensemble": ("epsilon", "x0"), "multistep": ("epsilon", "x0"),
 }  # fmt: skip
 
+USED_BY: dict[str, tuple[str, ...]] = {
+    "steps": ("diffusion",), "schedule": ("diffusion",), "sampler": ("diffusion",), "eta": ("diffusion",),
+    "levels": ("diffusion",), "prediction": ("diffusion", "flow", "meanflow"), "solver": ("flow",),
+    **dict.fromkeys(("sampling_steps", "times", "times_mean", "times_std"), ("flow", "meanflow")),
+    **dict.fromkeys(("flow_ratio", "adaptive_power"), ("meanflow",)), "members": ("ensemble",),
+    **dict.fromkeys(("horizon", "stochastic", "sweeps"), ("multistep",)),
+}  # fmt: skip
+"""the settings of the world model that only some kinds look at, and which"""
+
 
 @dataclass(frozen=True)
 class ReBRACConfig:
@@ -152,6 +161,11 @@ class DynamicsConfig:
             if value is not None and (type(value) is not int or value < 1):
                 raise ValueError(f"DynamicsConfig.{name}: expected a whole number >= 1 or none, got {value!r}")
         expect_one_of("dynamics.solver", self.solver, ("euler", "heun"))
+
+    @property
+    def used(self) -> tuple[str, ...]:
+        """The names of the settings that this kind of world model looks at."""
+        return tuple(f.name for f in fields(self) if self.kind in USED_BY.get(f.name, PREDICTIONS))
 
 
 @dataclass(frozen=True)

@@ -199,9 +199,9 @@ def load_run(path: str | Path) -> Run:
     """
     path = Path(path)
     record = read_record(path)
-    missing = [part for part in PARTS if not (path / f"{part}.safetensors").is_file()]
+    missing = _missing(path)
     if missing:
-        stages = " ".join(dict.fromkeys(PARTS[part] for part in missing))
+        stages = " ".join(untrained_stages(path))
         raise FileNotFoundError(
             f"{path}: expected a finished run, got one without {', '.join(missing)}; go on with "
             f"`jacrec train {record['settings']['data']} --settings {path / 'config.yaml'} --out {path} --stages {stages}`"
@@ -212,6 +212,15 @@ def load_run(path: str | Path) -> Run:
     known = {f.name for f in fields(DatasetInfo)}
     info = DatasetInfo(**{k: v for k, v in record["data"].items() if k in known})
     return Run(parts["actor"], world, info, config, path)
+
+
+def untrained_stages(path: str | Path) -> list[str]:
+    """The stages that have not left all their parts in a run's folder."""
+    return list(dict.fromkeys(PARTS[part] for part in _missing(Path(path))))
+
+
+def _missing(path: Path) -> list[str]:
+    return [part for part in PARTS if not (path / f"{part}.safetensors").is_file()]
 
 
 def _fresh(module: nn.Module) -> nn.Module:

@@ -223,9 +223,7 @@ def chain_record(
 
 
 @torch.no_grad()
-def chain_adjoint(
-    dynamics: ChainDynamics | DeterministicDynamics, tape: ChainTape, cotangent: Tensor
-) -> tuple[Tensor, Tensor]:
+def chain_adjoint(dynamics: ChainDynamics | DeterministicDynamics, tape: ChainTape, cotangent: Tensor) -> tuple[Tensor, Tensor]:
     """`jacrec.jacobians.chain.chain_adjoint`: λ (B, d) -> F_sᵀ λ (B, d), F_aᵀ λ (B, m)."""
     job, kept, B, d, m = tape.job, tape.recorded(), tape.inputs[0].shape[0], dynamics.state_dim, dynamics.action_dim
     v_s, v_a = (torch.empty(B, n, dtype=job.dtype, device="cpu") for n in (d, m))

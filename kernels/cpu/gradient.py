@@ -1,63 +1,113 @@
-"""The fused adjoint form on the CPU: twin of `jacrec.gradient.adjoint_gradient`."""
+"""The fused adjoint form on the CPU: twin of `jacrec.gradient.adjoint_gradient`, and the decision that follows from it."""
 
-import threading
+from dataclasses import dataclass
 
+import numpy as np
 import torch
 from numba.core import config
+from torch import Tensor, nn
 
 from jacrec import gradient as engine
-from jacrec.dynamics import ChainDynamics, DeterministicDynamics
-from jacrec.jacobians.policy import has_written_jacobian
-from jacrec.kernels.cpu import chain, layout, rollout
+from jacrec.dynamics import ChainDynamics
+from jacrec.kernels.cpu import chain, decision, prepared, rollout
+from jacrec.kernels.cpu.action import action as action
 from jacrec.kernels.cpu.plan import DTYPES
 from jacrec.kernels.cpu.prepared import Prepared, named_gradients, plan_or_reason
 from jacrec.kernels.cpu.threads import run, workspace
-from jacrec.networks import RewardModel, TwinCritic, written_out
-from jacrec.shapes import Problem
+from jacrec.problem import Problem
 from jacrec.types import PolicyGradient
-
-_fresh = threading.local()
-"""the plan that this thread's last question has found, and the problem it is for"""
+from jacrec.world import World
 
 
 def unserved(p: Problem, form: str) -> str | None:
     """Why the fused CPU kernels cannot compute this gradient's `form`, "forward" or "adjoint"; None if they can."""
     if p.state.device.type != "cpu":
         return f"the CPU kernels take tensors on the CPU, got {p.state.device}"
-    if config.DISABLE_JIT:  # pyright: ignore[reportAttributeAccessIssue]
-        return "numba is told not to compile (NUMBA_DISABLE_JIT)"
     f = p.world.dynamics
     if form == "forward" and not isinstance(f, ChainDynamics):
         return f"the fused forward form needs a chain (diffusion, flow or MeanFlow), got {type(f).__name__}"
-    if not has_written_jacobian(p.policy):
-        return f"the policy is not jacrec's own Actor, as it was made, got {type(p.policy).__name__}"
-    if not isinstance(f, ChainDynamics | DeterministicDynamics) or not written_out(f):
-        return f"the kernels serve jacrec's chains and DeterministicDynamics, as they were made, got {type(f).__name__}"
-    if isinstance(f, ChainDynamics) and f.keep is not None:
-        return "the sampler looks back (solver 'heun'); the kernels are for samplers of first order"
-    for name, part, kind in (("reward", p.world.reward, RewardModel), ("critic", p.world.critic, TwinCritic)):
-        if type(part) is not kind or not written_out(part):
-            return f"the {name} is not jacrec's own {kind.__name__}, as it was made, got {type(part).__name__}"
-    found = plan_or_reason(p)
-    if isinstance(found, str):
-        return found
-    _fresh.found = p, found
-    return None
+    found = _plan(p)
+    return found if isinstance(found, str) else None
 
 
-def _plan(p: Problem) -> Prepared:
-    """The plan that `unserved` has just found for this problem, or one that is looked for now."""
-    problem, plan = getattr(_fresh, "found", (None, None))
-    _fresh.found = None, None
-    if problem is p and plan is not None:
-        return plan
-    found = plan_or_reason(p)
-    if isinstance(found, str):
-        raise ValueError(f'kernel="fused": {found}')
-    return found
+def kept(policy: nn.Module, world: World, state: Tensor) -> Prepared | None:
+    """The plan kept for a policy and a world, where nothing has changed since it was made."""
+    return prepared.kept(policy, world, state)
+
+
+def _plan(p: Problem) -> Prepared | str:
+    """The problem's plan, or why there is none."""
+    if isinstance(p.plan, Prepared):
+        return p.plan
+    if config.DISABLE_JIT:  # pyright: ignore[reportAttributeAccessIssue]
+        return "numba is told not to compile (NUMBA_DISABLE_JIT)"
+    return plan_or_reason(p.policy, p.world, p.state)
+
+
+@dataclass
+class Ascent:
+    """A gradient that has been computed and lies where the compiled step finds it."""
+
+    problem: Problem
+    plan: Prepared
+    job: np.ndarray
+    value: Tensor
+    """Ĵ, () or (N,)"""
+    gradient: Tensor
+    """the policies' rows, and behind them what was added up"""
+    norm: Tensor
+    """‖∇Ĵ‖ of what requires a gradient, () or (N,) for a `BatchedPolicy`"""
+    memory: int  # numbers of memory that the job needs
+    held: tuple  # what it points to besides
+
+    def take(self, lr: float, max_grad_norm: float | None) -> Tensor:
+        """`jacrec.ascent.ascend`, the plain step, in compiled code: whether it was taken, shaped as `norm`."""
+        rates, accepted = np.array([lr, max_grad_norm or 0.0]), torch.empty_like(self.norm, dtype=torch.int64)
+        self.job[rollout.RATES], self.job[rollout.ACCEPTED] = rates.ctypes.data, accepted.data_ptr()
+        run(decision.ascending(DTYPES[self.plan.dtype]), self.job, int(self.job[rollout.PARTS]))
+        torch.autograd.graph.increment_version(self.plan.parameters)
+        return accepted.bool()
+
+    def act(self, policy: nn.Module, state: Tensor) -> Tensor:
+        """The action of a policy, this one or another, at states (N, d) -> (N, m)."""
+        p = self.problem
+        if policy is not p.policy or state is not p.state:
+            return action(policy, state)
+        result = state.new_empty(len(state), int(self.job[rollout.ACTION_DIM]))
+        self.job[rollout.ACTIONS] = result.data_ptr()
+        self.job[rollout.MEMORY] = workspace(self.memory, self.plan.dtype).data_ptr()
+        decision.acting(DTYPES[self.plan.dtype]).ctypes(self.job.ctypes.data)
+        return result
 
 
 @torch.no_grad()
+def ascent(p: Problem, *, crew: int = 1) -> Ascent:
+    """Ĵ, its gradient and their norms; `unserved(p, "adjoint")` must be None."""
+    found = _plan(p)
+    if isinstance(found, str):
+        raise ValueError(f'kernel="fused": {found}')
+    found.refresh()
+    job, sized = found.job(p, crew)
+    N, single, batched = p.N, p.single, p.batched
+    state, noise, pieces = p.state.contiguous(), p.noise.contiguous(), found.pieces()
+    value = state.new_empty(() if single else N)
+    norm = state.new_empty(N if batched and not single else ())
+    own = state.new_empty((N if batched else 1) + sized.shares - 1, sized.length)
+    memory = workspace(sized.memory, found.dtype).data_ptr()
+    # the returns of all rows lie before the threads' shares of the memory
+    job[rollout.STATE : rollout.NORMS + 1] = (
+        state.data_ptr(), noise.data_ptr(), memory, own.data_ptr(), memory + sized.first, sized.room,
+        value.data_ptr(), norm.data_ptr(),
+    )  # fmt: skip
+    job[rollout.PIECES], job[rollout.PIECE_COUNT] = pieces.ctypes.data, len(pieces)
+    parts = 1 if batched or len(pieces) < len(found.parameters) else sized.threads
+    squares = np.empty(parts)
+    job[rollout.PARTS], job[rollout.SQUARES] = parts, squares.ctypes.data
+    run(rollout.compiled(DTYPES[found.dtype]), job, sized.threads)
+    run(decision.settling(DTYPES[found.dtype]), job, parts)
+    return Ascent(p, found, job, value, own, norm, sized.memory, (sized, state, noise, pieces, squares))
+
+
 def adjoint_gradient(p: Problem, *, recompute: bool = False, precision: str | None = None, crew: int = 1) -> PolicyGradient:
     """`jacrec.gradient.adjoint_gradient` in compiled code, tile by tile; `unserved(p, "adjoint")` must be None.
 
@@ -65,20 +115,9 @@ def adjoint_gradient(p: Problem, *, recompute: bool = False, precision: str | No
     tensors; anything but None and "ieee" raises ValueError. `crew`: as in `Adjoint`.
     """
     _check_precision(precision)
-    plan = _plan(p)
-    job, sized = plan.job(p, crew)
-    rows, shares, policies = int(job[rollout.ROWS]), int(job[rollout.SHARES]), p.N if p.batched else 1
-    state, noise = p.state.contiguous(), p.noise.contiguous()
-    returns = state.new_empty(rows)
-    own = state.new_empty(policies + shares - 1, int(plan.policy[0, layout.GRADIENT]))
-    memory = workspace(sized.threads * sized.room, plan.dtype)
-    job[rollout.STATE : rollout.MEMORY_LENGTH + 1] = *(x.data_ptr() for x in (state, noise, returns, own, memory)), sized.room
-    gradient, total = rollout.compiled(DTYPES[plan.dtype])
-    run(gradient, job, sized.threads)
-    if shares > 1:
-        total.ctypes(job.ctypes.data)
-    value = returns.view(p.N, -1).mean(1)
-    return PolicyGradient(value.squeeze(0) if p.single else value, named_gradients(plan, own, policies, p.batched))
+    done = ascent(p, crew=crew)
+    gradient = named_gradients(done.plan, done.gradient, p.N if p.batched else 1, p.batched)
+    return PolicyGradient(done.value, gradient)
 
 
 def forward_gradient(p: Problem, *, precision: str | None = None) -> PolicyGradient:

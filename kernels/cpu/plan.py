@@ -1,9 +1,9 @@
-"""Modules as the rows of int64 that the CPU kernels read. Parameters are read where they lie; only the first layers are copied.
+"""Modules as the rows of int64 that the CPU kernels read. Parameters are read where they lie; the first layers are copied, and
+weights whose rows are no whole vectors.
 
-A plan holds what its addresses point to; `refresh` brings the copies up to date.
+A plan holds what its addresses point to; its `refresher` brings the copies up to date.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cache
 from typing import NamedTuple
@@ -11,10 +11,10 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from jacrec.dynamics import ChainDynamics, DeterministicDynamics
 from jacrec.jacobians.chain import level_parts
+from jacrec.kernels.cpu import copies
 from jacrec.kernels.cpu import layout as at
 from jacrec.kernels.cpu import transition as chains
 from jacrec.kernels.cpu.host import VECTOR_BYTES
@@ -39,26 +39,19 @@ class Plan:
 
     dtype: torch.dtype
     kept: list = field(default_factory=list)
-
-    copies: tuple[list[Tensor], list[Tensor]] = field(default_factory=lambda: ([], []))
-    """copies out of parameters, and what they were copied from"""
-    refreshed: list[Callable[[], object]] = field(default_factory=list)
-    """what makes again what was computed from parameters"""
-    copied: bool = False
-    """whether it holds copies that `refresh` does not know"""
-
-    def refresh(self) -> None:
-        """Copy again what was copied out of parameters."""
-        torch._foreach_copy_(*self.copies)  # pyright: ignore[reportPrivateImportUsage]
-        for again in self.refreshed:
-            again()
+    copies: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+    """what was copied out of parameters and buffers: (source, copy), matrices"""
+    sources: dict[int, Tensor] = field(default_factory=dict)
+    """the parameters and buffers that something was copied or computed from, by id"""
+    table: "LevelTable | None" = None
+    """what was computed from parameters"""
 
     def address(self, tensor: Tensor) -> int:
         """Where a contiguous form of the tensor lies."""
-        if not tensor.is_contiguous():
-            tensor, self.copied = tensor.detach().contiguous(), True
-        self.kept.append(tensor)
-        return tensor.data_ptr()
+        if tensor.is_contiguous():
+            self.kept.append(tensor)
+            return tensor.data_ptr()
+        return self._copy(tensor.unsqueeze(0) if tensor.dim() == 1 else tensor, 0, tensor)
 
     def array(self, array: np.ndarray) -> int:
         """Where a contiguous numpy array lies."""
@@ -68,19 +61,20 @@ class Plan:
     def wide(self, weight: Tensor) -> int:
         """A weight (..., out, in) with `in` padded to whole vectors: itself where it is already."""
         missing = padded(weight.shape[-1], self.dtype) - weight.shape[-1]
-        if not missing:
-            return self.address(weight)
-        self.copied = True
-        return self.address(functional.pad(weight.detach(), (0, missing)))
+        return self._copy(weight, missing, weight) if missing else self.address(weight)
 
-    def transposed(self, weight: Tensor) -> int:
-        """A weight (..., out, in) as (..., in, padded out)."""
-        source = weight.detach().mT
-        copy = source.new_zeros(*source.shape[:-1], padded(source.shape[-1], self.dtype))
+    def transposed(self, weight: Tensor, of: Tensor | None = None) -> int:
+        """A weight (..., out, in), or some columns `of` one, as (..., in, padded out)."""
+        return self._copy(weight.mT, padded(weight.shape[-2], self.dtype) - weight.shape[-2], weight if of is None else of)
+
+    def _copy(self, source: Tensor, missing: int, of: Tensor) -> int:
+        """Where a copy of the matrices lies whose rows end with `missing` zeros."""
+        source = source.detach()
+        copy = source.new_zeros(*source.shape[:-1], source.shape[-1] + missing)
         target = copy[..., : source.shape[-1]]
         target.copy_(source)
-        for tensors, one in zip(self.copies, (target, source), strict=True):
-            tensors.append(one)
+        self.copies.append((source, target))
+        self.sources[id(of)] = of
         return self.address(copy)
 
     def network(self, mlp: MLP, first: Tensor | None = None) -> np.ndarray:
@@ -110,6 +104,48 @@ class Plan:
         if first is not None:
             put(at.FIRST, self.transposed(first), first.shape[-1] * pads[0])
         return row[None] if stack == 1 else row + np.arange(stack)[:, None] * step
+
+
+class LevelTable:
+    """`jacrec.jacobians.chain.level_table` of some dynamics, and what it is computed from."""
+
+    def __init__(self, f: ChainDynamics):
+        self.W_t, self.b, self.features = level_parts(f)
+        self.value = torch.addmm(self.b, self.features, self.W_t)
+
+    def compute(self) -> None:
+        """Again, in place."""
+        # copied whole: another thread may be reading, and a product in place passes through other values
+        self.value.copy_(torch.addmm(self.b, self.features, self.W_t))
+
+
+class Refresher:
+    """Makes copies again before they are read.
+
+    Those of `changing`, a policy's, every time, in compiled code; those of `resting`, a world's, only where a comparison in
+    compiled code finds that what they were made from has changed: what is not written stays in the caches of all cores.
+    """
+
+    def __init__(self, changing: Plan, resting: Plan):
+        self.resting = resting
+        sources = [x.detach() for x in resting.sources.values()]
+        self.seen = [(x, x.clone()) for x in sources]
+        rows = [(x.view(1, -1), seen.view(1, -1)) if x.is_contiguous() else (x, seen) for x, seen in self.seen]
+        self.job = copies.job(changing.copies, rows, changing)
+        self.function = copies.compiled(DTYPES[changing.dtype])
+
+    def __call__(self) -> None:
+        job = self.job.copy()  # threads that share the plan must not answer each other's question
+        self.function(job.ctypes.data)
+        if not job[copies.CHANGED]:
+            return
+        for source, copy in self.resting.copies:
+            copy.copy_(source)
+        if self.resting.table is not None:
+            self.resting.table.compute()
+        # last: until the copies are right, every thread has to find out that they are not
+        for source, seen in self.seen:
+            seen.copy_(source)
 
 
 class Shape(NamedTuple):
@@ -162,22 +198,20 @@ def describe_chain(
     """The chain's row, its coefficients (3, K), and its network's row; `table`: `level_table(f)` where the caller has it."""
     d, m = f.state_dim, f.action_dim
     row = np.zeros(chains.CHAIN, dtype=np.int64)
-    net = plan.network(denoiser_of(f))[0]
+    net, first = plan.network(denoiser_of(f))[0], denoiser_of(f).layers[0].weight
     if isinstance(f, ChainDynamics):
-        W_u, W_sa, _, _ = f.denoiser.split()
+        W_u, W_sa, _, b = f.denoiser.split()
         steps = np.array([f.c_u, f.c_net, f.sigma])
-        row[chains.HAS_LATENT], row[chains.FROM_LATENT], row[chains.NOISES] = True, plan.transposed(W_u), f.noises
+        row[chains.HAS_LATENT], row[chains.FROM_LATENT], row[chains.NOISES] = True, plan.transposed(W_u, first), f.noises
         if table is None:
-            W_t, b, features = level_parts(f)
-            table = torch.addmm(b, features, W_t)
-            # copied whole: another thread may be reading, and a product in place passes through other values
-            plan.refreshed.append(lambda kept=table: kept.copy_(torch.addmm(b, features, W_t)))
+            plan.table = LevelTable(f)
+            plan.sources[id(b)], table = b, plan.table.value
         row[chains.TABLE], row[chains.TABLE_STRIDE] = plan.address(table), W_u.shape[0]
     else:
-        W_sa, steps = f.mlp.layers[0].weight, np.array([[0.0], [1.0], [0.0]])
+        W_sa, steps = first, np.array([[0.0], [1.0], [0.0]])
         row[chains.TABLE] = plan.address(f.mlp.layers[0].bias)
     row[chains.STATE_DIM], row[chains.ACTION_DIM], row[chains.STEPS] = d, m, steps.shape[1]
-    row[chains.DIFFERENCE], row[chains.FROM_INPUT] = f.target == "difference", plan.transposed(W_sa)
+    row[chains.DIFFERENCE], row[chains.FROM_INPUT] = f.target == "difference", plan.transposed(W_sa, first)
     for index, name in ((chains.STATE_MEAN, "state_mean"), (chains.STATE_STD, "state_std"),
                         (chains.OUT_MEAN, "out_mean"), (chains.OUT_STD, "out_std")):  # fmt: skip
         row[index] = plan.address(getattr(f, name))

@@ -2,15 +2,13 @@
 
 Most of what a job says about the networks does not change from decision to decision: where the parameters lie, sizes,
 offsets. It is kept for the worlds used last. At each use every module, parameter, buffer and address is compared, so a
-replaced layer or a moved tensor makes a new plan; and what was copied out of the parameters is copied again, so weights
-that changed in place, by whatever hand, are seen.
+replaced layer or a moved tensor makes a new plan; and before each gradient what was copied out of the parameters is copied
+again, so weights that changed in place, by whatever hand, are seen.
 """
 
-import operator
 import threading
 from collections import OrderedDict
-from collections.abc import Collection
-from itertools import chain, pairwise
+from itertools import pairwise
 from typing import NamedTuple, cast
 
 import numpy as np
@@ -19,12 +17,15 @@ from torch import Tensor, nn
 
 from jacrec.activations import ACTIVATIONS
 from jacrec.dynamics import ChainDynamics, DeterministicDynamics
-from jacrec.kernels.cpu import layout, rollout
+from jacrec.jacobians.policy import has_written_jacobian
+from jacrec.kernels.cpu import copies, decision, layout, rollout
 from jacrec.kernels.cpu import transition as chains
-from jacrec.kernels.cpu.plan import DTYPES, Plan, describe_chain, padded
+from jacrec.kernels.cpu.plan import DTYPES, Plan, Refresher, denoiser_of, describe_chain, padded
 from jacrec.kernels.cpu.threads import threads_for
-from jacrec.networks import MLP, Affine, LayerNorm, RewardModel, TwinCritic
-from jacrec.shapes import Problem
+from jacrec.kernels.cpu.watch import Watch
+from jacrec.networks import MLP, LayerNorm, RewardModel, TwinCritic, written_out
+from jacrec.problem import Problem
+from jacrec.world import World
 
 KEPT = 8
 """plans kept at most, those used last; their modules stay in memory as long, or until `forget()`"""
@@ -39,64 +40,48 @@ _plans: OrderedDict[tuple[int, ...], "Prepared"] = OrderedDict()
 _lock = threading.Lock()
 
 
-class Watch:
-    """The parts of some modules as they are now."""
-
-    def __init__(self, modules: list[nn.Module]):
-        self.modules = modules
-        self.places: list[tuple[dict, str]] = []
-        """where parts hang: a module's attributes, and the name of one that is a dict of them"""
-        for part in (part for module in modules for part in module.modules()):
-            # a layer has no parts; what might be added to one is not used
-            if type(part) not in (Affine, LayerNorm):
-                self.places.append((part.__dict__, "_modules"))
-            self.places += [(part.__dict__, kind) for kind in ("_parameters", "_buffers") if getattr(part, kind)]
-        self.parts = self._parts()
-        self.tensors = [x for x in self.parts if isinstance(x, Tensor)]
-        self.as_they_lie = self._as_they_lie()
-
-    def _parts(self) -> list[object]:
-        return list(chain.from_iterable([own[kind].values() for own, kind in self.places]))
-
-    def _as_they_lie(self) -> list[tuple]:
-        return [(x.data_ptr(), x.shape, x.dtype, x.is_contiguous()) for x in self.tensors]
-
-    def unchanged(self, modules: list[nn.Module]) -> bool:
-        """Whether they still are those, with the same parts, at the same addresses."""
-        return same(self.modules, modules) and same(self.parts, self._parts()) and self.as_they_lie == self._as_they_lie()
-
-
-def same(these: Collection[object], those: Collection[object]) -> bool:
-    """Whether two collections hold the same objects in the same order."""
-    return len(these) == len(those) and all(map(operator.is_, these, those))
-
-
 class Prepared:
     """What a job says about one policy and world; `job` adds sizes and fresh memory."""
 
-    def __init__(self, p: Problem):
-        self.dtype = p.state.dtype
-        plan = self.plan = Plan(self.dtype)
-        f, reward, critic = parts(p)
-        mlp = cast(MLP, p.policy.get_submodule("mlp"))
-        self.watch, self.settings = Watch(modules(p)), settings(p)
-        self.policy = plan.network(mlp, mlp.layers[0].weight)
+    def __init__(self, policy: nn.Module, world: World, state: Tensor):
+        self.dtype, self.state_dim = state.dtype, state.shape[-1]
+        own, plan = self.plans = Plan(self.dtype), Plan(self.dtype)
+        f, reward, critic = parts(world)
+        mlp = policy_network(policy)
+        self.watch, self.settings = Watch(modules(policy, world)), Settings(policy, world)
+        self.policy = own.network(mlp, mlp.layers[0].weight)
+        self.own_copies = copies.job(own.copies, [], own)
         self.reward = plan.network(reward.mlp, reward.mlp.layers[0].weight)[0]
         self.critics = plan.network(critic.mlp, critic.mlp.layers[0].weight)
         self.chain, self.steps, self.denoiser = describe_chain(plan, f)
         self.scales = np.array(
             [plan.address(x) for x in (reward.state_mean, reward.state_std, reward.reward_mean, reward.reward_std)]
         )
-        self.pieces = gradient_pieces(mlp, self.policy[0], self.dtype)
+        self.names = gradient_pieces(mlp, self.policy[0], self.dtype)
+        self.parameters = list(policy.parameters())
+        self.moving: dict[tuple[bool, ...], np.ndarray] = {}
+        """the pieces of ψ that an update moves, by what requires a gradient"""
         self.macs = [sum(layer.weight.shape[-1] * layer.weight.shape[-2] for layer in net.layers)
-                     for net in (mlp, reward.mlp, f.denoiser.mlp if isinstance(f, ChainDynamics) else f.mlp)]  # fmt: skip
+                     for net in (mlp, reward.mlp, denoiser_of(f))]  # fmt: skip
         self.addresses = {
             rollout.POLICY: plan.array(self.policy), rollout.REWARD: plan.array(self.reward),
             rollout.CRITIC: plan.array(self.critics), rollout.DENOISER: plan.array(self.denoiser),
             rollout.CHAIN: plan.array(self.chain), rollout.STEP_COEFFICIENTS: plan.array(self.steps),
-            rollout.SCALES: plan.array(self.scales),
+            rollout.SCALES: plan.array(self.scales), rollout.OWN_COPIES: self.own_copies.ctypes.data,
         }  # fmt: skip
         self.sized: dict[tuple, Sized] = {}
+        self.refresh = Refresher(own, plan)
+        self.choices: dict[tuple[int, int], tuple[str, str]] = {}
+
+    def pieces(self) -> np.ndarray:
+        """The parameters with requires_grad, as `decision` reads them: (n, PIECE)."""
+        moves = tuple([x.requires_grad for x in self.parameters])
+        found = self.moving.get(moves)
+        if found is None:
+            rows = [move_of(*pair) for pair, moves_it in zip(zip(self.parameters, self.names, strict=True), moves, strict=True)
+                    if moves_it]  # fmt: skip
+            found = self.moving[moves] = np.array(rows, dtype=np.int64).reshape(-1, decision.PIECE)
+        return found
 
     def job(self, p: Problem, crew: int = 1) -> tuple[np.ndarray, "Sized"]:
         """A new job without addresses of states, results and memory; and what goes with it, to be held until it is done."""
@@ -132,7 +117,10 @@ class Prepared:
         job[rollout.REWARD_LENGTH], job[rollout.DENOISER_LENGTH] = len(self.reward), len(self.denoiser)
         factors = np.stack([discounts, weights]).astype(numbers)
         job[rollout.DISCOUNTS], job[rollout.WEIGHTS] = factors[0].ctypes.data, factors[1].ctypes.data
-        return Sized(job, factors, threads, room)
+        # the returns first, then each thread's share
+        first = -(-N * M // 1024) * 1024
+        length = int(self.policy[0, layout.GRADIENT])
+        return Sized(job, factors, threads, int(job[rollout.SHARES]), first * size, first + threads * room, room, length)
 
 
 class Sized(NamedTuple):
@@ -141,37 +129,30 @@ class Sized(NamedTuple):
     job: np.ndarray
     factors: np.ndarray  # γ^j and the rows' shares, (2, H+1), which the job points to
     threads: int
-    room: int  # numbers of memory for each thread
+    shares: int  # of the rows, each with gradients of its own
+    first: int  # where the first thread's memory begins, in bytes: before it are the returns
+    memory: int  # numbers of memory in all
+    room: int  # and for each thread
+    length: int  # of a policy's vector of gradients
 
 
-def unfit(p: Problem) -> str | None:
+def unfit(policy: nn.Module, world: World, state: Tensor) -> str | None:
     """Why the parts are not what their attributes say, or not all of the state's dtype on the CPU; None if they are.
 
     Plain torch computes with the tensors that it finds; compiled code would read past those that are smaller than said.
     """
-    f, reward, critic = parts(p)
-    d, m = p.state.shape[-1], f.action_dim
-    mlp, inner = cast(MLP, p.policy.get_submodule("mlp")), f.denoiser.mlp if isinstance(f, ChainDynamics) else f.mlp
+    f, reward, critic = parts(world)
+    d, m = state.shape[-1], f.action_dim
+    mlp, inner = policy_network(policy), denoiser_of(f)
     extra = d + f.denoiser.times * f.denoiser.embedding_dim if isinstance(f, ChainDynamics) else 0
     if isinstance(f, ChainDynamics) and any(f.sigma) and f.noises <= f.diffusion_steps:
         return f"the dynamics' noise has {f.noises} rows, not one for each of {f.diffusion_steps} steps and the base sample"
     nets = (("policy", mlp, d, m), ("dynamics", inner, d + m + extra, d), ("reward", reward.mlp, d + m, 1),
             ("critic", critic.mlp, d + m, 1))  # fmt: skip
-    for name, net, inputs, outputs in nets:
-        lead = net.layers[0].weight.shape[:-2]
-        widths = [inputs, *net.hidden, outputs]
-        shapes = [(*lead, b, a) for a, b in pairwise(widths)]
-        if [tuple(layer.weight.shape) for layer in net.layers] != shapes:
-            return f"the {name}'s layers are not {shapes}, as its hidden={net.hidden} says"
-        if [tuple(layer.bias.shape) for layer in net.layers] != [shape[:-1] for shape in shapes]:
-            return f"the {name}'s biases do not fit its weights"
-        norms = [tuple(x.shape) for norm in net.norms for x in (norm.weight, norm.bias)]
-        if norms not in ([], [shape[:-1] for shape in shapes[:-1] for _ in range(2)]):
-            return f"the {name}'s norms do not fit its hidden layers {net.hidden}"
-        if any(norm.eps != LayerNorm.eps for norm in net.norms):
-            return f"the {name}'s norms do not all have eps = {LayerNorm.eps}"
-        if net.act != ACTIVATIONS.get(net.activation):
-            return f"the {name}'s activation is not the {net.activation!r} that it says"
+    for net in nets:
+        reason = network_unfit(*net)
+        if reason is not None:
+            return reason
     if critic.mlp.layers[0].weight.shape[:-2] != (critic.critics,):
         return f"the critic's layers are not a stack of critics={critic.critics}"
     scales = {**{f"dynamics.{k}": (getattr(f, k), (d,)) for k in ("state_mean", "state_std", "out_mean", "out_std")},
@@ -180,34 +161,72 @@ def unfit(p: Problem) -> str | None:
     for name, (scale, shape) in scales.items():
         if tuple(scale.shape) != shape:
             return f"{name} is not of shape {shape}, got {tuple(scale.shape)}"
-    for named in (*(module.named_parameters() for module in modules(p)), ((k, scale) for k, (scale, _) in scales.items())):
-        for name, tensor in named:
-            if tensor.dtype != p.state.dtype or tensor.device.type != "cpu":
-                return f"{name} is not {p.state.dtype} on the CPU like the state, got {tensor.dtype} on {tensor.device}"
+    named = [x.named_parameters() for x in modules(policy, world)]
+    for name, tensor in (pair for pairs in (*named, ((k, scale) for k, (scale, _) in scales.items())) for pair in pairs):
+        if tensor.dtype != state.dtype or tensor.device.type != "cpu":
+            return f"{name} is not {state.dtype} on the CPU like the state, got {tensor.dtype} on {tensor.device}"
     return None
 
 
-def plan_or_reason(p: Problem) -> "Prepared | str":
-    """The plan for a problem's policy and world, a kept one brought up to date or a new one; or why there can be none."""
-    own = modules(p)
-    key = tuple(id(module) for module in own)
+def network_unfit(name: str, net: MLP, inputs: int, outputs: int) -> str | None:
+    """Why a network's tensors are not what its attributes say; None if they are."""
+    lead = net.layers[0].weight.shape[:-2]
+    shapes = [(*lead, b, a) for a, b in pairwise([inputs, *net.hidden, outputs])]
+    if [tuple(layer.weight.shape) for layer in net.layers] != shapes:
+        return f"the {name}'s layers are not {shapes}, as its hidden={net.hidden} says"
+    if [tuple(layer.bias.shape) for layer in net.layers] != [shape[:-1] for shape in shapes]:
+        return f"the {name}'s biases do not fit its weights"
+    norms = [tuple(x.shape) for norm in net.norms for x in (norm.weight, norm.bias)]
+    if norms not in ([], [shape[:-1] for shape in shapes[:-1] for _ in range(2)]):
+        return f"the {name}'s norms do not fit its hidden layers {net.hidden}"
+    if any(norm.eps != LayerNorm.eps for norm in net.norms):
+        return f"the {name}'s norms do not all have eps = {LayerNorm.eps}"
+    if net.act != ACTIVATIONS.get(net.activation):
+        return f"the {name}'s activation is not the {net.activation!r} that it says"
+    return None
+
+
+def unserved(policy: nn.Module, world: World) -> str | None:
+    """Why the kernels cannot serve such parts; None if they can."""
+    f = world.dynamics
+    if not has_written_jacobian(policy):
+        return f"the policy is not jacrec's own Actor, as it was made, got {type(policy).__name__}"
+    if not isinstance(f, ChainDynamics | DeterministicDynamics) or not written_out(f):
+        return f"the kernels serve jacrec's chains and DeterministicDynamics, as they were made, got {type(f).__name__}"
+    if isinstance(f, ChainDynamics) and f.keep is not None:
+        return "the sampler looks back (solver 'heun'); the kernels are for samplers of first order"
+    for name, part, kind in (("reward", world.reward, RewardModel), ("critic", world.critic, TwinCritic)):
+        if type(part) is not kind or not written_out(part):
+            return f"the {name} is not jacrec's own {kind.__name__}, as it was made, got {type(part).__name__}"
+    return None
+
+
+def kept(policy: nn.Module, world: World, state: Tensor) -> "Prepared | None":
+    """The plan kept for a policy and world that takes such a state, where nothing has changed since it was made."""
+    own = modules(policy, world)
+    key = tuple(map(id, own))
     with _lock:
         found = _plans.get(key)
         if found is not None:
             _plans.move_to_end(key)
-    if found is not None and found.dtype == p.state.dtype and found.watch.unchanged(own) and found.settings == settings(p):
-        found.plan.refresh()
+    if found is None or found.dtype != state.dtype or found.state_dim != state.shape[-1]:
+        return None
+    return found if found.watch.unchanged(own) and found.settings.unchanged() else None
+
+
+def plan_or_reason(policy: nn.Module, world: World, state: Tensor) -> "Prepared | str":
+    """The plan for a policy and world, a kept one or a new one, which is kept; or why there can be none."""
+    found = kept(policy, world, state)
+    if found is not None:
         return found
-    reason = unfit(p)
+    reason = unserved(policy, world) or unfit(policy, world, state)
     if reason is not None:
         return reason
-    made = Prepared(p)
-    # a plan that holds copies of whole weights (padded, or not contiguous) would not see them change
-    if not made.plan.copied:
-        with _lock:
-            _plans[key] = made
-            while len(_plans) > KEPT:
-                _plans.popitem(last=False)
+    made = Prepared(policy, world, state)
+    with _lock:
+        _plans[tuple(map(id, modules(policy, world)))] = made
+        while len(_plans) > KEPT:
+            _plans.popitem(last=False)
     return made
 
 
@@ -217,26 +236,45 @@ def forget() -> None:
         _plans.clear()
 
 
-def parts(p: Problem) -> tuple[ChainDynamics | DeterministicDynamics, RewardModel, TwinCritic]:
+def parts(world: World) -> tuple[ChainDynamics | DeterministicDynamics, RewardModel, TwinCritic]:
     """The world's parts, which are jacrec's own."""
-    return (cast(ChainDynamics | DeterministicDynamics, p.world.dynamics), cast(RewardModel, p.world.reward),
-            cast(TwinCritic, p.world.critic))  # fmt: skip
+    return (cast(ChainDynamics | DeterministicDynamics, world.dynamics), cast(RewardModel, world.reward),
+            cast(TwinCritic, world.critic))  # fmt: skip
 
 
-def modules(p: Problem) -> list[nn.Module]:
+def modules(policy: nn.Module, world: World) -> list[nn.Module]:
     """Policy, dynamics, reward, critic."""
-    return [p.policy, *parts(p)]
+    return [policy, *parts(world)]
 
 
-def settings(p: Problem) -> tuple:
-    """The plain attributes that the plan depends on."""
-    f, reward, critic = parts(p)
-    inner = f.denoiser.mlp if isinstance(f, ChainDynamics) else f.mlp
-    mlps = (cast(MLP, p.policy.get_submodule("mlp")), inner, reward.mlp, critic.mlp)
-    nets = [(net.act.name, net.activation, net.hidden, net.residual, net.tanh_output, *[norm.eps for norm in net.norms])
-            for net in mlps]  # fmt: skip
-    chain = (f.c_u, f.c_net, f.sigma, f.times, (f.noises,)) if isinstance(f, ChainDynamics) else ()
-    return (*nets, f.target, critic.critics, *(tuple(c) for c in chain))
+class Settings:
+    """The plain attributes that a plan depends on, as they are now."""
+
+    def __init__(self, policy: nn.Module, world: World):
+        self.f, reward, self.critic = parts(world)
+        # looked up once: a Watch notices where these are exchanged
+        self.nets = (policy_network(policy), denoiser_of(self.f), reward.mlp, self.critic.mlp)
+        self.values = self._values()
+
+    def _values(self) -> list:
+        f = self.f
+        chain = [tuple(f.c_u), tuple(f.c_net), tuple(f.sigma), tuple(f.times), f.noises] if isinstance(f, ChainDynamics) else []
+        return [*map(architecture, self.nets), f.target, self.critic.critics, *chain]
+
+    def unchanged(self) -> bool:
+        """Whether they still are."""
+        return self._values() == self.values
+
+
+def architecture(net: MLP) -> tuple:
+    """What a network's tensors do not say."""
+    eps = [norm.eps for norm in net._modules["norms"]]  # pyright: ignore
+    return net.act.name, net.activation, net.hidden, net.residual, net.tanh_output, eps
+
+
+def policy_network(policy: nn.Module) -> MLP:
+    """The network of an `Actor`, or the stack of networks of a `BatchedPolicy`."""
+    return cast(MLP, policy.get_submodule("mlp"))
 
 
 def gradient_pieces(mlp: MLP, row: np.ndarray, dtype: torch.dtype) -> list[tuple[str, int, tuple[int, ...], tuple[int, ...]]]:
@@ -261,10 +299,23 @@ def gradient_pieces(mlp: MLP, row: np.ndarray, dtype: torch.dtype) -> list[tuple
     return [(f"mlp.{name}", *pieces[name]) for name, _ in mlp.named_parameters()]
 
 
+def move_of(parameter: Tensor, piece: tuple[str, int, tuple[int, ...], tuple[int, ...]]) -> list[int]:
+    """A parameter as `decision` reads it; its last axes are those of `gradient_pieces`."""
+    _, start, shape, strides = piece
+    own, lead = parameter.stride(), parameter.dim() - len(shape)
+    step = own[0] if lead else 0
+    if len(shape) == 1:
+        return [parameter.data_ptr(), step, 0, own[-1], start, 0, 1, shape[0]]
+    (rows, columns), (to_row, to_column), (row_step, column_step) = shape, own[-2:], strides
+    if column_step != 1:  # it lies transposed in the gradient
+        rows, columns, to_row, to_column, row_step = columns, rows, to_column, to_row, column_step
+    return [parameter.data_ptr(), step, to_row, to_column, start, row_step, rows, columns]
+
+
 def named_gradients(prepared: Prepared, own: Tensor, policies: int, batched: bool) -> dict[str, Tensor]:
     """The rows of gradients (policies, length) as the policy's parameters."""
     length, result = own.shape[1], {}
-    for name, start, shape, strides in prepared.pieces:
+    for name, start, shape, strides in prepared.names:
         lead, step = ((policies,), (length,)) if batched else ((), ())
         result[name] = own.as_strided((*lead, *shape), (*step, *strides), start).contiguous()
     return result

@@ -21,6 +21,8 @@ from jacrec.kernels.cpu.values import critic_gradient, first_layer, input_cotang
 NEXT, COMERS, ARRIVALS, DECISION = range(4)
 """counted up by the threads: the next share to be taken, the number of the next thread to come, how many of a crew are here;
 and how many it has"""
+SETTLING, ASCENDING = range(4, 6)
+"""the next share of what `decision` does with the gradient"""
 SHARES, CREW = range(6, 8)
 """shares of rows, one thread each; or CREW threads that carry out one share together"""
 STATE_DIM, ACTION_DIM, HORIZON, PARTICLES, ROWS, BATCHED, TILE = range(8, 15)
@@ -32,6 +34,9 @@ CHAIN, STEP_COEFFICIENTS, SCALES, DISCOUNTS, WEIGHTS = range(25, 30)
 """the chain's row as in `transition`, c_u, c_net, σ (3, K), the reward's scales, γ^j (H+1,), γ^j times a row's share"""
 STATE, NOISE, RETURNS, GRADIENTS, MEMORY, MEMORY_LENGTH = range(30, 36)
 """state (N, d), noise (N, M, H, K+1, d); returns (N·M,) and gradients, which are written; workspace of each share"""
+VALUES, NORMS, ACCEPTED, ACTIONS, PIECES, PIECE_COUNT, RATES, OWN_COPIES, PARTS, SQUARES = range(36, 46)
+"""of `decision`, which goes on with the job: Ĵ (N,), ‖∇Ĵ‖ and whether the step was taken (policies,), π_ψ (N, m), the pieces
+of ψ that move, how far, the job of `copies` for the policy alone, in how many parts all this is done, and ‖·‖² of each"""
 DOOR = 48
 """the flags of a crew, at the end of the job: `job_length`"""
 
@@ -227,5 +232,5 @@ def _segment(begin, r, R, M, batched):
 
 @cache
 def compiled(dtype):
-    """`rollout_gradient` and `sum_shares` for numpy's float32 or float64: C functions of a job's address."""
-    return entry(rollout_gradient, dtype), entry(sum_shares, dtype)
+    """`rollout_gradient` for numpy's float32 or float64: a C function of a job's address."""
+    return entry(rollout_gradient, dtype)

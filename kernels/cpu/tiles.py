@@ -265,6 +265,20 @@ def atomic_store(typing, address, value):
 
 
 @intrinsic
+def prefetch_to_write(typing, address):
+    """Ask for the cache line at the address, to be changed here: other cores give theirs up meanwhile."""
+
+    def emit(context, builder, signature, args):
+        pointer, small = ir.PointerType(ir.IntType(8)), ir.IntType(32)
+        kind = ir.FunctionType(ir.VoidType(), [pointer, small, small, small])
+        function = get_or_insert_function(builder.module, kind, "llvm.prefetch.p0i8")
+        builder.call(function, [builder.inttoptr(args[0], pointer), *(ir.Constant(small, x) for x in (1, 3, 1))])
+        return context.get_dummy_value()
+
+    return types.void(address), emit
+
+
+@intrinsic
 def two_to(typing, like, n):
     """2ⁿ for a whole number n within the exponents of the type, itself of that type."""
     if like not in ELEMENTS or n != like:

@@ -8,7 +8,7 @@ from jacrec.jacobians import chain
 from jacrec.jacobians.dynamics import dynamics_pass
 from jacrec.jacobians.policy import policy_pass
 from jacrec.jacobians.values import value_and_gradient
-from jacrec.shapes import Problem
+from jacrec.problem import Problem
 from jacrec.world import World
 
 

@@ -9,7 +9,7 @@ from jacrec.fused import fused_chain
 from jacrec.jacobians import chain
 from jacrec.jacobians.dynamics import dynamics_pass
 from jacrec.jacobians.generic import checked_value
-from jacrec.shapes import Problem
+from jacrec.problem import Problem
 from jacrec.world import World, apply_policy
 
 

@@ -1,0 +1,101 @@
+"""A policy's action in compiled code: π_ψ(s) of a few states, where torch's dispatch would take longer than the arithmetic."""
+
+import threading
+from collections import OrderedDict
+
+import numpy as np
+from torch import Tensor, nn
+
+from jacrec.jacobians.policy import has_written_jacobian
+from jacrec.kernels.cpu import copies, decision, layout, rollout
+from jacrec.kernels.cpu.plan import DTYPES, Plan
+from jacrec.kernels.cpu.prepared import TILE, architecture, network_unfit, policy_network
+from jacrec.kernels.cpu.threads import workspace
+from jacrec.kernels.cpu.watch import Watch
+from jacrec.world import BatchedPolicy
+
+KEPT = 16
+"""policies kept at most, those used last"""
+
+_policies: "OrderedDict[int, PreparedPolicy]" = OrderedDict()
+_lock = threading.Lock()
+
+
+class PreparedPolicy:
+    """What a job says about one policy."""
+
+    def __init__(self, policy: nn.Module, state: Tensor):
+        self.dtype, self.state_dim = state.dtype, state.shape[-1]
+        net, plan = policy_network(policy), Plan(self.dtype)
+        self.net, self.watch, self.architecture = net, Watch([policy]), architecture(net)
+        self.policy = plan.network(net, net.layers[0].weight)
+        self.plan, self.copies = plan, copies.job(plan.copies, [], plan)
+        self.batched, self.action_dim = isinstance(policy, BatchedPolicy), int(self.policy[0, layout.OUT])
+        self.room = TILE * int(self.policy[0, layout.TAPE])
+        self.template = np.zeros(rollout.DOOR, dtype=np.int64)
+        self.template[rollout.POLICY] = self.policy.ctypes.data
+        self.template[rollout.POLICIES], self.template[rollout.POLICY_LENGTH] = self.policy.shape
+        for index, value in {
+            rollout.STATE_DIM: self.state_dim, rollout.ACTION_DIM: self.action_dim, rollout.PARTICLES: 1,
+            rollout.BATCHED: self.batched, rollout.TILE: TILE, rollout.OWN_COPIES: self.copies.ctypes.data,
+        }.items():  # fmt: skip
+            self.template[index] = value
+
+    def unchanged(self, policy: nn.Module, state: Tensor) -> bool:
+        """Whether it is of this policy as it is now, for such states."""
+        return (
+            self.dtype == state.dtype
+            and self.state_dim == state.shape[-1]
+            and (not self.batched or self.template[rollout.POLICIES] == len(state))
+            and self.watch.unchanged([policy])
+            and architecture(self.net) == self.architecture
+        )
+
+
+def action(policy: nn.Module, state: Tensor) -> Tensor:
+    """π_ψ at states (N, d) -> (N, m), state n with parameters n of a `BatchedPolicy`.
+
+    Raises:
+        ValueError: the policy is not jacrec's own, as it was made, in the states' dtype on a CPU.
+    """
+    found = _prepared(policy, state)
+    if isinstance(found, str):
+        raise ValueError(f"action: {found}")
+    job, state = found.template.copy(), state.contiguous()
+    result = state.new_empty(len(state), found.action_dim)
+    job[rollout.ROWS], job[rollout.STATE], job[rollout.ACTIONS] = len(state), state.data_ptr(), result.data_ptr()
+    job[rollout.MEMORY] = workspace(found.room, found.dtype).data_ptr()
+    decision.acting(DTYPES[found.dtype]).ctypes(job.ctypes.data)
+    return result
+
+
+def forget() -> None:
+    """Drop what is kept of policies."""
+    with _lock:
+        _policies.clear()
+
+
+def _prepared(policy: nn.Module, state: Tensor) -> PreparedPolicy | str:
+    """What is kept of the policy, or made now; or why there can be nothing."""
+    with _lock:
+        found = _policies.get(id(policy))
+        if found is not None:
+            _policies.move_to_end(id(policy))
+    if found is not None and found.unchanged(policy, state):
+        return found
+    if not has_written_jacobian(policy):
+        return f"the policy is not jacrec's own Actor, as it was made, got {type(policy).__name__}"
+    net = policy_network(policy)
+    reason = network_unfit("policy", net, state.shape[-1], net.out_dim)
+    if reason is not None:
+        return reason
+    if any(x.dtype != state.dtype or x.device.type != "cpu" for x in (state, *net.parameters())) or state.dtype not in DTYPES:
+        return f"the policy and the states are not both float32 or float64 on the CPU, got states of {state.dtype}"
+    if isinstance(policy, BatchedPolicy) and policy.n != len(state):
+        return f"expected {policy.n} states, one for each policy, got {len(state)}"
+    made = PreparedPolicy(policy, state)
+    with _lock:
+        _policies[id(policy)] = made
+        while len(_policies) > KEPT:
+            _policies.popitem(last=False)
+    return made

@@ -1,0 +1,234 @@
+"""A decision in compiled code against the same decision in plain torch: the step, what refuses it, and the action."""
+
+import copy
+
+import pytest
+import torch
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from jacrec import MPC, Actor, Adjoint, Auto, BatchedPolicy, MPCConfig, mpc_update, policy_gradient
+from jacrec.improve import CompiledProposal, Rule, propose
+from jacrec.kernels.cpu import action as actions
+from jacrec.kernels.cpu import prepared
+from jacrec.networks import LayerNorm
+from jacrec.shapes import problem as check
+from jacrec.world import apply_policy
+from tests.conftest import property_cases
+from tests.oracles import well_posed
+from tests.strategies import cases
+from tests.test_kernels_cpu import problem_of
+
+FUSED, PLAIN = Adjoint(kernel="fused"), Adjoint()
+
+
+@pytest.fixture(autouse=True)
+def _fresh():
+    prepared.forget()
+    actions.forget()
+
+
+UPDATES, LONGEST, FROZEN = st.integers(0, 3), st.none() | st.floats(0.01, 10.0), st.integers(0, 3)
+
+
+def decide(problem, method, policy=None, **options):
+    """The decision of a copy of the policy (or of `policy` itself), and that copy."""
+    own = copy.deepcopy(problem[0]) if policy is None else policy
+    return mpc_update(own, problem[1], problem[2], noise=problem[3], method=method, **options), own
+
+
+def same_decision(got, expected, got_policy, expected_policy, tolerance=1e-11):
+    for name in ("action", "objective", "gradient_norm", "accepted"):
+        a, b = getattr(got, name), getattr(expected, name)
+        assert (a.shape, a.dtype) == (b.shape, b.dtype), name
+        torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance, equal_nan=True)
+    for (name, a), b in zip(got_policy.named_parameters(), expected_policy.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance, msg=name)
+
+
+@property_cases(0.08)
+@given(
+    case=cases(foreign=False), updates=st.integers(0, 3), longest=st.none() | st.floats(0.01, 10.0), frozen=st.integers(0, 3)
+)
+def test_a_decision_is_that_of_plain_torch(case, updates, longest, frozen):
+    problem = case.build()
+    assume(well_posed(*problem))
+    for i, parameter in enumerate(problem[0].parameters()):
+        parameter.requires_grad_(frozen == 0 or i % 3 != frozen - 1)
+    assume(any(p.requires_grad for p in problem[0].parameters()))
+    options = dict(updates=updates, lr=1e-3, max_grad_norm=longest)
+    # a second look at the same policy and world goes through what was kept of the first
+    for _ in range(2):
+        fused, plain = (decide(problem, method, **options) for method in (FUSED, PLAIN))
+        same_decision(fused[0], plain[0], fused[1], plain[1])
+
+
+@pytest.mark.parametrize("updates", [1, 2])
+@pytest.mark.parametrize("batched", [False, True])
+def test_threads_share_the_step(monkeypatch, batched, updates):
+    from jacrec.kernels.cpu import threads
+
+    problem = problem_of(N=3, M=4, hidden=(64, 48, 64), batched=batched, layer_norm=True)
+    results = []
+    for count in (1, 2, 3):
+        monkeypatch.setattr(torch, "get_num_threads", lambda count=count: count)
+        monkeypatch.setattr(threads, "LEAST_WORK", 1.0)
+        prepared.forget()
+        one, again = (decide(problem, FUSED, updates=updates, lr=1e-2) for _ in range(2))
+        assert all(torch.equal(a, b) for a, b in zip(one[1].parameters(), again[1].parameters(), strict=True))
+        results.append(one)
+    for step, policy in results[1:]:
+        same_decision(step, results[0][0], policy, results[0][1])
+    same_decision(
+        *(x for pair in zip(results[-1], decide(problem, PLAIN, updates=updates, lr=1e-2), strict=True) for x in pair)
+    )
+
+
+@pytest.mark.parametrize("method", [FUSED, Auto()])
+def test_the_compiled_step_is_the_one_taken(method):
+    """Else all of these tests would compare plain torch with itself."""
+    problem = check(*problem_of())
+    assert isinstance(propose(problem, method, Rule(1e-3)), CompiledProposal)
+    assert not isinstance(propose(problem, PLAIN, Rule(1e-3)), CompiledProposal)
+    assert not isinstance(propose(problem, method, Rule(1e-3, step="normalised")), CompiledProposal)
+
+
+@pytest.mark.parametrize("poison", [float("nan"), float("inf")])
+@pytest.mark.parametrize("batched", [False, True])
+def test_what_is_not_finite_moves_nothing(batched, poison):
+    policy, world, state, noise = problem_of(N=3, batched=batched)
+    noise[1, 0, 0, -1] = poison
+    # the checks refuse such noise from a caller: here it stands for a model that fails on a state
+    p = check(policy, world, state, torch.zeros_like(noise))
+    before = {k: v.clone() for k, v in policy.named_parameters()}
+    object.__setattr__(p, "noise", noise)
+    taken = propose(p, FUSED, Rule(1e-2)).take()
+    assert taken.accepted.tolist() == ([True, False, True] if batched else False)
+    for name, parameter in policy.named_parameters():
+        if batched:
+            assert torch.equal(parameter[1], before[name][1])
+            assert torch.isfinite(parameter).all()
+            assert not torch.equal(parameter[0], before[name][0]) or not parameter[0].any()
+        else:
+            assert torch.equal(parameter, before[name])
+
+
+@pytest.mark.parametrize("method", [FUSED, PLAIN])
+def test_a_step_too_long_to_be_a_number_is_refused(method):
+    policy, world, state, noise = problem_of(dtype=torch.float32)
+    world.reward.reward_std.mul_(1e4)
+    before = [p.clone() for p in policy.parameters()]
+    step = mpc_update(policy, world, state, noise=noise, method=method, lr=3e38)
+    assert 2 < float(step.gradient_norm) < float("inf")
+    assert not step.accepted.any()
+    assert all(torch.equal(a, b) for a, b in zip(before, policy.parameters(), strict=True))
+
+
+def test_parameters_that_are_not_contiguous_are_moved_where_they_lie():
+    problem = problem_of(hidden=(16, 24))
+    for p in problem[0].parameters():
+        wide = p.detach().new_zeros(*p.shape[:-1], 2 * p.shape[-1])
+        wide[..., ::2] = p.detach()
+        p.data = wide[..., ::2]
+    plain = decide(problem, PLAIN, policy=copy.deepcopy(problem[0]), lr=1e-2, updates=2)
+    before = {k: v.clone() for k, v in problem[0].named_parameters()}
+    fused = decide(problem, FUSED, policy=problem[0], lr=1e-2, updates=2)
+    assert not next(problem[0].parameters()).is_contiguous()
+    same_decision(fused[0], plain[0], fused[1], plain[1])
+    assert all(not torch.equal(before[k], v) for k, v in problem[0].named_parameters())
+
+
+def test_autograd_notices_that_the_parameters_have_changed():
+    policy, world, state, noise = problem_of()
+    loss = policy(state).square().sum()
+    mpc_update(policy, world, state, noise=noise, method=FUSED)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
+def test_weights_that_another_hand_changes_between_updates_are_seen():
+    """As a trust region does, between the step and the next gradient, and between the last step and the action."""
+    policy, world, state, noise = problem_of(N=1, M=3, hidden=(32, 32))
+    p = check(policy, world, state, noise)
+    for _ in range(3):
+        proposal = propose(p, FUSED, Rule(1e-2))
+        expected = policy_gradient(policy, world, state, noise, method=PLAIN)
+        torch.testing.assert_close(proposal.value, expected.value, rtol=1e-12, atol=1e-12)
+        taken = proposal.take()
+        torch.testing.assert_close(taken.gradient_norm, torch.stack([g.norm() for g in expected.gradient.values()]).norm())
+        for parameter in policy.parameters():
+            parameter.data.mul_(0.9)
+        torch.testing.assert_close(proposal.act(policy, p.state), policy(p.state), rtol=1e-12, atol=1e-12)
+        p = check(policy, world, state, noise)
+
+
+@property_cases(0.04)
+@given(case=cases(foreign=False))
+def test_an_action_is_that_of_the_policy(case):
+    policy, _, state, _ = case.build()
+    state = state.reshape(-1, state.shape[-1])
+    for _ in range(2):
+        expected = apply_policy(policy, None, state.unsqueeze(1)).squeeze(1)
+        torch.testing.assert_close(actions.action(policy, state), expected, rtol=1e-12, atol=1e-12)
+        for parameter in policy.parameters():
+            parameter.data.mul_(1.1)
+
+
+def test_an_action_follows_a_replaced_layer_and_refuses_a_stranger():
+    torch.manual_seed(0)
+    policy, state = Actor(4, 2, (16, 16)).double(), torch.randn(5, 4, dtype=torch.float64)
+    actions.action(policy, state)
+    policy.mlp.layers[1] = copy.deepcopy(policy.mlp.layers[1])
+    policy.mlp.layers[1].weight.data.mul_(1.5)
+    torch.testing.assert_close(actions.action(policy, state), policy(state))
+    policy.mlp.norms.extend([LayerNorm(16).double(), LayerNorm(16).double()])
+    torch.testing.assert_close(actions.action(policy, state), policy(state))
+    handle = policy.mlp.layers[0].register_forward_hook(lambda module, inputs, output: 2 * output)
+    with pytest.raises(ValueError, match="as it was made"):
+        actions.action(policy, state)
+    handle.remove()
+    torch.testing.assert_close(actions.action(policy, state), policy(state))
+    for wrong in (state.float(), state[:, :3]):
+        with pytest.raises(ValueError, match="action: "):
+            actions.action(policy, wrong)
+    both = BatchedPolicy(policy, 5)
+    torch.testing.assert_close(actions.action(both, state), policy(state))
+    with pytest.raises(ValueError, match="expected 5 states"):
+        actions.action(both, state[:3])
+
+
+@pytest.mark.parametrize("where", ["policy", "template", "world"])
+def test_a_hook_that_comes_later_ends_the_compiled_decision(where):
+    policy, world, state, noise = problem_of(N=2, batched=True)
+    mpc_update(policy, world, state, noise=noise, method=FUSED)
+    layer = {"policy": policy.get_submodule("mlp"), "template": policy.template, "world": world.reward}[where]
+    handle = layer.register_forward_hook(lambda module, inputs, output: 2 * output)
+    with pytest.raises(ValueError, match="as it was made"):
+        mpc_update(policy, world, state, noise=noise, method=FUSED)
+    handle.remove()
+    mpc_update(policy, world, state, noise=noise, method=FUSED)
+
+
+def test_a_parameter_that_comes_later_ends_it_too():
+    policy, world, state, noise = problem_of()
+    mpc_update(policy, world, state, noise=noise, method=FUSED)
+    policy.register_parameter("temperature", torch.nn.Parameter(torch.ones((), dtype=torch.float64)))
+    with pytest.raises(ValueError, match="not jacrec's own Actor, as it was made"):
+        mpc_update(policy, world, state, noise=noise, method=FUSED)
+
+
+@pytest.mark.parametrize("batch", [None, 3])
+def test_a_controller_with_and_without_kept_plans_acts_alike_to_the_last_bit(batch):
+    """So a run that is resumed in another process goes on as it would have."""
+    policy, world, _, _ = problem_of(hidden=(32, 32), dtype=torch.float32)
+    rng = torch.Generator().manual_seed(1)
+    observations = torch.randn(6, *(() if batch is None else (batch,)), 11, generator=rng)
+    config = MPCConfig(horizon=2, particles=4, updates=2, lr=1e-2, max_action_change=0.2)
+    kept, forgetful = (MPC(policy, world, config, batch=batch) for _ in range(2))
+    for observation in observations:
+        answers = [kept.act(observation) for _ in range(2)]
+        for answer in answers:
+            prepared.forget()
+            actions.forget()
+            assert torch.equal(forgetful.act(observation), answer)
+    assert all(torch.equal(a, b) for a, b in zip(kept.policy.parameters(), forgetful.policy.parameters(), strict=True))
