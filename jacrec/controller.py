@@ -2,6 +2,7 @@
 
 import copy
 from dataclasses import dataclass, replace
+from functools import cached_property
 from time import perf_counter
 from typing import overload
 
@@ -109,7 +110,7 @@ class MPCConfig:
             raise ValueError(f'method, objective: expected "auto" or "adjoint" and "return" with step={self.step!r}, '
                              f"a form of the adjoint gradient, got {self.method!r}, {self.objective!r}")  # fmt: skip
 
-    @property
+    @cached_property
     def rule(self) -> Rule:
         """How ψ is stepped."""
         most = 4 * self.particles if self.max_particles is None else self.max_particles

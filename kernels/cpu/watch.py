@@ -6,6 +6,7 @@ from itertools import chain
 
 from torch import Tensor, nn
 
+from jacrec.networks import Affine, LayerNorm
 from jacrec.world import BatchedPolicy
 
 
@@ -20,8 +21,9 @@ class Watch:
         parts = [part for module in modules for part in _tree(module)]
         self.parts = parts
         self.types = list(map(type, parts))
-        # a layer's own forward would be one more entry in its __dict__
-        owned = [(x.__dict__, x._modules, x._parameters, x._buffers, x._forward_hooks, x._forward_pre_hooks) for x in parts]
+        # a forward of its own would be one more entry in its __dict__; a layer has no parts, and none that came would be used
+        owned = [[x.__dict__, x._parameters, x._forward_hooks, x._forward_pre_hooks] for x in parts]
+        owned += [[x._modules, x._buffers] for x in parts if type(x) not in (Affine, LayerNorm)]
         self.places: list[dict] = list(chain.from_iterable(owned))
         self.lengths = list(map(len, self.places))
         self.holders: list[dict] = [held for x in parts for held in (x._modules, x._parameters, x._buffers) if held]
