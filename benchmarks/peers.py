@@ -38,7 +38,7 @@ def imagined_objective(case: Case, dynamics: Callable[[Tensor, Tensor, Tensor], 
     M, H = noise.shape[:2]
     s, total = state.expand(M, -1), state.new_zeros(M)
     if isinstance(case.dynamics, MultiStepDynamics):
-        states = case.dynamics.imagine(policy, s, noise)  # (M, H+1, d)
+        states = case.dynamics.imagine(policy, s.unsqueeze(0), noise.unsqueeze(0)).squeeze(0)  # (M, H+1, d)
         actions = policy(states)
         if H:
             weights = world.discount ** torch.arange(H, dtype=s.dtype, device=s.device)

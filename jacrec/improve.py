@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from jacrec.ascent import Direction, ascend, parameter_norm, trainable
-from jacrec.methods import METHODS, Adjoint, Method, compiled_ascent
+from jacrec.methods import METHODS, CompiledAscent, Method, compiled_ascent
 from jacrec.natural import natural_step
 from jacrec.problem import Problem
 from jacrec.rows import put_rows, take_rows
@@ -100,9 +100,9 @@ class Proposal(Protocol):
 class CompiledProposal:
     """A plain step whose gradient lies in compiled code's memory, and which is taken there."""
 
-    def __init__(self, p: Problem, rule: Rule, ascent):
+    def __init__(self, p: Problem, rule: Rule, ascent: CompiledAscent):
         self.problem, self.rule, self.ascent = p, rule, ascent
-        self.value: Tensor = ascent.value
+        self.value = ascent.value
         self.act: Act = ascent.act
 
     def take(self) -> Taken:
@@ -157,10 +157,9 @@ def propose(p: Problem, method: Method, rule: Rule, draw: Draw | None = None) ->
         assert draw is not None
         return PartedProposal(p, rule, _gated(p, method, rule, draw))
     if rule.step == "plain":
-        kernels = compiled_ascent(method, p)
-        if kernels is not None:
-            crew = method.crew if isinstance(method, Adjoint) else 1
-            return CompiledProposal(p, rule, kernels.ascent(p, crew=crew))
+        ascent = compiled_ascent(method, p)
+        if ascent is not None:
+            return CompiledProposal(p, rule, ascent)
     if not rule.in_actions:
         estimate = method.gradient(p)
         return PartedProposal(p, rule, [Part(None, p, estimate, _direction(p, estimate, None, rule), p.M)])

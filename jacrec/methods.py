@@ -1,7 +1,6 @@
 """Five ways to the same gradient behind one signature: `method.gradient(problem) -> PolicyGradient`."""
 
 from dataclasses import dataclass
-from types import ModuleType
 from typing import Protocol, cast
 
 import torch
@@ -26,6 +25,23 @@ class Method(Protocol):
     """A way to compute ∇_ψ Ĵ."""
 
     def gradient(self, problem: Problem) -> PolicyGradient: ...
+
+
+class CompiledAscent(Protocol):
+    """A gradient that lies where compiled code can step along it."""
+
+    value: Tensor
+    """Ĵ, () or (N,)"""
+    norm: Tensor
+    """‖∇Ĵ‖, () or (N,) for a `BatchedPolicy`"""
+
+    def take(self, lr: float, max_grad_norm: float | None) -> Tensor:
+        """ψ moves, where all is finite: whether it did, shaped as `norm`."""
+        ...
+
+    def act(self, policy: nn.Module, state: Tensor) -> Tensor:
+        """A policy's action at states (N, d) -> (N, m)."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -223,13 +239,16 @@ def policy_gradient(
     return check_method(method).gradient(problem(policy, world, state, noise, kept_plan(policy, world, state)))
 
 
-def compiled_ascent(method: Method, problem: Problem) -> ModuleType | None:
-    """The CPU's kernels, where `method` would compute this gradient by them in the adjoint form: they can take the step too."""
+def compiled_ascent(method: Method, problem: Problem) -> "CompiledAscent | None":
+    """The gradient by the CPU's kernels, which can take the step too, where `method` would compute it by them; else None."""
     if problem.state.device.type != "cpu":
         return None
-    if isinstance(method, Auto):
-        return kernels(problem, "adjoint", checked=True) if cheapest(problem) == ("adjoint", "fused") else None
-    return kernels(problem, "adjoint") if isinstance(method, Adjoint) and method.kernel == "fused" else None
+    # the class itself: what is derived from it may compute otherwise
+    if type(method) is Auto and cheapest(problem) == ("adjoint", "fused"):
+        return kernels(problem, "adjoint", checked=True).ascent(problem)
+    if type(method) is Adjoint and method.kernel == "fused":
+        return kernels(problem, "adjoint").ascent(problem, precision=method.precision, crew=method.crew)
+    return None
 
 
 def check_method(method: object) -> Method:

@@ -51,7 +51,7 @@ def main(
     folder.mkdir(parents=True, exist_ok=True)
     sections, record = [_about(found, units)], {}
     for chosen in (None, *([list(tasks)] if tasks else [])):
-        rows = {unit: shares(found, unit, times, tasks=chosen, level=level) for unit in units}
+        rows = {unit: shares(found, unit, times, tasks=chosen, keep=GAIN, level=level) for unit in units}
         first = rows[units[0]]
         best = front({r.contestant: (r.milliseconds.median, r.gain.mean) for r in first})
         told = "all sets" if chosen is None else ", ".join(chosen)
@@ -86,7 +86,12 @@ def _about(study: Study, units: Sequence[str]) -> str:
 def _answer(rows: list[Share], unit: str) -> str:
     goal = f"at least {GAIN:.0%} of {unit}'s gain at no more than {COST:.0%} of its cost per decision"
     if all(r.of_gain is None for r in rows):
-        return f"Goal, {goal}: not decided, since {unit}'s own gain is not clear of zero here."
+        told = f"Goal, {goal}: no share can be told, since {unit}'s own gain is not clear of zero here."
+        sure = [r for r in rows if r.of_cost <= COST and r.beyond.low > 0 and r.gain.low > 0]
+        if not sure:
+            return f"{told} Nobody at that cost gains anything for sure."
+        who = "; ".join(f"**{r.contestant}** {interval(r.beyond, signed=True)} at {r.of_cost:.1%}" for r in sure)
+        return f"{told} Paired, these gain for sure, and more than {GAIN:.0%} of what {unit} gains, by so many points: {who}."
     enough = [r for r in rows if r.of_gain is not None and r.of_gain >= GAIN]
     good = [r for r in enough if r.of_cost <= COST]
     if good:

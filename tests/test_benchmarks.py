@@ -62,6 +62,20 @@ def test_gradients_agree_and_the_results_have_their_fields(tmp_path, load):
     assert {"ready_seconds", "others"} <= set(row)
 
 
+@pytest.mark.parametrize(("model", "absent"), [
+    ("ensemble", {"jax scan", "forward fused", "adjoint fused"}),
+    ("multistep", {"jax scan", "forward fused", "adjoint fused", "torch checkpoint", "torch.func jacfwd", "forward", "adjoint",
+                   "adjoint recomputed"}),
+])  # fmt: skip
+def test_who_takes_part_where_the_world_model_is_no_chain(load, model, absent):
+    speed, contestants = load("grad_speed"), load("peers").CONTESTANTS
+    names = [name for name, c in contestants.items() if "cpu" in c.default_on]
+    (row,) = speed.measure([load("problems").Size("hopper", 3, 2, 1, 8, model)], names, repetitions=1, budget=0.01)
+    assert set(row["absent"]) == absent
+    assert set(row["ms"]) == set(names) - absent
+    assert row["difference"] < 1e-10
+
+
 def test_a_wrong_gradient_is_not_timed(load, monkeypatch):
     peers, speed, problems = load("peers"), load("grad_speed"), load("problems")
     right = peers.CONTESTANTS["torch autograd"]

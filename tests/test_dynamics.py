@@ -1,5 +1,6 @@
 """Schedules, reverse steps and the dynamics built on them."""
 
+import copy
 import math
 
 import pytest
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 from jacrec import DeterministicDynamics, DiffusionDynamics, FlowDynamics, MeanFlowDynamics
 from jacrec.dynamics.flow import TIME_SCALE
 from jacrec.dynamics.schedule import SCHEDULES, alphas, reverse_steps
+from jacrec.jacobians.chain import chain_forward
 from tests.conftest import property_cases
 
 
@@ -229,3 +231,14 @@ def test_bad_scales_are_refused():
     f = DeterministicDynamics(2, 1, (4,))
     with pytest.raises(ValueError, match="state_std: expected 2 finite values"):
         f.set_scales([0, 0], [1, 0], [0, 0], [1, 1])
+
+
+@pytest.mark.parametrize("make", [lambda: FlowDynamics(3, 2, (8,), steps=3), lambda: DiffusionDynamics(3, 2, (8,), steps=3)])
+def test_times_are_not_rounded_with_the_weights(make):
+    dynamics = make()
+    exact = dynamics.time.clone()
+    assert torch.equal(dynamics.to(torch.float32).to(torch.float64).time, exact)
+    assert torch.equal(copy.deepcopy(dynamics).float().double().time, exact)
+    state, action, noise = (torch.randn(4, *shape, dtype=torch.float64) for shape in ((3,), (2,), dynamics.noise_shape))
+    by_chain, _ = chain_forward(dynamics, state, action, noise, state.new_zeros(4, 0, 3), state.new_zeros(4, 0, 2))
+    torch.testing.assert_close(by_chain, dynamics(state, action, noise), rtol=1e-13, atol=1e-13)

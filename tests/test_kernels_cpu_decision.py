@@ -7,7 +7,7 @@ import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from jacrec import MPC, Actor, Adjoint, Auto, BatchedPolicy, MPCConfig, mpc_update, policy_gradient
+from jacrec import MPC, Actor, Adjoint, Auto, BatchedPolicy, MPCConfig, PolicyGradient, mpc_update, policy_gradient
 from jacrec.improve import CompiledProposal, Rule, propose
 from jacrec.kernels.cpu import action as actions
 from jacrec.kernels.cpu import prepared
@@ -91,6 +91,26 @@ def test_the_compiled_step_is_the_one_taken(method):
     assert isinstance(propose(problem, method, Rule(1e-3)), CompiledProposal)
     assert not isinstance(propose(problem, PLAIN, Rule(1e-3)), CompiledProposal)
     assert not isinstance(propose(problem, method, Rule(1e-3, step="normalised")), CompiledProposal)
+
+
+def test_options_of_the_method_count_in_a_decision():
+    problem = problem_of(N=1, M=1)
+    with pytest.raises(ValueError, match="a format of GPUs"):
+        decide(problem, Adjoint(kernel="fused", precision="tf32"))
+    crewed, alone = (decide(problem, Adjoint(kernel="fused", crew=crew), lr=1e-2) for crew in (2, 1))
+    same_decision(crewed[0], alone[0], crewed[1], alone[1])
+
+
+def test_what_is_derived_from_a_method_is_asked_itself():
+    class Backwards(Auto):
+        def gradient(self, problem):
+            found = super().gradient(problem)
+            return PolicyGradient(found.value, {name: -g for name, g in found.gradient.items()})
+
+    problem = problem_of()
+    up, down = decide(problem, Auto(), lr=1e-3), decide(problem, Backwards(), lr=1e-3)
+    for before, a, b in zip(problem[0].parameters(), up[1].parameters(), down[1].parameters(), strict=True):
+        torch.testing.assert_close(a - before, before - b)
 
 
 @pytest.mark.parametrize("poison", [float("nan"), float("inf")])

@@ -55,6 +55,9 @@ def test_shares_are_of_the_units_gain_and_cost(tmp_path):
     assert told["h1"].left.mean == pytest.approx(-1.0)
     assert told["slow"].of_gain == pytest.approx(-0.4)
     assert told["mpc"].of_gain == told["mpc"].of_cost == 1.0
+    # points beyond 80 % of mpc's 5: h1 gains 4, plain 6, slow −2
+    beyond = {s.contestant: s.beyond.mean for s in shares(study, "mpc", times(mpc=4.0, h1=0.4, plain=1.0, slow=2.0), keep=0.8)}
+    assert beyond == pytest.approx({"h1": 0.0, "plain": 2.0, "slow": -6.0, "mpc": 1.0})
     assert all(s.of_gain is None for s in shares(study, "slow", times(mpc=4.0, slow=2.0)))
     with pytest.raises(ValueError, match="h0: expected a contestant with a paired gain and a decision of its own"):
         shares(study, "h0", times(mpc=4.0))
@@ -77,6 +80,17 @@ def test_decisions_are_timed_on_the_studys_own_networks(tmp_path):
     assert all(0 < ms.low <= ms.median <= ms.high < math.inf for ms in found.values())
 
 
+def test_the_check_compares_with_a_unit_that_gains_nothing(script, tmp_path, monkeypatch, capsys):
+    check = script("cost_gain")
+    study = fill(write_study(tmp_path / "study"), lambda task, seed, name: 30 + GAIN[name], noise=1e-9)
+    monkeypatch.setattr(check, "decision_times", lambda *_, **__: times(mpc=9.0, h1=0.4, slow=8.0))
+    check.main(study, ("slow",), out=tmp_path / "out")
+    # h1 gains 4, slow −2: 4 − 0.8 · (−2)
+    printed = capsys.readouterr().out
+    assert "Paired, these gain for sure, and more than 80% of what slow gains, by so many points: **h1** +5.6" in printed
+    assert "at 5.0%" in printed
+
+
 def test_thinking_now_and_then_costs_its_share():
     taken = [6.0, 0.5, 0.5] * 7
     assert milliseconds(taken, PlannerConfig()).median == 0.5
@@ -92,7 +106,8 @@ def test_the_check_says_whether_the_goal_is_reached(script, tmp_path, monkeypatc
     path = check.main(study, ("mpc", "slow"), tasks=("hopper-medium",), out=tmp_path / "out")
     printed = capsys.readouterr().out
     assert printed.count(answer) == 2
-    assert printed.count("not decided, since slow's own gain is not clear of zero") == 2
+    assert printed.count("no share can be told, since slow's own gain is not clear of zero") == 2
+    assert printed.count("Nobody at that cost gains anything for sure") == 2  # nobody takes a tenth of slow's 2 ms
     text = path.read_text()
     assert text.count("| **h1** |") == 2
     assert str(tmp_path) not in text

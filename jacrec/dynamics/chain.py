@@ -51,8 +51,17 @@ class ChainDynamics(ScaledDynamics):
         self.times, self.noises = tuple(times), noises
         self.c_u, self.c_net, self.sigma = list(c_u), list(c_net), [0.0] * len(c_u) if sigma is None else list(sigma)
         self.c_p, self.keep = None if c_p is None else list(c_p), None if keep is None else list(keep)
-        exact = torch.int64 if isinstance(self.times[0], int) else torch.float64
-        self.register_buffer("time", torch.tensor(self.times, dtype=exact), persistent=False)
+        self.register_buffer("time", self._exact_time(), persistent=False)
+
+    def _exact_time(self) -> Tensor:
+        """The times in int64 or float64, whatever the weights are in."""
+        return torch.tensor(self.times, dtype=torch.int64 if isinstance(self.times[0], int) else torch.float64)
+
+    def _apply(self, fn, recurse=True):
+        """`to`, `float`, `cuda` and the like move the times, and never round them."""
+        super()._apply(fn, recurse)
+        self.time = self._exact_time().to(self.time.device)
+        return self
 
     @property
     def diffusion_steps(self) -> int:

@@ -81,8 +81,9 @@ class Ascent:
 
 
 @torch.no_grad()
-def ascent(p: Problem, *, crew: int = 1) -> Ascent:
-    """Ĵ, its gradient and their norms; `unserved(p, "adjoint")` must be None."""
+def ascent(p: Problem, *, precision: str | None = None, crew: int = 1) -> Ascent:
+    """Ĵ, its gradient and its norm; `unserved(p, "adjoint")` must be None. Options as in `adjoint_gradient`."""
+    check_precision(precision)
     found = _plan(p)
     if isinstance(found, str):
         raise ValueError(f'kernel="fused": {found}')
@@ -114,18 +115,18 @@ def adjoint_gradient(p: Problem, *, recompute: bool = False, precision: str | No
     `recompute` changes nothing here: the memory of a tile is bounded anyway (`TAPE_BYTES`). `precision` is that of the
     tensors; anything but None and "ieee" raises ValueError. `crew`: as in `Adjoint`.
     """
-    _check_precision(precision)
-    done = ascent(p, crew=crew)
+    done = ascent(p, precision=precision, crew=crew)
     gradient = named_gradients(done.plan, done.gradient, p.N if p.batched else 1, p.batched)
     return PolicyGradient(done.value, gradient)
 
 
 def forward_gradient(p: Problem, *, precision: str | None = None) -> PolicyGradient:
     """`jacrec.gradient.forward_gradient` with the fused chain, values and tangents together; the rest is plain torch."""
-    _check_precision(precision)
+    check_precision(precision)
     return engine.forward_gradient(p, chain=chain)
 
 
-def _check_precision(precision: str | None) -> None:
+def check_precision(precision: str | None) -> None:
+    """ValueError unless it is that of the tensors."""
     if precision not in (None, "ieee"):
         raise ValueError(f'precision: expected None or "ieee" on a CPU, got {precision!r}; "tf32" is a format of GPUs')

@@ -15,7 +15,7 @@ from jacrec.study.episodes import PolicyController, play
 from jacrec.study.hierarchy import average_over_tasks
 from jacrec.study.planners import PlannerConfig
 from jacrec.study.statistics import Estimate
-from jacrec.study.summary.gains import average_gain
+from jacrec.study.summary.gains import Average, average_gain
 from jacrec.study.summary.read import Study, cell_folder
 from jacrec.study.sweep.config import DEFAULT_MODEL
 from jacrec.training.run import Run, load_run, torch_threads
@@ -48,6 +48,9 @@ class Share:
     of_gain: float | None
     """its gain over the unit's, on the tasks that both have played; None where the unit's own gain is not clear
     of zero"""
+    beyond: Estimate
+    """average paired difference of its gain and a given share of the unit's, in points: above zero, it keeps more than that
+    share, whatever the unit gains"""
     milliseconds: Milliseconds
     of_cost: float
 
@@ -131,11 +134,18 @@ def _observations(run: Run, count: int) -> list[np.ndarray]:
 
 
 def shares(
-    study: Study, unit: str, times: Mapping[str, Milliseconds], *, tasks: Sequence[str] | None = None, level: float = 0.95
+    study: Study,
+    unit: str,
+    times: Mapping[str, Milliseconds],
+    *,
+    tasks: Sequence[str] | None = None,
+    keep: float = 1.0,
+    level: float = 0.95,
 ) -> list[Share]:
     """Everybody with a time and a gain beside `unit`, in order of cost.
 
     Args:
+        keep: the share of the unit's gain of `Share.beyond`.
         tasks: over which gains are averaged; None: all with normalised scores.
 
     Raises:
@@ -154,5 +164,17 @@ def shares(
         ours, theirs = (average_over_tasks([g.runs for g in a.gains if g.task in common]).mean for a in (gain, whole))
         difference = against.estimate if against else gain.estimate
         share = ours / theirs if whole.estimate.low > 0 else None
-        found.append(Share(name, gain.estimate, difference, share, ms, ms.median / times[unit].median))
+        beyond = average_over_tasks(_beyond(gain, against or gain, keep), level=level)
+        found.append(Share(name, gain.estimate, difference, share, beyond, ms, ms.median / times[unit].median))
     return sorted(found, key=lambda s: s.milliseconds.median)
+
+
+def _beyond(gain: Average, difference: Average, keep: float) -> list[list[np.ndarray]]:
+    """Gain − keep · the unit's gain, episode by episode, as (1 − keep) · gain + keep · the difference of the two."""
+    found = []
+    for ours in gain.gains:
+        theirs = next((g for g in difference.gains if g.task == ours.task), None)
+        if theirs is not None and theirs.seeds == ours.seeds:
+            pairs = zip(ours.runs, theirs.runs, strict=True)
+            found.append([(1 - keep) * a + keep * b for a, b in pairs if len(a) == len(b)])
+    return [runs for runs in found if runs]

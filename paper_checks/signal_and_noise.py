@@ -1,0 +1,69 @@
+"""How far a policy's gradient stands out of the particles' noise, on real states: signal-to-noise ratio and growth along H.
+
+Run `python paper_checks/signal_and_noise.py RUN [RUN …]` on trained runs; nothing is trained. The answer is kept in
+results/signal_and_noise.md.
+"""
+
+from pathlib import Path
+
+import torch
+import tyro
+from record import RESULTS, command, write
+from tyro.conf import Positional
+
+from jacrec import gradient_signal, state_growth
+from jacrec.data.load import load
+from jacrec.study.markdown import Sheet
+from jacrec.training.dynamics import as_tensor, choose_rows
+from jacrec.training.run import load_run
+from jacrec.training.streams import generator, seed_of
+
+QUANTILES = (0.1, 0.5, 0.9)
+
+
+def main(
+    runs: Positional[tuple[Path, ...]],
+    data: tuple[str, ...] = (),
+    particles: tuple[int, ...] = (4, 16),
+    horizon: tuple[int, ...] = (1, 3, 5),
+    states: int = 200,
+    out: Path | None = None,
+) -> Path:
+    """Write the table; its path.
+
+    Args:
+        runs: folders of trained runs, whose policies, world models, rewards and critics are taken as they are
+        data: where the runs' data are now, one for each run, if not where they were trained
+        particles: numbers M of imagined trajectories
+        horizon: numbers H of imagined steps
+        states: held-out states that are looked at
+        out: another folder for the results than paper_checks/results
+    """
+    if data and len(data) != len(runs):
+        raise ValueError(f"--data: expected one for each of {len(runs)} runs, got {len(data)}")
+    rows = []
+    for i, path in enumerate(runs):
+        run = load_run(path)
+        source = load(data[i] if data else run.config.data)
+        held_out = source.split(run.config.held_out, seed_of(run.config.seed, "held out"))[1]
+        state = as_tensor(held_out.state[choose_rows(len(held_out), states, 0)], "cpu")
+        for H in horizon:
+            for M in particles:
+                noise = torch.randn(len(state), M, H, *run.world.dynamics.noise_shape, generator=generator(0, "signal"))
+                # the ratio of every state by itself: with one ψ for all of them it would be that of their mean
+                pairs = zip(state, noise, strict=True)
+                snr = torch.stack([gradient_signal(run.policy, run.world, s, z).snr for s, z in pairs])
+                growth = state_growth(run.policy, run.world, state, noise)[..., -1].mean()
+                quantiles = snr.quantile(torch.tensor(QUANTILES, dtype=snr.dtype)).tolist()
+                rows.append([run.info.name, str(run.config.seed), str(H), str(M), *(f"{q:.3g}" for q in quantiles),
+                             f"{float((snr < 1).float().mean()):.1%}", f"{float(growth):.2f}"])  # fmt: skip
+                print(" ".join(rows[-1]), flush=True)
+    head = ["data", "seed", "H", "M", *(f"SNR, {q:.0%} quantile" for q in QUANTILES), "below 1", "growth over H"]
+    about = (f"{states} held-out states of each run: ‖∇Ĵ‖² over the expected square of its error (`jacrec.gradient_signal`) "
+             "for M particles, and the mean ‖ds̃_H/ds̃_0‖₂ over states and particles (`jacrec.state_growth`).")  # fmt: skip
+    return write("signal_and_noise.md", "Signal and noise of the policy's gradient", command("signal_and_noise.py", *runs),
+                 [about, Sheet(head, rows).markdown()], out or RESULTS)  # fmt: skip
+
+
+if __name__ == "__main__":
+    tyro.cli(main)
