@@ -1,6 +1,5 @@
-"""The fused CPU kernels against their plain twins, autodiff, and what a user may do to them."""
+"""The fused CPU kernels against their plain twins and autodiff, in any number of threads and processes."""
 
-import copy
 import os
 import subprocess
 import sys
@@ -13,32 +12,25 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from jacrec import (
-    Actor,
     Adjoint,
     Auto,
     Autograd,
-    BatchedPolicy,
     DeterministicDynamics,
     DiffusionDynamics,
     Forward,
-    RewardModel,
-    TwinCritic,
     World,
-    mpc_update,
     policy_gradient,
 )  # fmt: skip
-from jacrec.activations import ACTIVATIONS
 from jacrec.jacobians import chain as plain_chain
 from jacrec.kernels.cpu import chain as fused_chain
 from jacrec.kernels.cpu import gradient, host, prepared, products, rollout, threads
 from jacrec.kernels.cpu.tiles import integers
-from jacrec.networks import Affine, LayerNorm
 from jacrec.shapes import problem as check
 from tests.conftest import property_cases
+from tests.cpu_cases import FUSED, problem_of
 from tests.oracles import looped_gradient, relative_error, well_posed
 from tests.strategies import ForeignDynamics, cases, shake
 
-FUSED = Adjoint(kernel="fused")
 CREW = Adjoint(kernel="fused", crew=2)
 
 
@@ -52,19 +44,6 @@ def _fresh():
 def served(**options):
     """Random problems that the kernels claim to serve."""
     return cases(foreign=False, **options)
-
-
-def problem_of(d=11, m=3, N=1, M=5, H=2, K=3, hidden=(33, 33), batched=False, dtype=torch.float64, seed=0, **networks):
-    """policy, world, state (N, d), noise."""
-    torch.manual_seed(seed)
-    actor = Actor(d, m, hidden, **networks)
-    actor.mlp.initialise()
-    world = World(
-        DiffusionDynamics(d, m, hidden, steps=K, **networks), RewardModel(d, m, hidden, **networks),
-        TwinCritic(d, m, hidden, **{"layer_norm": True, **networks}), 0.97,
-    ).to(dtype)  # fmt: skip
-    policy = BatchedPolicy(actor.to(dtype), N) if batched else actor.to(dtype)
-    return policy, world, torch.randn(N, d, dtype=dtype), torch.randn(N, M, H, K + 1, d, dtype=dtype)
 
 
 @property_cases(0.12)
@@ -212,162 +191,6 @@ def test_small_tiles_where_the_tape_is_long(monkeypatch):
     assert relative_error(policy_gradient(*problem, method=FUSED).gradient, expected) < 1e-13
 
 
-@pytest.mark.parametrize("hidden", [(33, 33), (32, 32)], ids=["padded", "whole vectors"])
-@pytest.mark.parametrize("change", ["in place", "through .data", "load_state_dict"])
-def test_changed_weights_are_seen(change, hidden):
-    problem = problem_of(hidden=hidden)
-    policy_gradient(*problem, method=FUSED)
-    for module in (problem[0], problem[1].dynamics, problem[1].reward, problem[1].critic):
-        if change == "load_state_dict":
-            module.load_state_dict({k: v * 1.1 if v.is_floating_point() else v for k, v in module.state_dict().items()})
-            continue
-        for p in module.parameters():
-            (p.detach() if change == "in place" else p.data).mul_(1.1)
-    expected, got = (policy_gradient(*problem, method=method) for method in (Autograd(), FUSED))
-    assert relative_error(got.gradient, expected.gradient) < 1e-12
-
-
-def replace_layer(policy, world):
-    policy.mlp.layers[1] = copy.deepcopy(policy.mlp.layers[1])
-    policy.mlp.layers[1].weight.data.mul_(1.3)
-
-
-def replace_parameter(policy, world):
-    layer = world.reward.mlp.layers[0]
-    layer.weight = torch.nn.Parameter(1.3 * layer.weight.detach())
-
-
-def move_data(policy, world):
-    world.dynamics.denoiser.mlp.layers[1].weight.data = 1.3 * world.dynamics.denoiser.mlp.layers[1].weight.data
-
-
-def turn_data(policy, world):
-    policy.mlp.layers[1].weight.data = policy.mlp.layers[1].weight.data.T
-
-
-def rescale(policy, world):
-    world.dynamics.set_scales(torch.ones(11), 2 * torch.ones(11), torch.ones(11), 3 * torch.ones(11))
-
-
-def other_steps(policy, world):
-    world.dynamics.c_u = [1.1 * c for c in world.dynamics.c_u]
-
-
-def other_target(policy, world):
-    world.dynamics.target = "state"
-
-
-def add_norms(policy, world):
-    world.reward.mlp.norms.extend([LayerNorm(width).double() for width in world.reward.mlp.hidden])
-
-
-def delete_norms(policy, world):
-    del world.critic.mlp.norms[:]
-
-
-def empty_and_fill(policy, world):
-    layer = policy.mlp.layers[1]
-    weight = layer.weight
-    del layer.weight
-    layer.weight = torch.nn.Parameter(1.3 * weight.detach())
-
-
-CHANGES = [replace_layer, replace_parameter, move_data, turn_data, rescale, other_steps, other_target, add_norms, delete_norms,
-           empty_and_fill]  # fmt: skip
-
-
-@pytest.mark.parametrize("hidden", [(32, 32), (33, 33)], ids=["whole vectors", "padded"])
-@pytest.mark.parametrize("change", CHANGES)
-def test_a_prepared_plan_is_given_up_or_brought_up_to_date(change, hidden):
-    problem = problem_of(hidden=hidden)
-    before = policy_gradient(*problem, method=FUSED).gradient
-    assert prepared.kept(*problem[:3]) is not None
-    change(*problem[:2])
-    expected, got = (policy_gradient(*problem, method=method).gradient for method in (Autograd(), FUSED))
-    assert relative_error(got, expected) < 1e-12
-    assert relative_error({k: before[k] for k in expected}, expected) > 1e-6
-
-
-def test_plans_do_not_pile_up():
-    for seed in range(prepared.KEPT + 3):
-        policy_gradient(*problem_of(hidden=(32, 32), seed=seed), method=FUSED)
-    assert len(prepared._plans) == prepared.KEPT
-
-
-def test_weights_that_are_not_contiguous():
-    problem = problem_of(hidden=(16, 16))
-    for module in (problem[0], problem[1].dynamics, problem[1].reward):
-        for p in module.parameters():
-            if p.dim() == 2:
-                p.data = p.detach().T.contiguous().T
-    expected, got = (policy_gradient(*problem, method=method) for method in (Autograd(), FUSED))
-    assert relative_error(got.gradient, expected.gradient) < 1e-12
-
-
-@pytest.mark.parametrize("where", ["policy", "dynamics", "reward", "critic"])
-def test_what_is_not_finite_shows(where):
-    policy, world, state, noise = problem_of(N=2, batched=True, layer_norm=False)
-    module = policy if where == "policy" else getattr(world, where)
-    next(iter(module.parameters())).data[..., 0, 0] = torch.nan
-    before = {k: p.detach().clone() for k, p in policy.named_parameters()}
-    step = mpc_update(policy, world, state, noise=noise, lr=1e-2, method=FUSED)
-    assert not step.accepted.any()
-    assert all(torch.equal(p.nan_to_num(), before[k].nan_to_num()) for k, p in policy.named_parameters())
-
-
-def other_width(policy, world):
-    world.reward.mlp.layers[0] = Affine(14, 64).double()
-    world.reward.mlp.layers[1] = Affine(64, 32).double()
-    world.reward.mlp.initialise()
-
-
-def other_activation(policy, world):
-    world.reward.mlp.act = ACTIVATIONS["tanh"]
-
-
-def other_eps(policy, world):
-    for norm in world.critic.mlp.norms:
-        norm.eps = 1e-2
-
-
-def one_scale_for_all(policy, world):
-    world.dynamics.state_std = torch.tensor(2.0, dtype=torch.float64)
-
-
-def other_forward(policy, world):
-    before = policy.forward
-    policy.forward = lambda state: 0.1 * before(state)
-
-
-def tied(policy, world):
-    policy.mlp.layers[1].weight = policy.mlp.layers[2].weight
-
-
-def one_more_parameter(policy, world):
-    policy.extra = torch.nn.Parameter(torch.ones(3, dtype=torch.float64))
-
-
-@pytest.mark.parametrize("change", [other_width, other_activation, other_eps, one_scale_for_all, other_forward, tied,
-                                    one_more_parameter])  # fmt: skip
-def test_networks_that_are_not_what_they_say(change):
-    """The fused kernels refuse them, before and after a plan was made; Auto and Adjoint are right all the same."""
-    problem = problem_of(hidden=(32, 32, 32) if change is tied else (32, 32))
-    policy_gradient(*problem, method=FUSED)
-    change(*problem[:2])
-    with pytest.raises(ValueError, match='kernel="fused"'):
-        policy_gradient(*problem, method=FUSED)
-    expected = policy_gradient(*problem, method=Autograd()).gradient
-    for method in (Auto(), Adjoint(), Forward()):
-        assert relative_error(policy_gradient(*problem, method=method).gradient, expected) < 1e-12
-
-
-def test_a_layer_of_another_dtype_is_refused():
-    problem = problem_of(hidden=(32, 32))
-    problem[1].dynamics.denoiser.mlp.layers[1].float()
-    with pytest.raises(ValueError, match=r"float64 on the CPU like the state, got torch\.float32"):
-        policy_gradient(*problem, method=FUSED)
-
-
 def test_the_default_device_is_none_of_their_business():
     problem = problem_of()
     expected = policy_gradient(*problem, method=FUSED).gradient
@@ -437,7 +260,7 @@ def test_a_forked_child_has_threads_of_its_own():
     script = (
         "import os, torch\n"
         "from jacrec.kernels.cpu import threads\n"
-        "from tests.test_kernels_cpu import DeterministicDynamics, FUSED, World, problem_of, policy_gradient\n"
+        "from jacrec import DeterministicDynamics, World, policy_gradient\nfrom tests.cpu_cases import FUSED, problem_of\n"
         "torch.set_num_threads(2)\n"
         "threads.LEAST_WORK = 1.0\n"
         "policy, world, state, _ = problem_of()\n"
@@ -529,7 +352,7 @@ def test_another_process_compiles_nothing(tmp_path):
     script = (
         "import torch\n"
         "from numba.core.ccallback import CFunc\n"
-        "from tests.test_kernels_cpu import FUSED, problem_of, policy_gradient\n"
+        "from jacrec import policy_gradient\nfrom tests.cpu_cases import FUSED, problem_of\n"
         "made = []\n"
         "old = CFunc._compile_uncached\n"
         "CFunc._compile_uncached = lambda self: (made.append(1), old(self))[1]\n"

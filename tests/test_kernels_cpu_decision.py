@@ -15,11 +15,11 @@ from jacrec.networks import LayerNorm
 from jacrec.shapes import problem as check
 from jacrec.world import apply_policy
 from tests.conftest import property_cases
+from tests.cpu_cases import FUSED, problem_of
 from tests.oracles import well_posed
 from tests.strategies import cases
-from tests.test_kernels_cpu import problem_of
 
-FUSED, PLAIN = Adjoint(kernel="fused"), Adjoint()
+PLAIN = Adjoint()
 
 
 @pytest.fixture(autouse=True)
