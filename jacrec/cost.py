@@ -138,7 +138,10 @@ def cheapest(problem: Problem) -> tuple[str, str]:
 def _cheapest(problem: Problem) -> tuple[str, str]:
     dynamics = problem.world.dynamics
     if type(dynamics) is MultiStepDynamics and written_out(dynamics):
-        return "multistep", "plain"
+        reason = unserved(problem, "multistep")
+        if reason is not None:
+            _tell("multistep form, plain kernels", reason)
+        return "multistep", "plain" if reason else "fused"
     if not isinstance(dynamics, OWN) or not written_out(dynamics):
         return "autograd", "plain"
     reasons = []

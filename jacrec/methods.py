@@ -170,11 +170,19 @@ class MultiStep:
     For that one world model, and what `Auto` takes there; its other methods are `Autograd` and `FiniteDifference`.
     """
 
+    kernel: str = "plain"
+    """as in `Forward`; the fused kernel is for the exact solve on a CPU"""
+
+    def __post_init__(self):
+        check_kernel("MultiStep", self.kernel, None)
+
     def gradient(self, problem: Problem) -> PolicyGradient:
         dynamics = problem.world.dynamics
         if type(dynamics) is not MultiStepDynamics or not written_out(dynamics):
             raise ValueError(f"MultiStep: expected a world of MultiStepDynamics, unchanged, got {type(dynamics).__name__}; use "
                              "Auto(), which takes what there is")  # fmt: skip
+        if self.kernel == "fused":
+            return kernels(problem, "multistep").multistep_gradient(problem)
         return multistep_gradient(problem)
 
 
@@ -195,6 +203,8 @@ class Auto:
         form, kernel = cheapest(problem)
         if kernel == "fused":
             fused = kernels(problem, form, checked=True)
+            if form == "multistep":
+                return fused.multistep_gradient(problem)
             return fused.forward_gradient(problem) if form == "forward" else fused.adjoint_gradient(problem)
         return FORMS[form, kernel].gradient(problem)
 
@@ -206,6 +216,7 @@ FORMS: dict[tuple[str, str], Method] = {
     ("adjoint", "fused"): Adjoint(kernel="fused"),
     ("autograd", "plain"): Autograd(),
     ("multistep", "plain"): MultiStep(),
+    ("multistep", "fused"): MultiStep(kernel="fused"),
 }
 METHODS = {
     "auto": Auto(),
@@ -244,8 +255,12 @@ def compiled_ascent(method: Method, problem: Problem) -> "CompiledAscent | None"
     if problem.state.device.type != "cpu":
         return None
     # the class itself: what is derived from it may compute otherwise
-    if type(method) is Auto and cheapest(problem) == ("adjoint", "fused"):
-        return kernels(problem, "adjoint", checked=True).ascent(problem)
+    if type(method) is Auto:
+        form, kernel = cheapest(problem)
+        compiled = kernel == "fused" and form != "forward"
+        return kernels(problem, form, checked=True).ascent(problem) if compiled else None
+    if type(method) is MultiStep and method.kernel == "fused":
+        return kernels(problem, "multistep").ascent(problem)
     if type(method) is Adjoint and method.kernel == "fused":
         return kernels(problem, "adjoint").ascent(problem, precision=method.precision, crew=method.crew)
     return None

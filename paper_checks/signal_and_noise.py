@@ -53,14 +53,16 @@ def main(
                 # the ratio of every state by itself: with one ψ for all of them it would be that of their mean
                 pairs = zip(state, noise, strict=True)
                 snr = torch.stack([gradient_signal(run.policy, run.world, s, z).snr for s, z in pairs])
-                growth = state_growth(run.policy, run.world, state, noise)[..., -1].mean()
+                unit = run.world.dynamics.state_std  # pyright: ignore[reportAttributeAccessIssue]
+                growth = state_growth(run.policy, run.world, state, noise, unit=unit)[..., -1].mean()
                 quantiles = snr.quantile(torch.tensor(QUANTILES, dtype=snr.dtype)).tolist()
                 rows.append([run.info.name, str(run.config.seed), str(H), str(M), *(f"{q:.3g}" for q in quantiles),
                              f"{float((snr < 1).float().mean()):.1%}", f"{float(growth):.2f}"])  # fmt: skip
                 print(" ".join(rows[-1]), flush=True)
     head = ["data", "seed", "H", "M", *(f"SNR, {q:.0%} quantile" for q in QUANTILES), "below 1", "growth over H"]
     about = (f"{states} held-out states of each run: ‖∇Ĵ‖² over the expected square of its error (`jacrec.gradient_signal`) "
-             "for M particles, and the mean ‖ds̃_H/ds̃_0‖₂ over states and particles (`jacrec.state_growth`).")  # fmt: skip
+             "for M particles, and the mean ‖ds̃_H/ds̃_0‖₂ over states and particles, in units of the data's standard "
+             "deviations (`jacrec.state_growth`).")  # fmt: skip
     return write("signal_and_noise.md", "Signal and noise of the policy's gradient", command("signal_and_noise.py", *runs),
                  [about, Sheet(head, rows).markdown()], out or RESULTS)  # fmt: skip
 

@@ -1,8 +1,10 @@
-"""A problem that the CPU kernels serve, in any size."""
+"""A problem that the CPU kernels serve, in any size, and decisions beside each other."""
+
+import copy
 
 import torch
 
-from jacrec import Actor, Adjoint, BatchedPolicy, DiffusionDynamics, RewardModel, TwinCritic, World
+from jacrec import Actor, Adjoint, BatchedPolicy, DiffusionDynamics, RewardModel, TwinCritic, World, mpc_update
 
 FUSED = Adjoint(kernel="fused")
 
@@ -18,3 +20,18 @@ def problem_of(d=11, m=3, N=1, M=5, H=2, K=3, hidden=(33, 33), batched=False, dt
     ).to(dtype)  # fmt: skip
     policy = BatchedPolicy(actor.to(dtype), N) if batched else actor.to(dtype)
     return policy, world, torch.randn(N, d, dtype=dtype), torch.randn(N, M, H, K + 1, d, dtype=dtype)
+
+
+def decide(problem, method, policy=None, **options):
+    """The decision of a copy of the policy (or of `policy` itself), and that copy."""
+    own = copy.deepcopy(problem[0]) if policy is None else policy
+    return mpc_update(own, problem[1], problem[2], noise=problem[3], method=method, **options), own
+
+
+def same_decision(got, expected, got_policy, expected_policy, tolerance=1e-11):
+    for name in ("action", "objective", "gradient_norm", "accepted"):
+        a, b = getattr(got, name), getattr(expected, name)
+        assert (a.shape, a.dtype) == (b.shape, b.dtype), name
+        torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance, equal_nan=True)
+    for (name, a), b in zip(got_policy.named_parameters(), expected_policy.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance, msg=name)

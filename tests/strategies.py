@@ -182,9 +182,9 @@ def shake(module, scale=0.3):
 def cases(draw, max_H=4, max_M=5, foreign=True):
     """Random problems over every structure that the engine claims to serve."""
     N = draw(st.integers(1, 3))
-    kinds = ["diffusion", "flow", "meanflow", "deterministic"] + (["ensemble", "foreign"] if foreign else [])
+    kinds = ["diffusion", "flow", "meanflow", "deterministic", "ensemble"] + (["foreign"] if foreign else [])
     kind = draw(st.sampled_from(kinds))
-    # the kernels are for samplers of first order, and not for ensembles
+    # the kernels are for samplers of first order
     options = {
         "diffusion": diffusions(), "flow": flows() if foreign else flows(("euler",)), "meanflow": meanflows(),
         "deterministic": architectures(), "ensemble": ensembles(), "foreign": st.just({}),

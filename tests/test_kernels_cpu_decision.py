@@ -15,7 +15,7 @@ from jacrec.networks import LayerNorm
 from jacrec.shapes import problem as check
 from jacrec.world import apply_policy
 from tests.conftest import property_cases
-from tests.cpu_cases import FUSED, problem_of
+from tests.cpu_cases import FUSED, decide, problem_of, same_decision
 from tests.oracles import well_posed
 from tests.strategies import cases
 
@@ -29,21 +29,6 @@ def _fresh():
 
 
 UPDATES, LONGEST, FROZEN = st.integers(0, 3), st.none() | st.floats(0.01, 10.0), st.integers(0, 3)
-
-
-def decide(problem, method, policy=None, **options):
-    """The decision of a copy of the policy (or of `policy` itself), and that copy."""
-    own = copy.deepcopy(problem[0]) if policy is None else policy
-    return mpc_update(own, problem[1], problem[2], noise=problem[3], method=method, **options), own
-
-
-def same_decision(got, expected, got_policy, expected_policy, tolerance=1e-11):
-    for name in ("action", "objective", "gradient_norm", "accepted"):
-        a, b = getattr(got, name), getattr(expected, name)
-        assert (a.shape, a.dtype) == (b.shape, b.dtype), name
-        torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance, equal_nan=True)
-    for (name, a), b in zip(got_policy.named_parameters(), expected_policy.parameters(), strict=True):
-        torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance, msg=name)
 
 
 @property_cases(0.08)

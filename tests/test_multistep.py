@@ -89,9 +89,9 @@ def models(draw, H):
 
 
 @st.composite
-def problems(draw, max_H=4, max_M=3):
+def problems(draw, max_H=4, max_M=3, foreign=True):
     """policy, world with a multi-step model, state, noise."""
-    case = draw(cases(max_H=max_H, max_M=max_M))
+    case = draw(cases(max_H=max_H, max_M=max_M, foreign=foreign))
     options = draw(models(case.H))
     policy, world, state, noise = case.build()
     with torch.random.fork_rng():

@@ -9,12 +9,12 @@ from unittest import mock
 
 import torch
 import triton
-from jacrec.kernels import chain_adjoint, chain_forward, launch, rollout
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
 
 from jacrec import Actor, BatchedPolicy, DiffusionDynamics, RewardModel, TwinCritic, World
+from jacrec.kernels import chain_adjoint, chain_forward, launch, rollout
 from jacrec.shapes import problem
 
 POINTERS = {torch.float32: "*fp32", torch.float64: "*fp64"}

@@ -134,7 +134,8 @@ class _Job:
     def __init__(self, dynamics: ChainDynamics | DeterministicDynamics, table: Tensor | None):
         self.dtype = next(dynamics.parameters()).dtype
         self.plan = Plan(self.dtype)
-        self.chain, self.steps, self.net = describe_chain(self.plan, dynamics, table)
+        self.chain, self.steps, nets = describe_chain(self.plan, dynamics, table)
+        self.net = nets[0]
         self.row = np.zeros(JOB, dtype=np.int64)
         self.row[CHAIN_ROW], self.row[STEP_COEFFICIENTS] = self.plan.array(self.chain), self.plan.array(self.steps)
         self.row[NET], self.row[NET_LENGTH] = self.plan.array(self.net), len(self.net)

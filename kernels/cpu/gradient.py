@@ -8,11 +8,11 @@ from numba.core import config
 from torch import Tensor, nn
 
 from jacrec import gradient as engine
-from jacrec.dynamics import ChainDynamics
+from jacrec.dynamics import ChainDynamics, EnsembleDynamics, MultiStepDynamics
 from jacrec.kernels.cpu import chain, decision, prepared, rollout
 from jacrec.kernels.cpu.action import action as action
 from jacrec.kernels.cpu.plan import DTYPES
-from jacrec.kernels.cpu.prepared import Prepared, named_gradients, plan_or_reason
+from jacrec.kernels.cpu.prepared import Moved, Prepared, named_gradients, plan_or_reason
 from jacrec.kernels.cpu.threads import run, workspace
 from jacrec.problem import Problem
 from jacrec.types import PolicyGradient
@@ -20,10 +20,14 @@ from jacrec.world import World
 
 
 def unserved(p: Problem, form: str) -> str | None:
-    """Why the fused CPU kernels cannot compute this gradient's `form`, "forward" or "adjoint"; None if they can."""
+    """Why the CPU kernels cannot compute this gradient's `form`, "forward", "adjoint" or "multistep"; None if they can."""
     if p.state.device.type != "cpu":
         return f"the CPU kernels take tensors on the CPU, got {p.state.device}"
     f = p.world.dynamics
+    if isinstance(f, MultiStepDynamics) != (form == "multistep"):
+        return f"the {form} form is not that of {type(f).__name__}"
+    if isinstance(f, MultiStepDynamics) and f.passes(p.H) < p.H:
+        return f"the kernels imagine exactly, not in sweeps={f.sweeps} of {p.H}"
     if form == "forward" and not isinstance(f, ChainDynamics):
         return f"the fused forward form needs a chain (diffusion, flow or MeanFlow), got {type(f).__name__}"
     found = _plan(p)
@@ -57,6 +61,7 @@ class Ascent:
     """the policies' rows, and behind them what was added up"""
     norm: Tensor
     """‖∇Ĵ‖ of what requires a gradient, () or (N,) for a `BatchedPolicy`"""
+    moved: Moved
     memory: int  # numbers of memory that the job needs
     held: tuple  # what it points to besides
 
@@ -65,7 +70,7 @@ class Ascent:
         rates, accepted = np.array([lr, max_grad_norm or 0.0]), torch.empty_like(self.norm, dtype=torch.int64)
         self.job[rollout.RATES], self.job[rollout.ACCEPTED] = rates.ctypes.data, accepted.data_ptr()
         run(decision.ascending(DTYPES[self.plan.dtype]), self.job, int(self.job[rollout.PARTS]))
-        torch.autograd.graph.increment_version(self.plan.parameters)
+        torch.autograd.graph.increment_version(self.moved.parameters)
         return accepted.bool()
 
     def act(self, policy: nn.Module, state: Tensor) -> Tensor:
@@ -90,7 +95,8 @@ def ascent(p: Problem, *, precision: str | None = None, crew: int = 1) -> Ascent
     found.refresh()
     job, sized = found.job(p, crew)
     N, single, batched = p.N, p.single, p.batched
-    state, noise, pieces = p.state.contiguous(), p.noise.contiguous(), found.pieces()
+    state, moved = p.state.contiguous(), found.moved()
+    noise, member = _noise(p)
     value = state.new_empty(() if single else N)
     norm = state.new_empty(N if batched and not single else ())
     own = state.new_empty((N if batched else 1) + sized.shares - 1, sized.length)
@@ -100,13 +106,33 @@ def ascent(p: Problem, *, precision: str | None = None, crew: int = 1) -> Ascent
         state.data_ptr(), noise.data_ptr(), memory, own.data_ptr(), memory + sized.first, sized.room,
         value.data_ptr(), norm.data_ptr(),
     )  # fmt: skip
-    job[rollout.PIECES], job[rollout.PIECE_COUNT] = pieces.ctypes.data, len(pieces)
-    parts = 1 if batched or len(pieces) < len(found.parameters) else sized.threads
+    if member is not None:
+        job[rollout.MEMBER] = member.data_ptr()
+    job[rollout.PIECES], job[rollout.PIECE_COUNT] = moved.pieces.ctypes.data, len(moved.pieces)
+    parts = 1 if batched or len(moved.pieces) < len(found.parameters) else sized.threads
     squares = np.empty(parts)
     job[rollout.PARTS], job[rollout.SQUARES] = parts, squares.ctypes.data
     run(rollout.compiled(DTYPES[found.dtype]), job, sized.threads)
     run(decision.settling(DTYPES[found.dtype]), job, parts)
-    return Ascent(p, found, job, value, own, norm, sized.memory, (sized, state, noise, pieces, squares))
+    return Ascent(p, found, job, value, own, norm, moved, sized.memory, (sized, state, noise, member, squares))
+
+
+def _noise(p: Problem) -> tuple[Tensor, Tensor | None]:
+    """The noise as the kernels read it, (N, M, H, rows, d), and the networks that an ensemble's has drawn, (N, M, H)."""
+    f, noise = p.world.dynamics, p.noise
+    if isinstance(f, EnsembleDynamics):
+        # nothing is read past the last network, whatever the noise is
+        return noise.contiguous(), f.member(noise).clamp_(min=0).contiguous()
+    if isinstance(f, MultiStepDynamics):
+        f.check_horizon(p.H)
+        path = f.path_noise(noise)
+        noise = noise if path is None else path
+    return noise.contiguous(), None
+
+
+def multistep_gradient(p: Problem) -> PolicyGradient:
+    """`jacrec.multistep.multistep_gradient` in compiled code; `unserved(p, "multistep")` must be None."""
+    return adjoint_gradient(p)
 
 
 def adjoint_gradient(p: Problem, *, recompute: bool = False, precision: str | None = None, crew: int = 1) -> PolicyGradient:

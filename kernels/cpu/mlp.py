@@ -4,8 +4,6 @@ The mathematics is that of `jacrec.jacobians.mlp`. `net` is a row of `jacrec.ker
 row-major arrays, hidden ones with padded width.
 """
 
-import math
-
 from jacrec.kernels.cpu.crew import columns, meet
 from jacrec.kernels.cpu.host import part
 from jacrec.kernels.cpu.layout import (
@@ -46,12 +44,10 @@ from jacrec.kernels.cpu.layout import (
     WIDTH,
     slot,
 )  # fmt: skip
+from jacrec.kernels.cpu.norms import normalise, normalise_back, normalise_push
 from jacrec.kernels.cpu.products import axpy, axpy_add, dot
 from jacrec.kernels.cpu.scalar import gelu, mish, silu, tanh
 from jacrec.kernels.cpu.tiles import at, size_of
-
-EPS = 1e-6
-"""LayerNorm's, as in `jacrec.networks.LayerNorm`"""
 
 
 @part
@@ -102,68 +98,6 @@ def times_gate(like, kind, R, padded, x, gate, begin, end):
         else:
             for i in range(begin, end):
                 v[i] *= g[i]
-
-
-@part
-def normalise(like, R, width, padded, gain, shift, h, hat, inv_std, begin, end, crew):
-    """LayerNorm of h (R, padded) in place, in columns begin … end − 1; its x̂ in hat, 1/σ in inv_std (R,)."""
-    row = padded * size_of(like)
-    g, b, inverse = at(like, gain), at(like, shift), at(like, inv_std)
-    full = min(width, end)
-    meet(crew)
-    for r in range(R):
-        v = at(like, h + r * row)
-        mean = type(like)(0)
-        for i in range(width):
-            mean += v[i]
-        mean /= type(like)(width)
-        square = type(like)(0)
-        for i in range(width):
-            square += (v[i] - mean) * (v[i] - mean)
-        n = at(like, hat + r * row)
-        inv = type(like)(1) / type(like)(math.sqrt(square / type(like)(width) + type(like)(EPS)))
-        # the whole crew knows it, and writes the same
-        inverse[r] = inv
-        for i in range(begin, full):
-            n[i] = (v[i] - mean) * inv
-    meet(crew)
-    for r in range(R):
-        v, n = at(like, h + r * row), at(like, hat + r * row)
-        for i in range(begin, full):
-            v[i] = n[i] * g[i] + b[i]
-
-
-@part
-def normalise_back(like, R, width, padded, gain, x, hat, inv_std, gain_bar, shift_bar, begin, end, crew):
-    """LayerNorm's cotangent of x (R, padded) in place, in columns begin … end − 1.
-
-    Adds its parameters' to gain_bar and shift_bar (width,) if they are not 0.
-    """
-    row = padded * size_of(like)
-    g, inverse = at(like, gain), at(like, inv_std)
-    full = min(width, end)
-    for r in range(R):
-        v, n = at(like, x + r * row), at(like, hat + r * row)
-        if gain_bar:
-            to_gain, to_shift = at(like, gain_bar), at(like, shift_bar)
-            for i in range(begin, full):
-                to_gain[i] += v[i] * n[i]
-                to_shift[i] += v[i]
-        for i in range(begin, full):
-            v[i] *= g[i]
-    meet(crew)
-    for r in range(R):
-        v, n = at(like, x + r * row), at(like, hat + r * row)
-        mean, along = type(like)(0), type(like)(0)
-        for i in range(width):
-            mean += v[i]
-            along += v[i] * n[i]
-        mean /= type(like)(width)
-        along /= type(like)(width)
-        # the others still read this row: it is changed when all have its sums
-        meet(crew)
-        for i in range(begin, full):
-            v[i] = (v[i] - mean - n[i] * along) * inverse[r]
 
 
 @part
@@ -343,33 +277,6 @@ def push(like, net, particles, T, first_bias, x, gate, y):
     for p in range(particles):
         for i in range(out):
             values[p * (1 + T) * out + i] += offset[i]
-
-
-@part
-def normalise_push(like, T, width, padded, gain, shift, rows, hat):
-    """LayerNorm of a value and its T tangents, rows (1+T, padded) in place; scratch hat (padded,)."""
-    size = size_of(like)
-    g, b, v, n = at(like, gain), at(like, shift), at(like, rows), at(like, hat)
-    mean, square = type(like)(0), type(like)(0)
-    for i in range(width):
-        mean += v[i]
-    mean /= type(like)(width)
-    for i in range(width):
-        square += (v[i] - mean) * (v[i] - mean)
-    inverse = type(like)(1) / type(like)(math.sqrt(square / type(like)(width) + type(like)(EPS)))
-    for i in range(width):
-        n[i] = (v[i] - mean) * inverse
-        v[i] = n[i] * g[i] + b[i]
-    for t in range(1, 1 + T):
-        dx = at(like, rows + t * padded * size)
-        mean, along = type(like)(0), type(like)(0)
-        for i in range(width):
-            mean += dx[i]
-            along += dx[i] * n[i]
-        mean /= type(like)(width)
-        along /= type(like)(width)
-        for i in range(width):
-            dx[i] = (dx[i] - mean - n[i] * along) * inverse * g[i]
 
 
 @part

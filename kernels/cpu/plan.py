@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from jacrec.dynamics import ChainDynamics, DeterministicDynamics
+from jacrec.dynamics import ChainDynamics, DeterministicDynamics, EnsembleDynamics, MultiStepDynamics
 from jacrec.jacobians.chain import level_parts
 from jacrec.kernels.cpu import copies
 from jacrec.kernels.cpu import layout as at
@@ -20,6 +20,7 @@ from jacrec.kernels.cpu import transition as chains
 from jacrec.kernels.cpu.host import VECTOR_BYTES
 from jacrec.networks import MLP, Affine
 
+Served = ChainDynamics | DeterministicDynamics | EnsembleDynamics | MultiStepDynamics
 DTYPES = {torch.float32: np.float32, torch.float64: np.float64}
 
 
@@ -43,7 +44,7 @@ class Plan:
     """what was copied out of parameters and buffers: (source, copy), matrices"""
     sources: dict[int, Tensor] = field(default_factory=dict)
     """the parameters and buffers that something was copied or computed from, by id"""
-    table: "LevelTable | None" = None
+    table: "LevelTable | StepTable | None" = None
     """what was computed from parameters"""
 
     def address(self, tensor: Tensor) -> int:
@@ -119,6 +120,18 @@ class LevelTable:
         self.value.copy_(torch.addmm(self.b, self.features, self.W_t))
 
 
+class StepTable:
+    """The rows W_j + b of a multi-step model's first layer (horizon, w)."""
+
+    def __init__(self, f: MultiStepDynamics):
+        self.f = f
+        self.value = f.split()[2].detach().contiguous()
+
+    def compute(self) -> None:
+        """Again, in place."""
+        self.value.copy_(self.f.split()[2])
+
+
 class Refresher:
     """Makes copies again before they are read.
 
@@ -192,13 +205,16 @@ def template(shape: Shape, dtype: torch.dtype) -> np.ndarray:
     return row
 
 
-def describe_chain(
-    plan: Plan, f: ChainDynamics | DeterministicDynamics, table: Tensor | None = None
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The chain's row, its coefficients (3, K), and its network's row; `table`: `level_table(f)` where the caller has it."""
+def describe_chain(plan: Plan, f: Served, table: Tensor | None = None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The chain's row, its coefficients (3, K), and its network's row, or its networks' (n, length).
+
+    `table`: `level_table(f)` where the caller has it.
+    """
     d, m = f.state_dim, f.action_dim
     row = np.zeros(chains.CHAIN, dtype=np.int64)
-    net, first = plan.network(denoiser_of(f))[0], denoiser_of(f).layers[0].weight
+    first = denoiser_of(f).layers[0].weight
+    # an ensemble's networks begin with state and action, and nothing else
+    net = plan.network(denoiser_of(f), first if isinstance(f, EnsembleDynamics) else None)
     if isinstance(f, ChainDynamics):
         W_u, W_sa, _, b = f.denoiser.split()
         steps = np.array([f.c_u, f.c_net, f.sigma])
@@ -207,17 +223,30 @@ def describe_chain(
             plan.table = LevelTable(f)
             plan.sources[id(b)], table = b, plan.table.value
         row[chains.TABLE], row[chains.TABLE_STRIDE] = plan.address(table), W_u.shape[0]
+    elif isinstance(f, EnsembleDynamics):
+        W_sa, steps = None, np.array([[0.0], [1.0], [0.0]])
+        row[chains.MEMBERS], row[chains.NOISES], row[chains.SCALED] = f.members, f.noise_shape[0], True
+    elif isinstance(f, MultiStepDynamics):
+        W_sa, steps = first[:, :d], np.array([[0.0], [1.0], [0.0]])
+        row[chains.NOISES] = row[chains.SCALED] = f.noise_shape[0]
+        row[chains.FROM_ACTIONS] = plan.transposed(first[:, d : d + f.horizon * m], first)
+        plan.table, bias = StepTable(f), f.mlp.layers[0].bias
+        plan.sources[id(bias)] = bias
+        row[chains.TABLE], row[chains.TABLE_STRIDE] = plan.address(plan.table.value), first.shape[0]
     else:
         W_sa, steps = first, np.array([[0.0], [1.0], [0.0]])
         row[chains.TABLE] = plan.address(f.mlp.layers[0].bias)
     row[chains.STATE_DIM], row[chains.ACTION_DIM], row[chains.STEPS] = d, m, steps.shape[1]
-    row[chains.DIFFERENCE], row[chains.FROM_INPUT] = f.target == "difference", plan.transposed(W_sa, first)
+    # a multi-step model's displacements are taken from s_0
+    row[chains.DIFFERENCE] = not isinstance(f, MultiStepDynamics) and f.target == "difference"
+    if W_sa is not None:
+        row[chains.FROM_INPUT] = plan.transposed(W_sa, first)
     for index, name in ((chains.STATE_MEAN, "state_mean"), (chains.STATE_STD, "state_std"),
                         (chains.OUT_MEAN, "out_mean"), (chains.OUT_STD, "out_std")):  # fmt: skip
         row[index] = plan.address(getattr(f, name))
     return row, steps.astype(DTYPES[plan.dtype]), net
 
 
-def denoiser_of(f: ChainDynamics | DeterministicDynamics) -> MLP:
-    """The network that the dynamics call K times, or once."""
+def denoiser_of(f: Served) -> MLP:
+    """The network that the dynamics call K times, or once, or a stack of networks."""
     return f.denoiser.mlp if isinstance(f, ChainDynamics) else f.mlp

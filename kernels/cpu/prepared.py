@@ -16,11 +16,11 @@ import torch
 from torch import Tensor, nn
 
 from jacrec.activations import ACTIVATIONS
-from jacrec.dynamics import ChainDynamics, DeterministicDynamics
+from jacrec.dynamics import ChainDynamics, EnsembleDynamics, MultiStepDynamics
 from jacrec.jacobians.policy import has_written_jacobian
 from jacrec.kernels.cpu import copies, decision, layout, rollout
 from jacrec.kernels.cpu import transition as chains
-from jacrec.kernels.cpu.plan import DTYPES, Plan, Refresher, denoiser_of, describe_chain, padded
+from jacrec.kernels.cpu.plan import DTYPES, Plan, Refresher, Served, denoiser_of, describe_chain, padded
 from jacrec.kernels.cpu.threads import threads_for
 from jacrec.kernels.cpu.watch import Watch
 from jacrec.networks import MLP, LayerNorm, RewardModel, TwinCritic, written_out
@@ -53,19 +53,21 @@ class Prepared:
         self.own_copies = copies.job(own.copies, [], own)
         self.reward = plan.network(reward.mlp, reward.mlp.layers[0].weight)[0]
         self.critics = plan.network(critic.mlp, critic.mlp.layers[0].weight)
-        self.chain, self.steps, self.denoiser = describe_chain(plan, f)
+        self.chain, self.steps, self.denoisers = describe_chain(plan, f)
+        self.crewed = not (self.chain[chains.MEMBERS] or self.chain[chains.FROM_ACTIONS])
+        """whether threads may share a row's layers"""
         self.scales = np.array(
             [plan.address(x) for x in (reward.state_mean, reward.state_std, reward.reward_mean, reward.reward_std)]
         )
         self.names = gradient_pieces(mlp, self.policy[0], self.dtype)
         self.parameters = list(policy.parameters())
-        self.moving: dict[tuple[bool, ...], np.ndarray] = {}
-        """the pieces of ψ that an update moves, by what requires a gradient"""
+        self.moving: dict[tuple[bool, ...], Moved] = {}
+        """what an update moves, by what requires a gradient"""
         self.macs = [sum(layer.weight.shape[-1] * layer.weight.shape[-2] for layer in net.layers)
                      for net in (mlp, reward.mlp, denoiser_of(f))]  # fmt: skip
         self.addresses = {
             rollout.POLICY: plan.array(self.policy), rollout.REWARD: plan.array(self.reward),
-            rollout.CRITIC: plan.array(self.critics), rollout.DENOISER: plan.array(self.denoiser),
+            rollout.CRITIC: plan.array(self.critics), rollout.DENOISER: plan.array(self.denoisers),
             rollout.CHAIN: plan.array(self.chain), rollout.STEP_COEFFICIENTS: plan.array(self.steps),
             rollout.SCALES: plan.array(self.scales), rollout.OWN_COPIES: self.own_copies.ctypes.data,
         }  # fmt: skip
@@ -73,14 +75,15 @@ class Prepared:
         self.refresh = Refresher(own, plan)
         self.choices: dict[tuple[int, int], tuple[str, str]] = {}
 
-    def pieces(self) -> np.ndarray:
-        """The parameters with requires_grad, as `decision` reads them: (n, PIECE)."""
+    def moved(self) -> "Moved":
+        """What an update moves: the parameters with requires_grad."""
         moves = tuple([x.requires_grad for x in self.parameters])
         found = self.moving.get(moves)
         if found is None:
-            rows = [move_of(*pair) for pair, moves_it in zip(zip(self.parameters, self.names, strict=True), moves, strict=True)
-                    if moves_it]  # fmt: skip
-            found = self.moving[moves] = np.array(rows, dtype=np.int64).reshape(-1, decision.PIECE)
+            chosen = [i for i, moves_it in enumerate(moves) if moves_it]
+            rows = [move_of(self.parameters[i], self.names[i]) for i in chosen]
+            pieces = np.array(rows, dtype=np.int64).reshape(-1, decision.PIECE)
+            found = self.moving[moves] = Moved(pieces, [self.parameters[i] for i in chosen])
         return found
 
     def job(self, p: Problem, crew: int = 1) -> tuple[np.ndarray, "Sized"]:
@@ -100,13 +103,13 @@ class Prepared:
         policy, reward, denoiser = self.macs
         work = 2.0 * (H * (reward + K * denoiser) + (H + 1) * policy)
         threads = threads_for(N * M, work)
-        crew = min(crew, torch.get_num_threads()) if N * M == 1 else 1
+        crew = min(crew, torch.get_num_threads()) if N * M == 1 and self.crewed else 1
         threads = max(threads, crew)
-        tape = max(1, H * K * int(self.denoiser[layout.TAPE]) * size)
+        tape = max(1, H * K * int(self.denoisers[0, layout.TAPE]) * size)
         tile = max(1, min(TILE, -(-N * M // threads), TAPE_BYTES // tape))
         discounts = p.world.discount ** np.arange(H + 1)
         weights = discounts / (M if p.batched else N * M)
-        buffers = rollout.buffers.py_func(d, m, H, self.policy, self.reward, self.critics, self.chain, self.denoiser, tile)
+        buffers = rollout.buffers.py_func(d, m, H, self.policy, self.reward, self.critics, self.chain, self.denoisers, tile)
         room = -(-int(buffers[-1]) // 1024) * 1024  # no two threads in one page
         job = np.zeros(rollout.job_length(crew), dtype=np.int64)
         job[rollout.SHARES : rollout.TILE + 1] = 1 if crew > 1 else threads, crew, d, m, H, M, N * M, p.batched, tile
@@ -114,13 +117,21 @@ class Prepared:
             job[index] = address
         job[rollout.POLICIES], job[rollout.POLICY_LENGTH] = self.policy.shape
         job[rollout.CRITICS], job[rollout.CRITIC_LENGTH] = self.critics.shape
-        job[rollout.REWARD_LENGTH], job[rollout.DENOISER_LENGTH] = len(self.reward), len(self.denoiser)
+        job[rollout.DENOISERS], job[rollout.DENOISER_LENGTH] = self.denoisers.shape
+        job[rollout.REWARD_LENGTH] = len(self.reward)
         factors = np.stack([discounts, weights]).astype(numbers)
         job[rollout.DISCOUNTS], job[rollout.WEIGHTS] = factors[0].ctypes.data, factors[1].ctypes.data
         # the returns first, then each thread's share
         first = -(-N * M // 1024) * 1024
         length = int(self.policy[0, layout.GRADIENT])
         return Sized(job, factors, threads, int(job[rollout.SHARES]), first * size, first + threads * room, room, length)
+
+
+class Moved(NamedTuple):
+    """The part of ψ that an update moves."""
+
+    pieces: np.ndarray  # as `decision` reads them, (n, PIECE)
+    parameters: list[Tensor]
 
 
 class Sized(NamedTuple):
@@ -145,17 +156,25 @@ def unfit(policy: nn.Module, world: World, state: Tensor) -> str | None:
     d, m = state.shape[-1], f.action_dim
     mlp, inner = policy_network(policy), denoiser_of(f)
     extra = d + f.denoiser.times * f.denoiser.embedding_dim if isinstance(f, ChainDynamics) else 0
+    if isinstance(f, MultiStepDynamics):
+        extra = (f.horizon - 1) * m + f.horizon
     if isinstance(f, ChainDynamics) and any(f.sigma) and f.noises <= f.diffusion_steps:
         return f"the dynamics' noise has {f.noises} rows, not one for each of {f.diffusion_steps} steps and the base sample"
-    nets = (("policy", mlp, d, m), ("dynamics", inner, d + m + extra, d), ("reward", reward.mlp, d + m, 1),
+    scaled = isinstance(f, EnsembleDynamics) or (isinstance(f, MultiStepDynamics) and f.stochastic)
+    outputs = 2 * d if scaled else d
+    nets = (("policy", mlp, d, m), ("dynamics", inner, d + m + extra, outputs), ("reward", reward.mlp, d + m, 1),
             ("critic", critic.mlp, d + m, 1))  # fmt: skip
     for net in nets:
         reason = network_unfit(*net)
         if reason is not None:
             return reason
+    if isinstance(f, EnsembleDynamics) and inner.layers[0].weight.shape[:-2] != (f.members,):
+        return f"the dynamics' layers are not a stack of members={f.members}"
     if critic.mlp.layers[0].weight.shape[:-2] != (critic.critics,):
         return f"the critic's layers are not a stack of critics={critic.critics}"
-    scales = {**{f"dynamics.{k}": (getattr(f, k), (d,)) for k in ("state_mean", "state_std", "out_mean", "out_std")},
+    out = (f.horizon, d) if isinstance(f, MultiStepDynamics) else (d,)
+    scales = {**{f"dynamics.{k}": (getattr(f, k), (d,)) for k in ("state_mean", "state_std")},
+              **{f"dynamics.{k}": (getattr(f, k), out) for k in ("out_mean", "out_std")},
               **{f"reward.{k}": (getattr(reward, k), (d,)) for k in ("state_mean", "state_std")},
               **{f"reward.{k}": (getattr(reward, k), ()) for k in ("reward_mean", "reward_std")}}  # fmt: skip
     for name, (scale, shape) in scales.items():
@@ -191,8 +210,8 @@ def unserved(policy: nn.Module, world: World) -> str | None:
     f = world.dynamics
     if not has_written_jacobian(policy):
         return f"the policy is not jacrec's own Actor, as it was made, got {type(policy).__name__}"
-    if not isinstance(f, ChainDynamics | DeterministicDynamics) or not written_out(f):
-        return f"the kernels serve jacrec's chains and DeterministicDynamics, as they were made, got {type(f).__name__}"
+    if not isinstance(f, Served) or not written_out(f):
+        return f"the kernels serve jacrec's own world models, as they were made, got {type(f).__name__}"
     if isinstance(f, ChainDynamics) and f.keep is not None:
         return "the sampler looks back (solver 'heun'); the kernels are for samplers of first order"
     for name, part, kind in (("reward", world.reward, RewardModel), ("critic", world.critic, TwinCritic)):
@@ -236,9 +255,9 @@ def forget() -> None:
         _plans.clear()
 
 
-def parts(world: World) -> tuple[ChainDynamics | DeterministicDynamics, RewardModel, TwinCritic]:
+def parts(world: World) -> tuple[Served, RewardModel, TwinCritic]:
     """The world's parts, which are jacrec's own."""
-    return (cast(ChainDynamics | DeterministicDynamics, world.dynamics), cast(RewardModel, world.reward),
+    return (cast(Served, world.dynamics), cast(RewardModel, world.reward),
             cast(TwinCritic, world.critic))  # fmt: skip
 
 
@@ -259,7 +278,10 @@ class Settings:
     def _values(self) -> list:
         f = self.f
         chain = [tuple(f.c_u), tuple(f.c_net), tuple(f.sigma), tuple(f.times), f.noises] if isinstance(f, ChainDynamics) else []
-        return [*map(architecture, self.nets), f.target, self.critic.critics, *chain]
+        own = (f.members,) if isinstance(f, EnsembleDynamics) else ()
+        if isinstance(f, MultiStepDynamics):
+            own = f.horizon, f.stochastic, f.sweeps
+        return [*map(architecture, self.nets), getattr(f, "target", None), self.critic.critics, own, *chain]
 
     def unchanged(self) -> bool:
         """Whether they still are."""

@@ -9,12 +9,14 @@ from functools import cache
 import numpy as np
 
 from jacrec.kernels.cpu.crew import FLAG, meet, muster
+from jacrec.kernels.cpu.ensemble import pull_members, record_members
 from jacrec.kernels.cpu.host import entry, part
-from jacrec.kernels.cpu.layout import BARS, BIAS, GRADIENT, LAYERS, PADDED, TAPE, WIDEST
+from jacrec.kernels.cpu.layout import BARS, BIAS, GRADIENT, LAYERS, OUT, PADDED, TAPE, WIDEST
 from jacrec.kernels.cpu.mlp import add_to, copy_to, cotangents, parameter_gradients, record
+from jacrec.kernels.cpu.multistep import pull_step, record_step
 from jacrec.kernels.cpu.tiles import at, carray, fetch_add, integers, size_of
 from jacrec.kernels.cpu.transition import CHAIN as CHAIN_LENGTH
-from jacrec.kernels.cpu.transition import NOISES, STEPS, pull_transition, record_transition
+from jacrec.kernels.cpu.transition import FROM_ACTIONS, MEMBERS, NOISES, SCALED, STEPS, pull_transition, record_transition
 from jacrec.kernels.cpu.values import critic_gradient, first_layer, input_cotangent, reward_gradient
 
 # the job that threads share: a row of int64. First how it is divided, then sizes and addresses
@@ -37,6 +39,8 @@ STATE, NOISE, RETURNS, GRADIENTS, MEMORY, MEMORY_LENGTH = range(30, 36)
 VALUES, NORMS, ACCEPTED, ACTIONS, PIECES, PIECE_COUNT, RATES, OWN_COPIES, PARTS, SQUARES = range(36, 46)
 """of `decision`, which goes on with the job: Ĵ (N,), ‖∇Ĵ‖ and whether the step was taken (policies,), π_ψ (N, m), the pieces
 of ψ that move, how far, the job of `copies` for the policy alone, in how many parts all this is done, and ‖·‖² of each"""
+MEMBER, DENOISERS = range(46, 48)
+"""of an ensemble: the network of every transition (N, M, H) of int64; how many there are, 1 for a chain"""
 DOOR = 48
 """the flags of a crew, at the end of the job: `job_length`"""
 
@@ -49,14 +53,17 @@ def job_length(crew: int) -> int:
 @part
 def buffers(d, m, H, policy, reward, critic, chain, denoiser, R):
     """Where the buffers of a tile of R rows start, in numbers; the last entry is their length."""
-    K, first, critics = chain[STEPS], denoiser[LAYERS + PADDED], critic.shape[0]
-    widest = max(policy[0, WIDEST], reward[WIDEST], critic[0, WIDEST], denoiser[WIDEST])
+    K, first, critics, ensemble = chain[STEPS], denoiser[0, LAYERS + PADDED], critic.shape[0], min(1, chain[MEMBERS])
+    scaled = chain[SCALED]
+    widest = max(policy[0, WIDEST], reward[WIDEST], critic[0, WIDEST], denoiser[0, WIDEST])
     counts = (
         (H + 1) * d, (H + 1) * m, (H + 1) * d, (H + 1) * m,  # states, actions, gradients of the values by both
-        d + m, d + m, first, d, d, d, d, m, m, d, critics, 1,  # scratch of one step
+        d + m, d + m, first, d, denoiser[0, OUT], d, d, m, m, d, critics, 1,  # scratch of one step
         first, (H + 1) * d, 1,  # what a thread of a crew also has for itself; the rest is shared
         4 * widest, (H + 1) * policy[0, TAPE], (H + 1) * policy[0, BARS], reward[TAPE],
-        critics * critic[0, TAPE], H * K * denoiser[TAPE],
+        critics * critic[0, TAPE], H * K * denoiser[0, TAPE],
+        # of an ensemble the order of rows, two numbers for an int64, and rows in that order; ∂x/∂y of what scales noise
+        2 * H * ensemble, (d + m) * ensemble, H * d * scaled,
     )  # fmt: skip
     starts = np.zeros(len(counts) + 1, dtype=np.int64)
     for i in range(len(counts)):
@@ -76,7 +83,7 @@ def rollout_gradient(like, job_address):
     policy = carray(integers(job[POLICY]), (job[POLICIES], job[POLICY_LENGTH]))
     reward = carray(integers(job[REWARD]), (job[REWARD_LENGTH],))
     critic = carray(integers(job[CRITIC]), (job[CRITICS], job[CRITIC_LENGTH]))
-    denoiser = carray(integers(job[DENOISER]), (job[DENOISER_LENGTH],))
+    denoiser = carray(integers(job[DENOISER]), (job[DENOISERS], job[DENOISER_LENGTH]))
     chain = carray(integers(job[CHAIN]), (CHAIN_LENGTH,))
     steps = carray(at(like, job[STEP_COEFFICIENTS]), (3, chain[STEPS]))
     scales = carray(integers(job[SCALES]), (4,))
@@ -110,7 +117,8 @@ def rollout_gradient(like, job_address):
             begin, end = first + (last - first) * i // tiles, first + (last - first) * (i + 1) // tiles
             _tile(
                 like, d, m, H, M, batched, discounts, weights, steps, policy, reward, scales, critic, chain, denoiser,
-                job[STATE], job[NOISE], begin, end, job[RETURNS], gradient - n * length * size, memory, shared, crew,
+                job[STATE], job[NOISE], job[MEMBER], begin, end, job[RETURNS], gradient - n * length * size, memory, shared,
+                crew,
             )  # fmt: skip
         if crew[1] > 1:
             break
@@ -137,16 +145,17 @@ def sum_shares(like, job_address):
 
 @part
 def _tile(
-    like, d, m, H, M, batched, discounts, weights, steps, policy, reward, scales, critic, chain, denoiser, state, noise,
-    begin, end, returns, gradient, memory, shared, crew,
+    like, d, m, H, M, batched, discounts, weights, steps, policy, reward, scales, critic, chain, denoisers, state, noise,
+    member, begin, end, returns, gradient, memory, shared, crew,
 ):  # fmt: skip
     K, size, R = chain[STEPS], size_of(like), end - begin
     # unpacked one by one: a comprehension here would start a pass of numba's that drops stores through pointers
-    b = memory + buffers(d, m, H, policy, reward, critic, chain, denoiser, R) * size
+    b = memory + buffers(d, m, H, policy, reward, critic, chain, denoisers, R) * size
     s, a, v_s, v_a, x, x_bar, constant, u, y, mu = b[0], b[1], b[2], b[3], b[4], b[5], b[6], b[7], b[8], b[9]
     p_s, p_a, w, lam, q, r_y, total, inputs, L = b[10], b[11], b[12], b[13], b[14], b[15], b[16], b[17], b[18]
     c = shared + (b - memory)
     work, policy_tape, bars, reward_tape, critic_tape, tape = c[19], c[20], c[21], c[22], c[23], c[24]
+    order, xs, spread, denoiser = c[25], c[26], c[27], denoisers[0]
     step_s, step_a = R * d * size, R * m * size  # bytes of one step's states and actions
     zero = type(R)(0)
     noise_row = chain[NOISES] * d
@@ -175,8 +184,16 @@ def _tile(
             reward_gradient(like, reward, scales, discounts[j], weights[j], R, d, m, s_j, a_j, reward_tape, x, r_y, work, L,
                             v_s + j * step_s, v_a + j * step_a, crew)  # fmt: skip
             noise_j = noise + (begin * H + j) * noise_row * size
-            record_transition(like, chain, steps, denoiser, s_j, a_j, noise_j, H * noise_row, R, tape, H * K, j * K, x,
-                              constant, u, y, s_j + step_s, crew)  # fmt: skip
+            if chain[MEMBERS]:
+                record_members(like, chain, denoisers, s_j, a_j, noise_j, H * noise_row, member + 8 * (begin * H + j), H, R,
+                               tape + j * R * denoiser[TAPE] * size, order + 8 * j * R, x, xs, y, spread + j * step_s,
+                               s_j + step_s)  # fmt: skip
+            elif chain[FROM_ACTIONS]:
+                record_step(like, chain, denoiser, j, s, a_j, noise_j, H * noise_row, R, tape, H, constant, x, y,
+                            spread + j * step_s, s_j + step_s)  # fmt: skip
+            else:
+                record_transition(like, chain, steps, denoiser, s_j, a_j, noise_j, H * noise_row, R, tape, H * K, j * K, x,
+                                  constant, u, y, s_j + step_s, crew)  # fmt: skip
         else:
             critic_gradient(like, critic, discounts[H], weights[H], R, d, m, s_j, a_j, critic_tape, x, x_bar, q, work, L,
                             v_s + j * step_s, v_a + j * step_a, crew)  # fmt: skip
@@ -203,8 +220,15 @@ def _tile(
         if j:
             for i in range(R * d):
                 lam_j[i] += direct_s[i] + pulled_s[i]
-            pull_transition(like, chain, steps, denoiser, R, tape, H * K, (j - 1) * K, lam, mu, y, total, x, work, p_s, p_a,
-                            crew)  # fmt: skip
+            if chain[MEMBERS]:
+                pull_members(like, chain, denoisers, member + 8 * (begin * H + j - 1), H, R,
+                             tape + (j - 1) * R * denoiser[TAPE] * size, order + 8 * (j - 1) * R, spread + (j - 1) * step_s,
+                             lam, y, xs, work, p_s, p_a)  # fmt: skip
+            elif chain[FROM_ACTIONS]:
+                pull_step(like, chain, denoiser, j - 1, R, tape, H, lam, spread + (j - 1) * step_s, y, total, work, p_s, p_a)
+            else:
+                pull_transition(like, chain, steps, denoiser, R, tape, H * K, (j - 1) * K, lam, mu, y, total, x, work, p_s, p_a,
+                                crew)  # fmt: skip
 
     r = zero
     while r < R:

@@ -16,7 +16,10 @@ STATE_MEAN, STATE_STD, OUT_MEAN, OUT_STD = range(5, 9)
 FROM_LATENT, FROM_INPUT, TABLE, TABLE_STRIDE, NOISES = range(9, 14)
 """the first layer's weight transposed, by inputs: (d, w) of the latent, (d+m, w) of state and action; a bias for each step;
 rows of noise, the last of which is the base sample"""
-CHAIN = 14
+MEMBERS, FROM_ACTIONS, SCALED = range(14, 17)
+"""networks of an ensemble (`kernels.cpu.ensemble`), else 0; of a multi-step model (`kernels.cpu.multistep`) the first layer's
+weight by all actions, transposed (horizon·m, w), else 0; whether outputs scale the noise"""
+CHAIN = 17
 
 
 @part
