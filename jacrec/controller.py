@@ -15,9 +15,9 @@ from jacrec.decoupled import ascended
 from jacrec.dynamics import MultiStepDynamics
 from jacrec.errors import expect_count, expect_one_of, expect_positive, expect_shape
 from jacrec.fused import kept_plan
-from jacrec.improve import STEPS, Act, Rule, propose, torch_action
+from jacrec.improve import STEPS, Act, Rule, action_of, propose
 from jacrec.mpc import MPCStep, Trace, check_settings
-from jacrec.problem import Problem
+from jacrec.problem import KernelPlan, Problem
 from jacrec.realtime import Best, Pace
 from jacrec.rollout import noise_like
 from jacrec.rows import put_rows, take_rows
@@ -194,7 +194,7 @@ class MPC:
         plan = kept_plan(self.policy, self.world, state)
         state, single = check_state(self.policy, self.world, state, plan)
         if self.config.trusts:
-            return self._think_in_turns(state, single, start), torch_action
+            return self._think_in_turns(state, single, plan, start)
         if self.config.carry == "step":
             self.reset()
         trace = self._improve(Problem(self.policy, self.world, state, self._noise(state), single, plan), start)
@@ -234,14 +234,18 @@ class MPC:
             best.restore_where_worse()
         return trace
 
-    def _think_in_turns(self, state: Tensor, single: bool, start: float) -> MPCStep:
-        """A decision in which every row has its own turn to think and its own horizon."""
+    def _think_in_turns(self, state: Tensor, single: bool, plan: KernelPlan | None, start: float) -> tuple[MPCStep, Act]:
+        """A decision in which every row has its own turn to think and its own horizon; and how its action was computed."""
         c, groups = self.config, []
         due = self.turns.due(c.think_every)
-        if bool(due.any()):
+        anyone = bool(due.any())
+        shape = (len(state), c.particles, c.horizon, *self.world.dynamics.noise_shape)
+        noise = self._noise(state) if anyone else state.new_zeros(()).expand(shape)  # who does not think needs no noise
+        whole = Problem(self.policy, self.world, state, noise, single, plan)
+        act = action_of(whole, self.method)
+        if anyone:
             if c.carry == "step":
                 self.reset(None if self.batch is None else due)
-            whole = Problem(self.policy, self.world, state, self._noise(state), single)
             self._bound_horizons(whole)
             for rows, horizon in self.turns.groups(due):
                 everyone = len(rows) == len(state)
@@ -252,7 +256,7 @@ class MPC:
                 if not everyone:
                     put_rows(whole, here, part)
         self.turns.tick()
-        return gathered(torch_action(self.policy, state), self.turns, groups, single=single)
+        return gathered(act(self.policy, state), self.turns, groups, single=single), act
 
     def _bound_horizons(self, p: Problem) -> None:
         """Measure the growth of the rows whose measurement is old, and look only as far as it allows."""

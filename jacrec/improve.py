@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from jacrec.ascent import Direction, ascend, parameter_norm, trainable
-from jacrec.methods import METHODS, CompiledAscent, Method, compiled_ascent
+from jacrec.fused import kernels
+from jacrec.methods import METHODS, CompiledAscent, Method, compiled_ascent, compiled_form
 from jacrec.natural import natural_step
 from jacrec.problem import Problem
 from jacrec.rows import put_rows, take_rows
@@ -149,6 +150,12 @@ class PartedProposal:
 def torch_action(policy: nn.Module, state: Tensor) -> Tensor:
     """π_ψ at states (N, d) -> (N, m)."""
     return apply_policy(policy, None, state.unsqueeze(1)).squeeze(1)
+
+
+def action_of(p: Problem, method: Method) -> Act:
+    """How the policy's action is computed where no step was: as `method` would compute the gradient."""
+    form = compiled_form(method, p)
+    return torch_action if form is None else kernels(p, form).action
 
 
 def propose(p: Problem, method: Method, rule: Rule, draw: Draw | None = None) -> Proposal:

@@ -250,20 +250,28 @@ def policy_gradient(
     return check_method(method).gradient(problem(policy, world, state, noise, kept_plan(policy, world, state)))
 
 
-def compiled_ascent(method: Method, problem: Problem) -> "CompiledAscent | None":
-    """The gradient by the CPU's kernels, which can take the step too, where `method` would compute it by them; else None."""
+def compiled_form(method: Method, problem: Problem) -> str | None:
+    """The form in which `method` computes this gradient by a CPU's kernels, which can take the step too; else None."""
     if problem.state.device.type != "cpu":
         return None
     # the class itself: what is derived from it may compute otherwise
     if type(method) is Auto:
         form, kernel = cheapest(problem)
-        compiled = kernel == "fused" and form != "forward"
-        return kernels(problem, form, checked=True).ascent(problem) if compiled else None
+        return form if kernel == "fused" and form != "forward" else None
     if type(method) is MultiStep and method.kernel == "fused":
-        return kernels(problem, "multistep").ascent(problem)
-    if type(method) is Adjoint and method.kernel == "fused":
-        return kernels(problem, "adjoint").ascent(problem, precision=method.precision, crew=method.crew)
-    return None
+        return "multistep"
+    return "adjoint" if type(method) is Adjoint and method.kernel == "fused" else None
+
+
+def compiled_ascent(method: Method, problem: Problem) -> "CompiledAscent | None":
+    """The gradient in compiled code, where `method` computes it there; else None."""
+    form = compiled_form(method, problem)
+    if form is None:
+        return None
+    own = kernels(problem, form, checked=type(method) is Auto)
+    if isinstance(method, Adjoint):
+        return own.ascent(problem, precision=method.precision, crew=method.crew)
+    return own.ascent(problem)
 
 
 def check_method(method: object) -> Method:
