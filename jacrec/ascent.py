@@ -92,7 +92,7 @@ def _plain_step(
     if accepted:
         clip = 1.0 if max_grad_norm is None else max_grad_norm / max(length, max_grad_norm)
         torch._foreach_add_(list(parameters.values()), list(gradient.values()), alpha=lr * clip)  # pyright: ignore
-    return torch.tensor(accepted)
+    return torch.tensor(accepted, device=norm.device)
 
 
 def over_rows(x: Tensor, parameter: Tensor) -> Tensor:

@@ -33,10 +33,10 @@ class CompiledAscent(Protocol):
     value: Tensor
     """Ĵ, () or (N,)"""
     norm: Tensor
-    """‖∇Ĵ‖, () or (N,) for a `BatchedPolicy`"""
+    """‖∇Ĵ‖, () or (N,) for a `BatchedPolicy`; known when the step has been taken"""
 
     def take(self, lr: float, max_grad_norm: float | None) -> Tensor:
-        """ψ moves, where all is finite: whether it did, shaped as `norm`."""
+        """ψ moves, once, where all is finite: whether it did, shaped as `norm`."""
         ...
 
     def act(self, policy: nn.Module, state: Tensor) -> Tensor:
@@ -263,7 +263,7 @@ def compiled_form(method: Method, problem: Problem) -> str | None:
     return "adjoint" if type(method) is Adjoint and method.kernel == "fused" else None
 
 
-def compiled_ascent(method: Method, problem: Problem) -> "CompiledAscent | None":
+def compiled_ascent(method: Method, problem: Problem) -> CompiledAscent | None:
     """The gradient in compiled code, where `method` computes it there; else None."""
     form = compiled_form(method, problem)
     if form is None:

@@ -87,7 +87,7 @@ def _answer(rows: list[Share], unit: str) -> str:
     goal = f"at least {GAIN:.0%} of {unit}'s gain at no more than {COST:.0%} of its cost per decision"
     if all(r.of_gain is None for r in rows):
         told = f"Goal, {goal}: no share can be told, since {unit}'s own gain is not clear of zero here."
-        sure = [r for r in rows if r.of_cost <= COST and r.beyond.low > 0 and r.gain.low > 0]
+        sure = [r for r in rows if r.of_cost <= COST and r.beyond and r.beyond.low > 0 and r.gain.low > 0]
         if not sure:
             return f"{told} Nobody at that cost gains anything for sure."
         who = "; ".join(f"**{r.contestant}** {interval(r.beyond, signed=True)} at {r.of_cost:.1%}" for r in sure)

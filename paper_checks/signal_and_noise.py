@@ -41,6 +41,8 @@ def main(
     """
     if data and len(data) != len(runs):
         raise ValueError(f"--data: expected one for each of {len(runs)} runs, got {len(data)}")
+    asked = ["--particles", *particles, "--horizon", *horizon, "--states", states]
+    made_by = command("signal_and_noise.py", *runs, *map(str, asked))
     rows = []
     for i, path in enumerate(runs):
         run = load_run(path)
@@ -60,10 +62,10 @@ def main(
                              f"{float((snr < 1).float().mean()):.1%}", f"{float(growth):.2f}"])  # fmt: skip
                 print(" ".join(rows[-1]), flush=True)
     head = ["data", "seed", "H", "M", *(f"SNR, {q:.0%} quantile" for q in QUANTILES), "below 1", "growth over H"]
-    about = (f"{states} held-out states of each run: ‖∇Ĵ‖² over the expected square of its error (`jacrec.gradient_signal`) "
-             "for M particles, and the mean ‖ds̃_H/ds̃_0‖₂ over states and particles, in units of the data's standard "
-             "deviations (`jacrec.state_growth`).")  # fmt: skip
-    return write("signal_and_noise.md", "Signal and noise of the policy's gradient", command("signal_and_noise.py", *runs),
+    about = (f"At most {states} held-out states of each run: ‖∇Ĵ‖² over the expected square of its error "
+             "(`jacrec.gradient_signal`) for M particles, and the mean ‖ds̃_H/ds̃_0‖₂ over states and particles, in units of the "
+             "data's standard deviations (`jacrec.state_growth`).")  # fmt: skip
+    return write("signal_and_noise.md", "Signal and noise of the policy's gradient", made_by,
                  [about, Sheet(head, rows).markdown()], out or RESULTS)  # fmt: skip
 
 

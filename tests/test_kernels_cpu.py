@@ -367,3 +367,25 @@ def test_another_process_compiles_nothing(tmp_path):
     first, second = (int(done.stdout.split("compiled")[1]) for done in outputs)
     assert first == 3  # the copies, the gradient, and what follows it
     assert second == 0
+
+
+@pytest.mark.slow
+def test_two_threads_may_begin_at_once():
+    """One loads the kernels while the other asks whether they keep anything."""
+    script = (
+        "import threading\n"
+        "from jacrec import Auto, policy_gradient\nfrom tests.cpu_cases import problem_of\n"
+        "problems, errors = [problem_of(seed=i) for i in range(6)], []\n"
+        "def work(i):\n"
+        "    threading.Event().wait(0.05 * i)\n"
+        "    try:\n"
+        "        policy_gradient(*problems[i], method=Auto())\n"
+        "    except Exception as error:\n"
+        "        errors.append(repr(error))\n"
+        "threads = [threading.Thread(target=work, args=(i,)) for i in range(6)]\n"
+        "[t.start() for t in threads]\n[t.join() for t in threads]\n"
+        "print('errors', errors)"
+    )
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", script], env=env, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "errors []"

@@ -8,9 +8,10 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from jacrec import MPC, Actor, Adjoint, Auto, BatchedPolicy, MPCConfig, PolicyGradient, mpc_update, policy_gradient
+from jacrec.fused import kept_plan
 from jacrec.improve import CompiledProposal, Rule, propose
 from jacrec.kernels.cpu import action as actions
-from jacrec.kernels.cpu import prepared
+from jacrec.kernels.cpu import prepared, rollout, threads
 from jacrec.networks import LayerNorm
 from jacrec.shapes import problem as check
 from jacrec.world import apply_policy
@@ -31,33 +32,41 @@ def _fresh():
 UPDATES, LONGEST, FROZEN = st.integers(0, 3), st.none() | st.floats(0.01, 10.0), st.integers(0, 3)
 
 
+@pytest.fixture
+def threads_asked(monkeypatch):
+    """Let the kernels take as many threads as they are told to, whatever the work."""
+    monkeypatch.setattr(threads, "LEAST_WORK", 1.0)
+    return lambda count: monkeypatch.setattr(torch, "get_num_threads", lambda: count)
+
+
 @property_cases(0.08)
-@given(
-    case=cases(foreign=False), updates=st.integers(0, 3), longest=st.none() | st.floats(0.01, 10.0), frozen=st.integers(0, 3)
-)
-def test_a_decision_is_that_of_plain_torch(case, updates, longest, frozen):
+@given(case=cases(foreign=False), updates=UPDATES, longest=LONGEST, frozen=FROZEN, count=st.integers(1, 3))
+def test_a_decision_is_that_of_plain_torch(case, updates, longest, frozen, count):
     problem = case.build()
     assume(well_posed(*problem))
     for i, parameter in enumerate(problem[0].parameters()):
         parameter.requires_grad_(frozen == 0 or i % 3 != frozen - 1)
     assume(any(p.requires_grad for p in problem[0].parameters()))
     options = dict(updates=updates, lr=1e-3, max_grad_norm=longest)
-    # a second look at the same policy and world goes through what was kept of the first
-    for _ in range(2):
-        fused, plain = (decide(problem, method, **options) for method in (FUSED, PLAIN))
-        same_decision(fused[0], plain[0], fused[1], plain[1])
+    plain, own = decide(problem, PLAIN, **options), copy.deepcopy(problem[0])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(threads, "LEAST_WORK", 1.0)
+        patch.setattr(torch, "get_num_threads", lambda: count)
+        # the second time through the plan that was kept of the first
+        for _ in range(2):
+            own.load_state_dict(problem[0].state_dict())
+            fused = decide(problem, FUSED, policy=own, **options)
+            same_decision(fused[0], plain[0], fused[1], plain[1])
+        assert not updates or kept_plan(own, *problem[1:3]) is not None
 
 
 @pytest.mark.parametrize("updates", [1, 2])
 @pytest.mark.parametrize("batched", [False, True])
-def test_threads_share_the_step(monkeypatch, batched, updates):
-    from jacrec.kernels.cpu import threads
-
+def test_threads_share_the_step(threads_asked, batched, updates):
     problem = problem_of(N=3, M=4, hidden=(64, 48, 64), batched=batched, layer_norm=True)
     results = []
     for count in (1, 2, 3):
-        monkeypatch.setattr(torch, "get_num_threads", lambda count=count: count)
-        monkeypatch.setattr(threads, "LEAST_WORK", 1.0)
+        threads_asked(count)
         prepared.forget()
         one, again = (decide(problem, FUSED, updates=updates, lr=1e-2) for _ in range(2))
         assert all(torch.equal(a, b) for a, b in zip(one[1].parameters(), again[1].parameters(), strict=True))
@@ -78,8 +87,12 @@ def test_the_compiled_step_is_the_one_taken(method):
     assert not isinstance(propose(problem, method, Rule(1e-3, step="normalised")), CompiledProposal)
 
 
-def test_options_of_the_method_count_in_a_decision():
+def test_options_of_the_method_count_in_a_decision(threads_asked):
+    threads_asked(2)
     problem = problem_of(N=1, M=1)
+    for crew in (1, 2):
+        ascent = propose(check(*problem), Adjoint(kernel="fused", crew=crew), Rule(1e-2)).ascent
+        assert ascent.job[rollout.CREW] == crew
     with pytest.raises(ValueError, match="a format of GPUs"):
         decide(problem, Adjoint(kernel="fused", precision="tf32"))
     crewed, alone = (decide(problem, Adjoint(kernel="fused", crew=crew), lr=1e-2) for crew in (2, 1))
@@ -98,9 +111,11 @@ def test_what_is_derived_from_a_method_is_asked_itself():
         torch.testing.assert_close(a - before, before - b)
 
 
+@pytest.mark.parametrize("count", [1, 2])
 @pytest.mark.parametrize("poison", [float("nan"), float("inf")])
 @pytest.mark.parametrize("batched", [False, True])
-def test_what_is_not_finite_moves_nothing(batched, poison):
+def test_what_is_not_finite_moves_nothing(threads_asked, batched, poison, count):
+    threads_asked(count)
     policy, world, state, noise = problem_of(N=3, batched=batched)
     noise[1, 0, 0, -1] = poison
     # the checks refuse such noise from a caller: here it stands for a model that fails on a state
@@ -118,9 +133,11 @@ def test_what_is_not_finite_moves_nothing(batched, poison):
             assert torch.equal(parameter, before[name])
 
 
+@pytest.mark.parametrize("count", [1, 2])
 @pytest.mark.parametrize("method", [FUSED, PLAIN])
-def test_a_step_too_long_to_be_a_number_is_refused(method):
-    policy, world, state, noise = problem_of(dtype=torch.float32)
+def test_a_step_too_long_to_be_a_number_is_refused(threads_asked, method, count):
+    threads_asked(count)
+    policy, world, state, noise = problem_of(dtype=torch.float32, M=8)
     world.reward.reward_std.mul_(1e4)
     before = [p.clone() for p in policy.parameters()]
     step = mpc_update(policy, world, state, noise=noise, method=method, lr=3e38)
@@ -151,6 +168,65 @@ def test_autograd_notices_that_the_parameters_have_changed():
         loss.backward()
 
 
+def test_autograd_goes_on_where_nothing_has_changed():
+    policy, world, state, noise = problem_of()
+    world.reward.reward_std.fill_(torch.nan)
+    loss = policy(state).square().sum()
+    assert not mpc_update(policy, world, state, noise=noise, method=FUSED).accepted.any()
+    loss.backward()
+    policy, world, state, noise = problem_of()
+    policy.mlp.layers[1].requires_grad_(False)
+    inputs = torch.randn_like(state).requires_grad_()
+    middle = policy.mlp.layers[1](policy.mlp.layers[0](inputs).detach().requires_grad_()).sum()
+    mpc_update(policy, world, state, noise=noise, method=FUSED)
+    middle.backward()  # through the frozen layer alone
+
+
+def test_a_step_is_taken_once():
+    proposal = propose(check(*problem_of()), FUSED, Rule(1e-2))
+    proposal.take()
+    with pytest.raises(RuntimeError, match="expected to be asked once"):
+        proposal.take()
+
+
+def test_a_policy_that_is_frozen_meanwhile_is_refused():
+    policy, world, _, _ = problem_of(dtype=torch.float32)
+    controller = MPC(policy, world, MPCConfig(horizon=2, particles=4))
+    controller.act(torch.zeros(11))
+    controller.policy.requires_grad_(False)
+    with pytest.raises(ValueError, match="expected parameters with requires_grad=True"):
+        controller.act(torch.zeros(11))
+
+
+def share_data(policy):
+    policy.mlp.layers[1].weight.data = policy.mlp.layers[2].weight.data
+
+
+def expand_bias(policy):
+    policy.mlp.layers[0].bias.data = policy.mlp.layers[0].bias.data[:1].expand(24)
+
+
+@pytest.mark.parametrize("change", [share_data, expand_bias])
+def test_parameters_that_share_memory_are_not_stepped_along_by_the_kernels(change):
+    policy, world, state, noise = problem_of(hidden=(24, 24, 24))
+    policy_gradient(policy, world, state, noise, method=FUSED)
+    change(policy)
+    with pytest.raises(ValueError, match="share memory"):
+        mpc_update(policy, world, state, noise=noise, method=FUSED)
+
+
+def test_a_base_that_is_a_strangers_acts_all_the_same():
+    policy, world, _, _ = problem_of(dtype=torch.float32)
+    controller = MPC(policy, world, MPCConfig(horizon=2, particles=4, max_action_change=0.1))
+    first = controller.act(torch.ones(11))
+    calls = []
+    controller.base.register_forward_hook(lambda *_: calls.append(1))
+    controller.new_episode()
+    controller.generator.manual_seed(0)
+    torch.testing.assert_close(controller.act(torch.ones(11)), first)
+    assert calls == [1]
+
+
 def test_weights_that_another_hand_changes_between_updates_are_seen():
     """As a trust region does, between the step and the next gradient, and between the last step and the action."""
     policy, world, state, noise = problem_of(N=1, M=3, hidden=(32, 32))
@@ -179,7 +255,7 @@ def test_an_action_is_that_of_the_policy(case):
             parameter.data.mul_(1.1)
 
 
-def test_an_action_follows_a_replaced_layer_and_refuses_a_stranger():
+def test_an_action_follows_whatever_happens_to_the_policy():
     torch.manual_seed(0)
     policy, state = Actor(4, 2, (16, 16)).double(), torch.randn(5, 4, dtype=torch.float64)
     actions.action(policy, state)
@@ -189,16 +265,15 @@ def test_an_action_follows_a_replaced_layer_and_refuses_a_stranger():
     policy.mlp.norms.extend([LayerNorm(16).double(), LayerNorm(16).double()])
     torch.testing.assert_close(actions.action(policy, state), policy(state))
     handle = policy.mlp.layers[0].register_forward_hook(lambda module, inputs, output: 2 * output)
-    with pytest.raises(ValueError, match="as it was made"):
-        actions.action(policy, state)
+    torch.testing.assert_close(actions.action(policy, state), policy(state))
     handle.remove()
     torch.testing.assert_close(actions.action(policy, state), policy(state))
     for wrong in (state.float(), state[:, :3]):
-        with pytest.raises(ValueError, match="action: "):
+        with pytest.raises(ValueError, match="expected to take states of shape"):
             actions.action(policy, wrong)
     both = BatchedPolicy(policy, 5)
     torch.testing.assert_close(actions.action(both, state), policy(state))
-    with pytest.raises(ValueError, match="expected 5 states"):
+    with pytest.raises(ValueError, match="expected 5 rows"):
         actions.action(both, state[:3])
 
 

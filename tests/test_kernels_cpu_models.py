@@ -116,7 +116,7 @@ def test_no_horizon(make):
 def test_an_ensembles_networks_have_to_be_as_many_as_it_says():
     problem = ensemble()
     problem[1].dynamics.members = 3
-    with pytest.raises(ValueError, match="not a stack of members=3"):
+    with pytest.raises(ValueError, match="layers of the dynamics are not"):
         policy_gradient(*problem, method=FUSED)
 
 

@@ -1,11 +1,12 @@
 """Plans of the CPU kernels: kept between calls, and given up or brought up to date whatever a user does to the networks."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
 
-from jacrec import Adjoint, Auto, Autograd, Forward, mpc_update, policy_gradient
+from jacrec import Actor, Adjoint, Auto, Autograd, BatchedPolicy, Forward, mpc_update, policy_gradient
 from jacrec.activations import ACTIVATIONS
 from jacrec.kernels.cpu import prepared
 from jacrec.networks import Affine, LayerNorm
@@ -78,8 +79,23 @@ def empty_and_fill(policy, world):
     layer.weight = torch.nn.Parameter(1.3 * weight.detach())
 
 
-CHANGES = [replace_layer, replace_parameter, move_data, turn_data, rescale, other_steps, other_target, add_norms, delete_norms,
-           empty_and_fill]  # fmt: skip
+def other_attributes(policy, world):
+    layer = policy.mlp.layers[1]
+    layer.__dict__.update(copy.deepcopy(layer).__dict__)
+    layer._parameters["weight"].data.mul_(1.3)
+
+
+def stridden_bias(policy, world):
+    for layer in (policy.mlp.layers[0], world.dynamics.denoiser.mlp.layers[1], world.reward.mlp.layers[0]):
+        layer.bias.data = torch.stack([1.3 * layer.bias.data, layer.bias.data], 1)[:, 0]
+
+
+def one_scale(policy, world):
+    world.reward.state_std = torch.full((1,), 1.7, dtype=torch.float64).expand(11)
+
+
+CHANGES = [other_attributes, stridden_bias, one_scale, replace_layer, replace_parameter, move_data, turn_data, rescale,
+           other_steps, other_target, add_norms, delete_norms, empty_and_fill]  # fmt: skip
 
 
 @pytest.mark.parametrize("hidden", [(32, 32), (33, 33)], ids=["whole vectors", "padded"])
@@ -92,6 +108,31 @@ def test_a_prepared_plan_is_given_up_or_brought_up_to_date(change, hidden):
     expected, got = (policy_gradient(*problem, method=method).gradient for method in (Autograd(), FUSED))
     assert relative_error(got, expected) < 1e-12
     assert relative_error({k: before[k] for k in expected}, expected) > 1e-6
+
+
+def look_back(policy, world):
+    world.dynamics.c_p, world.dynamics.keep = [0.5] * 3, [(0.1, 0.2)] * 3
+
+
+def own_forward(policy, world):
+    del policy.config
+    policy.forward = lambda state: torch.tanh(state[..., :3])
+
+
+def same_name(policy, world):
+    policy.mlp.act = replace(ACTIVATIONS["tanh"], name=policy.mlp.act.name)
+
+
+@pytest.mark.parametrize(("change", "words"), [(look_back, "looks back"), (own_forward, "as it was made"),
+                                               (same_name, "activation is not")])  # fmt: skip
+def test_a_plan_is_given_up_where_the_kernels_no_longer_serve(change, words):
+    problem = problem_of(hidden=(32, 32))
+    policy_gradient(*problem, method=FUSED)
+    change(*problem[:2])
+    with pytest.raises(ValueError, match=words):
+        policy_gradient(*problem, method=FUSED)
+    expected, got = (policy_gradient(*problem, method=method).gradient for method in (Autograd(), Auto()))
+    assert relative_error(got, expected) < 1e-12
 
 
 def test_plans_do_not_pile_up():
@@ -125,6 +166,14 @@ def other_width(policy, world):
     world.reward.mlp.layers[0] = Affine(14, 64).double()
     world.reward.mlp.layers[1] = Affine(64, 32).double()
     world.reward.mlp.initialise()
+
+
+def other_sizes(policy, world):
+    policy.mlp.out_dim = 40
+
+
+def other_stack(policy, world):
+    world.reward.mlp = type(world.reward.mlp)(14, 1, (16, 16), stack=2).double()
 
 
 def other_activation(policy, world):
@@ -165,6 +214,23 @@ def test_networks_that_are_not_what_they_say(change):
     expected = policy_gradient(*problem, method=Autograd()).gradient
     for method in (Auto(), Adjoint(), Forward()):
         assert relative_error(policy_gradient(*problem, method=method).gradient, expected) < 1e-12
+
+
+@pytest.mark.parametrize(
+    ("change", "words"), [(other_sizes, "as it says: 11 to 40"), (other_stack, "layers of the reward are not")]
+)
+def test_sizes_that_are_not_what_they_say(change, words):
+    problem = problem_of(hidden=(16, 16))
+    change(*problem[:2])
+    with pytest.raises(ValueError, match=words):
+        policy_gradient(*problem, method=FUSED)
+
+
+def test_a_stack_of_policies_of_another_number_is_refused():
+    policy, world, state, noise = problem_of(N=3, batched=True, hidden=(16, 16))
+    policy.mlp = BatchedPolicy(Actor(11, 3, (16, 16)).double(), 2).mlp
+    with pytest.raises(ValueError, match="layers of the policy are not"):
+        policy_gradient(policy, world, state, noise, method=FUSED)
 
 
 def test_a_layer_of_another_dtype_is_refused():

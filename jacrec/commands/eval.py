@@ -37,7 +37,10 @@ def run(args: list[str]) -> int:
     """The verb."""
     chosen = tyro.cli(Eval, args=args, prog="jacrec eval")
     planners = [name for name in chosen.config.contestants if name in PLANNERS]
-    used = {name for planner in planners for name in chosen.config.planner.of(planner).used}
+    # the contestants say which planners play, and best-of-q imagines no step
+    used = {name for planner in planners for name in chosen.config.planner.of(planner).used} - {"planner"}
+    if set(planners) <= {"best-of-q"}:
+        used -= {"horizon"}
     refuse_unused(args, "planner", used, f"the planners that play ({', '.join(planners) or 'none'})")
     trained, folder = load_run(chosen.run), chosen.out or chosen.run
     record = evaluate(trained, chosen.config, out=folder, again=chosen.again)

@@ -24,6 +24,7 @@ USED_BY: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("sampling_steps", "times", "times_mean", "times_std"), ("flow", "meanflow")),
     **dict.fromkeys(("flow_ratio", "adaptive_power"), ("meanflow",)), "members": ("ensemble",),
     **dict.fromkeys(("horizon", "stochastic", "sweeps"), ("multistep",)),
+    **dict.fromkeys(("target", "tilt", "tilt_std", "tilt_clip"), tuple(kind for kind in PREDICTIONS if kind != "multistep")),
 }  # fmt: skip
 """the settings of the world model that only some kinds look at, and which"""
 

@@ -1,24 +1,36 @@
 """A policy's action in compiled code: π_ψ(s) of a few states, where torch's dispatch would take longer than the arithmetic."""
 
+import os
 import threading
 from collections import OrderedDict
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 from jacrec.jacobians.policy import has_written_jacobian
 from jacrec.kernels.cpu import copies, decision, layout, rollout
 from jacrec.kernels.cpu.plan import DTYPES, Plan
-from jacrec.kernels.cpu.prepared import TILE, architecture, network_unfit, policy_network
+from jacrec.kernels.cpu.prepared import TILE, architecture, network_unfit, policies, policy_network
 from jacrec.kernels.cpu.threads import workspace
 from jacrec.kernels.cpu.watch import Watch
-from jacrec.world import BatchedPolicy
+from jacrec.world import BatchedPolicy, apply_policy
 
 KEPT = 16
-"""policies kept at most, those used last"""
+"""policies kept at most, those used last; they stay in memory as long, or until `forget()`"""
 
 _policies: "OrderedDict[int, PreparedPolicy]" = OrderedDict()
 _lock = threading.Lock()
+
+
+def _renew_lock() -> None:
+    global _lock
+    _lock = threading.Lock()
+
+
+# a thread that held it at the fork is not there to give it back
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_renew_lock)
 
 
 class PreparedPolicy:
@@ -53,14 +65,13 @@ class PreparedPolicy:
 
 
 def action(policy: nn.Module, state: Tensor) -> Tensor:
-    """π_ψ at states (N, d) -> (N, m), state n with parameters n of a `BatchedPolicy`.
-
-    Raises:
-        ValueError: the policy is not jacrec's own, as it was made, in the states' dtype on a CPU.
+    """π_ψ at states (N, d) -> (N, m), state n with parameters n of a `BatchedPolicy`: `jacrec.world.apply_policy`, in compiled
+    code if the policy is jacrec's own, as it was made.
     """
     found = _prepared(policy, state)
-    if isinstance(found, str):
-        raise ValueError(f"action: {found}")
+    if found is None:
+        with torch.no_grad():
+            return apply_policy(policy, None, state.unsqueeze(1)).squeeze(1)
     job, state = found.template.copy(), state.contiguous()
     result = state.new_empty(len(state), found.action_dim)
     job[rollout.ROWS], job[rollout.STATE], job[rollout.ACTIONS] = len(state), state.data_ptr(), result.data_ptr()
@@ -75,24 +86,21 @@ def forget() -> None:
         _policies.clear()
 
 
-def _prepared(policy: nn.Module, state: Tensor) -> PreparedPolicy | str:
-    """What is kept of the policy, or made now; or why there can be nothing."""
+def _prepared(policy: nn.Module, state: Tensor) -> PreparedPolicy | None:
+    """What is kept of the policy, or made now; None where the kernels do not serve it."""
     with _lock:
         found = _policies.get(id(policy))
         if found is not None:
             _policies.move_to_end(id(policy))
     if found is not None and found.unchanged(policy, state):
         return found
-    if not has_written_jacobian(policy):
-        return f"the policy is not jacrec's own Actor, as it was made, got {type(policy).__name__}"
+    if not has_written_jacobian(policy) or state.dtype not in DTYPES or policies(policy) not in ((), (len(state),)):
+        return None
     net = policy_network(policy)
-    reason = network_unfit("policy", net, state.shape[-1], net.out_dim)
-    if reason is not None:
-        return reason
-    if any(x.dtype != state.dtype or x.device.type != "cpu" for x in (state, *net.parameters())) or state.dtype not in DTYPES:
-        return f"the policy and the states are not both float32 or float64 on the CPU, got states of {state.dtype}"
-    if isinstance(policy, BatchedPolicy) and policy.n != len(state):
-        return f"expected {policy.n} states, one for each policy, got {len(state)}"
+    if network_unfit("policy", net, state.shape[-1], net.out_dim, policies(policy)) is not None:
+        return None
+    if any(x.dtype != state.dtype or x.device.type != "cpu" for x in (state, *net.parameters())):
+        return None
     made = PreparedPolicy(policy, state)
     with _lock:
         _policies[id(policy)] = made

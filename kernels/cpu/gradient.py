@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from jacrec import gradient as engine
 from jacrec.dynamics import ChainDynamics, EnsembleDynamics, MultiStepDynamics
 from jacrec.kernels.cpu import chain, decision, prepared, rollout
-from jacrec.kernels.cpu.action import action as action
+from jacrec.kernels.cpu.action import action
 from jacrec.kernels.cpu.plan import DTYPES
 from jacrec.kernels.cpu.prepared import Moved, Prepared, named_gradients, plan_or_reason
 from jacrec.kernels.cpu.threads import run, workspace
@@ -60,18 +60,26 @@ class Ascent:
     gradient: Tensor
     """the policies' rows, and behind them what was added up"""
     norm: Tensor
-    """‖∇Ĵ‖ of what requires a gradient, () or (N,) for a `BatchedPolicy`"""
+    """‖∇Ĵ‖ of what requires a gradient, () or (N,) for a `BatchedPolicy`; known when the step has been taken"""
     moved: Moved
     memory: int  # numbers of memory that the job needs
     held: tuple  # what it points to besides
+    taken: bool = False
 
     def take(self, lr: float, max_grad_norm: float | None) -> Tensor:
         """`jacrec.ascent.ascend`, the plain step, in compiled code: whether it was taken, shaped as `norm`."""
+        if self.taken:
+            raise RuntimeError("take: expected to be asked once; the gradient belongs to ψ as it was before the step")
+        if not self.moved.parameters:
+            raise ValueError("policy: expected parameters with requires_grad=True to improve, got none; thaw some of them")
+        self.taken = True
         rates, accepted = np.array([lr, max_grad_norm or 0.0]), torch.empty_like(self.norm, dtype=torch.int64)
         self.job[rollout.RATES], self.job[rollout.ACCEPTED] = rates.ctypes.data, accepted.data_ptr()
         run(decision.ascending(DTYPES[self.plan.dtype]), self.job, int(self.job[rollout.PARTS]))
-        torch.autograd.graph.increment_version(self.moved.parameters)
-        return accepted.bool()
+        accepted = accepted.bool()
+        if accepted.any():
+            torch.autograd.graph.increment_version(self.moved.parameters)
+        return accepted
 
     def act(self, policy: nn.Module, state: Tensor) -> Tensor:
         """The action of a policy, this one or another, at states (N, d) -> (N, m)."""
@@ -87,7 +95,7 @@ class Ascent:
 
 @torch.no_grad()
 def ascent(p: Problem, *, precision: str | None = None, crew: int = 1) -> Ascent:
-    """Ĵ, its gradient and its norm; `unserved(p, "adjoint")` must be None. Options as in `adjoint_gradient`."""
+    """Ĵ and its gradient; `unserved(p, "adjoint")` must be None. Options as in `adjoint_gradient`."""
     check_precision(precision)
     found = _plan(p)
     if isinstance(found, str):

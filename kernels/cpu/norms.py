@@ -5,9 +5,9 @@ import math
 from jacrec.kernels.cpu.crew import meet
 from jacrec.kernels.cpu.host import part
 from jacrec.kernels.cpu.tiles import at, size_of
-from jacrec.networks import LayerNorm
 
-EPS = LayerNorm.eps
+EPS = 1e-6
+"""LayerNorm's, as in `jacrec.networks.LayerNorm`"""
 
 
 @part

@@ -1,7 +1,7 @@
 """Modules as the rows of int64 that the CPU kernels read. Parameters are read where they lie; the first layers are copied, and
 weights whose rows are no whole vectors.
 
-A plan holds what its addresses point to; its `refresher` brings the copies up to date.
+A plan holds what its addresses point to; a `Refresher` brings the copies up to date.
 """
 
 from dataclasses import dataclass, field
@@ -142,7 +142,8 @@ class Refresher:
     def __init__(self, changing: Plan, resting: Plan):
         self.resting = resting
         sources = [x.detach() for x in resting.sources.values()]
-        self.seen = [(x, x.clone()) for x in sources]
+        sources = [x.unsqueeze(0) if x.dim() == 1 else x for x in sources]
+        self.seen = [(x, x.clone(memory_format=torch.contiguous_format)) for x in sources]
         rows = [(x.view(1, -1), seen.view(1, -1)) if x.is_contiguous() else (x, seen) for x, seen in self.seen]
         self.job = copies.job(changing.copies, rows, changing)
         self.function = copies.compiled(DTYPES[changing.dtype])

@@ -2,10 +2,11 @@
 
 Most of what a job says about the networks does not change from decision to decision: where the parameters lie, sizes,
 offsets. It is kept for the worlds used last. At each use every module, parameter, buffer and address is compared, so a
-replaced layer or a moved tensor makes a new plan; and before each gradient what was copied out of the parameters is copied
-again, so weights that changed in place, by whatever hand, are seen.
+replaced layer or a moved tensor makes a new plan; and before each gradient what was copied out of the policy is copied
+again, and what was copied out of the world is compared, so weights that changed in place, by whatever hand, are seen.
 """
 
+import os
 import threading
 from collections import OrderedDict
 from itertools import pairwise
@@ -20,12 +21,13 @@ from jacrec.dynamics import ChainDynamics, EnsembleDynamics, MultiStepDynamics
 from jacrec.jacobians.policy import has_written_jacobian
 from jacrec.kernels.cpu import copies, decision, layout, rollout
 from jacrec.kernels.cpu import transition as chains
+from jacrec.kernels.cpu.norms import EPS
 from jacrec.kernels.cpu.plan import DTYPES, Plan, Refresher, Served, denoiser_of, describe_chain, padded
 from jacrec.kernels.cpu.threads import threads_for
 from jacrec.kernels.cpu.watch import Watch
-from jacrec.networks import MLP, LayerNorm, RewardModel, TwinCritic, written_out
+from jacrec.networks import MLP, RewardModel, TwinCritic, written_out
 from jacrec.problem import Problem
-from jacrec.world import World
+from jacrec.world import BatchedPolicy, World
 
 KEPT = 8
 """plans kept at most, those used last; their modules stay in memory as long, or until `forget()`"""
@@ -38,6 +40,16 @@ TAPE_BYTES = 64 * 2**20
 
 _plans: OrderedDict[tuple[int, ...], "Prepared"] = OrderedDict()
 _lock = threading.Lock()
+
+
+def _renew_lock() -> None:
+    global _lock
+    _lock = threading.Lock()
+
+
+# a thread that held it at the fork is not there to give it back
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_renew_lock)
 
 
 class Prepared:
@@ -162,16 +174,14 @@ def unfit(policy: nn.Module, world: World, state: Tensor) -> str | None:
         return f"the dynamics' noise has {f.noises} rows, not one for each of {f.diffusion_steps} steps and the base sample"
     scaled = isinstance(f, EnsembleDynamics) or (isinstance(f, MultiStepDynamics) and f.stochastic)
     outputs = 2 * d if scaled else d
-    nets = (("policy", mlp, d, m), ("dynamics", inner, d + m + extra, outputs), ("reward", reward.mlp, d + m, 1),
-            ("critic", critic.mlp, d + m, 1))  # fmt: skip
+    nets = (("policy", mlp, d, m, policies(policy)), ("dynamics", inner, d + m + extra, outputs, members(f)),
+            ("reward", reward.mlp, d + m, 1, ()), ("critic", critic.mlp, d + m, 1, (critic.critics,)))  # fmt: skip
     for net in nets:
         reason = network_unfit(*net)
         if reason is not None:
             return reason
-    if isinstance(f, EnsembleDynamics) and inner.layers[0].weight.shape[:-2] != (f.members,):
-        return f"the dynamics' layers are not a stack of members={f.members}"
-    if critic.mlp.layers[0].weight.shape[:-2] != (critic.critics,):
-        return f"the critic's layers are not a stack of critics={critic.critics}"
+    if overlapping(mlp):
+        return "parameters of the policy share memory, and a step would add to it twice"
     out = (f.horizon, d) if isinstance(f, MultiStepDynamics) else (d,)
     scales = {**{f"dynamics.{k}": (getattr(f, k), (d,)) for k in ("state_mean", "state_std")},
               **{f"dynamics.{k}": (getattr(f, k), out) for k in ("out_mean", "out_std")},
@@ -187,22 +197,45 @@ def unfit(policy: nn.Module, world: World, state: Tensor) -> str | None:
     return None
 
 
-def network_unfit(name: str, net: MLP, inputs: int, outputs: int) -> str | None:
-    """Why a network's tensors are not what its attributes say; None if they are."""
-    lead = net.layers[0].weight.shape[:-2]
+def network_unfit(name: str, net: MLP, inputs: int, outputs: int, lead: tuple[int, ...]) -> str | None:
+    """Why a network's tensors, or those of a stack of `lead` networks, are not what its attributes say; None if they are."""
+    if (net.in_dim, net.out_dim) != (inputs, outputs):
+        return f"the {name} is not one from {inputs} to {outputs} numbers, as it says: {net.in_dim} to {net.out_dim}"
     shapes = [(*lead, b, a) for a, b in pairwise([inputs, *net.hidden, outputs])]
     if [tuple(layer.weight.shape) for layer in net.layers] != shapes:
-        return f"the {name}'s layers are not {shapes}, as its hidden={net.hidden} says"
+        return f"the layers of the {name} are not {shapes}, as its hidden={net.hidden} says"
     if [tuple(layer.bias.shape) for layer in net.layers] != [shape[:-1] for shape in shapes]:
-        return f"the {name}'s biases do not fit its weights"
+        return f"the biases of the {name} do not fit its weights"
     norms = [tuple(x.shape) for norm in net.norms for x in (norm.weight, norm.bias)]
     if norms not in ([], [shape[:-1] for shape in shapes[:-1] for _ in range(2)]):
-        return f"the {name}'s norms do not fit its hidden layers {net.hidden}"
-    if any(norm.eps != LayerNorm.eps for norm in net.norms):
-        return f"the {name}'s norms do not all have eps = {LayerNorm.eps}"
+        return f"the norms of the {name} do not fit its hidden layers {net.hidden}"
+    if any(norm.eps != EPS for norm in net.norms):
+        return f"the norms of the {name} do not all have eps = {EPS}"
     if net.act != ACTIVATIONS.get(net.activation):
-        return f"the {name}'s activation is not the {net.activation!r} that it says"
+        return f"the activation of the {name} is not the {net.activation!r} that it says"
     return None
+
+
+def policies(policy: nn.Module) -> tuple[int, ...]:
+    """(n,) of a `BatchedPolicy`, () of one policy."""
+    return (policy.n,) if isinstance(policy, BatchedPolicy) else ()
+
+
+def members(f: Served) -> tuple[int, ...]:
+    """(n,) of an ensemble's networks, () of one network."""
+    return (f.members,) if isinstance(f, EnsembleDynamics) else ()
+
+
+def overlapping(net: MLP) -> bool:
+    """Whether two elements of the parameters lie at the same address."""
+    spans = []
+    for x in net.parameters():
+        if any(step == 0 and size > 1 for step, size in zip(x.stride(), x.shape, strict=True)):
+            return True
+        last = sum(step * (size - 1) for step, size in zip(x.stride(), x.shape, strict=True))
+        spans.append((x.data_ptr(), x.data_ptr() + (last + 1) * x.element_size()))
+    spans.sort()
+    return any(end > begin for (_, end), (begin, _) in pairwise(spans))
 
 
 def unserved(policy: nn.Module, world: World) -> str | None:
@@ -277,7 +310,11 @@ class Settings:
 
     def _values(self) -> list:
         f = self.f
-        chain = [tuple(f.c_u), tuple(f.c_net), tuple(f.sigma), tuple(f.times), f.noises] if isinstance(f, ChainDynamics) else []
+        chain = (
+            [tuple(f.c_u), tuple(f.c_net), tuple(f.sigma), tuple(f.times), f.noises, f.c_p, f.keep]
+            if isinstance(f, ChainDynamics)
+            else []
+        )
         own = (f.members,) if isinstance(f, EnsembleDynamics) else ()
         if isinstance(f, MultiStepDynamics):
             own = f.horizon, f.stochastic, f.sweeps
@@ -291,7 +328,7 @@ class Settings:
 def architecture(net: MLP) -> tuple:
     """What a network's tensors do not say."""
     eps = [norm.eps for norm in net._modules["norms"]]  # pyright: ignore
-    return net.act.name, net.activation, net.hidden, net.residual, net.tanh_output, eps
+    return net.act, net.activation, net.hidden, net.residual, net.tanh_output, eps
 
 
 def policy_network(policy: nn.Module) -> MLP:

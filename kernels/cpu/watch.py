@@ -3,15 +3,21 @@
 import operator
 from collections.abc import Collection, Iterator
 from itertools import chain
+from operator import itemgetter
 
 from torch import Tensor, nn
 
 from jacrec.networks import Affine, LayerNorm
 from jacrec.world import BatchedPolicy
 
+LAYER = itemgetter("_parameters", "_forward_hooks", "_forward_pre_hooks")
+MODULE = itemgetter("_parameters", "_forward_hooks", "_forward_pre_hooks", "_modules", "_buffers")
+"""where a module keeps what is watched"""
+
 
 class Watch:
-    """The parts of some modules as they are now: classes, submodules, tensors and where they lie; none has a hook.
+    """The parts of some modules, which run their classes' forward, as they are now: classes, hooks, submodules, tensors and
+    where they lie.
 
     What a plan reads besides, plain attributes, is the plan's own to compare.
     """
@@ -21,10 +27,10 @@ class Watch:
         parts = [part for module in modules for part in _tree(module)]
         self.parts = parts
         self.types = list(map(type, parts))
-        # a forward of its own would be one more entry in its __dict__; a layer has no parts, and none that came would be used
-        owned = [[x.__dict__, x._parameters, x._forward_hooks, x._forward_pre_hooks] for x in parts]
-        owned += [[x._modules, x._buffers] for x in parts if type(x) not in (Affine, LayerNorm)]
-        self.places: list[dict] = list(chain.from_iterable(owned))
+        self.attributes = [x.__dict__ for x in parts]
+        # a layer has no parts, and none that came would be used
+        self.names = [LAYER if type(x) in (Affine, LayerNorm) else MODULE for x in parts]
+        self.places = self._places()
         self.lengths = list(map(len, self.places))
         self.holders: list[dict] = [held for x in parts for held in (x._modules, x._parameters, x._buffers) if held]
         self.held = self._held()
@@ -32,6 +38,9 @@ class Watch:
         self.questions = [[getattr(x, name) for x in tensors] for name in ("data_ptr", "size", "stride")]
         self.tensors = tensors
         self.answers = self._answers()
+
+    def _places(self) -> list[dict]:
+        return list(chain.from_iterable([ask(own) for ask, own in zip(self.names, self.attributes, strict=True)]))
 
     def _held(self) -> list[object]:
         return list(chain.from_iterable(map(dict.values, self.holders)))
@@ -44,7 +53,9 @@ class Watch:
         return (
             same(self.modules, modules)
             and list(map(type, self.parts)) == self.types
+            and same(self.places, self._places())
             and list(map(len, self.places)) == self.lengths
+            and not any("forward" in own for own in self.attributes)
             and same(self.held, self._held())
             and self._answers() == self.answers
         )

@@ -48,9 +48,9 @@ class Share:
     of_gain: float | None
     """its gain over the unit's, on the tasks that both have played; None where the unit's own gain is not clear
     of zero"""
-    beyond: Estimate
+    beyond: Estimate | None
     """average paired difference of its gain and a given share of the unit's, in points: above zero, it keeps more than that
-    share, whatever the unit gains"""
+    share, whatever the unit gains; None where they share no training seed"""
     milliseconds: Milliseconds
     of_cost: float
 
@@ -164,17 +164,21 @@ def shares(
         ours, theirs = (average_over_tasks([g.runs for g in a.gains if g.task in common]).mean for a in (gain, whole))
         difference = against.estimate if against else gain.estimate
         share = ours / theirs if whole.estimate.low > 0 else None
-        beyond = average_over_tasks(_beyond(gain, against or gain, keep), level=level)
+        pairs = _beyond(gain, against, keep) if against else []
+        beyond = average_over_tasks(pairs, level=level) if pairs else None
         found.append(Share(name, gain.estimate, difference, share, beyond, ms, ms.median / times[unit].median))
     return sorted(found, key=lambda s: s.milliseconds.median)
 
 
 def _beyond(gain: Average, difference: Average, keep: float) -> list[list[np.ndarray]]:
-    """Gain − keep · the unit's gain, episode by episode, as (1 − keep) · gain + keep · the difference of the two."""
+    """Gain − keep · the unit's gain, episode by episode, as (1 − keep) · gain + keep · the difference of the two; of the
+    training seeds that all three have played."""
     found = []
     for ours in gain.gains:
         theirs = next((g for g in difference.gains if g.task == ours.task), None)
-        if theirs is not None and theirs.seeds == ours.seeds:
-            pairs = zip(ours.runs, theirs.runs, strict=True)
-            found.append([(1 - keep) * a + keep * b for a, b in pairs if len(a) == len(b)])
+        if theirs is None:
+            continue
+        both = dict(zip(theirs.seeds, theirs.runs, strict=True))
+        pairs = [(a, both[seed]) for seed, a in zip(ours.seeds, ours.runs, strict=True) if seed in both]
+        found.append([(1 - keep) * a + keep * b for a, b in pairs if len(a) == len(b)])
     return [runs for runs in found if runs]
