@@ -124,7 +124,7 @@ def same_name(policy, world):
 
 
 @pytest.mark.parametrize(("change", "words"), [(look_back, "looks back"), (own_forward, "as it was made"),
-                                               (same_name, "activation is not")])  # fmt: skip
+                                               (same_name, "activation of the policy")])  # fmt: skip
 def test_a_plan_is_given_up_where_the_kernels_no_longer_serve(change, words):
     problem = problem_of(hidden=(32, 32))
     policy_gradient(*problem, method=FUSED)
