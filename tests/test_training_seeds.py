@@ -204,6 +204,7 @@ def test_the_command(tmp_path, capsys, monkeypatch):
     config, seeds, out, options = calls[0]
     assert (config.data, config.reward.updates) == ("jacrec/hopper/medium-v0", 7)
     assert (seeds, out, options) == ((10, 11), "runs/hopper-medium-v0-s{seed}", {"stages": ("reward",)})
-    assert "trained: runs/hopper-medium-v0-s11\nnext: jacrec eval runs/hopper-medium-v0-s10" in capsys.readouterr().out
+    # --stages reward leaves the rest to be done
+    assert "trained: runs/hopper-medium-v0-s11\nnext: the same with --stages rebrac dynamics" in capsys.readouterr().out
     assert main(["train", "x", "--seeds", "1", "2", "--abreast", "2"]) == 2
     assert "--abreast: expected 1 with --seeds" in capsys.readouterr().err
