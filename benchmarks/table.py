@@ -46,10 +46,12 @@ def table(rows: list[dict]) -> str:
     """Markdown: a line for each size, the shown contestants' medians, Auto's ratio to the best peer, its share of the floor."""
     shown = [(name, title) for name, title in COLUMNS if any(name in row["ms"] for row in rows)]
     vary = [name for name in ("K", "width") if len({row[name] for row in rows}) > 1]
+    several = len({row["model"] for row in rows}) > 1
     titles = ["", *(title for _, title in shown), "Auto: best peer's time over its own", "share of the floor"]
     lines = [f"| {' | '.join(titles)} |", "|" + "---|" * len(titles)]
     for row in rows:
-        size = ", ".join([row["task"], *(f"{name} = {row[name]}" for name in ("H", *vary, "M"))])
+        which = [row["task"], row["model"]] if several else [row["task"]]
+        size = ", ".join([*which, *(f"{name} = {row[name]}" for name in ("H", *vary, "M"))])
         medians = {name: ms["median"] for name, ms in row["ms"].items()}
         cells = [f"{medians[name]:.2f}" if name in medians else "–" for name, _ in shown]
         peers = [medians[name] for name in PEERS if name in medians]

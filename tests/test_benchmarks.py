@@ -325,7 +325,7 @@ def result_of(machine, auto):
     return {
         "environment": dict(machine=machine, threads=2, torch="2.13.0", numba="0.68.1", triton="absent", jax="0.10.2",
                             commit="abc", date="2026-11-21"),
-        "rows": [dict(task="hopper", M=M, H=3, K=10, width=256, dtype="float32", floor={"ms": 1.0},
+        "rows": [dict(task="hopper", model="diffusion", M=M, H=3, K=10, width=256, dtype="float32", floor={"ms": 1.0},
                       ms={name: {"median": M * x} for name, x in ms.items()}) for M in (1, 2)],
     }  # fmt: skip
 

@@ -254,3 +254,10 @@ def test_nothing_to_read(tmp_path):
         read_evaluation(tmp_path)
     with pytest.raises(FileNotFoundError, match="jacrec train"):
         evaluate(tmp_path, CONFIG, quiet=True)
+
+
+def test_the_critic_alone_has_no_signal_to_gate():
+    config = EvalConfig(mpc=MPCConfig(min_signal=1.0, max_particles=32))
+    h0 = config.controller("h0")
+    assert isinstance(h0, MPCConfig)
+    assert (h0.horizon, h0.particles, h0.min_signal, h0.max_particles) == (0, 1, None, None)

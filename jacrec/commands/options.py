@@ -9,4 +9,5 @@ def refuse_unused(args: Sequence[str], group: str, used: Collection[str], by: st
     for arg in args:
         name = arg.removeprefix(prefix).split("=")[0].replace("-", "_")
         if arg.startswith(prefix) and name.removeprefix("no_") not in used and name not in used:
-            raise ValueError(f"{prefix}{name}: expected a setting of {by}, which takes no notice of this one; leave it out")
+            option = prefix + name.replace("_", "-")
+            raise ValueError(f"{option}: expected a setting of {by}, which takes no notice of this one; leave it out")

@@ -44,7 +44,7 @@ class Sampler:
 def with_sampler(dynamics: AnyModule, sampler: Sampler) -> AnyModule:
     """`dynamics` sampled otherwise: a model with the same weights, which are shared, and the named settings changed.
 
-    Few-step DDIM is Sampler(sampler="ddim", levels=(2, 5)). Nothing named: `dynamics` itself.
+    Few-step DDIM is Sampler(sampler="ddim", levels=(4, 10)) for a model with K = 10. Nothing named: `dynamics` itself.
 
     Raises:
         ValueError: a setting that this kind of model has not, or that it refuses.

@@ -95,7 +95,7 @@ class EvalConfig(PlayConfig):
                              "`jacrec rehearse RUN --candidates FILE.yaml` first")  # fmt: skip
         if self.planner_budget is not None:
             expect_count("planner_budget", self.planner_budget, 1)
-        for name in ("h0", *self.contestants):
+        for name in self.contestants:
             if name != "base":
                 self.controller(name)  # says what is wrong with its settings
         self.allow(self.mpc)
@@ -113,5 +113,6 @@ class EvalConfig(PlayConfig):
             own = self.planner.of(name)
             return own if self.planner_budget is None else within_budget(own, self.planner_budget)
         own = {"lr": self.h0_lr, "updates": self.h0_updates, "carry": self.h0_carry}
-        # at H = 0 every particle is the same number
-        return replace(self.mpc, horizon=0, particles=1, **{k: v for k, v in own.items() if v is not None})
+        # at H = 0 every particle is the same number: there is no noise to weigh a signal against
+        own = {k: v for k, v in own.items() if v is not None}
+        return replace(self.mpc, horizon=0, particles=1, min_signal=None, max_particles=None, **own)

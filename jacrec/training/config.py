@@ -155,6 +155,8 @@ class DynamicsConfig:
         _check_counts(self, "steps", "batch_size", "eval_transitions", "eval_samples", "members", "horizon")
         _check_range(self, 0.0, 1.0, "ema", "eta", "flow_ratio")
         _check_range(self, 0.0, math.inf, "tilt", "adaptive_power", "times_std")
+        if self.tilt and self.kind == "multistep":
+            raise ValueError(f"dynamics.tilt: expected 0 with kind 'multistep', got {self.tilt}; it weighs single transitions")
         if not self.tilt_std > 0 or not self.tilt_clip > 1:
             raise ValueError(f"DynamicsConfig: expected tilt_std > 0, tilt_clip > 1, got {self.tilt_std} and {self.tilt_clip}")
         for name in ("sampling_steps", "sweeps"):

@@ -121,10 +121,6 @@ class MultiStepStage(SupervisedStage):
         capturable: bool | None = None,
         start: nn.Module | None = None,
     ):
-        if config.tilt:
-            raise ValueError(
-                f"dynamics.tilt: expected 0 with kind 'multistep', got {config.tilt}; it weighs single transitions"
-            )
         self.config, self.updates, self.device = config, config.updates, device
         H = config.horizon
         actions, following, n_k = segments(data, H)

@@ -60,6 +60,7 @@ def within_budget(config: PlannerConfig, budget: int) -> PlannerConfig:
     if count < lowest:
         raise ValueError(
             f"budget: expected enough calls for {lowest} {name} of {config.planner} with horizon {config.horizon}, particles "
-            f"{config.particles} and {config.rounds} round(s) of candidates, got {budget}; lower one of them"
+            f"{config.particles} and {config.rounds} round(s) of candidates, got {budget}; "
+            "lower one of them (planner.horizon, planner.particles)"
         )
     return replace(config, **{name: count})
