@@ -3,16 +3,14 @@
 import operator
 from collections.abc import Collection, Iterator
 from itertools import chain
-from operator import itemgetter
 
 from torch import Tensor, nn
 
 from jacrec.networks import Affine, LayerNorm
 from jacrec.world import BatchedPolicy
 
-LAYER = itemgetter("_parameters", "_forward_hooks", "_forward_pre_hooks")
-MODULE = itemgetter("_parameters", "_forward_hooks", "_forward_pre_hooks", "_modules", "_buffers")
-"""where a module keeps what is watched"""
+LAYER, MODULE = ("_parameters",), ("_modules", "_parameters", "_buffers")
+"""where a layer, which has no parts, and any other module keep what is watched"""
 
 
 class Watch:
@@ -28,10 +26,10 @@ class Watch:
         self.parts = parts
         self.types = list(map(type, parts))
         self.attributes = [x.__dict__ for x in parts]
-        # a layer has no parts, and none that came would be used
-        self.names = [LAYER if type(x) in (Affine, LayerNorm) else MODULE for x in parts]
-        self.places = self._places()
-        self.lengths = list(map(len, self.places))
+        self.places = [(own, name) for x, own in zip(parts, self.attributes, strict=True)
+                       for name in (LAYER if type(x) in (Affine, LayerNorm) else MODULE)]  # fmt: skip
+        self.found = self._found()
+        self.empty = [held for held in self.found if not held]
         self.holders: list[dict] = [held for x in parts for held in (x._modules, x._parameters, x._buffers) if held]
         self.held = self._held()
         tensors = [x for x in self.held if isinstance(x, Tensor)]
@@ -39,8 +37,12 @@ class Watch:
         self.tensors = tensors
         self.answers = self._answers()
 
-    def _places(self) -> list[dict]:
-        return list(chain.from_iterable([ask(own) for ask, own in zip(self.names, self.attributes, strict=True)]))
+    def _found(self) -> list[dict]:
+        return [own[name] for own, name in self.places]
+
+    def _changed(self) -> bool:
+        """Whether a hook or a forward of its own has come to one of the modules."""
+        return any(own["_forward_hooks"] or own["_forward_pre_hooks"] or "forward" in own for own in self.attributes)
 
     def _held(self) -> list[object]:
         return list(chain.from_iterable(map(dict.values, self.holders)))
@@ -53,9 +55,9 @@ class Watch:
         return (
             same(self.modules, modules)
             and list(map(type, self.parts)) == self.types
-            and same(self.places, self._places())
-            and list(map(len, self.places)) == self.lengths
-            and not any("forward" in own for own in self.attributes)
+            and not self._changed()
+            and same(self.found, self._found())
+            and not any(self.empty)
             and same(self.held, self._held())
             and self._answers() == self.answers
         )
