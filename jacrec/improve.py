@@ -14,14 +14,13 @@ import torch
 from torch import Tensor, nn
 
 from jacrec.ascent import Direction, ascend, parameter_norm, trainable
-from jacrec.fused import kernels
-from jacrec.methods import METHODS, CompiledAscent, Method, compiled_ascent, compiled_form
+from jacrec.methods import METHODS, CompiledAscent, Method, compiled_ascent, compiled_kernels
 from jacrec.natural import natural_step
 from jacrec.problem import Problem
 from jacrec.rows import put_rows, take_rows
 from jacrec.trust import GradientSignal, Groups, Visits, estimate_of, in_groups, visit
 from jacrec.types import PolicyGradient
-from jacrec.world import apply_policy
+from jacrec.world import policy_action
 
 STEPS = ("plain", "normalised", "fisher", "gauss-newton")
 Act = Callable[[nn.Module, Tensor], Tensor]
@@ -116,7 +115,7 @@ class PartedProposal:
     """A step along tensors, for all rows together or in parts."""
 
     def __init__(self, p: Problem, rule: Rule, parts: list[Part]):
-        self.problem, self.rule, self.parts, self.act = p, rule, parts, torch_action
+        self.problem, self.rule, self.parts, self.act = p, rule, parts, policy_action
 
     @property
     def value(self) -> Tensor:
@@ -146,16 +145,10 @@ class PartedProposal:
         return whole
 
 
-@torch.no_grad()
-def torch_action(policy: nn.Module, state: Tensor) -> Tensor:
-    """π_ψ at states (N, d) -> (N, m)."""
-    return apply_policy(policy, None, state.unsqueeze(1)).squeeze(1)
-
-
 def action_of(p: Problem, method: Method) -> Act:
     """How the policy's action is computed where no step was: as `method` would compute the gradient."""
-    form = compiled_form(method, p)
-    return torch_action if form is None else kernels(p, form).action
+    own = compiled_kernels(method, p)
+    return policy_action if own is None else own.action
 
 
 def propose(p: Problem, method: Method, rule: Rule, draw: Draw | None = None) -> Proposal:

@@ -1,6 +1,7 @@
 """Five ways to the same gradient behind one signature: `method.gradient(problem) -> PolicyGradient`."""
 
 from dataclasses import dataclass
+from types import ModuleType
 from typing import Protocol, cast
 
 import torch
@@ -250,25 +251,24 @@ def policy_gradient(
     return check_method(method).gradient(problem(policy, world, state, noise, kept_plan(policy, world, state)))
 
 
-def compiled_form(method: Method, problem: Problem) -> str | None:
-    """The form in which `method` computes this gradient by a CPU's kernels, which can take the step too; else None."""
+def compiled_kernels(method: Method, problem: Problem) -> ModuleType | None:
+    """The CPU's kernels, where `method` computes this gradient by them in a form that can take the step too; else None."""
     if problem.state.device.type != "cpu":
         return None
     # the class itself: what is derived from it may compute otherwise
     if type(method) is Auto:
         form, kernel = cheapest(problem)
-        return form if kernel == "fused" and form != "forward" else None
+        return kernels(problem, form, checked=True) if kernel == "fused" and form != "forward" else None
     if type(method) is MultiStep and method.kernel == "fused":
-        return "multistep"
-    return "adjoint" if type(method) is Adjoint and method.kernel == "fused" else None
+        return kernels(problem, "multistep")
+    return kernels(problem, "adjoint") if type(method) is Adjoint and method.kernel == "fused" else None
 
 
 def compiled_ascent(method: Method, problem: Problem) -> CompiledAscent | None:
     """The gradient in compiled code, where `method` computes it there; else None."""
-    form = compiled_form(method, problem)
-    if form is None:
+    own = compiled_kernels(method, problem)
+    if own is None:
         return None
-    own = kernels(problem, form, checked=type(method) is Auto)
     if isinstance(method, Adjoint):
         return own.ascent(problem, precision=method.precision, crew=method.crew)
     return own.ascent(problem)

@@ -9,12 +9,12 @@ from torch import Tensor, nn
 from jacrec.ascent import trainable
 from jacrec.errors import expect_count, expect_positive
 from jacrec.fused import kept_plan
-from jacrec.improve import Proposal, Rule, Taken, propose, torch_action
+from jacrec.improve import Act, Proposal, Rule, Taken, propose
 from jacrec.methods import Auto, Method, check_method
 from jacrec.problem import Problem
 from jacrec.rollout import noise_like
 from jacrec.shapes import check_noise, check_state, plain_torch
-from jacrec.world import World
+from jacrec.world import World, policy_action
 
 
 @dataclass(frozen=True)
@@ -125,7 +125,7 @@ class Trace:
         self.problem = p
         self.objective: list[Tensor] = []
         self.taken: list[Taken] = []
-        self.act = torch_action
+        self.act: Act = policy_action
 
     def take(self, proposal: Proposal) -> Taken:
         """The next update; what came of it."""

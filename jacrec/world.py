@@ -113,6 +113,12 @@ def batched_call(policy: BatchedPolicy, parameters: dict[str, Tensor], state: Te
     return torch.func.vmap(one)(parameters, state)
 
 
+@torch.no_grad()
+def policy_action(policy: nn.Module, state: Tensor) -> Tensor:
+    """π_ψ at states (N, d) -> (N, m), state n with parameters n of a `BatchedPolicy`."""
+    return apply_policy(policy, None, state.unsqueeze(1)).squeeze(1)
+
+
 def apply_policy(policy: nn.Module, parameters: dict[str, Tensor] | None, state: Tensor) -> Tensor:
     """The policy at states (N, R, d) -> (N, R, m), with `parameters` instead of its own where they are given.
 

@@ -1,36 +1,22 @@
 """A policy's action in compiled code: π_ψ(s) of a few states, where torch's dispatch would take longer than the arithmetic."""
 
-import os
-import threading
-from collections import OrderedDict
-
 import numpy as np
-import torch
 from torch import Tensor, nn
 
 from jacrec.jacobians.policy import has_written_jacobian
 from jacrec.kernels.cpu import copies, decision, layout, rollout
+from jacrec.kernels.cpu.host import entry
+from jacrec.kernels.cpu.keep import Keep
 from jacrec.kernels.cpu.plan import DTYPES, Plan
 from jacrec.kernels.cpu.prepared import TILE, architecture, network_unfit, policies, policy_network
 from jacrec.kernels.cpu.threads import workspace
 from jacrec.kernels.cpu.watch import Watch
-from jacrec.world import BatchedPolicy, apply_policy
+from jacrec.world import BatchedPolicy, policy_action
 
 KEPT = 16
 """policies kept at most, those used last; they stay in memory as long, or until `forget()`"""
 
-_policies: "OrderedDict[int, PreparedPolicy]" = OrderedDict()
-_lock = threading.Lock()
-
-
-def _renew_lock() -> None:
-    global _lock
-    _lock = threading.Lock()
-
-
-# a thread that held it at the fork is not there to give it back
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_renew_lock)
+_policies: "Keep[PreparedPolicy]" = Keep(KEPT)
 
 
 class PreparedPolicy:
@@ -65,33 +51,28 @@ class PreparedPolicy:
 
 
 def action(policy: nn.Module, state: Tensor) -> Tensor:
-    """π_ψ at states (N, d) -> (N, m), state n with parameters n of a `BatchedPolicy`: `jacrec.world.apply_policy`, in compiled
+    """π_ψ at states (N, d) -> (N, m), state n with parameters n of a `BatchedPolicy`: `jacrec.world.policy_action`, in compiled
     code if the policy is jacrec's own, as it was made.
     """
     found = _prepared(policy, state)
     if found is None:
-        with torch.no_grad():
-            return apply_policy(policy, None, state.unsqueeze(1)).squeeze(1)
+        return policy_action(policy, state)
     job, state = found.template.copy(), state.contiguous()
     result = state.new_empty(len(state), found.action_dim)
     job[rollout.ROWS], job[rollout.STATE], job[rollout.ACTIONS] = len(state), state.data_ptr(), result.data_ptr()
     job[rollout.MEMORY] = workspace(found.room, found.dtype).data_ptr()
-    decision.acting(DTYPES[found.dtype]).ctypes(job.ctypes.data)
+    entry(decision.act, DTYPES[found.dtype]).ctypes(job.ctypes.data)
     return result
 
 
 def forget() -> None:
     """Drop what is kept of policies."""
-    with _lock:
-        _policies.clear()
+    _policies.clear()
 
 
 def _prepared(policy: nn.Module, state: Tensor) -> PreparedPolicy | None:
     """What is kept of the policy, or made now; None where the kernels do not serve it."""
-    with _lock:
-        found = _policies.get(id(policy))
-        if found is not None:
-            _policies.move_to_end(id(policy))
+    found = _policies.get(id(policy))
     if found is not None and found.unchanged(policy, state):
         return found
     if not has_written_jacobian(policy) or state.dtype not in DTYPES or policies(policy) not in ((), (len(state),)):
@@ -102,8 +83,5 @@ def _prepared(policy: nn.Module, state: Tensor) -> PreparedPolicy | None:
     if any(x.dtype != state.dtype or x.device.type != "cpu" for x in (state, *net.parameters())):
         return None
     made = PreparedPolicy(policy, state)
-    with _lock:
-        _policies[id(policy)] = made
-        while len(_policies) > KEPT:
-            _policies.popitem(last=False)
+    _policies.put(id(policy), made)
     return made

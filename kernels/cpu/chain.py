@@ -5,7 +5,6 @@ A tile of particles goes through all K steps before the next one starts, on as m
 """
 
 from dataclasses import dataclass
-from functools import cache
 
 import numpy as np
 import torch
@@ -122,12 +121,6 @@ def pull_chain(like, job_address):
         )  # fmt: skip
 
 
-@cache
-def compiled(function, dtype):
-    """One of the three above for numpy's float32 or float64: a C function of a job's address."""
-    return entry(function, dtype)
-
-
 class _Job:
     """A row of int64 on its way to a kernel, with what it points to."""
 
@@ -163,7 +156,7 @@ class _Job:
         self.row[TILES], self.row[ROWS] = tiles, rows
         room = -(-room // 16) * 16
         self.row[MEMORY], self.row[MEMORY_LENGTH] = workspace(threads * room, self.dtype).data_ptr(), room
-        run(compiled(function, DTYPES[self.dtype]), self.row, threads)
+        run(entry(function, DTYPES[self.dtype]), self.row, threads)
 
 
 @torch.no_grad()

@@ -1,13 +1,12 @@
 """Copies of weights in the layout that the kernels read, looked at before every use: weights may change by whatever hand."""
 
 from collections.abc import Sequence
-from functools import cache
 from typing import Protocol
 
 import numpy as np
 from torch import Tensor
 
-from jacrec.kernels.cpu.host import entry, part
+from jacrec.kernels.cpu.host import part
 from jacrec.kernels.cpu.tiles import at, carray, integers, size_of
 
 SOURCE, ROW_STEP, COLUMN_STEP, TARGET, TARGET_STEP, ROWS, COLUMNS = range(7)
@@ -78,9 +77,3 @@ def describe(source: Tensor, target: Tensor) -> np.ndarray:
         [(x.data_ptr(), *x.stride(), y.data_ptr(), y.stride(0), rows, columns) for x, y in zip(sources, targets, strict=True)],
         dtype=np.int64,
     )
-
-
-@cache
-def compiled(dtype):
-    """`copy_again` for numpy's float32 or float64: a C function of a job's address."""
-    return entry(copy_again, dtype).ctypes

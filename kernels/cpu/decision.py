@@ -4,10 +4,9 @@ They go on with the job of `rollout`, whose networks, states and gradients they 
 """
 
 import math
-from functools import cache
 
 from jacrec.kernels.cpu.copies import copy_again
-from jacrec.kernels.cpu.host import entry, part
+from jacrec.kernels.cpu.host import part
 from jacrec.kernels.cpu.layout import BIAS, GRADIENT, LAYERS
 from jacrec.kernels.cpu.mlp import add_to, record
 from jacrec.kernels.cpu.rollout import (
@@ -186,21 +185,3 @@ def act(like, job_address):
         first_layer(like, net, job[STATE] + n * d * size, rows, job[MEMORY], one, zero, alone)
         record(like, net, job[MEMORY], one, zero, rows, net[LAYERS + BIAS], job[ACTIONS] + n * m * size, alone)
         n += rows
-
-
-@cache
-def settling(dtype):
-    """`settle` for numpy's float32 or float64: a C function of a job's address."""
-    return entry(settle, dtype)
-
-
-@cache
-def ascending(dtype):
-    """`ascend` likewise."""
-    return entry(ascend, dtype)
-
-
-@cache
-def acting(dtype):
-    """`act` likewise."""
-    return entry(act, dtype)

@@ -21,6 +21,7 @@ from jacrec.kernels.cpu.transition import (
     STATE_DIM,
     STATE_MEAN,
     STATE_STD,
+    input_cotangents,
     standardise,
 )  # fmt: skip
 
@@ -112,9 +113,6 @@ def pull_members(like, chain, nets, member, member_stride, R, tape, order, sprea
         begin = end
     for p in range(R):
         r = places[p]
-        both, row = at(like, xs + p * (d + m) * size), at(like, lam + r * d * size)
-        to_s, to_a = at(like, v_s + r * d * size), at(like, v_a + r * m * size)
-        for i in range(d):
-            to_s[i] = both[i] / scale[i] + (row[i] if chain[DIFFERENCE] else type(like)(0))
-        for i in range(m):
-            to_a[i] = both[d + i]
+        input_cotangents(
+            like, chain, scale, xs + p * (d + m) * size, lam + r * d * size, v_s + r * d * size, v_a + r * m * size
+        )

@@ -9,14 +9,14 @@ from torch import Tensor, nn
 
 from jacrec import gradient as engine
 from jacrec.dynamics import ChainDynamics, EnsembleDynamics, MultiStepDynamics
-from jacrec.kernels.cpu import chain, decision, prepared, rollout
+from jacrec.kernels.cpu import chain, decision, rollout
 from jacrec.kernels.cpu.action import action
+from jacrec.kernels.cpu.host import entry
 from jacrec.kernels.cpu.plan import DTYPES
 from jacrec.kernels.cpu.prepared import Moved, Prepared, named_gradients, plan_or_reason
 from jacrec.kernels.cpu.threads import run, workspace
 from jacrec.problem import Problem
 from jacrec.types import PolicyGradient
-from jacrec.world import World
 
 
 def unserved(p: Problem, form: str) -> str | None:
@@ -32,11 +32,6 @@ def unserved(p: Problem, form: str) -> str | None:
         return f"the fused forward form needs a chain (diffusion, flow or MeanFlow), got {type(f).__name__}"
     found = _plan(p)
     return found if isinstance(found, str) else None
-
-
-def kept(policy: nn.Module, world: World, state: Tensor) -> Prepared | None:
-    """The plan kept for a policy and a world, where nothing has changed since it was made."""
-    return prepared.kept(policy, world, state)
 
 
 def _plan(p: Problem) -> Prepared | str:
@@ -75,7 +70,7 @@ class Ascent:
         self.taken = True
         rates, accepted = np.array([lr, max_grad_norm or 0.0]), torch.empty_like(self.norm, dtype=torch.int64)
         self.job[rollout.RATES], self.job[rollout.ACCEPTED] = rates.ctypes.data, accepted.data_ptr()
-        run(decision.ascending(DTYPES[self.plan.dtype]), self.job, int(self.job[rollout.PARTS]))
+        run(entry(decision.ascend, DTYPES[self.plan.dtype]), self.job, int(self.job[rollout.PARTS]))
         accepted = accepted.bool()
         if accepted.any():
             torch.autograd.graph.increment_version(self.moved.parameters)
@@ -89,7 +84,7 @@ class Ascent:
         result = state.new_empty(len(state), int(self.job[rollout.ACTION_DIM]))
         self.job[rollout.ACTIONS] = result.data_ptr()
         self.job[rollout.MEMORY] = workspace(self.memory, self.plan.dtype).data_ptr()
-        decision.acting(DTYPES[self.plan.dtype]).ctypes(self.job.ctypes.data)
+        entry(decision.act, DTYPES[self.plan.dtype]).ctypes(self.job.ctypes.data)
         return result
 
 
@@ -120,8 +115,8 @@ def ascent(p: Problem, *, precision: str | None = None, crew: int = 1) -> Ascent
     parts = 1 if batched or len(moved.pieces) < len(found.parameters) else sized.threads
     squares = np.empty(parts)
     job[rollout.PARTS], job[rollout.SQUARES] = parts, squares.ctypes.data
-    run(rollout.compiled(DTYPES[found.dtype]), job, sized.threads)
-    run(decision.settling(DTYPES[found.dtype]), job, parts)
+    run(entry(rollout.rollout_gradient, DTYPES[found.dtype]), job, sized.threads)
+    run(entry(decision.settle, DTYPES[found.dtype]), job, parts)
     return Ascent(p, found, job, value, own, norm, moved, sized.memory, (sized, state, noise, member, squares))
 
 

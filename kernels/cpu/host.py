@@ -5,6 +5,7 @@ import inspect
 import logging
 import platform
 import warnings
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +80,7 @@ class _Compiled(CFunc):
         return super()._compile_uncached()  # pyright: ignore[reportAttributeAccessIssue]
 
 
+@cache
 def entry(function, dtype) -> Any:
     """Compile function(like, job) for an element type into a C function of the job's address, kept on disk.
 

@@ -11,6 +11,16 @@ EPS = 1e-6
 
 
 @part
+def _means(like, width, x, hat):
+    """The means of x and of x ⊙ x̂: what a tangent or cotangent loses on its way through."""
+    mean, along = type(like)(0), type(like)(0)
+    for i in range(width):
+        mean += x[i]
+        along += x[i] * hat[i]
+    return mean / type(like)(width), along / type(like)(width)
+
+
+@part
 def normalise(like, R, width, padded, gain, shift, h, hat, inv_std, begin, end, crew):
     """LayerNorm of h (R, padded) in place, in columns begin … end − 1; its x̂ in hat, 1/σ in inv_std (R,)."""
     row = padded * size_of(like)
@@ -60,12 +70,7 @@ def normalise_back(like, R, width, padded, gain, x, hat, inv_std, gain_bar, shif
     meet(crew)
     for r in range(R):
         v, n = at(like, x + r * row), at(like, hat + r * row)
-        mean, along = type(like)(0), type(like)(0)
-        for i in range(width):
-            mean += v[i]
-            along += v[i] * n[i]
-        mean /= type(like)(width)
-        along /= type(like)(width)
+        mean, along = _means(like, width, v, n)
         # the others still read this row: it is changed when all have its sums
         meet(crew)
         for i in range(begin, full):
@@ -89,11 +94,6 @@ def normalise_push(like, T, width, padded, gain, shift, rows, hat):
         v[i] = n[i] * g[i] + b[i]
     for t in range(1, 1 + T):
         dx = at(like, rows + t * padded * size)
-        mean, along = type(like)(0), type(like)(0)
-        for i in range(width):
-            mean += dx[i]
-            along += dx[i] * n[i]
-        mean /= type(like)(width)
-        along /= type(like)(width)
+        mean, along = _means(like, width, dx, n)
         for i in range(width):
             dx[i] = (dx[i] - mean - n[i] * along) * inverse * g[i]

@@ -17,7 +17,7 @@ from jacrec.jacobians.chain import level_parts
 from jacrec.kernels.cpu import copies
 from jacrec.kernels.cpu import layout as at
 from jacrec.kernels.cpu import transition as chains
-from jacrec.kernels.cpu.host import VECTOR_BYTES
+from jacrec.kernels.cpu.host import VECTOR_BYTES, entry
 from jacrec.networks import MLP, Affine
 
 Served = ChainDynamics | DeterministicDynamics | EnsembleDynamics | MultiStepDynamics
@@ -146,7 +146,7 @@ class Refresher:
         self.seen = [(x, x.clone(memory_format=torch.contiguous_format)) for x in sources]
         rows = [(x.view(1, -1), seen.view(1, -1)) if x.is_contiguous() else (x, seen) for x, seen in self.seen]
         self.job = copies.job(changing.copies, rows, changing)
-        self.function = copies.compiled(DTYPES[changing.dtype])
+        self.function = entry(copies.copy_again, DTYPES[changing.dtype]).ctypes
 
     def __call__(self) -> None:
         job = self.job.copy()  # threads that share the plan must not answer each other's question

@@ -6,9 +6,6 @@ replaced layer or a moved tensor makes a new plan; and before each gradient what
 again, and what was copied out of the world is compared, so weights that changed in place, by whatever hand, are seen.
 """
 
-import os
-import threading
-from collections import OrderedDict
 from itertools import pairwise
 from typing import NamedTuple, cast
 
@@ -21,6 +18,7 @@ from jacrec.dynamics import ChainDynamics, EnsembleDynamics, MultiStepDynamics
 from jacrec.jacobians.policy import has_written_jacobian
 from jacrec.kernels.cpu import copies, decision, layout, rollout
 from jacrec.kernels.cpu import transition as chains
+from jacrec.kernels.cpu.keep import Keep
 from jacrec.kernels.cpu.norms import EPS
 from jacrec.kernels.cpu.plan import DTYPES, Plan, Refresher, Served, denoiser_of, describe_chain, padded
 from jacrec.kernels.cpu.threads import threads_for
@@ -38,18 +36,7 @@ TILE = 16
 TAPE_BYTES = 64 * 2**20
 """a tile has fewer rows where its tape would be larger"""
 
-_plans: OrderedDict[tuple[int, ...], "Prepared"] = OrderedDict()
-_lock = threading.Lock()
-
-
-def _renew_lock() -> None:
-    global _lock
-    _lock = threading.Lock()
-
-
-# a thread that held it at the fork is not there to give it back
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_renew_lock)
+_plans: "Keep[Prepared]" = Keep(KEPT)
 
 
 class Prepared:
@@ -256,11 +243,7 @@ def unserved(policy: nn.Module, world: World) -> str | None:
 def kept(policy: nn.Module, world: World, state: Tensor) -> "Prepared | None":
     """The plan kept for a policy and world that takes such a state, where nothing has changed since it was made."""
     own = modules(policy, world)
-    key = tuple(map(id, own))
-    with _lock:
-        found = _plans.get(key)
-        if found is not None:
-            _plans.move_to_end(key)
+    found = _plans.get(tuple(map(id, own)))
     if found is None or found.dtype != state.dtype or found.state_dim != state.shape[-1]:
         return None
     return found if found.watch.unchanged(own) and found.settings.unchanged() else None
@@ -275,17 +258,13 @@ def plan_or_reason(policy: nn.Module, world: World, state: Tensor) -> "Prepared 
     if reason is not None:
         return reason
     made = Prepared(policy, world, state)
-    with _lock:
-        _plans[tuple(map(id, modules(policy, world)))] = made
-        while len(_plans) > KEPT:
-            _plans.popitem(last=False)
+    _plans.put(tuple(map(id, modules(policy, world))), made)
     return made
 
 
 def forget() -> None:
     """Drop all plans, and with them the modules that they point to."""
-    with _lock:
-        _plans.clear()
+    _plans.clear()
 
 
 def parts(world: World) -> tuple[Served, RewardModel, TwinCritic]:

@@ -8,10 +8,10 @@ from torch import Tensor
 
 from jacrec.kernels.cpu import rebrac_job as job
 from jacrec.kernels.cpu.flat import places_of
-from jacrec.kernels.cpu.host import VECTOR_BYTES
+from jacrec.kernels.cpu.host import VECTOR_BYTES, entry
 from jacrec.kernels.cpu.plan import DTYPES
 from jacrec.kernels.cpu.rebrac_job import Rule
-from jacrec.kernels.cpu.rebrac_update import AWAY, BLOCK, LOSS, Q_POLICY, SIZE, Q, compiled
+from jacrec.kernels.cpu.rebrac_update import AWAY, BLOCK, LOSS, Q_POLICY, SIZE, Q, rebrac_update
 from jacrec.kernels.cpu.threads import run_together
 from jacrec.networks import MLP
 
@@ -39,7 +39,7 @@ class FusedReBRAC:
     def __init__(self, actor: Trained, critic: Trained, rule: Rule):
         self.actor, self.critic, self.bc, self.normalize_q = actor, critic, rule.actor_bc_coef, rule.normalize_q
         self.dtype = actor.value.dtype
-        self.call = compiled(DTYPES[self.dtype]).ctypes
+        self.call = entry(rebrac_update, DTYPES[self.dtype]).ctypes
         self.rule = np.zeros(job.RULES)
         self.rule[: len(rule)] = rule
         self.counter = np.zeros(8, dtype=np.int64)  # a cache line of its own

@@ -5,11 +5,9 @@ for one another; then the outputs of the weight gradients are dealt out, then th
 takes its rows in blocks whose activations stay in its cache.
 """
 
-from functools import cache
-
 from jacrec.kernels.cpu.crew import meet_at
 from jacrec.kernels.cpu.flat import adam, move_towards
-from jacrec.kernels.cpu.host import entry, part
+from jacrec.kernels.cpu.host import part
 from jacrec.kernels.cpu.passes import address, pull, pull_inputs, record, value, weights
 from jacrec.kernels.cpu.rebrac_job import (
     ACTOR_LR,
@@ -221,9 +219,3 @@ def rebrac_update(like, job_address):
     _step_actor(task)
     for head in range(task.low, task.high):
         move_towards(net_of(task.critic, head), task.critic.moving, task.rule[TAU], task.mate, task.mates)
-
-
-@cache
-def compiled(dtype):
-    """`rebrac_update` for an element type."""
-    return entry(rebrac_update, dtype)

@@ -4,13 +4,11 @@ A tile of rows goes through all H steps and back before the next one starts: wha
 nearest caches, and does not grow with the number of particles.
 """
 
-from functools import cache
-
 import numpy as np
 
 from jacrec.kernels.cpu.crew import FLAG, meet, muster
 from jacrec.kernels.cpu.ensemble import pull_members, record_members
-from jacrec.kernels.cpu.host import entry, part
+from jacrec.kernels.cpu.host import part
 from jacrec.kernels.cpu.layout import BARS, BIAS, GRADIENT, LAYERS, OUT, PADDED, TAPE, WIDEST
 from jacrec.kernels.cpu.mlp import add_to, copy_to, cotangents, parameter_gradients, record
 from jacrec.kernels.cpu.multistep import pull_step, record_step
@@ -252,9 +250,3 @@ def _segment(begin, r, R, M, batched):
         return type(R)(0), R - r
     n = (begin + r) // M
     return n, min(R - r, (n + 1) * M - begin - r)
-
-
-@cache
-def compiled(dtype):
-    """`rollout_gradient` for numpy's float32 or float64: a C function of a job's address."""
-    return entry(rollout_gradient, dtype)

@@ -85,6 +85,17 @@ def record_transition(
 
 
 @part
+def input_cotangents(like, chain, scale, v, lam, v_s, v_a):
+    """A row's cotangents of the network's inputs (d+m) and of the next state (d) -> those of state (d) and action (m)."""
+    d, m = chain[STATE_DIM], chain[ACTION_DIM]
+    both, row, to_s, to_a = at(like, v), at(like, lam), at(like, v_s), at(like, v_a)
+    for i in range(d):
+        to_s[i] = both[i] / scale[i] + (row[i] if chain[DIFFERENCE] else type(like)(0))
+    for i in range(m):
+        to_a[i] = both[d + i]
+
+
+@part
 def pull_transition(like, chain, steps, net, R, tape, J, j, lam, mu, y_bar, total, v, work, v_s, v_a, crew):
     """λ (R, d) -> v_s = F_sᵀ λ (R, d), v_a = F_aᵀ λ (R, m).
 
@@ -115,12 +126,7 @@ def pull_transition(like, chain, steps, net, R, tape, J, j, lam, mu, y_bar, tota
     dot(like, total, width, R, chain[FROM_INPUT], width, d + m, width, v, d + m)
     scale = at(like, chain[STATE_STD])
     for r in range(R):
-        both, row = at(like, v + r * (d + m) * size), at(like, lam + r * d * size)
-        to_s, to_a = at(like, v_s + r * d * size), at(like, v_a + r * m * size)
-        for i in range(d):
-            to_s[i] = both[i] / scale[i] + (row[i] if chain[DIFFERENCE] else type(like)(0))
-        for i in range(m):
-            to_a[i] = both[d + i]
+        input_cotangents(like, chain, scale, v + r * (d + m) * size, lam + r * d * size, v_s + r * d * size, v_a + r * m * size)
 
 
 @part

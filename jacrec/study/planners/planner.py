@@ -13,7 +13,7 @@ from jacrec.dynamics import MultiStepDynamics
 from jacrec.shapes import check_observation, check_state, plain_torch, row_mask
 from jacrec.study.planners.config import PlannerConfig
 from jacrec.study.planners.search import Decision, Draws, Planned, search
-from jacrec.world import BatchedPolicy, World, apply_policy
+from jacrec.world import BatchedPolicy, World, policy_action
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ class Planner:
         """
         state = check_observation(observation, self.batch, self.dtype, self.device)
         state, single = check_state(self.policy, self.world, state)
-        own = apply_policy(self.policy, None, state.unsqueeze(1)).squeeze(1)
+        own = policy_action(self.policy, state)
         draws = Draws.of(self.config, self.world, state, own.shape[-1], self.generator)
         action = self._decide(state, own, draws)
         assert self.planned is not None

@@ -11,7 +11,7 @@ from jacrec.rollout import noise_like
 from jacrec.study.planners.imagine import imagine
 from jacrec.study.planners.planner import Planner
 from jacrec.study.probes import mean_value, running_values
-from jacrec.world import apply_policy
+from jacrec.world import policy_action
 
 
 @dataclass
@@ -43,7 +43,7 @@ class PlannerProbe:
         planner = self.planner
         state = torch.as_tensor(observation, dtype=planner.dtype, device=planner.device)
         taken = torch.as_tensor(action, dtype=planner.dtype, device=planner.device)
-        own = apply_policy(planner.policy, None, state.unsqueeze(1)).squeeze(1)
+        own = policy_action(planner.policy, state)
         self.action_change += float((taken - own).abs().mean(1).cpu().numpy()[running].sum())
         self._decisions += int(running.sum())
         if planner.last is not None:
