@@ -1,4 +1,4 @@
-"""The constants of `jacrec.cost` from times measured on this machine: for plain and fused kernels, beside those in use.
+"""The constants of `jacrec.engine.cost` from times measured on this machine: for plain and fused kernels, beside those in use.
 
 python benchmarks/calibrate.py                     # or: jacrec bench calibrate
 python benchmarks/calibrate.py --from FILE.json    # from the results of a run of grad_speed
@@ -15,8 +15,8 @@ from grad_speed import measure
 from harness import environment, slug, use_threads, write
 from problems import Size, make
 
-from jacrec.cost import RATES, Rates, Sizes, costs
-from jacrec.shapes import problem
+from jacrec.engine.cost import RATES, Rates, Sizes, costs
+from jacrec.engine.shapes import problem
 
 NAMES = {
     ("forward", "plain"): "forward",
@@ -73,8 +73,9 @@ def main(arguments: list[str] | None = None) -> None:
         name = f"calibration_{slug(options.device)}"
         print(write(name, {"environment": environment(options.device), "rows": rows}))
     for kernel in ("plain", "fused"):
-        print(f"{kernel}: fitted {fit(rows, kernel, options.device)}\n{' ' * len(kernel)}  in use "
-              f"{RATES[options.device, kernel]}")  # fmt: skip
+        print(
+            f"{kernel}: fitted {fit(rows, kernel, options.device)}\n{' ' * len(kernel)}  in use {RATES[options.device, kernel]}"
+        )
 
 
 if __name__ == "__main__":

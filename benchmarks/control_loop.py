@@ -18,8 +18,8 @@ from harness import Others, environment, use_threads
 from problems import Size, make
 
 from jacrec import MPC, MPCConfig
+from jacrec.control.deadline import realtime
 from jacrec.envs.physics import make_env
-from jacrec.realtime import realtime
 
 QUANTILES = (0.5, 0.9, 0.99, 0.999, 0.9999)
 LOOKS = (1_000, 10_000)
@@ -45,7 +45,7 @@ class Setting:
     paced: bool = False
     """a decision every `deadline_ms`, as a control loop makes them, instead of one after the other"""
     collector: bool = False
-    """leave Python's garbage collector running; it rests otherwise (`jacrec.realtime.realtime`)"""
+    """leave Python's garbage collector running; it rests otherwise (`jacrec.control.deadline.realtime`)"""
 
     @property
     def size(self) -> Size:
@@ -77,8 +77,11 @@ def measure(setting: Setting, every: int | None = None) -> Iterator[dict[str, An
     """
     use_threads(setting.threads)
     case = make(setting.size)
-    control = MPC(case.policy, case.world, MPCConfig(horizon=setting.H, particles=setting.M, updates=setting.updates_asked,
-                                                     deadline_ms=setting.deadline_ms))  # fmt: skip
+    control = MPC(
+        case.policy,
+        case.world,
+        MPCConfig(horizon=setting.H, particles=setting.M, updates=setting.updates_asked, deadline_ms=setting.deadline_ms),
+    )
     hopper, log = Hopper(), Log(setting)
     log.warm_up_seconds = control.warm_up(hopper.observation)
     every = every or setting.decisions
@@ -156,7 +159,7 @@ class Log:
             "others": round(self.others.share(), 4),
             "wall_seconds": round(time.perf_counter() - self.started, 1),
             "environment": self.environment,
-        }  # fmt: skip
+        }
 
 
 def preemptions() -> int:
@@ -169,8 +172,12 @@ def memory() -> dict[str, int | None]:
     statm = Path("/proc/self/statm")
     resident = int(statm.read_text().split()[1]) * resource.getpagesize() if statm.exists() else None
     given = malloc_information()
-    return {"rss": resident, "malloc": None if given is None else given(), "blocks": sys.getallocatedblocks(),
-            "objects": len(gc.get_objects())}  # fmt: skip
+    return {
+        "rss": resident,
+        "malloc": None if given is None else given(),
+        "blocks": sys.getallocatedblocks(),
+        "objects": len(gc.get_objects()),
+    }
 
 
 @cache
@@ -178,8 +185,21 @@ def malloc_information() -> Callable[[], int] | None:
     """A function that asks glibc how many bytes are in use; None where there is another library."""
 
     class Mallinfo2(Structure):
-        _fields_ = [(name, c_size_t) for name in ("arena", "ordblks", "smblks", "hblks", "hblkhd", "usmblks", "fsmblks",
-                                                  "uordblks", "fordblks", "keepcost")]  # fmt: skip
+        _fields_ = [
+            (name, c_size_t)
+            for name in (
+                "arena",
+                "ordblks",
+                "smblks",
+                "hblks",
+                "hblkhd",
+                "usmblks",
+                "fsmblks",
+                "uordblks",
+                "fordblks",
+                "keepcost",
+            )
+        ]
 
     try:
         ask = CDLL(None).mallinfo2

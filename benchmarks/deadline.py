@@ -47,9 +47,11 @@ def line(row: dict[str, Any]) -> str:
     """A row for the terminal."""
     ms, (*_, before, now) = row["ms"], row["memory"]
     grown = "" if now["rss"] is None else f"  RSS {now['rss'] / 2**20:.0f} MiB ({(now['rss'] - before['rss']) / 2**20:+.1f})"
-    return (f"{name(row):44s} {row['decided']:7d} decisions  missed {share(row)}, {row['misses_while_preempted']} preempted"
-            f"  p50 {ms['p50']:.2f}  p99.9 {ms['p99.9']:.2f}  max {ms['max']:.2f} ms  E {row['updates']['mean']:.2f}"
-            f"{grown}")  # fmt: skip
+    return (
+        f"{name(row):44s} {row['decided']:7d} decisions  missed {share(row)}, {row['misses_while_preempted']} preempted"
+        f"  p50 {ms['p50']:.2f}  p99.9 {ms['p99.9']:.2f}  max {ms['max']:.2f} ms  E {row['updates']['mean']:.2f}"
+        f"{grown}"
+    )
 
 
 def share(row: dict[str, Any]) -> str:
@@ -80,9 +82,16 @@ def markdown(found: list[dict[str, Any]]) -> str:
         "|" + "---|" * (7 + len(first["ms"])),
     ]
     for row in found:
-        cells = [name(row), f"{row['decided']}", share(row), f"{row['misses_while_preempted']}",
-                 *(f"{x:.2f}" for x in row["ms"].values()), f"{row['updates']['mean']:.2f}", f"{row['updates']['none']}",
-                 f"{row['others']:.1%}"]  # fmt: skip
+        cells = [
+            name(row),
+            f"{row['decided']}",
+            share(row),
+            f"{row['misses_while_preempted']}",
+            *(f"{x:.2f}" for x in row["ms"].values()),
+            f"{row['updates']['mean']:.2f}",
+            f"{row['updates']['none']}",
+            f"{row['others']:.1%}",
+        ]
         lines.append(f"| {' | '.join(cells)} |")
     lines += [
         "",
@@ -95,8 +104,14 @@ def markdown(found: list[dict[str, Any]]) -> str:
     for row in found:
         points = row["memory"]
         mebi = [" → ".join("–" if p[key] is None else f"{p[key] / 2**20:.2f}" for p in points) for key in ("rss", "malloc")]
-        cells = [name(row), f"{row['warm_up_seconds']:.2f}", *mebi, " → ".join(str(p["blocks"]) for p in points),
-                 f"{row['page_faults']}", f"{row['involuntary_switches']}, {row['voluntary_switches']}"]  # fmt: skip
+        cells = [
+            name(row),
+            f"{row['warm_up_seconds']:.2f}",
+            *mebi,
+            " → ".join(str(p["blocks"]) for p in points),
+            f"{row['page_faults']}",
+            f"{row['involuntary_switches']}, {row['voluntary_switches']}",
+        ]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
@@ -105,8 +120,10 @@ def settings(options: argparse.Namespace) -> list[Setting]:
     """The product of the options; more threads than cores are left out."""
     threads = [t for t in options.threads if t <= usable_cores()]
     n = QUICK if options.quick else options.decisions
-    return [Setting(model, STEPS[model], E, t, n, options.deadline_ms, paced=options.paced, collector=options.collector)
-            for model, E, t in itertools.product(options.models, options.updates, threads)]  # fmt: skip
+    return [
+        Setting(model, STEPS[model], E, t, n, options.deadline_ms, paced=options.paced, collector=options.collector)
+        for model, E, t in itertools.product(options.models, options.updates, threads)
+    ]
 
 
 def main(arguments: list[str] | None = None) -> list[dict[str, Any]]:

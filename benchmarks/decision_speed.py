@@ -96,14 +96,18 @@ def goal_lines(rows: list[dict], lockstep: list[dict]) -> list[str]:
         for row in rows:
             if [row[key] for key in ("task", "model", "M", "H", "K", "updates", "objective")] == [*wanted, "return"]:
                 met = "reached" if row["ms"]["median"] <= limit else "NOT reached"
-                lines.append(f"goal: {task} {model} M {M} H {H} K {K} E {E} in {limit:g} ms: {met}, median "
-                             f"{row['ms']['median']:.2f}, p99 {row['ms']['p99']:.2f}")  # fmt: skip
+                lines.append(
+                    f"goal: {task} {model} M {M} H {H} K {K} E {E} in {limit:g} ms: {met}, median "
+                    f"{row['ms']['median']:.2f}, p99 {row['ms']['p99']:.2f}"
+                )
     N, most = LOCKSTEP_GOAL
     for row in lockstep:
         if row["N"] == N:
             met = "reached" if row["ratio_to_one"] <= most else "NOT reached"
-            lines.append(f"goal: {N} in lock-step cost at most {most:g}× one ({row['task']} M {row['M']} H {row['H']}): {met}, "
-                         f"{row['ratio_to_one']:.2f}×")  # fmt: skip
+            lines.append(
+                f"goal: {N} in lock-step cost at most {most:g}× one ({row['task']} M {row['M']} H {row['H']}): {met}, "
+                f"{row['ratio_to_one']:.2f}×"
+            )
     return lines
 
 
@@ -138,8 +142,16 @@ def main(arguments: list[str] | None = None) -> dict:
         for (model, objective), (H, M) in itertools.product(ways, itertools.product(options.horizon, options.particles)):
             size = Size(task, M, H, steps[model], options.width, model)
             ms = decisions(size, ask, objective=objective)
-            rows.append({**asdict(size), "objective": objective, "updates": ask.updates, "ms": ms, "time_step_ms": step,
-                         "time_step_of": source})  # fmt: skip
+            rows.append(
+                {
+                    **asdict(size),
+                    "objective": objective,
+                    "updates": ask.updates,
+                    "ms": ms,
+                    "time_step_ms": step,
+                    "time_step_of": source,
+                }
+            )
             share = "" if step is None else f"{ms['median'] / step:8.0%} of {step:g} ms ({source})"
             name = f"{task} {model} M {M} H {H} K {size.K} E {ask.updates}"
             name += "" if objective == "return" else f" {objective}"

@@ -38,8 +38,8 @@ import torch
 from harness import synchronise
 from problems import Case
 
-from jacrec.dynamics import ChainDynamics, MultiStepDynamics
-from jacrec.networks import MLP
+from jacrec.models.dynamics import ChainDynamics, MultiStepDynamics
+from jacrec.models.networks import MLP
 
 
 @dataclass(frozen=True)

@@ -95,16 +95,25 @@ def evaluate(rows: list[dict], device: str) -> list[dict]:
         if told:
             least, worst = min(told, key=lambda pair: pair[0])
             best = [goal.ratio(row, "best of ours") or 0.0 for _, row in told]
-            found.append({
-                "what": goal.what, "goal": goal.least, "M": sorted({row["M"] for _, row in told}), "sizes": len(told),
-                "least": round(least, 3), "most": round(max(ratio for ratio, _ in told), 3),
-                "least_at": f"{worst['task']} M {worst['M']} H {worst['H']}", "least_of_the_fastest": round(min(best), 3),
-            })  # fmt: skip
+            found.append(
+                {
+                    "what": goal.what,
+                    "goal": goal.least,
+                    "M": sorted({row["M"] for _, row in told}),
+                    "sizes": len(told),
+                    "least": round(least, 3),
+                    "most": round(max(ratio for ratio, _ in told), 3),
+                    "least_at": f"{worst['task']} M {worst['M']} H {worst['H']}",
+                    "least_of_the_fastest": round(min(best), 3),
+                }
+            )
     return found
 
 
 def sentence(g: dict) -> str:
     """A goal as it is printed."""
     met = "reached" if g["least"] >= g["goal"] else "NOT reached"
-    return (f"goal: M in {g['M']}, {g['goal']:.2g}× {g['what']}: {met}; Auto {g['least']:.2f}× (at {g['least_at']}) to "
-            f"{g['most']:.2f}×, the fastest of jacrec's methods at least {g['least_of_the_fastest']:.2f}×")  # fmt: skip
+    return (
+        f"goal: M in {g['M']}, {g['goal']:.2g}× {g['what']}: {met}; Auto {g['least']:.2f}× (at {g['least_at']}) to "
+        f"{g['most']:.2f}×, the fastest of jacrec's methods at least {g['least_of_the_fastest']:.2f}×"
+    )

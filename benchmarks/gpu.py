@@ -1,7 +1,7 @@
 """Everything that a GPU can tell, in one command and under ten minutes: `make bench-gpu`, or `python benchmarks/gpu.py`.
 
 Needs torch >= 2.11 and triton >= 3.6 with CUDA, and numpy; no gymnasium, mujoco or minari, and no installation of jacrec
-(benchmarks/checkout stands in for it). Runs the kernels' tests compiled, times the chain's kernels in every precision and
+(the checkout is put on PYTHONPATH). Runs the kernels' tests compiled, times the chain's kernels in every precision and
 their tiles, whole gradients against their peers, decisions and training, and writes benchmarks/results/. A part that fails
 or outlasts its time makes the exit status 1; what had to be left out is named at the end with the reason.
 
@@ -41,17 +41,44 @@ class Part:
 
 
 PARTS = (
-    Part("tests", ("-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/test_kernels_triton.py",
-                   "tests/test_kernels_triton_gradient.py"), 200,
-         ("pytest", "hypothesis")),
+    Part(
+        "tests",
+        (
+            "-m",
+            "pytest",
+            "-q",
+            "-p",
+            "no:cacheprovider",
+            "tests/kernels/test_triton.py",
+            "tests/kernels/test_triton_gradient.py",
+        ),
+        200,
+        ("pytest", "hypothesis"),
+    ),
     Part("kernels", ("benchmarks/kernel_speed.py", "--device", "cuda"), 120),
     Part("gradients", ("benchmarks/grad_speed.py", "--device", "cuda"), 150),
     Part("decisions", ("benchmarks/decision_speed.py", "--device", "cuda"), 60),
     Part("training", ("benchmarks/training_speed.py", "--device", "cuda"), 60, ("yaml",), "--device"),
     Part("memory", ("benchmarks/memory.py", "--device", "cuda"), 60),
-    Part("tiles", ("benchmarks/kernel_speed.py", "--device", "cuda", "--tasks", "hopper", "--particles", "16", "4096",
-                   "--tune-seconds", "12", "--json", "benchmarks/results/tiles_cuda.json"), 120),
-)  # fmt: skip
+    Part(
+        "tiles",
+        (
+            "benchmarks/kernel_speed.py",
+            "--device",
+            "cuda",
+            "--tasks",
+            "hopper",
+            "--particles",
+            "16",
+            "4096",
+            "--tune-seconds",
+            "12",
+            "--json",
+            "benchmarks/results/tiles_cuda.json",
+        ),
+        120,
+    ),
+)
 
 
 def lacking() -> str | None:
@@ -67,8 +94,10 @@ def lacking() -> str | None:
     import torch
 
     if not torch.cuda.is_available():
-        return (f"device: expected a CUDA GPU, torch {torch.__version__} finds none; nothing was measured (python "
-                "benchmarks/grad_speed.py measures the CPU)")  # fmt: skip
+        return (
+            f"device: expected a CUDA GPU, torch {torch.__version__} finds none; nothing was measured (python "
+            "benchmarks/grad_speed.py measures the CPU)"
+        )
     return None
 
 
@@ -76,7 +105,7 @@ def surroundings() -> dict[str, str]:
     """The environment of the parts: jacrec from this checkout, kernels compiled and not interpreted."""
     variables = {**os.environ, "PYTHONUNBUFFERED": "1"}
     variables.pop("TRITON_INTERPRET", None)
-    path = [str(HERE / "checkout"), str(ROOT), str(HERE), *filter(None, [os.environ.get("PYTHONPATH")])]
+    path = [str(ROOT), str(HERE), *filter(None, [os.environ.get("PYTHONPATH")])]
     variables["PYTHONPATH"] = os.pathsep.join(path)
     return variables
 

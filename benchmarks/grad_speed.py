@@ -73,12 +73,16 @@ def examine(case: Case, entries: dict[str, Entry], device: str) -> Examined:
             error64 = found.errors64[name] = disagreement(CONTESTANTS[name].prepare(double).flat(), exact)
         except Unavailable:
             if not error <= OWN_ERRORS * own:
-                raise SystemExit(f"{case.size}: {name} has an error of {error:.1e}, reverse mode in the same precision "
-                                 f"{own:.1e}; nothing was timed") from None  # fmt: skip
+                raise SystemExit(
+                    f"{case.size}: {name} has an error of {error:.1e}, reverse mode in the same precision "
+                    f"{own:.1e}; nothing was timed"
+                ) from None
         else:
             if not error64 <= AGREEMENT:
-                raise SystemExit(f"{case.size}: the gradient of {name} differs from reverse mode's by {error64:.1e} in "
-                                 "float64; nothing was timed")  # fmt: skip
+                raise SystemExit(
+                    f"{case.size}: the gradient of {name} differs from reverse mode's by {error64:.1e} in "
+                    "float64; nothing was timed"
+                )
         found.peak[name] = peak_memory(name, entry, device)
     return found
 
@@ -132,16 +136,23 @@ def measure_size(
     counted = floor.count(case)
     dissected = [name for name in entries if CONTESTANTS[name].dissected]
     return {
-        **asdict(size), "d": size.d, "m": size.m, "dtype": str(dtype).removeprefix("torch."),
-        "ms": ms, "others": round(crowd, 3),
-        "float64_error": found.errors64, "error": found.errors, "difference": max(found.errors64.values(), default=0.0),
+        **asdict(size),
+        "d": size.d,
+        "m": size.m,
+        "dtype": str(dtype).removeprefix("torch."),
+        "ms": ms,
+        "others": round(crowd, 3),
+        "float64_error": found.errors64,
+        "error": found.errors,
+        "difference": max(found.errors64.values(), default=0.0),
         "peak_bytes": found.peak,
         "ready_seconds": {name: round(e.ready_seconds, 2) for name, e in entries.items() if e.ready_seconds is not None},
         "phases": {name: phases(e.gradient, device) for name, e in entries.items() if name in dissected},
         "chosen": report.chosen(case),
-        "count": asdict(counted), "floor": floor.floor(counted, rates).record(),
+        "count": asdict(counted),
+        "floor": floor.floor(counted, rates).record(),
         "absent": absent,
-    }  # fmt: skip
+    }
 
 
 def measure(
@@ -180,8 +191,13 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--full", action="store_true", help="H 1, 3 and 5, all task dimensions")
     p.add_argument("--dtype", choices=("float32", "float64"), default="float32")
     p.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
-    p.add_argument("--contestants", nargs="+", choices=CONTESTANTS, metavar="NAME",
-                   help="; ".join(f"'{c.name}' ({c.what})" for c in CONTESTANTS.values()))  # fmt: skip
+    p.add_argument(
+        "--contestants",
+        nargs="+",
+        choices=CONTESTANTS,
+        metavar="NAME",
+        help="; ".join(f"'{c.name}' ({c.what})" for c in CONTESTANTS.values()),
+    )
     p.add_argument("--repetitions", type=int, default=9)
     p.add_argument("--budget", type=float, default=0.3, help="seconds a contestant and size")
     p.add_argument("--threads", type=int, help="cores left to all contestants; all cores unless told")
@@ -202,8 +218,14 @@ def chosen_sizes(options: argparse.Namespace) -> list[Size]:
         tasks = [t for t in tasks if options.tasks or t != "walker2d"]  # the same numbers as halfcheetah's
         pairs = list(itertools.product(tasks, options.horizon or ([1, 3, 5] if options.full else [3])))
     models = options.models or ["diffusion"]
-    sizes = [Size(t, M, H, 1 if model in ONE_EVALUATION else K, w, model)
-             for model in models for w in widths for K in steps for t, H in pairs for M in particles]  # fmt: skip
+    sizes = [
+        Size(t, M, H, 1 if model in ONE_EVALUATION else K, w, model)
+        for model in models
+        for w in widths
+        for K in steps
+        for t, H in pairs
+        for M in particles
+    ]
     if not any((options.models, options.full, options.tasks, options.horizon, options.steps, options.particles)):
         sizes += [Size("hopper", M, 5, K, w, model) for model, K in CHEAP for w in widths for M in (1, 16)]
     return list(dict.fromkeys(sizes))
@@ -215,9 +237,14 @@ def main(arguments: list[str] | None = None) -> dict:
     use_threads(options.threads)
     names = options.contestants or [c.name for c in CONTESTANTS.values() if options.device in c.default_on]
     rows = measure(
-        chosen_sizes(options), names, dtype=getattr(torch, options.dtype), device=options.device,
-        repetitions=options.repetitions, budget=options.budget, show=True,
-    )  # fmt: skip
+        chosen_sizes(options),
+        names,
+        dtype=getattr(torch, options.dtype),
+        device=options.device,
+        repetitions=options.repetitions,
+        budget=options.budget,
+        show=True,
+    )
     where = environment(options.device)
     print(report.summary(rows, where))
     reached = goals.evaluate(rows, options.device)

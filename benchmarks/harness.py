@@ -18,7 +18,7 @@ os.environ.setdefault("KINETO_LOG_LEVEL", "9")  # the profiler that counts memor
 
 import torch
 
-from jacrec.study.versions import versions
+from jacrec.evaluation.versions import versions
 
 RESULTS = Path(__file__).parent / "results"
 

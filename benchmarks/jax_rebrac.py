@@ -95,10 +95,11 @@ def make_scan(config: Any, form: str = "heads"):
         gradient = jax.grad(loss)(learner.actor)
         actor, state = adam(gradient, learner.actor_adam, learner.actor, c.actor_lr)
         return learner._replace(
-            actor=actor, actor_adam=state,
+            actor=actor,
+            actor_adam=state,
             target_actor=towards(learner.target_actor, learner.actor),  # the actor from before its update
             target_critics=towards(learner.target_critics, learner.critics),
-        )  # fmt: skip
+        )
 
     def run(learner, rows, index, noise):
         m = noise.shape[-1]
@@ -120,7 +121,7 @@ def make_scan(config: Any, form: str = "heads"):
 
 
 def from_torch(learner: Any, form: str = "heads") -> Learner:
-    """The state of a `jacrec.training.rebrac.ReBRAC` that has made no update yet, in JAX's arrays and its dtype."""
+    """The state of a `jacrec.training.stages.rebrac.ReBRAC` that has made no update yet, in JAX's arrays and its dtype."""
     import jax
     import jax.numpy as jnp
 
@@ -130,10 +131,13 @@ def from_torch(learner: Any, form: str = "heads") -> Learner:
     def network(mlp, pick):
         norms = [*mlp.norms, None] if mlp.norms else [None] * len(mlp.layers)
         return [
-            (array(pick(layer.weight).mT), array(pick(layer.bias)), *(
-                (None, None) if norm is None else (array(pick(norm.weight)), array(pick(norm.bias)))))
+            (
+                array(pick(layer.weight).mT),
+                array(pick(layer.bias)),
+                *((None, None) if norm is None else (array(pick(norm.weight)), array(pick(norm.bias)))),
+            )
             for layer, norm in zip(mlp.layers, norms, strict=True)
-        ]  # fmt: skip
+        ]
 
     def both(actor, critic):
         if form == "vmap":
@@ -156,8 +160,11 @@ def drawn(stage: Any, pairs: int) -> tuple[Any, Any, Any]:
 
     index, noise = zip(*(stage.stream.at(update) for update in range(2 * pairs)), strict=True)
     index, noise = np.stack(index), np.stack(noise)
-    return (jnp.asarray(stage.rows.numpy()), jnp.asarray(index.reshape(pairs, 2, -1)),
-            jnp.asarray(noise.reshape(pairs, 2, *noise.shape[1:])))  # fmt: skip
+    return (
+        jnp.asarray(stage.rows.numpy()),
+        jnp.asarray(index.reshape(pairs, 2, -1)),
+        jnp.asarray(noise.reshape(pairs, 2, *noise.shape[1:])),
+    )
 
 
 def disagreement(stage: Any, form: str = "heads", pairs: int = 10) -> float:
@@ -194,7 +201,7 @@ def main() -> None:
     from training_speed import noise_data
 
     from jacrec.training.config import ReBRACConfig
-    from jacrec.training.rebrac import ReBRACStage
+    from jacrec.training.stages.rebrac import ReBRACStage
 
     torch.set_num_threads(1)
     jax.config.update("jax_platforms", "cpu")

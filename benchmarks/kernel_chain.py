@@ -14,7 +14,7 @@ from harness import timed
 from problems import Case
 from torch.utils.flop_counter import FlopCounterMode
 
-from jacrec.jacobians import chain as plain
+from jacrec.engine.jacobians import chain as plain
 
 ERRORS = 4
 """how many times its plain twin's own error a kernel may have"""
@@ -96,8 +96,10 @@ def measure_chain(
             options = {} if precision is None else {"precision": precision}
             error = distance(work.call(fused, **options), truth)
             if precision not in LOOSE and not error <= ERRORS * own:
-                raise SystemExit(f"{case.size}: {work.kernel} ({precision}) has an error of {error:.1e}, its plain twin "
-                                 f"{own:.1e}; nothing was timed")  # fmt: skip
+                raise SystemExit(
+                    f"{case.size}: {work.kernel} ({precision}) has an error of {error:.1e}, its plain twin "
+                    f"{own:.1e}; nothing was timed"
+                )
             calls = {"fused": partial(work.call, fused, **options), "plain": partial(work.call, plain)}
             ms = timed(calls, repetitions, device, turns=min(3, repetitions), settle=1)
             read = work.passes * weight_bytes(case)
@@ -133,8 +135,14 @@ def row(case: Case, kernel: str, ms: dict, flops: int, read: int, rates: floor.R
     """Times, with rates and shares of the peaks."""
     seconds = 1e-3 * ms["fused"]["median"]
     return {
-        **asdict(case.size), "dtype": str(case.state.dtype).removeprefix("torch."), "kernel": kernel, "ms": ms,
-        "flops": flops, "weight_bytes": read,
-        "flops_per_second": flops / seconds, "share_of_peak_flops": round(flops / seconds / rates.flops, 4),
-        "bytes_per_second": read / seconds, "share_of_peak_bytes": round(read / seconds / rates.bytes, 4),
-    }  # fmt: skip
+        **asdict(case.size),
+        "dtype": str(case.state.dtype).removeprefix("torch."),
+        "kernel": kernel,
+        "ms": ms,
+        "flops": flops,
+        "weight_bytes": read,
+        "flops_per_second": flops / seconds,
+        "share_of_peak_flops": round(flops / seconds / rates.flops, 4),
+        "bytes_per_second": read / seconds,
+        "share_of_peak_bytes": round(read / seconds / rates.bytes, 4),
+    }

@@ -24,7 +24,7 @@ from peers import CONTESTANTS
 from problems import TASKS, Case, Size, Unavailable, make
 
 FUSED_CHAINS = {"cuda": "jacrec.kernels.chain"}
-"""by device: the module with fused twins of `jacrec.jacobians.chain`"""
+"""by device: the module with fused twins of `jacrec.engine.jacobians.chain`"""
 PRECISIONS = {"cuda": ["tf32x3", "ieee", "tf32"]}
 GRADIENTS = ("forward fused", "adjoint fused", "adjoint recomputed fused")
 

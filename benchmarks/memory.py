@@ -25,7 +25,7 @@ import torch
 from harness import RESULTS, environment
 
 from jacrec import Actor, Adjoint, Autograd, DiffusionDynamics, Forward, RewardModel, TwinCritic, World, policy_gradient
-from jacrec.types import PolicyGradient
+from jacrec.engine.types import PolicyGradient
 
 METHODS = {
     "Autograd": Autograd(),
@@ -147,8 +147,10 @@ def main(arguments: list[str] | None = None) -> list[dict]:
     if options.device == "cpu":
         print("\nGrowth of the peak resident set, MiB\n" + table(rows, "resident_growth_kib", 1024))
     grows = (max(forward) - min(forward)) / MIB
-    print(f"\nForward is {'flat' if flat else 'NOT flat'} in K: {min(forward) / MIB:.2f} to {max(forward) / MIB:.2f} MiB "
-          f"({grows:.2f} MiB more for the step embedding's table of K rows of 256 floats).")  # fmt: skip
+    print(
+        f"\nForward is {'flat' if flat else 'NOT flat'} in K: {min(forward) / MIB:.2f} to {max(forward) / MIB:.2f} MiB "
+        f"({grows:.2f} MiB more for the step embedding's table of K rows of 256 floats)."
+    )
     path = RESULTS / f"memory_{options.device}.json"
     path.parent.mkdir(exist_ok=True)
     settings = dict(d=D, m=M_ACTION, H=H, M=M, dtype="float32", agreement=worst, forward_flat_in_K=flat)

@@ -14,8 +14,8 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from jacrec import Adjoint, Auto, Autograd, Forward, MultiStepDynamics, policy_gradient
-from jacrec.methods import Method
-from jacrec.types import PolicyGradient
+from jacrec.engine.methods import Method
+from jacrec.engine.types import PolicyGradient
 
 
 @dataclass(frozen=True)
@@ -184,14 +184,24 @@ CONTESTANTS = {
         Contestant("autograd", "jacrec Autograd()", method(Autograd), ours=True, default_on=()),
         Contestant("forward", "jacrec Forward()", method(Forward), ours=True, dissected=True),
         Contestant("adjoint", "jacrec Adjoint()", method(Adjoint), ours=True, dissected=True),
-        Contestant("adjoint recomputed", "jacrec Adjoint(recompute=True)", method(lambda: Adjoint(recompute=True)), ours=True,
-                   dissected=True),
+        Contestant(
+            "adjoint recomputed",
+            "jacrec Adjoint(recompute=True)",
+            method(lambda: Adjoint(recompute=True)),
+            ours=True,
+            dissected=True,
+        ),
         Contestant("forward fused", 'jacrec Forward(kernel="fused")', _fused(Forward), ours=True),
         Contestant("adjoint fused", 'jacrec Adjoint(kernel="fused")', _fused(Adjoint), ours=True),
-        Contestant("adjoint recomputed fused", 'jacrec Adjoint(recompute=True, kernel="fused")',
-                   _fused(Adjoint, recompute=True), ours=True, default_on=("cuda",)),
+        Contestant(
+            "adjoint recomputed fused",
+            'jacrec Adjoint(recompute=True, kernel="fused")',
+            _fused(Adjoint, recompute=True),
+            ours=True,
+            default_on=("cuda",),
+        ),
         Contestant("auto", "jacrec Auto()", method(Auto), ours=True),
     )
-}  # fmt: skip
+}
 EAGER = ("torch autograd", "autograd")
 """contestants that are eager reverse mode"""

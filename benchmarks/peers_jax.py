@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from problems import Case, Entry, Gradient, Unavailable
 
-from jacrec.dynamics import ChainDynamics
-from jacrec.networks import MLP, RewardModel, TwinCritic
+from jacrec.models.dynamics import ChainDynamics
+from jacrec.models.networks import MLP, RewardModel, TwinCritic
 
 UNROLLED_CALLS = 100
 """most network calls H·K that are unrolled: compiling more takes minutes"""

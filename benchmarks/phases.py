@@ -1,6 +1,6 @@
-"""Where the time of one of jacrec's gradients goes: the pieces of `jacrec.gradient`, timed from inside.
+"""Where the time of one of jacrec's gradients goes: the pieces of `jacrec.engine.gradient`, timed from inside.
 
-The names that `jacrec.gradient` calls are replaced, for a few calls, by themselves with a clock:
+The names that `jacrec.engine.gradient` calls are replaced, for a few calls, by themselves with a clock:
 
 * rollout: the dynamics' values. The forward form makes them together with their derivatives, so here the same chain is
   run once more without tangents;
@@ -18,8 +18,8 @@ from unittest.mock import patch
 
 from harness import synchronise
 
-import jacrec.gradient as engine
-from jacrec.gradient import Visited
+import jacrec.engine.gradient as engine
+from jacrec.engine.gradient import Visited
 
 PHASES = ("rollout", "Jacobians", "policy and values", "contraction", "sensitivities")
 

@@ -1,6 +1,6 @@
 """Time of one decision of Algorithm 1 and of every planner over actions, all within the same budget of model calls.
 
-A call is one evaluation of the world model's transition, a differentiated one counts two (`jacrec.study.planners.model_calls`);
+A call is one evaluation of the world model's transition, a differentiated one counts two (`jacrec.planners.model_calls`);
 best-of-q makes none and asks the critic as often instead. One environment, and N in lock-step: milliseconds for all N. Weights
 are random: time does not depend on them. Before anything is timed, the action gradient is held against autograd's.
 Writes benchmarks/results/planner_speed_<device>_<machine>.json.
@@ -19,8 +19,8 @@ from harness import as_usual, environment, slug, timed, use_threads, write
 from problems import MODELS, TASKS, Case, Size, make
 
 from jacrec import MPC, MPCConfig
-from jacrec.study.planners import PLANNERS, Planner, PlannerConfig, model_calls, within_budget
-from jacrec.study.planners.gradient import action_gradient
+from jacrec.planners import PLANNERS, Planner, PlannerConfig, model_calls, within_budget
+from jacrec.planners.gradient import action_gradient
 from tests.oracles import plan_return
 
 MOST = 1e-10
@@ -87,8 +87,11 @@ def main(arguments: list[str] | None = None) -> dict:
         times = timed(acting, options.repetitions, options.device, turns=10, settle=1, budget=10.0)
         for name, own in players.items():
             rows.append({"contestant": name, "N": N, "calls": model_calls(own), "ms": times[name], "settings": asdict(own)})
-            print(f"{name:16s} N {N:3d} {model_calls(own):5d} calls {times[name]['median']:9.2f} ms "
-                  f"({times[name]['p20']:.2f}–{times[name]['p80']:.2f})", flush=True)  # fmt: skip
+            print(
+                f"{name:16s} N {N:3d} {model_calls(own):5d} calls {times[name]['median']:9.2f} ms "
+                f"({times[name]['p20']:.2f}–{times[name]['p80']:.2f})",
+                flush=True,
+            )
     result = {"environment": environment(options.device), "size": asdict(size), "error": error, "rows": rows}
     if options.json or as_usual(parser, options):
         print(f"written: {write(f'planner_speed_{slug(options.device)}', result, options.json)}")

@@ -19,9 +19,9 @@ from jacrec import (
     TwinCritic,
     World,
 )
-from jacrec.dynamics import ChainDynamics
-from jacrec.networks import MLP
-from jacrec.types import PolicyGradient
+from jacrec.engine.types import PolicyGradient
+from jacrec.models.dynamics import ChainDynamics
+from jacrec.models.networks import MLP
 
 TASKS = {"hopper": (11, 3), "halfcheetah": (17, 6), "walker2d": (17, 6), "antmaze": (29, 8)}
 """(d, m) of the environments' observations and actions"""

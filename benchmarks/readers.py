@@ -45,16 +45,20 @@ def make(reader: str, folder: Path, rows: int) -> None:
     """The reader's file or set in `folder`."""
     rng = np.random.default_rng(1)
     if reader == "minari":
-        from jacrec.data.collect import Episode
-        from jacrec.data.minari import write_minari
+        from jacrec.data.behaviour.collect import Episode
+        from jacrec.data.readers.minari import write_minari
         from jacrec.envs.physics import make_env
 
         env, length = make_env("Walker2d-v4"), 1000
         episodes = [
-            Episode(walk(length + 1, 17, length + 1, k).astype(np.float64), rng.uniform(-1, 1, (length, 6)).astype(np.float32),
-                    rng.standard_normal(length), False)
+            Episode(
+                walk(length + 1, 17, length + 1, k).astype(np.float64),
+                rng.uniform(-1, 1, (length, 6)).astype(np.float32),
+                rng.standard_normal(length),
+                False,
+            )
             for k in range(rows // length)
-        ]  # fmt: skip
+        ]
         write_minari("bench/walker2d-v0", episodes, env=env.unwrapped, metadata={})
         return
     maze = reader == "antmaze"
@@ -95,15 +99,28 @@ def measure(reader: str, folder: Path) -> dict[str, Any]:
     if reader == "arrays":
         with np.load(folder / "arrays.npz") as file:
             x = {key: file[key] for key in ("observations", "actions", "rewards", "terminals", "timeouts", "next_observations")}
-        result, read = watched(lambda: from_arrays(
-            x["observations"], x["actions"], x["rewards"], x["terminals"], ends=x["timeouts"],
-            next_observations=x["next_observations"], env_id="Walker2d-v4"))  # fmt: skip
+        result, read = watched(
+            lambda: from_arrays(
+                x["observations"],
+                x["actions"],
+                x["rewards"],
+                x["terminals"],
+                ends=x["timeouts"],
+                next_observations=x["next_observations"],
+                env_id="Walker2d-v4",
+            )
+        )
     else:
         source = "bench/walker2d-v0" if reader == "minari" else folder / file_of(reader)
         result, read = watched(lambda: load(source, download=False))
     kept, usable = watched(result.for_td)
-    return {"transitions": len(result), "td_rows": len(kept), "arrays_mib": round(size(result) / MIB, 1), "read": read,
-            "for_td": usable}  # fmt: skip
+    return {
+        "transitions": len(result),
+        "td_rows": len(kept),
+        "arrays_mib": round(size(result) / MIB, 1),
+        "read": read,
+        "for_td": usable,
+    }
 
 
 def watched(call: Callable[[], Any]) -> tuple[Any, dict[str, float]]:
@@ -149,8 +166,15 @@ def main() -> None:
             result["readers"][reader] = {**json.loads(done.splitlines()[-1]), "others": round(others.share(), 2)}
     table = Table(*(Column(x, no_wrap=True) for x in ("reader", "rows", "MiB", "read s", "peak", "for_td s", "peak")))
     for reader, x in result["readers"].items():
-        table.add_row(reader, f"{x['transitions']:,}", f"{x['arrays_mib']:.0f}", f"{x['read']['seconds']:.2f}",
-                      f"{x['read']['peak']:.2f}", f"{x['for_td']['seconds']:.2f}", f"{x['for_td']['peak']:.2f}")  # fmt: skip
+        table.add_row(
+            reader,
+            f"{x['transitions']:,}",
+            f"{x['arrays_mib']:.0f}",
+            f"{x['read']['seconds']:.2f}",
+            f"{x['read']['peak']:.2f}",
+            f"{x['for_td']['seconds']:.2f}",
+            f"{x['for_td']['peak']:.2f}",
+        )
     Console().print(table)
     if options.json or as_usual(parser, options):
         print(write(f"readers_{slug()}", result, options.json))

@@ -7,7 +7,7 @@ from peers import CONTESTANTS
 from problems import Case
 
 from jacrec import Auto
-from jacrec.shapes import problem
+from jacrec.engine.shapes import problem
 
 MIB = 2**20
 
@@ -25,18 +25,21 @@ def peers(row: dict) -> list[str]:
 def block(row: dict, *, first: bool) -> str:
     """A size with a line for each contestant."""
     limit = row["floor"]
-    lines = [f"{row['task']} (d {row['d']}, m {row['m']})  {row['model']}  M {row['M']}  H {row['H']}  K {row['K']}  "
-             f"width {row['width']}  {row['dtype']}: floor {limit['ms']:.3f} ms (arithmetic {limit['arithmetic']:.3f}, "
-             f"bytes {limit['bytes']:.3f}, latency {limit['latency']:.3f}); Auto takes {row['chosen']}"]  # fmt: skip
+    lines = [
+        f"{row['task']} (d {row['d']}, m {row['m']})  {row['model']}  M {row['M']}  H {row['H']}  K {row['K']}  "
+        f"width {row['width']}  {row['dtype']}: floor {limit['ms']:.3f} ms (arithmetic {limit['arithmetic']:.3f}, "
+        f"bytes {limit['bytes']:.3f}, latency {limit['latency']:.3f}); Auto takes {row['chosen']}"
+    ]
     others = peers(row)
-    lines.append(f"  {'ms, median (p20-p80)':46s}{'MiB':>9s}{'error':>9s}{'floor':>7s}   times as fast as "
-                 + ", ".join(others))  # fmt: skip
+    lines.append(f"  {'ms, median (p20-p80)':46s}{'MiB':>9s}{'error':>9s}{'floor':>7s}   times as fast as " + ", ".join(others))
     for name, ms in row["ms"].items():
         peak = row["peak_bytes"][name]
         ratios = "  ".join(f"{row['ms'][other]['median'] / ms['median']:6.2f}" for other in others)
-        lines.append(f"  {name:25s}{ms['median']:9.3f} ({ms['p20']:.2f}-{ms['p80']:.2f})".ljust(48)
-                     + f"{'-' if peak is None else f'{peak / MIB:.2f}':>9s}{row['error'][name]:9.0e}"
-                     f"{limit['ms'] / ms['median']:7.1%}   {ratios}")  # fmt: skip
+        lines.append(
+            f"  {name:25s}{ms['median']:9.3f} ({ms['p20']:.2f}-{ms['p80']:.2f})".ljust(48)
+            + f"{'-' if peak is None else f'{peak / MIB:.2f}':>9s}{row['error'][name]:9.0e}"
+            f"{limit['ms'] / ms['median']:7.1%}   {ratios}"
+        )
     if row["others"] > 0.05:
         lines.append(f"    CROWDED: other processes had {row['others']:.0%} of the machine: no fair times")
     for name, parts in row["phases"].items():
@@ -87,8 +90,13 @@ def plot(result: dict, path: Path) -> Path:
             ax.plot(M, mid, "-o" if ours else "--s", color=colours(i % 20), markersize=3, linewidth=1.4, label=name)
             ax.fill_between(M, low, high, color=colours(i % 20), alpha=0.2)
         ax.plot([r["M"] for r in rows], [r["floor"]["ms"] for r in rows], ":", color="black", label="floor")
-        ax.set(xscale="log", yscale="log", xlabel="particles M", ylabel="milliseconds per gradient",
-               title=f"{panel[0]}, {panel[4]}, H = {panel[1]}, K = {panel[2]}, width {panel[3]}")  # fmt: skip
+        ax.set(
+            xscale="log",
+            yscale="log",
+            xlabel="particles M",
+            ylabel="milliseconds per gradient",
+            title=f"{panel[0]}, {panel[4]}, H = {panel[1]}, K = {panel[2]}, width {panel[3]}",
+        )
         ax.set_xticks([r["M"] for r in rows], [str(r["M"]) for r in rows])
         ax.grid(alpha=0.3, which="both")
     for ax in axes.flat[len(panels) :]:
@@ -96,8 +104,11 @@ def plot(result: dict, path: Path) -> Path:
     handles, labels = axes[0, 0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=4, fontsize=8)
     where = result["environment"]
-    figure.suptitle(f"One policy gradient on {where['machine']}, {where['threads']} threads, torch {where['torch']}, "
-                    f"commit {where['commit']}", fontsize=9)  # fmt: skip
+    figure.suptitle(
+        f"One policy gradient on {where['machine']}, {where['threads']} threads, torch {where['torch']}, "
+        f"commit {where['commit']}",
+        fontsize=9,
+    )
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
     plt.close(figure)

@@ -69,8 +69,9 @@ def replaced(text: str, content: str) -> str:
         ValueError: the text has no markers.
     """
     if not MARKED.search(text):
-        raise ValueError("expected the lines <!-- grad_speed --> and <!-- /grad_speed -->, found none; put them where the "
-                         "table belongs")  # fmt: skip
+        raise ValueError(
+            "expected the lines <!-- grad_speed --> and <!-- /grad_speed -->, found none; put them where the table belongs"
+        )
     return MARKED.sub(lambda marks: f"{marks[1]}{content}{marks[2]}", text)
 
 

@@ -27,12 +27,12 @@ from harness import as_usual, environment, slug, timed, usable_cores, write
 from torch import nn
 
 from jacrec.data.transitions import DatasetInfo, Transitions
-from jacrec.dynamics import DiffusionDynamics
+from jacrec.models.dynamics import DiffusionDynamics
 from jacrec.training.config import DynamicsConfig, ReBRACConfig, RewardConfig
-from jacrec.training.dynamics import DynamicsStage, make_dynamics
 from jacrec.training.passes import why_not_fused
-from jacrec.training.rebrac import ReBRACStage
-from jacrec.training.reward import RewardStage
+from jacrec.training.stages.dynamics import DynamicsStage, make_dynamics
+from jacrec.training.stages.rebrac import ReBRACStage
+from jacrec.training.stages.reward import RewardStage
 from tests.plain_rebrac import PlainReBRAC, largest_difference
 
 SIZES = {"hopper": (11, 3), "halfcheetah": (17, 6), "antmaze": (29, 8)}
@@ -53,9 +53,16 @@ def noise_data(d: int, m: int, rows: int = 20_000) -> Transitions:
 
     last = np.arange(rows) % 100 == 99
     return Transitions(
-        normal(rows, d), np.tanh(normal(rows, m)), normal(rows), normal(rows, d), np.tanh(normal(rows, m)),
-        np.zeros(rows, dtype=bool), ~last, np.arange(rows) // 100, DatasetInfo("noise"),
-    )  # fmt: skip
+        normal(rows, d),
+        np.tanh(normal(rows, m)),
+        normal(rows),
+        normal(rows, d),
+        np.tanh(normal(rows, m)),
+        np.zeros(rows, dtype=bool),
+        ~last,
+        np.arange(rows) // 100,
+        DatasetInfo("noise"),
+    )
 
 
 def stepper(step: Callable[[int], object], updates: int) -> Callable[[], None]:
@@ -136,8 +143,20 @@ def regressions(
 @contextlib.contextmanager
 def jax_process(task: str, width: int, batch: int, threads: int, updates: int) -> Iterator[Callable[[], None]]:
     """A process of JAX with this many processors; a call makes it do `updates` updates and waits for their end."""
-    command = [sys.executable, str(Path(__file__).with_name("jax_rebrac.py")), "--dims", *map(str, SIZES[task]),
-               "--width", str(width), "--batch", str(batch), "--threads", str(threads), "--updates", str(updates)]  # fmt: skip
+    command = [
+        sys.executable,
+        str(Path(__file__).with_name("jax_rebrac.py")),
+        "--dims",
+        *map(str, SIZES[task]),
+        "--width",
+        str(width),
+        "--batch",
+        str(batch),
+        "--threads",
+        str(threads),
+        "--updates",
+        str(updates),
+    ]
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert process.stdin is not None
     assert process.stdout is not None
@@ -182,8 +201,15 @@ def jax_disagreement(task: str, width: int) -> float | None:
     """The same between JAX and ours; None without JAX."""
     if importlib.util.find_spec("jax") is None:
         return None
-    command = [sys.executable, str(Path(__file__).with_name("jax_rebrac.py")), "--dims", *map(str, SIZES[task]),
-               "--width", str(width), "--check"]  # fmt: skip
+    command = [
+        sys.executable,
+        str(Path(__file__).with_name("jax_rebrac.py")),
+        "--dims",
+        *map(str, SIZES[task]),
+        "--width",
+        str(width),
+        "--check",
+    ]
     return json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)["difference"]
 
 
@@ -219,8 +245,13 @@ def measure(data: Transitions, options: argparse.Namespace, batch: int, threads:
     rows = []
     for name, t in times.items():
         median = t["median"]
-        row = {"threads": threads, "batch": batch, "name": name, "updates_per_second": round(1000 * updates / median, 1),
-               "ms": {k: round(v / updates, 3) for k, v in t.items()}}  # fmt: skip
+        row = {
+            "threads": threads,
+            "batch": batch,
+            "name": name,
+            "updates_per_second": round(1000 * updates / median, 1),
+            "ms": {k: round(v / updates, 3) for k, v in t.items()},
+        }
         if name in (PLAIN, HAND, FUSED, GRAPHS, JAX):
             row["share_of_floor"] = round(times["matrix products alone"]["median"] / median, 2)
             row["ratio_to_autograd"] = round(times[PLAIN]["median"] / median, 2)

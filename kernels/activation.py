@@ -1,4 +1,4 @@
-"""The activations of `jacrec.activations` inside a kernel: value and slope from exp and erf, in float32 and float64.
+"""The activations of `jacrec.models.activations` inside a kernel: value and slope from exp and erf, in float32 and float64.
 
 libdevice is avoided, so that the same code runs interpreted. Every exponential has an argument ≤ 0: none overflows.
 """

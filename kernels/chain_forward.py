@@ -1,10 +1,6 @@
-"""The reverse chain with tangents in one launch; twin of `jacrec.jacobians.chain.chain_forward`."""
+"""The reverse chain with tangents in one launch; twin of `jacrec.engine.jacobians.chain.chain_forward`."""
 
 import torch
-from torch import Tensor
-
-from jacrec.dynamics import ChainDynamics
-from jacrec.jacobians.chain import level_table
 from jacrec.kernels.launch import (
     Tile,
     check_precision,
@@ -18,7 +14,11 @@ from jacrec.kernels.launch import (
     start,
 )
 from jacrec.kernels.reverse import chain_forward_kernel
-from jacrec.kernels.served import DYNAMICS_SCALES, demand_served, fitting
+from jacrec.kernels.served import DYNAMICS_SCALES, fitting, require_supported
+from torch import Tensor
+
+from jacrec.engine.jacobians.chain import level_table
+from jacrec.models.dynamics import ChainDynamics
 
 
 @torch.no_grad()
@@ -45,16 +45,23 @@ def chain_forward(
         next state (B, d) and its tangents F_s ds + F_a da, (B, T, d).
 
     Raises:
-        ValueError: the kernels cannot serve these dynamics (see `jacrec.kernels.served.unserved`), or the precision; or an
+        ValueError: the kernels cannot serve these dynamics (see `jacrec.kernels.served.unsupported_reason`), or the precision; or an
             argument has another shape, dtype or device.
     """
-    demand_served(dynamics)
+    require_supported(dynamics)
     mlp, d, m, K = dynamics.denoiser.mlp, dynamics.state_dim, dynamics.action_dim, dynamics.diffusion_steps
     table = level_table(dynamics) if table is None else table
-    sizes = fitting(dynamics.out_std, {
-        "state": (state, ("B", d)), "action": (action, ("B", m)), "noise": (noise, ("B", dynamics.noises, d)),
-        "ds": (ds, ("B", "T", d)), "da": (da, ("B", "T", m)), "table": (table, (K, mlp.hidden[0])),
-    })  # fmt: skip
+    sizes = fitting(
+        dynamics.out_std,
+        {
+            "state": (state, ("B", d)),
+            "action": (action, ("B", m)),
+            "noise": (noise, ("B", dynamics.noises, d)),
+            "ds": (ds, ("B", "T", d)),
+            "da": (da, ("B", "T", m)),
+            "table": (table, (K, mlp.hidden[0])),
+        },
+    )
     B, T = sizes["B"], sizes["T"]
     weights, biases, norms = parameters(mlp)
     noise = noise if noise.stride()[1:] == (d, 1) else noise.contiguous()
@@ -62,12 +69,34 @@ def chain_forward(
     p = plan(tile, B, T, max(mlp.hidden), check_precision(precision, state.dtype), state.device)
     next_state, tangents = torch.empty_like(state, memory_format=torch.contiguous_format), state.new_empty(B, T, d)
     start(
-        chain_forward_kernel, p,
-        next_state, tangents, state.contiguous(), action.contiguous(), noise, ds.contiguous(), da.contiguous(),
-        *scales(dynamics, *DYNAMICS_SCALES), table.contiguous(),
-        coefficients(dynamics, state), weights, biases, norms,
-        p.scratch(state, 3), B, noise.stride(0),
-        K=K, NOISES=dynamics.noises, D=d, M=m, T=T, DP=padded(d), MP=padded(m),
-        STRIDE=mlp.layers[0].weight.shape[1], DIFFERENCE=dynamics.target == "difference", ROUNDS=p.rounds, NET=net(mlp),
-    )  # fmt: skip
+        chain_forward_kernel,
+        p,
+        next_state,
+        tangents,
+        state.contiguous(),
+        action.contiguous(),
+        noise,
+        ds.contiguous(),
+        da.contiguous(),
+        *scales(dynamics, *DYNAMICS_SCALES),
+        table.contiguous(),
+        coefficients(dynamics, state),
+        weights,
+        biases,
+        norms,
+        p.scratch(state, 3),
+        B,
+        noise.stride(0),
+        K=K,
+        NOISES=dynamics.noises,
+        D=d,
+        M=m,
+        T=T,
+        DP=padded(d),
+        MP=padded(m),
+        STRIDE=mlp.layers[0].weight.shape[1],
+        DIFFERENCE=dynamics.target == "difference",
+        ROUNDS=p.rounds,
+        NET=net(mlp),
+    )
     return next_state, tangents

@@ -1,4 +1,4 @@
-"""∇_ψ Ĵ with fused chains (Triton); twins of `jacrec.gradient.forward_gradient` and `adjoint_gradient`.
+"""∇_ψ Ĵ with fused chains (Triton); twins of `jacrec.engine.gradient.forward_gradient` and `adjoint_gradient`.
 
 The chains are one launch each; for few particles the forward form's whole rollout is (`jacrec.kernels.rollout`). On CUDA
 everything else is recorded with them (`jacrec.kernels.graphs`). Both need a problem made of jacrec's own modules; with others,
@@ -10,21 +10,22 @@ from functools import partial
 from types import ModuleType, SimpleNamespace
 from typing import cast
 
-import jacrec.gradient
-from jacrec.errors import expect_one_of
-from jacrec.kernels import graphs, served
 from jacrec.kernels.chain import chain_adjoint, chain_forward, chain_record
 from jacrec.kernels.launch import check_precision
-from jacrec.kernels.rollout import rollout_gradient, rollout_unserved, worthwhile
-from jacrec.kernels.served import demand_served
-from jacrec.problem import Problem
-from jacrec.types import PolicyGradient
+from jacrec.kernels.rollout import rollout_gradient, rollout_unsupported_reason, worthwhile
+from jacrec.kernels.served import require_supported
+
+import jacrec.engine.gradient
+from jacrec.engine.problem import Problem
+from jacrec.engine.types import PolicyGradient
+from jacrec.kernels import graphs, served
+from jacrec.util.errors import expect_one_of
 
 
-def unserved(p: Problem, form: str) -> str | None:
+def unsupported_reason(p: Problem, form: str) -> str | None:
     """Why these kernels cannot compute `form` ("forward" or "adjoint") of this gradient; None if they can."""
     expect_one_of("form", form, ("forward", "adjoint"))
-    return served.unserved(p)
+    return served.unsupported_reason(p)
 
 
 def chain_at(precision: str) -> ModuleType:
@@ -43,15 +44,15 @@ def forward_gradient(p: Problem, *, precision: str | None = None) -> PolicyGradi
     """(22) with factored sensitivities; precision: "tf32x3" (default in float32 on a GPU), "ieee" or "tf32".
 
     Raises:
-        ValueError: the kernels cannot serve the problem (`jacrec.kernels.served.unserved` says why), or the precision.
+        ValueError: the kernels cannot serve the problem (`jacrec.kernels.served.unsupported_reason` says why), or the precision.
     """
 
     def prepare() -> Callable[[Problem], PolicyGradient]:
-        demand_served(p)
+        require_supported(p)
         name = check_precision(precision, p.state.dtype)
-        if rollout_unserved(p) is None and worthwhile(p):
+        if rollout_unsupported_reason(p) is None and worthwhile(p):
             return partial(rollout_gradient, precision=name)
-        return partial(jacrec.gradient.forward_gradient, chain=chain_at(name))
+        return partial(jacrec.engine.gradient.forward_gradient, chain=chain_at(name))
 
     return _recorded(p, prepare, "forward", precision)
 
@@ -60,9 +61,9 @@ def adjoint_gradient(p: Problem, *, recompute: bool = False, precision: str | No
     """(22) re-associated from the end; arguments and errors as in `forward_gradient`, `recompute` as in `chain_record`."""
 
     def prepare() -> Callable[[Problem], PolicyGradient]:
-        demand_served(p)
+        require_supported(p)
         chain = chain_at(check_precision(precision, p.state.dtype))
-        return partial(jacrec.gradient.adjoint_gradient, recompute=recompute, chain=chain)
+        return partial(jacrec.engine.gradient.adjoint_gradient, recompute=recompute, chain=chain)
 
     return _recorded(p, prepare, "adjoint", recompute, precision)
 

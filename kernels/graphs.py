@@ -13,12 +13,12 @@ from typing import Generic, TypeVar
 import torch
 from torch import Tensor, nn
 
-from jacrec.dynamics import ChainDynamics
-from jacrec.jacobians.policy import has_written_jacobian
-from jacrec.networks import MLP, Denoiser, LayerNorm, RewardModel, TwinCritic, written_out
-from jacrec.problem import Problem
-from jacrec.types import PolicyGradient
-from jacrec.world import BatchedPolicy
+from jacrec.engine.jacobians.policy import has_written_jacobian
+from jacrec.engine.problem import Problem
+from jacrec.engine.types import PolicyGradient
+from jacrec.models.dynamics import ChainDynamics
+from jacrec.models.networks import MLP, Denoiser, LayerNorm, RewardModel, TwinCritic, has_manual_derivatives
+from jacrec.models.world import BatchedPolicy
 
 MOST_GRAPHS = 16
 """recordings kept; the least recently used goes first. Each holds its own intermediate memory"""
@@ -53,7 +53,7 @@ def recordable(p: Problem) -> bool:
     """Whether all of the problem is jacrec's own, on a GPU: a stranger's module may read back, or keep state of its own."""
     own = isinstance(p.world.dynamics, ChainDynamics) and type(p.world.reward) is RewardModel
     own = own and type(p.world.critic) is TwinCritic and has_written_jacobian(p.policy)
-    return own and p.state.device.type == "cuda" and all(map(written_out, parts(p)[1:]))
+    return own and p.state.device.type == "cuda" and all(map(has_manual_derivatives, parts(p)[1:]))
 
 
 def key(p: Problem, *options: Hashable) -> Hashable:
@@ -77,10 +77,20 @@ def key(p: Problem, *options: Hashable) -> Hashable:
             elif isinstance(x, TwinCritic):
                 settings.append((x.critics,))
     return (
-        options, p.noise.shape, p.state.shape, p.single, p.batched, p.world.discount, p.state.dtype, p.state.device,
-        torch.get_float32_matmul_precision(), torch.are_deterministic_algorithms_enabled(), tuple(map(id, modules)),
-        tuple((t.data_ptr(), t.dtype, t.shape, t.stride()) for t in tensors), tuple(settings),
-    )  # fmt: skip
+        options,
+        p.noise.shape,
+        p.state.shape,
+        p.single,
+        p.batched,
+        p.world.discount,
+        p.state.dtype,
+        p.state.device,
+        torch.get_float32_matmul_precision(),
+        torch.are_deterministic_algorithms_enabled(),
+        tuple(map(id, modules)),
+        tuple((t.data_ptr(), t.dtype, t.shape, t.stride()) for t in tensors),
+        tuple(settings),
+    )
 
 
 def flatten(result: PolicyGradient) -> Tensor:

@@ -1,7 +1,7 @@
 """The kernel of a whole imagined rollout with its sensitivities: policy, reward, reverse chain, critic over H steps.
 
 Everything that Theorem 4.1 asks for is a tangent. A particle's rows are its value and the (H+1) m factored columns of
-`jacrec.sensitivities`: column (i, l) carries the derivative by component l of the action ã_i. Pushed through the policy,
+`jacrec.engine.sensitivities`: column (i, l) carries the derivative by component l of the action ã_i. Pushed through the policy,
 the C of a column becomes its E (10), with a unit vector at time i; through the reward it becomes r_s C + r_a E (16), what w_i
 gathers; through the chain, the next C (13). No gradient of reward or critic and no Jacobian is formed.
 """
@@ -12,14 +12,27 @@ gathers; through the chain, the next C (13). No gradient of reward or critic and
 
 import triton
 import triton.language as tl
-
 from jacrec.kernels.reverse import reverse_chain
 from jacrec.kernels.rows import finish, is_value, later_layers, output, small_product, value_rows
 
 
 @triton.jit
-def network(X, A, n, weights, biases, norms, buffers, live, D: tl.constexpr, M: tl.constexpr, C: tl.constexpr,
-            TANH: tl.constexpr, NET: tl.constexpr, SHAPE: tl.constexpr):  # fmt: skip
+def network(
+    X,
+    A,
+    n,
+    weights,
+    biases,
+    norms,
+    buffers,
+    live,
+    D: tl.constexpr,
+    M: tl.constexpr,
+    C: tl.constexpr,
+    TANH: tl.constexpr,
+    NET: tl.constexpr,
+    SHAPE: tl.constexpr,
+):
     """Rows of network n at inputs X (D of its columns) and A (M, may be 0): (rows, C), zero from column `out` on."""
     IN: tl.constexpr = D + M
     W: tl.constexpr = NET.hidden[0]
@@ -40,14 +53,53 @@ def network(X, A, n, weights, biases, norms, buffers, live, D: tl.constexpr, M: 
 
 @triton.jit
 def rollout_kernel(
-    returns, w, states, state, noise, discounts, state_mean, state_std, out_mean, out_std, table, steps, weights, biases,
-    norms, policy_weights, policy_biases, policy_norms, reward_mean, reward_std, reward_state_mean, reward_state_std,
-    reward_weights, reward_biases, reward_norms, critic_weights, critic_biases, critic_norms, scratch,
-    H: tl.constexpr, K: tl.constexpr, NOISES: tl.constexpr, D: tl.constexpr, M: tl.constexpr, DP: tl.constexpr,
-    MP: tl.constexpr, STRIDE: tl.constexpr, DIFFERENCE: tl.constexpr, CRITICS: tl.constexpr, PARTICLES: tl.constexpr,
-    GROUP: tl.constexpr, NET: tl.constexpr, POLICY: tl.constexpr, REWARD: tl.constexpr, CRITIC: tl.constexpr,
+    returns,
+    w,
+    states,
+    state,
+    noise,
+    discounts,
+    state_mean,
+    state_std,
+    out_mean,
+    out_std,
+    table,
+    steps,
+    weights,
+    biases,
+    norms,
+    policy_weights,
+    policy_biases,
+    policy_norms,
+    reward_mean,
+    reward_std,
+    reward_state_mean,
+    reward_state_std,
+    reward_weights,
+    reward_biases,
+    reward_norms,
+    critic_weights,
+    critic_biases,
+    critic_norms,
+    scratch,
+    H: tl.constexpr,
+    K: tl.constexpr,
+    NOISES: tl.constexpr,
+    D: tl.constexpr,
+    M: tl.constexpr,
+    DP: tl.constexpr,
+    MP: tl.constexpr,
+    STRIDE: tl.constexpr,
+    DIFFERENCE: tl.constexpr,
+    CRITICS: tl.constexpr,
+    PARTICLES: tl.constexpr,
+    GROUP: tl.constexpr,
+    NET: tl.constexpr,
+    POLICY: tl.constexpr,
+    REWARD: tl.constexpr,
+    CRITIC: tl.constexpr,
     SHAPE: tl.constexpr,
-):  # fmt: skip
+):
     """Grid: tiles of a group, pieces of the columns, groups of GROUP particles that share a policy.
 
     PARTICLES (M of the paper) follow each real state. All inputs are contiguous; returns (B,), w (B, (H+1) M), states
@@ -90,9 +142,33 @@ def rollout_kernel(
         r = tl.sum(r, 1, keep_dims=True) * tl.load(reward_std)
         gathered += tl.load(discounts + j) * (r + tl.where(is_value(SHAPE), tl.load(reward_mean), 0.0))  # (22)
         scaled = tl.where(is_value(SHAPE), s - mean, s) / std
-        u = reverse_chain(scaled, act, noise + (particle * H + j) * NOISES * D, live, table, steps, weights, biases, norms,
-                          scratch, scratch, scratch, scratch, scratch, B, K, NOISES, D, M, DP, STRIDE, 0, "nothing", NET,
-                          SHAPE)  # fmt: skip
+        u = reverse_chain(
+            scaled,
+            act,
+            noise + (particle * H + j) * NOISES * D,
+            live,
+            table,
+            steps,
+            weights,
+            biases,
+            norms,
+            scratch,
+            scratch,
+            scratch,
+            scratch,
+            scratch,
+            B,
+            K,
+            NOISES,
+            D,
+            M,
+            DP,
+            STRIDE,
+            0,
+            "nothing",
+            NET,
+            SHAPE,
+        )
         moved = u * o_std + tl.where(is_value(SHAPE), o_mean, 0.0)  # (25), (13)
         s = tl.where(live, s + moved if DIFFERENCE else moved, 0.0)
     tl.store(states + (H * B + particle) * D + c, s, mask=told & (c < D))

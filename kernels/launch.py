@@ -8,12 +8,12 @@ from typing import Any
 
 import torch
 import triton
+from jacrec.kernels.rows import Net, Shape, value_rows
 from torch import Tensor, nn
 
-from jacrec.dynamics import ChainDynamics
-from jacrec.errors import expect_one_of
-from jacrec.kernels.rows import Net, Shape, value_rows
-from jacrec.networks import MLP
+from jacrec.models.dynamics import ChainDynamics
+from jacrec.models.networks import MLP
+from jacrec.util.errors import expect_one_of
 
 PRECISIONS = ("ieee", "tf32x3", "tf32")
 SMALLEST = 16  # the least side of a matrix that a tensor core multiplies

@@ -10,13 +10,13 @@ i % 2, h̄ (what LayerNorm and skips need) in buffer 2 + i % 2.
 
 import triton
 import triton.language as tl
-
 from jacrec.kernels.rows import at, product, small_product
 
 
 @triton.jit
-def receive(h_bar, z_bar_buffer, h_bar_buffer, slopes, offset, live, cols, I: tl.constexpr, NET: tl.constexpr,
-            SHAPE: tl.constexpr):  # fmt: skip
+def receive(
+    h_bar, z_bar_buffer, h_bar_buffer, slopes, offset, live, cols, I: tl.constexpr, NET: tl.constexpr, SHAPE: tl.constexpr
+):
     """A chunk of h̄ of hidden layer I: to z̄ by the slope, unless LayerNorm comes between."""
     KEPT: tl.constexpr = I > 0 and NET.residual and NET.hidden[I] == NET.hidden[I - 1]
     if NET.norm or KEPT:
@@ -27,8 +27,19 @@ def receive(h_bar, z_bar_buffer, h_bar_buffer, slopes, offset, live, cols, I: tl
 
 
 @triton.jit
-def settle(z_bar_buffer, h_bar_buffer, norms, slopes, hats, inv_std, offset, live, I: tl.constexpr, NET: tl.constexpr,
-           SHAPE: tl.constexpr):  # fmt: skip
+def activate(
+    z_bar_buffer,
+    h_bar_buffer,
+    norms,
+    slopes,
+    hats,
+    inv_std,
+    offset,
+    live,
+    I: tl.constexpr,
+    NET: tl.constexpr,
+    SHAPE: tl.constexpr,
+):
     """All of h̄ of hidden layer I has been received: pull it through LayerNorm if there is one; then z̄ may be read."""
     tl.debug_barrier()
     if NET.norm:
@@ -66,13 +77,35 @@ def pull_layer(buffers, weight, slopes, offset, live, I: tl.constexpr, NET: tl.c
         h_bar = product(buffers + I % 2 * SIZE, weight, n0, SHAPE.columns, IN, OUT, OUT, 1, SHAPE)
         if NET.residual and IN == OUT:
             h_bar += tl.load(at(buffers + (2 + I % 2) * SIZE, cols, SHAPE))
-        receive(h_bar, buffers + (I - 1) % 2 * SIZE, buffers + (2 + (I - 1) % 2) * SIZE, slopes, offset, live, cols, I - 1,
-                NET, SHAPE)  # fmt: skip
+        receive(
+            h_bar,
+            buffers + (I - 1) % 2 * SIZE,
+            buffers + (2 + (I - 1) % 2) * SIZE,
+            slopes,
+            offset,
+            live,
+            cols,
+            I - 1,
+            NET,
+            SHAPE,
+        )
 
 
 @triton.jit
-def pull_hidden(y_bar, buffers, weights, norms, slopes, hats, inv_std, live, OUT: tl.constexpr, G: tl.constexpr,
-                NET: tl.constexpr, SHAPE: tl.constexpr):  # fmt: skip
+def pull_hidden(
+    y_bar,
+    buffers,
+    weights,
+    norms,
+    slopes,
+    hats,
+    inv_std,
+    live,
+    OUT: tl.constexpr,
+    G: tl.constexpr,
+    NET: tl.constexpr,
+    SHAPE: tl.constexpr,
+):
     """From the output's cotangent (rows, columns >= OUT) in registers to z̄ of the first hidden layer, in buffer 0.
 
     weights: of every layer; slopes, hats, inv_std: (rows, 1) pointers to the tape of each row; G: slopes of a row.
@@ -83,13 +116,36 @@ def pull_hidden(y_bar, buffers, weights, norms, slopes, hats, inv_std, live, OUT
     for n0 in range(0, WIDTH, SHAPE.columns):
         cols = n0 + tl.arange(0, SHAPE.columns)
         h_bar = small_product(y_bar, weights[LAST + 1], cols, OUT, WIDTH, WIDTH, 1, SHAPE)
-        receive(h_bar, buffers + LAST % 2 * SIZE, buffers + (2 + LAST % 2) * SIZE, slopes, G - WIDTH, live, cols, LAST, NET,
-                SHAPE)  # fmt: skip
-    settle(buffers + LAST % 2 * SIZE, buffers + (2 + LAST % 2) * SIZE, norms, slopes, hats, inv_std,
-           G - WIDTH, live, LAST, NET, SHAPE)  # fmt: skip
+        receive(
+            h_bar, buffers + LAST % 2 * SIZE, buffers + (2 + LAST % 2) * SIZE, slopes, G - WIDTH, live, cols, LAST, NET, SHAPE
+        )
+    activate(
+        buffers + LAST % 2 * SIZE,
+        buffers + (2 + LAST % 2) * SIZE,
+        norms,
+        slopes,
+        hats,
+        inv_std,
+        G - WIDTH,
+        live,
+        LAST,
+        NET,
+        SHAPE,
+    )
     offset = G - WIDTH
     for i in tl.static_range(LAST, 0, -1):
         offset -= NET.hidden[i - 1]
         pull_layer(buffers, weights[i], slopes, offset, live, i, NET, SHAPE)
-        settle(buffers + (i - 1) % 2 * SIZE, buffers + (2 + (i - 1) % 2) * SIZE, norms, slopes, hats,
-               inv_std, offset, live, i - 1, NET, SHAPE)  # fmt: skip
+        activate(
+            buffers + (i - 1) % 2 * SIZE,
+            buffers + (2 + (i - 1) % 2) * SIZE,
+            norms,
+            slopes,
+            hats,
+            inv_std,
+            offset,
+            live,
+            i - 1,
+            NET,
+            SHAPE,
+        )

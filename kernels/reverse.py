@@ -10,13 +10,13 @@ weights are read from L2 once per layer, step and tile.
 
 import triton
 import triton.language as tl
-
 from jacrec.kernels.rows import at, finish, is_value, later_layers, output, small_product
 
 
 @triton.jit
-def condition(S, A, first, constant, D: tl.constexpr, M: tl.constexpr, STRIDE: tl.constexpr, NET: tl.constexpr,
-              SHAPE: tl.constexpr):  # fmt: skip
+def condition(
+    S, A, first, constant, D: tl.constexpr, M: tl.constexpr, STRIDE: tl.constexpr, NET: tl.constexpr, SHAPE: tl.constexpr
+):
     """W_sa (s, a) of all rows into the scratch buffer `constant`: S (rows, DP) standardised, A (rows, MP)."""
     for n0 in range(0, NET.hidden[0], SHAPE.columns):
         cols = n0 + tl.arange(0, SHAPE.columns)
@@ -27,8 +27,24 @@ def condition(S, A, first, constant, D: tl.constexpr, M: tl.constexpr, STRIDE: t
 
 
 @triton.jit
-def denoise(u, row, constant, buffers, weights, biases, norms, slopes, hats, inv_std, live,
-            D: tl.constexpr, STRIDE: tl.constexpr, NET: tl.constexpr, SHAPE: tl.constexpr, TAPED: tl.constexpr):  # fmt: skip
+def denoise(
+    u,
+    row,
+    constant,
+    buffers,
+    weights,
+    biases,
+    norms,
+    slopes,
+    hats,
+    inv_std,
+    live,
+    D: tl.constexpr,
+    STRIDE: tl.constexpr,
+    NET: tl.constexpr,
+    SHAPE: tl.constexpr,
+    TAPED: tl.constexpr,
+):
     """The denoiser's hidden layers at one level, from latent rows u (rows, DP) and the level's table row."""
     for n0 in range(0, NET.hidden[0], SHAPE.columns):
         cols = n0 + tl.arange(0, SHAPE.columns)
@@ -40,10 +56,33 @@ def denoise(u, row, constant, buffers, weights, biases, norms, slopes, hats, inv
 
 
 @triton.jit
-def reverse_chain(S, A, noise, live, table, steps, weights, biases, norms, scratch, slopes, hats, inv_std, latents,
-                  B, K: tl.constexpr, NOISES: tl.constexpr, D: tl.constexpr, M: tl.constexpr, DP: tl.constexpr,
-                  STRIDE: tl.constexpr, G: tl.constexpr, KEEP: tl.constexpr, NET: tl.constexpr,
-                  SHAPE: tl.constexpr):  # fmt: skip
+def reverse_chain(
+    S,
+    A,
+    noise,
+    live,
+    table,
+    steps,
+    weights,
+    biases,
+    norms,
+    scratch,
+    slopes,
+    hats,
+    inv_std,
+    latents,
+    B,
+    K: tl.constexpr,
+    NOISES: tl.constexpr,
+    D: tl.constexpr,
+    M: tl.constexpr,
+    DP: tl.constexpr,
+    STRIDE: tl.constexpr,
+    G: tl.constexpr,
+    KEEP: tl.constexpr,
+    NET: tl.constexpr,
+    SHAPE: tl.constexpr,
+):
     """s^(0) with its tangents, (rows, DP), from standardised state rows S (rows, DP) and action rows A (rows, MP).
 
     noise: (rows, 1) pointers to the NOISES rows of noise, 1 or K + 1, of each row's particle; live (rows, 1): the rows of
@@ -59,9 +98,24 @@ def reverse_chain(S, A, noise, live, table, steps, weights, biases, norms, scrat
         entry = K - 1 - i  # of h_k in every table: k − 1
         if KEEP == "latents":
             tl.store(latents + entry * B * D + cols[None, :], u, mask=drawn)
-        denoise(u, table + entry * NET.hidden[0], constant, buffers, weights, biases, norms, slopes + entry * B * G,
-                hats + entry * B * G, inv_std + entry * B * len(NET.hidden), live, D, STRIDE, NET, SHAPE,
-                KEEP == "slopes")  # fmt: skip
+        denoise(
+            u,
+            table + entry * NET.hidden[0],
+            constant,
+            buffers,
+            weights,
+            biases,
+            norms,
+            slopes + entry * B * G,
+            hats + entry * B * G,
+            inv_std + entry * B * len(NET.hidden),
+            live,
+            D,
+            STRIDE,
+            NET,
+            SHAPE,
+            KEEP == "slopes",
+        )
         y = output(buffers, weights, biases, 0, DP, False, NET, SHAPE)
         z = tl.load(noise + entry * D + cols[None, :], mask=drawn & (NOISES > 1), other=0.0)
         # (24) in the value rows, (29) and (31) in the tangents
@@ -72,12 +126,38 @@ def reverse_chain(S, A, noise, live, table, steps, weights, biases, norms, scrat
 
 @triton.jit
 def chain_forward_kernel(
-    next_state, tangents, state, action, noise, ds, da, state_mean, state_std, out_mean, out_std, table, steps,
-    weights, biases, norms, scratch, B, NOISE_STRIDE,
-    K: tl.constexpr, NOISES: tl.constexpr, D: tl.constexpr, M: tl.constexpr, T: tl.constexpr, DP: tl.constexpr,
-    MP: tl.constexpr, STRIDE: tl.constexpr, DIFFERENCE: tl.constexpr, ROUNDS: tl.constexpr, NET: tl.constexpr,
+    next_state,
+    tangents,
+    state,
+    action,
+    noise,
+    ds,
+    da,
+    state_mean,
+    state_std,
+    out_mean,
+    out_std,
+    table,
+    steps,
+    weights,
+    biases,
+    norms,
+    scratch,
+    B,
+    NOISE_STRIDE,
+    K: tl.constexpr,
+    NOISES: tl.constexpr,
+    D: tl.constexpr,
+    M: tl.constexpr,
+    T: tl.constexpr,
+    DP: tl.constexpr,
+    MP: tl.constexpr,
+    STRIDE: tl.constexpr,
+    DIFFERENCE: tl.constexpr,
+    ROUNDS: tl.constexpr,
+    NET: tl.constexpr,
     SHAPE: tl.constexpr,
-):  # fmt: skip
+):
     """Grid: programs along the particles, pieces of the tangents."""
     program = tl.program_id(0).to(tl.int64) * tl.num_programs(1) + tl.program_id(1)
     scratch += program * 3 * SHAPE.rows * SHAPE.LD
@@ -99,9 +179,33 @@ def chain_forward_kernel(
         S = tl.where(value, s - mean, ds_rows) / std
         A = tl.load(action + particle * M + a, mask=value & (a < M), other=0.0)
         A += tl.load(da + along * M + a, mask=tangent & (a < M), other=0.0)
-        u = reverse_chain(S, A, noise + particle * NOISE_STRIDE, live, table, steps, weights, biases, norms, scratch,
-                          scratch, scratch, scratch, scratch, B, K, NOISES, D, M, DP, STRIDE, 0, "nothing", NET,
-                          SHAPE)  # fmt: skip
+        u = reverse_chain(
+            S,
+            A,
+            noise + particle * NOISE_STRIDE,
+            live,
+            table,
+            steps,
+            weights,
+            biases,
+            norms,
+            scratch,
+            scratch,
+            scratch,
+            scratch,
+            scratch,
+            B,
+            K,
+            NOISES,
+            D,
+            M,
+            DP,
+            STRIDE,
+            0,
+            "nothing",
+            NET,
+            SHAPE,
+        )
         moved = u * tl.load(out_std + c, mask=c < D, other=0.0)
         decoded = moved + tl.load(out_mean + c, mask=c < D, other=0.0)  # (25)
         if DIFFERENCE:

@@ -7,12 +7,6 @@ where a tile of rows costs the same full or empty and launches cost more than ar
 from dataclasses import replace
 
 import torch
-from torch import Tensor
-
-from jacrec.dynamics import ChainDynamics
-from jacrec.gradient import Visited
-from jacrec.jacobians.chain import level_table
-from jacrec.jacobians.policy import has_written_jacobian
 from jacrec.kernels.imagine import rollout_kernel
 from jacrec.kernels.launch import (
     TILES,
@@ -29,10 +23,16 @@ from jacrec.kernels.launch import (
     scales,
     start,
 )
-from jacrec.kernels.served import DYNAMICS_SCALES, MAX_DEPTH, MAX_WIDTH, unserved
-from jacrec.networks import MLP, RewardModel, TwinCritic, written_out
-from jacrec.problem import Problem
-from jacrec.types import PolicyGradient
+from jacrec.kernels.served import DYNAMICS_SCALES, MAX_DEPTH, MAX_WIDTH, unsupported_reason
+from torch import Tensor
+
+from jacrec.engine.gradient import Visited
+from jacrec.engine.jacobians.chain import level_table
+from jacrec.engine.jacobians.policy import has_written_jacobian
+from jacrec.engine.problem import Problem
+from jacrec.engine.types import PolicyGradient
+from jacrec.models.dynamics import ChainDynamics
+from jacrec.models.networks import MLP, RewardModel, TwinCritic, has_manual_derivatives
 
 ROLLOUT_ROWS = (16, 32, 64)
 """tiles to choose from, smallest first: up to 64 rows a layer's time is that of reading its weights. Not measured"""
@@ -41,15 +41,15 @@ ROLLOUT_WAVES = 1
 fewer tangents. Not measured"""
 
 
-def rollout_unserved(p: Problem) -> str | None:
+def rollout_unsupported_reason(p: Problem) -> str | None:
     """Why a rollout cannot be one launch, what was expected and what came; None if it can."""
-    reason = unserved(p)
+    reason = unsupported_reason(p)
     if reason is not None:
         return reason
     if not has_written_jacobian(p.policy):
         return f"policy: expected an unmodified jacrec Actor, no parameter added or tied, got {type(p.policy).__name__}"
     for name, part, kind in (("reward", p.world.reward, RewardModel), ("critic", p.world.critic, TwinCritic)):
-        if type(part) is not kind or not written_out(part):
+        if type(part) is not kind or not has_manual_derivatives(part):
             return f"{name}: expected an unmodified jacrec {kind.__name__}, got {type(part).__name__}"
     for name, mlp in networks(p).items():
         if max(mlp.hidden) > MAX_WIDTH or len(mlp.hidden) > MAX_DEPTH:
@@ -58,7 +58,7 @@ def rollout_unserved(p: Problem) -> str | None:
 
 
 def networks(p: Problem) -> dict[str, MLP]:
-    """The four networks of a problem that `rollout_unserved` accepts."""
+    """The four networks of a problem that `rollout_unsupported_reason` accepts."""
     modules = {"policy": p.policy, "reward": p.world.reward, "critic": p.world.critic}
     found: dict[str, MLP] = {name: module.get_submodule("mlp") for name, module in modules.items()}  # pyright: ignore
     assert isinstance(p.world.dynamics, ChainDynamics)
@@ -82,7 +82,7 @@ def rollout_plan(p: Problem, m: int, precision: str, tile: Tile | None = None) -
 
 
 def worthwhile(p: Problem) -> bool:
-    """Whether a problem that `rollout_unserved` accepts is small enough for one launch to be the faster way."""
+    """Whether a problem that `rollout_unsupported_reason` accepts is small enough for one launch to be the faster way."""
     f = p.world.dynamics
     assert isinstance(f, ChainDynamics)
     cut = rollout_plan(p, f.action_dim, "ieee")
@@ -98,9 +98,9 @@ def rollout(p: Problem, *, precision: str | None = None, tile: Tile | None = Non
         returns (N, M), w (H+1, N, M, m), states (H+1, N, M, d).
 
     Raises:
-        ValueError: the kernel cannot serve the problem (see `rollout_unserved`), or the precision.
+        ValueError: the kernel cannot serve the problem (see `rollout_unsupported_reason`), or the precision.
     """
-    reason = rollout_unserved(p)
+    reason = rollout_unsupported_reason(p)
     if reason is not None:
         raise ValueError(f"{reason}; or use jacrec.kernels.gradient, whose launches are several")
     f, reward, critic = p.world.dynamics, p.world.reward, p.world.critic
@@ -114,16 +114,41 @@ def rollout(p: Problem, *, precision: str | None = None, tile: Tile | None = Non
     mlps = networks(p)
     discounts = on_device(tuple(p.world.discount**j for j in range(H + 1)), p.state)
     start(
-        rollout_kernel, cut,
-        returns, w, states, p.state.contiguous(), p.noise.contiguous(), discounts, *scales(f, *DYNAMICS_SCALES),
-        level_table(f), coefficients(f, p.state), *parameters(mlps["dynamics"]), *parameters(mlps["policy"]),
-        *scales(reward, "reward_mean", "reward_std", "state_mean", "state_std"), *parameters(mlps["reward"]),
-        *parameters(mlps["critic"]), cut.scratch(p.state, 3 * groups), groups=groups,
-        H=H, K=f.diffusion_steps, NOISES=f.noises, D=d, M=m, DP=padded(d), MP=padded(m),
-        STRIDE=mlps["dynamics"].layers[0].weight.shape[1], DIFFERENCE=f.target == "difference", CRITICS=critic.critics,
-        PARTICLES=M, GROUP=N * M // groups, NET=net(mlps["dynamics"]), POLICY=net(mlps["policy"]),
-        REWARD=net(mlps["reward"]), CRITIC=net(mlps["critic"]),
-    )  # fmt: skip
+        rollout_kernel,
+        cut,
+        returns,
+        w,
+        states,
+        p.state.contiguous(),
+        p.noise.contiguous(),
+        discounts,
+        *scales(f, *DYNAMICS_SCALES),
+        level_table(f),
+        coefficients(f, p.state),
+        *parameters(mlps["dynamics"]),
+        *parameters(mlps["policy"]),
+        *scales(reward, "reward_mean", "reward_std", "state_mean", "state_std"),
+        *parameters(mlps["reward"]),
+        *parameters(mlps["critic"]),
+        cut.scratch(p.state, 3 * groups),
+        groups=groups,
+        H=H,
+        K=f.diffusion_steps,
+        NOISES=f.noises,
+        D=d,
+        M=m,
+        DP=padded(d),
+        MP=padded(m),
+        STRIDE=mlps["dynamics"].layers[0].weight.shape[1],
+        DIFFERENCE=f.target == "difference",
+        CRITICS=critic.critics,
+        PARTICLES=M,
+        GROUP=N * M // groups,
+        NET=net(mlps["dynamics"]),
+        POLICY=net(mlps["policy"]),
+        REWARD=net(mlps["reward"]),
+        CRITIC=net(mlps["critic"]),
+    )
     return returns, w.permute(2, 0, 1, 3), states
 
 

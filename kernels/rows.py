@@ -1,4 +1,4 @@
-"""Inside a kernel: a tile of particles with their tangents through the layers of an `MLP`; twin of `jacrec.jacobians.mlp`.
+"""Inside a kernel: a tile of particles with their tangents through the layers of an `MLP`; twin of `jacrec.engine.jacobians.mlp`.
 
 A tile is a matrix of rows: each particle has R of them, first its value, then its tangents, then padding. One product with
 a weight serves all rows. R is a power of two, so that (rows, columns) reshapes to (particles, R, columns), where a gate
@@ -27,7 +27,6 @@ from typing import NamedTuple
 
 import triton
 import triton.language as tl
-
 from jacrec.kernels.activation import activate, tanh
 
 
@@ -91,8 +90,9 @@ def at(buffer, cols, SHAPE: tl.constexpr):
 
 
 @triton.jit
-def small_product(x, weight, cols, IN: tl.constexpr, OUT: tl.constexpr, S_IN: tl.constexpr, S_OUT: tl.constexpr,
-                  SHAPE: tl.constexpr):  # fmt: skip
+def small_product(
+    x, weight, cols, IN: tl.constexpr, OUT: tl.constexpr, S_IN: tl.constexpr, S_OUT: tl.constexpr, SHAPE: tl.constexpr
+):
     """Columns `cols` of x @ w for x in registers, (rows, C) with C >= IN; w[i, o] is at weight + i S_IN + o S_OUT."""
     i = tl.arange(0, x.shape[1])
     w = tl.load(weight + i[:, None] * S_IN + cols[None, :] * S_OUT, mask=(i < IN)[:, None] & (cols < OUT)[None, :], other=0.0)
@@ -100,8 +100,17 @@ def small_product(x, weight, cols, IN: tl.constexpr, OUT: tl.constexpr, S_IN: tl
 
 
 @triton.jit
-def product(buffer, weight, n0, C: tl.constexpr, IN: tl.constexpr, OUT: tl.constexpr, S_IN: tl.constexpr,
-            S_OUT: tl.constexpr, SHAPE: tl.constexpr):  # fmt: skip
+def product(
+    buffer,
+    weight,
+    n0,
+    C: tl.constexpr,
+    IN: tl.constexpr,
+    OUT: tl.constexpr,
+    S_IN: tl.constexpr,
+    S_OUT: tl.constexpr,
+    SHAPE: tl.constexpr,
+):
     """Columns n0 … n0 + C − 1 of x @ w for x in a scratch buffer; w as in `small_product`. (rows, C)"""
     dtype: tl.constexpr = buffer.dtype.element_ty
     ROWS: tl.constexpr = SHAPE.rows
@@ -127,8 +136,9 @@ def gated(z, NET: tl.constexpr, SHAPE: tl.constexpr):
 
 
 @triton.jit
-def finish(z, source, target, slopes, offset, live, cols, I: tl.constexpr, NET: tl.constexpr, SHAPE: tl.constexpr,
-           TAPED: tl.constexpr):  # fmt: skip
+def finish(
+    z, source, target, slopes, offset, live, cols, I: tl.constexpr, NET: tl.constexpr, SHAPE: tl.constexpr, TAPED: tl.constexpr
+):
     """From a chunk of hidden layer I's pre-activation rows z to its output in `target`; LayerNorm is for `normalise`.
 
     TAPED: the slopes go to slopes + offset + column, where `live` (rows, 1). source: the buffer of the layer's input.
@@ -142,8 +152,20 @@ def finish(z, source, target, slopes, offset, live, cols, I: tl.constexpr, NET: 
 
 
 @triton.jit
-def normalise(source, target, gain, shift, hats, inv_std, offset, live, I: tl.constexpr,
-              NET: tl.constexpr, SHAPE: tl.constexpr, TAPED: tl.constexpr):  # fmt: skip
+def normalise(
+    source,
+    target,
+    gain,
+    shift,
+    hats,
+    inv_std,
+    offset,
+    live,
+    I: tl.constexpr,
+    NET: tl.constexpr,
+    SHAPE: tl.constexpr,
+    TAPED: tl.constexpr,
+):
     """LayerNorm of `target` in place, ẏ = g ⊙ (ẋ − mean ẋ − x̂ mean(x̂ ⊙ ẋ)) / σ, and the skip from `source`.
 
     TAPED: x̂ goes to hats + offset + column and 1/σ to inv_std, both (rows, 1) pointers.
@@ -180,19 +202,56 @@ def normalise(source, target, gain, shift, hats, inv_std, offset, live, I: tl.co
 
 
 @triton.jit
-def close(source, target, norms, n, slopes, hats, inv_std, offset, live, I: tl.constexpr,
-          NET: tl.constexpr, SHAPE: tl.constexpr, TAPED: tl.constexpr):  # fmt: skip
+def close(
+    source,
+    target,
+    norms,
+    n,
+    slopes,
+    hats,
+    inv_std,
+    offset,
+    live,
+    I: tl.constexpr,
+    NET: tl.constexpr,
+    SHAPE: tl.constexpr,
+    TAPED: tl.constexpr,
+):
     """All of hidden layer I has been written to `target`: normalise it if the network does; then anyone may read it."""
     tl.debug_barrier()
     if NET.norm:
-        normalise(source, target, norms[2 * I] + n * NET.hidden[I], norms[2 * I + 1] + n * NET.hidden[I], hats, inv_std,
-                  offset, live, I, NET, SHAPE, TAPED)  # fmt: skip
+        normalise(
+            source,
+            target,
+            norms[2 * I] + n * NET.hidden[I],
+            norms[2 * I + 1] + n * NET.hidden[I],
+            hats,
+            inv_std,
+            offset,
+            live,
+            I,
+            NET,
+            SHAPE,
+            TAPED,
+        )
         tl.debug_barrier()
 
 
 @triton.jit
-def dense(source, target, weight, bias, n, slopes, offset, live, I: tl.constexpr, NET: tl.constexpr, SHAPE: tl.constexpr,
-          TAPED: tl.constexpr):  # fmt: skip
+def dense(
+    source,
+    target,
+    weight,
+    bias,
+    n,
+    slopes,
+    offset,
+    live,
+    I: tl.constexpr,
+    NET: tl.constexpr,
+    SHAPE: tl.constexpr,
+    TAPED: tl.constexpr,
+):
     """Hidden layer I > 0 up to its LayerNorm: `source` -> `target`. n: which of stacked weights."""
     IN: tl.constexpr = NET.hidden[I - 1]
     OUT: tl.constexpr = NET.hidden[I]
@@ -204,8 +263,9 @@ def dense(source, target, weight, bias, n, slopes, offset, live, I: tl.constexpr
 
 
 @triton.jit
-def later_layers(buffers, weights, biases, norms, n, slopes, hats, inv_std, live, NET: tl.constexpr,
-                 SHAPE: tl.constexpr, TAPED: tl.constexpr):  # fmt: skip
+def later_layers(
+    buffers, weights, biases, norms, n, slopes, hats, inv_std, live, NET: tl.constexpr, SHAPE: tl.constexpr, TAPED: tl.constexpr
+):
     """From the first hidden layer's activations in the first of two buffers to the last one's, in buffer (depth − 1) % 2.
 
     weights, biases: of every layer; norms: gain and shift of hidden layers 0….

@@ -11,27 +11,27 @@ from itertools import pairwise
 from typing import cast
 
 import torch
+from jacrec.kernels.launch import interpreted
 from torch import Tensor, nn
 
-from jacrec.activations import ACTIVATIONS
-from jacrec.dynamics import ChainDynamics
-from jacrec.jacobians.policy import has_written_jacobian
-from jacrec.kernels.launch import interpreted
-from jacrec.networks import MLP, WRITTEN, RewardModel, TwinCritic, written_out
-from jacrec.problem import Problem
-from jacrec.world import BatchedPolicy
+from jacrec.engine.jacobians.policy import has_written_jacobian
+from jacrec.engine.problem import Problem
+from jacrec.models.activations import ACTIVATIONS
+from jacrec.models.dynamics import ChainDynamics
+from jacrec.models.networks import MLP, WRITTEN, RewardModel, TwinCritic, has_manual_derivatives
+from jacrec.models.world import BatchedPolicy
 
 MAX_WIDTH, MAX_DEPTH, MAX_STATE, MAX_ACTION = 1024, 6, 64, 32
 DYNAMICS_SCALES = ("state_mean", "state_std", "out_mean", "out_std")
 
 
-def unserved(subject: object) -> str | None:
+def unsupported_reason(subject: object) -> str | None:
     """Why the kernels cannot serve a `Problem` or dynamics, what was expected and what came; None if they can.
 
     A stranger's policy, reward or critic is served beside the chains, by torch; jacrec's own must be what they say.
     """
     dynamics = subject.world.dynamics if isinstance(subject, Problem) else subject
-    if not isinstance(dynamics, ChainDynamics) or not written_out(dynamics):
+    if not isinstance(dynamics, ChainDynamics) or not has_manual_derivatives(dynamics):
         return (
             f"dynamics: expected an unmodified jacrec DiffusionDynamics, FlowDynamics or MeanFlowDynamics, got "
             f"{type(dynamics).__name__}{' with hooks or changed parts' if type(dynamics) in WRITTEN else ''}"
@@ -42,11 +42,11 @@ def unserved(subject: object) -> str | None:
     return reason or device_unserved(dynamics.out_std.device)
 
 
-def demand_served(subject: object) -> None:
-    """ValueError with `unserved`'s reason."""
-    reason = unserved(subject)
+def require_supported(subject: object) -> None:
+    """ValueError with `unsupported_reason`'s reason."""
+    reason = unsupported_reason(subject)
     if reason is not None:
-        raise ValueError(f"{reason}; or use the plain twin, jacrec.jacobians.chain")
+        raise ValueError(f"{reason}; or use the plain twin, jacrec.engine.jacobians.chain")
 
 
 def chain_unserved(f: ChainDynamics) -> str | None:
@@ -81,8 +81,7 @@ def chain_unserved(f: ChainDynamics) -> str | None:
 def inputs_unserved(p: Problem, f: ChainDynamics) -> str | None:
     """Why a problem's state and noise are not those of its dynamics."""
     try:
-        fitting(f.out_std, {"state": (p.state, ("N", f.state_dim)),
-                            "noise": (p.noise, ("N", "M", "H", f.noises, f.state_dim))})  # fmt: skip
+        fitting(f.out_std, {"state": (p.state, ("N", f.state_dim)), "noise": (p.noise, ("N", "M", "H", f.noises, f.state_dim))})
     except ValueError as error:
         return str(error)
     return None
@@ -97,12 +96,12 @@ def parts_unserved(p: Problem, f: ChainDynamics) -> str | None:
         mlp = cast(MLP, policy._modules["mlp"])
         stack = policy.n if isinstance(policy, BatchedPolicy) else None
         reason = network_changed("policy", mlp, d, m, like, stack=stack, tanh_output=True) or own_methods("policy", policy)
-    if reason is None and type(reward) is RewardModel and written_out(reward):
+    if reason is None and type(reward) is RewardModel and has_manual_derivatives(reward):
         reward = cast(RewardModel, reward)
         shapes: dict[str, tuple[int, ...]] = {"state_mean": (d,), "state_std": (d,), "reward_mean": (), "reward_std": ()}
         reason = changed("reward", reward, like, shapes) or network_changed("reward", reward.mlp, d + m, 1, like)
         reason = reason or own_methods("reward", reward)
-    if reason is None and type(critic) is TwinCritic and written_out(critic):
+    if reason is None and type(critic) is TwinCritic and has_manual_derivatives(critic):
         critic = cast(TwinCritic, critic)
         reason = network_changed("critic", critic.mlp, d + m, 1, like, stack=critic.critics) or own_methods("critic", critic)
     return reason
@@ -200,7 +199,9 @@ def fitting(like: Tensor, arguments: dict[str, tuple[object, Sequence[int | str]
         if len(got) != len(expected) or any(x != n for x, n in zip(expected, got, strict=True) if isinstance(x, int)):
             raise ValueError(f"{name}: expected shape {shown}, got {got}")
         if value.dtype != like.dtype or value.device != like.device:
-            raise ValueError(f"{name}: expected {like.dtype} on {like.device} like the dynamics, got {value.dtype} on "
-                             f"{value.device}; use .to(...)")  # fmt: skip
+            raise ValueError(
+                f"{name}: expected {like.dtype} on {like.device} like the dynamics, got {value.dtype} on "
+                f"{value.device}; use .to(...)"
+            )
         sizes |= {x: n for x, n in zip(expected, got, strict=True) if isinstance(x, str)}
     return sizes

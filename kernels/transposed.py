@@ -6,7 +6,6 @@
 
 import triton
 import triton.language as tl
-
 from jacrec.kernels.pull import pull_hidden
 from jacrec.kernels.reverse import condition, denoise, reverse_chain
 from jacrec.kernels.rows import at, product
@@ -14,12 +13,40 @@ from jacrec.kernels.rows import at, product
 
 @triton.jit
 def chain_record_kernel(
-    next_state, state, action, noise, state_mean, state_std, out_mean, out_std, table, steps, weights, biases, norms,
-    scratch, slopes, hats, inv_std, latents, B, NOISE_STRIDE,
-    K: tl.constexpr, NOISES: tl.constexpr, D: tl.constexpr, M: tl.constexpr, DP: tl.constexpr, MP: tl.constexpr,
-    STRIDE: tl.constexpr, G: tl.constexpr, DIFFERENCE: tl.constexpr, KEEP: tl.constexpr, ROUNDS: tl.constexpr,
-    NET: tl.constexpr, SHAPE: tl.constexpr,
-):  # fmt: skip
+    next_state,
+    state,
+    action,
+    noise,
+    state_mean,
+    state_std,
+    out_mean,
+    out_std,
+    table,
+    steps,
+    weights,
+    biases,
+    norms,
+    scratch,
+    slopes,
+    hats,
+    inv_std,
+    latents,
+    B,
+    NOISE_STRIDE,
+    K: tl.constexpr,
+    NOISES: tl.constexpr,
+    D: tl.constexpr,
+    M: tl.constexpr,
+    DP: tl.constexpr,
+    MP: tl.constexpr,
+    STRIDE: tl.constexpr,
+    G: tl.constexpr,
+    DIFFERENCE: tl.constexpr,
+    KEEP: tl.constexpr,
+    ROUNDS: tl.constexpr,
+    NET: tl.constexpr,
+    SHAPE: tl.constexpr,
+):
     """One row per particle."""
     scratch += tl.program_id(0).to(tl.int64) * 3 * SHAPE.rows * SHAPE.LD
     c = tl.arange(0, DP)[None, :]
@@ -32,10 +59,33 @@ def chain_record_kernel(
         live = particle < B
         s = tl.load(state + particle * D + c, mask=live & (c < D), other=0.0)
         A = tl.load(action + particle * M + a, mask=live & (a < M), other=0.0)
-        u = reverse_chain((s - mean) / std, A, noise + particle * NOISE_STRIDE, live, table, steps, weights, biases,
-                          norms, scratch, slopes + particle * G, hats + particle * G, inv_std + particle * len(NET.hidden),
-                          latents + particle * D, B.to(tl.int64), K, NOISES, D, M, DP, STRIDE, G, KEEP, NET,
-                          SHAPE)  # fmt: skip
+        u = reverse_chain(
+            (s - mean) / std,
+            A,
+            noise + particle * NOISE_STRIDE,
+            live,
+            table,
+            steps,
+            weights,
+            biases,
+            norms,
+            scratch,
+            slopes + particle * G,
+            hats + particle * G,
+            inv_std + particle * len(NET.hidden),
+            latents + particle * D,
+            B.to(tl.int64),
+            K,
+            NOISES,
+            D,
+            M,
+            DP,
+            STRIDE,
+            G,
+            KEEP,
+            NET,
+            SHAPE,
+        )
         decoded = u * tl.load(out_std + c, mask=c < D, other=0.0) + tl.load(out_mean + c, mask=c < D, other=0.0)  # (25)
         if DIFFERENCE:
             decoded += s
@@ -44,12 +94,38 @@ def chain_record_kernel(
 
 @triton.jit
 def chain_adjoint_kernel(
-    v_s, v_a, cotangent, state, action, state_mean, state_std, out_std, table, steps, weights, biases, norms,
-    scratch, slopes, hats, inv_std, latents, B,
-    K: tl.constexpr, D: tl.constexpr, M: tl.constexpr, DP: tl.constexpr, MP: tl.constexpr,
-    STRIDE: tl.constexpr, G: tl.constexpr, DIFFERENCE: tl.constexpr, RECOMPUTE: tl.constexpr, ROUNDS: tl.constexpr,
-    NET: tl.constexpr, SHAPE: tl.constexpr,
-):  # fmt: skip
+    v_s,
+    v_a,
+    cotangent,
+    state,
+    action,
+    state_mean,
+    state_std,
+    out_std,
+    table,
+    steps,
+    weights,
+    biases,
+    norms,
+    scratch,
+    slopes,
+    hats,
+    inv_std,
+    latents,
+    B,
+    K: tl.constexpr,
+    D: tl.constexpr,
+    M: tl.constexpr,
+    DP: tl.constexpr,
+    MP: tl.constexpr,
+    STRIDE: tl.constexpr,
+    G: tl.constexpr,
+    DIFFERENCE: tl.constexpr,
+    RECOMPUTE: tl.constexpr,
+    ROUNDS: tl.constexpr,
+    NET: tl.constexpr,
+    SHAPE: tl.constexpr,
+):
     """μ_0 = λ; for k = 1…K: v += (h_s, h_a)ᵀ μ, μ ← h_uᵀ μ. One row per particle.
 
     Scratch buffers: 0–1 z̄ (before, the activations that are evaluated again), 2–3 h̄, 4 Σ_k z̄ of the first layer,
@@ -89,10 +165,38 @@ def chain_adjoint_kernel(
             row = tape_row + entry * tape_step
             if RECOMPUTE:
                 u = tl.load(latents + (entry * B.to(tl.int64) + particle) * D + c, mask=live & (c < D), other=0.0)
-                denoise(u, table + entry * NET.hidden[0], constant, buffers, weights, biases, norms, slopes + row * G,
-                        hats + row * G, inv_std + row * DEPTH, live, D, STRIDE, NET, SHAPE, True)  # fmt: skip
-            pull_hidden(tl.load(steps + K + entry) * mu, buffers, weights, norms, slopes + row * G, hats + row * G,
-                        inv_std + row * DEPTH, live, D, G, NET, SHAPE)  # fmt: skip
+                denoise(
+                    u,
+                    table + entry * NET.hidden[0],
+                    constant,
+                    buffers,
+                    weights,
+                    biases,
+                    norms,
+                    slopes + row * G,
+                    hats + row * G,
+                    inv_std + row * DEPTH,
+                    live,
+                    D,
+                    STRIDE,
+                    NET,
+                    SHAPE,
+                    True,
+                )
+            pull_hidden(
+                tl.load(steps + K + entry) * mu,
+                buffers,
+                weights,
+                norms,
+                slopes + row * G,
+                hats + row * G,
+                inv_std + row * DEPTH,
+                live,
+                D,
+                G,
+                NET,
+                SHAPE,
+            )
             mu = tl.load(steps + entry) * mu + product(buffers, weights[0], 0, DP, NET.hidden[0], D, STRIDE, 1, SHAPE)
             for n0 in range(0, NET.hidden[0], SHAPE.columns):
                 cols = n0 + tl.arange(0, SHAPE.columns)

@@ -13,7 +13,7 @@ from ledger import Ledger
 from torch import Tensor, nn
 
 from jacrec import MPC, Actor, DiffusionDynamics, MPCConfig, RewardModel, TwinCritic, World, mpc_update, rollout
-from jacrec.rollout import noise_like
+from jacrec.engine.rollout import noise_like
 
 STATE_DIM, ACTION_DIM, STEPS, T = 4, 2, 3, 3
 SETTINGS = [(E, M, H) for E in (1, 3) for M in (1, 4) for H in (0, 1, 4)]
@@ -106,20 +106,38 @@ def compare(ledger: Ledger, actor: Actor, world: World, s_1: Tensor, *, E: int, 
             step = mpc_update(one_by_one, world, s_t, noise=noise, updates=1, lr=alpha)
             expected = lines.psi[e] - (lines.psi[e - 1] if e else log[t - 1].psi[-1] if t else flat(actor))
             discounts = world.discount ** torch.arange(H, dtype=s_t.dtype)
-            ledger.check("4", "s̃_0 ← s_t for all i", "jacrec/rollout.py", (states[:, 0], lines.states[e][:, 0]))
-            ledger.check("8", "ã_j ← π_ψ(s̃_j)", "jacrec/rollout.py", (actions, lines.actions[e]))
-            ledger.check("10", "J ← J + 1/M Σ_i γ^j r(s̃_j, ã_j)", "jacrec/rollout.py",
-                         ((reward.mean(0) * discounts).sum(), lines.J_stages[e]))  # fmt: skip
-            ledger.check("12", "s̃_{j+1} ← f(s̃_j, ã_j, ε_{t+j})", "jacrec/rollout.py", (states, lines.states[e]))
-            ledger.check("15", "J ← J + 1/M Σ_i γ^H Q(s̃_H, π_ψ(s̃_H))", "jacrec/gradient.py", (step.objective[0], lines.J[e]))
-            ledger.check("16", "ψ ← ψ + α ∇_ψ J: the change of ψ", "jacrec/ascent.py", (flat(one_by_one) - before, expected))
+            ledger.check("4", "s̃_0 ← s_t for all i", "jacrec/engine/rollout.py", (states[:, 0], lines.states[e][:, 0]))
+            ledger.check("8", "ã_j ← π_ψ(s̃_j)", "jacrec/engine/rollout.py", (actions, lines.actions[e]))
+            ledger.check(
+                "10",
+                "J ← J + 1/M Σ_i γ^j r(s̃_j, ã_j)",
+                "jacrec/engine/rollout.py",
+                ((reward.mean(0) * discounts).sum(), lines.J_stages[e]),
+            )
+            ledger.check("12", "s̃_{j+1} ← f(s̃_j, ã_j, ε_{t+j})", "jacrec/engine/rollout.py", (states, lines.states[e]))
+            ledger.check(
+                "15", "J ← J + 1/M Σ_i γ^H Q(s̃_H, π_ψ(s̃_H))", "jacrec/engine/gradient.py", (step.objective[0], lines.J[e])
+            )
+            ledger.check(
+                "16", "ψ ← ψ + α ∇_ψ J: the change of ψ", "jacrec/control/ascent.py", (flat(one_by_one) - before, expected)
+            )
         whole = mpc_update(ours, world, s_t, noise=noise, updates=E, lr=alpha)
-        ledger.check("3", "for e = 1 … E in one call: every J, and ψ after the last", "jacrec/mpc.py",
-                     (whole.objective, torch.stack(lines.J)), (flat(ours), lines.psi[-1]))  # fmt: skip
-        acted = controller.act(s_t)
-        ledger.check("18", "execute a_t ← π_ψ(s_t)", "jacrec/mpc.py", (whole.action, lines.action), (acted, lines.action))
         ledger.check(
-            "1", "for t = 1 … T: ψ carried by the controller", "jacrec/controller.py", (flat(controller.policy), lines.psi[-1])
+            "3",
+            "for e = 1 … E in one call: every J, and ψ after the last",
+            "jacrec/control/mpc.py",
+            (whole.objective, torch.stack(lines.J)),
+            (flat(ours), lines.psi[-1]),
+        )
+        acted = controller.act(s_t)
+        ledger.check(
+            "18", "execute a_t ← π_ψ(s_t)", "jacrec/control/mpc.py", (whole.action, lines.action), (acted, lines.action)
+        )
+        ledger.check(
+            "1",
+            "for t = 1 … T: ψ carried by the controller",
+            "jacrec/control/controller.py",
+            (flat(controller.policy), lines.psi[-1]),
         )
         s_t = environment(s_t, lines.action)
 

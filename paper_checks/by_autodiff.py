@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.func import functional_call, jacrev, vmap
 
 from jacrec import Actor, DiffusionDynamics, World
-from jacrec.dynamics.schedule import alphas
+from jacrec.models.dynamics.schedule import alphas
 
 
 class ByAutodiff:

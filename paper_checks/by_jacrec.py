@@ -6,12 +6,12 @@ import torch
 from torch import Tensor
 
 from jacrec import Actor, DiffusionDynamics, DynamicsJacobians, Sensitivities, World, linearize, policy_gradient
-from jacrec.gradient import Pi_psi
-from jacrec.jacobians.chain import chain_forward
-from jacrec.jacobians.dynamics import dynamics_pass, unit_directions
-from jacrec.jacobians.policy import policy_pass
-from jacrec.methods import Method
-from jacrec.sensitivities import action_step, dense_action_step, dense_state_step, state_step
+from jacrec.engine.gradient import Pi_psi
+from jacrec.engine.jacobians.chain import chain_forward
+from jacrec.engine.jacobians.dynamics import dynamics_pass, unit_directions
+from jacrec.engine.jacobians.policy import policy_pass
+from jacrec.engine.methods import Method
+from jacrec.engine.sensitivities import action_step, dense_action_step, dense_state_step, state_step
 
 
 class ByJacrec:

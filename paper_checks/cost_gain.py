@@ -13,15 +13,15 @@ import tyro
 from record import RESULTS, command, readable_json, without_paths, write
 from tyro.conf import Positional
 
-from jacrec.study.markdown import Sheet
-from jacrec.study.planners import model_calls
-from jacrec.study.results import interval
-from jacrec.study.summary import plots
-from jacrec.study.summary.pareto import Share, decision_times, front, shares
-from jacrec.study.summary.read import Study, read_study
-from jacrec.study.summary.settings import describe
-from jacrec.study.summary.tables import DASH
-from jacrec.study.versions import machine, versions
+from jacrec.evaluation.markdown import Sheet
+from jacrec.evaluation.results import interval
+from jacrec.evaluation.versions import machine, versions
+from jacrec.planners import model_calls
+from jacrec.studies.analysis import plots
+from jacrec.studies.analysis.pareto import Share, decision_times, front, shares
+from jacrec.studies.analysis.read import Study, read_study
+from jacrec.studies.analysis.settings import describe
+from jacrec.studies.analysis.tables import DASH
 
 GAIN, COST = 0.8, 0.1
 """the goal: this share of a unit's gain at this share of its cost"""
@@ -60,14 +60,24 @@ def main(
         print(f"{told}\n{answer}\n")
         record[told] = {"front": best, **{unit: [asdict(r) for r in r] for unit, r in rows.items()}}
     plots.cost_against_gain(
-        found, [r.contestant for r in first], picture, times={k: (t.median, t.low, t.high) for k, t in times.items()},
-        of=f"one environment, {used} threads; median, 20th and 80th percentile", tasks=list(tasks) or None, level=level,
-    )  # fmt: skip
+        found,
+        [r.contestant for r in first],
+        picture,
+        times={k: (t.median, t.low, t.high) for k, t in times.items()},
+        of=f"one environment, {used} threads; median, 20th and 80th percentile",
+        tasks=list(tasks) or None,
+        level=level,
+    )
     options = ["--units", *units, *(["--tasks", *tasks] if tasks else []), *(["--threads", str(threads)] if threads else [])]
     made_by = command("cost_gain.py", study, *options)
     sections.append(f"![gain against cost]({picture.name})")
-    path = write("cost_gain.md", "What is left of the gain at a fraction of the cost?", made_by,
-                 [without_paths(s) for s in sections], folder)  # fmt: skip
+    path = write(
+        "cost_gain.md",
+        "What is left of the gain at a fraction of the cost?",
+        made_by,
+        [without_paths(s) for s in sections],
+        folder,
+    )
     kept = {"command": made_by, "machine": machine(), "versions": versions(), "threads": used, "sets": record}
     (folder / "cost_gain.json").write_text(readable_json(kept) + "\n", encoding="utf-8")
     print(f"kept in {out or 'paper_checks/results'}: {path.name}")
@@ -77,10 +87,12 @@ def main(
 def _about(study: Study, units: Sequence[str]) -> str:
     about = f" {study.config.about}" if study.config.about else ""
     meant = "; ".join(f"**{unit}** is {describe(study, unit)}" for unit in units)
-    return (f"Study {study.config.name}: {len(study.tasks)} data sets × training seeds {', '.join(map(str, study.seeds))}, "
-            f"{study.config.evaluation.episodes} episodes each.{about} Shares are of {meant}. Gains are points of normalised "
-            "score over the run's own base policy, paired by environment seed; times are of one environment's decisions, "
-            "answered one after the other on the machine named in the record.")  # fmt: skip
+    return (
+        f"Study {study.config.name}: {len(study.tasks)} data sets × training seeds {', '.join(map(str, study.seeds))}, "
+        f"{study.config.evaluation.episodes} episodes each.{about} Shares are of {meant}. Gains are points of normalised "
+        "score over the run's own base policy, paired by environment seed; times are of one environment's decisions, "
+        "answered one after the other on the machine named in the record."
+    )
 
 
 def _answer(rows: list[Share], unit: str) -> str:
@@ -100,8 +112,10 @@ def _answer(rows: list[Share], unit: str) -> str:
     if not enough:
         return f"Goal, {goal}: NOT reached; nobody keeps {GAIN:.0%} of the gain."
     nearest = min(enough, key=lambda r: r.of_cost)
-    return (f"Goal, {goal}: NOT reached; the cheapest that keeps {GAIN:.0%} of the gain is **{nearest.contestant}**, "
-            f"{nearest.of_gain:.0%} at {nearest.of_cost:.1%}.")  # fmt: skip
+    return (
+        f"Goal, {goal}: NOT reached; the cheapest that keeps {GAIN:.0%} of the gain is **{nearest.contestant}**, "
+        f"{nearest.of_gain:.0%} at {nearest.of_cost:.1%}."
+    )
 
 
 def _table(study: Study, rows: dict[str, list[Share]], best: list[str]) -> str:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from jacrec import DiffusionDynamics
-from jacrec.dynamics.schedule import alphas, reverse_steps
+from jacrec.models.dynamics.schedule import alphas, reverse_steps
 
 
 @dataclass(frozen=True)

@@ -13,12 +13,12 @@ import tyro
 from record import RESULTS, command, without_paths, write
 from tyro.conf import Positional
 
-from jacrec.study.markdown import Sheet
-from jacrec.study.summary.figures import SHOWN, STAGE, TITLE, write_errors
-from jacrec.study.summary.paper import OURS, paper_table, row_of
-from jacrec.study.summary.read import is_study, read_study
-from jacrec.study.summary.runs import Curve, curves, run_curve, run_record
-from jacrec.study.sweep.config import DEFAULT_MODEL
+from jacrec.evaluation.markdown import Sheet
+from jacrec.studies.analysis.figures import SHOWN, STAGE, TITLE, write_errors
+from jacrec.studies.analysis.paper import OURS, paper_table, row_of
+from jacrec.studies.analysis.read import is_study, read_study
+from jacrec.studies.analysis.runs import Curve, curves, run_curve, run_record
+from jacrec.studies.config import DEFAULT_MODEL
 
 TRANSITIONS, FIRST, LAST = 1000, 20_000, 200_000
 PRINTED = {2: 3, 3: 4}  # the table that holds the error at the end of a figure's training
@@ -71,8 +71,21 @@ def _section(number: int, judged: list[tuple[Curve, bool]]) -> str:
         paper = f"{printed.cell(row, OURS)[0]:.4f}" if row else "–"
         ends = start(c), len(c.rmse) - 1, min(range(len(c.rmse)), key=c.rmse.__getitem__)
         first, last, lowest = (f"{c.rmse[i]:.4f} at {c.updates[i]}" for i in ends)
-        rows.append([c.task, str(c.seed), c.model, first, last, f"{c.se[-1]:.4f}", lowest, f"{c.reference[-1]:.4f}",
-                     str(c.transitions), "yes" if fell else "no", paper])  # fmt: skip
+        rows.append(
+            [
+                c.task,
+                str(c.seed),
+                c.model,
+                first,
+                last,
+                f"{c.se[-1]:.4f}",
+                lowest,
+                f"{c.reference[-1]:.4f}",
+                str(c.transitions),
+                "yes" if fell else "no",
+                paper,
+            ]
+        )
     reference = "s' = s" if number == 2 else "spread of the rewards"
     head = ["set", "seed", "model", "first", "last", "± SE", "lowest", reference, "transitions", "fell", "paper, last"]
     return (
@@ -86,8 +99,10 @@ def _protocol(judged: list[tuple[Curve, bool]]) -> str:
     found = [c for c, _ in judged]
     notes = [f"The error fell from the first to the last measurement in {sum(x for _, x in judged)} of {len(found)} trainings."]
     if short := [c for c in found if c.transitions != TRANSITIONS]:
-        notes.append(f"{len(short)} are measured on {', '.join(sorted({str(c.transitions) for c in short}))} transitions, the "
-                     f"paper's on {TRANSITIONS}.")  # fmt: skip
+        notes.append(
+            f"{len(short)} are measured on {', '.join(sorted({str(c.transitions) for c in short}))} transitions, the "
+            f"paper's on {TRANSITIONS}."
+        )
     span = {(c.updates[start(c)], c.updates[-1]) for c in found}
     if span != {(FIRST, LAST)}:
         texts = ", ".join(f"{a} to {b}" for a, b in sorted(span))

@@ -13,22 +13,22 @@ import yaml
 from record import RESULTS, command, readable_json, without_paths, write
 from tyro.conf import Positional
 
-from jacrec.study.hierarchy import t_over_seeds
-from jacrec.study.markdown import Sheet
-from jacrec.study.results import interval
-from jacrec.study.summary import overview, plots
-from jacrec.study.summary.factors import centre_of, chosen_without_looking, elsewhere, factors
-from jacrec.study.summary.foresight import agreement, choices, findings, foresight_record, regret, rehearsal_note
-from jacrec.study.summary.gains import HARM, Average, aggregate, average_gain, paired
-from jacrec.study.summary.paper import is_d4rl
-from jacrec.study.summary.read import Study, read_study
-from jacrec.study.summary.report import gains_record, sentence
-from jacrec.study.summary.runs import data_of
-from jacrec.study.summary.settings import choosers, control_of, describe, main_contestant, without_world_model
-from jacrec.study.summary.tables import DASH, mean_std, seeds_episodes
-from jacrec.study.sweep.config import BASE
-from jacrec.study.sweep.spec import to_yaml
-from jacrec.study.versions import versions
+from jacrec.evaluation.markdown import Sheet
+from jacrec.evaluation.results import interval
+from jacrec.evaluation.versions import versions
+from jacrec.studies.analysis import overview, plots
+from jacrec.studies.analysis.factors import centre_of, chosen_without_looking, elsewhere, factors
+from jacrec.studies.analysis.foresight import agreement, choices, findings, foresight_record, regret, rehearsal_note
+from jacrec.studies.analysis.gains import HARM, Average, aggregate, average_gain, paired
+from jacrec.studies.analysis.hierarchy import t_over_seeds
+from jacrec.studies.analysis.paper import is_d4rl
+from jacrec.studies.analysis.read import Study, read_study
+from jacrec.studies.analysis.report import gains_record, sentence
+from jacrec.studies.analysis.runs import data_of
+from jacrec.studies.analysis.settings import choosers, control_of, describe, main_contestant, without_world_model
+from jacrec.studies.analysis.tables import DASH, mean_std, seeds_episodes
+from jacrec.studies.config import BASE
+from jacrec.studies.spec import to_yaml
 
 POINTS = "points of normalised score"
 
@@ -70,10 +70,18 @@ def main(study: Positional[Path], contestant: str | None = None, level: float = 
         _settings(found),
     ]
     path = write("gains.md", "Does MPC beat its own base policy?", made_by, [without_paths(s) for s in sections], folder)
-    record = {"command": made_by, "contestant": name, "study": _spec(found), "versions": _versions(found),
-              "machine": _machines(found), "written_with": versions(), **gains_record(found, level=level),
-              "scores": _scores(found), "rehearsals": foresight_record(found),
-              "gaps": [[g.task, g.seed, g.what, g.state] for g in found.gaps]}  # fmt: skip
+    record = {
+        "command": made_by,
+        "contestant": name,
+        "study": _spec(found),
+        "versions": _versions(found),
+        "machine": _machines(found),
+        "written_with": versions(),
+        **gains_record(found, level=level),
+        "scores": _scores(found),
+        "rehearsals": foresight_record(found),
+        "gaps": [[g.task, g.seed, g.what, g.state] for g in found.gaps],
+    }
     (folder / "gains.json").write_text(readable_json(record) + "\n", encoding="utf-8")
     print(f"{sections[1]}\n\nkept in {out or 'paper_checks/results'}: {path.name} and gains.json")
     return path
@@ -99,14 +107,18 @@ def _answer(study: Study, name: str, gain: Average, level: float) -> str:
     above = [g for g in gain.gains if g.estimate.low > 0]
     both = [g for g in above if g.t.low > 0]
     below = [g for g in gain.gains if g.estimate.high < 0]
-    lines.append(f"Per set: {len(above)} of {len(gain.gains)} gain beyond noise by the bootstrap, {len(both)} by Student's t "
-                 f"too; {len(below)} lose beyond noise.")  # fmt: skip
+    lines.append(
+        f"Per set: {len(above)} of {len(gain.gains)} gain beyond noise by the bootstrap, {len(both)} by Student's t "
+        f"too; {len(below)} lose beyond noise."
+    )
     lines.append(overview.harm(gain))
     whole = aggregate(study, name, level=level)
     if whole and whole.improvement:
         p = whole.improvement
-        lines.append(f"Probability that a run of {name} scores above an independent run of base: {p.mean:.2f} "
-                     f"[{p.low:.2f}, {p.high:.2f}].")  # fmt: skip
+        lines.append(
+            f"Probability that a run of {name} scores above an independent run of base: {p.mean:.2f} "
+            f"[{p.low:.2f}, {p.high:.2f}]."
+        )
     lines += _world_model(study, name, level)
     lines.append(overview.few_seeds(study))
     return "## Answer\n\n" + "\n".join(f"* {line}" for line in lines if line)
@@ -124,14 +136,19 @@ def _world_model(study: Study, name: str, level: float) -> list[str]:
         lines.append(f"Without a world model, {control[0]} gains {interval(alone.estimate, signed=True)} over base.")
     over = average_gain(study, name, control[0], level=level)
     if over is not None:
-        lines.append("What the world model adds: " + sentence(over.estimate, f"**{name}**", own, POINTS)
-                     + f" Student's t: {overview.finite(over.t)}.")  # fmt: skip
+        lines.append(
+            "What the world model adds: "
+            + sentence(over.estimate, f"**{name}**", own, POINTS)
+            + f" Student's t: {overview.finite(over.t)}."
+        )
         lines.append(rehearsal_note(study, control[0]))
     best = max((c for c, a in averages.items() if a), key=lambda c: averages[c].estimate.mean, default=None)  # pyright: ignore[reportOptionalMemberAccess]
     if best is not None and best != control[0]:
         over = average_gain(study, name, best, level=level)
-        lines.append(f"Against the best of the {len(averages)} contestants without a world model, picked in hindsight "
-                     f"({best}): {interval(over and over.estimate, signed=True)}.")  # fmt: skip
+        lines.append(
+            f"Against the best of the {len(averages)} contestants without a world model, picked in hindsight "
+            f"({best}): {interval(over and over.estimate, signed=True)}."
+        )
     return lines
 
 
@@ -223,11 +240,28 @@ def _others(study: Study, name: str, level: float) -> str:
         gain = average_gain(study, c, level=level)
         worst = DASH if gain is None else f"{gain.worst.task} {interval(gain.worst.estimate, signed=True)}"
         against = None if c == name else average_gain(study, c, name, level=level)
-        rows.append([c, describe(study, c, centre), interval(gain and gain.estimate, signed=True),
-                     overview.finite(gain and gain.t), interval(against and against.estimate, signed=True),
-                     overview.finite(against and against.t), worst, overview.cost_text(study, c)])  # fmt: skip
-    head = ["contestant", f"differs from {centre} in", "gain over base", "t", f"difference to {name}", "t", "worst set",
-            "ms / decision"]  # fmt: skip
+        rows.append(
+            [
+                c,
+                describe(study, c, centre),
+                interval(gain and gain.estimate, signed=True),
+                overview.finite(gain and gain.t),
+                interval(against and against.estimate, signed=True),
+                overview.finite(against and against.t),
+                worst,
+                overview.cost_text(study, c),
+            ]
+        )
+    head = [
+        "contestant",
+        f"differs from {centre} in",
+        "gain over base",
+        "t",
+        f"difference to {name}",
+        "t",
+        "worst set",
+        "ms / decision",
+    ]
     return "## Several factors at once\n\n" + Sheet(head, rows).markdown()
 
 
@@ -241,7 +275,7 @@ def _how(study: Study, level: float) -> str:
         "others.\n"
         "* Student's t takes one number per training seed; for an average over sets the variances add up, with degrees of "
         "freedom by Welch and Satterthwaite. What 95% intervals are worth with 3 seeds × 10 episodes was simulated (Gaussian; "
-        "jacrec/study/hierarchy.py): of an average over 12 sets the bootstrap's hold the truth in 85% of studies where "
+        "jacrec/studies/analysis/hierarchy.py): of an average over 12 sets the bootstrap's hold the truth in 85% of studies where "
         "trainings differ three times as much as episodes, in 95% where it is the other way round; Student's t in 95% and "
         "96%.\n"
         f"* Worse than {HARM:+g} beyond noise means that the whole bootstrap interval lies below {HARM:+g}. Too narrow an "
@@ -257,8 +291,11 @@ def _missing(study: Study) -> str:
 
 
 def _settings(study: Study) -> str:
-    rows = [["played with", _listing(_versions(study))], ["machine", _listing(_machines(study))],
-            ["written with", _listing([versions()])]]  # fmt: skip
+    rows = [
+        ["played with", _listing(_versions(study))],
+        ["machine", _listing(_machines(study))],
+        ["written with", _listing([versions()])],
+    ]
     spec = yaml.safe_dump(_spec(study), sort_keys=False, allow_unicode=True)
     return (
         f"## Data, versions, settings\n\n{overview.data(study).markdown()}\n\n{Sheet(['part', 'values'], rows).markdown()}\n\n"

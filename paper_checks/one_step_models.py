@@ -15,15 +15,15 @@ import tyro
 from record import RESULTS, command, readable_json, write
 from tyro.conf import Positional
 
-from jacrec.data.load import load
-from jacrec.dynamics import ChainDynamics, DiffusionDynamics
-from jacrec.dynamics.sampler import Sampler, with_sampler
-from jacrec.io import load_module
-from jacrec.study.markdown import Sheet
-from jacrec.study.versions import machine, versions
-from jacrec.training.dynamics import as_tensor, choose_rows
+from jacrec.data.readers.load import load
+from jacrec.evaluation.markdown import Sheet
+from jacrec.evaluation.versions import machine, versions
+from jacrec.models.dynamics import ChainDynamics, DiffusionDynamics
+from jacrec.models.dynamics.sampler import Sampler, with_sampler
+from jacrec.models.io import load_module
 from jacrec.training.run import load_run
-from jacrec.training.samples import SampleCheck, sample_check
+from jacrec.training.stages.dynamics import as_tensor, choose_rows
+from jacrec.training.stages.samples import SampleCheck, sample_check
 from jacrec.training.streams import generator, seed_of
 
 HEAD = ["world model", "calls", "RMSE", "RMSE of the mean", "bias", "spread", "W1"]
@@ -58,18 +58,38 @@ def main(
         noise = torch.randn(len(state), samples, *model.noise_shape, generator=generator(0, "one-step models"))
         calls = model.diffusion_steps if isinstance(model, ChainDynamics) else 1
         checks[name] = calls, sample_check(model, state, action, next_state, noise)
-    sheet = Sheet(HEAD, [[name, str(calls), f"{c.rmse:.4f} ± {c.rmse_se:.4f}", f"{c.rmse_mean:.4f}", f"{c.bias:.3f}",
-                          f"{c.spread:.2f}", f"{c.wasserstein:.4f}"] for name, (calls, c) in checks.items()])  # fmt: skip
+    sheet = Sheet(
+        HEAD,
+        [
+            [
+                name,
+                str(calls),
+                f"{c.rmse:.4f} ± {c.rmse_se:.4f}",
+                f"{c.rmse_mean:.4f}",
+                f"{c.bias:.3f}",
+                f"{c.spread:.2f}",
+                f"{c.wasserstein:.4f}",
+            ]
+            for name, (calls, c) in checks.items()
+        ],
+    )
     made_by = command("one_step_models.py", run, "--models", *(m.split("=")[0] for m in models))
-    about = (f"{trained.info.name}: {len(state)} held-out transitions, {samples} samples each. RMSE in the data's units per "
-             "dimension, ± its standard error; bias, spread and W1 as in `jacrec.training.samples.SampleCheck`. A "
-             "deterministic model has spread 0, a calibrated one spread 1 and a W1 of sampling noise alone.")  # fmt: skip
+    about = (
+        f"{trained.info.name}: {len(state)} held-out transitions, {samples} samples each. RMSE in the data's units per "
+        "dimension, ± its standard error; bias, spread and W1 as in `jacrec.training.stages.samples.SampleCheck`. A "
+        "deterministic model has spread 0, a calibrated one spread 1 and a W1 of sampling noise alone."
+    )
     folder = out or RESULTS
     path = write("one_step_models.md", "One-step world models beside each other", made_by, [about, sheet.markdown()], folder)
     record = {
-        "command": made_by, "data": trained.info.name, "transitions": len(state), "samples": samples, "machine": machine(),
-        "versions": versions(), "models": {name: {"calls": calls, **asdict(c)} for name, (calls, c) in checks.items()},
-    }  # fmt: skip
+        "command": made_by,
+        "data": trained.info.name,
+        "transitions": len(state),
+        "samples": samples,
+        "machine": machine(),
+        "versions": versions(),
+        "models": {name: {"calls": calls, **asdict(c)} for name, (calls, c) in checks.items()},
+    }
     (folder / "one_step_models.json").write_text(readable_json(record) + "\n", encoding="utf-8")
     print(f"{sheet.markdown()}\n\nkept in {out or 'paper_checks/results'}: {path.name}, one_step_models.json")
     return path

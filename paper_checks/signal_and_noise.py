@@ -12,10 +12,10 @@ from record import RESULTS, command, write
 from tyro.conf import Positional
 
 from jacrec import gradient_signal, state_growth
-from jacrec.data.load import load
-from jacrec.study.markdown import Sheet
-from jacrec.training.dynamics import as_tensor, choose_rows
+from jacrec.data.readers.load import load
+from jacrec.evaluation.markdown import Sheet
 from jacrec.training.run import load_run
+from jacrec.training.stages.dynamics import as_tensor, choose_rows
 from jacrec.training.streams import generator, seed_of
 
 QUANTILES = (0.1, 0.5, 0.9)
@@ -58,15 +58,31 @@ def main(
                 unit = run.world.dynamics.state_std  # pyright: ignore[reportAttributeAccessIssue]
                 growth = state_growth(run.policy, run.world, state, noise, unit=unit)[..., -1].mean()
                 quantiles = snr.quantile(torch.tensor(QUANTILES, dtype=snr.dtype)).tolist()
-                rows.append([run.info.name, str(run.config.seed), str(H), str(M), *(f"{q:.3g}" for q in quantiles),
-                             f"{float((snr < 1).float().mean()):.1%}", f"{float(growth):.2f}"])  # fmt: skip
+                rows.append(
+                    [
+                        run.info.name,
+                        str(run.config.seed),
+                        str(H),
+                        str(M),
+                        *(f"{q:.3g}" for q in quantiles),
+                        f"{float((snr < 1).float().mean()):.1%}",
+                        f"{float(growth):.2f}",
+                    ]
+                )
                 print(" ".join(rows[-1]), flush=True)
     head = ["data", "seed", "H", "M", *(f"SNR, {q:.0%} quantile" for q in QUANTILES), "below 1", "growth over H"]
-    about = (f"At most {states} held-out states of each run: ‖∇Ĵ‖² over the expected square of its error "
-             "(`jacrec.gradient_signal`) for M particles, and the mean ‖ds̃_H/ds̃_0‖₂ over states and particles, in units of the "
-             "data's standard deviations (`jacrec.state_growth`).")  # fmt: skip
-    return write("signal_and_noise.md", "Signal and noise of the policy's gradient", made_by,
-                 [about, Sheet(head, rows).markdown()], out or RESULTS)  # fmt: skip
+    about = (
+        f"At most {states} held-out states of each run: ‖∇Ĵ‖² over the expected square of its error "
+        "(`jacrec.gradient_signal`) for M particles, and the mean ‖ds̃_H/ds̃_0‖₂ over states and particles, in units of the "
+        "data's standard deviations (`jacrec.state_growth`)."
+    )
+    return write(
+        "signal_and_noise.md",
+        "Signal and noise of the policy's gradient",
+        made_by,
+        [about, Sheet(head, rows).markdown()],
+        out or RESULTS,
+    )
 
 
 if __name__ == "__main__":

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 import numpy as np
 from record import command, write
 
-from jacrec.study.markdown import Sheet
-from jacrec.study.statistics import t_quantile
-from jacrec.study.summary.paper import BASE_COLUMN, OURS, PaperTable, paper_tables
+from jacrec.evaluation.markdown import Sheet
+from jacrec.evaluation.statistics import t_quantile
+from jacrec.studies.analysis.paper import BASE_COLUMN, OURS, PaperTable, paper_tables
 
 SEEDS = 10  # training seeds behind every cell, as the captions of Tables 1 and 2 say
 DOES_NOT_ADD_UP = {(2, OURS)}
@@ -89,8 +89,10 @@ def _gains_section() -> str:
         half = math.sqrt(sum(g.half**2 for g in found)) / len(found)
         beyond = [g for g in found if g.gain > g.half]
         least, equal = min(g.gain for g in found), sum(g.gain == 0 for g in found)
-        lines.append(f"Table {number}: {mean:+.2f} ± {half:.2f} on average over {len(found)} tasks, {least:+.2f} at the least; "
-                     f"{len(beyond)} tasks beyond noise, {equal} equal.")  # fmt: skip
+        lines.append(
+            f"Table {number}: {mean:+.2f} ± {half:.2f} on average over {len(found)} tasks, {least:+.2f} at the least; "
+            f"{len(beyond)} tasks beyond noise, {equal} equal."
+        )
         rows += [[str(number), g.task, f"{g.gain:+.2f}", f"± {g.half:.2f}", "yes" if g.gain > g.half else "no"] for g in found]
     how = (
         f"The half-widths are Welch's at 95 % from the printed standard deviations and {SEEDS} seeds a side, as the captions "
@@ -112,20 +114,22 @@ def _consistency_section() -> str:
     reward = np.array([row[0][0] for row in tables[4].rows.values()])
     spread = {n: x.std(ddof=1) / math.sqrt(x.size) for n, x in ((3, means), (4, reward))}
     worst = max((e * 1000 / three.rows[task][0][0], task) for task, e in errors.items())
-    return "\n".join([
-        "## Other sums",
-        "",
-        f"* Table 5's column {OURS} is Table 1's, row by row: {'yes' if same else 'no'}.",
-        f"* Table 4 prints {tables[4].average[0][1]:g} as the ± of its average: it is the standard error of the {reward.size} "
-        f"rows ({spread[4]:.4f}), a spread between tasks and no error of measurement. Table 3's {three.average[0][1]:.6f} is "
-        f"neither that ({spread[3]:.4f}) nor the mean of the rows' ± ({np.mean(list(errors.values())):.4f}).",
-        f"* Table 3 heads its ± as standard error divided by the number of transitions. The halfcheetah rows "
-        f"({min(cheetah):.6f} to {max(cheetah):.6f}) can be that; the others ({min(others):.6f} to {max(others):.6f}) can not: "
-        f"for 1000 transitions {worst[1]} would have a standard error of {worst[0]:.0f} times its RMSE. They read as plain "
-        "standard errors.",
-        "* The text of Appendix C says that Table 3 is of the reward model and Table 4 of the world model; captions and "
-        "headings say the opposite.",
-    ])  # fmt: skip
+    return "\n".join(
+        [
+            "## Other sums",
+            "",
+            f"* Table 5's column {OURS} is Table 1's, row by row: {'yes' if same else 'no'}.",
+            f"* Table 4 prints {tables[4].average[0][1]:g} as the ± of its average: it is the standard error of the {reward.size} "
+            f"rows ({spread[4]:.4f}), a spread between tasks and no error of measurement. Table 3's {three.average[0][1]:.6f} is "
+            f"neither that ({spread[3]:.4f}) nor the mean of the rows' ± ({np.mean(list(errors.values())):.4f}).",
+            f"* Table 3 heads its ± as standard error divided by the number of transitions. The halfcheetah rows "
+            f"({min(cheetah):.6f} to {max(cheetah):.6f}) can be that; the others ({min(others):.6f} to {max(others):.6f}) can not: "
+            f"for 1000 transitions {worst[1]} would have a standard error of {worst[0]:.0f} times its RMSE. They read as plain "
+            "standard errors.",
+            "* The text of Appendix C says that Table 3 is of the reward model and Table 4 of the world model; captions and "
+            "headings say the opposite.",
+        ]
+    )
 
 
 def main() -> list[Average]:

@@ -15,9 +15,11 @@ def problem_of(d=11, m=3, N=1, M=5, H=2, K=3, hidden=(33, 33), batched=False, dt
     actor = Actor(d, m, hidden, **networks)
     actor.mlp.initialise()
     world = World(
-        DiffusionDynamics(d, m, hidden, steps=K, **networks), RewardModel(d, m, hidden, **networks),
-        TwinCritic(d, m, hidden, **{"layer_norm": True, **networks}), 0.97,
-    ).to(dtype)  # fmt: skip
+        DiffusionDynamics(d, m, hidden, steps=K, **networks),
+        RewardModel(d, m, hidden, **networks),
+        TwinCritic(d, m, hidden, **{"layer_norm": True, **networks}),
+        0.97,
+    ).to(dtype)
     policy = BatchedPolicy(actor.to(dtype), N) if batched else actor.to(dtype)
     return policy, world, torch.randn(N, d, dtype=dtype), torch.randn(N, M, H, K + 1, d, dtype=dtype)
 

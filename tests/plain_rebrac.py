@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from jacrec.training.rebrac import ReBRAC
+from jacrec.training.stages.rebrac import ReBRAC
 
 
 class PlainActor(nn.Module):

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from jacrec.data.make import make_dataset
+from jacrec.data.behaviour.make import make_dataset
 from jacrec.training.config import DynamicsConfig, ReBRACConfig, RewardConfig, TrainConfig
 from jacrec.training.run import train
 

@@ -18,7 +18,7 @@ from jacrec import (
     TwinCritic,
     World,
 )
-from jacrec.activations import ACTIVATIONS
+from jacrec.models.activations import ACTIVATIONS
 
 
 @st.composite
@@ -45,30 +45,41 @@ def diffusions(draw):
     etas = st.sampled_from([0.0, 0.5, 1.0])
     levels = draw(st.none() | st.sets(st.integers(1, steps), min_size=1).map(sorted))
     return dict(
-        steps=steps, prediction=prediction, sampler=sampler, levels=levels, eta=draw(etas) if sampler == "ddim" else 0.0,
-        schedule=draw(st.sampled_from(["vp", "cosine", "linear"])), target=draw(st.sampled_from(["difference", "state"])),
-        embedding_dim=draw(st.sampled_from([2, 6])), **draw(architectures()),
-    )  # fmt: skip
+        steps=steps,
+        prediction=prediction,
+        sampler=sampler,
+        levels=levels,
+        eta=draw(etas) if sampler == "ddim" else 0.0,
+        schedule=draw(st.sampled_from(["vp", "cosine", "linear"])),
+        target=draw(st.sampled_from(["difference", "state"])),
+        embedding_dim=draw(st.sampled_from([2, 6])),
+        **draw(architectures()),
+    )
 
 
 @st.composite
 def flows(draw, solvers=("euler", "heun")):
     """Keyword arguments of a `FlowDynamics` beyond its dimensions."""
     return dict(
-        steps=draw(st.integers(1, 4)), solver=draw(st.sampled_from(solvers)),
-        prediction=draw(st.sampled_from(["velocity", "x0"])), target=draw(st.sampled_from(["difference", "state"])),
-        embedding_dim=draw(st.sampled_from([2, 6])), **draw(architectures()),
-    )  # fmt: skip
+        steps=draw(st.integers(1, 4)),
+        solver=draw(st.sampled_from(solvers)),
+        prediction=draw(st.sampled_from(["velocity", "x0"])),
+        target=draw(st.sampled_from(["difference", "state"])),
+        embedding_dim=draw(st.sampled_from([2, 6])),
+        **draw(architectures()),
+    )
 
 
 @st.composite
 def meanflows(draw):
     """Keyword arguments of a `MeanFlowDynamics` beyond its dimensions."""
     return dict(
-        steps=draw(st.integers(1, 3)), prediction=draw(st.sampled_from(["velocity", "x0"])),
+        steps=draw(st.integers(1, 3)),
+        prediction=draw(st.sampled_from(["velocity", "x0"])),
         target=draw(st.sampled_from(["difference", "state"])),
-        embedding_dim=draw(st.sampled_from([2, 6])), **draw(architectures()),
-    )  # fmt: skip
+        embedding_dim=draw(st.sampled_from([2, 6])),
+        **draw(architectures()),
+    )
 
 
 @st.composite
@@ -186,17 +197,30 @@ def cases(draw, max_H=4, max_M=5, foreign=True):
     kind = draw(st.sampled_from(kinds))
     # the kernels are for samplers of first order
     options = {
-        "diffusion": diffusions(), "flow": flows() if foreign else flows(("euler",)), "meanflow": meanflows(),
-        "deterministic": architectures(), "ensemble": ensembles(), "foreign": st.just({}),
-    }[kind]  # fmt: skip
+        "diffusion": diffusions(),
+        "flow": flows() if foreign else flows(("euler",)),
+        "meanflow": meanflows(),
+        "deterministic": architectures(),
+        "ensemble": ensembles(),
+        "foreign": st.just({}),
+    }[kind]
     own = st.integers(0, 3).map(bool) if foreign else st.just(True)
 
     def part():
         return draw(architectures()) if draw(own) else None
 
     return Case(
-        d=draw(st.integers(1, 7)), m=draw(st.integers(1, 4)), N=N, M=draw(st.integers(1, max_M)), H=draw(st.integers(0, max_H)),
-        batched=draw(st.booleans()), single=N == 1 and draw(st.booleans()),
-        policy=part(), dynamics=(kind, draw(options)), reward=part(), critic=part(),
-        discount=draw(st.sampled_from([0.0, 0.9, 0.99, 1.0])), seed=draw(st.integers(0, 2**31 - 1)),
-    )  # fmt: skip
+        d=draw(st.integers(1, 7)),
+        m=draw(st.integers(1, 4)),
+        N=N,
+        M=draw(st.integers(1, max_M)),
+        H=draw(st.integers(0, max_H)),
+        batched=draw(st.booleans()),
+        single=N == 1 and draw(st.booleans()),
+        policy=part(),
+        dynamics=(kind, draw(options)),
+        reward=part(),
+        critic=part(),
+        discount=draw(st.sampled_from([0.0, 0.9, 0.99, 1.0])),
+        seed=draw(st.integers(0, 2**31 - 1)),
+    )

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import yaml
 
-from jacrec.study.rehearsal import BASE, Imagined, Rehearsal
-from jacrec.study.sweep.spec import read_spec
+from jacrec.evaluation.rehearsal import BASE, Imagined, Rehearsal
+from jacrec.studies.spec import read_spec
 from jacrec.training.run import PARTS, STAGES
 
 REFERENCE = (0.0, 1000.0)
@@ -77,15 +77,28 @@ def write_play(path: Path, task: str, seed: int, name: str, scores, *, scored: b
     model, controller = study.model_of(name), study.controller(task, changes.get("choice", name))
     scores = [float(s) for s in scores]
     record = {
-        "task": task, "seed": seed, "contestant": name, "settings": {"episodes": len(scores), "rows": None},
-        "controller": controller and asdict(controller), "model": model,
+        "task": task,
+        "seed": seed,
+        "contestant": name,
+        "settings": {"episodes": len(scores), "rows": None},
+        "controller": controller and asdict(controller),
+        "model": model,
         "networks": {"actor": f"a{seed}", "critic": f"c{seed}", "reward": f"r{seed}", "dynamics": f"d{seed}{model}"},
         "seeds": [42000 + i for i in range(len(scores))],
-        "returns": [low + s / 100 * (high - low) for s in scores], "scores": scores if scored else None,
-        "lengths": [1000] * len(scores), "terminated": [False] * len(scores), "decisions": 1000 * len(scores),
-        "seconds": 0.1 if name == "base" else 2.0, "wall_seconds": 3.0, "thinking": None, "environment": ENVIRONMENT,
-        "versions": VERSIONS, "machine": MACHINE, "ref_min": low, "ref_max": high,
-    }  # fmt: skip
+        "returns": [low + s / 100 * (high - low) for s in scores],
+        "scores": scores if scored else None,
+        "lengths": [1000] * len(scores),
+        "terminated": [False] * len(scores),
+        "decisions": 1000 * len(scores),
+        "seconds": 0.1 if name == "base" else 2.0,
+        "wall_seconds": 3.0,
+        "thinking": None,
+        "environment": ENVIRONMENT,
+        "versions": VERSIONS,
+        "machine": MACHINE,
+        "ref_min": low,
+        "ref_max": high,
+    }
     folder = path / "cells" / task / f"seed-{seed}" / "plays"
     folder.mkdir(parents=True, exist_ok=True)
     (folder / f"{name}.json").write_text(json.dumps(record | changes))
@@ -137,8 +150,12 @@ def write_run(folder: Path, task: str, stages=STAGES) -> None:
         "versions": VERSIONS,
     }
     (folder / "config.yaml").write_text(yaml.safe_dump(record))
-    lines = [json.dumps({"stage": stage, "update": u, "seconds": 1.0, "held_out_transitions": 1000, **_errors(stage, u)})
-             for stage in stages if stage != "rebrac" for u in (20_000, 40_000, 60_000)]  # fmt: skip
+    lines = [
+        json.dumps({"stage": stage, "update": u, "seconds": 1.0, "held_out_transitions": 1000, **_errors(stage, u)})
+        for stage in stages
+        if stage != "rebrac"
+        for u in (20_000, 40_000, 60_000)
+    ]
     (folder / "metrics.jsonl").write_text("\n".join(lines) + "\n")
 
 

@@ -26,8 +26,13 @@ def linear_system(
 
     reward = -(state[:, :-1] ** 2).sum(-1) - 0.1 * (action[:, :-1] ** 2).sum(-1)
     return Transitions(
-        state=flat(state[:, :-1]), action=flat(action[:, :-1]), reward=flat(reward), next_state=flat(state[:, 1:]),
-        next_action=np.where(last.reshape(-1, 1), 0, flat(action[:, 1:])), terminal=terminal.reshape(-1),
-        has_next_action=~last.reshape(-1), episode=np.repeat(np.arange(episodes), steps),
+        state=flat(state[:, :-1]),
+        action=flat(action[:, :-1]),
+        reward=flat(reward),
+        next_state=flat(state[:, 1:]),
+        next_action=np.where(last.reshape(-1, 1), 0, flat(action[:, 1:])),
+        terminal=terminal.reshape(-1),
+        has_next_action=~last.reshape(-1),
+        episode=np.repeat(np.arange(episodes), steps),
         info=DatasetInfo("linear system", "Linear-v0", -100.0, -10.0),
-    )  # fmt: skip
+    )

@@ -14,8 +14,8 @@ from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
 
 from jacrec import Actor, BatchedPolicy, DiffusionDynamics, RewardModel, TwinCritic, World
+from jacrec.engine.shapes import problem
 from jacrec.kernels import chain_adjoint, chain_forward, launch, rollout
-from jacrec.shapes import problem
 
 POINTERS = {torch.float32: "*fp32", torch.float64: "*fp64"}
 
@@ -71,8 +71,11 @@ def launch_rollout(dtype: torch.dtype) -> None:
 SM = int(sys.argv[1]) if len(sys.argv) > 1 else 90
 
 if __name__ == "__main__":
-    served = mock.patch.multiple(chain_forward, demand_served=mock.DEFAULT), mock.patch.multiple(
-        chain_adjoint, demand_served=mock.DEFAULT), mock.patch.object(rollout, "unserved", return_value=None)  # fmt: skip
+    served = (
+        mock.patch.multiple(chain_forward, require_supported=mock.DEFAULT),
+        mock.patch.multiple(chain_adjoint, require_supported=mock.DEFAULT),
+        mock.patch.object(rollout, "unsupported_reason", return_value=None),
+    )
     processors = [mock.patch.object(part, "multiprocessors", return_value=132) for part in (launch, rollout)]
     with served[0], served[1], served[2], processors[0], processors[1], mock.patch.object(JITFunction, "run", compile_launch):
         launch_chains(torch.float32, 256, (False, True))

@@ -4,8 +4,17 @@ import torch
 from hypothesis import settings
 from hypothesis import strategies as st
 
-from jacrec import Actor, BatchedPolicy, DiffusionDynamics, FlowDynamics, MeanFlowDynamics, RewardModel, TwinCritic, World
-from jacrec.activations import ACTIVATIONS
+from jacrec import (
+    Actor,
+    BatchedPolicy,
+    DiffusionDynamics,
+    FlowDynamics,
+    MeanFlowDynamics,
+    RewardModel,
+    TwinCritic,
+    World,
+)
+from jacrec.models.activations import ACTIVATIONS
 from tests.conftest import HAS_GPU
 from tests.strategies import shake
 
@@ -24,8 +33,15 @@ def problems(draw):
     """(N, M, H, batched, structure of every network, seed, kind of dynamics)."""
     activation, norm, residual = draw(st.sampled_from(sorted(ACTIVATIONS))), draw(st.booleans()), draw(st.booleans())
     network = dict(hidden=(7, 7), activation=activation, layer_norm=norm, residual=residual)
-    return draw(st.integers(1, 2)), draw(st.integers(1, 3)), draw(st.integers(0, 2)), draw(st.booleans()), network, draw(
-        st.integers(0, 2**31 - 1)), draw(st.sampled_from(sorted(CHAINS)))  # fmt: skip
+    return (
+        draw(st.integers(1, 2)),
+        draw(st.integers(1, 3)),
+        draw(st.integers(0, 2)),
+        draw(st.booleans()),
+        network,
+        draw(st.integers(0, 2**31 - 1)),
+        draw(st.sampled_from(sorted(CHAINS))),
+    )
 
 
 def imagine(N, M, H, batched, network, seed, kind="diffusion", d=3, m=2, *, critics=2, policy_hidden=None):
@@ -33,8 +49,12 @@ def imagine(N, M, H, batched, network, seed, kind="diffusion", d=3, m=2, *, crit
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         own = network if policy_hidden is None else {**network, "hidden": policy_hidden}
-        parts = [Actor(d, m, **own), CHAINS[kind](d, m, steps=2, **network), RewardModel(d, m, **network),
-                 TwinCritic(d, m, critics=critics, **network)]  # fmt: skip
+        parts = [
+            Actor(d, m, **own),
+            CHAINS[kind](d, m, steps=2, **network),
+            RewardModel(d, m, **network),
+            TwinCritic(d, m, critics=critics, **network),
+        ]
         for part in parts:
             part.double()
             shake(part)

@@ -9,15 +9,25 @@ from rich.table import Column, Table
 from tyro.conf import Positional
 
 from jacrec.commands import data_get
+from jacrec.data.behaviour.make import ANTMAZE_KINDS, KINDS, default_id, make_dataset
 from jacrec.data.catalog import Spread, describe, list_datasets
 from jacrec.data.d4rl_files import D4RL_FILES, local_d4rl
-from jacrec.data.make import ANTMAZE_KINDS, KINDS, default_id, make_dataset
-from jacrec.data.minari import dataset_path
+from jacrec.data.readers.minari import dataset_path
 
 Kind = Literal[
-    "random", "medium", "medium-replay", "full-replay", "medium-expert", "expert",
-    "umaze", "umaze-diverse", "medium-play", "medium-diverse", "large-play", "large-diverse",
-]  # fmt: skip
+    "random",
+    "medium",
+    "medium-replay",
+    "full-replay",
+    "medium-expert",
+    "expert",
+    "umaze",
+    "umaze-diverse",
+    "medium-play",
+    "medium-diverse",
+    "large-play",
+    "large-diverse",
+]
 assert {*KINDS, *ANTMAZE_KINDS} == set(Kind.__args__)
 
 
@@ -45,8 +55,16 @@ def make(
     columns = (TextColumn("collecting"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
     with Progress(*columns) as progress:
         task = progress.add_task("collecting", total=steps)
-        made = make_dataset(env, kind, steps=steps, seed=seed, overwrite=overwrite, dataset_id=id, physics=physics,
-                            progress=lambda done: progress.update(task, completed=done))  # fmt: skip
+        made = make_dataset(
+            env,
+            kind,
+            steps=steps,
+            seed=seed,
+            overwrite=overwrite,
+            dataset_id=id,
+            physics=physics,
+            progress=lambda done: progress.update(task, completed=done),
+        )
     print(f"{made.dataset_id}: {made.episodes} episodes, {made.steps} steps in {made.seconds:.1f} s, at {made.path}")
     if made.rewarded is not None:
         print(f"reward: {made.rewarded.steps} steps in {made.rewarded.episodes} of {made.rewarded.of} episodes")

@@ -22,8 +22,9 @@ def fetch(names: Positional[tuple[str, ...]], *, overwrite: bool = False) -> int
     failed = []
     for name in names:
         try:
-            with Progress(TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn(),
-                          TimeRemainingColumn()) as bar:  # fmt: skip
+            with Progress(
+                TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn()
+            ) as bar:
                 task = bar.add_task(name, total=None)
                 got = get(name, overwrite=overwrite, progress=partial(_show, bar, task))
         except DownloadError as error:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import tyro
 
-from jacrec.demo import FULL, QUICK, demo
+from jacrec.commands.demo_run import FULL, QUICK, demo
 
 
 def run_demo(*, out: Path | None = None, quick: bool = False) -> int:

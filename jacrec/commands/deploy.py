@@ -37,8 +37,13 @@ def run(args: list[str]) -> int:
     columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn(), TimeRemainingColumn())
     with Progress(*columns, TextColumn("{task.fields[note]}")) as shown:
         task = shown.add_task("deployment", total=1.0, note="")
-        record = deploy(chosen.run, chosen.config, out=chosen.out, say=shown.console.print,
-                        progress=lambda x, note: shown.update(task, completed=x, note=note))  # fmt: skip
+        record = deploy(
+            chosen.run,
+            chosen.config,
+            out=chosen.out,
+            say=shown.console.print,
+            progress=lambda x, note: shown.update(task, completed=x, note=note),
+        )
     console = Console()
     console.print(episodes_table(record))
     console.print(refreshes_table(record) if record["refreshes"] else "no refresh took place")
@@ -75,9 +80,16 @@ def refreshes_table(record: dict[str, Any]) -> Table:
     for line in record["refreshes"]:
         for v in line["verdicts"]:
             offline = _change(v["offline"]) if v["offline"] else "none here" if asked and not line["offline"] else ""
-            table.add_row(str(line["transitions"]), v["part"], v["judged_by"].replace("_", " "),
-                          _change((v["before"], v["after"])), "taken" if v["accepted"] else "refused", _change(v["rmse"]),
-                          offline, str(line["version"]))  # fmt: skip
+            table.add_row(
+                str(line["transitions"]),
+                v["part"],
+                v["judged_by"].replace("_", " "),
+                _change((v["before"], v["after"])),
+                "taken" if v["accepted"] else "refused",
+                _change(v["rmse"]),
+                offline,
+                str(line["version"]),
+            )
     return table
 
 

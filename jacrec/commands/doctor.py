@@ -4,7 +4,7 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from jacrec.doctor import checks
+from jacrec.commands.doctor_checks import checks
 
 MARKS = {"ok": "[green]ok[/]", "note": "[yellow]note[/]", "broken": "[red]broken[/]"}
 

@@ -9,12 +9,12 @@ from rich.console import Console
 from tyro.conf import Positional
 
 from jacrec.commands.options import refuse_unused
-from jacrec.study.config import EvalConfig
-from jacrec.study.evaluate import FILE, acts_as_base, evaluate, played_config
-from jacrec.study.planners import PLANNERS
-from jacrec.study.rehearsed import verdict
-from jacrec.study.results import table
-from jacrec.study.video import record_video
+from jacrec.evaluation.config import EvalConfig
+from jacrec.evaluation.evaluate import FILE, acts_as_base, evaluate, played_config
+from jacrec.evaluation.rehearsed import verdict
+from jacrec.evaluation.results import table
+from jacrec.evaluation.video import record_video
+from jacrec.planners import PLANNERS
 from jacrec.training.run import load_run
 
 

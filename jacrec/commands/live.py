@@ -9,7 +9,7 @@ import numpy as np
 import tyro
 from tyro.conf import Positional
 
-from jacrec.study.live import LiveConfig, LiveLog, play_live
+from jacrec.evaluation.live import LiveConfig, LiveLog, play_live
 from jacrec.training.run import Run, load_run
 
 
@@ -41,10 +41,12 @@ def summary(run: Run, log: LiveLog) -> str:
     """What the episode came to, in some lines."""
     score = run.info.score([log.total])
     scored = "" if score is None else f", score {float(score[0]):.1f}"
-    lines = [f"return {log.total:.1f}{scored} in {log.steps} steps, {log.wall_seconds:.2f} s of wall-clock time "
-             f"({log.interval_ms:.2f} ms a step); ended by: {log.ended}",
-             f"late actions: {log.held} of {log.steps}, at most {log.longest_held} in a row; the simulation was at most "
-             f"{log.behind_ms:.2f} ms behind"]  # fmt: skip
+    lines = [
+        f"return {log.total:.1f}{scored} in {log.steps} steps, {log.wall_seconds:.2f} s of wall-clock time "
+        f"({log.interval_ms:.2f} ms a step); ended by: {log.ended}",
+        f"late actions: {log.held} of {log.steps}, at most {log.longest_held} in a row; the simulation was at most "
+        f"{log.behind_ms:.2f} ms behind",
+    ]
     if log.decision_ms:
         points = zip((50, 90, 99), np.percentile(log.decision_ms, (50, 90, 99)), strict=True)
         shown = ", ".join(f"p{q} {x:.2f}" for q, x in points)

@@ -10,11 +10,11 @@ from rich.console import Console
 from rich.progress import Progress
 from tyro.conf import Positional
 
-from jacrec.controller import MPCConfig
-from jacrec.study.config import PlayConfig
-from jacrec.study.rehearsal import RehearsalConfig
-from jacrec.study.rehearsed import CANDIDATES, FILE, make_rehearsal, table, verdict
-from jacrec.study.sweep.parse import build, expect_mapping
+from jacrec.control.controller import MPCConfig
+from jacrec.evaluation.config import PlayConfig
+from jacrec.evaluation.rehearsal import RehearsalConfig
+from jacrec.evaluation.rehearsed import CANDIDATES, FILE, make_rehearsal, table, verdict
+from jacrec.studies.parse import build, expect_mapping
 from jacrec.training.run import load_run
 
 
@@ -56,13 +56,23 @@ def run(args: list[str]) -> int:
     others = {str(path): load_run(path) for path in chosen.others}
     with Progress(transient=True) as progress:
         task = progress.add_task("rehearsal", total=1.0)
-        record = make_rehearsal(trained, folder, candidates, chosen.config, play, others=others, again=chosen.again,
-                                progress=lambda x: progress.update(task, completed=x))  # fmt: skip
+        record = make_rehearsal(
+            trained,
+            folder,
+            candidates,
+            chosen.config,
+            play,
+            others=others,
+            again=chosen.again,
+            progress=lambda x: progress.update(task, completed=x),
+        )
     Console().print(table(record))
     print(f"{verdict(record)}\nrehearsal: {folder / FILE}")
     if not chosen.others:
-        print("one world model alone can be wrong where its own controller likes to go: train further seeds (jacrec train DATA "
-              "--seeds ...) and name their runs with --others")  # fmt: skip
+        print(
+            "one world model alone can be wrong where its own controller likes to go: train further seeds (jacrec train DATA "
+            "--seeds ...) and name their runs with --others"
+        )
     print(f"next: jacrec eval {chosen.run} --rehearse" + (f" --out {folder}" if chosen.out else ""))
     return 0
 
@@ -84,8 +94,9 @@ def named_candidates(names: tuple[str, ...]) -> dict[str, MPCConfig]:
                 raise ValueError(f"{name}: expected YAML, cannot read it: {error}") from None
             more = {who: build(MPCConfig, own, f"{name}: {who}") for who, own in expect_mapping(content, name).items()}
         else:
-            raise ValueError(f"candidates: expected some of {', '.join(CANDIDATES)} or a YAML file {{name: {{settings}}}}, got "
-                             f"{name!r}")  # fmt: skip
+            raise ValueError(
+                f"candidates: expected some of {', '.join(CANDIDATES)} or a YAML file {{name: {{settings}}}}, got {name!r}"
+            )
         twice = sorted(found.keys() & more.keys())
         if twice:
             raise ValueError(f"candidates: expected each name once, got {', '.join(twice)} twice")

@@ -7,12 +7,12 @@ from typing import Annotated
 import tyro
 from tyro.conf import Positional
 
-from jacrec.study.report import write_report
-from jacrec.study.summary.figures import error_figure
-from jacrec.study.summary.films import film_study
-from jacrec.study.summary.read import is_study, read_study
-from jacrec.study.summary.report import FOLDER, write_study_report
-from jacrec.study.summary.tables import table
+from jacrec.evaluation.report import write_report
+from jacrec.studies.analysis.figures import error_figure
+from jacrec.studies.analysis.films import film_study
+from jacrec.studies.analysis.read import is_study, read_study
+from jacrec.studies.analysis.report import FOLDER, write_study_report
+from jacrec.studies.analysis.tables import table
 
 
 @dataclass(frozen=True)
@@ -41,8 +41,9 @@ def run(args: list[str]) -> int:
     if not is_study(chosen.folder):
         asked = [name for name in ("table", "figure", "contestant") if getattr(chosen, name) is not None]
         if asked or chosen.video:
-            raise ValueError(f"{chosen.folder}: expected a study's folder (with study.yaml) for "
-                             f"--{(asked or ['video'])[0]}, got another")  # fmt: skip
+            raise ValueError(
+                f"{chosen.folder}: expected a study's folder (with study.yaml) for --{(asked or ['video'])[0]}, got another"
+            )
         print(f"report: {write_report(chosen.folder, chosen.evaluation, level=chosen.level)}")
         return 0
     if chosen.evaluation is not None:

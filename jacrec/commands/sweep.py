@@ -8,14 +8,14 @@ import tyro
 from rich.console import Console
 from tyro.conf import Positional
 
-from jacrec.processors import processors
-from jacrec.study.sweep.executors import Executor
-from jacrec.study.sweep.ledger import at_work, locked, read_failure
-from jacrec.study.sweep.show import Clock, failures, make_watcher, overview
-from jacrec.study.sweep.sources import needs_root
-from jacrec.study.sweep.spec import FILE, expect_same_study, find_spec, read_spec, write_study
-from jacrec.study.sweep.sweep import KINDS, Plan, expect_data, plan, sweep
-from jacrec.study.sweep.workers import LocalExecutor
+from jacrec.studies.executors import Executor
+from jacrec.studies.ledger import at_work, locked, read_failure
+from jacrec.studies.show import Clock, failures, make_watcher, overview
+from jacrec.studies.sources import needs_root
+from jacrec.studies.spec import FILE, expect_same_study, find_spec, read_spec, write_study
+from jacrec.studies.sweep import KINDS, Plan, expect_data, plan, sweep
+from jacrec.studies.workers import LocalExecutor
+from jacrec.util.processors import processors
 
 SHOWN = 20
 """jobs that a dry run names"""
@@ -88,7 +88,7 @@ def run(args: list[str]) -> int:
 def _executor(chosen: Sweep, workers: int, threads: int, lock: Path) -> Executor:
     if not (chosen.ray or chosen.ray_address):
         return LocalExecutor(workers, lock, threads)
-    from jacrec.study.sweep.cluster import RayExecutor
+    from jacrec.studies.cluster import RayExecutor
 
     return RayExecutor(chosen.ray_address, workers=chosen.workers, threads=threads, gpus=chosen.gpus)
 
@@ -96,16 +96,20 @@ def _executor(chosen: Sweep, workers: int, threads: int, lock: Path) -> Executor
 def _sweep(todo: Plan, executor: Executor, retries: int, console: Console) -> int:
     with make_watcher(todo, executor.slots, console) as watcher:
         later = len(todo.missing) - len(todo.todo)
-        watcher.say(f"{todo.folder}: {len(todo.done)} of {len(todo.jobs)} jobs are done"
-                    + (f", {later} are left for a later start" if later else ""))  # fmt: skip
+        watcher.say(
+            f"{todo.folder}: {len(todo.done)} of {len(todo.jobs)} jobs are done"
+            + (f", {later} are left for a later start" if later else "")
+        )
         try:
             outcome = sweep(todo, executor, watcher, retries=retries)
         finally:
             executor.close()
     if not outcome.complete:
         console.print(failures(outcome.failed, outcome.waiting))
-        print(f"{len(outcome.failed)} jobs failed, {len(outcome.waiting)} wait for them; tracebacks: "
-              f"{todo.folder}/cells/.../*.failed.json; to try them again: jacrec sweep {todo.folder}")  # fmt: skip
+        print(
+            f"{len(outcome.failed)} jobs failed, {len(outcome.waiting)} wait for them; tracebacks: "
+            f"{todo.folder}/cells/.../*.failed.json; to try them again: jacrec sweep {todo.folder}"
+        )
         return 1
     print(f"study: {todo.folder}\nnext: jacrec report {todo.folder}")
     return 0

@@ -39,7 +39,7 @@ class Train:
     """YAML file of settings, which the options below override"""
     stages: tuple[Stage, ...] = STAGES
     """what to train now"""
-    abreast: int = 1
+    parallel_stages: int = 1
     """how many of them at a time; small batches gain more from this than from more threads"""
     seeds: tuple[int, ...] = ()
     """several seeds instead of the one below, a folder each: seed-SEED in --out, or --out with {seed} filled in. On a GPU all
@@ -65,7 +65,7 @@ def run(args: list[str]) -> int:
     if chosen.seeds:
         return _run_seeds(chosen, config)
     out = chosen.out or Path("runs") / f"{slug(chosen.source)}-s{config.seed}"
-    train(config, out, stages=chosen.stages, abreast=chosen.abreast)
+    train(config, out, stages=chosen.stages, parallel_stages=chosen.parallel_stages)
     print(f"trained: {out}\n{_next(out)}")
     return 0
 
@@ -77,8 +77,8 @@ def _next(run: Path) -> str:
 
 
 def _run_seeds(chosen: Train, config: TrainConfig) -> int:
-    if chosen.abreast > 1:
-        raise ValueError("--abreast: expected 1 with --seeds, which take the processors themselves; leave it out")
+    if chosen.parallel_stages > 1:
+        raise ValueError("--parallel_stages: expected 1 with --seeds, which take the processors themselves; leave it out")
     folders = train_seeds(config, chosen.seeds, chosen.out or f"runs/{slug(chosen.source)}-s{{seed}}", stages=chosen.stages)
     print("\n".join(f"trained: {out}" for out in folders) + f"\n{_next(Path(folders[0]))}")
     return 0

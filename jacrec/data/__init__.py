@@ -1,10 +1,10 @@
 """Offline data: make it, fetch it, load it, bring your own, look at it."""
 
-from jacrec.data.arrays import from_arrays
+from jacrec.data.behaviour.make import MadeDataset, make_dataset
 from jacrec.data.catalog import DatasetDescription, DatasetSummary, describe, list_datasets
 from jacrec.data.download import get
-from jacrec.data.load import load
-from jacrec.data.make import MadeDataset, make_dataset
+from jacrec.data.readers.arrays import from_arrays
+from jacrec.data.readers.load import load
 from jacrec.data.transitions import DatasetInfo, Statistics, Transitions
 
 __all__ = [

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from jacrec.data.load import load
-from jacrec.data.minari import dataset_info, dataset_path, local_ids, read_metadata
+from jacrec.data.readers.load import load
+from jacrec.data.readers.minari import dataset_info, dataset_path, local_ids, read_metadata
 from jacrec.data.transitions import DatasetInfo, Transitions
 
 

@@ -3,7 +3,7 @@
 Transitions(state, action, reward, next_state, next_action, terminal, has_next_action, episode, info)
     .rows(index) .split(fraction, seed) -> (train, held_out) .for_td() .statistics() -> Statistics
 
-They are made by the readers (`jacrec.data.load`) or from a user's own numpy arrays (`jacrec.data.from_arrays`).
+They are made by the readers (`jacrec.data.readers.load`) or from a user's own numpy arrays (`jacrec.data.from_arrays`).
 """
 
 from dataclasses import dataclass, field, replace

@@ -24,7 +24,7 @@ from gymnasium.utils import EzPickle
 
 from jacrec.envs import antmaze_model
 from jacrec.envs.antmaze_layout import MAZES, TASKS, Maze, draw_goal, draw_start, reached
-from jacrec.errors import expect_one_of
+from jacrec.util.errors import expect_one_of
 
 TORQUE = 30.0
 FRAME_SKIP = 5

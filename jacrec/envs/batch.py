@@ -19,8 +19,8 @@ import numpy as np
 
 from jacrec.envs.physics import ContactPhysics, make_env, physics_record, simulator
 from jacrec.envs.rows import SERVED, Rows
-from jacrec.errors import expect_one_of
-from jacrec.processors import processors
+from jacrec.util.errors import expect_one_of
+from jacrec.util.processors import processors
 
 ENGINES = ("auto", "mujoco.batch", "gymnasium")
 _mj: Any = mujoco  # the bindings declare no types

@@ -22,7 +22,7 @@ import gymnasium
 import mujoco
 import numpy as np
 
-from jacrec.errors import expect_one_of
+from jacrec.util.errors import expect_one_of
 
 PHYSICS = ("d4rl", "native")
 _mj: Any = mujoco  # the bindings declare no types

@@ -2,9 +2,9 @@
 
 from dataclasses import dataclass, field
 
-from jacrec.controller import MPCConfig
-from jacrec.errors import expect_one_of, expect_positive
-from jacrec.study.config import PlayConfig
+from jacrec.control.controller import MPCConfig
+from jacrec.evaluation.config import PlayConfig
+from jacrec.util.errors import expect_one_of, expect_positive
 
 PARTS = ("dynamics", "reward")
 
@@ -70,8 +70,9 @@ class RefreshConfig:
         if not 0.0 <= self.min_gain < 1.0:
             raise ValueError(f"min_gain: expected a number of at least 0 and below 1, got {self.min_gain}")
         if not self.parts:
-            raise ValueError(f"parts: expected at least one of {', '.join(PARTS)}, got none; enabled = False switches the "
-                             "refreshing off")  # fmt: skip
+            raise ValueError(
+                f"parts: expected at least one of {', '.join(PARTS)}, got none; enabled = False switches the refreshing off"
+            )
         for part in self.parts:
             expect_one_of("parts", part, PARTS)
 
@@ -109,8 +110,10 @@ class ReplayConfig:
         if self.sync_seconds < 0:
             raise ValueError(f"sync_seconds: expected at least 0, got {self.sync_seconds}")
         if self.sync_seconds == 0 and self.flush_every > 1:
-            raise ValueError(f"sync_seconds: expected more than 0 with flush_every = {self.flush_every}, where `append` does "
-                             "not touch the disk; take flush_every = 1 for `append` to sync itself")  # fmt: skip
+            raise ValueError(
+                f"sync_seconds: expected more than 0 with flush_every = {self.flush_every}, where `append` does "
+                "not touch the disk; take flush_every = 1 for `append` to sync itself"
+            )
         if self.buffer < self.flush_every:
             raise ValueError(f"buffer: expected at least flush_every = {self.flush_every}, got {self.buffer}")
 

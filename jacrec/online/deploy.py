@@ -18,18 +18,18 @@ from typing import Any
 import numpy as np
 from safetensors.torch import load_file, save_file
 
-from jacrec.controller import MPC
+from jacrec.control.controller import MPC
 from jacrec.envs.batch import BatchedEnv
-from jacrec.files import whole, write_json
+from jacrec.evaluation.contestant import digests, environment_record, open_env
+from jacrec.evaluation.episodes import EpisodeLog, play
+from jacrec.evaluation.versions import machine, versions
 from jacrec.online.config import DeployConfig
 from jacrec.online.playing import RecordedEnv, RefreshedController
 from jacrec.online.published import refreshes
 from jacrec.online.refresh import Refresher, expect_refreshable
 from jacrec.online.replay import OnlineReplay
-from jacrec.study.contestant import digests, environment_record, open_env
-from jacrec.study.episodes import EpisodeLog, play
-from jacrec.study.versions import machine, versions
 from jacrec.training.run import Run, load_run, torch_threads
+from jacrec.util.files import atomic_write, write_json
 
 FILE = "deploy.json"
 
@@ -113,23 +113,32 @@ def deployment_folder(run: Path, out: str | Path | None) -> Path:
 def _episodes(log: EpisodeLog, run: Run, controller: RefreshedController, version: int) -> list[dict[str, Any]]:
     """What a group of episodes came to; decisions and versions are the group's."""
     ms = 1e3 * np.array(controller.seconds)
-    decisions = {"count": len(ms), "median_ms": float(np.median(ms)), "p99_ms": float(np.quantile(ms, 0.99)),
-                 "max_ms": float(ms.max())}  # fmt: skip
+    decisions = {
+        "count": len(ms),
+        "median_ms": float(np.median(ms)),
+        "p99_ms": float(np.quantile(ms, 0.99)),
+        "max_ms": float(ms.max()),
+    }
     scores = run.info.score(log.returns)
     return [
         {
-            "seed": seed, "return": log.returns[i], "score": None if scores is None else float(scores[i]),
-            "length": log.lengths[i], "terminated": log.terminated[i], "version": version,
-            "picked_up": controller.picked_up, "decisions": decisions,
+            "seed": seed,
+            "return": log.returns[i],
+            "score": None if scores is None else float(scores[i]),
+            "length": log.lengths[i],
+            "terminated": log.terminated[i],
+            "version": version,
+            "picked_up": controller.picked_up,
+            "decisions": decisions,
         }
         for i, seed in enumerate(log.seeds)
-    ]  # fmt: skip
+    ]
 
 
 def _store(folder: Path, record: dict[str, Any], mpc: MPC) -> None:
     """The controller first: the record says which one is its own."""
     path = _controller_file(folder, record)
-    with whole(path) as part:
+    with atomic_write(path) as part:
         save_file(mpc.state_dict(), part)
     write_json(folder / FILE, record)
     for old in folder.glob("controller-*.safetensors"):
@@ -143,10 +152,17 @@ def _controller_file(folder: Path, record: dict[str, Any]) -> Path:
 
 def _new_record(run: Run, config: DeployConfig, env: BatchedEnv) -> dict[str, Any]:
     return {
-        "settings": json.loads(json.dumps(asdict(config))), "run": str(run.path), "networks": digests(run),
-        "environment": environment_record(env), "versions": versions(), "machine": machine(),
-        "transitions": 0, "late_steps": 0, "notices": [], "episodes": [],
-    }  # fmt: skip
+        "settings": json.loads(json.dumps(asdict(config))),
+        "run": str(run.path),
+        "networks": digests(run),
+        "environment": environment_record(env),
+        "versions": versions(),
+        "machine": machine(),
+        "transitions": 0,
+        "late_steps": 0,
+        "notices": [],
+        "episodes": [],
+    }
 
 
 def _previous(path: Path, fresh: dict[str, Any]) -> dict[str, Any]:
@@ -154,9 +170,15 @@ def _previous(path: Path, fresh: dict[str, Any]) -> dict[str, Any]:
     if not path.is_file():
         return fresh
     old = json.loads(path.read_text(encoding="utf-8"))
-    differing = [f"{part}.{key}: {old[part].get(key)} there, {value} here" for part in ("settings", "networks")
-                 for key, value in fresh[part].items() if key != "episodes" and old[part].get(key) != value]  # fmt: skip
+    differing = [
+        f"{part}.{key}: {old[part].get(key)} there, {value} here"
+        for part in ("settings", "networks")
+        for key, value in fresh[part].items()
+        if key != "episodes" and old[part].get(key) != value
+    ]
     if differing:
-        raise ValueError(f"{path}: expected no deployment or one with these settings, got one that differs in "
-                         f"{'; '.join(differing)}. Choose another folder (--out)")  # fmt: skip
+        raise ValueError(
+            f"{path}: expected no deployment or one with these settings, got one that differs in "
+            f"{'; '.join(differing)}. Choose another folder (--out)"
+        )
     return old | {"settings": fresh["settings"]}

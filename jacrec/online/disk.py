@@ -52,8 +52,10 @@ class Disk:
             return
         waiting = self.waiting
         if waiting + records > self.config.buffer:
-            raise OSError(f"replay: {waiting} transitions wait for a disk that takes none ({self.failure or 'no answer yet'}); "
-                          "this one was not appended")  # fmt: skip
+            raise OSError(
+                f"replay: {waiting} transitions wait for a disk that takes none ({self.failure or 'no answer yet'}); "
+                "this one was not appended"
+            )
         self._queue.append((raw, records))
         self._queued += records
         if waiting + records >= self.config.flush_every:

@@ -12,8 +12,8 @@ from jacrec.data.transitions import Transitions
 from jacrec.online.config import RefreshConfig
 from jacrec.online.score import stage_score
 from jacrec.training.config import TrainConfig
-from jacrec.training.dynamics import DynamicsStage
-from jacrec.training.reward import RewardStage
+from jacrec.training.stages.dynamics import DynamicsStage
+from jacrec.training.stages.reward import RewardStage
 
 JUDGED_BY = {"dynamics": "energy_score", "reward": "reward_rmse"}
 """the error that decides; `held_out_errors` reports it"""
@@ -79,8 +79,10 @@ def refresh_part(
     """
     replay = replay.rows(finite(replay))
     if len(replay) < 2 * LEAST_ROWS:
-        raise ValueError(f"refresh: expected at least {2 * LEAST_ROWS} finite transitions, got {len(replay)}; "
-                         "let the controller run longer (start_after)")  # fmt: skip
+        raise ValueError(
+            f"refresh: expected at least {2 * LEAST_ROWS} finite transitions, got {len(replay)}; "
+            "let the controller run longer (start_after)"
+        )
     cut = len(replay) - max(LEAST_ROWS, round(online.held_out * len(replay)))
     learned, test = replay.rows(np.arange(cut)), replay.rows(np.arange(cut, len(replay)))
     table = mixture(learned, None if offline is None else offline[0], online, np.random.default_rng(seed))
@@ -139,8 +141,12 @@ def evenly(n: int, count: int, rng: np.random.Generator) -> np.ndarray:
 
 def finite(data: Transitions) -> np.ndarray:
     """(n,) bool: the rows all of whose numbers are finite."""
-    return (np.isfinite(data.state).all(1) & np.isfinite(data.action).all(1) & np.isfinite(data.next_state).all(1)
-            & np.isfinite(data.reward))  # fmt: skip
+    return (
+        np.isfinite(data.state).all(1)
+        & np.isfinite(data.action).all(1)
+        & np.isfinite(data.next_state).all(1)
+        & np.isfinite(data.reward)
+    )
 
 
 def _with(config: TrainConfig, part: str, **changes) -> TrainConfig:

@@ -1,11 +1,11 @@
-"""Around an environment and a controller, for `jacrec.study.episodes.play`: what happens is kept, new weights are picked up."""
+"""Around an environment and a controller, for `jacrec.evaluation.episodes.play`: what happens is kept, new weights are picked up."""
 
 import time
 from typing import Any
 
 import numpy as np
 
-from jacrec.controller import MPC
+from jacrec.control.controller import MPC
 from jacrec.envs.batch import BatchedEnv
 from jacrec.online.refresh import Refresher
 from jacrec.online.replay import OnlineReplay
@@ -49,8 +49,15 @@ class RecordedEnv:
         rows = np.flatnonzero(~self.env.done)
         following, reward, terminated, truncated = self.env.step(actions)
         if len(rows):
-            self.replay.append(self.observation[rows], actions[rows], reward[rows], following[rows], terminated[rows],
-                               self.episode[rows], terminated[rows] | truncated[rows])  # fmt: skip
+            self.replay.append(
+                self.observation[rows],
+                actions[rows],
+                reward[rows],
+                following[rows],
+                terminated[rows],
+                self.episode[rows],
+                terminated[rows] | truncated[rows],
+            )
         self.observation = following
         return following, reward, terminated, truncated
 

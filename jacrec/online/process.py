@@ -18,9 +18,9 @@ from typing import IO
 import numpy as np
 import torch
 
-from jacrec.data.load import load
+from jacrec.data.readers.load import load
 from jacrec.data.transitions import Transitions
-from jacrec.io import load_module
+from jacrec.models.io import load_module
 from jacrec.online.config import PARTS, RefreshConfig
 from jacrec.online.learn import LEAST_ROWS, refresh_part
 from jacrec.online.published import (
@@ -89,8 +89,10 @@ def serve(job: Job, parent: int) -> None:
     config = from_dict(read_record(job.run)["settings"])
     with alone(folder, parent):  # one that outlives its parent for a moment has to be done first
         alive, version, done = Life(folder, parent), latest_version(folder), refreshes(folder)
-        models = {part: load_module((version_folder(folder, version) if version else job.run) / f"{part}.safetensors")
-                  for part in PARTS}  # fmt: skip
+        models = {
+            part: load_module((version_folder(folder, version) if version else job.run) / f"{part}.safetensors")
+            for part in PARTS
+        }
         offline = offline_data(config, c, lambda sentence: leave_notice(folder, sentence))
         at_last, began = (done[-1]["transitions"] if done else 0), time.monotonic()
         reader = None

@@ -16,8 +16,8 @@ from typing import Any
 
 from torch import nn
 
-from jacrec.files import write_json
-from jacrec.io import save_module
+from jacrec.models.io import save_module
+from jacrec.util.files import write_json
 
 FOLDER, LATEST, LOG, ALIVE, NOTICE = "models", "latest.json", "refreshes.jsonl", "alive", "notice.json"
 SETTINGS = "refresh.json"

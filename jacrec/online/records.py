@@ -22,8 +22,18 @@ _checksum = struct.Struct("<I")
 
 def record_dtype(state_dim: int, action_dim: int) -> np.dtype:
     """One transition: 28 + 4 (2 d + m) bytes."""
-    return np.dtype([("number", "<i8"), ("episode", "<i8"), ("flags", "<u4"), ("reward", "<f4"), ("state", "<f4", (state_dim,)),
-                     ("action", "<f4", (action_dim,)), ("next_state", "<f4", (state_dim,)), ("checksum", "<u4")])  # fmt: skip
+    return np.dtype(
+        [
+            ("number", "<i8"),
+            ("episode", "<i8"),
+            ("flags", "<u4"),
+            ("reward", "<f4"),
+            ("state", "<f4", (state_dim,)),
+            ("action", "<f4", (action_dim,)),
+            ("next_state", "<f4", (state_dim,)),
+            ("checksum", "<u4"),
+        ]
+    )
 
 
 def header(state_dim: int, action_dim: int) -> bytes:

@@ -8,11 +8,11 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from jacrec.files import write_json
 from jacrec.online.config import RefreshConfig
-from jacrec.online.pickup import Pickup, Say, Watch
+from jacrec.online.hot_swap import Pickup, Say, Watch
 from jacrec.online.published import ALIVE, FOLDER, SETTINGS, forget_notice, read_notice
 from jacrec.training.run import Run
+from jacrec.util.files import write_json
 
 LOG = "refresher.log"
 
@@ -24,8 +24,10 @@ def expect_refreshable(run: Run, config: RefreshConfig) -> None:
         ValueError: a multi-step world model is to be refreshed.
     """
     if config.enabled and run.config.dynamics.kind == "multistep" and "dynamics" in config.parts:
-        raise ValueError("online.parts: expected reward alone for a multi-step world model, which is not trained on single "
-                         f"transitions, got {', '.join(config.parts)}")  # fmt: skip
+        raise ValueError(
+            "online.parts: expected reward alone for a multi-step world model, which is not trained on single "
+            f"transitions, got {', '.join(config.parts)}"
+        )
 
 
 class Refresher:
@@ -125,10 +127,13 @@ class Refresher:
         forget_notice(self.folder)  # of an earlier process
         with (self.folder / LOG).open("ab") as log:
             self.process = subprocess.Popen(
-                [*self.command, str(self.folder), str(os.getpid())], stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+                [*self.command, str(self.folder), str(os.getpid())],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
                 start_new_session=True,  # an interruption from the keyboard is for this process
                 env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
-            )  # fmt: skip
+            )
         os.setpriority(os.PRIO_PROCESS, self.process.pid, os.getpriority(os.PRIO_PROCESS, 0) + self.config.niceness)
         self._started = time.time()
         self._stalled = False
@@ -145,8 +150,10 @@ class Refresher:
         code = self.process.poll()
         if code is not None:
             again = self.restarts < self.config.restarts
-            self.say(f"the refreshing process has ended (exit code {code}, see {self.folder / LOG}); control goes on with "
-                     f"version {self.version} of the models" + (", and it is started again" if again else ""))  # fmt: skip
+            self.say(
+                f"the refreshing process has ended (exit code {code}, see {self.folder / LOG}); control goes on with "
+                f"version {self.version} of the models" + (", and it is started again" if again else "")
+            )
             if again:
                 self.restarts += 1
                 self._start()
@@ -154,8 +161,10 @@ class Refresher:
                 self._gone = True
         elif not self._stalled and self._silence() > self.config.stalled_seconds:
             self._stalled = True
-            self.say(f"the refreshing process (number {self.process.pid}) has been silent for {self._silence():.0f} s; control "
-                     f"goes on with version {self.version} of the models")  # fmt: skip
+            self.say(
+                f"the refreshing process (number {self.process.pid}) has been silent for {self._silence():.0f} s; control "
+                f"goes on with version {self.version} of the models"
+            )
 
     def _silence(self) -> float:
         """Seconds since the process showed itself."""

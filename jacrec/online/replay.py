@@ -24,10 +24,10 @@ from pathlib import Path
 import numpy as np
 
 from jacrec.data.transitions import DatasetInfo, Transitions
-from jacrec.files import whole
 from jacrec.online.config import ReplayConfig
 from jacrec.online.disk import Disk
 from jacrec.online.records import HEADER, LAST, TERMINAL, RecordFile, header, seal
+from jacrec.util.files import atomic_write
 
 FILE, LOCK = "replay.bin", "replay.lock"
 
@@ -109,8 +109,10 @@ class OnlineReplay:
     def _repair(self, file: int, state_dim: int, action_dim: int) -> None:
         self._reader = RecordFile(self.path)
         if (self._reader.state_dim, self._reader.action_dim) != (state_dim, action_dim):
-            raise ValueError(f"{self.path}: expected a replay of d = {state_dim}, m = {action_dim}, got one of d = "
-                             f"{self._reader.state_dim}, m = {self._reader.action_dim}; name another folder")  # fmt: skip
+            raise ValueError(
+                f"{self.path}: expected a replay of d = {state_dim}, m = {action_dim}, got one of d = "
+                f"{self._reader.state_dim}, m = {self._reader.action_dim}; name another folder"
+            )
         count = self._reader.look()
         end = HEADER + count * self._reader.dtype.itemsize
         torn = os.fstat(file).st_size - end
@@ -211,11 +213,16 @@ def as_transitions(records: np.ndarray, name: str) -> Transitions:
     next_action = np.zeros_like(records["action"])
     next_action[before[follows]] = records["action"][after[follows]]
     return Transitions(
-        state=records["state"].copy(), action=records["action"].copy(), reward=records["reward"].copy(),
-        next_state=records["next_state"].copy(), next_action=next_action,
-        terminal=records["flags"] & TERMINAL != 0, has_next_action=has_next, episode=records["episode"].astype(np.int64),
+        state=records["state"].copy(),
+        action=records["action"].copy(),
+        reward=records["reward"].copy(),
+        next_state=records["next_state"].copy(),
+        next_action=next_action,
+        terminal=records["flags"] & TERMINAL != 0,
+        has_next_action=has_next,
+        episode=records["episode"].astype(np.int64),
         info=DatasetInfo(name, source="a controller's replay"),
-    )  # fmt: skip
+    )
 
 
 def _lock(path: Path) -> int:
@@ -225,14 +232,16 @@ def _lock(path: Path) -> int:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         os.close(file)
-        raise ValueError(f"{path}: expected a replay that nobody appends to, got one in use; stop the other deployment, or "
-                         "name another folder") from None  # fmt: skip
+        raise ValueError(
+            f"{path}: expected a replay that nobody appends to, got one in use; stop the other deployment, or "
+            "name another folder"
+        ) from None
     return file
 
 
 def _create(path: Path, start: bytes) -> None:
     """The empty replay: whole, or not there."""
-    with whole(path) as part:
+    with atomic_write(path) as part:
         part.write_bytes(start)
     folder = os.open(path.parent, os.O_RDONLY)
     try:

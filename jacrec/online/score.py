@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from jacrec.training.dynamics import DynamicsStage, spread
+from jacrec.training.stages.dynamics import DynamicsStage, spread
 
 
 @torch.no_grad()

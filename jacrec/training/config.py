@@ -10,22 +10,32 @@ from typing import Any
 
 import yaml
 
-from jacrec.errors import expect_one_of
+from jacrec.util.errors import expect_one_of
 
 LR_SCHEDULES = ("constant", "cosine")
 PREDICTIONS = {  # by kind of world model; the last three predict states and take no notice
-    "diffusion": ("epsilon", "x0"), "flow": ("velocity", "x0"), "meanflow": ("velocity", "x0"),
-    "deterministic": ("epsilon", "x0"), "ensemble": ("epsilon", "x0"), "multistep": ("epsilon", "x0"),
-}  # fmt: skip
+    "diffusion": ("epsilon", "x0"),
+    "flow": ("velocity", "x0"),
+    "meanflow": ("velocity", "x0"),
+    "deterministic": ("epsilon", "x0"),
+    "ensemble": ("epsilon", "x0"),
+    "multistep": ("epsilon", "x0"),
+}
 
 USED_BY: dict[str, tuple[str, ...]] = {
-    "steps": ("diffusion",), "schedule": ("diffusion",), "sampler": ("diffusion",), "eta": ("diffusion",),
-    "levels": ("diffusion",), "prediction": ("diffusion", "flow", "meanflow"), "solver": ("flow",),
+    "steps": ("diffusion",),
+    "schedule": ("diffusion",),
+    "sampler": ("diffusion",),
+    "eta": ("diffusion",),
+    "levels": ("diffusion",),
+    "prediction": ("diffusion", "flow", "meanflow"),
+    "solver": ("flow",),
     **dict.fromkeys(("sampling_steps", "times", "times_mean", "times_std"), ("flow", "meanflow")),
-    **dict.fromkeys(("flow_ratio", "adaptive_power"), ("meanflow",)), "members": ("ensemble",),
+    **dict.fromkeys(("flow_ratio", "adaptive_power"), ("meanflow",)),
+    "members": ("ensemble",),
     **dict.fromkeys(("horizon", "stochastic", "sweeps"), ("multistep",)),
     **dict.fromkeys(("target", "tilt", "tilt_std", "tilt_clip"), tuple(kind for kind in PREDICTIONS if kind != "multistep")),
-}  # fmt: skip
+}
 """the settings of the world model that only some kinds look at, and which"""
 
 
@@ -265,9 +275,13 @@ def rebrac_config(name: str, **changes: Any) -> ReBRACConfig:
 
 KINDS = "random|medium|expert|medium-expert|medium-replay|full-replay"
 ANTMAZE_FILES = {  # D4RL's file names, by maze and by whether goals vary
-    ("u", "False"): "umaze", ("u", "True"): "umaze-diverse", ("big", "False"): "medium-play", ("big", "True"): "medium-diverse",
-    ("hardest", "False"): "large-play", ("hardest", "True"): "large-diverse",
-}  # fmt: skip
+    ("u", "False"): "umaze",
+    ("u", "True"): "umaze-diverse",
+    ("big", "False"): "medium-play",
+    ("big", "True"): "medium-diverse",
+    ("hardest", "False"): "large-play",
+    ("hardest", "True"): "large-diverse",
+}
 
 
 def published_name(data: str) -> str | None:

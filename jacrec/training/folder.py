@@ -16,8 +16,8 @@ import yaml
 
 import jacrec
 from jacrec.data.transitions import Transitions
-from jacrec.files import write_text
 from jacrec.training.config import TrainConfig, to_dict
+from jacrec.util.files import write_text
 
 
 def read_record(path: Path) -> dict[str, Any]:
@@ -67,8 +67,10 @@ def claim(out: Path, config: TrainConfig, data: Transitions) -> None:
         other = read_record(out)
         differences = _differences(_completed(other["settings"], to_dict(TrainConfig())), record["settings"])
         if other["data"]["digest"] != record["data"]["digest"]:
-            differences.append(f"data: {other['data']['name']} ({other['data']['digest']}) there, "
-                               f"{data.info.name} ({record['data']['digest']}) here")  # fmt: skip
+            differences.append(
+                f"data: {other['data']['name']} ({other['data']['digest']}) there, "
+                f"{data.info.name} ({record['data']['digest']}) here"
+            )
         if differences:
             raise ValueError(
                 f"{out}: expected a new folder or a run with the same settings, got another run: {'; '.join(differences)}. "

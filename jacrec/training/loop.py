@@ -20,7 +20,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from jacrec.files import whole, write_text
+from jacrec.util.files import atomic_write, write_text
 
 OnLog = Callable[[dict[str, Any]], None]
 
@@ -192,7 +192,7 @@ def save_checkpoint(stage: Stage, here: Position, path: Path) -> None:
     """Write the checkpoint so that a kill at any moment leaves the old one or the new one."""
     tensors = {f"state.{k}": v.detach().cpu().clone() for k, v in stage.state().items()}
     tensors |= {f"sums.{k}": v.cpu() for k, v in here.sums.items()}
-    with whole(path) as part:
+    with atomic_write(path) as part:
         save_file(tensors, part, metadata={"update": str(here.update), "seconds": repr(here.seconds)})
 
 

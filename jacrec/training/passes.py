@@ -1,6 +1,6 @@
 """Value and cotangent passes of an `MLP` for training: few operations, in place where that is safe, no autograd graph.
 
-The same mathematics as `jacrec.jacobians.mlp`, with other aims: gradients summed over the batch are written straight
+The same mathematics as `jacrec.engine.jacobians.mlp`, with other aims: gradients summed over the batch are written straight
 into the optimiser's vector, and a stacked network is worked through one head after the other, which is what a CPU's
 cache likes best.
 """
@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from jacrec.networks import MLP, LayerNorm
+from jacrec.models.networks import MLP, LayerNorm
 
 
 @dataclass
@@ -179,9 +179,15 @@ class MLPPass:
         elif self.mlp.norms:
             mean, inv_std = tape.moments[i]
             bar, gain_bar, offset_bar = torch.ops.aten.native_layer_norm_backward(
-                bar, tape.values[i], (bar.shape[-1],), mean, inv_std, self.gains[i], self.offsets[i],
+                bar,
+                tape.values[i],
+                (bar.shape[-1],),
+                mean,
+                inv_std,
+                self.gains[i],
+                self.offsets[i],
                 (True, parameters, parameters),
-            )  # fmt: skip
+            )
             if parameters:
                 self.gain_bars[i].copy_(gain_bar)
                 self.offset_bars[i].copy_(offset_bar)

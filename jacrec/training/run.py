@@ -18,21 +18,21 @@ import torch
 from torch import nn
 
 from jacrec.data.transitions import DatasetInfo, Transitions
-from jacrec.errors import expect_one_of
-from jacrec.io import load_module, save_module
-from jacrec.networks import Actor
+from jacrec.models.io import load_module, save_module
+from jacrec.models.networks import Actor
+from jacrec.models.world import World
 from jacrec.training.config import TrainConfig, from_dict
 from jacrec.training.determinism import determinism
-from jacrec.training.dynamics import DynamicsStage
 from jacrec.training.folder import claim, locked, read_record
 from jacrec.training.loop import Metrics, OnLog, Stage, make_progress, run_stage
-from jacrec.training.multistep import MultiStepStage
-from jacrec.training.objectives import make_dynamics
-from jacrec.training.rebrac import ReBRACStage
-from jacrec.training.reward import RewardStage
+from jacrec.training.stages.dynamics import DynamicsStage
+from jacrec.training.stages.multistep import MultiStepStage
+from jacrec.training.stages.objectives import make_dynamics
+from jacrec.training.stages.rebrac import ReBRACStage
+from jacrec.training.stages.reward import RewardStage
+from jacrec.training.stages.tilt import policy_in
 from jacrec.training.streams import seed_of
-from jacrec.training.tilt import policy_in
-from jacrec.world import World
+from jacrec.util.errors import expect_one_of
 
 STAGES = ("rebrac", "dynamics", "reward")
 PARTS = {"actor": "rebrac", "critic": "rebrac", "dynamics": "dynamics", "reward": "reward"}
@@ -60,7 +60,7 @@ def train(
     *,
     stages: Sequence[str] = STAGES,
     data: Transitions | None = None,
-    abreast: int = 1,
+    parallel_stages: int = 1,
     policy: nn.Module | None = None,
     quiet: bool = False,
     on_log: OnLog | None = None,
@@ -75,7 +75,7 @@ def train(
     Args:
         stages: which to train, in this order; a tilted world model comes after the policy that it is tilted towards.
         data: transitions to learn from instead of loading `config.data`.
-        abreast: how many stages train at a time; they share torch's threads unless config.threads gives each its number.
+        parallel_stages: how many stages train at a time; they share torch's threads unless config.threads gives each its number.
             Small batches gain more from this than from more threads.
         policy: what a tilted world model is tilted towards; None: the folder's own, which is trained before.
         quiet: no progress display.
@@ -89,19 +89,26 @@ def train(
     out = Path(out)
     for stage in stages:
         expect_one_of("stages", stage, STAGES)
-    if abreast < 1:
-        raise ValueError(f"abreast: expected at least 1 stage at a time, got {abreast}")
+    if parallel_stages < 1:
+        raise ValueError(f"parallel_stages: expected at least 1 stage at a time, got {parallel_stages}")
     data = transitions_of(config, data)
     check_device(config)
     metrics, stop, saving = Metrics(out / "metrics.jsonl", on_log), threading.Event(), threading.Lock()
-    threads = config.threads or max(1, torch.get_num_threads() // abreast)
+    threads = config.threads or max(1, torch.get_num_threads() // parallel_stages)
 
     def run(stage: Stage) -> None:
         torch.set_num_threads(threads)
         checkpoint = checkpoint_of(out, stage.name)
         try:
-            finished = run_stage(stage, checkpoint, metrics, log_every=config.log_every,
-                                 checkpoint_every=config.checkpoint_every, progress=progress, stop=stop)  # fmt: skip
+            finished = run_stage(
+                stage,
+                checkpoint,
+                metrics,
+                log_every=config.log_every,
+                checkpoint_every=config.checkpoint_every,
+                progress=progress,
+                stop=stop,
+            )
         except BaseException:
             stop.set()
             raise
@@ -120,7 +127,7 @@ def train(
         stack.enter_context(torch_threads(threads))
         progress = stack.enter_context(make_progress(quiet))
         # the stages run in threads even one by one: the main thread stays free to take an interruption between two updates
-        pool = stack.enter_context(ThreadPoolExecutor(abreast))
+        pool = stack.enter_context(ThreadPoolExecutor(parallel_stages))
         try:
             for future in as_completed([pool.submit(run, stage) for stage in ready]):
                 future.result()
@@ -140,7 +147,7 @@ def checkpoint_of(out: Path, stage: str) -> Path:
 def transitions_of(config: TrainConfig, data: Transitions | None = None) -> Transitions:
     """The configuration's data, or `data` with the configuration's environment."""
     if data is None:
-        from jacrec.data.load import load
+        from jacrec.data.readers.load import load
 
         data = load(config.data, env_id=config.env_id)
     return data if config.env_id is None else replace(data, info=replace(data.info, env_id=config.env_id))
@@ -186,8 +193,14 @@ def make_stage(name: str, config: TrainConfig, data: Transitions, policy: nn.Mod
         if config.dynamics.kind == "multistep":
             return MultiStepStage(kept, held_out, config.dynamics, config.seed, config.device)
         towards = policy_in(policy) if isinstance(policy, Path) and config.dynamics.tilt else policy
-        return DynamicsStage(kept, held_out, config.dynamics, config.seed, config.device,
-                             policy=towards if isinstance(towards, nn.Module) else None)  # fmt: skip
+        return DynamicsStage(
+            kept,
+            held_out,
+            config.dynamics,
+            config.seed,
+            config.device,
+            policy=towards if isinstance(towards, nn.Module) else None,
+        )
     return RewardStage(kept, held_out, config.reward, config.seed, config.rebrac.reward_scale, config.device)
 
 

@@ -1,6 +1,6 @@
 """One configuration with several seeds: a folder each, as `jacrec.training.run.train` fills it.
 
-On a GPU all seeds are one batched model (`jacrec.training.together`). On a CPU they are processes of their own, as many at a
+On a GPU all seeds are one batched model (`jacrec.training.batched`). On a CPU they are processes of their own, as many at a
 time as there are processors: one seed's compiled update keeps a processor busy with little but matrix products, and a batched
 model has nothing to add to that.
 """
@@ -20,13 +20,11 @@ from typing import Any
 import torch
 
 from jacrec.data.transitions import Transitions
-from jacrec.errors import expect_count, expect_one_of
-from jacrec.processors import processors
+from jacrec.training.batched import Member, run_together
 from jacrec.training.config import TrainConfig
 from jacrec.training.determinism import determinism
 from jacrec.training.folder import claim, locked
 from jacrec.training.loop import Metrics, OnLog, make_progress
-from jacrec.training.rebrac import ReBRACStage
 from jacrec.training.run import (
     STAGES,
     check_device,
@@ -38,7 +36,9 @@ from jacrec.training.run import (
     train,
     transitions_of,
 )
-from jacrec.training.together import Member, run_together
+from jacrec.training.stages.rebrac import ReBRACStage
+from jacrec.util.errors import expect_count, expect_one_of
+from jacrec.util.processors import processors
 
 START = multiprocessing.get_context("spawn")  # a fork would take over torch's threads in whatever state they are
 
@@ -114,8 +114,15 @@ def _as_one_model(
         torch.set_num_threads(threads)
         members = make_members(name, configs, data, folders)
         checkpoints = [checkpoint_of(out, name) for out in folders]
-        if run_together(members, checkpoints, metrics, log_every=first.log_every, checkpoint_every=first.checkpoint_every,
-                        progress=progress, stop=stop):  # fmt: skip
+        if run_together(
+            members,
+            checkpoints,
+            metrics,
+            log_every=first.log_every,
+            checkpoint_every=first.checkpoint_every,
+            progress=progress,
+            stop=stop,
+        ):
             for member, out in zip(members, folders, strict=True):
                 store(member, out)
 
@@ -226,8 +233,10 @@ def _watch(work: tuple, heard: OnLog, stop: threading.Event) -> None:
     if error is not None:
         raise error
     if process.exitcode and not stop.is_set():
-        raise ChildProcessError(f"{work[1]}: expected a finished training, its process ended with code {process.exitcode}; "
-                                "the same call goes on from its last checkpoint")  # fmt: skip
+        raise ChildProcessError(
+            f"{work[1]}: expected a finished training, its process ended with code {process.exitcode}; "
+            "the same call goes on from its last checkpoint"
+        )
 
 
 def _train_one(

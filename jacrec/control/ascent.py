@@ -1,0 +1,111 @@
+"""The policy update (4): a step of ascent, row by row, with nothing done where something is not finite."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from jacrec.engine.parameters import over_rows, parameter_norm, trainable
+from jacrec.engine.problem import Problem
+from jacrec.engine.types import PolicyGradient
+from jacrec.models.world import BatchedPolicy
+
+
+@dataclass(frozen=True)
+class Direction:
+    """Where a step goes, if not along the gradient as it is: ψ ← ψ + α step / length."""
+
+    step: dict[str, Tensor]
+    """by parameter name"""
+    length: Tensor | None = None
+    """() or (N,); a row of length zero stays. None: α multiplies the step itself"""
+
+
+@torch.no_grad()
+def ascend(
+    p: Problem,
+    estimate: PolicyGradient,
+    lr: float,
+    max_grad_norm: float | None = None,
+    *,
+    direction: Direction | None = None,
+    allowed: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """ψ ← ψ + α ∇Ĵ (4), in place; returns ‖∇Ĵ‖ before clipping and the acceptance, () or (N,) for a `BatchedPolicy`.
+
+    Only parameters with requires_grad count and move. A row is rejected whole if its value, its gradient, its step or a
+    norm of them is not finite, or if it is not `allowed`: its ψ keeps every bit.
+    """
+    parameters = trainable(p.policy)
+    gradient = {name: estimate.gradient[name] for name in parameters}
+    norm = parameter_norm(gradient, batched=p.batched)
+    if not p.batched and direction is None and allowed is None and norm.device.type == "cpu":
+        return norm, _plain_step(parameters, gradient, estimate.value, norm, lr, max_grad_norm)
+    finite = torch.isfinite(estimate.value).reshape(-1)
+    accepted = torch.isfinite(norm * lr) & (finite if p.batched else finite.all())
+    steps, factor = gradient, torch.full_like(norm, lr)
+    if direction is not None:
+        steps = {name: direction.step[name] for name in parameters}
+        if direction.length is not None:
+            factor = torch.where(direction.length == 0, torch.zeros_like(factor), factor / direction.length)
+        accepted &= torch.isfinite(parameter_norm(steps, batched=p.batched) * factor)
+    if allowed is not None:
+        accepted &= allowed
+    scale = torch.where(accepted, factor, torch.zeros_like(norm))
+    if max_grad_norm is not None:
+        scale = scale * (max_grad_norm / norm.clamp(min=max_grad_norm)).nan_to_num()
+    everything = bool(accepted.all())
+    for name, parameter in parameters.items():
+        step = steps[name]
+        if not everything:  # 0 · NaN is NaN: rejected rows have to be cut out, not scaled away
+            step = torch.where(over_rows(accepted, parameter), step, torch.zeros_like(step))
+        parameter.addcmul_(step, over_rows(scale, parameter).expand_as(step))
+    if p.single and p.batched:
+        return norm.squeeze(0), accepted.squeeze(0)
+    return norm, accepted
+
+
+def _plain_step(
+    parameters: dict[str, nn.Parameter],
+    gradient: dict[str, Tensor],
+    value: Tensor,
+    norm: Tensor,
+    lr: float,
+    max_grad_norm: float | None,
+) -> Tensor:
+    """The commonest case of `ascend`, one ψ on the CPU, in Python's numbers: a decision waits for it."""
+    length = norm.item()
+    # Python's numbers reach further than those of float32
+    accepted = length * lr <= torch.finfo(norm.dtype).max and all(map(math.isfinite, value.reshape(-1).tolist()))
+    if accepted:
+        clip = 1.0 if max_grad_norm is None else max_grad_norm / max(length, max_grad_norm)
+        torch._foreach_add_(list(parameters.values()), list(gradient.values()), alpha=lr * clip)  # pyright: ignore
+    return torch.tensor(accepted, device=norm.device)
+
+
+class TrustRegion:
+    """The ball ‖ψ − ψ₀‖ <= radius around the pretrained parameters; radius None is all of space."""
+
+    def __init__(self, centre: dict[str, Tensor], radius: float | None):
+        self.centre, self.radius = centre, radius
+
+    @torch.no_grad()
+    def distance(self, policy: nn.Module) -> Tensor:
+        """‖ψ − ψ₀‖, () or (N,) for a `BatchedPolicy`."""
+        moved = {name: p - self.centre[name] for name, p in trainable(policy).items()}
+        return parameter_norm(moved, batched=isinstance(policy, BatchedPolicy))
+
+    @torch.no_grad()
+    def project(self, policy: nn.Module) -> None:
+        """ψ ← its nearest point in the ball, row by row."""
+        if self.radius is None:
+            return
+        distance = self.distance(policy)
+        if bool((distance <= self.radius).all()):
+            return
+        share = self.radius / distance.clamp(min=self.radius)
+        for name, p in trainable(policy).items():
+            s = over_rows(share, p)
+            # rows inside the ball keep their bits: the arithmetic with share 1 would not
+            p.copy_(torch.where(s < 1, self.centre[name] + s * (p - self.centre[name]), p))

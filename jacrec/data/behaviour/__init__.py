@@ -1,0 +1,1 @@
+"""Scripted and linear policies, and the data sets they make."""

@@ -1,0 +1,100 @@
+"""The behaviour that makes embedded data sets: linear policies found by random search.
+
+    ENVIRONMENTS: {"hopper": "Hopper-v4", "halfcheetah": "HalfCheetah-v4"}
+    load_snapshots(env_name) -> list[Snapshot], from nearly random to best
+    load_action_noise(env_name) -> float
+    load_snapshots_file(path, env_name); dump_snapshots(path, env_name, snapshots, action_noise, command)
+    LinearPolicy(gain (m, d), bias (m,))(state (..., d)) -> action (..., m) in [-1, 1]
+
+The numbers stand in behaviour.yaml, together with the command that found them (`jacrec.data.behaviour.linear_search`).
+"""
+
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import yaml
+
+from jacrec.util.errors import expect_one_of
+
+ENVIRONMENTS = {"hopper": "Hopper-v4", "halfcheetah": "HalfCheetah-v4"}
+SNAPSHOTS = Path(__file__).with_name("behaviour.yaml")
+
+
+@dataclass(frozen=True)
+class LinearPolicy:
+    """clip(gain s + bias, ±1)."""
+
+    gain: np.ndarray  # (m, d)
+    bias: np.ndarray  # (m,)
+
+    def __call__(self, state: np.ndarray) -> np.ndarray:
+        """States (..., d) to actions (..., m)."""
+        return np.clip(state @ self.gain.T + self.bias, -1.0, 1.0)
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A policy met on the way of one search, and what it earned."""
+
+    iteration: int
+    policy: LinearPolicy
+    mean_return: float
+    """undiscounted return under the search's action noise, mean over its evaluation episodes"""
+    std_return: float
+
+
+@cache
+def load_snapshots(env_name: str) -> tuple[Snapshot, ...]:
+    """The snapshots that come with the package, in the order of the search: from nearly random to best.
+
+    Raises:
+        ValueError: an environment without linear behaviour.
+    """
+    expect_one_of("env_name", env_name, sorted(ENVIRONMENTS))
+    return load_snapshots_file(SNAPSHOTS, env_name)
+
+
+@cache
+def load_action_noise(env_name: str) -> float:
+    """Standard deviation of the Gaussian action noise that an environment's snapshots were found and measured with."""
+    expect_one_of("env_name", env_name, sorted(ENVIRONMENTS))
+    return float(yaml.safe_load(SNAPSHOTS.read_text())[env_name]["action_noise"])
+
+
+def load_snapshots_file(path: Path, env_name: str) -> tuple[Snapshot, ...]:
+    """The snapshots of one environment from a file in the layout of behaviour.yaml."""
+    rows = yaml.safe_load(path.read_text())[env_name]["snapshots"]
+    return tuple(
+        Snapshot(
+            row["iteration"],
+            LinearPolicy(np.array(row["gain"], np.float64), np.array(row["bias"], np.float64)),
+            row["mean_return"],
+            row["std_return"],
+        )
+        for row in rows
+    )
+
+
+def dump_snapshots(path: Path, env_name: str, snapshots: list[Snapshot], action_noise: float, command: str) -> None:
+    """Write snapshots as YAML under the environment's name, with their noise and the command that found them."""
+    rows = [
+        {
+            "iteration": s.iteration,
+            "mean_return": round(s.mean_return, 1),
+            "std_return": round(s.std_return, 1),
+            "gain": s.policy.gain.tolist(),
+            "bias": s.policy.bias.tolist(),
+        }
+        for s in snapshots
+    ]
+    entry = {
+        env_name: {
+            "env_id": ENVIRONMENTS[env_name],
+            "command": command,
+            "action_noise": action_noise,
+            "snapshots": rows,
+        }
+    }
+    path.write_text(yaml.safe_dump(entry, sort_keys=False, default_flow_style=None, width=120))

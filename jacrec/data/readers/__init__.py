@@ -1,0 +1,1 @@
+"""Readers of D4RL, Minari and plain arrays."""

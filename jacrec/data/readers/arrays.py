@@ -1,0 +1,242 @@
+"""Transitions from arrays: numpy's, HDF5's, or episode by episode; one pass, float32, nothing copied twice.
+
+    from_arrays(observations, actions, rewards, terminals, *, ends=None, lengths=None, next_observations=None,
+                env_id=None, name="arrays") -> Transitions
+    from_flat(observations, actions, rewards, terminal, last, info, next_observations=None) -> Transitions
+    from_episodes(episodes, steps, info) -> Transitions
+
+`from_arrays` is for your own data; the readers use the other two. Sources are read in blocks of rows straight into the
+arrays of the result, so that beyond these only a block and a few bytes per row are in memory, whatever the sources'
+precision. Every number is looked at on the way: it must be finite, and actions must lie in [-1, 1].
+"""
+
+import warnings
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from jacrec.data.readers.checks import as_actions, as_finite, as_flags, check_environment, check_lengths, check_shapes
+from jacrec.data.references import reference_by_env
+from jacrec.data.transitions import DatasetInfo, Transitions
+
+BLOCK = 1 << 16
+"""rows that are read at once"""
+JUMP = 1e-3
+"""relative difference from which a recorded successor and the next row are two different states"""
+UNMARKED_SHARE = 0.01
+"""share of rows with such a difference above which the order of the rows, and not a flag, must be wrong"""
+
+
+def from_arrays(
+    observations: np.ndarray,
+    actions: np.ndarray,
+    rewards: np.ndarray,
+    terminals: np.ndarray,
+    *,
+    ends: np.ndarray | None = None,
+    lengths: np.ndarray | list[int] | None = None,
+    next_observations: np.ndarray | None = None,
+    env_id: str | None = None,
+    name: str = "arrays",
+) -> Transitions:
+    """Transitions from your own arrays, rows in the order of collection, ready for `jacrec.training.run.train(data=...)`.
+
+    Args:
+        observations: (n, d), the state before each action.
+        actions: (n, m) in [-1, 1].
+        rewards: (n,).
+        terminals: (n,) bool, the MDP ended with this row's action. Such a row always ends its episode.
+        ends: (n,) bool, this row is the last one of its episode for whatever reason (D4RL calls the others timeouts).
+        lengths: instead of `ends`, rows of each episode, summing to n. With neither, only terminals end episodes.
+        next_observations: (n, d), the state after each action. Without them the successor of a row is the next row of its
+            episode, and a world model does not see last rows, whose successor nobody recorded.
+        env_id: gymnasium id of the environment that evaluates what is learned.
+
+    Raises:
+        ValueError: arrays that do not fit each other or the environment, episodes longer than its limit, non-finite
+            numbers, actions beyond ±1; with the row.
+    """
+    if ends is not None and lengths is not None:
+        raise ValueError("episodes: expected `ends` or `lengths`, got both; they say the same")
+    terminal = as_flags(np.asarray(terminals).reshape(-1), name, "terminals")
+    n = len(terminal)
+    last = terminal.copy()
+    if ends is not None:
+        if np.shape(ends) != (n,):
+            raise ValueError(f"{name}: ends: expected shape ({n},) as terminals, got {np.shape(ends)}")
+        last |= as_flags(np.asarray(ends), name, "ends")
+    if lengths is not None:
+        stops = np.cumsum(np.asarray(lengths, np.int64))
+        if len(stops) == 0 or stops[-1] != n or np.min(lengths) < 1:
+            got = f"{len(stops)} of them summing to {int(stops[-1]) if len(stops) else 0}"
+            raise ValueError(f"{name}: lengths: expected positive numbers summing to the {n} rows, got {got}")
+        last[stops - 1] = True
+    reference = reference_by_env(env_id) if env_id else None
+    refs = (reference.ref_min, reference.ref_max) if reference else (None, None)
+    info = DatasetInfo(name, env_id, *refs, source="arrays")
+    following = None if next_observations is None else np.asarray(next_observations)
+    rewards = np.asarray(rewards).reshape(-1)
+    return from_flat(np.asarray(observations), np.asarray(actions), rewards, terminal, last, info, following)
+
+
+def from_flat(
+    observations: Any,
+    actions: Any,
+    rewards: np.ndarray,
+    terminal: np.ndarray,
+    last: np.ndarray,
+    info: DatasetInfo,
+    next_observations: Any = None,
+) -> Transitions:
+    """Transitions from rows in the order of collection; sources are numpy arrays or HDF5 data sets.
+
+    observations (n, d), actions (n, m), rewards (n,), terminal (n,) bool, last (n,) bool: the row is the last one of
+    its episode. Without `next_observations` the successor of a row is the next row of its episode; last rows then have
+    none and are dropped, the terminal ones among them into `blind_ends`. With them, a row inside an episode whose
+    recorded successor is not the next row ends its episode there, and a warning says how many such rows there are.
+
+    Raises:
+        ValueError: see `from_arrays`.
+    """
+    check_shapes(info.name, observations, actions, rewards, terminal, last, next_observations)
+    n, d, m = len(rewards), observations.shape[1], actions.shape[1]
+    check_environment(info, d, m)
+    last = last.astype(bool)
+    last[-1] = True
+    if next_observations is None:
+        check_lengths(info, last)
+    known = np.ones(n, bool) if next_observations is not None else ~last
+    blind = np.flatnonzero(terminal & ~known)
+    found, ends = _empty(int(known.sum()), d, m, info), _empty(len(blind), d, m, info)
+    reward = as_finite(rewards, 0, info.name, "rewards")
+    done, astray = 0, []  # rows of `found` that are filled; rows whose successor is another state than the next row
+    for a in range(0, n, step := _block(observations, n)):
+        b = min(a + step, n)
+        state = as_finite(observations[a:b], a, info.name, "observations")
+        action = as_actions(actions[a:b], a, info.name)
+        own, c = known[a:b], int(known[a:b].sum())
+        found.state[done : done + c], found.action[done : done + c] = _kept(state, own), _kept(action, own)
+        mine = slice(*np.searchsorted(blind, (a, b)))
+        ends.state[mine], ends.action[mine] = state[blind[mine] - a], action[blind[mine] - a]
+        # the rows before: from the last of the block before this one to the last but one of this one
+        before, first = known[max(a - 1, 0) : b - 1], 0 if a else 1
+        start = done - int(before[0]) if a else 0
+        behind = slice(start, start + int(before.sum()))
+        found.next_action[behind] = _kept(action[first:], before)
+        if next_observations is None:
+            found.next_state[behind] = _kept(state[first:], before)
+        else:
+            found.next_state[a:b] = as_finite(next_observations[a:b], a, info.name, "next_observations")
+            inside = np.flatnonzero(~last[behind])
+            apart = _apart(found.next_state[behind], state[first:], inside)
+            astray.append(apart + behind.start)
+        done += c
+    if next_observations is not None:
+        _cut(info, last, np.concatenate(astray))
+        found.next_action[last] = 0.0
+    episode = np.zeros(n, np.int64)
+    np.cumsum(last[:-1], out=episode[1:])
+    for part, rows in ((found, known), (ends, blind)):
+        part.reward[:], part.terminal[:], part.episode[:] = _kept(reward, rows), terminal[rows], _kept(episode, rows)
+        part.has_next_action[:] = ~last[rows]
+    ends.next_state[:] = ends.state
+    return replace(found, blind_ends=ends if len(ends) else None)
+
+
+def from_episodes(
+    episodes: Iterable[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]], steps: int, info: DatasetInfo
+) -> Transitions:
+    """Transitions from (states (T + 1, d), actions (T, m), rewards (T,), terminations (T,)) per episode.
+
+    `steps` is the sum of the T, known beforehand; every successor is known. A termination inside an episode marks its row
+    terminal and leaves the episode whole.
+
+    Raises:
+        ValueError: as `from_flat`, with the episode and the step, or another sum than `steps`.
+    """
+    found, done = None, 0
+    for number, (states, actions, rewards, terminations) in enumerate(episodes):
+        where, T = f"{info.name}: episode {number}", len(rewards)
+        for key, value, shape in (
+            ("observations", states, (T + 1, "d")),
+            ("actions", actions, (T, "m")),
+            ("terminations", terminations, (T,)),
+        ):
+            if np.ndim(value) != len(shape) or len(value) != shape[0]:
+                raise ValueError(f"{where}: {key}: expected shape {shape} for {T} rewards, got {np.shape(value)}")
+        if found is None:
+            check_environment(info, states.shape[1], actions.shape[1])
+            found = _empty(steps, states.shape[1], actions.shape[1], info)
+        if (states.shape[1], actions.shape[1]) != (found.state_dim, found.action_dim):
+            raise ValueError(
+                f"{where}: expected states of {found.state_dim} numbers and actions of {found.action_dim} as in episode 0, "
+                f"got {states.shape[1]} and {actions.shape[1]}"
+            )
+        if done + T > steps:
+            raise ValueError(f"{where}: expected {steps} steps in all, got at least {done + T}; the metadata are wrong")
+        rows = slice(done, done + T)
+        state = as_finite(states, 0, where, "observations")
+        found.state[rows], found.next_state[rows] = state[:-1], state[1:]
+        found.action[rows] = as_actions(actions, 0, where)
+        found.reward[rows] = as_finite(rewards, 0, where, "rewards")
+        found.next_action[done : done + T - 1] = found.action[done + 1 : done + T]
+        found.terminal[rows], found.episode[rows], found.has_next_action[rows] = terminations, number, True
+        if T:
+            found.next_action[done + T - 1], found.has_next_action[done + T - 1] = 0.0, False
+        done += T
+    if found is None or done == 0:
+        raise ValueError(f"{info.name}: expected transitions, got none")
+    if done != steps:
+        raise ValueError(f"{info.name}: expected {steps} steps as the metadata say, got {done}; copy or download it again")
+    return found
+
+
+def _empty(n: int, d: int, m: int, info: DatasetInfo) -> Transitions:
+    """Room for n transitions; next actions are zeros until they are filled."""
+    floats, flags = np.float32, np.bool_
+    return Transitions(
+        np.empty((n, d), floats),
+        np.empty((n, m), floats),
+        np.empty(n, floats),
+        np.empty((n, d), floats),
+        np.zeros((n, m), floats),
+        np.empty(n, flags),
+        np.empty(n, flags),
+        np.empty(n, np.int64),
+        info,
+    )
+
+
+def _block(source: Any, n: int) -> int:
+    """Rows to read at once: whole chunks of a compressed data set, so that none is unpacked twice."""
+    chunks = getattr(source, "chunks", None)
+    return min(BLOCK, n) if not chunks else max(1, round(BLOCK / chunks[0])) * chunks[0]
+
+
+def _kept(block: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """block[rows], without the copy where the mask keeps everything."""
+    return block if rows.dtype == bool and rows.all() else block[rows]
+
+
+def _apart(successor: np.ndarray, following: np.ndarray, inside: np.ndarray) -> np.ndarray:
+    """Which of the rows `inside` an episode have a successor that is not the row that follows."""
+    differing = inside[(successor[inside] != following[inside]).any(1)]
+    gap = np.abs(successor[differing] - following[differing])
+    return differing[(gap > JUMP * (1.0 + np.abs(following[differing]))).any(1)]
+
+
+def _cut(info: DatasetInfo, last: np.ndarray, astray: np.ndarray) -> None:
+    """End episodes at the rows `astray`, in place; a few are unmarked ends, many another order than that of collection."""
+    if not len(astray):
+        return
+    row = int(astray[0])
+    what = f"next_observations of {len(astray)} rows inside an episode are not the next row, the first in row {row}"
+    if len(astray) > max(1, UNMARKED_SHARE * len(last)):
+        raise ValueError(
+            f"{info.name}: {what}; expected rows in the order of collection with the last row of each episode marked; "
+            "mark them (timeouts, ends), or every row if they are shuffled"
+        )
+    warnings.warn(f"{info.name}: {what}: these rows are taken for the ends of episodes", UserWarning, stacklevel=3)
+    last[astray] = True

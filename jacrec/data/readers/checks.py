@@ -1,0 +1,119 @@
+"""What is asked of data before anything learns from them; every refusal names the row and the remedy.
+
+check_shapes(name, observations, actions, rewards, terminal, last, next_observations)
+check_environment(info, state_dim, action_dim)     dimensions, against the environment the data name
+check_lengths(info, last)                          no episode longer than the environment lets it be
+as_finite(block, first_row, name, key) -> float32  as_actions(block, first_row, name) -> float32 in [-1, 1]
+as_flags(values, name, key) -> bool
+"""
+
+from typing import Any
+
+import numpy as np
+
+from jacrec.data.spaces import episode_limit, known_dimensions
+from jacrec.data.transitions import DatasetInfo
+
+ACTION_SLACK = 1e-4
+"""how far beyond ±1 rounding may carry an action, which is then clipped"""
+
+
+def check_shapes(
+    name: str, observations: Any, actions: Any, rewards: Any, terminal: Any, last: Any, next_observations: Any = None
+) -> None:
+    """Raise ValueError unless the sources (anything with a shape) fit together and hold a row."""
+    n = len(rewards)
+    sources = {
+        "observations": observations,
+        "actions": actions,
+        "rewards": rewards,
+        "terminals": terminal,
+        "episode ends": last,
+    }
+    for key, value in sources.items():
+        wide = key in ("observations", "actions")
+        if len(value.shape) != 1 + wide or value.shape[0] != n:
+            expected = "(n, width)" if wide else "(n,)"
+            raise ValueError(f"{name}: {key}: expected shape {expected} with n = {n}, got {value.shape}")
+    if n == 0:
+        raise ValueError(f"{name}: expected transitions, got none")
+    if next_observations is not None and next_observations.shape != observations.shape:
+        raise ValueError(f"{name}: next_observations: expected shape {observations.shape}, got {next_observations.shape}")
+
+
+def check_environment(info: DatasetInfo, state_dim: int, action_dim: int) -> None:
+    """Raise ValueError where the data name an environment of other dimensions; unknown environments are not asked."""
+    known = known_dimensions(info.env_id) if info.env_id else None
+    if known is not None and known != (state_dim, action_dim):
+        raise ValueError(
+            f"{info.name}: expected states of {known[0]} numbers and actions of {known[1]} as {info.env_id} has, got "
+            f"{state_dim} and {action_dim}; name the environment that made the data (env_id, --env-id)"
+        )
+
+
+def check_lengths(info: DatasetInfo, last: np.ndarray, limit: int | None = None) -> None:
+    """Raise ValueError if an episode has more rows than a recorder of this environment can have written.
+
+    That is the time limit and one: D4RL's AntMaze recorder counts so. `limit` replaces the environment's own.
+    """
+    limit = limit or (episode_limit(info.env_id) if info.env_id else None)
+    stops = np.flatnonzero(last)
+    starts = np.concatenate(([0], stops[:-1] + 1))
+    lengths = stops + 1 - starts
+    if limit is None or lengths.max(initial=0) <= limit + 1:
+        return
+    number = int(np.argmax(lengths > limit + 1))
+    raise ValueError(
+        f"{info.name}: episode {number} (rows {starts[number]} to {stops[number]}): expected at most {limit + 1} rows, the "
+        f"limit of {info.env_id} and one, got {lengths[number]}; the end of an episode is not marked there, so a state of "
+        "the next one would be taken for its successor: mark it in timeouts, or give next_observations"
+    )
+
+
+def as_finite(block: Any, first_row: int, name: str, key: str) -> np.ndarray:
+    """The rows as float32.
+
+    Raises:
+        ValueError: a number is not finite, or too large for float32.
+    """
+    block = np.asarray(block)
+    with np.errstate(over="ignore", invalid="ignore"):
+        numbers = np.asarray(block, np.float32)
+    finite = np.isfinite(numbers)
+    if not finite.all():
+        row = int(np.argmin(finite.reshape(len(block), -1).all(1)))
+        raise ValueError(f"{name}: {key}: expected finite numbers, got {block[row]} in row {first_row + row}")
+    return numbers
+
+
+def as_flags(values: np.ndarray, name: str, key: str) -> np.ndarray:
+    """(n,) bool of flags (n,), however they are stored.
+
+    Raises:
+        ValueError: a number is neither 0 nor 1.
+    """
+    flags = values.astype(bool)
+    wrong = flags != values
+    if wrong.any():
+        row = int(np.argmax(wrong))
+        raise ValueError(f"{name}: {key}: expected 0 or 1 in every row, got {values[row]} in row {row}")
+    return flags
+
+
+def as_actions(block: Any, first_row: int, name: str) -> np.ndarray:
+    """The rows as float32 in [-1, 1].
+
+    Raises:
+        ValueError: a number is not finite, or beyond ±1 by more than rounding.
+    """
+    numbers = as_finite(block, first_row, name, "actions")
+    if numbers.size and max(numbers.max(), -numbers.min()) > 1.0:
+        beyond = (np.abs(numbers) > 1.0 + ACTION_SLACK).any(1)
+        if beyond.any():
+            row = int(np.argmax(beyond))
+            raise ValueError(
+                f"{name}: actions: expected [-1, 1], got {numbers[row]} in row {first_row + row}; "
+                "rescale the actions of the data set to [-1, 1]"
+            )
+        numbers = np.clip(numbers, -1.0, 1.0)
+    return numbers

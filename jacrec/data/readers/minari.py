@@ -1,0 +1,249 @@
+"""Minari data sets on disk: read any of them, write our own whole or not at all.
+
+    read_minari(dataset_id, *, env_id=None) -> Transitions
+    write_minari(dataset_id, episodes, *, env, metadata, overwrite=False) -> Path
+    local_ids() -> list[str]   dataset_path(dataset_id) -> Path   read_metadata(dataset_id) -> dict
+
+The root is $MINARI_DATASETS_PATH, or ~/.minari/datasets. Goal environments keep their dict observations on disk; as states
+they are (observation, desired_goal), and (achieved_goal, observation, desired_goal) in Gymnasium-Robotics' AntMaze, whose
+observation lacks the position. Episodes are read one by one into float32.
+"""
+
+import json
+import os
+import shutil
+import tempfile
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import numpy as np
+from minari.data_collector.episode_buffer import EpisodeBuffer
+from minari.dataset.minari_dataset import parse_dataset_id
+from minari.dataset.minari_storage import MinariStorage
+from minari.namespace import NAMESPACE_METADATA_FILENAME
+from minari.storage.datasets_root_dir import get_dataset_path
+
+from jacrec.data.behaviour.collect import Episode
+from jacrec.data.readers.arrays import from_episodes
+from jacrec.data.references import reference_by_env, reference_by_name
+from jacrec.data.transitions import DatasetInfo, Transitions
+from jacrec.envs.physics import goal_in_state, is_goal_space, position_apart
+
+HDF5_FILE = "main_data.hdf5"
+"""the file of all episodes in a set of Minari's format hdf5"""
+
+
+def dataset_path(dataset_id: str) -> Path:
+    """The folder of a data set, there or not.
+
+    Raises:
+        ValueError: not an id of the form ``namespace/name-v0``.
+    """
+    try:
+        parse_dataset_id(dataset_id)
+    except (ValueError, TypeError) as error:
+        raise ValueError(
+            f"dataset id: expected (namespace/)name-v<number>, such as 'jacrec/hopper-medium-replay-v0', got {dataset_id!r}"
+        ) from error
+    return Path(get_dataset_path(dataset_id))
+
+
+def local_ids() -> list[str]:
+    """Ids of the complete data sets under the root, sorted."""
+    root = Path(get_dataset_path())
+    found = (file.parent.parent.relative_to(root) for file in root.rglob("data/metadata.json"))
+    visible = (path.as_posix() for path in found if not any(part.startswith(".") for part in path.parts))
+    return sorted(name for name in visible if is_complete(root / name))
+
+
+def read_metadata(dataset_id: str) -> dict[str, Any]:
+    """The raw metadata of a local data set.
+
+    Raises:
+        FileNotFoundError: no complete data set of that id is on disk.
+    """
+    path = dataset_path(dataset_id)
+    if not is_complete(path):
+        raise FileNotFoundError(f"{dataset_id}: no complete Minari data set at {path}")
+    return MinariStorage.read_raw_metadata(path / "data")
+
+
+def read_minari(dataset_id: str, *, env_id: str | None = None) -> Transitions:
+    """Read a local Minari data set; `env_id` overrides the environment its metadata name.
+
+    An episode holds T + 1 observations, so every successor is known. A termination inside an episode (goal environments
+    that go on) masks the bootstrap of its row and leaves the episode whole; so does a truncation, which masks nothing.
+
+    Raises:
+        FileNotFoundError: no complete data set of that id is on disk.
+        ValueError: observations that are not vectors (or goal dicts of vectors), or contents that do not fit.
+    """
+    metadata = read_metadata(dataset_id)
+    storage = MinariStorage.read(dataset_path(dataset_id) / "data")
+    space = storage.observation_space
+    if not is_goal_space(space) and not (isinstance(space, gymnasium.spaces.Box) and len(space.shape) == 1):
+        raise ValueError(f"{dataset_id}: expected vector observations or a goal environment's dict of vectors, got {space}")
+    info = dataset_info(dataset_id, metadata, env_id)
+    recorded = json.loads(metadata["env_spec"])["id"] if "env_spec" in metadata else info.env_id
+    episodes = storage.get_episodes(range(storage.total_episodes))
+    return from_episodes(
+        ((_state(e["observations"], recorded), e["actions"], e["rewards"], e["terminations"]) for e in episodes),
+        int(storage.total_steps),
+        info,
+    )
+
+
+def dataset_info(dataset_id: str, metadata: dict[str, Any], env_id: str | None = None) -> DatasetInfo:
+    """What the metadata say, with D4RL's references where they bring none."""
+    if env_id is None and "env_spec" in metadata:
+        env_id = json.loads(metadata["env_spec"])["id"]
+    reference = reference_by_env(env_id) if env_id else reference_by_name(dataset_id.rpartition("/")[2])
+    ref_min, ref_max = metadata.get("ref_min_score"), metadata.get("ref_max_score")
+    if (ref_min is None or ref_max is None) and reference is not None:
+        ref_min, ref_max = reference.ref_min, reference.ref_max
+    ours = metadata.get("jacrec", {})
+    return DatasetInfo(
+        name=dataset_id,
+        env_id=env_id,
+        ref_min=ref_min,
+        ref_max=ref_max,
+        source=metadata.get("description") or f"Minari data set {dataset_id}",
+        physics=ours.get("physics", {}),
+    )
+
+
+def write_minari(
+    dataset_id: str,
+    episodes: list[Episode],
+    *,
+    env: gymnasium.Env,
+    metadata: dict[str, Any],
+    overwrite: bool = False,
+) -> Path:
+    """Write episodes of flat states as a Minari data set and return its folder.
+
+    `env` is the plain gymnasium environment whose spaces and spec go with the data. The set is built in a hidden
+    folder and moved into place in one step: whatever interrupts it, no half-written set is left under its id. What an
+    interrupted writer of another kind left there (a folder without complete metadata) is replaced.
+
+    Raises:
+        FileExistsError: the set exists and `overwrite` is False.
+        ValueError: episodes whose shapes do not fit the spaces, or that hold non-finite numbers.
+    """
+    path = dataset_path(dataset_id)
+    refuse_existing(dataset_id, overwrite)
+    buffers = [_buffer(f"{dataset_id}: episode {i}", episode, env) for i, episode in enumerate(episodes)]
+    if not buffers:
+        raise ValueError(f"{dataset_id}: expected episodes, got none")
+    root = Path(get_dataset_path())
+    _sweep(root)
+    staging = Path(tempfile.mkdtemp(prefix=f".making-{os.getpid()}-", dir=root))
+    try:
+        storage = MinariStorage.new(
+            staging / "set",
+            observation_space=env.observation_space,
+            action_space=env.action_space,
+            env_spec=gymnasium.spec(env.spec.id) if env.spec else None,
+        )
+        storage.update_metadata({"dataset_id": dataset_id, "minari_version": version("minari"), **metadata})
+        storage.update_episodes(buffers)
+        (staging / "whole").mkdir()
+        (staging / "set").rename(staging / "whole" / "data")
+        _make_namespace(root, dataset_id)
+        if path.exists():
+            path.rename(staging / "old")
+        (staging / "whole").rename(path)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+    return path
+
+
+def refuse_existing(dataset_id: str, overwrite: bool) -> None:
+    """Raise FileExistsError if a complete data set of that id is there and may not be replaced."""
+    path = dataset_path(dataset_id)
+    if not overwrite and is_complete(path):
+        raise FileExistsError(f"{dataset_id}: exists already at {path}; overwrite=True (--overwrite) replaces it")
+
+
+def _state(observations: Any, env_id: str | None) -> np.ndarray:
+    if isinstance(observations, dict):
+        return goal_in_state(observations, with_position=position_apart(env_id))
+    return np.asarray(observations)
+
+
+def _buffer(where: str, episode: Episode, env: gymnasium.Env) -> EpisodeBuffer:
+    """An episode as Minari takes it, checked: Minari stores wrong shapes without a word."""
+    space: Any = env.observation_space
+    T, goal = len(episode), is_goal_space(space)
+    apart = goal and env.spec is not None and position_apart(env.spec.id)
+    keys = (*(("achieved_goal",) if apart else ()), "observation", "desired_goal")
+    width = sum(space[key].shape[0] for key in keys) if goal else space.shape[0]
+    expected = {
+        "observations": (T + 1, width),
+        "actions": (T, *(env.action_space.shape or ())),
+        "rewards": (T,),
+    }
+    for name, shape in expected.items():
+        value = getattr(episode, name)
+        if value.shape != shape or T == 0:
+            raise ValueError(f"{where}: {name}: expected shape {shape} and at least one step, got {value.shape}")
+        if not np.isfinite(value).all():
+            row = int(np.argmin(np.isfinite(value).reshape(len(value), -1).all(1)))
+            raise ValueError(f"{where}: {name}: expected finite numbers, got {value[row]} at step {row}")
+    observations: Any = episode.observations
+    if goal:
+        parts = np.split(episode.observations, np.cumsum([space[key].shape[0] for key in keys])[:-1], axis=1)
+        reached = space["achieved_goal"].shape[0]
+        observations = {"achieved_goal": episode.observations[:, :reached], **dict(zip(keys, parts, strict=True))}
+    terminations, truncations = np.zeros(T, bool), np.zeros(T, bool)
+    (terminations if episode.terminated else truncations)[-1] = True
+    if episode.terminals is not None:
+        terminations |= episode.terminals
+    return EpisodeBuffer(
+        observations=observations,
+        actions=episode.actions,  # pyright: ignore[reportArgumentType]  numpy is what the storage takes
+        rewards=episode.rewards,  # pyright: ignore[reportArgumentType]
+        terminations=terminations,  # pyright: ignore[reportArgumentType]
+        truncations=truncations,  # pyright: ignore[reportArgumentType]
+    )
+
+
+def is_complete(path: Path) -> bool:
+    """Whether the folder holds a finished data set; Minari writes the step count last, and downloads file by file."""
+    try:
+        metadata = MinariStorage.read_raw_metadata(path / "data")
+    except (ValueError, OSError):
+        return False
+    here = metadata.get("data_format") != "hdf5" or (path / "data" / HDF5_FILE).is_file()
+    return here and bool(metadata.get("dataset_id")) and metadata.get("total_steps", 0) > 0
+
+
+def _make_namespace(root: Path, dataset_id: str) -> None:
+    """The folders above the data set, each with the file by which Minari knows a namespace."""
+    folder = root
+    for part in dataset_id.split("/")[:-1]:
+        folder = folder / part
+        folder.mkdir(exist_ok=True)
+        marker = folder / NAMESPACE_METADATA_FILENAME
+        if not marker.exists():
+            marker.write_text("{}")
+
+
+def _sweep(root: Path) -> None:
+    """Remove what killed writers left behind."""
+    for folder in root.glob(".making-*"):
+        pid = folder.name.split("-")[1]
+        if pid.isdigit() and not _is_running(int(pid)):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _is_running(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True

@@ -1,0 +1,270 @@
+"""How far an imagined gradient can be trusted: its signal against its noise, and how errors grow along the horizon.
+
+Signal and noise. The M particles' gradients g_i are independent draws with mean μ = ∇_ψ E[L] and covariance Σ, and ḡ is their
+mean: E‖ḡ‖² = ‖μ‖² + tr Σ / M. The particles' own scatter estimates tr Σ, so that both terms are known without bias,
+
+    noise  = (mean_i ‖g_i‖² − ‖ḡ‖²) / (M − 1)     estimates tr Σ / M = E‖ḡ − μ‖²
+    signal = ‖ḡ‖² − noise                           estimates ‖μ‖²; it is mean_{i≠k} ⟨g_i, g_k⟩, and so may be negative
+
+No M × P numbers are needed: g_i = Σ_j w_ij Π_ψ(s̃_ij), and ‖g_i‖² is a sum over pairs of its own H+1 rows
+(`jacrec.engine.jacobians.factored`).
+
+Growth. ds̃_j/ds̃_0 is the product of the closed loop's steps F_s + F_a Π_s: what an error of the first state has become j steps
+later, and the factor with which what is found there enters the gradient. d tangents pushed through the rollout give it.
+"""
+
+import math
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from jacrec.engine.dispatch import fused_chain
+from jacrec.engine.gradient import adjoint_weights
+from jacrec.engine.jacobians import chain as plain_chain
+from jacrec.engine.jacobians.dynamics import dynamics_pass
+from jacrec.engine.jacobians.factored import factored_rows, squared_norm
+from jacrec.engine.jacobians.policy import policy_pass
+from jacrec.engine.methods import Method
+from jacrec.engine.parameters import trainable
+from jacrec.engine.problem import Problem
+from jacrec.engine.shapes import plain_torch, problem
+from jacrec.engine.types import PolicyGradient
+from jacrec.models.world import World
+from jacrec.util.errors import expect_shape
+
+
+@dataclass(frozen=True)
+class Visits:
+    """Where the imagined trajectories went, and what moving each action is worth: ∇L_i = Σ_j w_ij Π_ψ(s̃_ij)."""
+
+    value: Tensor  # (N,): Ĵ of each real state
+    states: Tensor  # (N, M, H+1, d)
+    w: Tensor  # (N, M, H+1, m)
+
+    @property
+    def particles(self) -> int:
+        """M."""
+        return self.states.shape[1]
+
+    def rows(self, index: Tensor) -> "Visits":
+        """Those of some of the N real states."""
+        return Visits(self.value[index], self.states[index], self.w[index])
+
+    def joined(self, more: "Visits") -> "Visits":
+        """Both sets of particles of the same real states."""
+        a = self.particles / (self.particles + more.particles)
+        value = a * self.value + (1 - a) * more.value
+        return Visits(value, torch.cat([self.states, more.states], 1), torch.cat([self.w, more.w], 1))
+
+    def signal(self, p: Problem) -> "GradientSignal":
+        """The gradient with its signal and noise, from every particle's own gradient."""
+        return signal_of(p, self)
+
+
+@torch.no_grad()
+def visit(p: Problem, *, fused: bool = True) -> Visits:
+    """Imagine, and weigh every action by the adjoint form; `fused`: with the compiled chain, where it can serve."""
+    visited, w = adjoint_weights(p, chain=(fused_chain(p) if fused else None) or plain_chain)
+    assert isinstance(visited.value, Tensor)
+    states, weights = (torch.stack([x.expand(-1, p.M, -1) for x in parts], 2) for parts in (visited.states, w))
+    return Visits(visited.value, states, weights)
+
+
+@dataclass(frozen=True)
+class GradientSignal:
+    """∇_ψ Ĵ and how well its particles know it. The statistics are () for a single ψ, (N,) for a `BatchedPolicy`.
+
+    They are over the parameters with requires_grad, which are those that a step moves.
+    """
+
+    estimate: PolicyGradient
+    """Ĵ and its gradient, as `policy_gradient` gives them"""
+    particles: int
+    """M"""
+    square: Tensor
+    """‖ḡ‖²"""
+    noise: Tensor
+    """the expected squared error of ḡ, tr Σ / M; 0 where nothing is random"""
+
+    @property
+    def signal(self) -> Tensor:
+        """‖μ‖² without bias; negative where the particles rather disagree."""
+        return self.square - self.noise
+
+    @property
+    def snr(self) -> Tensor:
+        """signal / noise: at 1 the error is as long as what is estimated. Infinite without noise, 0 for a gradient of 0."""
+        return torch.where(self.square == 0, self.square, self.signal / self.noise)
+
+    def particles_needed(self, snr: float) -> Tensor:
+        """The M at which this signal-to-noise ratio is to be expected; infinite where no signal shows."""
+        needed = (self.particles * snr * self.noise / self.signal).ceil().clamp(min=1)
+        return torch.where(self.signal > 0, needed, torch.full_like(needed, math.inf))
+
+    def rows(self, index: Tensor) -> "GradientSignal":
+        """That of some rows of a `BatchedPolicy`."""
+        return GradientSignal(_rows(self.estimate, index), self.particles, self.square[index], self.noise[index])
+
+
+@dataclass(frozen=True)
+class Groups:
+    """Gradients of G equal groups of particles: group means scatter with Σ G / M, and tell noise from signal as particles do.
+
+    Less sharply, with G − 1 degrees of freedom in place of M − 1, but through any method, hence at the price of the compiled
+    gradients: G of M / G particles for one of M. Keeps G · P numbers for each real state.
+    """
+
+    estimates: list[PolicyGradient]
+    particles: int
+    """M of all groups together"""
+
+    def rows(self, index: Tensor) -> "Groups":
+        """Those of some rows of a `BatchedPolicy`."""
+        return replace(self, estimates=[_rows(g, index) for g in self.estimates])
+
+    def joined(self, more: "Groups") -> "Groups":
+        """Further groups, as large as these, of the same real states."""
+        return Groups(self.estimates + more.estimates, self.particles + more.particles)
+
+    def signal(self, p: Problem) -> GradientSignal:
+        """The gradient of all particles with its signal and noise."""
+        G = len(self.estimates)
+        counted = trainable(p.policy)
+        mean = {k: torch.stack([g.gradient[k] for g in self.estimates]).mean(0) for k in self.estimates[0].gradient}
+        value = torch.stack([g.value for g in self.estimates]).mean(0)
+
+        def square(gradient: dict[str, Tensor]) -> Tensor:
+            return squared_norm({k: gradient[k] if p.batched else gradient[k].unsqueeze(0) for k in counted})
+
+        squares = square(mean)
+        noise = torch.zeros_like(squares)
+        if G > 1:
+            # differences, and not the difference of two squares: the groups may agree nearly to rounding
+            away = [square({k: g.gradient[k] - mean[k] for k in counted}) for g in self.estimates]
+            noise = torch.stack(away).sum(0) / (G * (G - 1))
+        if not p.batched:
+            squares, noise = squares.squeeze(0), noise.squeeze(0)
+        return GradientSignal(PolicyGradient(value, mean), self.particles, squares, noise)
+
+
+def groups_of(particles: int) -> int:
+    """Into how many equal groups to split M particles: about M / 4, but two to four, and so that M can be split."""
+    least = min(4, max(2, particles // 4))
+    return next((G for G in range(least, particles) if particles % G == 0), particles)
+
+
+def in_groups(p: Problem, method: Method) -> Groups:
+    """The problem's particles, group by group; one group where H = 0, for at the real state nothing is random."""
+    parts = p.noise.chunk(groups_of(p.M) if p.H else 1, 1)
+    return Groups([method.gradient(replace(p, noise=noise)) for noise in parts], p.M)
+
+
+def _rows(estimate: PolicyGradient, index: Tensor) -> PolicyGradient:
+    return PolicyGradient(estimate.value[index], {name: g[index] for name, g in estimate.gradient.items()})
+
+
+@plain_torch()
+def gradient_signal(policy: nn.Module, world: World, state: Tensor, noise: Tensor) -> GradientSignal:
+    """The gradient of `policy_gradient` with its signal-to-noise ratio; arguments and errors as there.
+
+    By the adjoint form. Policies other than an `Actor` are differentiated row by row, at N·M·(H+1)·P numbers.
+
+    Raises:
+        ValueError: also for M = 1 with H > 0: one particle says nothing about the scatter.
+    """
+    p = problem(policy, world, state, noise)
+    return signal_of(p, visit(p))
+
+
+@torch.no_grad()
+def estimate_of(p: Problem, visits: Visits) -> PolicyGradient:
+    """Ĵ and its gradient from what has been visited: one product with Π_ψ."""
+    states, w = (x.flatten(1, 2) for x in (visits.states, visits.w))
+    share = visits.particles if p.batched else visits.particles * p.N
+    gradient = policy_pass(p.policy, states).pull_parameters(w / share)
+    value = visits.value.squeeze(0) if p.single else visits.value
+    return PolicyGradient(value, {k: gradient[k] for k, _ in p.policy.named_parameters()})
+
+
+@torch.no_grad()
+def signal_of(p: Problem, visits: Visits) -> GradientSignal:
+    """The `GradientSignal` of what has been visited."""
+    N, M, J = visits.w.shape[:3]
+    if M < 2 and J > 1:
+        raise ValueError(f"gradient_signal: expected M >= 2 particles, got {M}; their scatter is the noise")
+    counted = trainable(p.policy)
+    states, w = (x.flatten(1, 2) for x in (visits.states, visits.w))
+    rows = factored_rows(policy_pass(p.policy, states), w.unsqueeze(2), counted)
+    mean = {name: g / M for name, g in rows.total().items()}  # (N, *shape): ḡ of every real state
+    squares = squared_norm({name: mean[name] for name in counted})
+    if J == 1:  # at the real state itself nothing is random
+        noise = torch.zeros_like(squares)
+    else:
+        each = rows.grouped(M).squared_norm().view(N, M)
+        # where all particles agree, rounding alone would decide the sign
+        noise = ((each.mean(1) - squares) / (M - 1)).clamp(min=0)
+    value = visits.value.squeeze(0) if p.single else visits.value
+    if not p.batched:
+        mean = {name: g.mean(0) for name, g in mean.items()}
+        squares = squared_norm({name: mean[name].unsqueeze(0) for name in counted}).squeeze(0)
+        noise = noise.sum() / N**2  # the real states' noises are independent
+    return GradientSignal(PolicyGradient(value, {k: mean[k] for k, _ in p.policy.named_parameters()}), M, squares, noise)
+
+
+@plain_torch()
+@torch.no_grad()
+def state_growth(policy: nn.Module, world: World, state: Tensor, noise: Tensor, *, unit: Tensor | None = None) -> Tensor:
+    """‖ds̃_j/ds̃_0‖₂ for j = 0…H: (M, H+1), or (N, M, H+1); arguments and errors as in `policy_gradient`.
+
+    As `Linearization.jacobian_growth`, from d tangents per particle instead of d+m and nothing else: (1 + d) rows per
+    particle through the dynamics' network, where the adjoint form of the gradient takes 2.
+
+    Args:
+        unit: (d,), what counts as one in each component of the state; ones unless told. Positions and velocities differ
+            in scale, and the norm in their own units is mostly that difference.
+    """
+    p = problem(policy, world, state, noise)
+    if unit is not None:
+        expect_shape("unit", unit, (p.state.shape[-1],), "; one number for each component of the state")
+    growth = growth_of(p, unit)
+    return growth.squeeze(0) if p.single else growth
+
+
+def own_unit(p: Problem) -> Tensor | None:
+    """The scale in which the problem's dynamics see states, `state_std` (d,); None where they say none."""
+    unit = getattr(p.world.dynamics, "state_std", None)
+    return unit if isinstance(unit, Tensor) and unit.shape == p.state.shape[-1:] else None
+
+
+def growth_of(p: Problem, unit: Tensor | None = None) -> Tensor:
+    """The same (N, M, H+1) for a checked problem."""
+    passes = dynamics_pass(p.world.dynamics, chain=fused_chain(p) or plain_chain)
+    s = p.state.unsqueeze(1).expand(-1, p.M, -1).contiguous()
+    unit = torch.ones_like(p.state[0]) if unit is None else unit
+    C = torch.diag(unit).expand(p.N, p.M, -1, -1).contiguous()  # its columns as rows
+    norms = [torch.ones_like(s[..., 0])]
+    for j in range(p.H):
+        pi = policy_pass(p.policy, s, parameters=False)
+        E = C @ pi.Pi_s().mT
+        following, columns = passes.push(*(x.flatten(0, 1) for x in (s, pi.action, p.noise[:, :, j], C, E)))
+        s, C = (x.unflatten(0, (p.N, p.M)) for x in (following, columns))
+        norms.append(spectral_norm(C / unit))
+    return torch.stack(norms, -1)
+
+
+def spectral_norm(x: Tensor) -> Tensor:
+    """‖x‖₂ (...) of matrices (..., d, d), infinite where an entry is not finite."""
+    finite = torch.isfinite(x).all(-1).all(-1)
+    norm = torch.linalg.matrix_norm(torch.where(finite[..., None, None], x, torch.zeros_like(x)), 2)
+    return torch.where(finite, norm, torch.full_like(norm, math.inf))
+
+
+def trusted_horizon(growth: Tensor, max_growth: float) -> Tensor:
+    """The largest j up to which the mean growth over particles stays within `max_growth`: (N, M, H+1) -> (N,) integers.
+
+    The mean, not the largest: the largest of M draws grows with M, so a bound on it would mean something else for every
+    number of particles, while one particle that explodes shows in the mean as well, for growth has no upper end. Every
+    step up to j has to stay within the bound, since the rewards of all of them are in the return.
+    """
+    return (growth.mean(-2) <= max_growth).long().cumprod(-1).sum(-1) - 1

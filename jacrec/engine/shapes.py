@@ -1,0 +1,174 @@
+"""Checks of the engine's inputs, and how they come into its one batched layout."""
+
+import math
+from contextlib import ExitStack, contextmanager
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from jacrec.engine.problem import KernelPlan, Problem
+from jacrec.models.networks import has_manual_derivatives
+from jacrec.models.world import BatchedPolicy, World, check_deterministic
+
+
+@contextmanager
+def plain_torch():
+    """Whatever mode the caller is in: no inference mode, in which nothing has a derivative, and no autocast, which rounds."""
+    device_types = [kind for kind in ("cpu", "cuda") if torch.is_autocast_enabled(kind)]
+    if not device_types and not torch.is_inference_mode_enabled():
+        yield
+        return
+    with ExitStack() as stack:
+        stack.enter_context(torch.inference_mode(False))
+        for kind in device_types:
+            stack.enter_context(torch.autocast(kind, enabled=False))
+        yield
+
+
+def problem(policy: nn.Module, world: World, state: Tensor, noise: Tensor, plan: KernelPlan | None = None) -> Problem:
+    """Check and lay out: state (d,) or (N, d), noise (M, H, *noise_shape) or (N, M, H, *noise_shape).
+
+    `plan`: as in `check_state`.
+
+    Raises:
+        ValueError: wrong type, shape, dtype, device, or a value that is not finite; says what was expected.
+    """
+    state, single = check_state(policy, world, state, plan)
+    return Problem(policy, world, state, check_noise(world, state, noise, single), single, plan)
+
+
+def check_noise(world: World, state: Tensor, noise: Tensor, single: bool) -> Tensor:
+    """The noise as (N, M, H, *noise_shape), for a checked state (N, d)."""
+    check_tensor("noise", noise)
+    tail = tuple(world.dynamics.noise_shape)
+    N = state.shape[0]
+    expected = ("M", "H", *tail) if single else (N, "M", "H", *tail)
+    shown = f"({', '.join(map(str, expected))})"
+    fits = noise.dim() == len(expected) and tuple(noise.shape[noise.dim() - len(tail) :]) == tail
+    if not fits or (not single and noise.shape[0] != N) or noise.shape[-len(tail) - 2] < 1:
+        raise ValueError(
+            f"noise: expected shape {shown} with M >= 1 particles, got {tuple(noise.shape)}; "
+            f"one transition's noise is {tail} (dynamics.noise_shape)"
+        )
+    if noise.dtype != state.dtype or noise.device != state.device:
+        raise ValueError(f"noise: expected {state.dtype} on {state.device} like the state, got {noise.dtype} on {noise.device}")
+    noise = noise.unsqueeze(0) if single else noise
+    noise = noise.clone() if noise.is_inference() else noise
+    check_finite("noise", noise)
+    return noise
+
+
+def check_state(policy: nn.Module, world: World, state: Tensor, plan: KernelPlan | None = None) -> tuple[Tensor, bool]:
+    """The state as (N, d), and whether it came as (d,); for a policy and a world that fit it and one another.
+
+    `plan`: what compiled kernels keep for the two as they are now (`jacrec.engine.dispatch.kept_plan`); they are not checked again then.
+    """
+    if not isinstance(policy, nn.Module):
+        raise ValueError(f"policy: expected a torch.nn.Module state -> action, got {type(policy).__name__}")
+    if not isinstance(world, World):
+        raise ValueError(f"world: expected a jacrec.World(dynamics, reward, critic, discount), got {type(world).__name__}")
+    check_tensor("state", state)
+    if state.dim() not in (1, 2) or not state.numel():
+        raise ValueError(f"state: expected shape (d,) or (N, d), got {tuple(state.shape)}")
+    if state.dtype not in (torch.float32, torch.float64):
+        raise ValueError(f"state: expected float32 or float64, got {state.dtype}: a step of 5e-5 would round to nothing in it")
+    if plan is None:
+        check_parts(policy, world, state)
+    single = state.dim() == 1
+    state = state.unsqueeze(0) if single else state
+    if isinstance(policy, BatchedPolicy) and policy.n != state.shape[0]:
+        raise ValueError(f"state: expected {policy.n} rows, one for each policy of the BatchedPolicy, got {state.shape[0]}")
+    check_finite("state", state)
+    return state.clone() if state.is_inference() else state, single
+
+
+def check_parts(policy: nn.Module, world: World, state: Tensor) -> None:
+    """ValueError where the networks do not fit a state (..., d) or one another."""
+    if first_parameter(policy) is None:
+        raise ValueError("policy: expected a module with parameters to improve, got none")
+    for name, part in {"policy": policy, "dynamics": world.dynamics, "reward": world.reward, "critic": world.critic}.items():
+        check_part(name, part, state, world.dynamics)
+
+
+def first_parameter(module: nn.Module) -> Tensor | None:
+    """`next(module.parameters(), None)` at less than half of its price: it is asked at every decision."""
+    parts = [module]
+    while parts:
+        part = parts.pop()
+        for parameter in part._parameters.values():
+            if parameter is not None:
+                return parameter
+        parts.extend(child for child in reversed(part._modules.values()) if child is not None)
+    return None
+
+
+def check_part(name: str, part: object, state: Tensor, dynamics: object) -> None:
+    """ValueError where a network does not fit the state (or, in its action, the dynamics), or is in a random mode."""
+    maker = part.template if isinstance(part, BatchedPolicy) else part
+    for dim, expected in (("state_dim", state.shape[-1]), ("action_dim", getattr(dynamics, "action_dim", None))):
+        own = getattr(maker, dim, None)
+        if isinstance(own, int) and isinstance(expected, int) and own != expected:
+            what = f"a state of dimension {own}" if dim == "state_dim" else f"{own} actions"
+            against = "the state has" if dim == "state_dim" else "the dynamics have"
+            raise ValueError(f"{name}: expects {what}, but {against} {expected}; all parts must share d and m")
+    if not isinstance(part, nn.Module):
+        return
+    if not has_manual_derivatives(part):
+        check_deterministic(part, name)
+    first = first_parameter(part)
+    if first is not None and (first.dtype != state.dtype or first.device != state.device):
+        raise ValueError(
+            f"state: expected {first.dtype} on {first.device} like the {name}'s parameters, got {state.dtype} "
+            f"on {state.device}; convert one of them with .to(...)"
+        )
+
+
+def check_tensor(name: str, value) -> None:
+    """ValueError unless `value` is a floating-point tensor."""
+    if not isinstance(value, Tensor):
+        raise ValueError(f"{name}: expected a torch.Tensor, got {type(value).__name__}; use torch.as_tensor(...)")
+    if not value.is_floating_point():
+        raise ValueError(f"{name}: expected a floating-point tensor, got {value.dtype}; use .float()")
+
+
+def check_finite(name: str, value: Tensor) -> None:
+    """ValueError naming the first-axis rows that hold NaN or infinity."""
+    if math.isfinite(value.detach().sum()):  # then all are; a sum may also overflow
+        return
+    finite = torch.isfinite(value)
+    if not finite.all():
+        rows = (~finite.reshape(value.shape[0], -1).all(-1)).nonzero().flatten().tolist()
+        raise ValueError(f"{name}: expected finite values, got NaN or infinity in rows {rows[:8]} of {value.shape[0]}")
+
+
+def check_observation(observation, batch: int | None, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """What a controller of one environment (batch None) or of N has been given, as a tensor (d,) or (N, d)."""
+    if not isinstance(observation, np.ndarray | Tensor):
+        raise ValueError(
+            f"observation: expected a numpy array or torch tensor, got {type(observation).__name__}; "
+            "gymnasium's reset() answers with (observation, info)"
+        )
+    state = torch.as_tensor(observation, dtype=dtype, device=device)
+    if state.dim() != (1 if batch is None else 2) or (batch is not None and state.shape[0] != batch):
+        shape = "(d,)" if batch is None else f"({batch}, d)"
+        raise ValueError(
+            f"observation: expected shape {shape}, got {tuple(state.shape)}; a controller with batch=N takes N of them"
+        )
+    return state
+
+
+def row_mask(rows, batch: int | None, device: torch.device) -> Tensor:
+    """Row indices or a mask over a controller's N environments, as a mask (N,)."""
+    if batch is None:
+        raise ValueError("rows: expected None for a controller of one environment, got some; make it with batch=N")
+    given = torch.as_tensor(rows, device=device)
+    if given.dtype == torch.bool and given.shape == (batch,):
+        return given
+    index = given.reshape(-1).long()
+    exact = given.dtype != torch.bool and (not given.is_floating_point() or not given.numel())
+    if not exact or bool(((index < 0) | (index >= batch)).any()):
+        raise ValueError(f"rows: expected indices in 0..{batch - 1} or a mask of shape ({batch},), got {rows!r}")
+    mask = torch.zeros(batch, dtype=torch.bool, device=device)
+    mask[index] = True
+    return mask

@@ -1,0 +1,130 @@
+"""One contestant's episodes: the base policy or a controller that thinks, in the environment that belongs to a run.
+
+open_env(run, config) -> BatchedEnv
+make_controller(run, controller, batch) -> MPC or Planner
+play_contestant(run, controller, config, env) -> what the episodes came to, ready for JSON
+"""
+
+import zlib
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from jacrec.control.controller import MPC, MPCConfig
+from jacrec.envs.batch import BatchedEnv
+from jacrec.evaluation.config import PlayConfig
+from jacrec.evaluation.episodes import EpisodeLog, PolicyController, Watcher, play
+from jacrec.evaluation.planner_probe import PlannerProbe
+from jacrec.evaluation.probes import ThinkingProbe
+from jacrec.models.dynamics.sampler import Sampler, with_sampler
+from jacrec.models.io import load_module
+from jacrec.planners import Planner, PlannerConfig, model_calls
+from jacrec.training.run import Run
+
+
+def open_env(run: Run, config: PlayConfig, *, threads: int | None = None) -> BatchedEnv:
+    """The environment that evaluates the run, with the rows that `config` asks for.
+
+    Args:
+        threads: of the simulation; none named: all processors that this process may use.
+
+    Raises:
+        ValueError: no environment is known, or its dimensions are not the policy's.
+    """
+    env_id = config.env_id or run.info.env_id
+    if env_id is None:
+        raise ValueError(f"{run.path}: expected data that names its environment, got none; give env_id, e.g. Hopper-v4")
+    env = BatchedEnv(env_id, config.rows or config.episodes, physics=config.physics, threads=threads)
+    if (env.state_dim, env.action_dim) != (run.policy.state_dim, run.policy.action_dim):
+        raise ValueError(
+            f"{env_id}: expected states of {run.policy.state_dim} and actions of {run.policy.action_dim} numbers, as in the "
+            f"run, got {env.state_dim} and {env.action_dim}; name the right environment with env_id"
+        )
+    return env
+
+
+def play_contestant(
+    run: Run,
+    controller: MPCConfig | PlannerConfig | None,
+    config: PlayConfig,
+    env: BatchedEnv,
+    *,
+    watch: Watcher | None = None,
+    progress: Callable[[float], None] | None = None,
+) -> dict[str, Any]:
+    """Play one contestant on the seeds of `config`; the same arguments give the same returns.
+
+    Args:
+        controller: settings of the `MPC` or `Planner` around the run's policy and world; None: the policy as it was trained.
+        watch: called after each decision of the base policy.
+
+    Returns:
+        The fields of `EpisodeLog` and the normalised scores (None without a reference); for a controller also its
+        settings, its `model_calls` and what its thinking did (`ThinkingProbe.summary`).
+    """
+    if controller is None:
+        log = play(env, PolicyController(run.policy), config.seeds, watch=watch, progress=progress)
+        return _as_dict(log, run)
+    player = make_controller(run, controller, env.n)
+    if isinstance(player, Planner):
+        probe = PlannerProbe(player, config.probe_every, config.probe_particles)
+        log = play(env, player, config.seeds, watch=probe.watch, progress=progress)
+    else:
+        probe = ThinkingProbe(run.policy, run.world, player, config.probe_every, config.probe_particles)
+        log = play(env, player, config.seeds, before=probe.before, watch=probe.watch, progress=progress)
+    thinking = {"controller": asdict(controller), "model_calls": model_calls(controller), "thinking": probe.summary()}
+    return _as_dict(log, run) | thinking
+
+
+def make_controller(run: Run, controller: MPCConfig | PlannerConfig, batch: int | None) -> MPC | Planner:
+    """The controller of these settings around a run's policy and world."""
+    if isinstance(controller, PlannerConfig):
+        return Planner(run.policy, run.world, controller, batch=batch)
+    return MPC(run.policy, run.world, controller, batch=batch)
+
+
+def with_dynamics(run: Run, folder: str | Path) -> Run:
+    """The run with the world model that another folder holds (dynamics.safetensors)."""
+    return replace(run, world=replace(run.world, dynamics=load_module(Path(folder) / "dynamics.safetensors")))
+
+
+def with_settings(run: Run, sampler: Sampler) -> Run:
+    """The run with its world model sampled otherwise (`jacrec.models.dynamics.sampler.with_sampler`)."""
+    dynamics = run.world.dynamics
+    if not sampler.changes:
+        return run
+    if not isinstance(dynamics, nn.Module):
+        raise ValueError(f"sampler: expected one of jacrec's own world models, got {type(dynamics).__name__}; leave it out")
+    return replace(run, world=replace(run.world, dynamics=with_sampler(dynamics, sampler)))
+
+
+def environment_record(env: BatchedEnv) -> dict[str, Any]:
+    """What the episodes were played in."""
+    return {
+        "id": env.env_id,
+        "engine": env.engine,
+        "step_time": env.step_time,
+        "max_episode_steps": env.max_episode_steps,
+        **env.physics,
+    }
+
+
+def digests(run: Run) -> dict[str, str]:
+    """A checksum of each network's numbers."""
+    parts = {"actor": run.policy, "critic": run.world.critic, "dynamics": run.world.dynamics, "reward": run.world.reward}
+    return {name: _digest(module) for name, module in parts.items() if isinstance(module, nn.Module)}
+
+
+def _digest(module: nn.Module) -> str:
+    value = 0
+    for name, tensor in sorted(module.state_dict().items()):
+        value = zlib.crc32(tensor.detach().cpu().contiguous().numpy().tobytes(), zlib.crc32(name.encode(), value))
+    return f"{value:08x}"
+
+
+def _as_dict(log: EpisodeLog, run: Run) -> dict[str, Any]:
+    scores = run.info.score(log.returns)
+    return asdict(log) | {"scores": None if scores is None else [float(s) for s in scores]}

@@ -1,0 +1,180 @@
+"""Evaluation of a run: contestants on the same seeds, every number kept in evaluation.json."""
+
+import contextlib
+import json
+import time
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from jacrec.control.controller import MPCConfig
+from jacrec.envs.batch import BatchedEnv
+from jacrec.evaluation.config import EvalConfig
+from jacrec.evaluation.contestant import digests, environment_record, open_env, play_contestant, with_settings
+from jacrec.evaluation.probes import jacobian_growth
+from jacrec.evaluation.rehearsal import BASE
+from jacrec.evaluation.rehearsed import chosen, make_rehearsal, read_rehearsal
+from jacrec.evaluation.versions import machine, versions
+from jacrec.training.run import Run, load_run, torch_threads
+from jacrec.util.files import write_json
+
+FILE = "evaluation.json"
+GROWTH_STATES = 64
+
+
+def evaluate(
+    run: Run | str | Path,
+    config: EvalConfig,
+    *,
+    out: str | Path | None = None,
+    again: bool = False,
+    quiet: bool = False,
+) -> dict[str, Any]:
+    """Let the contestants play; the record, which is also in `out`/evaluation.json (`out` defaults to the run's folder).
+
+    A contestant that has finished is not played again, so an interrupted evaluation goes on where it stopped. The same
+    settings give the same returns. With `config.rehearse` a rehearsal in `out` is read, or made first, and mpc plays with the
+    controller that it chose, or as the base policy: then its episodes are the base policy's.
+
+    Args:
+        again: discard what `out` holds and play everything.
+        quiet: no progress display.
+
+    Raises:
+        ValueError: `out` holds an evaluation or rehearsal of other networks or with other settings; no environment is known;
+            the environment's dimensions are not the policy's.
+        FileNotFoundError: no trained run at that path.
+    """
+    run = run if isinstance(run, Run) else load_run(run)
+    folder = Path(out) if out is not None else run.path
+    run = with_settings(run, config.dynamics)
+    env = open_env(run, config)
+    columns = (TextColumn("{task.description:>9}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
+    shown = Progress(*columns, TimeRemainingColumn(), disable=quiet)
+    with contextlib.closing(env), torch_threads(config.threads), shown as progress:
+        rehearsal = _rehearsed(run, config, folder, progress) if config.rehearse else None
+        fresh = _new_record(run, config, env, rehearsal)
+        record = fresh if again else _previous(folder / FILE, fresh)
+        config = played_config(config, record)
+        for name in config.order:
+            task = progress.add_task(name, total=1.0)
+            if name not in record["contestants"]:
+                began = time.perf_counter()
+                if name == "mpc" and rehearsal is not None and rehearsal["choice"] == BASE:
+                    played, growth = record["contestants"]["base"], None
+                else:
+                    played, growth = _contestant(name, run, config, env, lambda x, t=task: progress.update(t, completed=x))
+                record["contestants"][name] = played | {"wall_seconds": time.perf_counter() - began}
+                record["growth"] = growth or record["growth"]
+                write_json(folder / FILE, record)
+            progress.update(task, completed=1.0)
+    return record
+
+
+def read_evaluation(folder: str | Path) -> dict[str, Any]:
+    """The record that `evaluate` left in a folder.
+
+    Raises:
+        FileNotFoundError: none there.
+    """
+    path = Path(folder) / FILE
+    if not path.is_file():
+        raise FileNotFoundError(f"no evaluation at {path}; make one with `jacrec eval {folder}`")
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def played_config(config: EvalConfig, record: dict[str, Any]) -> EvalConfig:
+    """The settings with which an evaluation played: with the controller that its rehearsal chose, where one did."""
+    return replace(config, rehearse=False, mpc=MPCConfig(**record["settings"]["mpc"]))
+
+
+def acts_as_base(record: dict[str, Any]) -> bool:
+    """Whether a rehearsal chose the base policy, so that the contestant mpc is the base policy."""
+    return (record.get("rehearsal") or {}).get("choice") == BASE
+
+
+def _rehearsed(run: Run, config: EvalConfig, folder: Path, progress: Progress) -> dict[str, Any]:
+    """The rehearsal in the folder; the default one is made where there is none."""
+    found = read_rehearsal(run, folder, config)
+    if found is not None:
+        return found
+    task = progress.add_task("rehearsal", total=1.0)
+    return make_rehearsal(run, folder, play=config, progress=lambda x: progress.update(task, completed=x))
+
+
+def _contestant(
+    name: str, run: Run, config: EvalConfig, env: BatchedEnv, progress: Callable[[float], None]
+) -> tuple[dict[str, Any], dict[str, Any] | None]:
+    if name != "base":
+        return play_contestant(run, config.controller(name), config, env, progress=progress), None
+    visited = _Visited(config.probe_every)
+    played = play_contestant(run, None, config, env, watch=visited.watch, progress=progress)
+    growth = jacobian_growth(
+        run.policy, run.world, visited.states(GROWTH_STATES), horizon=config.growth_horizon, particles=4, seed=config.seed
+    )
+    return played, growth
+
+
+class _Visited:
+    """Some of the states that the base policy comes through."""
+
+    def __init__(self, every: int):
+        self.every, self.ticks = every, 0
+        self.rows: list[np.ndarray] = []
+
+    def watch(self, observation: np.ndarray, action: np.ndarray, step: np.ndarray, running: np.ndarray) -> None:
+        if self.ticks % self.every == 0:
+            self.rows.append(observation[running])
+        self.ticks += 1
+
+    def states(self, n: int) -> np.ndarray:
+        """At most n of them, evenly spaced, (n, d)."""
+        rows = np.concatenate(self.rows)
+        return rows[np.unique(np.linspace(0, len(rows) - 1, n).astype(int))]
+
+
+def _new_record(run: Run, config: EvalConfig, env: BatchedEnv, rehearsal: dict[str, Any] | None) -> dict[str, Any]:
+    controller = config.mpc if rehearsal is None else chosen(rehearsal) or config.mpc
+    return {
+        "settings": asdict(config) | {"mpc": asdict(controller)},
+        "rehearsal": rehearsal,
+        "networks": digests(run),
+        "environment": environment_record(env),
+        "versions": versions(),
+        "machine": machine(),
+        "growth": None,
+        "contestants": {},
+    }
+
+
+def _previous(path: Path, fresh: dict[str, Any]) -> dict[str, Any]:
+    """The record in `path` if it continues `fresh`, or `fresh` where there is none."""
+    if not path.is_file():
+        return fresh
+    old = json.loads(path.read_text(encoding="utf-8"))
+    ours = json.loads(json.dumps(fresh))
+    # an evaluation from before a setting came to be was played with its default
+    defaults = json.loads(json.dumps(asdict(EvalConfig())))
+    old["settings"] = defaults | old["settings"] | {"mpc": defaults["mpc"] | old["settings"]["mpc"]}
+    differing = [
+        f"{part}.{key}: {old[part].get(key)} there, {value} here"
+        for part in ("settings", "networks")
+        for key, value in ours[part].items()
+        if key != "contestants" and old[part].get(key) != value
+    ]
+    if _choice(old) != _choice(ours):
+        differing.append(f"the rehearsal: chose {_choice(old)} there, {_choice(ours)} here")
+    if differing:
+        raise ValueError(
+            f"{path}: expected no evaluation or one with these settings, got one that differs in {'; '.join(differing)}. "
+            "Write to another folder (--out), or replace it (--again)"
+        )
+    return old | {"settings": ours["settings"], "rehearsal": ours["rehearsal"]}
+
+
+def _choice(record: dict[str, Any]) -> str | None:
+    return (record.get("rehearsal") or {}).get("choice")

@@ -1,0 +1,126 @@
+"""From an evaluation's record to the comparison that tables, plots and reports show."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from rich import box
+from rich.table import Table
+
+from jacrec.evaluation.config import CONTESTANTS
+from jacrec.evaluation.statistics import Estimate, bootstrap_mean, paired_difference
+
+LABELS = {"base": "base policy", "h0": "H = 0 (critic only)", "mpc": "MPC"}
+
+SHORT = {"base": "base", "h0": "H = 0", "mpc": "MPC"}
+
+
+@dataclass(frozen=True)
+class Result:
+    """One contestant, in the unit of its table: normalised score where there is one, else raw return."""
+
+    name: str
+    value: Estimate
+    """per episode, with an interval of the mean"""
+    returns: Estimate
+    """raw return"""
+    gain: Estimate | None
+    """over the base policy, paired by seed"""
+    over_h0: Estimate | None
+    """over the control without a world model, paired by seed"""
+    decisions_per_second: float
+    lengths: float
+    """mean episode length in steps"""
+    rejected: float | None
+    """share of updates that were rejected as not finite"""
+    drift: float | None
+    """mean ‖ψ − ψ₀‖"""
+    action_change: float | None
+    """mean |a − π₀(s)| per component"""
+    objective_gain: float | None
+    """mean of Ĵ after − Ĵ before the updates of a decision, on noise they have not seen"""
+
+    @property
+    def label(self) -> str:
+        return LABELS.get(self.name, self.name)
+
+
+def unit(record: dict[str, Any]) -> str:
+    """What the comparison is in: "score" or "return"."""
+    return "return" if record["contestants"]["base"]["scores"] is None else "score"
+
+
+def compare(record: dict[str, Any], *, level: float = 0.95) -> list[Result]:
+    """The contestants that have played, base first, with paired differences.
+
+    Raises:
+        ValueError: the base policy has not played yet.
+    """
+    played = record["contestants"]
+    if "base" not in played:
+        raise ValueError("evaluation: expected a finished base policy, got none; let `jacrec eval` finish")
+    key = "scores" if unit(record) == "score" else "returns"
+    return [_result(name, played, key, level) for name in CONTESTANTS if name in played]
+
+
+def _result(name: str, played: dict[str, Any], key: str, level: float) -> Result:
+    entry = played[name]
+    values, thinking = entry[key], entry.get("thinking")
+    against_h0 = name not in ("base", "h0") and "h0" in played
+    objective = thinking["mean_objective"] if thinking else {}
+    known = objective.get("after") is not None and objective.get("before") is not None
+    return Result(
+        name=name,
+        value=bootstrap_mean(values, level=level),
+        returns=bootstrap_mean(entry["returns"], level=level),
+        gain=None if name == "base" else paired_difference(values, played["base"][key], level=level),
+        over_h0=paired_difference(values, played["h0"][key], level=level) if against_h0 else None,
+        decisions_per_second=entry["decisions"] / max(entry["seconds"], 1e-9),
+        lengths=sum(entry["lengths"]) / len(entry["lengths"]),
+        rejected=thinking["rejected"] / max(thinking["updates"], 1) if thinking else None,
+        drift=thinking["mean_drift"] if thinking else None,
+        action_change=thinking["mean_action_change"] if thinking else None,
+        objective_gain=objective["after"] - objective["before"] if known else None,
+    )
+
+
+def interval(estimate: Estimate | None, *, signed: bool = False) -> str:
+    """ "+3.1 [+1.2, +4.9]", or a dash; with more digits where all is small, and no minus before a zero."""
+    if estimate is None:
+        return "–"
+    values = estimate.mean, estimate.low, estimate.high
+    largest = max(map(abs, values))
+    digits = 1 if largest >= 1 or largest == 0 else 2 if largest >= 0.01 else 4
+    mean, low, high = (f"{value:{'+' if signed else ''}z.{digits}f}" for value in values)
+    return f"{mean} [{low}, {high}]"
+
+
+def verdict(gain: Estimate, subject: str, reference: str, what: str, *, few_below: int = 10) -> str:
+    """The gain in a sentence, as it came out; with fewer than `few_below` episodes it says so."""
+    if gain.low > 0:
+        outcome = "gains over"
+    elif gain.high < 0:
+        outcome = "loses against"
+    else:
+        outcome = "does not differ clearly from"
+    few = f" ({gain.n} episodes are few)" if gain.n < few_below else ""
+    return f"{subject} {outcome} {reference}: {interval(gain, signed=True)} {what}{few}."
+
+
+def table(record: dict[str, Any], *, level: float = 0.95) -> Table:
+    """The comparison for a terminal."""
+    results, what = compare(record, level=level), unit(record)
+    n = record["settings"]["episodes"]
+    title = f"{record['environment']['id']}: {n} episodes on the same seeds, {level:.0%} intervals"
+    shown = Table(title=title, box=box.SIMPLE_HEAD, padding=(0, 0), title_justify="left")
+    for column in ("", f"{what} ± std", "gain over base", "over H = 0", "steps", "actions/s"):
+        shown.add_column(column, justify="left" if not column else "right")
+    for r in results:
+        shown.add_row(
+            SHORT.get(r.name, r.name),
+            f"{r.value.mean:.1f} ± {r.value.std:.1f}",
+            interval(r.gain, signed=True),
+            interval(r.over_h0, signed=True),
+            f"{r.lengths:.0f}",
+            f"{r.decisions_per_second:.0f}",
+        )
+    return shown

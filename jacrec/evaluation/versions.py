@@ -1,0 +1,30 @@
+"""What ran: versions of everything that can change a number, and the machine."""
+
+import platform
+from importlib.metadata import PackageNotFoundError, version
+
+from jacrec.util.processors import processors
+
+PACKAGES = ("jacrec", "torch", "triton", "numpy", "gymnasium", "mujoco", "minari")
+
+
+def versions(packages: tuple[str, ...] = PACKAGES) -> dict[str, str]:
+    """Installed versions by package name, "absent" where there is none."""
+    found = {"python": platform.python_version()}
+    for name in packages:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "absent"
+    return found
+
+
+def machine() -> dict[str, str | int]:
+    """Processor architecture, usable cores, GPU."""
+    import torch
+
+    cores = processors()
+    found: dict[str, str | int] = {"system": f"{platform.system()} {platform.machine()}", "cores": cores}
+    if torch.cuda.is_available():
+        found["gpu"] = torch.cuda.get_device_name(0)
+    return found

@@ -1,0 +1,1 @@
+"""What is learned: networks, world models (`dynamics`), and how they are stored."""

@@ -1,0 +1,68 @@
+"""Another sampler for a trained world model: the same weights, another chain of maps h_k, no training."""
+
+from dataclasses import dataclass, fields
+from typing import Any, TypeVar
+
+import torch
+from torch import nn
+
+from jacrec.models.dynamics.diffusion import DiffusionDynamics
+from jacrec.models.dynamics.flow import FlowDynamics
+from jacrec.models.dynamics.meanflow import MeanFlowDynamics
+
+AnyModule = TypeVar("AnyModule", bound=nn.Module)
+
+KNOBS = {
+    DiffusionDynamics: ("sampler", "eta", "levels"),
+    FlowDynamics: ("steps", "solver"),
+    MeanFlowDynamics: ("steps",),
+}
+"""what sampling may change, by class"""
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """How a trained world model is sampled where it is to differ from how it was made; nothing named: no difference."""
+
+    sampler: str | None = None
+    """diffusion: ddpm or ddim"""
+    eta: float | None = None
+    """diffusion: noise of the ddim sampler, 0 none, 1 as ddpm"""
+    levels: tuple[int, ...] | None = None
+    """diffusion: the levels visited, ascending within those of training; one network evaluation each"""
+    solver: str | None = None
+    """flow: euler or heun"""
+    steps: int | None = None
+    """flow and meanflow: intervals from noise to the next state"""
+
+    @property
+    def changes(self) -> dict[str, object]:
+        """What is named."""
+        return {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) is not None}
+
+
+def with_sampler(dynamics: AnyModule, sampler: Sampler) -> AnyModule:
+    """`dynamics` sampled otherwise: a model with the same weights, which are shared, and the named settings changed.
+
+    Few-step DDIM is Sampler(sampler="ddim", levels=(4, 10)) for a model with K = 10. Nothing named: `dynamics` itself.
+
+    Raises:
+        ValueError: a setting that this kind of model has not, or that it refuses.
+    """
+    changes = sampler.changes
+    if not changes:
+        return dynamics
+    knobs = KNOBS.get(type(dynamics), ())
+    foreign = [name for name in changes if name not in knobs]
+    if foreign:
+        raise ValueError(
+            f"sampler of {type(dynamics).__name__}: expected {', '.join(knobs) or 'nothing'}, which sampling may change there, "
+            f"got {', '.join(foreign)}; leave it out, or train a model of the kind that has it"
+        )
+    config: Any = dynamics.config
+    with torch.random.fork_rng(devices=[]):
+        other = type(dynamics)(**(config | changes))  # pyright: ignore[reportCallIssue, reportArgumentType]
+    like = next(iter(dynamics.parameters()))
+    other.to(like.device, like.dtype).train(dynamics.training)
+    other.load_state_dict(dynamics.state_dict(), assign=True)
+    return other

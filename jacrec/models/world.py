@@ -1,0 +1,167 @@
+"""The world (f_θ, r_ξ, Q_φ, γ) in which a policy imagines, and policies with one set of parameters per real state."""
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from jacrec.models.networks import Actor, has_manual_derivatives
+
+
+class Dynamics(Protocol):
+    """f_θ: state (..., d), action (..., m), noise (..., *noise_shape) -> next state (..., d); row by row."""
+
+    @property
+    def noise_shape(self) -> tuple[int, ...]: ...
+
+    def __call__(self, state: Tensor, action: Tensor, noise: Tensor) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class World:
+    """Plain differentiable torch that the policy thinks in. Any callables serve; jacrec's own networks have written-out paths.
+
+    Every function maps rows independently, over any leading axes. Batch-coupled or random layers (BatchNorm, Dropout)
+    have to be in evaluation mode.
+    """
+
+    dynamics: Dynamics
+    """f_θ(state, action, noise) -> next state, with attribute `noise_shape`"""
+    reward: Callable[[Tensor, Tensor], Tensor]
+    """r_ξ(state, action) -> (...)"""
+    critic: Callable[[Tensor, Tensor], Tensor]
+    """Q_φ(state, action) -> (...); a `TwinCritic` answers with the smaller of its two"""
+    discount: float
+    """γ in [0, 1], the critic's own"""
+
+    def __post_init__(self):
+        for name in ("dynamics", "reward", "critic"):
+            part = getattr(self, name)
+            if not callable(part):
+                raise ValueError(f"World.{name}: expected a callable, got {type(part).__name__}")
+            if isinstance(part, nn.Module):
+                check_deterministic(part, f"World.{name}")
+        if not isinstance(getattr(self.dynamics, "noise_shape", None), tuple | list | torch.Size):
+            raise ValueError(
+                "World.dynamics: expected an attribute noise_shape (the shape of one transition's noise, e.g. (d,); "
+                "(0,) for deterministic dynamics), got none; set it on the module or function"
+            )
+        if not 0.0 <= self.discount <= 1.0:
+            raise ValueError(f"World.discount: expected 0 <= γ <= 1, got {self.discount}")
+
+    def to(self, *args, **kwargs) -> "World":
+        """The world with every module moved as by `nn.Module.to` (in place, as there); plain functions stay."""
+        for part in (self.dynamics, self.reward, self.critic):
+            if isinstance(part, nn.Module):
+                part.to(*args, **kwargs)
+        return self
+
+
+class BatchedPolicy(nn.Module):
+    """n copies of a policy with parameters of their own, one for each of n real states.
+
+    Parameters keep their names and gain a leading axis n; buffers are shared. Calling it maps (n, ..., d) to (n, ..., m),
+    slice i with parameters i.
+    """
+
+    def __init__(self, policy: nn.Module, n: int):
+        super().__init__()
+        if n < 1:
+            raise ValueError(f"BatchedPolicy: expected n >= 1 policies, got {n}")
+        if isinstance(policy, BatchedPolicy):
+            raise ValueError("BatchedPolicy: expected a single policy, got a BatchedPolicy")
+        template = copy.deepcopy(policy)
+        self.n = n
+        # the template lives outside the module tree: it is the architecture, its parameters are not ours
+        self.template: nn.Module
+        object.__setattr__(self, "template", copy.deepcopy(policy).requires_grad_(False))
+        taken = [name for name in [*template._modules, *template._parameters, *template._buffers] if hasattr(self, name)]
+        if taken:
+            raise ValueError(f"BatchedPolicy: the policy's attributes {taken} collide with its own; rename them")
+        _stack_parameters(template, n)
+        for name, child in template.named_children():
+            self.add_module(name, child)
+        for name, parameter in template.named_parameters(recurse=False):
+            self.register_parameter(name, parameter)
+        for name, buffer in template.named_buffers(recurse=False):
+            self.register_buffer(name, buffer)
+
+    def train(self, mode: bool = True) -> "BatchedPolicy":
+        """Training or evaluation mode, of the architecture too."""
+        self.template.train(mode)
+        return super().train(mode)
+
+    def forward(self, state: Tensor) -> Tensor:
+        """(n, ..., d) -> (n, ..., m)."""
+        if type(self.template) is Actor and has_manual_derivatives(self.get_submodule("mlp")) and state.shape[0] == self.n:
+            return self.get_submodule("mlp")(state)
+        return batched_call(self, dict(self.named_parameters()), state)
+
+
+def batched_call(policy: BatchedPolicy, parameters: dict[str, Tensor], state: Tensor) -> Tensor:
+    """The n policies with the given stacked parameters on state (n, ..., d)."""
+    if state.shape[0] != policy.n:
+        raise ValueError(f"state: expected {policy.n} rows, one for each policy, got shape {tuple(state.shape)}")
+    buffers = dict(policy.named_buffers())
+
+    def one(p: dict[str, Tensor], s: Tensor) -> Tensor:
+        return torch.func.functional_call(policy.template, {**p, **buffers}, (s,))
+
+    return torch.func.vmap(one)(parameters, state)
+
+
+@torch.no_grad()
+def policy_action(policy: nn.Module, state: Tensor) -> Tensor:
+    """π_ψ at states (N, d) -> (N, m), state n with parameters n of a `BatchedPolicy`."""
+    return apply_policy(policy, None, state.unsqueeze(1)).squeeze(1)
+
+
+def apply_policy(policy: nn.Module, parameters: dict[str, Tensor] | None, state: Tensor) -> Tensor:
+    """The policy at states (N, R, d) -> (N, R, m), with `parameters` instead of its own where they are given.
+
+    A single policy sees one batch axis, (N·R, d), as the functions of a `World` do.
+
+    Raises:
+        ValueError: what came back is not one action per state.
+    """
+    N, R, d = state.shape
+    if isinstance(policy, BatchedPolicy):
+        action = policy(state) if parameters is None else batched_call(policy, parameters, state)
+    else:
+        rows = state.reshape(N * R, d)
+        try:
+            action = policy(rows) if parameters is None else torch.func.functional_call(policy, parameters, (rows,))
+        except RuntimeError as error:
+            raise ValueError(
+                f"policy: expected to take states of shape ({N * R}, {d}), got an error; is d = {d} its dimension? {error}"
+            ) from error
+    if not isinstance(action, Tensor) or action.dim() != (3 if isinstance(policy, BatchedPolicy) else 2):
+        got = tuple(action.shape) if isinstance(action, Tensor) else type(action).__name__
+        raise ValueError(f"policy: expected actions of shape ({N * R}, m) for states ({N * R}, {d}), got {got}")
+    return action.reshape(N, R, action.shape[-1])
+
+
+def check_deterministic(module: nn.Module, name: str) -> None:
+    """ValueError if `module` has a layer that couples rows or draws noise in its present mode."""
+    for path, child in module.named_modules():
+        random = isinstance(child, nn.modules.dropout._DropoutNd) and child.p > 0
+        coupled = isinstance(child, nn.modules.batchnorm._BatchNorm)
+        if child.training and (random or coupled):
+            raise ValueError(
+                f"{name}: expected deterministic, row-wise layers, got {type(child).__name__} at '{path}' in "
+                "training mode; call .eval() first"
+            )
+
+
+def _stack_parameters(module: nn.Module, n: int) -> None:
+    stacks: dict[nn.Parameter, nn.Parameter] = {}  # what was tied stays tied
+    for child in module.modules():
+        for name, parameter in list(child._parameters.items()):
+            if parameter is not None and parameter not in stacks:
+                stacked = parameter.detach().unsqueeze(0).repeat(n, *(1,) * parameter.dim())
+                stacks[parameter] = nn.Parameter(stacked, requires_grad=parameter.requires_grad)
+            if parameter is not None:
+                child._parameters[name] = stacks[parameter]

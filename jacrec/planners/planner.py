@@ -1,0 +1,114 @@
+"""The controller around a planner: one or N environments, and the plan that is carried from one decision to the next."""
+
+import copy
+from dataclasses import dataclass
+from typing import overload
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from jacrec.engine.parameters import over_rows
+from jacrec.engine.shapes import check_observation, check_state, plain_torch, row_mask
+from jacrec.models.dynamics import MultiStepDynamics
+from jacrec.models.world import BatchedPolicy, World, policy_action
+from jacrec.planners.config import PlannerConfig
+from jacrec.planners.search import Decision, Draws, Planned, search
+
+
+@dataclass(frozen=True)
+class PlannerStep:
+    """What one decision did."""
+
+    action: Tensor
+    """the action taken, (m,) or (N, m)"""
+    objective: Tensor
+    """imagined return of the best candidate of each iteration, or of the plan before each gradient step, (E,) or (E, N)"""
+    accepted: Tensor
+    """False where nothing imagined was finite, shaped as `objective`; a row without any True acts as the policy"""
+
+
+class Planner:
+    """A controller that searches over actions before each one: `act(observation)`, as `MPC` has it; nothing is learned.
+
+    Args:
+        policy: the pretrained π: where plans begin, and who acts after their last step. Copied, never changed.
+        world: the `World` it imagines in, never changed.
+        config: `PlannerConfig`.
+        batch: N to control N environments in lock-step; None for one.
+    """
+
+    def __init__(self, policy: nn.Module, world: World, config: PlannerConfig | None = None, *, batch: int | None = None):
+        if not isinstance(policy, nn.Module) or isinstance(policy, BatchedPolicy):
+            raise ValueError(f"policy: expected one torch.nn.Module state -> action, got {type(policy).__name__}")
+        if not isinstance(world, World):
+            raise ValueError(f"world: expected a jacrec.World(dynamics, reward, critic, discount), got {type(world).__name__}")
+        if config is not None and not isinstance(config, PlannerConfig):
+            raise ValueError(f"config: expected PlannerConfig(...) or None, got {type(config).__name__}; MPCConfig is of MPC")
+        if isinstance(world.dynamics, MultiStepDynamics) and (config or PlannerConfig()).planner != "best-of-q":
+            raise ValueError(
+                "world: expected dynamics that take one step at a time, got MultiStepDynamics, whose states come "
+                "at once for the policy's own actions; only planner 'best-of-q' does without"
+            )
+        if batch is not None and batch < 1:
+            raise ValueError(f"batch: expected None or an integer >= 1, got {batch}")
+        self.policy = copy.deepcopy(policy).eval().requires_grad_(False)
+        self.world, self.config, self.batch = world, config or PlannerConfig(), batch
+        first = next(self.policy.parameters(), torch.zeros(()))
+        self.dtype, self.device = first.dtype, first.device
+        self.generator = torch.Generator(self.device).manual_seed(self.config.seed)
+        self.last: PlannerStep | None = None
+        """the latest decision"""
+        self.planned: Planned | None = None
+        """the latest plan, a_0 … a_H"""
+        self._fresh = torch.ones(batch or 1, dtype=torch.bool, device=self.device)  # rows without a plan to go on with
+
+    @overload
+    def act(self, observation: np.ndarray) -> np.ndarray: ...
+    @overload
+    def act(self, observation: Tensor) -> Tensor: ...
+    @plain_torch()
+    @torch.no_grad()
+    def act(self, observation):
+        """The action for an observation (d,) -> (m,), or for N of them (N, d) -> (N, m); numpy in, numpy out.
+
+        Raises:
+            ValueError: an observation of the wrong shape or that is not finite.
+        """
+        state = check_observation(observation, self.batch, self.dtype, self.device)
+        state, single = check_state(self.policy, self.world, state)
+        own = policy_action(self.policy, state)
+        draws = Draws.of(self.config, self.world, state, own.shape[-1], self.generator)
+        action = self._decide(state, own, draws)
+        assert self.planned is not None
+        rows = [action, self.planned.objective, self.planned.accepted]
+        if single:
+            rows = [action.squeeze(0), *(x.squeeze(1) for x in rows[1:])]
+        self.last = PlannerStep(*rows)
+        return self.last.action.cpu().numpy() if isinstance(observation, np.ndarray) else self.last.action
+
+    def _decide(self, state: Tensor, own: Tensor, draws: Draws) -> Tensor:
+        """The actions (N, m) where the policy would take `own`; the plan is kept."""
+        c, H = self.config, self.config.horizon
+        before = self.planned.actions[:, 1:] if self.planned is not None else own.new_zeros(len(own), H, own.shape[-1])
+        warm = ~self._fresh & torch.isfinite(before).flatten(1).all(1) & (c.carry == "episode")
+        carried = torch.where(over_rows(warm, before), before, 0.0)
+        self.planned = search(Decision(self.policy, self.world, c, state, draws, carried, warm))
+        self._fresh = ~self.planned.accepted.any(0)
+        action = torch.where(over_rows(self._fresh, own), own, self.planned.actions[:, 0])
+        if c.max_action_change is not None:
+            change, bound = action - own, c.max_action_change
+            # inside the box the action keeps its bits
+            action = torch.where(change.abs() <= bound, action, own + change.clamp(-bound, bound))
+        return action
+
+    def new_episode(self, rows=None) -> None:
+        """An episode begins in all rows or those given (indices or a mask over N; none is fine): their plans are forgotten.
+
+        Raises:
+            ValueError: rows that this controller does not have.
+        """
+        if rows is None:
+            self._fresh.fill_(True)
+        else:
+            self._fresh |= row_mask(rows, self.batch, self.device)

@@ -1,0 +1,357 @@
+"""Studies as YAML: read, written resolved, compared.
+
+find_spec(name_or_path) -> Path         read_spec(path) -> StudyConfig          parse_study(content, where) -> StudyConfig
+read_study(folder) -> StudyConfig       write_study(study, folder)
+expect_same_study(study, folder)        differences(there, here) -> list[str]
+"""
+
+from collections.abc import Mapping
+from dataclasses import fields, replace
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from jacrec.control.controller import MPCConfig
+from jacrec.evaluation.config import PlayConfig
+from jacrec.evaluation.rehearsal import RehearsalConfig
+from jacrec.models.dynamics.sampler import Sampler
+from jacrec.planners import PlannerConfig, within_budget
+from jacrec.planners.budget import spent_on
+from jacrec.planners.config import expect_used
+from jacrec.studies.config import BASE, DEFAULT_MODEL, ContestantSpec, StudyConfig, TaskSpec, published_start
+from jacrec.studies.parse import build, expect_known, expect_mapping
+from jacrec.training.config import DynamicsConfig, TrainConfig, to_dict
+from jacrec.training.run import STAGES
+from jacrec.util.files import write_text
+
+FILE = "study.yaml"
+OWN = ("cells", "log.jsonl", ".lock", ".workers.lock", f"{FILE}.part")
+"""what may lie in a study's folder before its study.yaml does"""
+GROWING = ("tasks", "seeds", "models", "contestants")
+"""what a study may gain between two starts"""
+NOT_IN_TRAINING = {"data": "the task's `data`", "seed": "the study's `seeds`", "env_id": "the task's `env_id`"}
+
+
+def packaged_specs() -> list[str]:
+    """The names of the specs that come with the package, e.g. "table-1"."""
+    return sorted(p.name.removesuffix(".yaml") for p in _packaged().iterdir() if p.name.endswith(".yaml"))
+
+
+def find_spec(name: str) -> Path:
+    """The file of a spec: a path, a study's folder, or the name of a packaged one.
+
+    Raises:
+        FileNotFoundError: none of these.
+    """
+    path = Path(name)
+    if path.is_file():
+        return path
+    if (path / FILE).is_file():
+        return path / FILE
+    if name in packaged_specs():
+        return Path(str(_packaged() / f"{name}.yaml"))
+    raise FileNotFoundError(
+        f"{name}: expected the path of a study.yaml, the folder of a study, or one of "
+        f"{', '.join(packaged_specs())}; found nothing of that name"
+    )
+
+
+def read_spec(path: str | Path) -> StudyConfig:
+    """The study in a YAML file.
+
+    Raises:
+        ValueError: no YAML, or settings that are unknown, of the wrong type or make no sense.
+    """
+    path = Path(path)
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path}: expected YAML, cannot read it: {error}") from None
+    return parse_study(content, path.name)
+
+
+def read_study(folder: str | Path) -> StudyConfig:
+    """The study that a sweep keeps in a folder.
+
+    Raises:
+        FileNotFoundError: no study there.
+    """
+    path = Path(folder) / FILE
+    if not path.is_file():
+        raise FileNotFoundError(f"no study at {folder} (it has no {FILE}); begin one with `jacrec sweep SPEC --out {folder}`")
+    return read_spec(path)
+
+
+def parse_study(content: Any, where: str = FILE) -> StudyConfig:
+    """The study of a mapping as it stands in YAML; what is not named takes its default."""
+    content = expect_mapping(content, where)
+    expect_known(content, [*(f.name for f in fields(StudyConfig)), "training"], where)
+    for name in ("name", "tasks"):
+        if not content.get(name):
+            raise ValueError(f"{where}: expected {name}, got none")
+    common = expect_mapping(content.get("training"), f"{where}: training")
+    models = _models(content.get("models"), f"{where}: models")
+    own = _contestants(content.get("contestants"), models, f"{where}: contestants")
+    tasks = content["tasks"]
+    if isinstance(tasks, list):
+        tasks = dict.fromkeys(tasks)
+    study = StudyConfig(
+        name=str(content["name"]),
+        tasks={
+            name: _task(name, task, common, own, f"{where}: tasks.{name}")
+            for name, task in expect_mapping(tasks, f"{where}: tasks").items()
+        },
+        seeds=_seeds(content.get("seeds", StudyConfig.seeds), f"{where}: seeds"),
+        stages=_stages(content.get("stages", STAGES), own, f"{where}: stages"),
+        models=models,
+        evaluation=build(PlayConfig, content.get("evaluation"), f"{where}: evaluation"),
+        contestants=own,
+        rehearsal=build(RehearsalConfig, content.get("rehearsal"), f"{where}: rehearsal"),
+        about=_text(content.get("about", ""), f"{where}: about"),
+        data_root=content.get("data_root"),
+    )
+    for name in (study.name, *study.tasks, *study.contestants, *study.models):
+        if "/" in name or name.startswith("."):
+            raise ValueError(f"{where}: expected names that can be folders, got {name!r}; leave out the slashes")
+    for name in study.contestants:
+        for task in study.tasks:
+            study.evaluation.allow(study.controller(task, name) or MPCConfig(), f"{where}: contestants.{name}")
+            for candidate in study.contestants[name].rehearse:
+                if getattr(study.controller(task, candidate), "deadline_ms", None) is not None:
+                    raise ValueError(
+                        f"{where}: contestants.{name}.rehearse: expected candidates without deadline_ms, since a "
+                        f"rehearsal must not depend on the clock; got {candidate}"
+                    )
+    return study
+
+
+def to_yaml(study: StudyConfig) -> dict[str, Any]:
+    """The resolved study: `parse_study` makes the same of it whatever the defaults then are."""
+    return {
+        "name": study.name,
+        "about": study.about,
+        "data_root": study.data_root,
+        "seeds": list(study.seeds),
+        "stages": list(study.stages),
+        "evaluation": to_dict(study.evaluation),
+        "models": {name: {"dynamics": {k: to_dict(v) for k, v in own.items()}} for name, own in study.models.items()},
+        "rehearsal": to_dict(study.rehearsal),
+        "contestants": {name: _contestant_to_yaml(own) for name, own in study.contestants.items()},
+        "tasks": {name: _task_to_yaml(task) for name, task in study.tasks.items()},
+    }
+
+
+def expect_same_study(study: StudyConfig, folder: Path) -> None:
+    """Check that `folder` is new or this study's; tasks, seeds, models and contestants may have been added.
+
+    Raises:
+        ValueError: it holds another study, or something else.
+    """
+    if (folder / FILE).is_file():
+        changed = differences(to_yaml(read_study(folder)), to_yaml(study))
+        if changed:
+            raise ValueError(
+                f"{folder}: expected a new folder or one of the same study, got another: {'; '.join(changed)}. Choose "
+                f"another folder (--out), or go on with that study: jacrec sweep {folder}. Tasks, seeds, models and "
+                "contestants can be added, not changed or taken away; --only leaves some out of a start"
+            )
+    elif folder.exists() and (not folder.is_dir() or any(x.name not in OWN for x in folder.iterdir())):
+        raise ValueError(f"{folder}: expected a new or empty folder or a study, got something else; choose another folder")
+
+
+def write_study(study: StudyConfig, folder: Path) -> None:
+    """Write the resolved study."""
+    write_text(folder / FILE, yaml.safe_dump(to_yaml(study), sort_keys=False, allow_unicode=True))
+
+
+def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
+    """What makes `here` another study than `there`, as sentences; what it has gained does not."""
+    found: list[str] = []
+    gone = [seed for seed in there["seeds"] if seed not in here["seeds"]]
+    found += [f"seeds: {gone} there, not here"] if gone else []
+    choosers = any("rehearse" in own for own in there["contestants"].values())
+    for part in ("name", "stages", "evaluation", *(("rehearsal",) if choosers else ())):
+        found += _changes(there[part], here[part], part)
+    for part in GROWING:
+        if part != "seeds":
+            for name, own in there[part].items():
+                if name not in here[part]:
+                    found.append(f"{part}.{name}: there, not here")
+                else:
+                    found += _changes(own, here[part][name], f"{part}.{name}")
+    return found
+
+
+def _changes(there: Any, here: Any, where: str) -> list[str]:
+    if isinstance(there, Mapping) and isinstance(here, Mapping):
+        return [x for key in dict.fromkeys([*there, *here]) for x in _changes(there.get(key), here.get(key), f"{where}.{key}")]
+    return [] if there == here else [f"{where} = {there!r} there, {here!r} here"]
+
+
+def _text(content: Any, where: str) -> str:
+    if not isinstance(content, str):
+        raise ValueError(f"{where}: expected a text, got {content!r}")
+    return " ".join(content.split())
+
+
+def _task(
+    name: str, content: Any, common: Mapping[str, Any], contestants: Mapping[str, ContestantSpec], where: str
+) -> TaskSpec:
+    content = expect_mapping(content, where)
+    expect_known(content, [f.name for f in fields(TaskSpec)], where)
+    data, env_id = content.get("data"), content.get("env_id")
+    for key, value in (("data", data), ("env_id", env_id)):
+        if not isinstance(value, str | None):
+            raise ValueError(f"{where}.{key}: expected a text, got {value!r}")
+    own = expect_mapping(content.get("training"), f"{where}.training")
+    for settings, place in ((common, "training"), (own, f"{where}.training")):
+        for key, home in NOT_IN_TRAINING.items():
+            if key in settings:
+                raise ValueError(f"{place}.{key}: expected it elsewhere, it is {home}")
+    settings = to_dict(published_start(name, data))
+    for layer in (common, own):
+        settings = _merged(settings, layer)
+    tuned = expect_mapping(content.get("contestants"), f"{where}.contestants")
+    expect_known(tuned, contestants, f"{where}.contestants")
+    for who in tuned:
+        if contestants[who].rehearse:
+            raise ValueError(
+                f"{where}.contestants.{who}: expected a contestant with a controller of its own, got one that "
+                f"rehearses; set {', '.join(contestants[who].rehearse)} instead"
+            )
+    changed = {who: _tuned(contestants[who].controller, x, f"{where}.contestants.{who}") for who, x in tuned.items()}
+    data = None if data is None else data.replace("{task}", name)
+    return TaskSpec(data, env_id, replace(build(TrainConfig, settings, f"{where}.training"), data=data or name), changed)
+
+
+def _tuned(controller: MPCConfig | PlannerConfig, content: Any, where: str) -> MPCConfig | PlannerConfig:
+    """A contestant's controller with what differs on a task."""
+    content = expect_mapping(content, where)
+    if isinstance(controller, MPCConfig):
+        return build(MPCConfig, to_dict(controller) | content, where)
+    own = {k: v for k, v in controller.settings.items() if "budget" not in content or k != spent_on(controller.planner)}
+    return _controller(own | content, where)
+
+
+def _task_to_yaml(task: TaskSpec) -> dict[str, Any]:
+    training = {k: v for k, v in to_dict(task.training).items() if k not in NOT_IN_TRAINING}
+    return {
+        "data": task.data,
+        "env_id": task.env_id,
+        "training": training,
+        "contestants": {who: _controller_to_yaml(own) for who, own in task.contestants.items()},
+    }
+
+
+def _contestants(content: Any, models: Mapping[str, Any], where: str) -> dict[str, ContestantSpec]:
+    found = {}
+    for name, own in expect_mapping(content, where).items():
+        if name == BASE:
+            raise ValueError(f"{where}: {BASE} is the policy as it was trained and always plays; choose another name")
+        own = expect_mapping(own, f"{where}.{name}")
+        if "rehearse" in own:
+            found[name] = _chooser(name, own, content, where)
+            continue
+        model = own.pop("model", DEFAULT_MODEL)
+        if model not in (DEFAULT_MODEL, *models):
+            raise ValueError(f"{where}.{name}.model: expected {', '.join((DEFAULT_MODEL, *models))}, got {model!r}")
+        sampler = build(Sampler, own.pop("dynamics", {}), f"{where}.{name}.dynamics")
+        found[name] = ContestantSpec(model, _controller(own, f"{where}.{name}"), sampler)
+    return found
+
+
+def _controller(own: Mapping[str, Any], where: str) -> MPCConfig | PlannerConfig:
+    """A planner where `planner` is named, else MPC."""
+    own = dict(own)
+    if "planner" not in own:
+        expect_known(own, [f.name for f in fields(MPCConfig)], where)
+        if own.get("horizon") == 0:
+            own.setdefault("particles", 1)  # at H = 0 every particle is the same number
+        return build(MPCConfig, own, where)
+    expect_known(own, [*(f.name for f in fields(PlannerConfig)), "budget"], where)
+    budget = own.pop("budget", None)
+    try:
+        expect_used(own["planner"], own)
+    except ValueError as error:
+        raise ValueError(f"{where}.{error}") from None
+    planner = build(PlannerConfig, own, where)
+    if budget is None:
+        return planner
+    if spent_on(planner.planner) in own:
+        raise ValueError(f"{where}: expected budget or {spent_on(planner.planner)}, which it decides, got both")
+    try:
+        return within_budget(planner, budget)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from None
+
+
+def _controller_to_yaml(own: MPCConfig | PlannerConfig) -> dict[str, Any]:
+    return own.settings if isinstance(own, PlannerConfig) else to_dict(own)
+
+
+def _chooser(name: str, own: Mapping[str, Any], contestants: Mapping[str, Any], where: str) -> ContestantSpec:
+    """A contestant that a rehearsal chooses among others."""
+    named = own["rehearse"]
+    others = {other: expect_mapping(o, f"{where}.{other}") for other, o in contestants.items()}
+    foreign = {"rehearse", "planner", "dynamics"}
+    able = [other for other, o in others.items() if not o.keys() & foreign and o.get("model", DEFAULT_MODEL) == DEFAULT_MODEL]
+    fine = isinstance(named, list) and bool(named) and all(x in able and named.count(x) == 1 for x in named)
+    across = own.get("across_seeds", False)
+    if set(own) - {"rehearse", "across_seeds"} or not fine or not isinstance(across, bool):
+        raise ValueError(
+            f"{where}.{name}: expected rehearse: [names of MPC contestants with the default model], perhaps "
+            f"across_seeds: true, and no other setting, got {dict(own)}; known are {', '.join(able)}"
+        )
+    return ContestantSpec(rehearse=tuple(named), across_seeds=across)
+
+
+def _contestant_to_yaml(own: ContestantSpec) -> dict[str, Any]:
+    if own.rehearse:
+        return {"rehearse": list(own.rehearse), "across_seeds": own.across_seeds}
+    sampler = {"dynamics": {k: to_dict(v) for k, v in own.dynamics.changes.items()}} if own.dynamics.changes else {}
+    return {"model": own.model, **sampler, **_controller_to_yaml(own.controller)}
+
+
+def _models(content: Any, where: str) -> dict[str, dict[str, Any]]:
+    found = {}
+    for name, own in expect_mapping(content, where).items():
+        own = expect_mapping(own, f"{where}.{name}")
+        expect_known(own, ["dynamics"], f"{where}.{name}")
+        changes = expect_mapping(own.get("dynamics"), f"{where}.{name}.dynamics")
+        if name == DEFAULT_MODEL or not changes:
+            raise ValueError(
+                f"{where}.{name}: expected another name than {DEFAULT_MODEL} (the training's own model) and "
+                "dynamics: {what differs from it}, "
+                f"got {own}"
+            )
+        whole = build(DynamicsConfig, changes, f"{where}.{name}.dynamics")
+        found[name] = {key: getattr(whole, key) for key in changes}
+    return found
+
+
+def _seeds(content: Any, where: str) -> tuple[int, ...]:
+    seeds = content if isinstance(content, list | tuple) else [content]
+    if not seeds or any(type(s) is not int for s in seeds) or len(set(seeds)) != len(seeds):
+        raise ValueError(f"{where}: expected a list of different whole numbers, got {content!r}")
+    return tuple(seeds)
+
+
+def _stages(content: Any, contestants: Mapping[str, Any], where: str) -> tuple[str, ...]:
+    stages = tuple(content) if isinstance(content, list | tuple) else (content,)
+    expect_known(stages, STAGES, where)
+    if contestants and set(stages) != set(STAGES):
+        raise ValueError(f"{where}: expected {', '.join(STAGES)}, since contestants play; got {', '.join(stages)}")
+    return tuple(stage for stage in STAGES if stage in stages)
+
+
+def _merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    both = dict(below)
+    for key, value in above.items():
+        both[key] = _merged(both[key], value) if isinstance(value, Mapping) and isinstance(both.get(key), Mapping) else value
+    return both
+
+
+def _packaged() -> Any:
+    return resources.files("jacrec.studies").joinpath("specs")

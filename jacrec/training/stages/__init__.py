@@ -1,0 +1,1 @@
+"""One module per trained part: ReBRAC, world models, reward model."""

@@ -1,0 +1,113 @@
+"""What flow matching and MeanFlow learn from: points on the paths between transitions and noise, at continuous times.
+
+MeanFlow's step is written out: the network's value for the whole batch, one tangent for the rows that need it, pushed through
+the same layers, and the ordinary cotangents.
+"""
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from jacrec.models.dynamics.flow import TIME_SCALE
+from jacrec.training.stages.examples import Batch, Examples, Push
+
+ADAPTIVE_FLOOR = 0.01
+"""c of MeanFlow's adaptive weight 1/(‖Δ‖² + c)^p, ‖Δ‖² the mean over dimensions"""
+
+
+def draw_times(shape: tuple[int, ...], distribution: str, mean: float, std: float, generator: torch.Generator) -> Tensor:
+    """Times in (0, 1) of `shape`, float64: "logit-normal", sigmoid(mean + std n), or "uniform"."""
+    if distribution == "uniform":
+        return torch.rand(shape, generator=generator, dtype=torch.float64)
+    return torch.sigmoid(mean + std * torch.randn(shape, generator=generator, dtype=torch.float64))
+
+
+def spans(times: Tensor, moving: int) -> Tensor:
+    """Of two draws (..., B, 2): [t, t − r] with t the larger and r the smaller, in the rows from `moving` on r = t."""
+    r, t = times.amin(-1), times.amax(-1)
+    span = t - r
+    span[..., moving:] = 0
+    return torch.stack([t, span], -1)
+
+
+@dataclass(frozen=True)
+class FlowExamples(Examples):
+    """Flow matching: x = [(1 − t) target + t noise, s, a, features of the times]; the goal is noise − target or the target."""
+
+    frequency: Tensor
+    """of the features of time, (e / 2,)"""
+    of_velocity: bool
+    """whether the goal is the velocity"""
+
+    def __call__(self, index: Tensor, *random: Tensor) -> Batch:
+        """Times (..., B, n), the first of which is t, and noise (..., B, d) are handed in."""
+        times, noise = random
+        s_a, target = self.taken(index)
+        x, _ = self.inputs(s_a, target, times, noise)
+        return Batch(x, noise - target if self.of_velocity else target)
+
+    def inputs(self, s_a: Tensor, target: Tensor, times: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """The inputs x (..., B, in), and the features (..., B, n, e)."""
+        angle = (TIME_SCALE * times).unsqueeze(-1) * self.frequency
+        features = torch.cat([angle.sin(), angle.cos()], -1)
+        return torch.cat([torch.lerp(target, noise, times[..., :1]), s_a, features.flatten(-2)], -1), features
+
+
+@dataclass(frozen=True)
+class MeanFlowBatch(Batch):
+    """Goals of MeanFlow at r = t, and what moves them where r < t: the batch's first J rows."""
+
+    tangent: Tensor = field(kw_only=True)
+    """of their inputs along (v, 0, 1), (..., J, in)"""
+    span: Tensor = field(kw_only=True)
+    """t − r, (..., J, 1)"""
+    keep: Tensor | None = field(kw_only=True)
+    """r / t where the network predicts x0, (..., J, 1)"""
+    power: float = field(kw_only=True)
+    """p of the adaptive weight"""
+
+    def judge(self, prediction: Tensor, push: Push) -> tuple[Tensor, Tensor]:
+        """As `Batch.judge`, of the distance from the goals of MeanFlow; the loss is without the adaptive weights.
+
+        Velocity: the goal is v − (t − r) du/dt. x0, X = z − t u: the same identity in X has the goal
+        x + (t − r)/t (X − x) − (t − r) dX/dt.
+        """
+        rate = push(self.tangent)
+        error = prediction.sub_(self.goal)
+        moved = error[..., : rate.shape[-2], :]
+        if self.keep is not None:
+            moved *= self.keep
+        moved += rate.mul_(self.span)
+        row = error.square().mean(-1, keepdim=True)
+        loss = row.mean((-2, -1))
+        if self.power:
+            error.mul_(row.add_(ADAPTIVE_FLOOR).pow_(-self.power))
+        return loss, error.mul_(2 / (error.shape[-2] * error.shape[-1]))
+
+
+@dataclass(frozen=True)
+class MeanFlowExamples(FlowExamples):
+    """MeanFlow's: as flow matching's, with the tangents of the first `moving` rows; times are [t, t − r]."""
+
+    moving: int
+    """J, the rows with r < t: the batch's first"""
+    power: float
+    """p of the adaptive weight"""
+
+    def __call__(self, index: Tensor, *random: Tensor) -> MeanFlowBatch:
+        """Times (..., B, 2) as `spans` makes them, and noise (..., B, d) are handed in."""
+        times, noise = random
+        s_a, target = self.taken(index)
+        x, features = self.inputs(s_a, target, times, noise)
+        velocity = noise - target
+        sine, cosine = features[..., : self.moving, :, :].chunk(2, -1)
+        rate = TIME_SCALE * self.frequency  # d features / dt, of t and of t − r alike
+        still = torch.zeros_like(s_a[..., : self.moving, :])
+        features_rate = torch.cat([rate * cosine, -rate * sine], -1).flatten(-2)
+        tangent = torch.cat([velocity[..., : self.moving, :], still, features_rate], -1)
+        t, span = times[..., : self.moving, :1], times[..., : self.moving, 1:]
+        keep = None if self.of_velocity else 1 - span / t
+        return MeanFlowBatch(
+            x, velocity if self.of_velocity else target, tangent=tangent, span=span, keep=keep, power=self.power
+        )

@@ -1,0 +1,1 @@
+"""What every room uses: errors in one form, whole files, processors."""

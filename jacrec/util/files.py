@@ -1,0 +1,33 @@
+"""Files that are whole or not there."""
+
+import contextlib
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+
+@contextlib.contextmanager
+def atomic_write(path: Path) -> Iterator[Path]:
+    """Where to write a file that is to be `path`: a kill at any moment leaves the old file or the new one.
+
+    Makes the folder where there is none. After an error in the block the old file stands.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(path.name + ".part")
+    yield part
+    with part.open("rb") as file:
+        os.fsync(file.fileno())  # or a loss of power could leave an empty file under the final name
+    os.replace(part, path)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file as `whole` has it."""
+    with atomic_write(path) as part:
+        part.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, content: Any) -> None:
+    """`write_text` of JSON."""
+    write_text(path, json.dumps(content))

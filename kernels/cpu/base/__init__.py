@@ -1,0 +1,1 @@
+"""Tiles, layers, threads and the compiler: what all CPU kernels are made of."""

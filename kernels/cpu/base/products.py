@@ -1,0 +1,91 @@
+"""Matrix products of any size out of the tiles: blocks of four rows, then two, then one.
+
+Arguments as in `jacrec.kernels.cpu.base.tiles`: addresses in bytes, strides in elements, `like` for the element's type. A tile
+of R rows is as wide as the accumulators allow; what is left over goes through tiles of width one.
+"""
+
+from jacrec.kernels.cpu.base.host import ACCUMULATORS, VECTOR_BYTES, part
+from jacrec.kernels.cpu.base.tiles import axpy_tile, dot_tile, size_of
+
+
+def _dot_rows(R: int):
+    width = ACCUMULATORS // R
+    wide, narrow = dot_tile(R, width), dot_tile(R, 1)
+
+    @part
+    def rows(like, blocks, x, x_stride, w, w_stride, O, n, y, y_stride):
+        size = size_of(like)
+        x_block, y_block, w_row = R * x_stride * size, R * y_stride * size, w_stride * size
+        whole = O - O % width
+        # one block of w at a time: it stays in the nearest cache while all rows pass
+        for o in range(0, whole, width):
+            for b in range(blocks):
+                wide(like, x + b * x_block, x_stride, w + o * w_row, w_stride, n, y + b * y_block + o * size, y_stride)
+        for o in range(whole, O):
+            for b in range(blocks):
+                narrow(like, x + b * x_block, x_stride, w + o * w_row, w_stride, n, y + b * y_block + o * size, y_stride)
+
+    return rows
+
+
+def _axpy_rows(R: int, add: bool):
+    vectors = ACCUMULATORS // R
+    half = max(1, vectors // 2)
+    wide, middle, narrow = axpy_tile(R, vectors, add), axpy_tile(R, half, add), axpy_tile(R, 1, add)
+
+    @part
+    def rows(like, blocks, x, x_stride, x_step, w, w_stride, n, columns, y, y_stride):
+        size = size_of(like)
+        lanes = VECTOR_BYTES // size
+        x_block, y_block = R * x_stride * size, R * y_stride * size
+        whole = columns - columns % (vectors * lanes)
+        most = columns - columns % (half * lanes)
+        for c in range(0, whole, vectors * lanes):
+            for b in range(blocks):
+                wide(like, x + b * x_block, x_stride, x_step, w + c * size, w_stride, n, y + b * y_block + c * size, y_stride)
+        # at most one: a tile of one vector alone would wait for its own sums
+        for c in range(whole, most, half * lanes):
+            for b in range(blocks):
+                middle(like, x + b * x_block, x_stride, x_step, w + c * size, w_stride, n, y + b * y_block + c * size, y_stride)
+        for c in range(most, columns, lanes):
+            for b in range(blocks):
+                narrow(like, x + b * x_block, x_stride, x_step, w + c * size, w_stride, n, y + b * y_block + c * size, y_stride)
+
+    return rows
+
+
+_dot_4, _dot_2, _dot_1 = _dot_rows(4), _dot_rows(2), _dot_rows(1)
+
+
+@part
+def dot(like, x, x_stride, R, w, w_stride, O, n, y, y_stride):
+    """y (R, O) = x (R, n) w (O, n)ᵀ; n a multiple of the vector's lanes."""
+    row, tall = x_stride * size_of(like), y_stride * size_of(like)
+    _dot_4(like, R // 4, x, x_stride, w, w_stride, O, n, y, y_stride)
+    r = R - R % 4
+    if R % 4 >= 2:
+        _dot_2(like, 1, x + r * row, x_stride, w, w_stride, O, n, y + r * tall, y_stride)
+    if R % 2:
+        _dot_1(like, 1, x + (R - 1) * row, x_stride, w, w_stride, O, n, y + (R - 1) * tall, y_stride)
+
+
+def _axpy(add: bool):
+    four, two, one = _axpy_rows(4, add), _axpy_rows(2, add), _axpy_rows(1, add)
+
+    @part
+    def product(like, x, x_stride, x_step, R, w, w_stride, n, columns, y, y_stride):
+        row, tall = x_stride * size_of(like), y_stride * size_of(like)
+        four(like, R // 4, x, x_stride, x_step, w, w_stride, n, columns, y, y_stride)
+        r = R - R % 4
+        if R % 4 >= 2:
+            two(like, 1, x + r * row, x_stride, x_step, w, w_stride, n, columns, y + r * tall, y_stride)
+        if R % 2:
+            one(like, 1, x + (R - 1) * row, x_stride, x_step, w, w_stride, n, columns, y + (R - 1) * tall, y_stride)
+
+    return product
+
+
+axpy = _axpy(add=False)
+"""y (R, columns) = x (R, n) w (n, columns); columns a multiple of the lanes, x[r, k] at r·x_stride + k·x_step"""
+axpy_add = _axpy(add=True)
+"""the same, added to what y holds"""

@@ -1,0 +1,1 @@
+"""The ReBRAC update in compiled code."""

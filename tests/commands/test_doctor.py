@@ -1,0 +1,87 @@
+"""The doctor: healthy here, and it notices what is broken."""
+
+import subprocess
+import sys
+
+import pytest
+
+from jacrec import cli
+from jacrec.commands import doctor_checks as doctor
+from jacrec.commands.doctor_checks import Check
+from jacrec.evaluation import rendering, video
+
+
+@pytest.fixture
+def no_rendering(monkeypatch):
+    """Skip the picture: it takes a process and seconds."""
+    monkeypatch.setattr(rendering, "probe", lambda: rendering.Rendering(False, "egl", "no libEGL"))
+
+
+def test_a_working_installation_passes(no_rendering, capsys):
+    found = {check.name: check for check in doctor.checks()}
+    assert [check.name for check in found.values() if check.status == "broken"] == []
+    devices = {"cpu", "gpu", "cpu kernels", "gpu kernels"}
+    assert {"python", "packages", *devices, "gradient", "physics", "rendering", "data"} <= set(found)
+    assert found["rendering"].status == "note"
+    assert "apt-get install" in found["rendering"].remedy
+    assert cli.main(["doctor"]) == 0
+    assert "everything essential works" in capsys.readouterr().out
+
+
+def test_a_wrong_gradient_is_broken(monkeypatch):
+    from jacrec.engine import methods
+
+    real = methods.Forward.gradient
+
+    def wrong(self, p):
+        estimate = real(self, p)
+        next(iter(estimate.gradient.values())).mul_(1.001)
+        return estimate
+
+    monkeypatch.setattr(methods.Forward, "gradient", wrong)
+    (check,) = doctor.check_gradient()
+    assert check.status == "broken"
+    assert check.remedy
+
+
+def test_missing_packages_are_named(monkeypatch):
+    monkeypatch.setattr(doctor, "REQUIRED", ("numpy", "no-such-package"))
+    broken = doctor.check_packages()[-1]
+    assert (broken.status, broken.remedy) == ("broken", "pip install no-such-package")
+
+
+def test_a_check_that_crashes_is_reported_and_the_exit_code_says_so(monkeypatch, capsys):
+    def check_world():
+        raise RuntimeError("no world")
+
+    monkeypatch.setattr(doctor, "check_gradient", check_world)
+    monkeypatch.setattr(doctor, "check_rendering", lambda: [Check("rendering", "ok", "")])
+    assert cli.main(["doctor"]) == 1
+    assert "broken: world" in capsys.readouterr().out
+
+
+def test_data_folder_has_to_be_writable(monkeypatch, tmp_path):
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "sets"))
+    assert doctor.check_data()[0].remedy.startswith("make one")
+    monkeypatch.setattr(doctor.os, "access", lambda *args: False)
+    assert doctor.check_data()[0].status == "broken"
+
+
+def test_rendering_that_kills_its_process_is_survived():
+    reason = rendering.run_apart([sys.executable, "-c", "import os; os.abort()"], 30)
+    assert reason == "the process was killed by signal 6"
+    reason = rendering.run_apart([sys.executable, "-c", "raise OSError('no display')"], 30)
+    assert reason == "OSError: no display"
+    assert rendering.run_apart([sys.executable, "-c", "import time; time.sleep(9)"], 0.2) == "no picture within 0 s"
+
+
+def test_a_video_that_cannot_be_made_says_why(monkeypatch, tmp_path):
+    from jacrec.evaluation.config import EvalConfig
+    from jacrec.training.run import Run
+
+    monkeypatch.setattr(subprocess, "run", lambda *a, **k: subprocess.CompletedProcess(a, 1, "", "ImportError: no EGL\n"))
+    run = Run.__new__(Run)
+    object.__setattr__(run, "path", tmp_path)
+    film = video.record_video(run, EvalConfig(), tmp_path)
+    assert film.path is None
+    assert film.reason.startswith("ImportError: no EGL; on Debian")

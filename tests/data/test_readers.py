@@ -1,0 +1,223 @@
+"""Readers against slow obvious loops, on small random data with terminals and timeouts in all combinations."""
+
+import h5py
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from jacrec.data.readers.arrays import from_flat
+from jacrec.data.readers.d4rl import read_d4rl
+from jacrec.data.readers.load import load
+from jacrec.data.transitions import DatasetInfo, Transitions
+
+FLAGS = st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=12)
+
+
+def flat_data(flags, seed: int = 0, d: int = 3, m: int = 2) -> dict[str, np.ndarray]:
+    """D4RL-layout arrays whose every number is distinct; successors at the ends of episodes are states of their own."""
+    n, rng = len(flags), np.random.default_rng(seed)
+    data = {
+        "observations": rng.standard_normal((n, d)).astype(np.float32),
+        "actions": rng.uniform(-1, 1, (n, m)).astype(np.float32),
+        "rewards": rng.standard_normal(n).astype(np.float32),
+        "terminals": np.array([terminal for terminal, _ in flags]),
+        "timeouts": np.array([timeout for _, timeout in flags]),
+        "next_observations": rng.standard_normal((n, d)).astype(np.float32),
+    }
+    for k in range(n - 1):
+        if not (data["terminals"][k] or data["timeouts"][k]):
+            data["next_observations"][k] = data["observations"][k + 1]
+    return data
+
+
+def read_flat(data: dict[str, np.ndarray], with_next: bool) -> Transitions:
+    return from_flat(
+        data["observations"],
+        data["actions"],
+        data["rewards"],
+        data["terminals"],
+        data["terminals"] | data["timeouts"],
+        DatasetInfo("test"),
+        data["next_observations"] if with_next else None,
+    )
+
+
+def slow_transitions(data, with_next: bool) -> list[tuple]:
+    """(row, s, a, r, s', a' or None, terminal, episode) wherever the successor is known, one row at a time."""
+    found, episode, n = [], 0, len(data["rewards"])
+    for k in range(n):
+        ends = data["terminals"][k] or data["timeouts"][k] or k == n - 1
+        following = None if ends else data["observations"][k + 1]
+        successor = data["next_observations"][k] if with_next else following
+        next_action = None if ends else data["actions"][k + 1]
+        row = (data["observations"][k], data["actions"][k], data["rewards"][k], successor, next_action)
+        if successor is not None:
+            found.append((*row, data["terminals"][k], episode))
+        episode += ends
+    return found
+
+
+def slow_td(data) -> list[tuple]:
+    """(s, a, r, a' or None, terminal) as ReBRAC's reader keeps them: no timeouts, nothing after the end of the file."""
+    found, n = [], len(data["rewards"])
+    for k in range(n):
+        if data["terminals"][k]:
+            found.append((data["observations"][k], data["actions"][k], data["rewards"][k], None, True))
+        elif not data["timeouts"][k] and k < n - 1:
+            rows = data["observations"][k], data["actions"][k], data["rewards"][k], data["actions"][k + 1], False
+            found.append(rows)
+    return found
+
+
+@given(flags=FLAGS, with_next=st.booleans(), seed=st.integers(0, 99))
+def test_transitions_equal_the_slow_loop(flags, with_next, seed):
+    data = flat_data(flags, seed)
+    read, slow = read_flat(data, with_next), slow_transitions(data, with_next)
+    assert len(read) == len(slow)
+    for k, (s, a, r, successor, next_action, terminal, episode) in enumerate(slow):
+        assert np.array_equal(read.state[k], s)
+        assert np.array_equal(read.action[k], a)
+        assert read.reward[k] == r
+        assert np.array_equal(read.next_state[k], successor)
+        assert read.has_next_action[k] == (next_action is not None)
+        if next_action is not None:
+            assert np.array_equal(read.next_action[k], next_action)
+        assert (read.terminal[k], read.episode[k]) == (terminal, episode)
+
+
+@given(flags=FLAGS, with_next=st.booleans(), seed=st.integers(0, 99))
+def test_td_rows_equal_the_slow_loop(flags, with_next, seed):
+    data = flat_data(flags, seed)
+    read, slow = read_flat(data, with_next).for_td(), slow_td(data)
+    assert len(read) == len(slow)
+    assert read.blind_ends is None
+    for k, (s, a, r, next_action, terminal) in enumerate(slow):
+        assert np.array_equal(read.state[k], s)
+        assert np.array_equal(read.action[k], a)
+        assert (read.reward[k], read.terminal[k]) == (r, terminal)
+        assert np.array_equal(read.next_action[k], np.zeros(2) if next_action is None else next_action)
+
+
+@given(flags=st.lists(st.tuples(st.booleans(), st.booleans()), min_size=8, max_size=40), seed=st.integers(0, 99))
+def test_split_keeps_episodes_whole_and_loses_nothing(flags, seed):
+    data = read_flat(flat_data(flags, seed), with_next=False)
+    everything = data.for_td()
+    episodes = set(data.episode) | (set(data.blind_ends.episode) if data.blind_ends else set())
+    if len(episodes) < 2:
+        with pytest.raises(ValueError, match="at least two episodes"):
+            data.split(0.3, seed)
+        return
+    train, held = data.split(0.3, seed)
+    assert not set(train.for_td().episode) & set(held.for_td().episode)
+    assert not set(train.episode) & set(held.episode)
+    assert len(train) + len(held) == len(data)
+    assert len(train.for_td()) + len(held.for_td()) == len(everything)
+    rewards = np.concatenate((train.for_td().reward, held.for_td().reward))
+    assert np.array_equal(np.sort(rewards), np.sort(everything.reward))
+    again, _ = data.split(0.3, seed)
+    assert np.array_equal(again.reward, train.reward)
+
+
+def test_statistics_are_those_of_float64_and_never_zero():
+    data = flat_data([(False, False)] * 50)
+    data["observations"][:, 1] = 7.0
+    data["observations"][:, 2] += 1e4
+    data["next_observations"][:-1] = data["observations"][1:]
+    read = read_flat(data, with_next=True)
+    found = read.statistics()
+    state = read.state.astype(np.float64)
+    delta = read.next_state.astype(np.float64) - state
+    assert np.allclose(found.state_mean, state.mean(0), rtol=1e-14)
+    assert np.allclose(found.delta_mean, delta.mean(0), rtol=1e-14)
+    assert found.state_std[1] == 1e-6
+    assert np.allclose(found.state_std[[0, 2]], state.std(0)[[0, 2]], rtol=1e-14)
+    assert np.allclose(found.delta_std, delta.std(0), rtol=1e-14)
+    assert found.reward_mean == pytest.approx(read.reward.astype(np.float64).mean(), rel=1e-14)
+
+
+@pytest.mark.parametrize("suffix", [".hdf5", ".h5", ".npz"])
+@pytest.mark.parametrize("with_next", [True, False])
+def test_files_read_like_their_arrays(tmp_path, suffix, with_next):
+    flags = [(False, False)] * 3 + [(True, False)] + [(False, False)] * 2 + [(False, True)] + [(False, False)]
+    data = flat_data(flags, d=11, m=3)
+    if not with_next:
+        del data["next_observations"]
+    path = tmp_path / f"hopper_medium_replay-v2{suffix}"
+    write_flat(path, data)
+    read = load(path)
+    expected = read_flat({"next_observations": None, **data}, with_next)
+    for name, value in vars(expected).items():
+        if isinstance(value, np.ndarray):
+            assert np.array_equal(getattr(read, name), value), name
+    assert (read.info.env_id, read.info.ref_max) == ("Hopper-v4", 3234.3)
+    assert read.info.score(3234.3) == pytest.approx(100.0)
+    assert load(str(path), env_id="Hopper-v5").info.env_id == "Hopper-v5"
+
+
+def test_environment_is_taken_from_the_attributes(tmp_path):
+    path = tmp_path / "mine.hdf5"
+    write_flat(path, flat_data([(False, False)] * 3 + [(False, True)], d=17, m=6))
+    assert read_d4rl(path).info.env_id is None
+    assert read_d4rl(path).info.score(1.0) is None
+    with h5py.File(path, "a") as file:
+        file.attrs["env_id"] = "HalfCheetah-v4"
+    assert read_d4rl(path).info.env_id == "HalfCheetah-v4"
+    assert read_d4rl(path).info.ref_max == 12135.0
+
+
+def test_small_overshoot_of_actions_is_clipped():
+    data = flat_data([(False, False)] * 4)
+    data["actions"][2, 1] = 1.00001
+    assert read_flat(data, with_next=True).action.max() == 1.0
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("actions", 1.5, r"actions: expected \[-1, 1\], got .* in row 2; rescale"),
+        ("actions", np.nan, "actions: expected finite numbers, got .* in row 2"),
+        ("observations", np.inf, "observations: expected finite numbers, got .* in row 2"),
+        ("rewards", -np.inf, "rewards: expected finite numbers, got -inf in row 2"),
+        ("next_observations", np.nan, "next_observations: expected finite numbers, got .* in row 2"),
+    ],
+)
+def test_bad_numbers_are_named_with_their_row(key, value, message):
+    data = flat_data([(False, False)] * 5)
+    data[key][2] = value
+    with pytest.raises(ValueError, match=message):
+        read_flat(data, with_next=True)
+
+
+def test_bad_shapes_and_files_are_told(tmp_path):
+    data = flat_data([(False, False)] * 5)
+    with pytest.raises(ValueError, match=r"actions: expected shape \(n, width\) with n = 5, got \(4, 2\)"):
+        read_flat({**data, "actions": data["actions"][:4]}, with_next=True)
+    with pytest.raises(ValueError, match=r"next_observations: expected shape \(5, 3\), got \(5, 2\)"):
+        read_flat({**data, "next_observations": data["next_observations"][:, :2]}, with_next=True)
+    with pytest.raises(ValueError, match="expected transitions, got none"):
+        read_flat(flat_data([]) | {"terminals": np.zeros(0, bool), "timeouts": np.zeros(0, bool)}, with_next=True)
+    with pytest.raises(FileNotFoundError, match=r"absent\.hdf5: no such file"):
+        load(tmp_path / "absent.hdf5")
+    (tmp_path / "text.hdf5").write_text("not HDF5")
+    with pytest.raises(ValueError, match="expected an HDF5 file, cannot read it"):
+        load(tmp_path / "text.hdf5")
+    (tmp_path / "text.npz").write_text("not an archive")
+    with pytest.raises(ValueError, match=r"expected a \.npz file of arrays"):
+        load(tmp_path / "text.npz")
+    write_flat(tmp_path / "part.npz", {key: data[key] for key in ("observations", "actions", "rewards", "terminals")})
+    with pytest.raises(ValueError, match="without timeouts; where a file has no timeouts, add them"):
+        load(tmp_path / "part.npz")
+    (tmp_path / "data.csv").write_text("1,2")
+    with pytest.raises(ValueError, match=r"expected a file ending in \.hdf5, \.h5, \.npz, got '\.csv'"):
+        load(tmp_path / "data.csv")
+
+
+def write_flat(path, data: dict[str, np.ndarray]) -> None:
+    if path.suffix == ".npz":
+        np.savez(path, **data)
+        return
+    with h5py.File(path, "w") as file:
+        for key, value in data.items():
+            file.create_dataset(key, data=value)
+        file.create_dataset("infos/qpos", data=np.zeros((len(data["rewards"]), 2)))

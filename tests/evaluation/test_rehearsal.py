@@ -1,0 +1,237 @@
+"""Rehearsals in worlds where one knows who has to win: common noise, falls, lost states, and the same bits twice."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from jacrec import Actor, DiffusionDynamics, MPCConfig, RewardModel, TwinCritic, World
+from jacrec.envs.ending import ending
+from jacrec.envs.physics import make_env
+from jacrec.evaluation.rehearsal import BASE, Imagined, Rehearsal, RehearsalConfig, rehearse
+from tests.conftest import property_cases
+from tests.strategies import shake
+
+CONFIG = RehearsalConfig(episodes=4, steps=12)
+UP = MPCConfig(horizon=0, particles=1, lr=0.05)
+STARTS = np.linspace(-0.2, 0.2, 4)[:, None]
+
+
+class Line(nn.Module):
+    """A point on a line that goes where the action pushes it, with a little noise; its data lie around 0."""
+
+    noise_shape = (1,)
+
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Parameter(torch.tensor(1.0))
+
+    def forward(self, state, action, noise):
+        return state + self.scale * action + 0.01 * noise
+
+    def standardise(self, state):
+        return state
+
+
+class Constant(nn.Module):
+    """A policy that does the same everywhere, 0 at first."""
+
+    def __init__(self):
+        super().__init__()
+        self.action = nn.Parameter(torch.zeros(1))
+
+    def forward(self, state):
+        return torch.tanh(self.action).expand(*state.shape[:-1], 1)
+
+
+def upwards(state, action):
+    """A critic that wants a larger action, always."""
+    return action.sum(-1)
+
+
+def line(reward):
+    return World(Line(), reward, upwards, 0.9)
+
+
+def alive_and_moving(state, action):
+    return 1 + 0.1 * action.sum(-1)
+
+
+def test_same_seed_same_bits_and_the_same_noise_for_everyone():
+    torch.manual_seed(0)
+    policy = Actor(3, 2, (8, 8))
+    world = World(DiffusionDynamics(3, 2, (8,), steps=2), RewardModel(3, 2, (8,)), TwinCritic(3, 2, (8,)), 0.9)
+    for module in (policy, world.dynamics, world.reward, world.critic):
+        shake(module, 0.1)
+    starts = np.random.default_rng(0).normal(size=(4, 3))
+    still = {"step-0": replace(UP, lr=0.0), "no-updates": MPCConfig(horizon=2, particles=2, updates=0)}
+    candidates = {**still, "moves": MPCConfig(horizon=2, particles=2, lr=1e-2)}
+    config = replace(CONFIG, data_range=1e30)  # an untrained world goes far
+    first, second = (rehearse(policy, world, starts, candidates, config) for _ in range(2))
+    assert first == second
+    assert set(first.episodes[BASE].lengths) == {CONFIG.steps}
+    for name in still:
+        assert first.episodes[name] == first.episodes[BASE]
+        assert first.gain(name) == (0.0, 0.0)
+    assert first.gain("moves")[0] != 0
+    other = rehearse(policy, world, starts, candidates, replace(config, seed=8))
+    assert other.episodes[BASE].returns != first.episodes[BASE].returns
+    without = rehearse(policy, world, starts, still, config)
+    assert without.choice == BASE
+
+
+def test_who_gains_in_the_imagination_may_act():
+    rehearsal = rehearse(Constant(), line(alive_and_moving), STARTS, {"up": UP, "still": replace(UP, lr=0.0)}, CONFIG)
+    assert rehearsal.choice == "up"
+    assert rehearsal.sure_gain("up") > 0.02 * np.mean(rehearsal.episodes[BASE].returns) > 0
+    assert rehearsal.episodes["up"].lengths == [CONFIG.steps] * 4
+    least = rehearsal.sure_gain("up") / np.mean(rehearsal.episodes[BASE].returns)
+    for share, choice in ((0.99 * least, "up"), (1.01 * least, BASE)):
+        assert replace(rehearsal, config=replace(CONFIG, least_gain=share)).choice == choice
+
+
+def test_who_falls_in_the_imagination_may_not():
+    world = line(alive_and_moving)
+    edge = lambda observation: observation[:, 0] > 1.0  # noqa: E731
+    rehearsal = rehearse(Constant(), world, STARTS, {"up": UP, "still": replace(UP, lr=0.0)}, CONFIG, ended=edge)
+    assert rehearsal.choice == BASE
+    assert rehearsal.termination
+    assert max(rehearsal.episodes["up"].lengths) < min(rehearsal.episodes[BASE].lengths) == CONFIG.steps
+    assert rehearsal.gain("up")[0] < 0
+    assert rehearsal.episodes["up"].lost == 0
+
+
+def test_the_step_into_the_end_is_paid_and_no_later_one():
+    edge = lambda observation: observation[:, 0] > -1.0  # noqa: E731
+    rehearsal = rehearse(Constant(), line(alive_and_moving), STARTS, {"up": UP}, CONFIG, ended=edge)
+    assert rehearsal.episodes[BASE] == Imagined([1.0] * 4, [1] * 4, 0)
+
+
+def test_who_leaves_the_data_may_not_act_however_much_it_gains():
+    near = replace(CONFIG, data_range=1.0)
+    rehearsal = rehearse(Constant(), line(lambda s, a: 1 + 100 * a.sum(-1)), STARTS, {"up": UP}, near)
+    assert rehearsal.episodes["up"].lost == 4
+    assert rehearsal.gain("up")[0] > 0
+    assert rehearsal.sure_gain("up") == -np.inf
+    assert rehearsal.choice == BASE
+
+
+def test_rewards_that_are_not_finite_are_lost():
+    nowhere = lambda s, a: torch.where(s[..., 0] > 0.5, torch.nan, 1 + 100 * a.sum(-1))  # noqa: E731
+    rehearsal = rehearse(Constant(), line(nowhere), STARTS, {"up": UP}, CONFIG)
+    assert rehearsal.episodes["up"].lost == 4
+    assert np.isfinite(rehearsal.episodes["up"].returns).all()
+    assert rehearsal.choice == BASE
+    json.dumps(rehearsal.record(), allow_nan=False)
+
+
+@given(st.lists(st.tuples(st.floats(-9, 9), st.floats(-9, 9), st.floats(-9, 9)), min_size=2, max_size=5), st.floats(0, 3))
+@property_cases(0.02, 20)
+def test_the_choice_is_the_largest_sure_gain(rows, confidence):
+    base, a, b = (list(map(float, x)) for x in zip(*rows, strict=True))
+    n = len(base)
+    config = RehearsalConfig(confidence=confidence)
+    rehearsal = Rehearsal(config, {k: Imagined(v, [1] * n, 0) for k, v in ((BASE, base), ("a", a), ("b", b))}, False)
+    sure = {}
+    for name, values in (("a", a), ("b", b)):
+        d = np.array(values) - np.array(base)
+        sure[name] = d.mean() - confidence * d.std(ddof=1) / np.sqrt(n)
+        assert rehearsal.sure_gain(name) == pytest.approx(sure[name])
+    enough = 0.02 * abs(np.mean(base))
+    assert rehearsal.choice in ("a", "b", BASE)
+    if rehearsal.choice == BASE:
+        assert max(sure.values()) <= enough + 1e-9
+    else:
+        assert sure[rehearsal.choice] >= max(*sure.values(), enough) - 1e-9
+    record = rehearsal.record()
+    assert record["choice"] == rehearsal.choice
+    assert record["gains"]["a"]["mean"] == pytest.approx(rehearsal.gain("a")[0])
+
+
+@pytest.mark.parametrize(
+    ("candidates", "starts", "message"),
+    [
+        ({}, STARTS, "under other names than 'base'"),
+        ({"base": UP}, STARTS, "under other names than 'base'"),
+        ({"up": replace(UP, deadline_ms=3.0)}, STARTS, "must not depend on the clock; got 3.0"),
+        ({"up": UP}, STARTS[:1], r"n >= 2, got shape \(1, 1\)"),
+        ({"up": UP}, STARTS[:, 0], r"expected states \(n, d\)"),
+    ],
+)
+def test_a_rehearsal_needs_candidates_and_starts(candidates, starts, message):
+    with pytest.raises(ValueError, match=message):
+        rehearse(Constant(), line(alive_and_moving), starts, candidates)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"episodes": 1}, "rehearsal.episodes: expected an integer >= 2"),
+        ({"steps": 0}, "rehearsal.steps: expected an integer >= 1"),
+        ({"data_range": 0.0}, "rehearsal.data_range: expected a positive number"),
+        ({"confidence": -1.0}, "rehearsal.confidence: expected a number >= 0"),
+        ({"least_gain": float("nan")}, "rehearsal.least_gain: expected a number >= 0"),
+    ],
+)
+def test_settings_that_make_no_sense(changes, message):
+    with pytest.raises(ValueError, match=message):
+        RehearsalConfig(**changes)
+
+
+ENDING = {"Hopper-v4": (0.7, 0.2), "Walker2d-v4": (0.8, 1.0), "Ant-v4": (0.2, 1.0)}
+
+
+@pytest.mark.parametrize("env_id", ENDING)
+def test_episodes_end_where_the_real_ones_do(env_id):
+    """States on both sides of every bound, set in the simulator; then states that the simulator comes to by itself."""
+    env, over = make_env(env_id), ending(env_id)
+    assert over is not None
+    simulator, rng = env.unwrapped, np.random.default_rng(0)
+    env.reset(seed=0)
+    height = 2 if env_id.startswith("Ant") else 1
+    found = []
+    for _ in range(300):
+        qpos, qvel = simulator.init_qpos.copy(), rng.uniform(-9, 9, simulator.init_qvel.shape)
+        qpos[0] = rng.uniform(-50, 50)
+        qpos[height] = rng.choice([0.2, 0.7, 0.8, 1.0, 1.25, 2.0]) + rng.choice([-1e-6, 0.0, 1e-6, 0.1])
+        if height == 1:
+            qpos[2] = rng.choice([-1, 1]) * (rng.choice([0.0, 0.2, 1.0]) + rng.choice([-1e-6, 0.0, 1e-6]))
+        simulator.set_state(qpos, qvel)
+        found.append(bool(over(simulator._get_obs()[None])[0]))
+        assert found[-1] != simulator.is_healthy
+    assert {True, False} == set(found)
+    for seed in range(3):
+        env.reset(seed=seed)
+        for _ in range(150):
+            observation, _, terminated, _, _ = env.step(rng.uniform(-1, 1, env.action_space.shape))
+            assert over(observation[None])[0] == terminated
+            if terminated:
+                break
+
+
+def test_endings_hold_for_every_version_and_for_known_tasks_alone():
+    assert ending("Hopper-v5") is ending("Hopper-v4")
+    for env_id in ("HalfCheetah-v4", "jacrec/antmaze-umaze-v2", "Pendulum-v1"):
+        assert ending(env_id) is None
+    over = ending("Ant-v4")
+    assert over is not None
+    assert over(np.full((1, 27), np.nan)).all()
+
+
+def test_what_gains_in_one_world_model_alone_may_not_act():
+    policy = Constant()
+    liked, disliked = line(lambda s, a: a.sum(-1)), line(lambda s, a: -a.sum(-1))
+    alone = rehearse(policy, liked, STARTS, {"up": UP}, CONFIG)
+    agreeing = rehearse(policy, liked, STARTS, {"up": UP}, CONFIG, others={"same": liked})
+    disagreeing = rehearse(policy, liked, STARTS, {"up": UP}, CONFIG, others={"same": liked, "other": disliked})
+    assert alone.choice == agreeing.choice == "up"
+    # the candidates think in their own world wherever they play
+    assert agreeing.others["same"] == agreeing.episodes == alone.episodes
+    assert disagreeing.choice == BASE
+    assert disagreeing.gain("up", "other")[0] == pytest.approx(-disagreeing.gain("up")[0])
+    assert Rehearsal.from_record(json.loads(json.dumps(disagreeing.record()))) == disagreeing

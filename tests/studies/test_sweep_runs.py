@@ -1,0 +1,361 @@
+"""Sweeps that train and play: killed and gone on with to the same bits, by processes and by Ray; failures and adoption."""
+
+import contextlib
+import importlib.util
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+import yaml
+
+from jacrec.cli import main
+from jacrec.data.behaviour.make import make_dataset
+from jacrec.studies.executors import Failed, Finished, Progress
+from jacrec.studies.jobs import Job
+from jacrec.studies.ledger import locked
+from jacrec.studies.listing import jobs_of
+from jacrec.studies.spec import find_spec, read_spec
+from jacrec.studies.sweep import plan
+from jacrec.studies.workers import LocalExecutor
+from jacrec.training.run import train
+from tests.training.test_run import mind_interruptions
+
+JOBS = 24
+TIMES = {"seconds", "wall_seconds"}
+has_ray = importlib.util.find_spec("ray") is not None
+needs_ray = pytest.mark.skipif(not has_ray, reason="ray is not installed: pip install 'jacrec[cluster]'")
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A folder with the data of the smoke study."""
+    root = tmp_path_factory.mktemp("sweeps")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MINARI_DATASETS_PATH", str(root / "data"))
+        for env in ("hopper", "Walker2d-v4"):
+            make_dataset(env, "random", steps=1000)
+    return root
+
+
+def start(place: Path, *args: str) -> subprocess.Popen:
+    """`jacrec sweep` in a process group of its own: what is to be killed, or is Ray's."""
+    env = os.environ | {"MINARI_DATASETS_PATH": str(place / "data"), "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        [sys.executable, "-m", "jacrec", "sweep", *args],
+        cwd=place,
+        env=env,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+        preexec_fn=mind_interruptions,
+    )
+
+
+def run(place: Path, *args: str, expect: int = 0) -> tuple[str, str]:
+    """The output of a sweep that is let end; in this process, which has everything imported already."""
+    out, err = io.StringIO(), io.StringIO()
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        contextlib.chdir(place),
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+    ):
+        patch.setenv("MINARI_DATASETS_PATH", str(place / "data"))
+        code = main(["sweep", *args])
+    assert code == expect, out.getvalue() + err.getvalue()
+    return out.getvalue(), err.getvalue()
+
+
+def run_apart(place: Path, *args: str, expect: int = 0) -> tuple[str, str]:
+    """`run` in a process of its own."""
+    process = start(place, *args)
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == expect, out + err
+    return out, err
+
+
+def log(folder: Path) -> list[dict]:
+    path = folder / "log.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+
+
+def wait_for_jobs(process: subprocess.Popen, folder: Path, jobs: int) -> None:
+    """Until that many jobs have ended."""
+    end = time.monotonic() + 120
+    while len(log(folder)) < jobs:
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+def living(group: int) -> list[str]:
+    """The processes of a group that have not ended (a zombie has)."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            name, _, rest = path.read_text().rpartition(")")
+            state, _, pgrp, *_ = rest.split()
+            if int(pgrp) == group and state != "Z":
+                found.append(name)
+    return found
+
+
+def plays(folder: Path) -> dict[str, dict]:
+    """Everything that the contestants left, without the time it took."""
+    records = {str(p.relative_to(folder)): json.loads(p.read_text()) for p in sorted(folder.glob("cells/*/*/plays/*.json"))}
+    return {name: {k: v for k, v in record.items() if k not in TIMES} for name, record in records.items()}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(place):
+    """The smoke study, swept without incident."""
+    out, _ = run(place, "smoke", "--workers", "2")
+    assert "[24/24]" in out
+    assert "next: jacrec report studies/smoke" in out
+    return place / "studies" / "smoke"
+
+
+@pytest.mark.slow
+def test_records_hold_what_a_report_needs(undisturbed):
+    records = plays(undisturbed)
+    assert len(records) == 16
+    record = records["cells/walker2d-random/seed-1/plays/mpc-deterministic.json"]
+    assert (record["task"], record["seed"], record["contestant"], record["model"]) == (
+        "walker2d-random",
+        1,
+        "mpc-deterministic",
+        "deterministic",
+    )
+    assert record["settings"]["episodes"] == 3
+    assert record["seeds"] == [7000, 7001, 7002]
+    assert len(record["returns"]) == len(record["scores"]) == len(record["lengths"]) == len(record["terminated"]) == 3
+    assert record["scores"][0] == pytest.approx(100 * (record["returns"][0] - 1.629008) / (4592.3 - 1.629008))
+    assert (record["controller"]["horizon"], record["controller"]["lr"]) == (2, 1e-4)
+    assert record["thinking"]["updates"] == record["decisions"] == sum(record["lengths"])
+    assert record["environment"]["id"] == "Walker2d-v4"
+    base = records["cells/walker2d-random/seed-1/plays/base.json"]
+    assert (base["controller"], base["thinking"], base["model"]) == (None, None, "default")
+    assert base["seeds"] == record["seeds"]
+    assert base["networks"]["dynamics"] != record["networks"]["dynamics"]
+    assert {k: v for k, v in base["networks"].items() if k != "dynamics"} == {
+        k: v for k, v in record["networks"].items() if k != "dynamics"
+    }
+    assert {line["outcome"] for line in log(undisturbed)} == {"finished"}
+    assert len({line["worker"] for line in log(undisturbed)}) == 2
+
+
+@pytest.mark.slow
+def test_a_finished_study_costs_nothing_and_grows(undisturbed, place):
+    before = {p: p.stat().st_mtime_ns for p in undisturbed.glob("cells/**/*") if p.is_file()}
+    out, _ = run(place, "studies/smoke")
+    assert "24 of 24 jobs are done" in out
+    content = yaml.safe_load(find_spec("smoke").read_text())
+    content["contestants"]["more"] = {"horizon": 0, "lr": 1e-3}
+    (place / "more.yaml").write_text(yaml.safe_dump(content))
+    assert "28 jobs" in run(place, "more.yaml", "--dry-run")[0]
+    content["evaluation"]["seed"] = 8
+    (place / "other.yaml").write_text(yaml.safe_dump(content))
+    assert "evaluation.seed = 7 there, 8 here" in run(place, "other.yaml", expect=2)[1]
+    assert {p: p.stat().st_mtime_ns for p in undisturbed.glob("cells/**/*") if p.is_file()} == before
+
+
+def kill_and_go_on(place: Path, undisturbed: Path, out: str, *how: str) -> None:
+    """Kill a sweep in the middle, go on, and compare with the undisturbed one."""
+    folder = place / out
+    process = start(place, "smoke", "--out", out, *how)
+    wait_for_jobs(process, folder, 3)
+    process.kill()  # the sweep alone; its workers have to notice
+    process.communicate()
+    assert 3 <= len(log(folder)) < JOBS
+    (run_apart if "--ray" in how else run)(place, "smoke", "--out", out, *how)
+    finished = [line["job"] for line in log(folder) if line["outcome"] == "finished"]
+    assert len(set(finished)) == len(finished)  # nothing was done twice
+    assert plays(folder) == plays(undisturbed)
+    assert not list(folder.rglob("*.failed.json"))
+
+
+@pytest.mark.slow
+def test_killed_and_gone_on_with_to_the_same_bits(place, undisturbed):
+    kill_and_go_on(place, undisturbed, "killed", "--workers", "2")
+
+
+@pytest.mark.slow
+@needs_ray
+def test_killed_and_gone_on_with_to_the_same_bits_on_ray(place, undisturbed):
+    kill_and_go_on(place, undisturbed, "on-ray", "--ray", "--workers", "2")
+
+
+@pytest.mark.slow
+@needs_ray
+def test_a_cluster_that_is_not_there(place):
+    _, err = run_apart(place, "smoke", "--out", "nowhere", "--ray-address", "127.0.0.1:1", expect=2)
+    assert "expected a running Ray cluster" in err
+
+
+@pytest.mark.slow
+def test_ctrl_c_ends_the_workers_and_says_how_to_go_on(place, undisturbed):
+    process = start(place, "smoke", "--out", "interrupted", "--workers", "2")
+    wait_for_jobs(process, place / "interrupted", 2)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: workers get it too
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "to go on: jacrec sweep smoke --out interrupted --workers 2" in err
+    assert "Traceback" not in err
+    time.sleep(1.0)
+    assert living(process.pid) == []
+    run(place, "smoke", "--out", "interrupted", "--only", "*/seed-0")
+    ours, theirs = plays(place / "interrupted"), plays(undisturbed)
+    assert ours == {name: theirs[name] for name in ours}
+    assert len(ours) >= 8
+
+
+@pytest.mark.slow
+def test_failed_jobs_are_reported_waited_for_and_tried_again(place):
+    """One task's file is no data, another's environment is the wrong one."""
+    content = yaml.safe_load(find_spec("smoke").read_text())
+    content |= {"name": "failing", "seeds": [0], "models": {}, "contestants": {}, "data_root": "files"}
+    hopper = content["tasks"]["hopper-random"]
+    content["tasks"] = {"broken": {"data": "broken.hdf5"}, "wrong": {**hopper, "env_id": "HalfCheetah-v4"}, "good": hopper}
+    (place / "failing.yaml").write_text(yaml.safe_dump(content))
+    (place / "files").mkdir()
+    (place / "files" / "broken.hdf5").write_bytes(b"nothing")
+    for attempts in (2, 4):
+        out, _ = run(place, "failing.yaml", "--workers", "1", expect=1)
+        assert "2 jobs failed, 2 wait for them" in out
+        folder = place / "studies" / "failing" / "cells"
+        failure = json.loads((folder / "broken/seed-0/run.failed.json").read_text())
+        assert failure["attempts"] == attempts
+        assert "expected an HDF5 file" in failure["error"]
+        assert "Traceback" in failure["traceback"]
+        assert "HalfCheetah-v4" in json.loads((folder / "wrong/seed-0/run.failed.json").read_text())["error"]
+        assert (folder / "good/seed-0/plays/base.json").is_file()
+        assert "waiting for broken/seed-0/run" in " ".join(out.split())
+    status, _ = run(place, "studies/failing", "--status")
+    assert "2 failed" in status
+
+
+@pytest.mark.slow
+def test_runs_trained_elsewhere_are_adopted(place, undisturbed, monkeypatch):
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(place / "data"))
+    study, folder = read_spec(find_spec("smoke")), place / "adopting"
+    config = replace(study.train_config("hopper-random", 0), data="jacrec/hopper-random-v0")
+    finished = train(replace(config, threads=None, log_every=100), folder / "cells/hopper-random/seed-0/run", quiet=True)
+    begun = folder / "cells/hopper-random/seed-1/run"
+    train(replace(config, seed=1, log_every=100), begun, stages=["rebrac"], quiet=True)
+    assert plan(study, folder).done == {"hopper-random/seed-0/run"}
+    before = (finished / "metrics.jsonl").read_bytes()
+    run(place, "smoke", "--out", "adopting", "--only", "hopper-random/*/plays/base")
+    assert (finished / "metrics.jsonl").read_bytes() == before
+    ours, theirs = plays(folder), plays(undisturbed)
+    assert ours == {name: theirs[name] for name in ours}
+    assert len(ours) == 2
+    train(replace(config, seed=2), folder / "cells/hopper-random/seed-2/run", quiet=True)
+    wrong = replace(
+        study,
+        seeds=(2,),
+        tasks={
+            "hopper-random": replace(
+                study.tasks["hopper-random"], training=replace(config, rebrac=replace(config.rebrac, updates=9))
+            )
+        },
+    )
+    with pytest.raises(ValueError, match="updates = 200 where 9 is asked"):
+        plan(wrong, folder)
+
+
+@dataclass(frozen=True)
+class Deed(Job):
+    """What a worker is to do: crash, raise, sleep or answer."""
+
+    what: str
+
+    def perform(self, report):
+        if self.what == "sleep":
+            try:
+                report(0.5)  # from here on it may be interrupted
+                time.sleep(60)
+            finally:
+                (self.folder / "saved").write_text("what was done so far")
+        report(0.5)
+        if self.what == "crash":
+            os._exit(3)
+        if self.what == "kill":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if self.what == "raise":
+            raise LookupError("nothing there")
+        return f"by {os.getpid()}"
+
+
+def deed(folder: Path, what: str) -> Deed:
+    return Deed(what, "play", "t", 0, folder, (), 1, what)
+
+
+def last_message(executor: LocalExecutor) -> Finished | Failed:
+    end = time.monotonic() + 60
+    while time.monotonic() < end:
+        for message in executor.wait(1.0):
+            if not isinstance(message, Progress):
+                return message
+    raise AssertionError("no message in a minute")
+
+
+def test_a_worker_that_dies_takes_its_job_alone(tmp_path):
+    executor = LocalExecutor(1, tmp_path / "lock")
+    try:
+        for what, message in (("crash", "exit code 3"), ("kill", "killed by SIGKILL"), ("raise", "LookupError: nothing there")):
+            executor.submit(deed(tmp_path, what))
+            failed = last_message(executor)
+            assert isinstance(failed, Failed)
+            assert message in failed.error
+        executor.submit(deed(tmp_path, "answer"))
+        first = last_message(executor)
+        executor.submit(deed(tmp_path, "answer"))
+        second = last_message(executor)
+        assert isinstance(first, Finished)
+        assert isinstance(second, Finished)
+        assert first.note == second.note  # one process, several jobs: it imports once
+    finally:
+        executor.close()
+
+
+def test_workers_are_interrupted_in_order_and_hold_the_lock_until_then(tmp_path):
+    executor = LocalExecutor(2, tmp_path / ".workers.lock")
+    executor.submit(deed(tmp_path, "sleep"))
+    assert isinstance(executor.wait(60.0)[0], Progress)
+    began = time.monotonic()
+    executor.close()
+    assert time.monotonic() - began < 15
+    assert (tmp_path / "saved").is_file()
+    with locked(tmp_path):
+        pass
+
+
+def test_workers_that_only_die_end_the_sweep(tmp_path):
+    executor = LocalExecutor(1, tmp_path / "no folder" / "lock")  # which no worker can hold
+
+    def work():
+        for _ in range(20):
+            executor.submit(deed(tmp_path, "answer"))
+            last_message(executor)
+
+    try:
+        with pytest.raises(ChildProcessError, match="died in a row"):
+            work()
+    finally:
+        executor.close()
+
+
+def test_jobs_travel(tmp_path):
+    """A job pickles to itself: it crosses to other processes and machines."""
+    import pickle
+
+    for job in jobs_of(read_spec(find_spec("smoke")), tmp_path):
+        assert pickle.loads(pickle.dumps(job)) == job
