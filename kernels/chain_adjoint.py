@@ -7,6 +7,9 @@ adjoint evaluates each call again, into a tape of its program that stays in L2.
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
+
+from jacrec.engine.jacobians.chain import level_table
 from jacrec.kernels.launch import (
     Tile,
     check_precision,
@@ -21,9 +24,6 @@ from jacrec.kernels.launch import (
 )
 from jacrec.kernels.served import DYNAMICS_SCALES, fitting, require_supported
 from jacrec.kernels.transposed import chain_adjoint_kernel, chain_record_kernel
-from torch import Tensor
-
-from jacrec.engine.jacobians.chain import level_table
 from jacrec.models.dynamics import ChainDynamics
 
 

@@ -1,6 +1,9 @@
 """The reverse chain with tangents in one launch; twin of `jacrec.engine.jacobians.chain.chain_forward`."""
 
 import torch
+from torch import Tensor
+
+from jacrec.engine.jacobians.chain import level_table
 from jacrec.kernels.launch import (
     Tile,
     check_precision,
@@ -15,9 +18,6 @@ from jacrec.kernels.launch import (
 )
 from jacrec.kernels.reverse import chain_forward_kernel
 from jacrec.kernels.served import DYNAMICS_SCALES, fitting, require_supported
-from torch import Tensor
-
-from jacrec.engine.jacobians.chain import level_table
 from jacrec.models.dynamics import ChainDynamics
 
 

@@ -10,15 +10,14 @@ from functools import partial
 from types import ModuleType, SimpleNamespace
 from typing import cast
 
-from jacrec.kernels.chain import chain_adjoint, chain_forward, chain_record
-from jacrec.kernels.launch import check_precision
-from jacrec.kernels.rollout import rollout_gradient, rollout_unsupported_reason, worthwhile
-from jacrec.kernels.served import require_supported
-
 import jacrec.engine.gradient
 from jacrec.engine.problem import Problem
 from jacrec.engine.types import PolicyGradient
 from jacrec.kernels import graphs, served
+from jacrec.kernels.chain import chain_adjoint, chain_forward, chain_record
+from jacrec.kernels.launch import check_precision
+from jacrec.kernels.rollout import rollout_gradient, rollout_unsupported_reason, worthwhile
+from jacrec.kernels.served import require_supported
 from jacrec.util.errors import expect_one_of
 
 

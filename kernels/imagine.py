@@ -12,6 +12,7 @@ gathers; through the chain, the next C (13). No gradient of reward or critic and
 
 import triton
 import triton.language as tl
+
 from jacrec.kernels.reverse import reverse_chain
 from jacrec.kernels.rows import finish, is_value, later_layers, output, small_product, value_rows
 

@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 import triton
-from jacrec.kernels.rows import Net, Shape, value_rows
 from torch import Tensor, nn
 
+from jacrec.kernels.rows import Net, Shape, value_rows
 from jacrec.models.dynamics import ChainDynamics
 from jacrec.models.networks import MLP
 from jacrec.util.errors import expect_one_of

@@ -10,6 +10,7 @@ weights are read from L2 once per layer, step and tile.
 
 import triton
 import triton.language as tl
+
 from jacrec.kernels.rows import at, finish, is_value, later_layers, output, small_product
 
 

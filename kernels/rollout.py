@@ -7,6 +7,13 @@ where a tile of rows costs the same full or empty and launches cost more than ar
 from dataclasses import replace
 
 import torch
+from torch import Tensor
+
+from jacrec.engine.gradient import Visited
+from jacrec.engine.jacobians.chain import level_table
+from jacrec.engine.jacobians.policy import has_written_jacobian
+from jacrec.engine.problem import Problem
+from jacrec.engine.types import PolicyGradient
 from jacrec.kernels.imagine import rollout_kernel
 from jacrec.kernels.launch import (
     TILES,
@@ -24,13 +31,6 @@ from jacrec.kernels.launch import (
     start,
 )
 from jacrec.kernels.served import DYNAMICS_SCALES, MAX_DEPTH, MAX_WIDTH, unsupported_reason
-from torch import Tensor
-
-from jacrec.engine.gradient import Visited
-from jacrec.engine.jacobians.chain import level_table
-from jacrec.engine.jacobians.policy import has_written_jacobian
-from jacrec.engine.problem import Problem
-from jacrec.engine.types import PolicyGradient
 from jacrec.models.dynamics import ChainDynamics
 from jacrec.models.networks import MLP, RewardModel, TwinCritic, has_manual_derivatives
 

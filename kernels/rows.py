@@ -27,6 +27,7 @@ from typing import NamedTuple
 
 import triton
 import triton.language as tl
+
 from jacrec.kernels.activation import activate, tanh
 
 

@@ -11,11 +11,11 @@ from itertools import pairwise
 from typing import cast
 
 import torch
-from jacrec.kernels.launch import interpreted
 from torch import Tensor, nn
 
 from jacrec.engine.jacobians.policy import has_written_jacobian
 from jacrec.engine.problem import Problem
+from jacrec.kernels.launch import interpreted
 from jacrec.models.activations import ACTIVATIONS
 from jacrec.models.dynamics import ChainDynamics
 from jacrec.models.networks import MLP, WRITTEN, RewardModel, TwinCritic, has_manual_derivatives

@@ -6,6 +6,7 @@
 
 import triton
 import triton.language as tl
+
 from jacrec.kernels.pull import pull_hidden
 from jacrec.kernels.reverse import condition, denoise, reverse_chain
 from jacrec.kernels.rows import at, product

@@ -10,15 +10,15 @@ import triton
 import triton.language as tl
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from jacrec.kernels.activation import activate
-from jacrec.kernels.rows import Net
-from jacrec.kernels.served import unsupported_reason
 from triton.runtime.errors import OutOfResources
 
 from jacrec import DeterministicDynamics, DiffusionDynamics
 from jacrec.engine.jacobians import chain as plain
 from jacrec.kernels import chain as fused
 from jacrec.kernels import launch
+from jacrec.kernels.activation import activate
+from jacrec.kernels.rows import Net
+from jacrec.kernels.served import unsupported_reason
 from jacrec.models.activations import ACTIVATIONS
 from tests.oracles import relative_error
 from tests.strategies import shake

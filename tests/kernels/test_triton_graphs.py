@@ -6,12 +6,12 @@ from unittest import mock
 
 import pytest
 import torch
-from jacrec.kernels.launch import Tile
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from jacrec.engine.shapes import problem
 from jacrec.kernels import gradient, graphs, rollout
+from jacrec.kernels.launch import Tile
 from tests.oracles import relative_error
 from tests.triton_cases import imagine
 

@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from jacrec.kernels.served import DYNAMICS_SCALES, unsupported_reason
 from torch import nn
 
 from jacrec import Actor, Autograd, BatchedPolicy
@@ -11,6 +10,7 @@ from jacrec.engine.problem import Problem
 from jacrec.engine.shapes import problem
 from jacrec.kernels import chain as fused
 from jacrec.kernels import gradient, rollout
+from jacrec.kernels.served import DYNAMICS_SCALES, unsupported_reason
 from jacrec.models.activations import ACTIVATIONS
 from tests.kernels.test_triton import build, forward, plain, transposed
 from tests.oracles import relative_error

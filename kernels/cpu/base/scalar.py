@@ -6,6 +6,7 @@ An exponential from the C library would be called number by number; this one is 
 import math
 
 import numpy as np
+
 from jacrec.kernels.cpu.base.host import exact_part, part
 from jacrec.kernels.cpu.base.tiles import size_of, two_to
 

@@ -6,9 +6,10 @@ tuple (who, size, door): the thread's number, how many there are, and the addres
 
 import os
 
+from numba.core import types
+
 from jacrec.kernels.cpu.base.host import VECTOR_BYTES, part
 from jacrec.kernels.cpu.base.tiles import atomic_load, atomic_store, fetch_add, size_of
-from numba.core import types
 
 ALONE = (0, 1, 0)
 FLAG = 16

@@ -13,11 +13,12 @@ from functools import cache
 from typing import Any
 
 import numba
-from jacrec.kernels.cpu.base.host import VECTOR_BYTES
 from llvmlite import ir
 from numba import extending
 from numba.core import types
 from numba.core.cgutils import get_or_insert_function
+
+from jacrec.kernels.cpu.base.host import VECTOR_BYTES
 
 ELEMENTS = {types.float32: (ir.FloatType(), 4, "f32"), types.float64: (ir.DoubleType(), 8, "f64")}
 INT = ir.IntType(64)

@@ -1,6 +1,9 @@
 """A policy's action in compiled code: π_ψ(s) of a few states, where torch's dispatch would take longer than the arithmetic."""
 
 import numpy as np
+from torch import Tensor, nn
+
+from jacrec.engine.jacobians.policy import has_written_jacobian
 from jacrec.kernels.cpu.base import layout
 from jacrec.kernels.cpu.base.host import entry
 from jacrec.kernels.cpu.base.lru import LruStore
@@ -9,9 +12,6 @@ from jacrec.kernels.cpu.gradient import copies, decision, rollout
 from jacrec.kernels.cpu.gradient.plan import DTYPES, Plan
 from jacrec.kernels.cpu.gradient.prepared import TILE, architecture, network_unfit, policies, policy_network
 from jacrec.kernels.cpu.gradient.watch import Watch
-from torch import Tensor, nn
-
-from jacrec.engine.jacobians.policy import has_written_jacobian
 from jacrec.models.world import BatchedPolicy, policy_action
 
 KEPT = 16

@@ -8,6 +8,9 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch import Tensor
+
+from jacrec.engine.jacobians.chain import level_table
 from jacrec.kernels.cpu.base import layout
 from jacrec.kernels.cpu.base.host import entry, part
 from jacrec.kernels.cpu.base.layout import LAYERS, PADDED, TAPE, WIDEST
@@ -26,9 +29,6 @@ from jacrec.kernels.cpu.gradient.transition import (
     push_transition,
     record_transition,
 )
-from torch import Tensor
-
-from jacrec.engine.jacobians.chain import level_table
 from jacrec.models.dynamics import ChainDynamics, DeterministicDynamics
 from jacrec.util.errors import expect_shape
 

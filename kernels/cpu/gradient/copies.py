@@ -4,9 +4,10 @@ from collections.abc import Sequence
 from typing import Protocol
 
 import numpy as np
+from torch import Tensor
+
 from jacrec.kernels.cpu.base.host import part
 from jacrec.kernels.cpu.base.tiles import at, carray, integers, size_of
-from torch import Tensor
 
 SOURCE, ROW_STEP, COLUMN_STEP, TARGET, TARGET_STEP, ROWS, COLUMNS = range(7)
 """addresses, and steps in elements; the columns of a target lie side by side"""

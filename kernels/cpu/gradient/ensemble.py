@@ -23,7 +23,6 @@ from jacrec.kernels.cpu.gradient.transition import (
     input_cotangents,
     standardise,
 )
-
 from jacrec.models.dynamics.ensemble import HIGHEST, LOWEST
 
 

@@ -4,18 +4,18 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jacrec.kernels.cpu.base.host import entry
-from jacrec.kernels.cpu.base.threads import run, workspace
-from jacrec.kernels.cpu.gradient import chain, decision, rollout
-from jacrec.kernels.cpu.gradient.action import action
-from jacrec.kernels.cpu.gradient.plan import DTYPES
-from jacrec.kernels.cpu.gradient.prepared import Moved, Prepared, named_gradients, plan_or_reason
 from numba.core import config
 from torch import Tensor, nn
 
 from jacrec.engine import gradient as engine
 from jacrec.engine.problem import Problem
 from jacrec.engine.types import PolicyGradient
+from jacrec.kernels.cpu.base.host import entry
+from jacrec.kernels.cpu.base.threads import run, workspace
+from jacrec.kernels.cpu.gradient import chain, decision, rollout
+from jacrec.kernels.cpu.gradient.action import action
+from jacrec.kernels.cpu.gradient.plan import DTYPES
+from jacrec.kernels.cpu.gradient.prepared import Moved, Prepared, named_gradients, plan_or_reason
 from jacrec.models.dynamics import ChainDynamics, EnsembleDynamics, MultiStepDynamics
 
 

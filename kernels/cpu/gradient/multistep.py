@@ -24,7 +24,6 @@ from jacrec.kernels.cpu.gradient.transition import (
     TABLE,
     TABLE_STRIDE,
 )
-
 from jacrec.models.dynamics.multistep import LOG_SCALE
 
 CENTRE, HALF = LOG_SCALE

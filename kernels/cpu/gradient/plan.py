@@ -10,13 +10,13 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from torch import Tensor
+
+from jacrec.engine.jacobians.chain import level_parts
 from jacrec.kernels.cpu.base import layout as at
 from jacrec.kernels.cpu.base.host import VECTOR_BYTES, entry
 from jacrec.kernels.cpu.gradient import copies
 from jacrec.kernels.cpu.gradient import transition as chains
-from torch import Tensor
-
-from jacrec.engine.jacobians.chain import level_parts
 from jacrec.models.dynamics import ChainDynamics, DeterministicDynamics, EnsembleDynamics, MultiStepDynamics
 from jacrec.models.networks import MLP, Affine
 

@@ -11,6 +11,10 @@ from typing import NamedTuple, cast
 
 import numpy as np
 import torch
+from torch import Tensor, nn
+
+from jacrec.engine.jacobians.policy import has_written_jacobian
+from jacrec.engine.problem import Problem
 from jacrec.kernels.cpu.base import layout
 from jacrec.kernels.cpu.base.lru import LruStore
 from jacrec.kernels.cpu.base.norms import EPS
@@ -19,10 +23,6 @@ from jacrec.kernels.cpu.gradient import copies, decision, rollout
 from jacrec.kernels.cpu.gradient import transition as chains
 from jacrec.kernels.cpu.gradient.plan import DTYPES, Plan, Refresher, Served, denoiser_of, describe_chain, padded
 from jacrec.kernels.cpu.gradient.watch import Watch
-from torch import Tensor, nn
-
-from jacrec.engine.jacobians.policy import has_written_jacobian
-from jacrec.engine.problem import Problem
 from jacrec.models.activations import ACTIVATIONS
 from jacrec.models.dynamics import ChainDynamics, EnsembleDynamics, MultiStepDynamics
 from jacrec.models.networks import MLP, RewardModel, TwinCritic, has_manual_derivatives

@@ -5,6 +5,7 @@ nearest caches, and does not grow with the number of particles.
 """
 
 import numpy as np
+
 from jacrec.kernels.cpu.base.host import part
 from jacrec.kernels.cpu.base.layout import BARS, BIAS, GRADIENT, LAYERS, OUT, PADDED, TAPE, WIDEST
 from jacrec.kernels.cpu.base.mlp import add_to, copy_to, cotangents, parameter_gradients, record

@@ -7,9 +7,9 @@ parameters whose gradients it has just computed.
 from typing import Any, NamedTuple
 
 import numpy as np
-from jacrec.kernels.cpu.base.host import part
 from torch import Tensor
 
+from jacrec.kernels.cpu.base.host import part
 from jacrec.models.networks import MLP
 
 

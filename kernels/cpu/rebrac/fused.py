@@ -4,6 +4,8 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from torch import Tensor
+
 from jacrec.kernels.cpu.base.host import VECTOR_BYTES, entry
 from jacrec.kernels.cpu.base.threads import run_together
 from jacrec.kernels.cpu.gradient.plan import DTYPES
@@ -11,8 +13,6 @@ from jacrec.kernels.cpu.rebrac import job
 from jacrec.kernels.cpu.rebrac.flat import places_of
 from jacrec.kernels.cpu.rebrac.job import Rule
 from jacrec.kernels.cpu.rebrac.update import AWAY, BLOCK, LOSS, Q_POLICY, SIZE, Q, rebrac_update
-from torch import Tensor
-
 from jacrec.models.networks import MLP
 
 __all__ = ["FusedReBRAC", "Rule", "Trained"]

@@ -7,10 +7,10 @@ elements by which the rows of tapes and rooms are spaced, at least the largest w
 from typing import Any, NamedTuple
 
 import numpy as np
+
 from jacrec.kernels.cpu.base.host import part
 from jacrec.kernels.cpu.rebrac.flat import kinds, share
 from jacrec.kernels.cpu.rebrac.ragged import any_axpy, any_dot
-
 from jacrec.models.networks import LayerNorm
 
 EPS = LayerNorm.eps

@@ -6,12 +6,13 @@ Arguments as in `jacrec.kernels.cpu.base.tiles`: addresses in bytes, strides in 
 from functools import cache
 from typing import Any
 
-from jacrec.kernels.cpu.base.host import VECTOR_BYTES, part
-from jacrec.kernels.cpu.base.products import axpy, dot
-from jacrec.kernels.cpu.base.tiles import ELEMENTS, INT, Emitter, at, intrinsic, size_of
 from llvmlite import ir
 from numba.core import types
 from numba.core.cgutils import get_or_insert_function
+
+from jacrec.kernels.cpu.base.host import VECTOR_BYTES, part
+from jacrec.kernels.cpu.base.products import axpy, dot
+from jacrec.kernels.cpu.base.tiles import ELEMENTS, INT, Emitter, at, intrinsic, size_of
 
 
 class Masked(Emitter):

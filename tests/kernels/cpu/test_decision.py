@@ -6,14 +6,14 @@ import pytest
 import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
-from jacrec.kernels.cpu.base import threads
-from jacrec.kernels.cpu.gradient import action as actions
-from jacrec.kernels.cpu.gradient import prepared, rollout
 
 from jacrec import MPC, Actor, Adjoint, Auto, BatchedPolicy, MPCConfig, PolicyGradient, mpc_update, policy_gradient
 from jacrec.control.update import CompiledProposal, Rule, propose
 from jacrec.engine.dispatch import kept_plan
 from jacrec.engine.shapes import problem as check
+from jacrec.kernels.cpu.base import threads
+from jacrec.kernels.cpu.gradient import action as actions
+from jacrec.kernels.cpu.gradient import prepared, rollout
 from jacrec.models.networks import LayerNorm
 from jacrec.models.world import apply_policy
 from tests.conftest import property_cases

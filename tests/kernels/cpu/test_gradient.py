@@ -10,14 +10,14 @@ import pytest
 import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
-from jacrec.kernels.cpu.base import host, products, threads
-from jacrec.kernels.cpu.base.tiles import integers
-from jacrec.kernels.cpu.gradient import chain as fused_chain
-from jacrec.kernels.cpu.gradient import gradient, prepared, rollout
 
 from jacrec import Adjoint, Auto, Autograd, DeterministicDynamics, DiffusionDynamics, Forward, World, policy_gradient
 from jacrec.engine.jacobians import chain as plain_chain
 from jacrec.engine.shapes import problem as check
+from jacrec.kernels.cpu.base import host, products, threads
+from jacrec.kernels.cpu.base.tiles import integers
+from jacrec.kernels.cpu.gradient import chain as fused_chain
+from jacrec.kernels.cpu.gradient import gradient, prepared, rollout
 from tests.conftest import property_cases
 from tests.cpu_cases import FUSED, problem_of
 from tests.oracles import looped_gradient, relative_error, well_posed

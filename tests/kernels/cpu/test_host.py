@@ -6,9 +6,9 @@ import sys
 
 import numpy as np
 import pytest
-from jacrec.kernels.cpu.base.host import entry
 from llvmlite.binding import Linkage
 
+from jacrec.kernels.cpu.base.host import entry
 from tests.kernels.cpu.test_gradient import _multiply
 
 

@@ -6,10 +6,10 @@ import pytest
 import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
-from jacrec.kernels.cpu.gradient import action, prepared
 
 from jacrec import Adjoint, Auto, Autograd, EnsembleDynamics, MultiStep, MultiStepDynamics, policy_gradient
 from jacrec.engine.shapes import problem as check
+from jacrec.kernels.cpu.gradient import action, prepared
 from tests.conftest import property_cases
 from tests.cpu_cases import FUSED, decide, problem_of, same_decision
 from tests.engine.test_multistep import problems

@@ -5,9 +5,9 @@ from dataclasses import replace
 
 import pytest
 import torch
-from jacrec.kernels.cpu.gradient import prepared
 
 from jacrec import Actor, Adjoint, Auto, Autograd, BatchedPolicy, Forward, mpc_update, policy_gradient
+from jacrec.kernels.cpu.gradient import prepared
 from jacrec.models.activations import ACTIVATIONS
 from jacrec.models.networks import Affine, LayerNorm
 from tests.cpu_cases import FUSED, problem_of
