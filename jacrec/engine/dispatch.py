@@ -40,10 +40,10 @@ def kept_plan(policy: nn.Module, world: World, state: Tensor) -> KernelPlan | No
     None before the first use of the kernels, which are not loaded for it, and for what is not a policy, world and state.
     """
     # another thread may be importing it just now
-    kept = getattr(sys.modules.get(MODULES["cpu"]), "kept", None)
-    if kept is None or not isinstance(world, World) or not isinstance(state, Tensor) or state.device.type != "cpu":
+    module = sys.modules.get(MODULES["cpu"])
+    if getattr(module, "kept", None) is None or not isinstance(world, World) or not isinstance(state, Tensor) or state.device.type != "cpu":
         return None
-    return kept(policy, world, state) if state.dim() else None
+    return module.kept(policy, world, state) if state.dim() else None
 
 
 def kernels(p: Problem, form: str, *, checked: bool = False) -> ModuleType:

@@ -16,6 +16,7 @@ from jacrec.kernels.cpu.gradient import chain, decision, rollout
 from jacrec.kernels.cpu.gradient.action import action
 from jacrec.kernels.cpu.gradient.plan import DTYPES
 from jacrec.kernels.cpu.gradient.prepared import Moved, Prepared, named_gradients, plan_or_reason
+from jacrec.kernels.cpu.gradient.prepared import kept as kept
 from jacrec.models.dynamics import ChainDynamics, EnsembleDynamics, MultiStepDynamics
 
 
