@@ -29,7 +29,7 @@ from torch import nn
 from jacrec.data.transitions import DatasetInfo, Transitions
 from jacrec.models.dynamics import DiffusionDynamics
 from jacrec.training.config import DynamicsConfig, ReBRACConfig, RewardConfig
-from jacrec.training.passes import why_not_fused
+from jacrec.training.passes import fused_unsupported_reason
 from jacrec.training.stages.dynamics import DynamicsStage, make_dynamics
 from jacrec.training.stages.rebrac import ReBRACStage
 from jacrec.training.stages.reward import RewardStage
@@ -229,7 +229,7 @@ def measure(data: Transitions, options: argparse.Namespace, batch: int, threads:
             torch.mm(x, w, out=out)
 
     calls = {PLAIN: stepper(plain_stepper(stage, plain), updates), HAND: stepper(stage.step, updates)}
-    obstacle = why_not_fused(x)
+    obstacle = fused_unsupported_reason(x)
     if obstacle is None:
         calls[FUSED] = stepper(ReBRACStage(data, config, 0, fused=True).step, updates)
     elif device == "cuda":

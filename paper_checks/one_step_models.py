@@ -24,7 +24,7 @@ from jacrec.models.io import load_module
 from jacrec.training.run import load_run
 from jacrec.training.stages.dynamics import as_tensor, choose_rows
 from jacrec.training.stages.samples import SampleCheck, sample_check
-from jacrec.training.streams import generator, seed_of
+from jacrec.training.streams import derive_seed, generator
 
 HEAD = ["world model", "calls", "RMSE", "RMSE of the mean", "bias", "spread", "W1"]
 
@@ -50,7 +50,7 @@ def main(
         out: another folder for the results than paper_checks/results
     """
     trained = load_run(run)
-    held_out = load(data or trained.config.data).split(trained.config.held_out, seed_of(trained.config.seed, "held out"))[1]
+    held_out = load(data or trained.config.data).split(trained.config.held_out, derive_seed(trained.config.seed, "held out"))[1]
     held_out = held_out.rows(choose_rows(len(held_out), transitions, 0))
     state, action, next_state = (as_tensor(x, "cpu") for x in (held_out.state, held_out.action, held_out.next_state))
     checks: dict[str, tuple[int, SampleCheck]] = {}

@@ -16,7 +16,7 @@ from jacrec.data.readers.load import load
 from jacrec.evaluation.markdown import Sheet
 from jacrec.training.run import load_run
 from jacrec.training.stages.dynamics import as_tensor, choose_rows
-from jacrec.training.streams import generator, seed_of
+from jacrec.training.streams import derive_seed, generator
 
 QUANTILES = (0.1, 0.5, 0.9)
 
@@ -47,7 +47,7 @@ def main(
     for i, path in enumerate(runs):
         run = load_run(path)
         source = load(data[i] if data else run.config.data)
-        held_out = source.split(run.config.held_out, seed_of(run.config.seed, "held out"))[1]
+        held_out = source.split(run.config.held_out, derive_seed(run.config.seed, "held out"))[1]
         state = as_tensor(held_out.state[choose_rows(len(held_out), states, 0)], "cpu")
         for H in horizon:
             for M in particles:

@@ -17,8 +17,8 @@ import mujoco
 import mujoco.batch
 import numpy as np
 
+from jacrec.envs.batched_tasks import BATCHED_TASKS, BatchedTask
 from jacrec.envs.physics import ContactPhysics, make_env, physics_record, simulator
-from jacrec.envs.rows import SERVED, Rows
 from jacrec.util.errors import expect_one_of
 from jacrec.util.processors import processors
 
@@ -35,7 +35,7 @@ class _ThreadedEngine:
         self._core = core
         self._batch = mujoco.batch.Batch(core.model, n, min(threads, n))
         self._qpos, self._ctrl = self._batch.bind("qpos"), self._batch.bind("ctrl")
-        self._rows: Rows = SERVED[type(core)](core, self._batch)
+        self._rows: BatchedTask = BATCHED_TASKS[type(core)](core, self._batch)
 
     def reset(self, row: int, seed: int) -> np.ndarray:
         observation, _ = self.env.reset(seed=seed)
@@ -75,12 +75,12 @@ class _LoopedEngine:
             env.close()
 
 
-def _is_served(env: gymnasium.Env) -> bool:
-    """Whether `SERVED` knows the environment, whose rows stand for a class: an id may add options or wrappers to it."""
+def _can_batch(env: gymnasium.Env) -> bool:
+    """Whether `BATCHED_TASKS` knows the environment, whose rows stand for a class: an id may add options or wrappers to it."""
     spec: Any = env.spec
     options = set(spec.kwargs) - {"task", "collect"}
     wrappers = {wrapper.name for wrapper in spec.additional_wrappers} - {ContactPhysics.__name__}
-    return type(env.unwrapped) in SERVED and not options and not wrappers
+    return type(env.unwrapped) in BATCHED_TASKS and not options and not wrappers
 
 
 class BatchedEnv:
@@ -108,10 +108,10 @@ class BatchedEnv:
         if n < 1:
             raise ValueError(f"n: expected at least one episode, got {n}")
         probe = make_env(env_id, physics=physics)
-        threaded = _is_served(probe)
+        threaded = _can_batch(probe)
         probe.close()
         if engine == "mujoco.batch" and not threaded:
-            served = ", ".join(sorted({kind.__name__ for kind in SERVED}))
+            served = ", ".join(sorted({kind.__name__ for kind in BATCHED_TASKS}))
             raise ValueError(
                 f"engine: 'mujoco.batch' serves {served} without options or wrappers, got {env_id!r}; use engine='gymnasium'"
             )

@@ -46,7 +46,7 @@ class GoalInState(gymnasium.ObservationWrapper):
     def __init__(self, env: gymnasium.Env):
         super().__init__(env)
         spaces: Any = env.observation_space
-        self.with_position = position_apart(env.spec.id if env.spec else None)
+        self.with_position = needs_achieved_goal(env.spec.id if env.spec else None)
         keys = (*(("achieved_goal",) if self.with_position else ()), "observation", "desired_goal")
         size = sum(spaces[key].shape[0] for key in keys)
         self.observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (size,), np.float64)
@@ -58,13 +58,13 @@ class GoalInState(gymnasium.ObservationWrapper):
 def goal_in_state(observation: dict, *, with_position: bool = False) -> np.ndarray:
     """(..., d + g) from a goal environment's dict: its `observation` followed by its `desired_goal`.
 
-    `with_position` puts `achieved_goal` in front, for environments whose observation lacks it (`position_apart`).
+    `with_position` puts `achieved_goal` in front, for environments whose observation lacks it (`needs_achieved_goal`).
     """
     front = (observation["achieved_goal"],) if with_position else ()
     return np.concatenate((*front, observation["observation"], observation["desired_goal"]), axis=-1)
 
 
-def position_apart(env_id: str | None) -> bool:
+def needs_achieved_goal(env_id: str | None) -> bool:
     """Whether the position is in `achieved_goal` alone: Gymnasium-Robotics' AntMaze, other than PointMaze."""
     return env_id is not None and env_id.startswith("AntMaze_")
 
@@ -127,7 +127,7 @@ def physics_record(env: gymnasium.Env) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class PhysicsCheck:
-    """Outcome of `check_physics`."""
+    """StepResult of `check_physics`."""
 
     ok: bool
     """the compatible physics reproduce the reference"""

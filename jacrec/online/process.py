@@ -37,7 +37,7 @@ from jacrec.online.published import (
 from jacrec.online.replay import FILE, ReplayReader
 from jacrec.training.config import TrainConfig, from_dict
 from jacrec.training.folder import read_record
-from jacrec.training.streams import seed_of
+from jacrec.training.streams import derive_seed
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,7 @@ def serve(job: Job, parent: int) -> None:
             replay = reader.transitions(max(0, count - c.window), count)
             line = {"number": len(done) + 1, "transitions": count, "offline": offline is not None, "verdicts": []}
             for part in c.parts:
-                seed = seed_of(c.seed, "refresh", count, part)
+                seed = derive_seed(c.seed, "refresh", count, part)
                 models[part], verdict = refresh_part(part, models[part], replay, config, c, seed, offline=offline, alive=alive)
                 line["verdicts"].append(asdict(verdict))
                 print(f"refresh {line['number']} at {count} transitions: {verdict}", flush=True)
@@ -129,13 +129,13 @@ def offline_data(config: TrainConfig, c: RefreshConfig, say: Callable[[str], Non
         return None
     try:
         data = load(config.data, env_id=config.env_id, download=False)
-        kept, held_out = data.split(config.held_out, seed_of(config.seed, "held out"))
+        kept, held_out = data.split(config.held_out, derive_seed(config.seed, "held out"))
     except (OSError, ValueError) as error:
         sentence = f"no offline data, so share = {c.share:g} does not hold: the replay alone is learned from ({error})"
         print(sentence, flush=True)
         say(sentence)
         return None
-    rng = np.random.default_rng(seed_of(c.seed, "offline rows"))
+    rng = np.random.default_rng(derive_seed(c.seed, "offline rows"))
 
     def some(part: Transitions, rows: int) -> Transitions:
         return part.rows(np.sort(rng.choice(len(part), min(rows, len(part)), replace=False)))

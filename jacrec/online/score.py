@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from jacrec.training.stages.dynamics import DynamicsStage, spread
+from jacrec.training.stages.dynamics import DynamicsStage, safe_std
 
 
 @torch.no_grad()
@@ -18,7 +18,7 @@ def energy_score(model, state: Tensor, action: Tensor, next_state: Tensor, noise
     """
     samples = noise.shape[1]
     repeated = (x.unsqueeze(1).expand(-1, samples, -1) for x in (state, action))
-    unit = torch.from_numpy(spread((next_state - state).cpu().numpy())).to(next_state)
+    unit = torch.from_numpy(safe_std((next_state - state).cpu().numpy())).to(next_state)
     guess, truth = model(*repeated, noise) / unit, (next_state / unit).unsqueeze(1)
     error = (guess - truth).norm(dim=-1).mean()
     if samples == 1:

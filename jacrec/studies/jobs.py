@@ -30,7 +30,7 @@ from jacrec.studies.config import TaskSpec
 from jacrec.studies.sources import data_source
 from jacrec.training.config import TrainConfig, from_dict, to_dict
 from jacrec.training.run import PARTS, Run, load_run, read_record, torch_threads, train
-from jacrec.training.stages.tilt import policy_in
+from jacrec.training.stages.tilt import load_tilt_policy
 from jacrec.util.files import write_json
 
 Report = Callable[[float], None]
@@ -127,7 +127,7 @@ class TrainJob(Job):
             report(sum(done.values()) / max(total, 1))
 
         data = load_cached(source, config.env_id)
-        policy = policy_in(self.folder / self.needs[0]) if self.needs else None
+        policy = load_tilt_policy(self.folder / self.needs[0]) if self.needs else None
         train(config, self.path, stages=self.stages, data=data, policy=policy, quiet=True, on_log=on_log)
         return f"{total} updates"
 

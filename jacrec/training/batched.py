@@ -19,15 +19,15 @@ import torch
 from rich.progress import Progress
 from torch import Tensor
 
-from jacrec.training.cuda_graph import Replay
-from jacrec.training.loop import Metrics, Position, Stage, load_checkpoint, metrics_line, note_of, save_checkpoint
-from jacrec.training.streams import BLOCK, BatchStream, Blocks, drawn_together
+from jacrec.training.cuda_graph import CapturedStep
+from jacrec.training.loop import LoopState, Metrics, Stage, load_checkpoint, metrics_line, progress_note, save_checkpoint
+from jacrec.training.streams import BLOCK, BatchStream, BlockPrefetcher, stack_blocks
 
 CHUNK = 8
 """updates that one CUDA graph holds; divides `BLOCK`"""
 
 
-class JointStep(Protocol):
+class BatchedStep(Protocol):
     """An update of S stages at once, on their joint memory."""
 
     def kind(self, update: int) -> bool:
@@ -47,18 +47,18 @@ class JointStep(Protocol):
         ...
 
 
-class Member(Stage, Protocol):
+class BatchableStage(Stage, Protocol):
     """A stage that can be trained beside others of its make."""
 
     stream: BatchStream
 
     @staticmethod
-    def side_by_side(stages: Sequence) -> JointStep:
+    def batched_step(stages: Sequence) -> BatchedStep:
         """Their step as one batched model's; they can no longer step alone."""
         ...
 
 
-class Together:
+class BatchedStages:
     """Members as one batched model. Their own `state`, `evaluate` and `modules` go on showing each one's share.
 
     Args:
@@ -68,9 +68,9 @@ class Together:
     `close` it: only then its threads end, and its graphs and tables are freed with it.
     """
 
-    def __init__(self, members: Sequence[Member], graphs: bool | None = None):
+    def __init__(self, members: Sequence[BatchableStage], graphs: bool | None = None):
         self.members = list(members)
-        self.joint = type(self.members[0]).side_by_side(self.members)
+        self.joint = type(self.members[0]).batched_step(self.members)
         device = self.members[0].stream.blocks.device
         self.graphs = device.type == "cuda" if graphs is None else graphs
         self.device = device
@@ -79,12 +79,12 @@ class Together:
 
         def drawn(block: int) -> tuple[Tensor, ...]:
             numbers = [joint.numbers(block * BLOCK + row) for row in range(BLOCK)]
-            return torch.tensor(numbers, dtype=torch.float64), *drawn_together(streams, block, pool)
+            return torch.tensor(numbers, dtype=torch.float64), *stack_blocks(streams, block, pool)
 
-        self.blocks = Blocks(drawn, device)
+        self.blocks = BlockPrefetcher(drawn, device)
         self.block, self.tensors = -1, ()
         self.steps: dict[tuple[bool, ...], Callable[..., dict[str, Tensor]]] = {}
-        # [sums…, count] of the scalars that come together, by their joined names, (k + 1, S): as `Position.sums`
+        # [sums…, count] of the scalars that come together, by their joined names, (k + 1, S): as `LoopState.sums`
         self.sums: dict[str, Tensor] = {}
 
     def advance(self, update: int, at_most: int) -> int:
@@ -104,8 +104,8 @@ class Together:
             names = self.joint.scalars(kind)
             shape = len(names) + 1, len(self.members)
             self.sums.setdefault(" ".join(names), torch.zeros(shape, dtype=torch.float64, device=self.device))
-        step = partial(self._several, kinds)
-        self.steps[kinds] = Replay(step, self.changing) if self.graphs else step
+        step = partial(self._run_updates, kinds)
+        self.steps[kinds] = CapturedStep(step, self.mutable_tensors) if self.graphs else step
 
     def close(self) -> None:
         """No further update is wanted."""
@@ -113,33 +113,33 @@ class Together:
         self.blocks.close()
         self.pool.shutdown()
 
-    def changing(self) -> list[Tensor]:
+    def mutable_tensors(self) -> list[Tensor]:
         """All that updates change."""
         return [*(t for member in self.members for t in member.state().values()), *self.sums.values()]
 
     @torch.no_grad()
-    def _several(self, kinds: tuple[bool, ...], *inputs: Tensor) -> dict[str, Tensor]:
+    def _run_updates(self, kinds: tuple[bool, ...], *inputs: Tensor) -> dict[str, Tensor]:
         for i, kind in enumerate(kinds):
             scalars = self.joint(kind, *(t[i] for t in inputs))
             values = list(scalars.values())
             self.sums[" ".join(self.joint.scalars(kind))] += torch.stack([*values, torch.ones_like(values[0])])
         return {}
 
-    def take_sums(self, positions: Sequence[Position]) -> None:
+    def load_sums(self, positions: Sequence[LoopState]) -> None:
         """Go on from the sums of the members' positions."""
         for key in dict.fromkeys(key for here in positions for key in here.sums):
             width = len(key.split()) + 1
             zero = torch.zeros(width, dtype=torch.float64, device=self.device)
             self.sums[key] = torch.stack([here.sums.get(key, zero) for here in positions], 1)
 
-    def give_sums(self, positions: Sequence[Position]) -> None:
+    def store_sums(self, positions: Sequence[LoopState]) -> None:
         """Put the sums into the members' positions."""
         for s, here in enumerate(positions):
             here.sums = {key: sums[:, s].clone() for key, sums in self.sums.items() if sums[-1, s] > 0}
 
 
-def run_together(
-    members: Sequence[Member],
+def run_batched(
+    members: Sequence[BatchableStage],
     checkpoints: Sequence[Path],
     metrics: Sequence[Metrics],
     *,
@@ -162,38 +162,38 @@ def run_together(
     for own, here in zip(metrics, positions, strict=True):
         own.trim(name, here.update)
     task = progress.add_task(f"{name} x {len(members)}", total=updates, completed=min(p.update for p in positions), note="")
-    places = [_Place(*place) for place in zip(positions, checkpoints, metrics, strict=True)]
+    files = [_MemberFiles(*place) for place in zip(positions, checkpoints, metrics, strict=True)]
     while (rear := min(here.update for here in positions)) < updates:
         chosen = [i for i, here in enumerate(positions) if here.update == rear]
         goal = min((here.update for here in positions if here.update > rear), default=updates)
-        with contextlib.closing(Together([members[i] for i in chosen], graphs)) as group:
+        with contextlib.closing(BatchedStages([members[i] for i in chosen], graphs)) as group:
             show = partial(progress.update, task)
-            if not _until(goal, group, [places[i] for i in chosen], log_every, checkpoint_every, show, stop):
+            if not _train_group(goal, group, [files[i] for i in chosen], log_every, checkpoint_every, show, stop):
                 return False
     progress.update(task, completed=updates)
     return True
 
 
-class _Place(NamedTuple):
+class _MemberFiles(NamedTuple):
     """Where a member stands, and where it writes."""
 
-    here: Position
+    loop: LoopState
     checkpoint: Path
     metrics: Metrics
 
 
-def _until(
+def _train_group(
     goal: int,
-    group: Together,
-    places: Sequence[_Place],
+    group: BatchedStages,
+    files: Sequence[_MemberFiles],
     log_every: int,
     checkpoint_every: int,
     show: Callable[..., None],
     stop: threading.Event | None,
 ) -> bool:
     """Train a group, whose members are level, up to update `goal`; False if it was stopped before."""
-    positions = [place.here for place in places]
-    group.take_sums(positions)
+    positions = [place.loop for place in files]
+    group.load_sums(positions)
     before, start = [here.seconds for here in positions], time.perf_counter()
     update, updates = positions[0].update, group.members[0].updates
     while update < goal:
@@ -205,23 +205,23 @@ def _until(
         save = update % checkpoint_every == 0 or update == updates
         if not (stopped or log or save or update == goal):
             continue
-        group.give_sums(positions)  # waits for the device
+        group.store_sums(positions)  # waits for the device
         for here, seconds in zip(positions, before, strict=True):
             here.update, here.seconds = update, seconds + time.perf_counter() - start
         if log and not stopped:
-            for member, place in zip(group.members, places, strict=True):
+            for member, place in zip(group.members, files, strict=True):
                 try:
-                    line = metrics_line(member, place.here)
+                    line = metrics_line(member, place.loop)
                 except FloatingPointError as error:
                     error.add_note(f"(in {place.metrics.path.parent})")
                     raise
                 place.metrics.write(line)
-                show(completed=update, note=note_of(line))
+                show(completed=update, note=progress_note(line))
             for sums in group.sums.values():
                 sums.zero_()
         if save or stopped:
-            for member, place in zip(group.members, places, strict=True):
-                save_checkpoint(member, place.here, place.checkpoint)
+            for member, place in zip(group.members, files, strict=True):
+                save_checkpoint(member, place.loop, place.checkpoint)
         if stopped:
             return False
     return True

@@ -12,7 +12,7 @@ from torch import Tensor
 Step = Callable[..., dict[str, Tensor]]
 
 
-class Replay:
+class CapturedStep:
     """`step(*inputs)` -> scalars, on copies of the inputs that keep their addresses; captured on a GPU, called on a CPU.
 
     Args:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 ALIGN = 16  # every parameter starts at a multiple of 64 bytes (float32): matrix products like it, and so do equal bits
 
 
-class Flat:
+class FlatParameters:
     """The parameters of `module` laid end to end in `value` (P,); the module's own parameters become views of it.
 
     `gradient` has the same layout and `gradient_of[name]` views it, as `value_of[name]` views `value`. The gaps between
@@ -22,10 +22,10 @@ class Flat:
     def __init__(self, module: nn.Module):
         self.module = module
         named = list(module.named_parameters())
-        self.places: dict[str, tuple[int, torch.Size]] = {}
+        self.layout: dict[str, tuple[int, torch.Size]] = {}
         total = 0
         for name, parameter in named:
-            self.places[name] = total, parameter.shape
+            self.layout[name] = total, parameter.shape
             total += -(-parameter.numel() // ALIGN) * ALIGN
         value = named[0][1].new_zeros(total).detach()
         for name, view in self.views(value).items():
@@ -36,7 +36,7 @@ class Flat:
         """The parameters within vectors of this layout (..., P), each (..., *shape)."""
         return {
             name: vector[..., start : start + shape.numel()].unflatten(-1, shape)
-            for name, (start, shape) in self.places.items()
+            for name, (start, shape) in self.layout.items()
         }
 
     def lay(self, value: Tensor, gradient: Tensor) -> None:
@@ -48,41 +48,43 @@ class Flat:
             parameter.data = view
             parameter.requires_grad_(False)
 
-    def move_towards(self, other: "Flat | FlatRows", rate: float | Tensor) -> None:
+    def move_towards(self, other: "FlatParameters | FlatParameterRows", rate: float | Tensor) -> None:
         """value ← value + rate (other − value): the moving average of targets and evaluation weights."""
         self.value.lerp_(other.value, rate)
 
 
-class FlatRows:
+class FlatParameterRows:
     """S modules of one make side by side: `value` and `gradient` (S, P), of which each one's own vectors become rows.
 
     `value_of[name]` and `gradient_of[name]` are (S, *shape).
     """
 
-    def __init__(self, flats: Sequence[Flat]):
+    def __init__(self, flats: Sequence[FlatParameters]):
         self.flats = list(flats)
         first = self.flats[0]
-        if any(flat.places != first.places for flat in self.flats):
-            raise ValueError("FlatRows: expected modules of one make, got different parameters; train them one by one")
+        if any(flat.layout != first.layout for flat in self.flats):
+            raise ValueError("FlatParameterRows: expected modules of one make, got different parameters; train them one by one")
         self.value = torch.stack([flat.value for flat in self.flats])
         self.gradient = torch.stack([flat.gradient for flat in self.flats])
         for flat, value, gradient in zip(self.flats, self.value, self.gradient, strict=True):
             flat.lay(value, gradient)
         self.value_of, self.gradient_of = first.views(self.value), first.views(self.gradient)
 
-    def move_towards(self, other: "Flat | FlatRows", rate: float | Tensor) -> None:
-        """As `Flat.move_towards`, every row."""
+    def move_towards(self, other: "FlatParameters | FlatParameterRows", rate: float | Tensor) -> None:
+        """As `FlatParameters.move_towards`, every row."""
         self.value.lerp_(other.value, rate)
 
 
 class Adam:
-    """Adam (default betas, ε = 1e-8) on a `Flat` or on `FlatRows`, with an optional bound on the gradient's norm (each row's).
+    """Adam (default betas, ε = 1e-8) on a `FlatParameters` or on `FlatParameterRows`, with an optional bound on the gradient's norm (each row's).
 
     On a GPU `step` can be part of a CUDA graph. With `held`, the learning rate is a tensor that a graph reads anew each time,
     so that `set_rate` outside of it is felt.
     """
 
-    def __init__(self, flat: Flat | FlatRows, lr: float, max_grad_norm: float | None = None, held: bool = False):
+    def __init__(
+        self, flat: FlatParameters | FlatParameterRows, lr: float, max_grad_norm: float | None = None, held: bool = False
+    ):
         self.flat, self.lr, self.max_grad_norm = flat, lr, max_grad_norm
         gpu = flat.value.is_cuda
         # the GPU's kernel wants its learning rate in single precision
@@ -96,7 +98,7 @@ class Adam:
         state["exp_avg_sq"] = torch.zeros_like(flat.value)
 
     @classmethod
-    def of_rows(cls, adams: Sequence["Adam"], rows: FlatRows, held: bool = False) -> "Adam":
+    def from_rows(cls, adams: Sequence["Adam"], rows: FlatParameterRows, held: bool = False) -> "Adam":
         """One for all rows, going on from where `adams`, one per row, stand: at the same step.
 
         Theirs are from now on the views of its state that a row's checkpoint reads and fills; none of them may step alone.

@@ -65,7 +65,7 @@ def claim(out: Path, config: TrainConfig, data: Transitions) -> None:
     }
     if (out / "config.yaml").is_file():
         other = read_record(out)
-        differences = _differences(_completed(other["settings"], to_dict(TrainConfig())), record["settings"])
+        differences = _differences(_with_defaults(other["settings"], to_dict(TrainConfig())), record["settings"])
         if other["data"]["digest"] != record["data"]["digest"]:
             differences.append(
                 f"data: {other['data']['name']} ({other['data']['digest']}) there, "
@@ -94,10 +94,12 @@ def _differences(there: dict, here: dict, prefix: str = "") -> list[str]:
     return found
 
 
-def _completed(settings: dict, defaults: dict) -> dict:
+def _with_defaults(settings: dict, defaults: dict) -> dict:
     """`settings` with `defaults` where they name nothing."""
     nested = {
-        k: _completed(v, defaults[k]) for k, v in settings.items() if isinstance(v, dict) and isinstance(defaults.get(k), dict)
+        k: _with_defaults(v, defaults[k])
+        for k, v in settings.items()
+        if isinstance(v, dict) and isinstance(defaults.get(k), dict)
     }
     return defaults | settings | nested
 

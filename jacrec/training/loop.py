@@ -49,7 +49,7 @@ class Stage(Protocol):
 
 
 @dataclass
-class Position:
+class LoopState:
     """Where a stage stands."""
 
     update: int = 0
@@ -136,7 +136,7 @@ def run_stage(
         if here.update % log_every == 0 or last:
             line = metrics_line(stage, here)
             metrics.write(line)
-            progress.update(task, completed=here.update, note=note_of(line))
+            progress.update(task, completed=here.update, note=progress_note(line))
         if here.update % checkpoint_every == 0 or last:
             save_checkpoint(stage, here, checkpoint)
     progress.update(task, completed=here.update)
@@ -164,7 +164,7 @@ def _means(sums: dict[str, Tensor]) -> dict[str, float]:
     return {name: value / count for name, (value, count) in totals.items()}
 
 
-def metrics_line(stage: Stage, here: Position) -> dict[str, Any]:
+def metrics_line(stage: Stage, here: LoopState) -> dict[str, Any]:
     """A line of metrics from the sums since the line before, which are cleared.
 
     Raises:
@@ -182,13 +182,13 @@ def metrics_line(stage: Stage, here: Position) -> dict[str, Any]:
     return line
 
 
-def note_of(line: dict[str, Any]) -> str:
+def progress_note(line: dict[str, Any]) -> str:
     """A line of metrics in a few words."""
     names = ("one_step_rmse", "reward_rmse", "loss", "critic_loss", "bc")
     return "  ".join(f"{name} {line[name]:.4g}" for name in names if name in line)
 
 
-def save_checkpoint(stage: Stage, here: Position, path: Path) -> None:
+def save_checkpoint(stage: Stage, here: LoopState, path: Path) -> None:
     """Write the checkpoint so that a kill at any moment leaves the old one or the new one."""
     tensors = {f"state.{k}": v.detach().cpu().clone() for k, v in stage.state().items()}
     tensors |= {f"sums.{k}": v.cpu() for k, v in here.sums.items()}
@@ -196,14 +196,14 @@ def save_checkpoint(stage: Stage, here: Position, path: Path) -> None:
         save_file(tensors, part, metadata={"update": str(here.update), "seconds": repr(here.seconds)})
 
 
-def load_checkpoint(stage: Stage, path: Path) -> Position:
+def load_checkpoint(stage: Stage, path: Path) -> LoopState:
     """Put the stage where its checkpoint left it; the start if there is none.
 
     Raises:
         ValueError: the checkpoint belongs to other networks.
     """
     if not path.is_file():
-        return Position()
+        return LoopState()
     with safe_open(path, "pt") as file:
         metadata = file.metadata()
         tensors = {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118 (safe_open is no mapping)
@@ -216,4 +216,4 @@ def load_checkpoint(stage: Stage, path: Path) -> Position:
         live[name].copy_(tensor)
     device = next(iter(live.values())).device
     sums = {k.removeprefix("sums."): v.to(device) for k, v in tensors.items() if k.startswith("sums.")}
-    return Position(int(metadata["update"]), float(metadata["seconds"]), sums)
+    return LoopState(int(metadata["update"]), float(metadata["seconds"]), sums)

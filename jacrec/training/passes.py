@@ -37,7 +37,7 @@ class Tape:
         )
 
 
-def why_not_fused(parameters: Tensor) -> str | None:
+def fused_unsupported_reason(parameters: Tensor) -> str | None:
     """Why compiled code cannot update networks with these parameters; None where it can."""
     if parameters.device.type != "cpu":
         return f"the networks are on {parameters.device}, and the fused update is for a CPU"
@@ -175,7 +175,7 @@ class MLPPass:
     def _hidden(self, tape: Tape, bar: Tensor, i: int, parameters: bool) -> Tensor:
         """z̄_i of hidden layer i from its output's cotangent."""
         if self.mlp.norms and self.several:
-            bar = self._several_norms(tape, bar, i, parameters)
+            bar = self._stacked_norm_backward(tape, bar, i, parameters)
         elif self.mlp.norms:
             mean, inv_std = tape.moments[i]
             bar, gain_bar, offset_bar = torch.ops.aten.native_layer_norm_backward(
@@ -193,7 +193,7 @@ class MLPPass:
                 self.offset_bars[i].copy_(offset_bar)
         return self.mlp.act.times(bar, tape.gates[i])
 
-    def _several_norms(self, tape: Tape, bar: Tensor, i: int, parameters: bool) -> Tensor:
+    def _stacked_norm_backward(self, tape: Tape, bar: Tensor, i: int, parameters: bool) -> Tensor:
         """The cotangent of LayerNorm i's input, where gain and offset are S of each."""
         value, (mean, inv_std) = tape.values[i], tape.moments[i]
         if parameters:

@@ -30,8 +30,8 @@ from jacrec.training.stages.multistep import MultiStepStage
 from jacrec.training.stages.objectives import make_dynamics
 from jacrec.training.stages.rebrac import ReBRACStage
 from jacrec.training.stages.reward import RewardStage
-from jacrec.training.stages.tilt import policy_in
-from jacrec.training.streams import seed_of
+from jacrec.training.stages.tilt import load_tilt_policy
+from jacrec.training.streams import derive_seed
 from jacrec.util.errors import expect_one_of
 
 STAGES = ("rebrac", "dynamics", "reward")
@@ -91,14 +91,14 @@ def train(
         expect_one_of("stages", stage, STAGES)
     if parallel_stages < 1:
         raise ValueError(f"parallel_stages: expected at least 1 stage at a time, got {parallel_stages}")
-    data = transitions_of(config, data)
+    data = load_transitions(config, data)
     check_device(config)
     metrics, stop, saving = Metrics(out / "metrics.jsonl", on_log), threading.Event(), threading.Lock()
     threads = config.threads or max(1, torch.get_num_threads() // parallel_stages)
 
     def run(stage: Stage) -> None:
         torch.set_num_threads(threads)
-        checkpoint = checkpoint_of(out, stage.name)
+        checkpoint = checkpoint_path(out, stage.name)
         try:
             finished = run_stage(
                 stage,
@@ -114,11 +114,11 @@ def train(
             raise
         if finished:
             with saving:
-                store(stage, out)
+                save_networks(stage, out)
 
     with contextlib.ExitStack() as stack:
         stack.enter_context(determinism(config))
-        first, then = phases(stages, config)
+        first, then = split_stages(stages, config)
         # a setting that cannot be built leaves no folder behind
         ready = [make_stage(name, config, data, policy or out) for name in first]
         make_dynamics(data.state_dim, data.action_dim, config.dynamics)
@@ -139,12 +139,12 @@ def train(
     return out
 
 
-def checkpoint_of(out: Path, stage: str) -> Path:
+def checkpoint_path(out: Path, stage: str) -> Path:
     """Where a run keeps a stage's checkpoint."""
     return out / "checkpoints" / f"{stage}.safetensors"
 
 
-def transitions_of(config: TrainConfig, data: Transitions | None = None) -> Transitions:
+def load_transitions(config: TrainConfig, data: Transitions | None = None) -> Transitions:
     """The configuration's data, or `data` with the configuration's environment."""
     if data is None:
         from jacrec.data.readers.load import load
@@ -165,13 +165,13 @@ def check_device(config: TrainConfig) -> torch.device:
     return device
 
 
-def store(stage: Stage, out: Path) -> None:
+def save_networks(stage: Stage, out: Path) -> None:
     """Write a finished stage's networks."""
     for part, module in stage.modules().items():
-        save_module(_fresh(module), out / f"{part}.safetensors")
+        save_module(_detached_copy(module), out / f"{part}.safetensors")
 
 
-def phases(stages: Sequence[str], config: TrainConfig) -> tuple[list[str], list[str]]:
+def split_stages(stages: Sequence[str], config: TrainConfig) -> tuple[list[str], list[str]]:
     """The stages that can be made at once, and those that first need the policy which is trained among them."""
     waits = config.dynamics.tilt > 0 and "rebrac" in stages
     return [s for s in stages if not (waits and s == "dynamics")], [s for s in stages if waits and s == "dynamics"]
@@ -188,11 +188,11 @@ def make_stage(name: str, config: TrainConfig, data: Transitions, policy: nn.Mod
     """
     if name == "rebrac":
         return ReBRACStage(data, config.rebrac, config.seed, config.device)
-    kept, held_out = data.split(config.held_out, seed_of(config.seed, "held out"))
+    kept, held_out = data.split(config.held_out, derive_seed(config.seed, "held out"))
     if name == "dynamics":
         if config.dynamics.kind == "multistep":
             return MultiStepStage(kept, held_out, config.dynamics, config.seed, config.device)
-        towards = policy_in(policy) if isinstance(policy, Path) and config.dynamics.tilt else policy
+        towards = load_tilt_policy(policy) if isinstance(policy, Path) and config.dynamics.tilt else policy
         return DynamicsStage(
             kept,
             held_out,
@@ -236,7 +236,7 @@ def _missing(path: Path) -> list[str]:
     return [part for part in PARTS if not (path / f"{part}.safetensors").is_file()]
 
 
-def _fresh(module: nn.Module) -> nn.Module:
+def _detached_copy(module: nn.Module) -> nn.Module:
     """The same network with tensors of its own."""
     with torch.random.fork_rng(devices=[]):
         copy = type(module)(**module.config)  # pyright: ignore[reportArgumentType, reportCallIssue]

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from jacrec.data.transitions import Transitions
-from jacrec.training.batched import Member, run_together
+from jacrec.training.batched import BatchableStage, run_batched
 from jacrec.training.config import TrainConfig
 from jacrec.training.determinism import determinism
 from jacrec.training.folder import claim, locked
@@ -28,22 +28,22 @@ from jacrec.training.loop import Metrics, OnLog, make_progress
 from jacrec.training.run import (
     STAGES,
     check_device,
-    checkpoint_of,
+    checkpoint_path,
+    load_transitions,
     make_stage,
-    phases,
-    store,
+    save_networks,
+    split_stages,
     torch_threads,
     train,
-    transitions_of,
 )
 from jacrec.training.stages.rebrac import ReBRACStage
 from jacrec.util.errors import expect_count, expect_one_of
 from jacrec.util.processors import processors
 
-START = multiprocessing.get_context("spawn")  # a fork would take over torch's threads in whatever state they are
+SPAWN = multiprocessing.get_context("spawn")  # a fork would take over torch's threads in whatever state they are
 
 
-def folder_of(out: str | Path, seed: int) -> Path:
+def seed_folder(out: str | Path, seed: int) -> Path:
     """A seed's folder: `out` with {seed} filled in, or the folder seed-SEED in it."""
     return Path(str(out).replace("{seed}", str(seed))) if "{seed}" in str(out) else Path(out) / f"seed-{seed}"
 
@@ -68,7 +68,7 @@ def train_seeds(
 
     Args:
         config: its seed is not used.
-        out: where the folders are, see `folder_of`.
+        out: where the folders are, see `seed_folder`.
         batched: one batched model instead of processes; None: on a GPU.
         at_once: how many processes run at a time; None: as many as there are processors for config.threads each (one, if
             that is None).
@@ -85,18 +85,18 @@ def train_seeds(
     for stage in stages:
         expect_one_of("stages", stage, STAGES)
     configs = [replace(config, seed=seed) for seed in seeds]
-    folders = [folder_of(out, seed) for seed in seeds]
+    folders = [seed_folder(out, seed) for seed in seeds]
     device = check_device(config)
     if batched is None:
         batched = device.type == "cuda"
     if batched:
-        _as_one_model(configs, folders, stages, transitions_of(config, data), quiet, on_log)
+        _train_batched(configs, folders, stages, load_transitions(config, data), quiet, on_log)
         return folders
     threads = config.threads or 1
     if at_once is None:
         at_once = max(1, processors() // threads)
     expect_count("at_once", at_once, 1)
-    _in_processes(configs, folders, stages, data, threads, min(at_once, len(seeds)), quiet, on_log)
+    _train_in_processes(configs, folders, stages, data, threads, min(at_once, len(seeds)), quiet, on_log)
     return folders
 
 
@@ -104,7 +104,7 @@ def _with_seed(on_log: OnLog | None, seed: int) -> OnLog | None:
     return None if on_log is None else lambda line: on_log({"seed": seed, **line})
 
 
-def _as_one_model(
+def _train_batched(
     configs: list[TrainConfig], folders: list[Path], stages: Sequence[str], data: Transitions, quiet: bool, on_log: OnLog | None
 ) -> None:
     first, stop = configs[0], threading.Event()
@@ -112,9 +112,9 @@ def _as_one_model(
 
     def run(name: str) -> None:
         torch.set_num_threads(threads)
-        members = make_members(name, configs, data, folders)
-        checkpoints = [checkpoint_of(out, name) for out in folders]
-        if run_together(
+        members = make_batchable_stages(name, configs, data, folders)
+        checkpoints = [checkpoint_path(out, name) for out in folders]
+        if run_batched(
             members,
             checkpoints,
             metrics,
@@ -124,7 +124,7 @@ def _as_one_model(
             stop=stop,
         ):
             for member, out in zip(members, folders, strict=True):
-                store(member, out)
+                save_networks(member, out)
 
     with contextlib.ExitStack() as stack:
         stack.enter_context(determinism(first))
@@ -136,19 +136,19 @@ def _as_one_model(
         progress = stack.enter_context(make_progress(quiet))
         pool = stack.enter_context(ThreadPoolExecutor(1))  # the main thread stays free to take an interruption
         try:
-            first_stages, then = phases(stages, first)
+            first_stages, then = split_stages(stages, first)
             for name in (*first_stages, *then):
                 pool.submit(run, name).result()
         finally:
             stop.set()
 
 
-def make_members(
+def make_batchable_stages(
     name: str, configs: Sequence[TrainConfig], data: Transitions, folders: Sequence[Path | None] | None = None
-) -> Sequence[Member]:
+) -> Sequence[BatchableStage]:
     """A stage for each configuration, untrained, fit to be put side by side; ReBRAC's share their rows on the device.
 
-    `folders` hold the policies that tilted world models are tilted towards.
+    `folders` hold the policies that tilted world models are clipped_weights towards.
     """
     if name != "rebrac":
         where = [None] * len(configs) if folders is None else folders
@@ -160,7 +160,7 @@ def make_members(
     return members
 
 
-def _in_processes(
+def _train_in_processes(
     configs: list[TrainConfig],
     folders: list[Path],
     stages: Sequence[str],
@@ -186,7 +186,7 @@ def _in_processes(
                 if log is not None:
                     log(line)
 
-            _watch((config, out, list(stages), data, threads), heard, stop)
+            _run_process((config, out, list(stages), data, threads), heard, stop)
             if not stop.is_set():
                 progress.update(task, completed=total)
 
@@ -206,10 +206,10 @@ def _in_processes(
         raise first
 
 
-def _watch(work: tuple, heard: OnLog, stop: threading.Event) -> None:
+def _run_process(work: tuple, heard: OnLog, stop: threading.Event) -> None:
     """Train in a process of its own, hearing its lines of metrics; when `stop` is set, tell it to leave off."""
-    ours, theirs = START.Pipe(duplex=False)
-    process = START.Process(target=_train_one, args=(*work, theirs))
+    ours, theirs = SPAWN.Pipe(duplex=False)
+    process = SPAWN.Process(target=_process_main, args=(*work, theirs))
     process.start()
     theirs.close()
     error, told = None, False
@@ -239,13 +239,13 @@ def _watch(work: tuple, heard: OnLog, stop: threading.Event) -> None:
         )
 
 
-def _train_one(
+def _process_main(
     config: TrainConfig, out: Path, stages: list[str], data: Transitions | None, threads: int, pipe: Connection
 ) -> None:
     """A process's work; told to end, it finishes the update at hand and writes its checkpoint."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the keyboard's goes to the parent as well, which tells us once
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    threading.Thread(target=_exit_with_parent, daemon=True).start()
     torch.set_num_threads(threads)
     try:
         train(config, out, stages=stages, data=data, quiet=True, on_log=pipe.send)
@@ -257,7 +257,7 @@ def _train_one(
         pipe.close()
 
 
-def _end_with_parent() -> None:
+def _exit_with_parent() -> None:
     parent = multiprocessing.parent_process()
     assert parent is not None
     parent.join()

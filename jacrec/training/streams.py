@@ -17,7 +17,7 @@ BLOCK = 64  # updates whose randomness is drawn together
 Draw = Callable[[torch.Generator, int], tuple[Tensor, ...]]
 
 
-def seed_of(seed: int, *key: str | int) -> int:
+def derive_seed(seed: int, *key: str | int) -> int:
     """An independent 63-bit seed for each key: words and numbers, e.g. ("rebrac", "batches", 3)."""
     words = [zlib.crc32(k.encode()) if isinstance(k, str) else k for k in key]
     return int(np.random.SeedSequence([seed, *words]).generate_state(1, np.uint64)[0] >> 1)
@@ -25,10 +25,10 @@ def seed_of(seed: int, *key: str | int) -> int:
 
 def generator(seed: int, *key: str | int) -> torch.Generator:
     """A CPU generator on the stream of `key`."""
-    return torch.Generator().manual_seed(seed_of(seed, *key))
+    return torch.Generator().manual_seed(derive_seed(seed, *key))
 
 
-class Blocks:
+class BlockPrefetcher:
     """`blocks(b)` -> the tensors of block b on the device; where `ahead`, a thread draws block b + 1 meanwhile.
 
     Args:
@@ -49,9 +49,9 @@ class Blocks:
         if self.pool is None:
             return tuple(t.to(self.device) for t in self.draw(block))
         if self.coming is None or self.coming[0] != block:
-            self.coming = block, self.pool.submit(self._drawn, block)
+            self.coming = block, self.pool.submit(self._draw_block, block)
         tensors = self.coming[1].result()
-        self.coming = block + 1, self.pool.submit(self._drawn, block + 1)
+        self.coming = block + 1, self.pool.submit(self._draw_block, block + 1)
         return tuple(t.to(self.device, non_blocking=self.pinned) for t in tensors)
 
     def close(self) -> None:
@@ -59,7 +59,7 @@ class Blocks:
         if self.pool is not None:
             self.pool.shutdown(cancel_futures=True)
 
-    def _drawn(self, block: int) -> tuple[Tensor, ...]:
+    def _draw_block(self, block: int) -> tuple[Tensor, ...]:
         tensors = self.draw(block)
         # from pinned memory a copy to the device needs no waiting
         return tuple(t.pin_memory() for t in tensors) if self.pinned else tensors
@@ -74,12 +74,12 @@ class BatchStream:
 
     def __init__(self, seed: int, stage: str, draw: Draw, device: str | torch.device = "cpu", ahead: bool | None = None):
         self.seed, self.stage, self.draw = seed, stage, draw
-        self.blocks = Blocks(lambda block: _drawn(seed, stage, draw, block), device, ahead)
+        self.blocks = BlockPrefetcher(lambda block: _draw_block(seed, stage, draw, block), device, ahead)
         self.block, self.tensors = -1, ()
 
     def drawn(self, block: int) -> tuple[Tensor, ...]:
         """The tensors of updates block · BLOCK, …, on the CPU."""
-        return _drawn(self.seed, self.stage, self.draw, block)
+        return _draw_block(self.seed, self.stage, self.draw, block)
 
     def at(self, update: int) -> tuple[Tensor, ...]:
         """The tensors of update 0, 1, …"""
@@ -89,11 +89,11 @@ class BatchStream:
         return tuple(t[row] for t in self.tensors)
 
 
-def _drawn(seed: int, stage: str, draw: Draw, block: int) -> tuple[Tensor, ...]:
+def _draw_block(seed: int, stage: str, draw: Draw, block: int) -> tuple[Tensor, ...]:
     return draw(generator(seed, stage, "batches", block), BLOCK)
 
 
-def drawn_together(streams: Sequence[BatchStream], block: int, pool: ThreadPoolExecutor) -> tuple[Tensor, ...]:
+def stack_blocks(streams: Sequence[BatchStream], block: int, pool: ThreadPoolExecutor) -> tuple[Tensor, ...]:
     """The block of every stream, each tensor (BLOCK, S, ...), on the CPU."""
     blocks = pool.map(lambda stream: stream.drawn(block), streams)
     return tuple(torch.stack(tensors, 1) for tensors in zip(*blocks, strict=True))

@@ -11,13 +11,20 @@ from hypothesis import strategies as st
 
 from jacrec.cli import main
 from jacrec.data import describe, load, make_dataset
-from jacrec.data.behaviour import antmaze, antmaze_search
-from jacrec.data.behaviour.antmaze import ACTION_NOISE, Follower, Rewarded, evaluation_goal, relabel, require_reward
-from jacrec.data.behaviour.antmaze_gait import ANKLE_SIGN, Gait, joints, load_gait, yaw
-from jacrec.data.behaviour.antmaze_search import FIRST, Plain, judge, search, upright, walk
+from jacrec.data.behaviour import ant_gait_search, antmaze
+from jacrec.data.behaviour.ant_gait import ANKLE_SIGN, Gait, joints, load_gait, yaw
+from jacrec.data.behaviour.ant_gait_search import INITIAL_PARAMETERS, FlatGround, judge, search, simulate_walk, upright
+from jacrec.data.behaviour.antmaze import ACTION_NOISE, RewardCount, WaypointFollower, evaluation_goal, relabel, require_reward
 from jacrec.data.behaviour.cmaes import minimise
 from jacrec.data.behaviour.collect import Episode
-from jacrec.data.behaviour.make import ANTMAZE_KINDS, default_id, env_id_of, kinds_of, make_episodes, stages_of
+from jacrec.data.behaviour.make import (
+    ANTMAZE_KINDS,
+    available_kinds,
+    behaviour_stages,
+    default_id,
+    make_episodes,
+    resolve_env_id,
+)
 from jacrec.envs.antmaze import ENV_IDS
 from jacrec.envs.antmaze_layout import MAZES, TASKS, centre, reached
 from jacrec.training.config import TrainConfig, from_dict, published_name, rebrac_config
@@ -76,7 +83,7 @@ def test_walking_any_way_is_the_same_walk(seed, heading, angle):
     there = turned(state, angle)
     assert np.exp(1j * yaw(there)) == pytest.approx(np.exp(1j * (yaw(state) + angle)), abs=1e-9)
     assert gait(there, heading + angle) == pytest.approx(gait(state, heading), abs=1e-6)
-    assert gait.clocked(there, heading + angle, 0.7) == pytest.approx(gait.clocked(state, heading, 0.7), abs=1e-6)
+    assert gait.act_with_clock(there, heading + angle, 0.7) == pytest.approx(gait.act_with_clock(state, heading, 0.7), abs=1e-6)
 
 
 @given(SEEDS, st.floats(-3, 3))
@@ -92,19 +99,19 @@ def test_legs_are_equal_at_quarter_turns(seed, heading):
 
 @given(st.lists(st.floats(-2, 2), min_size=20, max_size=20), SEEDS)
 def test_a_gait_is_twenty_numbers_and_its_actions_are_bounded(numbers, seed):
-    gait = Gait.from_numbers(np.array([1.0, *numbers[1:19], 1.0]))
+    gait = Gait.from_parameters(np.array([1.0, *numbers[1:19], 1.0]))
     assert gait.numbers().tolist() == [1.0, *numbers[1:19], 1.0]
     action = gait(random_states(seed), np.zeros(6))
     assert action.shape == (6, 8)
     assert np.abs(action).max() <= 1.0
     with pytest.raises(ValueError, match="gait: expected 20 numbers, got 19"):
-        Gait.from_numbers(np.zeros(19))
+        Gait.from_parameters(np.zeros(19))
 
 
 def test_the_gait_walks_with_and_without_a_clock():
-    plain = Plain(16)
+    plain = FlatGround(16)
     for clock in (True, False):
-        found = walk([load_gait()], plain, np.random.default_rng(0), steps=80, clock=clock, noise=ACTION_NOISE)
+        found = simulate_walk([load_gait()], plain, np.random.default_rng(0), steps=80, clock=clock, noise=ACTION_NOISE)
         assert found.speed[0] > 0.9
         assert found.drift[0] < 0.15
         assert found.fallen[0] == 0
@@ -116,7 +123,7 @@ def test_the_gait_walks_with_and_without_a_clock():
 @given(st.sampled_from(sorted(MAZES)), SEEDS)
 def test_the_follower_heads_along_the_way(name, seed):
     maze, rng = MAZES[name], np.random.default_rng(seed)
-    follower = Follower.of(name)
+    follower = WaypointFollower.of(name)
     here, there = (maze.free_cells[rng.integers(len(maze.free_cells))] for _ in range(2))
     xy, goal = centre(here) + rng.uniform(-1.9, 1.9, 2), centre(there) + rng.uniform(-1.9, 1.9, 2)
     angle = follower.heading(xy[None], goal[None])[0]
@@ -165,7 +172,7 @@ def test_data_without_reward_are_refused():
     paid = dataclasses.replace(quiet, rewards=np.array([0.0, 1.0]))
     with pytest.raises(ValueError, match=r"at least 2 episodes .* got 1 of 3; .* make more steps"):
         require_reward("antmaze", [quiet, paid, quiet])
-    assert require_reward("antmaze", [quiet, paid, paid]) == Rewarded(2, 2, 3)
+    assert require_reward("antmaze", [quiet, paid, paid]) == RewardCount(2, 2, 3)
 
 
 def test_the_goal_of_the_rewards_is_drawn_as_an_evaluation_draws_it():
@@ -183,7 +190,7 @@ def test_the_goal_of_the_rewards_is_drawn_as_an_evaluation_draws_it():
 
 @pytest.mark.parametrize("kind", ANTMAZE_KINDS)
 def test_every_kind_can_be_made_and_read(kind, root, monkeypatch):
-    monkeypatch.setattr(antmaze, "LEAST_REWARDED", 0)  # so few steps seldom come to the evaluation's goal
+    monkeypatch.setattr(antmaze, "MIN_REWARDED_EPISODES", 0)  # so few steps seldom come to the evaluation's goal
     made = make_dataset("antmaze", kind, steps=1100, seed=4)
     assert made.dataset_id == default_id("antmaze", kind) == f"jacrec/antmaze-{kind}-v0"
     data = load(made.dataset_id)
@@ -218,12 +225,12 @@ def test_umaze_data_come_to_the_goal_and_go_on(root, capsys):
 
 
 def test_actions_are_the_followers_with_noise():
-    (stage,) = stages_of("antmaze", "medium-play")
+    (stage,) = behaviour_stages("antmaze", "medium-play")
     assert stage.noise == ACTION_NOISE == 0.2
     episodes = make_episodes("antmaze", "umaze", steps=300, seed=2)
     state, action = episodes[0].observations[:-1], episodes[0].actions
     goal = centre((3, 1)) + 0.75
-    wish = Follower.of("umaze")(np.concatenate((state, np.tile(goal, (300, 1))), axis=1))
+    wish = WaypointFollower.of("umaze")(np.concatenate((state, np.tile(goal, (300, 1))), axis=1))
     inside = (np.abs(wish) < 0.3) & (np.arange(300) < 100)[:, None]  # far from the goal, which is not exactly there
     noise = (action - wish)[inside]
     assert len(noise) > 200
@@ -241,8 +248,8 @@ def test_data_depend_on_the_seed_alone():
 
 
 def test_names_and_kinds():
-    assert kinds_of("antmaze") == ANTMAZE_KINDS == tuple(TASKS)
-    assert env_id_of("antmaze", "large-play") == "jacrec/antmaze-large-play-v2"
+    assert available_kinds("antmaze") == ANTMAZE_KINDS == tuple(TASKS)
+    assert resolve_env_id("antmaze", "large-play") == "jacrec/antmaze-large-play-v2"
     with pytest.raises(ValueError, match=r"kind of antmaze: expected one of 'umaze', .* got 'medium'"):
         make_dataset("antmaze", "medium", steps=10)
     with pytest.raises(ValueError, match="kind of hopper: expected one of 'random'"):
@@ -289,13 +296,13 @@ def test_cmaes_searches_in_units_of_the_spread_and_repeats_itself():
 
 
 def test_the_search_gets_better(capsys):
-    plain = Plain(16)
+    plain = FlatGround(16)
 
     def cost(gait):
-        return walk([gait], plain, np.random.default_rng(3), steps=60, clock=False, noise=ACTION_NOISE).cost[0]
+        return simulate_walk([gait], plain, np.random.default_rng(3), steps=60, clock=False, noise=ACTION_NOISE).cost[0]
 
     found = search(seed=0, generations=4, population=8, ants=2, steps=40)
-    assert cost(found) < cost(Gait.from_numbers(FIRST))
+    assert cost(found) < cost(Gait.from_parameters(INITIAL_PARAMETERS))
     assert np.array_equal(found.numbers(), np.round(found.numbers(), 4))
     assert np.array_equal(
         search(seed=0, generations=1, population=4, ants=1, steps=5, quiet=True).numbers(),
@@ -305,16 +312,16 @@ def test_the_search_gets_better(capsys):
 
 def test_all_gaits_of_a_generation_meet_the_same_ants_and_noise():
     gait = load_gait()
-    found = walk([gait, gait, gait], Plain(9), np.random.default_rng(0), steps=20, clock=True, noise=0.3)
+    found = simulate_walk([gait, gait, gait], FlatGround(9), np.random.default_rng(0), steps=20, clock=True, noise=0.3)
     assert len(set(found.cost.tolist())) == 1
     assert upright(np.eye(29)[3:6]).tolist() == [1.0, -1.0, -1.0]  # quaternions 1, i, j
 
 
 def test_the_command_line_measures_what_it_found(monkeypatch, capsys):
-    monkeypatch.setattr(antmaze_search, "search", lambda **options: load_gait())
-    monkeypatch.setattr(antmaze_search, "Plain", lambda n, threads: Plain(4, threads))
-    monkeypatch.setattr(antmaze_search, "judge", lambda gait, task, **options: (1.0, 100.0, 0.0))
-    antmaze_search.main(["--seed", "3"])
+    monkeypatch.setattr(ant_gait_search, "search", lambda **options: load_gait())
+    monkeypatch.setattr(ant_gait_search, "FlatGround", lambda n, threads: FlatGround(4, threads))
+    monkeypatch.setattr(ant_gait_search, "judge", lambda gait, task, **options: (1.0, 100.0, 0.0))
+    ant_gait_search.main(["--seed", "3"])
     out = capsys.readouterr().out
     assert "m/s" in out
     assert str(load_gait().numbers().tolist()) in out

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from jacrec.data import describe, load
 from jacrec.data.catalog import episode_table, evaluated_returns
 from jacrec.data.d4rl_files import D4RL_FILES
+from jacrec.data.known_envs import known_dimensions
 from jacrec.data.readers.d4rl import read_d4rl
-from jacrec.data.spaces import known_dimensions
 from jacrec.data.transitions import Transitions
 from tests.data.test_readers import write_flat
 

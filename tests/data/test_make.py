@@ -13,9 +13,9 @@ import pytest
 
 from jacrec.data import catalog, describe, list_datasets, load, make_dataset
 from jacrec.data.behaviour import make as make_module
-from jacrec.data.behaviour.collect import Episode, Stage, collect
-from jacrec.data.behaviour.linear import load_action_noise, load_snapshots
-from jacrec.data.behaviour.make import KINDS, default_id, kinds_of, make_episodes, medium_of, stages_of
+from jacrec.data.behaviour.collect import BehaviourStage, Episode, collect
+from jacrec.data.behaviour.linear_policy import load_action_noise, load_snapshots
+from jacrec.data.behaviour.make import KINDS, available_kinds, behaviour_stages, default_id, make_episodes, medium_index
 from jacrec.data.readers import minari as minari_module
 from jacrec.envs.physics import make_env
 
@@ -27,7 +27,7 @@ def root(tmp_path, monkeypatch):
 
 
 def test_collected_episodes_replay_in_gymnasium():
-    stages = stages_of("hopper", "medium-replay")
+    stages = behaviour_stages("hopper", "medium-replay")
     episodes = collect("Hopper-v4", stages, steps=600, seed=3, threads=1)
     assert sum(map(len, episodes)) == 600
     env = make_env("Hopper-v4")
@@ -47,7 +47,7 @@ def test_collected_episodes_replay_in_gymnasium():
 
 
 def test_data_do_not_depend_on_how_many_episodes_run_at_once():
-    stages = stages_of("hopper", "medium-expert")
+    stages = behaviour_stages("hopper", "medium-expert")
     found = [
         collect("Hopper-v4", stages, steps=3000, seed=1, threads=threads, rows=rows)
         for rows, threads in ((1, 1), (5, 2), (30, 2))
@@ -62,7 +62,7 @@ def test_data_do_not_depend_on_how_many_episodes_run_at_once():
 
 
 def test_shares_are_equal_and_only_the_last_episode_is_cut():
-    still, fall = Stage("still", lambda s: np.zeros((len(s), 3))), Stage("random", None)
+    still, fall = BehaviourStage("still", lambda s: np.zeros((len(s), 3))), BehaviourStage("random", None)
     seen = []
     episodes = collect("Hopper-v4", [still, fall], steps=500, seed=0, progress=seen.append)
     steps = np.cumsum([len(episode) for episode in episodes])
@@ -83,7 +83,7 @@ def test_snapshots_go_from_nearly_random_to_good(env_name):
     assert len(returns) >= 6
     assert returns[0] < 0.1 * returns[-1]
     assert returns[-1] == returns.max() > {"hopper": 2500, "halfcheetah": 2500}[env_name]
-    medium = medium_of(load_snapshots(env_name))
+    medium = medium_index(load_snapshots(env_name))
     assert 0.3 * returns[-1] < returns[medium] < 0.7 * returns[-1]
     assert 0 < medium < len(returns) - 1
     assert load_action_noise(env_name) > 0
@@ -91,27 +91,27 @@ def test_snapshots_go_from_nearly_random_to_good(env_name):
 
 def test_best_hopper_snapshot_earns_what_the_file_says():
     snapshot, noise = load_snapshots("hopper")[-1], load_action_noise("hopper")
-    episodes = collect("Hopper-v4", [Stage("best", snapshot.policy, noise)], steps=10_000, seed=5)
+    episodes = collect("Hopper-v4", [BehaviourStage("best", snapshot.policy, noise)], steps=10_000, seed=5)
     whole = [episode.rewards.sum() for episode in episodes[:-1]]
     assert np.mean(whole) == pytest.approx(snapshot.mean_return, rel=0.2)
 
 
 def test_kinds_are_built_from_the_snapshots():
     snapshots = load_snapshots("hopper")
-    medium, best = snapshots[medium_of(snapshots)].policy, snapshots[-1].policy
-    policies = {kind: [stage.policy for stage in stages_of("hopper", kind)] for kind in KINDS}
+    medium, best = snapshots[medium_index(snapshots)].policy, snapshots[-1].policy
+    policies = {kind: [stage.policy for stage in behaviour_stages("hopper", kind)] for kind in KINDS}
     assert policies["random"] == [None]
     assert policies["medium"] == [medium]
     assert policies["expert"] == [best]
     assert policies["medium-expert"] == [medium, best]
-    assert policies["medium-replay"] == [s.policy for s in snapshots[: medium_of(snapshots) + 1]]
+    assert policies["medium-replay"] == [s.policy for s in snapshots[: medium_index(snapshots) + 1]]
     assert policies["full-replay"] == [s.policy for s in snapshots]
     with pytest.raises(ValueError, match="env_name: expected one of"):
-        stages_of("walker", "medium")
+        behaviour_stages("walker", "medium")
     with pytest.raises(ValueError, match="kind of hopper: expected one of 'random', 'medium'"):
-        stages_of("hopper", "simple")
+        behaviour_stages("hopper", "simple")
     with pytest.raises(ValueError, match="kind of pointmaze-umaze: expected one of 'random', 'expert', got 'medium'"):
-        stages_of("pointmaze-umaze", "medium")
+        behaviour_stages("pointmaze-umaze", "medium")
 
 
 def test_made_set_reads_back_as_collected(root):
@@ -284,7 +284,7 @@ def test_catalogue_counts_what_is_there():
 
 def test_default_ids_are_minari_ids():
     for name in make_module.ENV_NAMES:
-        for kind in kinds_of(name):
+        for kind in available_kinds(name):
             assert minari_module.dataset_path(default_id(name, kind)).name == f"{name}-{kind}-v0"
 
 

@@ -13,8 +13,8 @@ from gymnasium.utils.env_checker import check_env
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jacrec.data.behaviour.antmaze_gait import load_gait
-from jacrec.data.behaviour.maze import shortest_ways
+from jacrec.data.behaviour.ant_gait import load_gait
+from jacrec.data.behaviour.pointmaze import shortest_paths
 from jacrec.data.references import reference_by_env
 from jacrec.envs.antmaze import COLLECTION_IDS, ENV_IDS, AntMazeEnv, torque
 from jacrec.envs.antmaze_layout import MAZES, TASKS, centre, draw_goal, draw_start, reached
@@ -155,7 +155,7 @@ def test_mazes_are_closed_and_connected(name):
     assert maze.evaluation_goal == GOAL_CELLS[name]
     assert free[1, 1]
     assert all(free[cell] for cell in maze.training_goals)
-    ways = shortest_ways(free)
+    ways = shortest_paths(free)
     cell, steps = (1, 1), 0
     while cell != maze.evaluation_goal:
         cell, steps = tuple(ways[(*cell, *maze.evaluation_goal)]), steps + 1

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from gymnasium.envs.registration import WrapperSpec
 
-from jacrec.data.behaviour.antmaze import Follower
+from jacrec.data.behaviour.antmaze import WaypointFollower
 from jacrec.envs.batch import BatchedEnv
 from jacrec.envs.physics import make_env
 
@@ -44,7 +44,7 @@ def test_threaded_rows_are_bit_identical_to_gymnasium(env_id, physics):
 
 
 def test_ants_walk_to_their_own_goals_as_in_gymnasium():
-    seeds, follower = [0, 1, 2], Follower.of("umaze")
+    seeds, follower = [0, 1, 2], WaypointFollower.of("umaze")
     batch = BatchedEnv("jacrec/antmaze-umaze-v2", len(seeds), threads=2)
     envs = [make_env("jacrec/antmaze-umaze-v2") for _ in seeds]
     goals = np.array([env.reset(seed=seed)[1]["goal"] for env, seed in zip(envs, seeds, strict=True)])

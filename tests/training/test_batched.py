@@ -7,15 +7,15 @@ from dataclasses import replace
 import pytest
 import torch
 
-from jacrec.training.batched import CHUNK, Together, run_together
+from jacrec.training.batched import CHUNK, BatchedStages, run_batched
 from jacrec.training.config import DynamicsConfig, ReBRACConfig, RewardConfig
-from jacrec.training.flat import FlatRows
+from jacrec.training.flat import FlatParameterRows
 from jacrec.training.loop import Metrics, load_checkpoint, make_progress, run_stage
 from jacrec.training.stages.dynamics import DynamicsStage
 from jacrec.training.stages.rebrac import ReBRACStage
 from jacrec.training.stages.reward import RewardStage
-from jacrec.training.stages.supervised import pooled
-from jacrec.training.streams import BLOCK, Blocks
+from jacrec.training.stages.supervised import concat_tables
+from jacrec.training.streams import BLOCK, BlockPrefetcher
 from tests.training_data import linear_system
 
 SEEDS = (3, 10, 11)
@@ -72,7 +72,7 @@ def same(stage, other, rtol=1e-11, atol=1e-12):
 def test_every_seed_is_what_it_is_alone(kind, graphs):
     """With `graphs`, what a CUDA graph would hold: several updates at once, on inputs that keep their addresses."""
     members = [STAGES[kind](seed) for seed in SEEDS]
-    group, update = Together(members, graphs), 0
+    group, update = BatchedStages(members, graphs), 0
     while update < UPDATES:
         update += group.advance(update, UPDATES - update)
     assert update == UPDATES
@@ -87,9 +87,9 @@ def test_every_seed_is_what_it_is_alone(kind, graphs):
 
 
 def test_updates_are_taken_in_chunks_that_meet_no_boundary():
-    group = Together([rebrac(0), rebrac(1)], graphs=True)
+    group = BatchedStages([rebrac(0), rebrac(1)], graphs=True)
     assert [group.advance(0, 100), group.advance(CHUNK, CHUNK - 1), group.advance(CHUNK + 1, 100)] == [CHUNK, 1, 1]
-    assert Together([rebrac(0)], graphs=False).advance(0, 100) == 1
+    assert BatchedStages([rebrac(0)], graphs=False).advance(0, 100) == 1
 
 
 def run_alone(stage, checkpoint, metrics):
@@ -99,10 +99,10 @@ def run_alone(stage, checkpoint, metrics):
 
 
 def run(members, folder, **options):
-    """`run_together` with a checkpoint and a file of metrics per member; whether it came to the end."""
+    """`run_batched` with a checkpoint and a file of metrics per member; whether it came to the end."""
     folder.mkdir(exist_ok=True)
     with make_progress(quiet=True) as progress:
-        return run_together(
+        return run_batched(
             members,
             [folder / f"{i}.safetensors" for i in range(len(members))],
             [Metrics(folder / f"{i}.jsonl") for i in range(len(members))],
@@ -171,7 +171,7 @@ def test_those_behind_go_first_until_all_are_level(tmp_path):
 def test_a_group_trains_in_single_precision_as_each_alone():
     """Batched products add in another order; the distance after a few updates is that of rounding."""
     members = [rebrac(seed, dtype=torch.float32) for seed in SEEDS]
-    group = Together(members)
+    group = BatchedStages(members)
     for update in range(3):
         group.advance(update, 1)
         for seed, member in zip(SEEDS, members, strict=True):
@@ -183,16 +183,16 @@ def test_a_group_trains_in_single_precision_as_each_alone():
 
 
 def test_networks_of_another_make_are_refused():
-    with pytest.raises(ValueError, match="FlatRows: expected modules of one make"):
-        Together([rebrac(0), rebrac(1, hidden=(8, 8))])
-    assert FlatRows([rebrac(0).learner.flat_actor]).value.shape[0] == 1
+    with pytest.raises(ValueError, match="FlatParameterRows: expected modules of one make"):
+        BatchedStages([rebrac(0), rebrac(1, hidden=(8, 8))])
+    assert FlatParameterRows([rebrac(0).learner.flat_actor]).value.shape[0] == 1
 
 
 def test_learners_of_compiled_code_are_refused():
     pytest.importorskip("numba")
     stages = [ReBRACStage(linear_system(), replace(rebrac(0).config), seed, fused=True) for seed in (0, 1)]
     with pytest.raises(ValueError, match="expected learners with fused=False"):
-        Together(stages)
+        BatchedStages(stages)
 
 
 def test_a_shared_table_of_rows_is_kept_once():
@@ -200,8 +200,8 @@ def test_a_shared_table_of_rows_is_kept_once():
     rest = [
         ReBRACStage(linear_system(), first.config, seed, dtype=torch.float64, fused=False, rows=first.rows) for seed in (1, 2)
     ]
-    assert Together([first, *rest]).joint.rows is first.rows
-    pool, start = pooled([torch.zeros(4, 2), torch.ones(3, 2), torch.ones(5, 2)])
+    assert BatchedStages([first, *rest]).joint.rows is first.rows
+    pool, start = concat_tables([torch.zeros(4, 2), torch.ones(3, 2), torch.ones(5, 2)])
     assert pool.shape == (12, 2)
     assert start.tolist() == [[0], [4], [7]]
 
@@ -211,7 +211,7 @@ def test_blocks_drawn_ahead_are_the_same(order):
     def draw(block):
         return (torch.full((BLOCK,), block),)
 
-    blocks = Blocks(draw, ahead=True)
+    blocks = BlockPrefetcher(draw, ahead=True)
     assert [int(blocks(block)[0][0]) for block in order] == list(order)
     assert blocks.coming is not None
     assert blocks.coming[0] == order[-1] + 1

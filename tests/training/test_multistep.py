@@ -13,7 +13,7 @@ from jacrec.data.transitions import DatasetInfo, Transitions
 from jacrec.models.io import load_module, save_module
 from jacrec.training.config import DynamicsConfig
 from jacrec.training.stages.dynamics import DynamicsStage
-from jacrec.training.stages.multistep import GaussianSteps, MultiStepStage, lengths, multi_step_errors, segments
+from jacrec.training.stages.multistep import GaussianStepBatch, MultiStepStage, multi_step_errors, segment_lengths, segments
 from jacrec.training.stages.objectives import make_dynamics, objective
 from tests.conftest import property_cases
 
@@ -57,7 +57,7 @@ def test_segments_stay_within_their_episode_and_cross_no_gap(steps, horizon, dro
     if not kept.any():
         return
     data = data.rows(kept)
-    n_k = lengths(data, horizon)
+    n_k = segment_lengths(data, horizon)
     for k in range(len(data)):
         count = 1
         while count < horizon and k + count < len(data) and data.episode[k + count] == data.episode[k]:
@@ -140,8 +140,8 @@ def test_a_one_step_model_is_rolled_out():
 
 
 def test_the_scale_of_a_mean_that_is_right_goes_down():
-    batch = GaussianSteps(torch.zeros(2, 1), torch.zeros(2, 1))
-    _, bar = batch.judge(torch.zeros(2, 2), lambda x: x)
+    batch = GaussianStepBatch(torch.zeros(2, 1), torch.zeros(2, 1))
+    _, bar = batch.loss_and_gradient(torch.zeros(2, 2), lambda x: x)
     assert not bar[:, 0].any()
     assert bool((bar[:, 1] > 0).all())
 

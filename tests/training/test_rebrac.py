@@ -8,12 +8,12 @@ import pytest
 import torch
 
 from jacrec.training.config import ReBRACConfig
-from jacrec.training.passes import why_not_fused
+from jacrec.training.passes import fused_unsupported_reason
 from jacrec.training.stages.rebrac import ReBRAC, ReBRACStage, pack
 from tests.plain_rebrac import PlainReBRAC, largest_difference
 from tests.training_data import linear_system
 
-OBSTACLE = why_not_fused(torch.zeros(1))
+OBSTACLE = fused_unsupported_reason(torch.zeros(1))
 needs_fused = pytest.mark.skipif(OBSTACLE is not None, reason=str(OBSTACLE))
 FUSED = [pytest.param(False, id="plain"), pytest.param(True, id="fused", marks=needs_fused)]
 

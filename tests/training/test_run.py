@@ -24,7 +24,7 @@ from jacrec.models.networks import RewardModel
 from jacrec.training import DynamicsConfig, ReBRACConfig, RewardConfig, TrainConfig, load_run, train
 from jacrec.training.run import make_stage, read_record
 from jacrec.training.stages.rebrac import ReBRACStage
-from jacrec.training.streams import seed_of
+from jacrec.training.streams import derive_seed
 from tests.training_data import linear_system
 
 SMALL = TrainConfig(
@@ -78,7 +78,7 @@ def test_a_run_loads_as_a_policy_in_a_world(finished):
 
 def test_the_scales_are_those_of_the_training_episodes(finished):
     run = load_run(finished)
-    kept = linear_system().split(SMALL.held_out, seed_of(SMALL.seed, "held out"))[0]
+    kept = linear_system().split(SMALL.held_out, derive_seed(SMALL.seed, "held out"))[0]
     torch.testing.assert_close(run.world.dynamics.state_mean, torch.from_numpy(kept.state.mean(0)))
     delta = torch.from_numpy(kept.next_state - kept.state)
     torch.testing.assert_close(run.world.dynamics.out_std, delta.std(0, correction=0))

@@ -14,7 +14,7 @@ import torch
 from jacrec.cli import main
 from jacrec.training import load_run, train, train_seeds
 from jacrec.training.folder import read_record
-from jacrec.training.seeds import folder_of
+from jacrec.training.seeds import seed_folder
 from tests.training.test_run import SMALL, metrics, mind_interruptions, same_bits, weights
 from tests.training_data import linear_system
 
@@ -66,7 +66,7 @@ def test_a_batched_model_gives_each_seed_what_it_is_alone(alone, tmp_path):
 
 def test_seeds_move_between_a_batched_model_and_being_alone(alone, tmp_path):
     """One seed is ahead, trained alone; the group levels them; what is left of another stage each is taught alone."""
-    folders = [folder_of(tmp_path, seed) for seed in SEEDS]
+    folders = [seed_folder(tmp_path, seed) for seed in SEEDS]
     train(replace(SMALL, seed=SEEDS[0]), folders[0], stages=["rebrac"], data=linear_system(), quiet=True)
     train_seeds(SMALL, SEEDS, tmp_path, stages=["rebrac", "reward"], data=linear_system(), batched=True, quiet=True)
     for seed, folder in zip(SEEDS, folders, strict=True):
@@ -110,7 +110,7 @@ def test_all_that_failed_is_told(tmp_path, monkeypatch):
     def failing(work, heard, stop):
         raise FloatingPointError(f"seed {work[0].seed} diverged")
 
-    monkeypatch.setattr("jacrec.training.seeds._watch", failing)
+    monkeypatch.setattr("jacrec.training.seeds._run_process", failing)
     with pytest.raises(FloatingPointError, match=r"seed \d diverged") as caught:
         train_seeds(SMALL, SEEDS, tmp_path, quiet=True)
     first = int(str(caught.value).split()[1])
@@ -173,8 +173,8 @@ def test_an_interruption_keeps_every_update(tmp_path, batched):
         process.send_signal(signal.SIGINT)
         _, errors = process.communicate(timeout=60)
     assert "KeyboardInterrupt" in errors
-    at_stop = {seed: len((folder_of(folder, seed) / "metrics.jsonl").read_text().splitlines()) for seed in SEEDS}
-    assert all((folder_of(folder, seed) / "checkpoints" / "rebrac.safetensors").is_file() for seed in SEEDS)
+    at_stop = {seed: len((seed_folder(folder, seed) / "metrics.jsonl").read_text().splitlines()) for seed in SEEDS}
+    assert all((seed_folder(folder, seed) / "checkpoints" / "rebrac.safetensors").is_file() for seed in SEEDS)
     seen = []
     train_seeds(LONG, SEEDS, folder, stages=["rebrac"], data=linear_system(), batched=batched, quiet=True, on_log=seen.append)
     assert len(seen) == 2 * 150 - sum(at_stop.values())  # nothing that had been written was done again
@@ -189,21 +189,23 @@ def test_processes_end_with_the_one_that_started_them(tmp_path):
         config = replace(LONG, seed=seed)
         for _ in range(300):
             try:
-                train(config, folder_of(folder, seed), stages=["rebrac"], data=linear_system(), quiet=True)
+                train(config, seed_folder(folder, seed), stages=["rebrac"], data=linear_system(), quiet=True)
             except ValueError as error:  # it has not finished its update yet
                 if "expected a run not in training" not in str(error):
                     raise
                 time.sleep(0.2)
             else:
                 break
-    assert all((folder_of(folder, seed) / "actor.safetensors").is_file() for seed in SEEDS)
+    assert all((seed_folder(folder, seed) / "actor.safetensors").is_file() for seed in SEEDS)
 
 
 def test_the_command(tmp_path, capsys, monkeypatch):
     calls = []
     monkeypatch.setattr(
         "jacrec.commands.train.train_seeds",
-        lambda config, seeds, out, **options: calls.append((config, seeds, out, options)) or [folder_of(out, s) for s in seeds],
+        lambda config, seeds, out, **options: (
+            calls.append((config, seeds, out, options)) or [seed_folder(out, s) for s in seeds]
+        ),
     )
     assert main(["train", "jacrec/hopper/medium-v0", "--seeds", "10", "11", "--reward.updates", "7", "--stages", "reward"]) == 0
     config, seeds, out, options = calls[0]

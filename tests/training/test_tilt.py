@@ -12,7 +12,7 @@ from jacrec.training.config import DynamicsConfig, ReBRACConfig, RewardConfig, T
 from jacrec.training.run import train
 from jacrec.training.seeds import train_seeds
 from jacrec.training.stages.dynamics import DynamicsStage
-from jacrec.training.stages.tilt import effective_share, tilt_weights, tilted
+from jacrec.training.stages.tilt import clipped_weights, effective_share, tilt_weights
 from tests.conftest import property_cases
 from tests.training_data import linear_system
 
@@ -30,7 +30,7 @@ def policy(seed=0):
 @given(seed=st.integers(0, 99), n=st.integers(1, 200), tilt=st.floats(0, 1e4), clip=st.floats(1.01, 300))
 def test_weights_have_mean_one_order_and_a_bound(seed, n, tilt, clip):
     log_density = -np.random.default_rng(seed).exponential(size=n)
-    w = tilted(log_density, tilt, clip)
+    w = clipped_weights(log_density, tilt, clip)
     assert w.mean() == pytest.approx(1, rel=1e-9)
     assert w.max() <= clip * (1 + 1e-9)
     assert (np.diff(w[np.argsort(log_density)]) >= 0).all()

@@ -11,12 +11,12 @@ from torch import Tensor
 from jacrec.data.transitions import Transitions
 from jacrec.models.networks import MLP
 from jacrec.training.config import ReBRACConfig, rebrac_config
-from jacrec.training.passes import why_not_fused
+from jacrec.training.passes import fused_unsupported_reason
 from jacrec.training.stages.rebrac import ReBRAC, ReBRACStage
 from tests.plain_rebrac import PlainReBRAC
 from tests.training_data import linear_system
 
-OBSTACLE = why_not_fused(torch.zeros(1))
+OBSTACLE = fused_unsupported_reason(torch.zeros(1))
 FUSED = [
     pytest.param(False, id="plain"),
     pytest.param(True, id="fused", marks=pytest.mark.skipif(OBSTACLE is not None, reason=str(OBSTACLE))),

@@ -1,7 +1,7 @@
-"""Behaviour for D4RL's AntMaze: breadth-first search for the way, a gait to walk it.
+"""Behaviour for D4RL's AntMaze: breadth-first search for the way, a gait to simulate_walk it.
 
-    Follower.of(maze, gait=None) -> follower; follower(state (n, 31)) -> action (n, 8)
-    evaluation_goal(task, seed) -> (2,)   relabel(episodes, goal) -> list[Episode]   require_reward(name, episodes) -> Rewarded
+    WaypointFollower.of(maze, gait=None) -> follower; follower(state (n, 31)) -> action (n, 8)
+    evaluation_goal(task, seed) -> (2,)   relabel(episodes, goal) -> list[Episode]   require_reward(name, episodes) -> RewardCount
 
 The data are collected by D4RL's protocol (`jacrec.envs.antmaze_layout`: starts and goals; action noise 0.2; the ant goes on
 when it has arrived) and rewarded afterwards, by one goal drawn as an evaluation draws it. The walker is ours, so the data are
@@ -13,20 +13,20 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from jacrec.data.behaviour.antmaze_gait import Gait, load_gait
+from jacrec.data.behaviour.ant_gait import Gait, load_gait
 from jacrec.data.behaviour.collect import Episode
-from jacrec.data.behaviour.maze import shortest_ways
+from jacrec.data.behaviour.pointmaze import shortest_paths
 from jacrec.envs.antmaze import STATE_DIM
 from jacrec.envs.antmaze_layout import MAZES, TASKS, Maze, centre, draw_goal, reached
 
 ACTION_NOISE = 0.2
 """standard deviation of the noise on the data's actions, D4RL's"""
-LEAST_REWARDED = 2
+MIN_REWARDED_EPISODES = 2
 """episodes with a rewarded step, below which data are refused"""
 
 
 @dataclass(frozen=True)
-class Follower:
+class WaypointFollower:
     """Walks to the goal that follows the 29 numbers of the state: straight on in the goal's cell, elsewhere along the line from
     its cell's centre to the next one's, drawn towards that line. A function of the state alone, so that the data are Markov.
     """
@@ -38,12 +38,12 @@ class Follower:
     """how strongly it is drawn to the line, radians of turn per metre near it"""
 
     @classmethod
-    def of(cls, maze: str, gait: Gait | None = None) -> "Follower":
+    def of(cls, maze: str, gait: Gait | None = None) -> "WaypointFollower":
         """The follower for one of `jacrec.envs.antmaze_layout.MAZES`."""
-        return cls(MAZES[maze], shortest_ways(MAZES[maze].free), gait or load_gait())
+        return cls(MAZES[maze], shortest_paths(MAZES[maze].free), gait or load_gait())
 
     @classmethod
-    def of_task(cls, task: str, gait: Gait | None = None) -> "Follower":
+    def for_task(cls, task: str, gait: Gait | None = None) -> "WaypointFollower":
         """The follower for the maze of one of the six tasks."""
         return cls.of(TASKS[task].maze, gait)
 
@@ -65,7 +65,7 @@ class Follower:
 
 
 @dataclass(frozen=True)
-class Rewarded:
+class RewardCount:
     """How much of a data set carries reward."""
 
     episodes: int
@@ -98,17 +98,17 @@ def relabel(episodes: list[Episode], goal: np.ndarray) -> list[Episode]:
     return found
 
 
-def require_reward(name: str, episodes: list[Episode]) -> Rewarded:
+def require_reward(name: str, episodes: list[Episode]) -> RewardCount:
     """How much of relabelled episodes carries reward.
 
     Raises:
-        ValueError: fewer than `LEAST_REWARDED` episodes do: a critic could learn nothing.
+        ValueError: fewer than `MIN_REWARDED_EPISODES` episodes do: a critic could learn nothing.
     """
     steps = [int(episode.rewards.sum()) for episode in episodes]
-    found = Rewarded(sum(n > 0 for n in steps), sum(steps), len(steps))
-    if found.episodes < LEAST_REWARDED:
+    found = RewardCount(sum(n > 0 for n in steps), sum(steps), len(steps))
+    if found.episodes < MIN_REWARDED_EPISODES:
         raise ValueError(
-            f"{name}: expected at least {LEAST_REWARDED} episodes that come to the evaluation's goal, got {found.episodes} of "
+            f"{name}: expected at least {MIN_REWARDED_EPISODES} episodes that come to the evaluation's goal, got {found.episodes} of "
             f"{found.of}; most goals of this kind lie elsewhere: make more steps"
         )
     return found

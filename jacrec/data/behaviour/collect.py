@@ -1,7 +1,7 @@
 """Whole episodes from scripted behaviour, in lock-step.
 
     collect(env_id, stages, *, steps, seed, physics="d4rl", threads=None, rows=None, progress=None) -> list[Episode]
-    Stage(name, policy, noise)
+    BehaviourStage(name, policy, noise)
 
 An episode is a function of (seed, stage, its number in the stage) alone: how many run at once, on how many threads, on
 whose machine, changes nothing.
@@ -17,7 +17,7 @@ from jacrec.envs.batch import BatchedEnv
 
 
 @dataclass(frozen=True)
-class Stage:
+class BehaviourStage:
     """Behaviour for a share of the data: clip(policy(s) + noise n, ±1) with n standard normal, drawn per step."""
 
     name: str
@@ -50,7 +50,7 @@ class Episode:
 
 def collect(
     env_id: str,
-    stages: list[Stage],
+    stages: list[BehaviourStage],
     *,
     steps: int,
     seed: int,
@@ -99,7 +99,7 @@ def collect(
 
 
 def _run_stage(
-    env: BatchedEnv, limit: int, stage: Stage, key: list[int], wanted: int, progress: Callable[[int], None] | None
+    env: BatchedEnv, limit: int, stage: BehaviourStage, key: list[int], wanted: int, progress: Callable[[int], None] | None
 ) -> list[Episode]:
     """Episodes 0, 1, 2, ... of a stage until they hold `wanted` steps."""
     n, d, m = env.n, env.state_dim, env.action_dim

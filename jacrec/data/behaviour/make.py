@@ -3,7 +3,7 @@
     make_dataset(env_name, kind, *, steps=100_000, seed=0, overwrite=False, dataset_id=None, physics="d4rl",
                  threads=None, progress=None) -> MadeDataset(dataset_id, path, episodes, steps, seconds, rewarded)
     make_episodes(env_name, kind, *, steps, seed, ...) -> list[Episode]
-    ENV_NAMES, KINDS, kinds_of(env_name), default_id(env_name, kind)
+    ENV_NAMES, KINDS, available_kinds(env_name), default_id(env_name, kind)
 
 The kinds are those of D4RL, with linear policies and Gaussian action noise in place of SAC's:
 
@@ -29,12 +29,12 @@ from typing import Any
 import gymnasium
 import numpy as np
 
-from jacrec.data.behaviour.antmaze import ACTION_NOISE, Follower, Rewarded, evaluation_goal, relabel, require_reward
-from jacrec.data.behaviour.collect import Episode, Stage, collect
-from jacrec.data.behaviour.linear import ENVIRONMENTS, Snapshot, load_action_noise, load_snapshots
-from jacrec.data.behaviour.maze import MazeController
+from jacrec.data.behaviour.antmaze import ACTION_NOISE, RewardCount, WaypointFollower, evaluation_goal, relabel, require_reward
+from jacrec.data.behaviour.collect import BehaviourStage, Episode, collect
+from jacrec.data.behaviour.linear_policy import ENVIRONMENTS, Snapshot, load_action_noise, load_snapshots
+from jacrec.data.behaviour.pointmaze import PointMazeController
 from jacrec.data.d4rl_files import KINDS
-from jacrec.data.readers.minari import dataset_path, refuse_existing, write_minari
+from jacrec.data.readers.minari import dataset_path, refuse_to_replace, write_minari
 from jacrec.data.references import reference_by_env
 from jacrec.envs.antmaze import COLLECTION_IDS as ANTMAZE_COLLECTION_IDS
 from jacrec.envs.antmaze import ENV_IDS as ANTMAZE_IDS
@@ -64,11 +64,11 @@ class MadeDataset:
     steps: int
     seconds: float
     """wall time, collection and writing"""
-    rewarded: Rewarded | None = None
+    rewarded: RewardCount | None = None
     """how much of it carries reward, where rewards were relabelled (AntMaze)"""
 
 
-def kinds_of(env_name: str) -> tuple[str, ...]:
+def available_kinds(env_name: str) -> tuple[str, ...]:
     """The kinds an environment can be made in.
 
     Raises:
@@ -76,7 +76,7 @@ def kinds_of(env_name: str) -> tuple[str, ...]:
     """
     if env_name == ANTMAZE:
         return ANTMAZE_KINDS
-    if env_id_of(env_name) == env_name:
+    if resolve_env_id(env_name) == env_name:
         return ("random",)
     return ("random", "expert") if env_name in MAZES else KINDS
 
@@ -86,31 +86,31 @@ def default_id(env_name: str, kind: str) -> str:
     return f"jacrec/{env_name.replace('/', '-')}-{kind}-v0"
 
 
-def medium_of(snapshots: tuple[Snapshot, ...]) -> int:
+def medium_index(snapshots: tuple[Snapshot, ...]) -> int:
     """Which snapshot plays "medium": its return is nearest to `MEDIUM_SHARE` of the best."""
     returns = np.array([snapshot.mean_return for snapshot in snapshots])
     return int(np.argmin(np.abs(returns - MEDIUM_SHARE * returns.max())))
 
 
-def stages_of(env_name: str, kind: str) -> list[Stage]:
+def behaviour_stages(env_name: str, kind: str) -> list[BehaviourStage]:
     """The behaviour of a kind, stage by stage in equal shares.
 
     Raises:
         ValueError: an unknown environment, or a kind it cannot be made in.
     """
-    expect_one_of(f"kind of {env_name}", kind, kinds_of(env_name))
+    expect_one_of(f"kind of {env_name}", kind, available_kinds(env_name))
     if kind == "random":
-        return [Stage("random", None)]
+        return [BehaviourStage("random", None)]
     if env_name == ANTMAZE:
-        return [Stage("waypoint follower", Follower.of_task(kind), ACTION_NOISE)]
+        return [BehaviourStage("waypoint follower", WaypointFollower.for_task(kind), ACTION_NOISE)]
     if env_name in MAZES:
         env = make_env(MAZES[env_name])
-        controller = MazeController.of(env)
+        controller = PointMazeController.of(env)
         env.close()
-        return [Stage("controller", controller, MAZE_NOISE)]
+        return [BehaviourStage("controller", controller, MAZE_NOISE)]
     snapshots = load_snapshots(env_name)
     noise = load_action_noise(env_name)
-    medium, best = medium_of(snapshots), len(snapshots) - 1
+    medium, best = medium_index(snapshots), len(snapshots) - 1
     chosen = {
         "medium": [medium],
         "expert": [best],
@@ -118,7 +118,7 @@ def stages_of(env_name: str, kind: str) -> list[Stage]:
         "medium-replay": list(range(medium + 1)),
         "full-replay": list(range(best + 1)),
     }[kind]
-    return [Stage(f"snapshot {i}", snapshots[i].policy, noise) for i in chosen]
+    return [BehaviourStage(f"snapshot {i}", snapshots[i].policy, noise) for i in chosen]
 
 
 def make_episodes(
@@ -132,13 +132,13 @@ def make_episodes(
     progress: Callable[[int], None] | None = None,
 ) -> list[Episode]:
     """The episodes of a kind, exactly `steps` steps, in memory (see `jacrec.data.behaviour.collect.collect`)."""
-    stages = stages_of(env_name, kind)
-    where = ANTMAZE_COLLECTION_IDS[kind] if env_name == ANTMAZE else env_id_of(env_name)
+    stages = behaviour_stages(env_name, kind)
+    where = ANTMAZE_COLLECTION_IDS[kind] if env_name == ANTMAZE else resolve_env_id(env_name)
     episodes = collect(where, stages, steps=steps, seed=seed, physics=physics, threads=threads, progress=progress)
     return relabel(episodes, evaluation_goal(kind, seed)) if env_name == ANTMAZE else episodes
 
 
-def env_id_of(env_name: str, kind: str | None = None) -> str:
+def resolve_env_id(env_name: str, kind: str | None = None) -> str:
     """The gymnasium id behind a short name; an id that gymnasium knows stands for itself. Of antmaze's, `kind` is one of six.
 
     Raises:
@@ -178,11 +178,11 @@ def make_dataset(
         FileExistsError: the set exists and `overwrite` is False; said before any work is done.
     """
     began = time.monotonic()
-    stages = stages_of(env_name, kind)
+    stages = behaviour_stages(env_name, kind)
     dataset_id = dataset_id or default_id(env_name, kind)
     dataset_path(dataset_id)
-    refuse_existing(dataset_id, overwrite)
-    env_id = env_id_of(env_name, kind)
+    refuse_to_replace(dataset_id, overwrite)
+    env_id = resolve_env_id(env_name, kind)
     episodes = make_episodes(env_name, kind, steps=steps, seed=seed, physics=physics, threads=threads, progress=progress)
     rewarded = require_reward(dataset_id, episodes) if env_name == ANTMAZE else None
     env = make_env(env_id, physics=physics)
@@ -196,13 +196,13 @@ def make_dataset(
 
 
 def _metadata(
-    env_name: str, kind: str, env_id: str, stages: list[Stage], steps: int, seed: int, physics: dict[str, Any]
+    env_name: str, kind: str, env_id: str, stages: list[BehaviourStage], steps: int, seed: int, physics: dict[str, Any]
 ) -> dict[str, Any]:
     policies = []
     for stage in stages:
         policy: Any = stage.policy
         numbers = {"gain": policy.gain.tolist(), "bias": policy.bias.tolist()} if hasattr(policy, "bias") else {}
-        if isinstance(policy, Follower):
+        if isinstance(policy, WaypointFollower):
             numbers = {"gait": policy.gait.numbers().tolist()}
         policies.append({"name": stage.name, "noise": stage.noise, **numbers})
     made = version("jacrec")

@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from jacrec.data.transitions import Transitions
 from jacrec.training.config import DynamicsConfig
 from jacrec.training.stages.objectives import make_dynamics, network_of, objective, one_step
-from jacrec.training.stages.supervised import JointRegression, Regression, SupervisedStage, descending, rmse
+from jacrec.training.stages.supervised import BatchedRegression, Regression, SupervisedStage, make_update, rmse
 from jacrec.training.stages.tilt import effective_share, tilt_weights
-from jacrec.training.streams import BatchStream, generator, seed_of
+from jacrec.training.streams import BatchStream, derive_seed, generator
 
 
 def scales(data: Transitions, target: str = "difference") -> tuple[np.ndarray, ...]:
@@ -21,10 +21,10 @@ def scales(data: Transitions, target: str = "difference") -> tuple[np.ndarray, .
     """
     state = data.state.astype(np.float64)
     goal = data.next_state - state if target == "difference" else data.next_state.astype(np.float64)
-    return (state.mean(0).astype(np.float32), spread(state), goal.mean(0).astype(np.float32), spread(goal, 1e-6))
+    return (state.mean(0).astype(np.float32), safe_std(state), goal.mean(0).astype(np.float32), safe_std(goal, 1e-6))
 
 
-def spread(x: np.ndarray, where_constant: float = 1.0) -> np.ndarray:
+def safe_std(x: np.ndarray, where_constant: float = 1.0) -> np.ndarray:
     """Standard deviation over the first axis, float32; `where_constant` where it is below 1e-6."""
     std = np.asarray(x, dtype=np.float64).std(0)
     return np.where(std < 1e-6, where_constant, std).astype(np.float32)
@@ -94,7 +94,7 @@ class DynamicsStage(SupervisedStage):
 
         def network():
             with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(seed_of(seed, self.name, "networks"))
+                torch.manual_seed(derive_seed(seed, self.name, "networks"))
                 model = one_step(make_dynamics(d, m, config))
             if start is None:
                 model.set_scales(*scales(data, config.target))
@@ -112,15 +112,15 @@ class DynamicsStage(SupervisedStage):
         self.weights = None if policy is None or not config.tilt else tilt_weights(policy, data, config)
         self.examples, draw = objective(self.model, rows, config, self.weights)
         self.stream = BatchStream(seed, self.name, draw, device)
-        self.descend = descending(self.regression, self.examples, capturable)
-        held_out = held_out.rows(choose_rows(len(held_out), config.eval_transitions, seed_of(seed, self.name, "held out")))
+        self.descend = make_update(self.regression, self.examples, capturable)
+        held_out = held_out.rows(choose_rows(len(held_out), config.eval_transitions, derive_seed(seed, self.name, "held out")))
         self.test_weights = None if self.weights is None or policy is None else tilt_weights(policy, held_out, config)
         self.test = tuple(as_tensor(a, device, dtype) for a in (held_out.state, held_out.action, held_out.next_state))
         shape = (len(held_out), config.eval_samples if self.model.noise_shape[0] else 1, *self.model.noise_shape)
         self.test_noise = torch.randn(shape, generator=generator(seed, self.name, "held out noise")).to(device, dtype)
 
     @staticmethod
-    def side_by_side(stages: "Sequence[DynamicsStage]") -> JointRegression:
+    def batched_step(stages: "Sequence[DynamicsStage]") -> BatchedRegression:
         """Their step as one batched model's; they can no longer step alone.
 
         Raises:
@@ -131,7 +131,7 @@ class DynamicsStage(SupervisedStage):
                 "dynamics: expected a kind of one network for seeds side by side, got 'ensemble'; "
                 "train the seeds one by one (`batched=False`, --device cpu, or a command for each)"
             )
-        return SupervisedStage.side_by_side(stages)
+        return SupervisedStage.batched_step(stages)
 
     @torch.no_grad()
     def evaluate(self) -> dict[str, float]:

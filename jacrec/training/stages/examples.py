@@ -17,7 +17,7 @@ class Batch:
     x: Tensor
     goal: Tensor
 
-    def judge(self, prediction: Tensor, push: Push) -> tuple[Tensor, Tensor]:
+    def loss_and_gradient(self, prediction: Tensor, push: Push) -> tuple[Tensor, Tensor]:
         """The loss (...) and its derivative by the network's prediction (..., B, out), whose memory may be used for it."""
         error = prediction.sub_(self.goal)
         return error.square().mean((-2, -1)), error.mul_(2 / (error.shape[-2] * error.shape[-1]))

@@ -23,7 +23,7 @@ def draw_times(shape: tuple[int, ...], distribution: str, mean: float, std: floa
     return torch.sigmoid(mean + std * torch.randn(shape, generator=generator, dtype=torch.float64))
 
 
-def spans(times: Tensor, moving: int) -> Tensor:
+def times_and_spans(times: Tensor, moving: int) -> Tensor:
     """Of two draws (..., B, 2): [t, t − r] with t the larger and r the smaller, in the rows from `moving` on r = t."""
     r, t = times.amin(-1), times.amax(-1)
     span = t - r
@@ -67,8 +67,8 @@ class MeanFlowBatch(Batch):
     power: float = field(kw_only=True)
     """p of the adaptive weight"""
 
-    def judge(self, prediction: Tensor, push: Push) -> tuple[Tensor, Tensor]:
-        """As `Batch.judge`, of the distance from the goals of MeanFlow; the loss is without the adaptive weights.
+    def loss_and_gradient(self, prediction: Tensor, push: Push) -> tuple[Tensor, Tensor]:
+        """As `Batch.loss_and_gradient`, of the distance from the goals of MeanFlow; the loss is without the adaptive weights.
 
         Velocity: the goal is v − (t − r) du/dt. x0, X = z − t u: the same identity in X has the goal
         x + (t − r)/t (X − x) − (t − r) dX/dt.
@@ -96,7 +96,7 @@ class MeanFlowExamples(FlowExamples):
     """p of the adaptive weight"""
 
     def __call__(self, index: Tensor, *random: Tensor) -> MeanFlowBatch:
-        """Times (..., B, 2) as `spans` makes them, and noise (..., B, d) are handed in."""
+        """Times (..., B, 2) as `times_and_spans` makes them, and noise (..., B, d) are handed in."""
         times, noise = random
         s_a, target = self.taken(index)
         x, features = self.inputs(s_a, target, times, noise)

@@ -10,14 +10,14 @@ from jacrec.data.transitions import Transitions
 from jacrec.models.dynamics import MultiStepDynamics
 from jacrec.models.dynamics.multistep import log_scale_and_slope
 from jacrec.training.config import DynamicsConfig
-from jacrec.training.stages.dynamics import as_tensor, choose_rows, one_step_errors, spread
+from jacrec.training.stages.dynamics import as_tensor, choose_rows, one_step_errors, safe_std
 from jacrec.training.stages.examples import Batch, Examples, Push, take
 from jacrec.training.stages.objectives import make_dynamics
-from jacrec.training.stages.supervised import Regression, SupervisedStage, descending, rmse
-from jacrec.training.streams import BatchStream, generator, seed_of
+from jacrec.training.stages.supervised import Regression, SupervisedStage, make_update, rmse
+from jacrec.training.streams import BatchStream, derive_seed, generator
 
 
-def lengths(data: Transitions, horizon: int) -> np.ndarray:
+def segment_lengths(data: Transitions, horizon: int) -> np.ndarray:
     """How many consecutive transitions begin at each row and stay in its episode, at most `horizon`: (n,).
 
     Rows follow each other where the one's next state is the other's state: neither the end of an episode nor a row that the
@@ -31,12 +31,12 @@ def lengths(data: Transitions, horizon: int) -> np.ndarray:
 
 
 def segments(data: Transitions, horizon: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """From every row on: its actions (n, H, m) and the states after them (n, H, d), zeros behind the end, and `lengths` (n,).
+    """From every row on: its actions (n, H, m) and the states after them (n, H, d), zeros behind the end, and `segment_lengths` (n,).
 
     Raises:
         ValueError: no segment is `horizon` long.
     """
-    n_k = lengths(data, horizon)
+    n_k = segment_lengths(data, horizon)
     if n_k.max() < horizon:
         raise ValueError(
             f"dynamics.horizon: expected segments of {horizon} consecutive transitions in the data, got none "
@@ -52,21 +52,21 @@ def displacement_scales(state: np.ndarray, following: np.ndarray, n_k: np.ndarra
     moved = [following[n_k > j, j] - state[n_k > j].astype(np.float64) for j in range(following.shape[1])]
     return (
         state.astype(np.float64).mean(0).astype(np.float32),
-        spread(state),
+        safe_std(state),
         np.stack([x.mean(0) for x in moved]).astype(np.float32),
-        np.stack([spread(x, 1e-6) for x in moved]),
+        np.stack([safe_std(x, 1e-6) for x in moved]),
     )
 
 
 @dataclass(frozen=True)
-class GaussianSteps(Batch):
+class GaussianStepBatch(Batch):
     """Goals (..., B, d) of a network that predicts mean and scale, by the likelihood, its terms multiplied by σ² as numbers.
 
     That is the β-NLL (Seitzer et al. 2022) with β = 1: the mean learns by least squares, and no row is given up for uncertain;
     the scale by σ² − (its error)², and so in proportion to the errors it describes.
     """
 
-    def judge(self, prediction: Tensor, push: Push) -> tuple[Tensor, Tensor]:
+    def loss_and_gradient(self, prediction: Tensor, push: Push) -> tuple[Tensor, Tensor]:
         """The mean negative log-likelihood without its constant, and the derivatives."""
         mean, raw = prediction.chunk(2, -1)
         log_scale, slope = log_scale_and_slope(raw)
@@ -99,7 +99,7 @@ class StepExamples(Examples):
         which = torch.arange(H, device=rows.device) == j
         goal = x.unflatten(-1, (H, d)).gather(-2, j.unsqueeze(-1).expand(*j.shape, d)).squeeze(-2)
         inputs = torch.cat([state, masked.flatten(-2), which.to(rows.dtype)], -1)
-        return (GaussianSteps if self.stochastic else Batch)(inputs, goal)
+        return (GaussianStepBatch if self.stochastic else Batch)(inputs, goal)
 
 
 class MultiStepStage(SupervisedStage):
@@ -134,7 +134,7 @@ class MultiStepStage(SupervisedStage):
 
         def network() -> MultiStepDynamics:
             with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(seed_of(seed, self.name, "networks"))
+                torch.manual_seed(derive_seed(seed, self.name, "networks"))
                 model = make_dynamics(data.state_dim, data.action_dim, config)
             assert isinstance(model, MultiStepDynamics)
             if start is None:
@@ -160,10 +160,10 @@ class MultiStepStage(SupervisedStage):
             return torch.randint(n, shape, generator=generator), torch.rand(shape, generator=generator, dtype=dtype)
 
         self.stream = BatchStream(seed, self.name, draw, device)
-        self.descend = descending(self.regression, self.examples, capturable)
+        self.descend = make_update(self.regression, self.examples, capturable)
         actions, following, n_k = segments(held_out, H)
         whole = np.flatnonzero(n_k == H)
-        whole = whole[choose_rows(len(whole), config.eval_transitions, seed_of(seed, self.name, "held out"))]
+        whole = whole[choose_rows(len(whole), config.eval_transitions, derive_seed(seed, self.name, "held out"))]
         self.test = tuple(as_tensor(a[whole], device, dtype) for a in (held_out.state, actions, following))
         shape = (len(whole), config.eval_samples if config.stochastic else 1, H, *self.model.noise_shape)
         self.test_noise = torch.randn(shape, generator=generator(seed, self.name, "held out noise")).to(device, dtype)

@@ -16,9 +16,9 @@ from jacrec.models.dynamics import (
 )
 from jacrec.models.networks import MLP, step_embedding, step_frequencies
 from jacrec.training.config import DynamicsConfig
+from jacrec.training.stages.ensemble import GaussianExamples
 from jacrec.training.stages.examples import Examples, NoisedExamples
-from jacrec.training.stages.flows import FlowExamples, MeanFlowExamples, draw_times, spans
-from jacrec.training.stages.gaussians import GaussianExamples
+from jacrec.training.stages.flows import FlowExamples, MeanFlowExamples, draw_times, times_and_spans
 from jacrec.training.streams import Draw
 
 OneStep = DiffusionDynamics | DeterministicDynamics | FlowDynamics | MeanFlowDynamics | EnsembleDynamics
@@ -129,7 +129,7 @@ def objective(model: Trainable, rows: Tensor, config: DynamicsConfig, weights: T
         index = indices(generator, block)
         shape = (*index[0].shape, 2 if average else 1)
         times = draw_times(shape, config.times, config.times_mean, config.times_std, generator)
-        return *index, (spans(times, moving) if average else times).to(dtype), noise(generator, block)
+        return *index, (times_and_spans(times, moving) if average else times).to(dtype), noise(generator, block)
 
     frequency = step_frequencies(model.denoiser.embedding_dim, rows.device).to(dtype)
     of_velocity = config.prediction == "velocity"

@@ -16,13 +16,13 @@ from torch import Tensor
 from jacrec.data.transitions import Transitions
 from jacrec.models.networks import MLP, Actor, TwinCritic
 from jacrec.training.config import ReBRACConfig
-from jacrec.training.cuda_graph import Replay
-from jacrec.training.flat import Adam, Flat, FlatRows
-from jacrec.training.passes import why_not_fused
+from jacrec.training.cuda_graph import CapturedStep
+from jacrec.training.flat import Adam, FlatParameterRows, FlatParameters
+from jacrec.training.passes import fused_unsupported_reason
 from jacrec.training.stages.examples import take
-from jacrec.training.stages.rebrac_update import Flats, PlainUpdate
-from jacrec.training.stages.supervised import pooled
-from jacrec.training.streams import BatchStream, seed_of
+from jacrec.training.stages.rebrac_update import LearnerParameters, PlainUpdate
+from jacrec.training.stages.supervised import concat_tables
+from jacrec.training.streams import BatchStream, derive_seed
 
 
 class ReBRAC:
@@ -56,25 +56,25 @@ class ReBRAC:
 
         def networks() -> tuple[Actor, TwinCritic]:
             with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(seed_of(seed, "rebrac", "networks"))
+                torch.manual_seed(derive_seed(seed, "rebrac", "networks"))
                 actor = Actor(state_dim, action_dim, config.hidden, layer_norm=config.actor_layer_norm)
                 critic = TwinCritic(state_dim, action_dim, config.hidden, layer_norm=config.critic_layer_norm)
             return actor.to(device, dtype), critic.to(device, dtype)
 
         self.actor, self.critic = networks()
         target_actor, target_critic = networks()
-        self.flat_actor, self.flat_critic = Flat(self.actor), Flat(self.critic)
-        self.flat_target_actor, self.flat_target_critic = Flat(target_actor), Flat(target_critic)
+        self.flat_actor, self.flat_critic = FlatParameters(self.actor), FlatParameters(self.critic)
+        self.flat_target_actor, self.flat_target_critic = FlatParameters(target_actor), FlatParameters(target_critic)
         self.actor_adam = Adam(self.flat_actor, config.actor_lr)
         self.critic_adam = Adam(self.flat_critic, config.critic_lr)
-        obstacle = "an update has to be capturable" if self.capturable else why_not_fused(self.flat_actor.value)
+        obstacle = "an update has to be capturable" if self.capturable else fused_unsupported_reason(self.flat_actor.value)
         if fused and obstacle:
             raise ValueError(f"fused: expected True where the fused update can serve, got it where {obstacle}; leave it out")
         self.fused = None
         if fused is not False and obstacle is None:
             from jacrec.kernels.cpu.rebrac.fused import FusedReBRAC, Rule, Trained
 
-            def trained(mlp: MLP, target: Flat, adam: Adam) -> Trained:
+            def trained(mlp: MLP, target: FlatParameters, adam: Adam) -> Trained:
                 flat, steps = adam.flat, adam.state()["step"]
                 return Trained(mlp, flat.value, target.value, flat.gradient, *adam.moments(), steps)
 
@@ -83,7 +83,7 @@ class ReBRAC:
                 trained(self.critic.mlp, self.flat_target_critic, self.critic_adam),
                 Rule(*(getattr(config, name) for name in Rule._fields)),
             )
-        flats = Flats(self.flat_actor, self.flat_critic, self.flat_target_actor, self.flat_target_critic)
+        flats = LearnerParameters(self.flat_actor, self.flat_critic, self.flat_target_actor, self.flat_target_critic)
         adams = self.actor_adam, self.critic_adam
         self.plain = PlainUpdate(config, self.actor.mlp, self.critic.mlp, flats, adams, self.capturable)
 
@@ -161,7 +161,7 @@ class ReBRACStage:
             def update(index: Tensor, noise: Tensor) -> dict[str, Tensor]:
                 return learner.update(rows.index_select(0, index), noise, move_actor)
 
-            return Replay(update, lambda: learner.state().values()) if learner.capturable else update
+            return CapturedStep(update, lambda: learner.state().values()) if learner.capturable else update
 
         self.updates_of = {move_actor: updating(move_actor) for move_actor in (False, True)}
 
@@ -170,9 +170,9 @@ class ReBRACStage:
         return self.updates_of[update % self.config.policy_freq == 0](*self.stream.at(update))
 
     @staticmethod
-    def side_by_side(stages: "Sequence[ReBRACStage]") -> "JointReBRAC":
+    def batched_step(stages: "Sequence[ReBRACStage]") -> "BatchedReBRAC":
         """Their step as one batched model's; they can no longer step alone."""
-        return JointReBRAC(stages)
+        return BatchedReBRAC(stages)
 
     def evaluate(self) -> dict[str, float]:
         """Nothing is held out: the policy's test is the environment (`jacrec eval`)."""
@@ -187,8 +187,8 @@ class ReBRACStage:
         return {"actor": self.learner.actor, "critic": self.learner.critic}
 
 
-class JointReBRAC:
-    """Several learners of one make as one batched model; a `jacrec.training.batched.JointStep`.
+class BatchedReBRAC:
+    """Several learners of one make as one batched model; a `jacrec.training.batched.BatchedStep`.
 
     Their vectors become its rows. Learners of compiled code keep addresses of their own: build them with fused=False.
     """
@@ -200,17 +200,17 @@ class JointReBRAC:
                 "side by side: expected learners with fused=False, got fused ones; train those in processes of their own"
             )
         first, self.config = learners[0], stages[0].config
-        actors = FlatRows([learner.flat_actor for learner in learners])
-        critics = FlatRows([learner.flat_critic for learner in learners])
-        target_actors = FlatRows([learner.flat_target_actor for learner in learners])
-        target_critics = FlatRows([learner.flat_target_critic for learner in learners])
-        flats = Flats(actors, critics, target_actors, target_critics)
+        actors = FlatParameterRows([learner.flat_actor for learner in learners])
+        critics = FlatParameterRows([learner.flat_critic for learner in learners])
+        target_actors = FlatParameterRows([learner.flat_target_actor for learner in learners])
+        target_critics = FlatParameterRows([learner.flat_target_critic for learner in learners])
+        flats = LearnerParameters(actors, critics, target_actors, target_critics)
         adams = (
-            Adam.of_rows([learner.actor_adam for learner in learners], actors),
-            Adam.of_rows([learner.critic_adam for learner in learners], critics),
+            Adam.from_rows([learner.actor_adam for learner in learners], actors),
+            Adam.from_rows([learner.critic_adam for learner in learners], critics),
         )
         self.plain = PlainUpdate(self.config, first.actor.mlp, first.critic.mlp, flats, adams, masked=True)
-        self.rows, self.start = pooled([stage.rows for stage in stages])
+        self.rows, self.start = concat_tables([stage.rows for stage in stages])
 
     def kind(self, update: int) -> bool:
         """Whether an update moves the actor."""

@@ -7,17 +7,17 @@ from torch import Tensor
 
 from jacrec.models.networks import MLP
 from jacrec.training.config import ReBRACConfig
-from jacrec.training.flat import Adam, Flat, FlatRows
+from jacrec.training.flat import Adam, FlatParameterRows, FlatParameters
 from jacrec.training.passes import MLPPass
 
 
-class Flats(NamedTuple):
+class LearnerParameters(NamedTuple):
     """A learner's parameters, or those of S learners as rows."""
 
-    actor: Flat | FlatRows
-    critic: Flat | FlatRows
-    target_actor: Flat | FlatRows
-    target_critic: Flat | FlatRows
+    actor: FlatParameters | FlatParameterRows
+    critic: FlatParameters | FlatParameterRows
+    target_actor: FlatParameters | FlatParameterRows
+    target_critic: FlatParameters | FlatParameterRows
 
 
 class PlainUpdate:
@@ -30,13 +30,15 @@ class PlainUpdate:
         masked: choose a critic's rows by masks instead of indices: no answer is asked of the device.
     """
 
-    def __init__(self, config: ReBRACConfig, actor: MLP, critic: MLP, flats: Flats, adams: tuple[Adam, Adam], masked: bool):
+    def __init__(
+        self, config: ReBRACConfig, actor: MLP, critic: MLP, flats: LearnerParameters, adams: tuple[Adam, Adam], masked: bool
+    ):
         self.config, self.d, self.m = config, actor.in_dim, actor.out_dim
         self.flats, self.masked = flats, masked
         self.actor_adam, self.critic_adam = adams
         heads = range(critic.stack or 1)
 
-        def passes(mlp: MLP, flat: Flat | FlatRows, moving: bool, head: int | None = None) -> MLPPass:
+        def passes(mlp: MLP, flat: FlatParameters | FlatParameterRows, moving: bool, head: int | None = None) -> MLPPass:
             return MLPPass(mlp, _inner(flat.gradient_of) if moving else None, head, _inner(flat.value_of))
 
         self.pi = passes(actor, flats.actor, True)

@@ -6,10 +6,10 @@ from torch import Tensor, nn
 from jacrec.data.transitions import Transitions
 from jacrec.models.networks import RewardModel
 from jacrec.training.config import RewardConfig
-from jacrec.training.stages.dynamics import as_tensor, choose_rows, spread
+from jacrec.training.stages.dynamics import as_tensor, choose_rows, safe_std
 from jacrec.training.stages.examples import Examples
-from jacrec.training.stages.supervised import Regression, SupervisedStage, descending, rmse
-from jacrec.training.streams import BatchStream, seed_of
+from jacrec.training.stages.supervised import Regression, SupervisedStage, make_update, rmse
+from jacrec.training.streams import BatchStream, derive_seed
 
 
 class RewardStage(SupervisedStage):
@@ -41,16 +41,16 @@ class RewardStage(SupervisedStage):
 
         def network() -> RewardModel:
             with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(seed_of(seed, self.name, "networks"))
+                torch.manual_seed(derive_seed(seed, self.name, "networks"))
                 model = RewardModel(data.state_dim, data.action_dim, config.hidden, activation=config.activation)
             if start is not None:
                 model.load_state_dict(start.state_dict())
                 return model.to(device, dtype)
             reward = data.reward.astype("float64") * reward_scale
             model.state_mean.copy_(torch.from_numpy(data.state.mean(0, dtype="float64")))
-            model.state_std.copy_(torch.from_numpy(spread(data.state)))
+            model.state_std.copy_(torch.from_numpy(safe_std(data.state)))
             model.reward_mean.fill_(float(reward.mean()))
-            model.reward_std.fill_(float(spread(reward)))
+            model.reward_std.fill_(float(safe_std(reward)))
             return model.to(device, dtype)
 
         self.model = network()
@@ -61,14 +61,14 @@ class RewardStage(SupervisedStage):
         goal = (reward - self.model.reward_mean) / self.model.reward_std
         rows = torch.cat([(state - self.model.state_mean) / self.model.state_std, action, goal], -1)
         self.examples = Examples(rows, rows.shape[-1] - 1)
-        self.descend = descending(self.regression, self.examples, capturable)
+        self.descend = make_update(self.regression, self.examples, capturable)
         n = len(rows)
 
         def draw(generator: torch.Generator, block: int) -> tuple[Tensor, ...]:
             return (torch.randint(n, (block, config.batch_size), generator=generator),)
 
         self.stream = BatchStream(seed, self.name, draw, device)
-        held_out = held_out.rows(choose_rows(len(held_out), config.eval_transitions, seed_of(seed, self.name, "held out")))
+        held_out = held_out.rows(choose_rows(len(held_out), config.eval_transitions, derive_seed(seed, self.name, "held out")))
         tests = held_out.state, held_out.action, held_out.reward * reward_scale
         self.test = tuple(as_tensor(a, device, dtype) for a in tests)
 

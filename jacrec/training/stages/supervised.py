@@ -11,14 +11,14 @@ from torch import Tensor, nn
 
 from jacrec.models.networks import MLP
 from jacrec.training.config import DynamicsConfig, RewardConfig
-from jacrec.training.cuda_graph import Replay
-from jacrec.training.flat import Adam, Flat, FlatRows
+from jacrec.training.cuda_graph import CapturedStep
+from jacrec.training.flat import Adam, FlatParameterRows, FlatParameters
 from jacrec.training.passes import MLPPass
 from jacrec.training.stages.examples import Batch, Examples
 from jacrec.training.streams import BatchStream
 
 
-class Scheduled(NamedTuple):
+class ScheduledRates(NamedTuple):
     """What changes from update to update."""
 
     rate: float
@@ -27,7 +27,7 @@ class Scheduled(NamedTuple):
     """how far the averaged weights move"""
 
 
-class Descent:
+class MLPDescent:
     """`descend(batch)`: a step on a batch's loss by Adam, with averaged weights; of one network, or of S side by side.
 
     The batch's tensors lead with S where `flat` holds S rows; then the losses are (S,).
@@ -38,7 +38,14 @@ class Descent:
         averaged: where the averaged weights are; None for none.
     """
 
-    def __init__(self, mlp: MLP, prefix: str, flat: Flat | FlatRows, averaged: Flat | FlatRows | None, adam: Adam):
+    def __init__(
+        self,
+        mlp: MLP,
+        prefix: str,
+        flat: FlatParameters | FlatParameterRows,
+        averaged: FlatParameters | FlatParameterRows | None,
+        adam: Adam,
+    ):
         self.flat, self.averaged, self.adam = flat, averaged, adam
 
         def inner(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -50,7 +57,7 @@ class Descent:
     def descend(self, batch: Batch, pace: float | Tensor) -> Tensor:
         """A step; the loss before it."""
         prediction, tape = self.net.record(batch.x)
-        loss, bar = batch.judge(prediction, partial(self.net.push, tape))
+        loss, bar = batch.loss_and_gradient(prediction, partial(self.net.push, tape))
         self.net.pull(tape, bar)
         self.adam.step()
         if self.averaged is not None:
@@ -82,23 +89,23 @@ class Regression:
     ):
         self.module, self.config, self.mlp, self.prefix = module, config, mlp, prefix
         self.averaged = averaged if config.ema else module
-        self.flat = Flat(module)
-        self.flat_averaged = Flat(averaged) if config.ema else self.flat
+        self.flat = FlatParameters(module)
+        self.flat_averaged = FlatParameters(averaged) if config.ema else self.flat
         self.adam = Adam(self.flat, config.lr, config.max_grad_norm, held=capturable)
         # how far the average moves: a number, or a tensor where a graph has to see it change
         self.pace: float | Tensor = self.flat.value.new_ones(()) if capturable else 1.0
-        self.descent = Descent(mlp, prefix, self.flat, self.flat_averaged if config.ema else None, self.adam)
+        self.descent = MLPDescent(mlp, prefix, self.flat, self.flat_averaged if config.ema else None, self.adam)
 
     def update(self, x: Tensor, goal: Tensor, update: int) -> Tensor:
         """Step number `update` on mean (net(x) − goal)², x (B, in), goal (B, out); the loss before it."""
         self.schedule(update)
         return self.descend(Batch(x, goal))
 
-    def scheduled(self, update: int) -> Scheduled:
+    def scheduled(self, update: int) -> ScheduledRates:
         """What update number `update` goes by."""
         c = self.config
         scale = 1.0 if c.lr_schedule == "constant" else 0.5 * (1 + math.cos(math.pi * update / c.updates))
-        return Scheduled(scale * c.lr, 1 - min(c.ema, (1 + update) / (10 + update)))
+        return ScheduledRates(scale * c.lr, 1 - min(c.ema, (1 + update) / (10 + update)))
 
     def schedule(self, update: int) -> None:
         """Set what changes from update to update: the learning rate and the average's pace."""
@@ -119,8 +126,8 @@ class Regression:
         return {**self.adam.state(), **average}
 
 
-def descending(regression: Regression, examples: Examples, capturable: bool) -> Callable[..., dict[str, Tensor]]:
-    """An update on the examples of an index, as scheduled; where `capturable`, a `Replay`.
+def make_update(regression: Regression, examples: Examples, capturable: bool) -> Callable[..., dict[str, Tensor]]:
+    """An update on the examples of an index, as scheduled; where `capturable`, a `CapturedStep`.
 
     It holds no stage: a stage's table is freed with the stage, and waits for no collection of cycles.
     """
@@ -129,22 +136,22 @@ def descending(regression: Regression, examples: Examples, capturable: bool) -> 
     def descend(index: Tensor, *random: Tensor) -> dict[str, Tensor]:
         return {"loss": regression.descend(examples(index, *random))}
 
-    return Replay(descend, lambda: regression.state().values()) if capturable else descend
+    return CapturedStep(descend, lambda: regression.state().values()) if capturable else descend
 
 
-class JointRegression:
-    """Several regressions of one make as one batched model; a `jacrec.training.batched.JointStep`.
+class BatchedRegression:
+    """Several regressions of one make as one batched model; a `jacrec.training.batched.BatchedStep`.
 
     Their vectors become its rows; they can no longer descend alone.
     """
 
     def __init__(self, regressions: Sequence[Regression], examples: Sequence[Examples]):
         first = self.first = regressions[0]
-        rows = FlatRows([r.flat for r in regressions])
-        averaged = FlatRows([r.flat_averaged for r in regressions]) if first.config.ema else None
-        adam = Adam.of_rows([r.adam for r in regressions], rows, held=True)
-        self.descent = Descent(first.mlp, first.prefix, rows, averaged, adam)
-        pool, self.start = pooled([e.rows for e in examples])
+        rows = FlatParameterRows([r.flat for r in regressions])
+        averaged = FlatParameterRows([r.flat_averaged for r in regressions]) if first.config.ema else None
+        adam = Adam.from_rows([r.adam for r in regressions], rows, held=True)
+        self.descent = MLPDescent(first.mlp, first.prefix, rows, averaged, adam)
+        pool, self.start = concat_tables([e.rows for e in examples])
         self.examples = replace(examples[0], rows=pool)
 
     def kind(self, update: int) -> bool:
@@ -184,9 +191,9 @@ class SupervisedStage:
         return self.descend(*self.stream.at(update))
 
     @staticmethod
-    def side_by_side(stages: "Sequence[SupervisedStage]") -> JointRegression:
+    def batched_step(stages: "Sequence[SupervisedStage]") -> BatchedRegression:
         """Their step as one batched model's; they can no longer step alone."""
-        return JointRegression([stage.regression for stage in stages], [stage.examples for stage in stages])
+        return BatchedRegression([stage.regression for stage in stages], [stage.examples for stage in stages])
 
     def state(self) -> dict[str, Tensor]:
         """The live tensors that a checkpoint holds."""
@@ -197,7 +204,7 @@ class SupervisedStage:
         return {self.name: self.regression.averaged}
 
 
-def pooled(tables: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+def concat_tables(tables: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     """Tables of rows as one, and where each begins, (S, 1); a table shared by all stays as it is."""
     if all(table is tables[0] for table in tables):
         return tables[0], torch.zeros(len(tables), 1, dtype=torch.int64, device=tables[0].device)

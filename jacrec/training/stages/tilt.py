@@ -32,7 +32,7 @@ def tilt_weights(policy: nn.Module, data: Transitions, config: DynamicsConfig) -
             for i in range(0, len(data), CHUNK)
         ]
     )
-    return torch.from_numpy(tilted(log_density, config.tilt, config.tilt_clip))
+    return torch.from_numpy(clipped_weights(log_density, config.tilt, config.tilt_clip))
 
 
 def _log_density(policy: nn.Module, state: np.ndarray, action: np.ndarray, std: float) -> np.ndarray:
@@ -41,7 +41,7 @@ def _log_density(policy: nn.Module, state: np.ndarray, action: np.ndarray, std: 
     return -0.5 * np.square((action - chosen) / std).sum(-1)
 
 
-def tilted(log_density: np.ndarray, tilt: float, clip: float) -> np.ndarray:
+def clipped_weights(log_density: np.ndarray, tilt: float, clip: float) -> np.ndarray:
     """exp(η l) of log_density l (n,), with mean 1; what is above `clip` is levelled so that it is `clip` after that too.
 
     Levelling at e^c leaves the weights clip · exp(min(η l − c, 0)): their mean is 1 for one c, found by bisection, where the
@@ -68,7 +68,7 @@ def effective_share(weights: Tensor) -> float:
     return (weights.sum().square() / (len(weights) * weights.square().sum())).item()
 
 
-def policy_in(folder: Path) -> nn.Module:
+def load_tilt_policy(folder: Path) -> nn.Module:
     """The trained actor of a run's folder, which a tilted world model needs.
 
     Raises:

@@ -1,8 +1,8 @@
 """Linear behaviour policies by augmented random search (ARS V2-t), the origin of the numbers in behaviour.yaml.
 
     search(env_id, settings, *, seed, seconds=inf, iterations=None, threads=None, report=None) -> list[Snapshot]
-    choose(snapshots, count) -> list[Snapshot]
-    python -m jacrec.data.behaviour.linear_search hopper --seconds 60 --seed 0 --out snapshots.yaml
+    select_snapshots(snapshots, count) -> list[Snapshot]
+    python -m jacrec.data.behaviour.ars hopper --seconds 60 --seed 0 --out snapshots.yaml
 
 Mania, Guy and Recht, "Simple random search provides a competitive approach to reinforcement learning" (2018),
 Algorithm 2: the policy is linear in standardised states, every iteration tries `directions` random perturbations both
@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from jacrec.data.behaviour.linear import ENVIRONMENTS, LinearPolicy, Snapshot, dump_snapshots
+from jacrec.data.behaviour.linear_policy import ENVIRONMENTS, LinearPolicy, Snapshot, save_snapshots
 from jacrec.envs.batch import BatchedEnv
 
 
@@ -38,7 +38,7 @@ class SearchSettings:
     Hopper from ever standing up"""
     action_noise: float
     """the same while snapshots are measured, and later while data are collected"""
-    survival: float = 0.0
+    survival_reward: float = 0.0
     """paid per step by the environment for staying up, and taken away while searching"""
     every: int = 2
     """iterations between snapshots"""
@@ -47,7 +47,9 @@ class SearchSettings:
 
 
 SETTINGS = {
-    "hopper": SearchSettings(directions=16, top=8, step=0.02, noise=0.03, search_noise=0.0, action_noise=0.1, survival=1.0),
+    "hopper": SearchSettings(
+        directions=16, top=8, step=0.02, noise=0.03, search_noise=0.0, action_noise=0.1, survival_reward=1.0
+    ),
     "halfcheetah": SearchSettings(directions=32, top=16, step=0.02, noise=0.03, search_noise=0.2, action_noise=0.2, every=1),
 }
 
@@ -81,13 +83,13 @@ def rollouts(
     rng: np.random.Generator,
     *,
     action_noise: float = 0.0,
-    survival: float = 0.0,
+    survival_reward: float = 0.0,
     shared: int = 1,
 ) -> tuple[np.ndarray, np.ndarray]:
     """One episode per row of `env` under clip(clip(gains[i] s + biases[i], ±1) + action_noise n, ±1).
 
     gains (n, m, d), biases (n, m), seeds (n,); the noise of a row is repeated every n / `shared` rows. Returns the
-    undiscounted returns (n,), less `survival` per step, and the states seen, (total steps, d).
+    undiscounted returns (n,), less `survival_reward` per step, and the states seen, (total steps, d).
     """
     state = env.reset(seeds)
     total, seen = np.zeros(env.n), []
@@ -99,7 +101,7 @@ def rollouts(
             draws = np.tile(rng.standard_normal((env.n // shared, env.action_dim)), (shared, 1))
             action = np.clip(action + action_noise * draws, -1.0, 1.0)
         state, reward, _, _ = env.step(action)
-        total += reward - survival * running
+        total += reward - survival_reward * running
         running = ~env.done
     return total, np.concatenate(seen)
 
@@ -141,10 +143,10 @@ def search(
             break
         delta = rng.standard_normal((directions, *weight.shape))
         trial = weight + settings.noise * np.concatenate((delta, -delta))  # (2N, m, d)
-        gains, biases = _unstandardised(trial, moments)
+        gains, biases = _on_raw_states(trial, moments)
         # both signs of a direction start from the same state and meet the same noise
         seeds = np.tile(rng.integers(2**31, size=directions), 2)
-        options = {"action_noise": settings.search_noise, "survival": settings.survival, "shared": 2}
+        options = {"action_noise": settings.search_noise, "survival_reward": settings.survival_reward, "shared": 2}
         returns, seen = rollouts(env, gains, biases, seeds, rng, **options)
         moments.update(seen)
         plus, minus = returns[:directions], returns[directions:]
@@ -159,7 +161,7 @@ def search(
     return snapshots
 
 
-def choose(snapshots: list[Snapshot], count: int) -> list[Snapshot]:
+def select_snapshots(snapshots: list[Snapshot], count: int) -> list[Snapshot]:
     """At most `count` of the snapshots that were the best so far, evenly spaced in return from the first to the best."""
     returns = np.array([snapshot.mean_return for snapshot in snapshots])
     records = np.flatnonzero(returns >= np.maximum.accumulate(returns))
@@ -168,7 +170,7 @@ def choose(snapshots: list[Snapshot], count: int) -> list[Snapshot]:
     return [snapshots[i] for i in sorted(chosen)]
 
 
-def _unstandardised(weight: np.ndarray, moments: RunningMoments) -> tuple[np.ndarray, np.ndarray]:
+def _on_raw_states(weight: np.ndarray, moments: RunningMoments) -> tuple[np.ndarray, np.ndarray]:
     """Gains and biases on raw states of policies on standardised ones: W (s - mean) / std = K s + b."""
     gain = weight / moments.std
     return gain, -gain @ moments.mean
@@ -176,7 +178,7 @@ def _unstandardised(weight: np.ndarray, moments: RunningMoments) -> tuple[np.nda
 
 def _measure(judge: BatchedEnv, weight: np.ndarray, moments: RunningMoments, iteration: int, action_noise: float) -> Snapshot:
     # rounded before it is measured: the numbers on file are the numbers that ran
-    gain, bias = (np.round(part, 4) for part in _unstandardised(weight, moments))
+    gain, bias = (np.round(part, 4) for part in _on_raw_states(weight, moments))
     n, rng = judge.n, np.random.default_rng(iteration)
     gains, biases, seeds = np.tile(gain, (n, 1, 1)), np.tile(bias, (n, 1)), 10_000 + np.arange(n)
     returns, _ = rollouts(judge, gains, biases, seeds, rng, action_noise=action_noise)
@@ -204,10 +206,10 @@ def main(arguments: list[str] | None = None) -> None:
     seconds = options.seconds if options.iterations is None else float("inf")
     limits = {"seconds": seconds, "iterations": options.iterations}
     found = search(env_id, settings, seed=options.seed, threads=options.threads, report=report, **limits)
-    kept = choose(found, options.snapshots)
+    kept = select_snapshots(found, options.snapshots)
     last = found[-1].iteration
-    command = f"python -m jacrec.data.behaviour.linear_search {options.env} --iterations {last} --seed {options.seed}"
-    dump_snapshots(options.out, options.env, kept, settings.action_noise, command)
+    command = f"python -m jacrec.data.behaviour.ars {options.env} --iterations {last} --seed {options.seed}"
+    save_snapshots(options.out, options.env, kept, settings.action_noise, command)
     print(f"{options.out}: {len(kept)} of {len(found)} snapshots, best return {kept[-1].mean_return:.0f}")
 
 

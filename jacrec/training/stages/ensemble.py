@@ -17,7 +17,7 @@ so that what is predicted badly goes on learning"""
 class GaussianBatch(Batch):
     """Inputs (n, B, in) and goals (n, B, d) of n networks that predict mean and logarithm of the variance."""
 
-    def judge(self, prediction: Tensor, push: Push) -> tuple[Tensor, Tensor]:
+    def loss_and_gradient(self, prediction: Tensor, push: Push) -> tuple[Tensor, Tensor]:
         """The mean negative log-likelihood (), without its constant, and the derivative of its β-weighted twin."""
         mean, raw = prediction.chunk(2, -1)
         log_variance, slope = bounded(raw)

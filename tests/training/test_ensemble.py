@@ -9,7 +9,7 @@ from jacrec.models.dynamics import EnsembleDynamics
 from jacrec.models.dynamics.ensemble import HIGHEST, LOWEST, bounded
 from jacrec.training.config import DynamicsConfig
 from jacrec.training.stages.dynamics import DynamicsStage
-from jacrec.training.stages.gaussians import BETA
+from jacrec.training.stages.ensemble import BETA
 from jacrec.training.stages.objectives import make_dynamics
 from tests.conftest import property_cases
 from tests.strategies import architectures
@@ -63,4 +63,4 @@ def test_every_network_is_drawn_alike():
 def test_seeds_of_ensembles_are_trained_one_by_one():
     stages = [DynamicsStage(DATA, DATA, DynamicsConfig(kind="ensemble", hidden=(4,)), seed) for seed in (0, 1)]
     with pytest.raises(ValueError, match="expected a kind of one network for seeds side by side, got 'ensemble'"):
-        DynamicsStage.side_by_side(stages)
+        DynamicsStage.batched_step(stages)

@@ -4,15 +4,15 @@ import numpy as np
 import pytest
 
 from jacrec.data import load, make_dataset
-from jacrec.data.behaviour.make import MAZES, make_episodes, stages_of
-from jacrec.data.behaviour.maze import MazeController, shortest_ways
+from jacrec.data.behaviour.make import MAZES, behaviour_stages, make_episodes
+from jacrec.data.behaviour.pointmaze import PointMazeController, shortest_paths
 
 RNG = np.random.default_rng(0)
 
 
 def test_ways_are_shortest_and_end_at_walls():
     free = np.array([[1, 1, 1, 1], [1, 0, 0, 1], [1, 1, 0, 1], [0, 0, 0, 1]], bool)
-    ahead = shortest_ways(free)
+    ahead = shortest_paths(free)
     position, steps = (2, 1), 0
     while position != (3, 3):
         following = tuple(ahead[(*position, 3, 3)])
@@ -25,7 +25,7 @@ def test_ways_are_shortest_and_end_at_walls():
 
 
 def test_controller_is_a_function_of_the_state_in_bounds():
-    controller = MazeController(np.array([-1.5, 1.5]), 1.0, shortest_ways(np.ones((3, 3), bool)))
+    controller = PointMazeController(np.array([-1.5, 1.5]), 1.0, shortest_paths(np.ones((3, 3), bool)))
     state = RNG.uniform(-2, 2, (50, 6))
     action = controller(state)
     assert action.shape == (50, 2)
@@ -58,4 +58,4 @@ def test_mazes_keep_goal_observations_on_disk_and_flat_states_in_memory(tmp_path
     state = np.concatenate((episode.observations["observation"], episode.observations["desired_goal"]), axis=1)
     assert np.array_equal(data.state[:300], state[:-1].astype(np.float32))
     assert np.array_equal(episode.observations["achieved_goal"], episode.observations["observation"][:, :2])
-    assert stages_of("pointmaze-umaze", "random")[0].policy is None
+    assert behaviour_stages("pointmaze-umaze", "random")[0].policy is None

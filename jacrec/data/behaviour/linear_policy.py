@@ -3,10 +3,10 @@
     ENVIRONMENTS: {"hopper": "Hopper-v4", "halfcheetah": "HalfCheetah-v4"}
     load_snapshots(env_name) -> list[Snapshot], from nearly random to best
     load_action_noise(env_name) -> float
-    load_snapshots_file(path, env_name); dump_snapshots(path, env_name, snapshots, action_noise, command)
+    load_snapshots_file(path, env_name); save_snapshots(path, env_name, snapshots, action_noise, command)
     LinearPolicy(gain (m, d), bias (m,))(state (..., d)) -> action (..., m) in [-1, 1]
 
-The numbers stand in behaviour.yaml, together with the command that found them (`jacrec.data.behaviour.linear_search`).
+The numbers stand in behaviour.yaml, together with the command that found them (`jacrec.data.behaviour.ars`).
 """
 
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ import yaml
 from jacrec.util.errors import expect_one_of
 
 ENVIRONMENTS = {"hopper": "Hopper-v4", "halfcheetah": "HalfCheetah-v4"}
-SNAPSHOTS = Path(__file__).with_name("behaviour.yaml")
+BEHAVIOUR_FILE = Path(__file__).with_name("behaviour.yaml")
 
 
 @dataclass(frozen=True)
@@ -53,14 +53,14 @@ def load_snapshots(env_name: str) -> tuple[Snapshot, ...]:
         ValueError: an environment without linear behaviour.
     """
     expect_one_of("env_name", env_name, sorted(ENVIRONMENTS))
-    return load_snapshots_file(SNAPSHOTS, env_name)
+    return load_snapshots_file(BEHAVIOUR_FILE, env_name)
 
 
 @cache
 def load_action_noise(env_name: str) -> float:
     """Standard deviation of the Gaussian action noise that an environment's snapshots were found and measured with."""
     expect_one_of("env_name", env_name, sorted(ENVIRONMENTS))
-    return float(yaml.safe_load(SNAPSHOTS.read_text())[env_name]["action_noise"])
+    return float(yaml.safe_load(BEHAVIOUR_FILE.read_text())[env_name]["action_noise"])
 
 
 def load_snapshots_file(path: Path, env_name: str) -> tuple[Snapshot, ...]:
@@ -77,7 +77,7 @@ def load_snapshots_file(path: Path, env_name: str) -> tuple[Snapshot, ...]:
     )
 
 
-def dump_snapshots(path: Path, env_name: str, snapshots: list[Snapshot], action_noise: float, command: str) -> None:
+def save_snapshots(path: Path, env_name: str, snapshots: list[Snapshot], action_noise: float, command: str) -> None:
     """Write snapshots as YAML under the environment's name, with their noise and the command that found them."""
     rows = [
         {

@@ -1,7 +1,7 @@
 """A gait for D4RL's ant: torques from state and wanted heading, without learning and without memory.
 
-    Gait(...)(state (n, 29), heading (n,)) -> action (n, 8)     Gait.clocked(state, heading, time)
-    load_gait() -> Gait     the numbers in behaviour.yaml; `python -m jacrec.data.behaviour.antmaze_search` finds more
+    Gait(...)(state (n, 29), heading (n,)) -> action (n, 8)     Gait.act_with_clock(state, heading, time)
+    load_gait() -> Gait     the numbers in behaviour.yaml; `python -m jacrec.data.behaviour.ant_gait_search` finds more
 
 The four legs are equal and a quarter turn apart, so one set of numbers walks any way: leg i, at angle α_i of the torso, moves
 by its angle to the way ahead, β_i = α_i − (heading − yaw), and neighbours move in opposite phase, p = 1, −1, 1, −1. Wanted:
@@ -20,7 +20,7 @@ from functools import cache
 import numpy as np
 import yaml
 
-from jacrec.data.behaviour.linear import SNAPSHOTS
+from jacrec.data.behaviour.linear_policy import BEHAVIOUR_FILE
 
 LEG_ANGLES = np.deg2rad([45.0, 135.0, 225.0, 315.0])  # α, of legs 1 to 4
 ANKLE_SIGN = np.array([1.0, -1.0, -1.0, 1.0])
@@ -64,39 +64,39 @@ class Gait:
     """the phase is read with velocities over 2π f times this"""
 
     @classmethod
-    def from_numbers(cls, numbers: np.ndarray) -> "Gait":
+    def from_parameters(cls, numbers: np.ndarray) -> "Gait":
         """The gait of 20 real numbers, in the order of the fields, complex ones as real and imaginary part.
 
         Raises:
             ValueError: not 20 numbers.
         """
         values = [float(x) for x in numbers]
-        if len(values) != NUMBERS:
-            raise ValueError(f"gait: expected {NUMBERS} numbers, got {len(values)}")
+        if len(values) != PARAMETER_COUNT:
+            raise ValueError(f"gait: expected {PARAMETER_COUNT} numbers, got {len(values)}")
         c1, c2, d0, d1, d2 = (complex(*values[i : i + 2]) for i in range(1, 11, 2))
         return cls(values[0], c1, c2, d0, d1, d2, *values[11:])
 
     def numbers(self) -> np.ndarray:
-        """(20,), the inverse of `from_numbers`."""
+        """(20,), the inverse of `from_parameters`."""
         parts = [getattr(self, f.name) for f in fields(self)]
         return np.array([x for part in parts for x in ((part.real, part.imag) if isinstance(part, complex) else (part,))])
 
     def __call__(self, state: np.ndarray, heading: np.ndarray) -> np.ndarray:
         """States (n, 29 or more) and headings (n,), in radians from the x axis, to actions (n, 8) in [-1, 1]."""
-        swing_hip, swing_ankle, hip, ankle = self._wanted(state, heading)
+        swing_hip, swing_ankle, hip, ankle = self._targets(state, heading)
         pace = 2 * np.pi * self.frequency * self.velocity_scale
         angles, speeds = joints(state)
         point = angles - 1j * speeds / pace  # (n, 2, 4)
         z = PHASE_SIGN * (np.conj(swing_hip) * (point[:, 0] - hip) + np.conj(swing_ankle) * (point[:, 1] - ankle))
         phase = np.exp(1j * (np.angle(z.sum(-1)) + self.lead))
-        return self._follow(angles, speeds, phase, (swing_hip, swing_ankle, hip, ankle))
+        return self._pd_control(angles, speeds, phase, (swing_hip, swing_ankle, hip, ankle))
 
-    def clocked(self, state: np.ndarray, heading: np.ndarray, time: float) -> np.ndarray:
+    def act_with_clock(self, state: np.ndarray, heading: np.ndarray, time: float) -> np.ndarray:
         """The same with the phase of a clock, at `time` seconds."""
         phase = np.exp(2j * np.pi * self.frequency * np.full(len(state), time))
-        return self._follow(*joints(state), phase, self._wanted(state, heading))
+        return self._pd_control(*joints(state), phase, self._targets(state, heading))
 
-    def _wanted(self, state: np.ndarray, heading: np.ndarray) -> tuple[np.ndarray, ...]:
+    def _targets(self, state: np.ndarray, heading: np.ndarray) -> tuple[np.ndarray, ...]:
         """Swings of hips and ankles (n, 4) complex, and the angles they swing about (n, 4)."""
         beta = LEG_ANGLES - (heading - yaw(state))[:, None]
         s1, s2, c1, c2 = np.sin(beta), np.sin(2 * beta), np.cos(beta), np.cos(2 * beta)
@@ -107,7 +107,9 @@ class Gait:
             self.stance_ankle_0 + self.stance_ankle_1 * c1 + self.stance_ankle_2 * c2,
         )
 
-    def _follow(self, angles: np.ndarray, speeds: np.ndarray, phase: np.ndarray, wanted: tuple[np.ndarray, ...]) -> np.ndarray:
+    def _pd_control(
+        self, angles: np.ndarray, speeds: np.ndarray, phase: np.ndarray, wanted: tuple[np.ndarray, ...]
+    ) -> np.ndarray:
         swing_hip, swing_ankle, hip, ankle = wanted
         swings = np.real(phase[:, None, None] * np.stack((swing_hip, swing_ankle), axis=1))
         target = PHASE_SIGN * swings + np.stack((hip, ankle), axis=1)  # (n, 2, 4)
@@ -116,7 +118,7 @@ class Gait:
         return action[:, :, ACTUATED].transpose(0, 2, 1).reshape(len(action), 8)
 
 
-NUMBERS = 20
+PARAMETER_COUNT = 20
 """how many real numbers a gait is"""
 
 
@@ -138,4 +140,4 @@ def yaw(state: np.ndarray) -> np.ndarray:
 @cache
 def load_gait() -> Gait:
     """The gait that comes with the package."""
-    return Gait.from_numbers(np.array(yaml.safe_load(SNAPSHOTS.read_text())["antmaze"]["gait"]))
+    return Gait.from_parameters(np.array(yaml.safe_load(BEHAVIOUR_FILE.read_text())["antmaze"]["gait"]))

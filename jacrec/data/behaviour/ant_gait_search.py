@@ -1,10 +1,10 @@
 """Gaits for the ant, such as the one in behaviour.yaml: CMA-ES for walking any way on a plain without walls.
 
-    search(*, seed, generations, ...) -> Gait     walk(gaits, ...) -> Walk: what gaits are worth
-    python -m jacrec.data.behaviour.antmaze_search --seed 0
+    search(*, seed, generations, ...) -> Gait     simulate_walk(gaits, ...) -> WalkStatistics: what gaits are worth
+    python -m jacrec.data.behaviour.ant_gait_search --seed 0
 
 A gait is searched with a clock at first, which forgives a bad phase, and then as it is used, without one. It is paid for speed
-along the heading, up to `ENOUGH`; a fall, a tilted torso, drift to the side and torque cost. Paid for all its speed it becomes
+along the heading, up to `TARGET_SPEED`; a fall, a tilted torso, drift to the side and torque cost. Paid for all its speed it becomes
 one that turns over at the goal: found so, it walked 1.92 m/s, and 16 to 34 of 100 ants lay on their backs at the end of an
 episode. The measure is the task's own: the share of episodes in which the follower comes to the goal, and of ants that lie on
 their backs when time is up.
@@ -18,8 +18,8 @@ from typing import Any
 import mujoco.batch
 import numpy as np
 
-from jacrec.data.behaviour.antmaze import ACTION_NOISE, Follower
-from jacrec.data.behaviour.antmaze_gait import Gait
+from jacrec.data.behaviour.ant_gait import Gait
+from jacrec.data.behaviour.antmaze import ACTION_NOISE, WaypointFollower
 from jacrec.data.behaviour.cmaes import minimise
 from jacrec.envs.antmaze import COLLECTION_IDS, FRAME_SKIP, observe, torque
 from jacrec.envs.antmaze_layout import Maze
@@ -29,16 +29,18 @@ from jacrec.envs.physics import margins_are_summed
 
 _mj: Any = mujoco  # the bindings declare no types
 STEP_TIME = 0.1
-ENOUGH = 1.2
-"""metres per second, over a walk that begins at a stand"""
+TARGET_SPEED = 1.2
+"""metres per second, over a simulate_walk that begins at a stand"""
 # a slow trot that hardly moves: hips swing with sin β, ankles are half bent
-FIRST = np.array([1.0, 0.3, 0.0, 0.0, 0.0, 0.0, 0.3, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.9, 0.0, 0.0, 1.0, 0.1, 0.8, 1.0])
-SPREAD = np.array([0.2, *[0.15] * 10, 0.1, 0.1, 0.15, 0.1, 0.1, 0.3, 0.03, 0.3, 0.1])
-UNCLOCKED = np.arange(len(FIRST)) >= 18  # the lead, and the scale of velocities
+INITIAL_PARAMETERS = np.array(
+    [1.0, 0.3, 0.0, 0.0, 0.0, 0.0, 0.3, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.9, 0.0, 0.0, 1.0, 0.1, 0.8, 1.0]
+)
+INITIAL_STD = np.array([0.2, *[0.15] * 10, 0.1, 0.1, 0.15, 0.1, 0.1, 0.3, 0.03, 0.3, 0.1])
+PHASE_PARAMETERS = np.arange(len(INITIAL_PARAMETERS)) >= 18  # the lead, and the scale of velocities
 
 
 @dataclass(frozen=True)
-class Walk:
+class WalkStatistics:
     """What gaits did, (gaits,) each."""
 
     speed: np.ndarray
@@ -55,10 +57,12 @@ class Walk:
     @property
     def cost(self) -> np.ndarray:
         """(gaits,) what the search minimises."""
-        return 0.5 * self.drift + 3.0 * self.fallen + 10.0 * self.tilt + 0.3 * self.effort - np.minimum(self.speed, ENOUGH)
+        return (
+            0.5 * self.drift + 3.0 * self.fallen + 10.0 * self.tilt + 0.3 * self.effort - np.minimum(self.speed, TARGET_SPEED)
+        )
 
 
-class Plain:
+class FlatGround:
     """Ants on a floor without walls, `n` of them in lock-step."""
 
     def __init__(self, n: int, threads: int = 1):
@@ -85,8 +89,10 @@ class Plain:
         return observe(self.qpos, self.qvel, None)
 
 
-def walk(gaits: list[Gait], plain: Plain, rng: np.random.Generator, *, steps: int, clock: bool, noise: float) -> Walk:
-    """Let every gait walk with an equal share of the plain's ants, each its own way; all gaits the same ways and noise."""
+def simulate_walk(
+    gaits: list[Gait], plain: FlatGround, rng: np.random.Generator, *, steps: int, clock: bool, noise: float
+) -> WalkStatistics:
+    """Let every gait simulate_walk with an equal share of the plain's ants, each its own way; all gaits the same ways and noise."""
     each = plain.n // len(gaits)
     seed = int(rng.integers(2**31))
     plain.reset(np.random.default_rng(seed))
@@ -99,7 +105,9 @@ def walk(gaits: list[Gait], plain: Plain, rng: np.random.Generator, *, steps: in
     began, effort, tilt = state[:, :2], np.zeros(plain.n), np.zeros(plain.n)
     for k in range(steps):
         parts = state.reshape(len(gaits), each, -1)
-        wish = [g.clocked(s, heading, k * STEP_TIME) if clock else g(s, heading) for g, s in zip(gaits, parts, strict=True)]
+        wish = [
+            g.act_with_clock(s, heading, k * STEP_TIME) if clock else g(s, heading) for g, s in zip(gaits, parts, strict=True)
+        ]
         draws = np.tile(rng.standard_normal((each, 8)), (len(gaits), 1))
         action = np.clip(np.concatenate(wish) + noise * draws, -1.0, 1.0)
         state = plain.step(action)
@@ -111,7 +119,7 @@ def walk(gaits: list[Gait], plain: Plain, rng: np.random.Generator, *, steps: in
 
     velocity = (state[:, :2] - began).reshape(len(gaits), each, 2) / (steps * STEP_TIME)
     along, aside = (velocity * way).sum(-1), velocity[..., 1] * way[:, 0] - velocity[..., 0] * way[:, 1]
-    return Walk(along.mean(1), np.abs(aside).mean(1), mean(upright(state) < 0), mean(tilt), mean(effort))
+    return WalkStatistics(along.mean(1), np.abs(aside).mean(1), mean(upright(state) < 0), mean(tilt), mean(effort))
 
 
 def upright(state: np.ndarray) -> np.ndarray:
@@ -122,14 +130,14 @@ def upright(state: np.ndarray) -> np.ndarray:
 def search(
     *, seed: int, generations: int, population: int = 16, ants: int = 4, steps: int = 80, threads: int = 1, quiet: bool = False
 ) -> Gait:
-    """A gait found from `FIRST`: `generations` with a clock, and as many without."""
+    """A gait found from `INITIAL_PARAMETERS`: `generations` with a clock, and as many without."""
     rng = np.random.default_rng(seed)
-    plain, mean, began = Plain(population * ants, threads), FIRST, time.monotonic()
+    plain, mean, began = FlatGround(population * ants, threads), INITIAL_PARAMETERS, time.monotonic()
     for clock in (True, False):
 
         def cost(points: np.ndarray, clock: bool = clock) -> np.ndarray:
-            gaits = [Gait.from_numbers(point) for point in points]
-            return walk(gaits, plain, rng, steps=steps, clock=clock, noise=ACTION_NOISE).cost
+            gaits = [Gait.from_parameters(point) for point in points]
+            return simulate_walk(gaits, plain, rng, steps=steps, clock=clock, noise=ACTION_NOISE).cost
 
         def report(generation: int, costs: np.ndarray, _: np.ndarray, clock: bool = clock) -> None:
             if not quiet and generation % 5 == 0:
@@ -138,16 +146,18 @@ def search(
                 print(f"{elapsed:5.0f} s  {phase}  generation {generation:3d}  cost {np.median(costs):6.3f}", flush=True)
 
         # a clock needs no lead, so its search would carry the last two numbers anywhere
-        spread = SPREAD * np.where(UNCLOCKED, 0.0, 1.0) if clock else SPREAD * np.where(UNCLOCKED, 1.0, 0.5)
+        spread = (
+            INITIAL_STD * np.where(PHASE_PARAMETERS, 0.0, 1.0) if clock else INITIAL_STD * np.where(PHASE_PARAMETERS, 1.0, 0.5)
+        )
         mean = minimise(cost, mean, spread, generations=generations, rng=rng, population=population, report=report)
     # rounded before it is measured: the numbers on file are the numbers that ran
-    return Gait.from_numbers(np.round(mean, 4))
+    return Gait.from_parameters(np.round(mean, 4))
 
 
 def judge(gait: Gait, task: str, *, episodes: int = 32, threads: int = 1) -> tuple[float, float, float]:
     """Share of episodes that come to their goal, median steps until then, share of ants on their backs when time is up."""
     env = BatchedEnv(COLLECTION_IDS[task], episodes, threads=threads)
-    follower, rng = Follower.of_task(task, gait), np.random.default_rng(0)
+    follower, rng = WaypointFollower.for_task(task, gait), np.random.default_rng(0)
     state, arrived = env.reset(range(episodes)), np.full(episodes, np.inf)
     while not env.done.all():
         action = np.clip(follower(state) + ACTION_NOISE * rng.standard_normal((episodes, 8)), -1.0, 1.0)
@@ -165,8 +175,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--threads", type=int, default=1, help="MuJoCo threads (default 1)")
     options = parser.parse_args(arguments)
     gait = search(seed=options.seed, generations=options.generations, threads=options.threads)
-    plain = Plain(64, options.threads)
-    found = walk([gait], plain, np.random.default_rng(1), steps=300, clock=False, noise=ACTION_NOISE)
+    plain = FlatGround(64, options.threads)
+    found = simulate_walk([gait], plain, np.random.default_rng(1), steps=300, clock=False, noise=ACTION_NOISE)
     print(f"speed {found.speed[0]:.2f} m/s, drift {found.drift[0]:.2f} m/s, on their backs after 30 s {found.fallen[0]:.0%}")
     for task in ("umaze", "medium-diverse", "large-diverse"):
         success, steps, fallen = judge(gait, task, threads=options.threads)

@@ -9,13 +9,13 @@ import torch
 from jacrec.models.dynamics import DiffusionDynamics
 from jacrec.models.networks import MLP
 from jacrec.training.config import DynamicsConfig, RewardConfig
-from jacrec.training.flat import Adam, Flat
+from jacrec.training.flat import Adam, FlatParameters
 from jacrec.training.passes import MLPPass
 from jacrec.training.stages.dynamics import DynamicsStage, one_step_errors, scales
 from jacrec.training.stages.objectives import make_dynamics
 from jacrec.training.stages.reward import RewardStage
 from jacrec.training.stages.supervised import Regression, rmse
-from jacrec.training.streams import BLOCK, BatchStream, seed_of
+from jacrec.training.streams import BLOCK, BatchStream, derive_seed
 from tests.training_data import linear_system
 
 
@@ -37,7 +37,7 @@ def test_passes_equal_autograd(activation, options):
     y = mlp(x if mlp.stack else x[0]).reshape(heads, 7, 3)
     names, parameters = zip(*mlp.named_parameters(), strict=True)
     x_bar, *bars = torch.autograd.grad(y, [x, *parameters], y_bar)
-    flat = Flat(mlp)
+    flat = FlatParameters(mlp)
     with torch.no_grad():
         for head in range(heads):
             net = MLPPass(mlp, flat.gradient_of, head if mlp.stack else None)
@@ -63,7 +63,7 @@ def test_flat_module_keeps_its_function_and_moves():
     another.initialise()
     x = torch.randn(4, 3)
     before = mlp(x).detach()
-    flat, other = Flat(mlp), Flat(another)
+    flat, other = FlatParameters(mlp), FlatParameters(another)
     assert torch.equal(mlp(x), before)
     other.move_towards(flat, 1.0)
     assert torch.equal(other.module(x), before)
@@ -75,7 +75,7 @@ def test_adam_with_a_bound_equals_torchs_clipping():
     ours, plain = MLP(3, 2, (5,)).double(), MLP(3, 2, (5,)).double()
     ours.initialise()
     plain.load_state_dict(ours.state_dict())
-    flat = Flat(ours)
+    flat = FlatParameters(ours)
     adam, optimiser = Adam(flat, 1e-2, max_grad_norm=0.5), torch.optim.Adam(plain.parameters(), lr=1e-2, fused=False)
     for scale in (0.01, 10.0, 1.0):
         for name, p in plain.named_parameters():
@@ -249,4 +249,4 @@ def test_streams_depend_on_seed_stage_and_update_alone():
     assert not torch.equal(in_order[0], in_order[BLOCK])
     assert not torch.equal(BatchStream(0, "reward", draw).at(0)[0], in_order[0])
     assert not torch.equal(BatchStream(1, "rebrac", draw).at(0)[0], in_order[0])
-    assert seed_of(0, "a", 1) == seed_of(0, "a", 1) != seed_of(0, "a", 2)
+    assert derive_seed(0, "a", 1) == derive_seed(0, "a", 1) != derive_seed(0, "a", 2)

@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 import yaml
 
-from jacrec.data.behaviour.linear import LinearPolicy, Snapshot, load_snapshots_file
-from jacrec.data.behaviour.linear_search import RunningMoments, SearchSettings, choose, main, rollouts, search
+from jacrec.data.behaviour.ars import RunningMoments, SearchSettings, main, rollouts, search, select_snapshots
+from jacrec.data.behaviour.linear_policy import LinearPolicy, Snapshot, load_snapshots_file
 from jacrec.envs.batch import BatchedEnv
 from jacrec.envs.physics import make_env
 
 QUICK = SearchSettings(
-    directions=4, top=2, step=0.02, noise=0.03, search_noise=0.1, action_noise=0.1, survival=1.0, every=1, evaluations=3
+    directions=4, top=2, step=0.02, noise=0.03, search_noise=0.1, action_noise=0.1, survival_reward=1.0, every=1, evaluations=3
 )
 
 
@@ -33,7 +33,7 @@ def test_moments_equal_those_of_all_rows_together():
 def test_rollouts_are_gymnasium_episodes():
     rng = np.random.default_rng(0)
     gains, biases = rng.normal(0, 0.3, (3, 3, 11)), rng.normal(0, 0.1, (3, 3))
-    returns, seen = rollouts(BatchedEnv("Hopper-v4", 3), gains, biases, np.array([5, 6, 7]), rng, survival=1.0)
+    returns, seen = rollouts(BatchedEnv("Hopper-v4", 3), gains, biases, np.array([5, 6, 7]), rng, survival_reward=1.0)
     env, total, states = make_env("Hopper-v4"), [], 0
     for i, seed in enumerate((5, 6, 7)):
         state, _ = env.reset(seed=seed)
@@ -70,19 +70,19 @@ def test_search_learns():
 
 def test_chosen_snapshots_are_records_evenly_spaced_in_return():
     found = [snapshot(i, value) for i, value in enumerate([0, 5, 3, 10, 2, 31, 30, 48, 49, 100, 70])]
-    assert [s.mean_return for s in choose(found, 3)] == [0, 49, 100]
-    assert [s.mean_return for s in choose(found, 5)] == [0, 31, 49, 100]
+    assert [s.mean_return for s in select_snapshots(found, 3)] == [0, 49, 100]
+    assert [s.mean_return for s in select_snapshots(found, 5)] == [0, 31, 49, 100]
 
 
 def test_command_line_writes_what_it_measured(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("jacrec.data.behaviour.linear_search.SETTINGS", {"hopper": QUICK})
+    monkeypatch.setattr("jacrec.data.behaviour.ars.SETTINGS", {"hopper": QUICK})
     path = tmp_path / "found.yaml"
     main(["hopper", "--iterations", "2", "--seed", "3", "--snapshots", "2", "--out", str(path)])
     printed = capsys.readouterr().out
     assert "iteration     2  return" in printed
     assert str(path) in printed
     entry = yaml.safe_load(path.read_text())["hopper"]
-    assert entry["command"] == "python -m jacrec.data.behaviour.linear_search hopper --iterations 2 --seed 3"
+    assert entry["command"] == "python -m jacrec.data.behaviour.ars hopper --iterations 2 --seed 3"
     assert (entry["env_id"], entry["action_noise"]) == ("Hopper-v4", 0.1)
     found = {s.iteration: s for s in search("Hopper-v4", QUICK, seed=3, iterations=2)}
     for read in load_snapshots_file(path, "hopper"):

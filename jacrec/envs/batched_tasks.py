@@ -1,7 +1,7 @@
 """Reward, termination and observation of environment classes, for many rows at once.
 
-    SERVED: environment class -> (environment, mujoco.batch.Batch) -> Rows
-    Rows.reset(row)   .control(actions)   .step(rows, qpos before, actions) -> observation, reward, terminated
+    BATCHED_TASKS: environment class -> (environment, mujoco.batch.Batch) -> BatchedTask
+    BatchedTask.reset(row)   .control(actions)   .step(rows, qpos before, actions) -> observation, reward, terminated
 
 A row's numbers are those of the class it stands for, to the last bit: the same operations on the same numbers in the same
 order.
@@ -23,11 +23,11 @@ from gymnasium.envs.mujoco.walker2d_v5 import Walker2dEnv as Walker2dV5
 from jacrec.envs.antmaze import AntMazeEnv, observe, torque
 from jacrec.envs.antmaze_layout import reached
 
-Outcome = tuple[np.ndarray, np.ndarray, np.ndarray]
+StepResult = tuple[np.ndarray, np.ndarray, np.ndarray]
 """observation (k, d), reward (k,), terminated (k,)"""
 
 
-class Rows(Protocol):
+class BatchedTask(Protocol):
     """What a batch of simulations needs to be told to be a batch of environments."""
 
     def reset(self, row: int) -> None:
@@ -38,7 +38,7 @@ class Rows(Protocol):
         """Actions (k, m) to MuJoCo's controls (k, m)."""
         ...
 
-    def step(self, rows: np.ndarray, qpos: np.ndarray, actions: np.ndarray, /) -> Outcome:
+    def step(self, rows: np.ndarray, qpos: np.ndarray, actions: np.ndarray, /) -> StepResult:
         """`rows` (k,) have been stepped with `actions` (k, m) from positions `qpos` (k, nq)."""
         ...
 
@@ -51,11 +51,11 @@ class Gait:
     velocity_limit: float = np.inf
     healthy: Callable[[np.ndarray, np.ndarray], np.ndarray] | None = None
     """(qpos, qvel) -> (k,) bool; None: never terminates and pays nothing for health"""
-    pay_when_unhealthy: bool = True
+    reward_when_unhealthy: bool = True
     """the -v4 classes pay the healthy reward on the terminal step too"""
 
 
-class PlanarRows:
+class PlanarTask:
     """Hopper, HalfCheetah and Walker2d."""
 
     def __init__(self, gait: Gait, env: Any, batch: Any):
@@ -68,7 +68,7 @@ class PlanarRows:
     def control(self, actions: np.ndarray, /) -> np.ndarray:
         return actions
 
-    def step(self, rows: np.ndarray, qpos: np.ndarray, actions: np.ndarray, /) -> Outcome:
+    def step(self, rows: np.ndarray, qpos: np.ndarray, actions: np.ndarray, /) -> StepResult:
         gait, before = self.gait, qpos[:, 0]
         qpos, qvel = self.qpos[rows], self.qvel[rows]
         observation = np.concatenate((qpos[:, 1:], np.clip(qvel, -gait.velocity_limit, gait.velocity_limit)), axis=1)
@@ -76,11 +76,11 @@ class PlanarRows:
         terminated = np.zeros(len(rows), bool)
         if gait.healthy is not None:
             terminated = ~gait.healthy(qpos, qvel)
-            reward = reward + (1.0 if gait.pay_when_unhealthy else np.where(terminated, 0.0, 1.0))
+            reward = reward + (1.0 if gait.reward_when_unhealthy else np.where(terminated, 0.0, 1.0))
         return observation, reward - gait.control_cost * np.square(actions).sum(1), terminated
 
 
-class AntRows:
+class AntTask:
     """Ant-v4, which is paid by the torso's position as of the last substep's beginning."""
 
     def __init__(self, env: Any, batch: Any):
@@ -94,7 +94,7 @@ class AntRows:
     def control(self, actions: np.ndarray, /) -> np.ndarray:
         return actions
 
-    def step(self, rows: np.ndarray, qpos: np.ndarray, actions: np.ndarray, /) -> Outcome:
+    def step(self, rows: np.ndarray, qpos: np.ndarray, actions: np.ndarray, /) -> StepResult:
         qpos, qvel = self.qpos[rows], self.qvel[rows]
         before, self.x[rows] = self.x[rows], self.xpos[rows, self.torso, 0]
         healthy = np.isfinite(qpos).all(1) & np.isfinite(qvel).all(1) & (qpos[:, 2] >= 0.2) & (qpos[:, 2] <= 1.0)
@@ -102,7 +102,7 @@ class AntRows:
         return np.concatenate((qpos[:, 2:], qvel), axis=1), reward, ~healthy
 
 
-class AntMazeRows:
+class AntMazeTask:
     """D4RL's AntMaze; every row has a goal of its own."""
 
     def __init__(self, env: AntMazeEnv, batch: Any):
@@ -116,7 +116,7 @@ class AntMazeRows:
     def control(self, actions: np.ndarray, /) -> np.ndarray:
         return torque(actions)
 
-    def step(self, rows: np.ndarray, qpos: np.ndarray, actions: np.ndarray, /) -> Outcome:
+    def step(self, rows: np.ndarray, qpos: np.ndarray, actions: np.ndarray, /) -> StepResult:
         qpos, goal = self.qpos[rows], self.goal[rows]
         success = reached(qpos[:, :2], goal)
         observation = observe(qpos, self.qvel[rows], goal if self.env.collect else None)
@@ -132,19 +132,19 @@ def walker_is_healthy(qpos: np.ndarray, qvel: np.ndarray) -> np.ndarray:
     return (qpos[:, 1] > 0.8) & (qpos[:, 1] < 2.0) & (np.abs(qpos[:, 2]) < 1.0)
 
 
-def _planar(*args: Any, **kwargs: Any) -> Callable[[Any, Any], Rows]:
+def _planar(*args: Any, **kwargs: Any) -> Callable[[Any, Any], BatchedTask]:
     gait = Gait(*args, **kwargs)
-    return lambda env, batch: PlanarRows(gait, env, batch)
+    return lambda env, batch: PlanarTask(gait, env, batch)
 
 
-SERVED: dict[type, Callable[[Any, Any], Rows]] = {
+BATCHED_TASKS: dict[type, Callable[[Any, Any], BatchedTask]] = {
     HopperV4: _planar(1e-3, 10.0, hopper_is_healthy),
-    HopperV5: _planar(1e-3, 10.0, hopper_is_healthy, pay_when_unhealthy=False),
+    HopperV5: _planar(1e-3, 10.0, hopper_is_healthy, reward_when_unhealthy=False),
     HalfCheetahV4: _planar(0.1),
     HalfCheetahV5: _planar(0.1),
     Walker2dV4: _planar(1e-3, 10.0, walker_is_healthy),
-    Walker2dV5: _planar(1e-3, 10.0, walker_is_healthy, pay_when_unhealthy=False),
-    AntV4: AntRows,
-    AntMazeEnv: AntMazeRows,
+    Walker2dV5: _planar(1e-3, 10.0, walker_is_healthy, reward_when_unhealthy=False),
+    AntV4: AntTask,
+    AntMazeEnv: AntMazeTask,
 }
-"""environment class -> (environment, mujoco.batch.Batch) -> Rows"""
+"""environment class -> (environment, mujoco.batch.Batch) -> BatchedTask"""

@@ -1,6 +1,6 @@
 """Behaviour for point mazes: breadth-first search for the way, a PD controller to follow it.
 
-MazeController.of(env) -> controller; controller(state (n, 6)) -> action (n, 2)
+PointMazeController.of(env) -> controller; controller(state (n, 6)) -> action (n, 2)
 """
 
 from collections import deque
@@ -12,7 +12,7 @@ import numpy as np
 
 
 @dataclass(frozen=True)
-class MazeController:
+class PointMazeController:
     """action = clip(gain (target - position) - damping velocity, ±1), target: the next cell's centre, or the goal.
 
     States are (x, y, vx, vy, goal x, goal y) in metres and metres per second. A function of the state alone, so that
@@ -27,13 +27,13 @@ class MazeController:
     damping: float = 1.0
 
     @classmethod
-    def of(cls, env: gymnasium.Env) -> "MazeController":
+    def of(cls, env: gymnasium.Env) -> "PointMazeController":
         """The controller for a Gymnasium-Robotics PointMaze environment."""
         core: Any = env.unwrapped
         maze = core.maze
         free = np.array([[cell != 1 for cell in row] for row in maze.maze_map])
         origin = np.array([-maze.x_map_center, maze.y_map_center])
-        return cls(origin, float(maze.maze_size_scaling), shortest_ways(free))
+        return cls(origin, float(maze.maze_size_scaling), shortest_paths(free))
 
     def __call__(self, state: np.ndarray) -> np.ndarray:
         """States (n, 6) to actions (n, 2)."""
@@ -54,7 +54,7 @@ class MazeController:
         return np.clip(row, 0, rows - 1), np.clip(column, 0, columns - 1)
 
 
-def shortest_ways(free: np.ndarray) -> np.ndarray:
+def shortest_paths(free: np.ndarray) -> np.ndarray:
     """Breadth-first search from every goal: [from][goal] -> the neighbouring free cell nearest to the goal.
 
     free (rows, columns) bool; returns (rows, columns, rows, columns, 2) int, -1 where there is no way.

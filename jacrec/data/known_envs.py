@@ -1,14 +1,10 @@
-"""What is known of environments by their id, without building them.
-
-known_dimensions(env_id) -> (d, m) | None     numbers of a state and of an action, as `jacrec.envs.physics.make_env` has them
-episode_limit(env_id) -> int | None           steps after which an episode is cut
-"""
+"""Dimensions and time limits of known environments, looked up by id without building them."""
 
 import re
 
 import gymnasium
 
-# states of goal environments are (position where the observation lacks it, observation, goal)
+# the state of a goal environment is (position if the observation lacks it, observation, goal)
 DIMENSIONS = (
     (r"Hopper-v\d+", (11, 3)),
     (r"(HalfCheetah|Walker2d)-v\d+", (17, 6)),
@@ -23,15 +19,15 @@ DIMENSIONS = (
 
 
 def known_dimensions(env_id: str) -> tuple[int, int] | None:
-    """(d, m) of a known environment, None of others."""
+    """(d, m) as `jacrec.envs.physics.make_env` builds the environment; None if it is unknown."""
     return next((dimensions for pattern, dimensions in DIMENSIONS if re.fullmatch(pattern, env_id)), None)
 
 
 def episode_limit(env_id: str) -> int | None:
-    """The time limit, None of environments that are not registered here or have none."""
+    """Steps after which an episode is truncated; None if the environment is not registered or has no limit."""
     if env_id.startswith("jacrec/antmaze-"):
-        # evaluation in the U-maze ends at 700 steps, but umaze-diverse was recorded with the limit of the others: its million
-        # rows hold 1036 episodes (tensorflow_datasets' count)
+        # evaluation in the U-maze is limited to 700 steps, but umaze-diverse was recorded with the other mazes' limit: its
+        # million rows hold 1036 episodes (counted by tensorflow_datasets)
         return 1000
     spec = gymnasium.registry.get(env_id)
     return None if spec is None else spec.max_episode_steps
