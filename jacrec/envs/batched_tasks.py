@@ -1,10 +1,6 @@
-"""Reward, termination and observation of environment classes, for many rows at once.
+"""Reward, termination and observation of environment classes, vectorised over rows.
 
-    BATCHED_TASKS: environment class -> (environment, mujoco.batch.Batch) -> BatchedTask
-    BatchedTask.reset(row)   .control(actions)   .step(rows, qpos before, actions) -> observation, reward, terminated
-
-A row's numbers are those of the class it stands for, to the last bit: the same operations on the same numbers in the same
-order.
+The results are bit-identical to those of the class: the same operations on the same numbers in the same order.
 """
 
 from collections.abc import Callable
@@ -28,60 +24,60 @@ StepResult = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
 class BatchedTask(Protocol):
-    """What a batch of simulations needs to be told to be a batch of environments."""
+    """What turns a batch of MuJoCo simulations into a batch of environments."""
 
     def reset(self, row: int) -> None:
-        """The template environment has just been reset for this row: keep what the simulator's state does not hold."""
+        """The template environment was just reset for this row: store what the simulator's state does not contain."""
         ...
 
     def control(self, actions: np.ndarray, /) -> np.ndarray:
-        """Actions (k, m) to MuJoCo's controls (k, m)."""
+        """Map actions (k, m) to MuJoCo's controls (k, m)."""
         ...
 
     def step(self, rows: np.ndarray, qpos: np.ndarray, actions: np.ndarray, /) -> StepResult:
-        """`rows` (k,) have been stepped with `actions` (k, m) from positions `qpos` (k, nq)."""
+        """Evaluate `rows` (k,), stepped with `actions` (k, m) from positions `qpos` (k, nq)."""
         ...
 
 
 @dataclass(frozen=True)
-class Gait:
-    """The numbers of a class that is paid for its speed along x."""
+class PlanarSettings:
+    """Reward and termination settings of a planar locomotion class."""
 
     control_cost: float
     velocity_limit: float = np.inf
     healthy: Callable[[np.ndarray, np.ndarray], np.ndarray] | None = None
-    """(qpos, qvel) -> (k,) bool; None: never terminates and pays nothing for health"""
+    """(qpos, qvel) -> (k,) bool; None: never terminates, no healthy reward"""
     reward_when_unhealthy: bool = True
-    """the -v4 classes pay the healthy reward on the terminal step too"""
+    """the -v4 classes give the healthy reward on the terminal step too"""
 
 
 class PlanarTask:
     """Hopper, HalfCheetah and Walker2d."""
 
-    def __init__(self, gait: Gait, env: Any, batch: Any):
-        self.gait, self.dt = gait, env.dt
+    def __init__(self, settings: PlanarSettings, env: Any, batch: Any):
+        self.settings, self.dt = settings, env.dt
         self.qpos, self.qvel = batch.bind("qpos"), batch.bind("qvel")
 
     def reset(self, row: int) -> None:
-        """The simulator's state holds everything."""
+        """Nothing to store: the simulator's state is complete."""
 
     def control(self, actions: np.ndarray, /) -> np.ndarray:
         return actions
 
     def step(self, rows: np.ndarray, qpos: np.ndarray, actions: np.ndarray, /) -> StepResult:
-        gait, before = self.gait, qpos[:, 0]
+        settings, before = self.settings, qpos[:, 0]
         qpos, qvel = self.qpos[rows], self.qvel[rows]
-        observation = np.concatenate((qpos[:, 1:], np.clip(qvel, -gait.velocity_limit, gait.velocity_limit)), axis=1)
+        observation = np.concatenate((qpos[:, 1:], np.clip(qvel, -settings.velocity_limit, settings.velocity_limit)), axis=1)
         reward = (qpos[:, 0] - before) / self.dt
         terminated = np.zeros(len(rows), bool)
-        if gait.healthy is not None:
-            terminated = ~gait.healthy(qpos, qvel)
-            reward = reward + (1.0 if gait.reward_when_unhealthy else np.where(terminated, 0.0, 1.0))
-        return observation, reward - gait.control_cost * np.square(actions).sum(1), terminated
+        if settings.healthy is not None:
+            terminated = ~settings.healthy(qpos, qvel)
+            reward = reward + (1.0 if settings.reward_when_unhealthy else np.where(terminated, 0.0, 1.0))
+        return observation, reward - settings.control_cost * np.square(actions).sum(1), terminated
 
 
 class AntTask:
-    """Ant-v4, which is paid by the torso's position as of the last substep's beginning."""
+    """Ant-v4, whose reward uses the torso's position at the beginning of the last substep."""
 
     def __init__(self, env: Any, batch: Any):
         self.env, self.torso = env, int(env.model.body("torso").id)
@@ -103,7 +99,7 @@ class AntTask:
 
 
 class AntMazeTask:
-    """D4RL's AntMaze; every row has a goal of its own."""
+    """D4RL's AntMaze; every row has its own goal."""
 
     def __init__(self, env: AntMazeEnv, batch: Any):
         self.env = env
@@ -133,8 +129,8 @@ def walker_is_healthy(qpos: np.ndarray, qvel: np.ndarray) -> np.ndarray:
 
 
 def _planar(*args: Any, **kwargs: Any) -> Callable[[Any, Any], BatchedTask]:
-    gait = Gait(*args, **kwargs)
-    return lambda env, batch: PlanarTask(gait, env, batch)
+    settings = PlanarSettings(*args, **kwargs)
+    return lambda env, batch: PlanarTask(settings, env, batch)
 
 
 BATCHED_TASKS: dict[type, Callable[[Any, Any], BatchedTask]] = {

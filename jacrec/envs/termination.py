@@ -1,8 +1,6 @@
-"""When an imagined episode is over: the terminations of known environments, read off the observation alone.
+"""Termination conditions of known environments, computed from observations alone.
 
-    termination_fn(env_id) -> (observation (n, d)) -> (n,) bool, or None
-
-A world model imagines on where the real task has ended: nothing in f_θ says that a hopper has fallen.
+World models do not predict terminations: nothing in f_θ tells that a hopper has fallen.
 """
 
 from collections.abc import Callable
@@ -12,20 +10,20 @@ import numpy as np
 from jacrec.envs.batched_tasks import hopper_is_healthy, walker_is_healthy
 
 TerminationFn = Callable[[np.ndarray], np.ndarray]
-"""observations (n, d) -> (n,) bool: the task has ended there"""
+"""maps observations (n, d) to (n,) bool: the task has terminated"""
 
 
 def termination_fn(env_id: str) -> TerminationFn | None:
-    """The termination of Hopper, Walker2d and Ant (gymnasium's, any version); None: it never ends, or jacrec does not know.
+    """The termination condition of Hopper, Walker2d and Ant (gymnasium's, any version).
 
-    D4RL's AntMaze ends at a goal that is not observed: None.
+    None if the environment never terminates or is unknown. D4RL's AntMaze terminates at a goal that is not observed: None.
     """
     return _ENDINGS.get(env_id.rpartition("-v")[0])
 
 
 def _planar(healthy: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> TerminationFn:
     def ended(observation: np.ndarray) -> np.ndarray:
-        # qpos without x, then as many velocities as positions
+        # the observation is qpos without x, followed by as many velocities as positions
         positions = (observation.shape[1] + 1) // 2
         x = np.zeros((len(observation), 1))
         return ~healthy(np.concatenate((x, observation[:, : positions - 1]), 1), observation[:, positions - 1 :])

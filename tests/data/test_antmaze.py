@@ -13,7 +13,7 @@ from jacrec.cli import main
 from jacrec.data import describe, load, make_dataset
 from jacrec.data.behaviour import ant_gait_search, antmaze
 from jacrec.data.behaviour.ant_gait import ANKLE_SIGN, Gait, joints, load_gait, yaw
-from jacrec.data.behaviour.ant_gait_search import INITIAL_PARAMETERS, FlatGround, judge, search, simulate_walk, upright
+from jacrec.data.behaviour.ant_gait_search import INITIAL_PARAMETERS, FlatGround, evaluate_gait, search, simulate_walk, upright
 from jacrec.data.behaviour.antmaze import ACTION_NOISE, RewardCount, WaypointFollower, evaluation_goal, relabel, require_reward
 from jacrec.data.behaviour.cmaes import minimise
 from jacrec.data.behaviour.collect import Episode
@@ -100,7 +100,7 @@ def test_legs_are_equal_at_quarter_turns(seed, heading):
 @given(st.lists(st.floats(-2, 2), min_size=20, max_size=20), SEEDS)
 def test_a_gait_is_twenty_numbers_and_its_actions_are_bounded(numbers, seed):
     gait = Gait.from_parameters(np.array([1.0, *numbers[1:19], 1.0]))
-    assert gait.numbers().tolist() == [1.0, *numbers[1:19], 1.0]
+    assert gait.parameters().tolist() == [1.0, *numbers[1:19], 1.0]
     action = gait(random_states(seed), np.zeros(6))
     assert action.shape == (6, 8)
     assert np.abs(action).max() <= 1.0
@@ -142,7 +142,7 @@ def test_the_follower_heads_along_the_way(name, seed):
 
 @pytest.mark.parametrize("task", ["umaze", "medium-play", "large-diverse"])
 def test_the_follower_arrives(task):
-    success, steps, _ = judge(load_gait(), task, episodes=6)
+    success, steps, _ = evaluate_gait(load_gait(), task, episodes=6)
     assert success == 1.0
     assert steps < MAZES[TASKS[task].maze].max_episode_steps
 
@@ -199,7 +199,7 @@ def test_every_kind_can_be_made_and_read(kind, root, monkeypatch):
     record = minari.load_dataset(made.dataset_id).storage.metadata["jacrec"]
     assert record["goal"] == evaluation_goal(kind, 4).tolist()
     assert record["rewarded"] == dataclasses.asdict(made.rewarded)
-    assert record["policies"][0]["gait"] == load_gait().numbers().tolist()
+    assert record["policies"][0]["gait"] == load_gait().parameters().tolist()
     near = reached(data.next_state[:, :2].astype(np.float64), np.array(record["goal"]))
     close = np.abs(np.linalg.norm(data.next_state[:, :2] - record["goal"], axis=1) - 0.5) < 1e-5
     assert (close | (near == (data.reward == 1))).all()
@@ -303,10 +303,10 @@ def test_the_search_gets_better(capsys):
 
     found = search(seed=0, generations=4, population=8, ants=2, steps=40)
     assert cost(found) < cost(Gait.from_parameters(INITIAL_PARAMETERS))
-    assert np.array_equal(found.numbers(), np.round(found.numbers(), 4))
+    assert np.array_equal(found.parameters(), np.round(found.parameters(), 4))
     assert np.array_equal(
-        search(seed=0, generations=1, population=4, ants=1, steps=5, quiet=True).numbers(),
-        search(seed=0, generations=1, population=4, ants=1, steps=5, quiet=True).numbers(),
+        search(seed=0, generations=1, population=4, ants=1, steps=5, quiet=True).parameters(),
+        search(seed=0, generations=1, population=4, ants=1, steps=5, quiet=True).parameters(),
     )
 
 
@@ -320,11 +320,11 @@ def test_all_gaits_of_a_generation_meet_the_same_ants_and_noise():
 def test_the_command_line_measures_what_it_found(monkeypatch, capsys):
     monkeypatch.setattr(ant_gait_search, "search", lambda **options: load_gait())
     monkeypatch.setattr(ant_gait_search, "FlatGround", lambda n, threads: FlatGround(4, threads))
-    monkeypatch.setattr(ant_gait_search, "judge", lambda gait, task, **options: (1.0, 100.0, 0.0))
+    monkeypatch.setattr(ant_gait_search, "evaluate_gait", lambda gait, task, **options: (1.0, 100.0, 0.0))
     ant_gait_search.main(["--seed", "3"])
     out = capsys.readouterr().out
     assert "m/s" in out
-    assert str(load_gait().numbers().tolist()) in out
+    assert str(load_gait().parameters().tolist()) in out
 
 
 def test_the_small_runs_settings_are_known():

@@ -167,7 +167,7 @@ def test_mazes_are_closed_and_connected(name):
 @given(st.sampled_from(sorted(MAZES)), st.data())
 def test_cells_and_positions_agree(name, data):
     maze = MAZES[name]
-    cell = data.draw(st.sampled_from(maze.free_cells + maze.blocks))
+    cell = data.draw(st.sampled_from(maze.free_cells + maze.wall_cells))
     offset = data.draw(st.tuples(*[st.floats(-1.99, 1.99)] * 2))
     assert tuple(maze.cell_of(centre(cell) + np.array(offset))) == cell
     assert centre((1, 1)).tolist() == [0, 0]

@@ -1,13 +1,12 @@
-"""Gaits for the ant, such as the one in behaviour.yaml: CMA-ES for walking any way on a plain without walls.
+"""Search for gaits such as the one in behaviour.yaml: CMA-ES for walking in any direction on flat ground.
 
-    search(*, seed, generations, ...) -> Gait     simulate_walk(gaits, ...) -> WalkStatistics: what gaits are worth
     python -m jacrec.data.behaviour.ant_gait_search --seed 0
 
-A gait is searched with a clock at first, which forgives a bad phase, and then as it is used, without one. It is paid for speed
-along the heading, up to `TARGET_SPEED`; a fall, a tilted torso, drift to the side and torque cost. Paid for all its speed it becomes
-one that turns over at the goal: found so, it walked 1.92 m/s, and 16 to 34 of 100 ants lay on their backs at the end of an
-episode. The measure is the task's own: the share of episodes in which the follower comes to the goal, and of ants that lie on
-their backs when time is up.
+The search first uses a clock, which tolerates a bad phase, and then the gait as it is used, without one. It rewards speed
+along the heading up to `TARGET_SPEED` and penalises falls, a tilted torso, sideways drift and torque. With unlimited
+reward for speed the gait tips over at the goal: such a gait reached 1.92 m/s, and 16 to 34 of 100 ants lay on their backs
+at the end of an episode. `evaluate_gait` measures what matters for the task: the share of episodes in which the follower
+reaches the goal, and the share of ants on their backs at the time limit.
 """
 
 import argparse
@@ -30,8 +29,8 @@ from jacrec.envs.physics import margins_are_summed
 _mj: Any = mujoco  # the bindings declare no types
 STEP_TIME = 0.1
 TARGET_SPEED = 1.2
-"""metres per second, over a simulate_walk that begins at a stand"""
-# a slow trot that hardly moves: hips swing with sin β, ankles are half bent
+"""metres per second, averaged over a walk from standstill"""
+# a slow trot that barely moves: hips swing with sin β, ankles are half bent
 INITIAL_PARAMETERS = np.array(
     [1.0, 0.3, 0.0, 0.0, 0.0, 0.0, 0.3, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.9, 0.0, 0.0, 1.0, 0.1, 0.8, 1.0]
 )
@@ -41,29 +40,29 @@ PHASE_PARAMETERS = np.arange(len(INITIAL_PARAMETERS)) >= 18  # the lead, and the
 
 @dataclass(frozen=True)
 class WalkStatistics:
-    """What gaits did, (gaits,) each."""
+    """Results of simulated walks, (gaits,) each."""
 
     speed: np.ndarray
     """metres per second along the heading"""
     drift: np.ndarray
-    """metres per second to the side, absolute"""
+    """absolute sideways speed, metres per second"""
     fallen: np.ndarray
-    """share of the ants on their backs"""
+    """share of ants on their backs"""
     tilt: np.ndarray
-    """mean of 1 − cos of the angle between the torso's axis and the vertical"""
+    """mean of 1 − cos of the angle between the torso axis and the vertical"""
     effort: np.ndarray
-    """mean square of the actions"""
+    """mean squared action"""
 
     @property
     def cost(self) -> np.ndarray:
-        """(gaits,) what the search minimises."""
+        """The objective of the search, (gaits,)."""
         return (
             0.5 * self.drift + 3.0 * self.fallen + 10.0 * self.tilt + 0.3 * self.effort - np.minimum(self.speed, TARGET_SPEED)
         )
 
 
 class FlatGround:
-    """Ants on a floor without walls, `n` of them in lock-step."""
+    """`n` ants stepped in parallel on a floor without walls."""
 
     def __init__(self, n: int, threads: int = 1):
         model = _mj.MjModel.from_xml_string(ant_maze_xml(Maze(("   ",) * 3, (1, 1), ((1, 1),), 1)))
@@ -74,7 +73,7 @@ class FlatGround:
         self.start = model.qpos0.copy()
 
     def reset(self, rng: np.random.Generator) -> np.ndarray:
-        """The environment's own start, turned anyhow; states (n, 29)."""
+        """Reset as the environment does, with random yaw; states (n, 29)."""
         self.batch.reset()
         self.qpos[:] = self.start + rng.uniform(-0.1, 0.1, self.qpos.shape)
         half = rng.uniform(-np.pi, np.pi, self.n) / 2
@@ -83,26 +82,26 @@ class FlatGround:
         return observe(self.qpos, self.qvel, None)
 
     def step(self, actions: np.ndarray) -> np.ndarray:
-        """Actions (n, 8) to states (n, 29)."""
+        """Map actions (n, 8) to states (n, 29)."""
         self.ctrl[:] = torque(actions)
         self.batch.step(nstep=FRAME_SKIP)
         return observe(self.qpos, self.qvel, None)
 
 
 def simulate_walk(
-    gaits: list[Gait], plain: FlatGround, rng: np.random.Generator, *, steps: int, clock: bool, noise: float
+    gaits: list[Gait], ground: FlatGround, rng: np.random.Generator, *, steps: int, clock: bool, noise: float
 ) -> WalkStatistics:
-    """Let every gait simulate_walk with an equal share of the plain's ants, each its own way; all gaits the same ways and noise."""
-    each = plain.n // len(gaits)
+    """Simulate every gait with an equal share of the ants, in different directions; all gaits share directions and noise."""
+    each = ground.n // len(gaits)
     seed = int(rng.integers(2**31))
-    plain.reset(np.random.default_rng(seed))
+    ground.reset(np.random.default_rng(seed))
     for name in ("qpos", "qvel"):
-        rows = getattr(plain, name)
+        rows = getattr(ground, name)
         rows[:] = np.tile(rows[:each], (len(gaits), 1))
-    state = observe(plain.qpos, plain.qvel, None)
+    state = observe(ground.qpos, ground.qvel, None)
     heading = np.linspace(0, 2 * np.pi, each, endpoint=False) + rng.uniform(0, 2 * np.pi)
-    way = np.stack((np.cos(heading), np.sin(heading)), axis=1)
-    began, effort, tilt = state[:, :2], np.zeros(plain.n), np.zeros(plain.n)
+    direction = np.stack((np.cos(heading), np.sin(heading)), axis=1)
+    began, effort, tilt = state[:, :2], np.zeros(ground.n), np.zeros(ground.n)
     for k in range(steps):
         parts = state.reshape(len(gaits), each, -1)
         wish = [
@@ -110,7 +109,7 @@ def simulate_walk(
         ]
         draws = np.tile(rng.standard_normal((each, 8)), (len(gaits), 1))
         action = np.clip(np.concatenate(wish) + noise * draws, -1.0, 1.0)
-        state = plain.step(action)
+        state = ground.step(action)
         effort += np.square(action).mean(1) / steps
         tilt += (1 - upright(state)) / steps
 
@@ -118,26 +117,27 @@ def simulate_walk(
         return x.reshape(len(gaits), each).mean(1)
 
     velocity = (state[:, :2] - began).reshape(len(gaits), each, 2) / (steps * STEP_TIME)
-    along, aside = (velocity * way).sum(-1), velocity[..., 1] * way[:, 0] - velocity[..., 0] * way[:, 1]
+    along = (velocity * direction).sum(-1)
+    aside = velocity[..., 1] * direction[:, 0] - velocity[..., 0] * direction[:, 1]
     return WalkStatistics(along.mean(1), np.abs(aside).mean(1), mean(upright(state) < 0), mean(tilt), mean(effort))
 
 
 def upright(state: np.ndarray) -> np.ndarray:
-    """(n,) cosine of the angle between the torso's axis and the vertical; negative on the back."""
+    """Cosine of the angle between the torso axis and the vertical, (n,); negative on the back."""
     return 1 - 2 * np.square(state[:, 4:6]).sum(1)
 
 
 def search(
     *, seed: int, generations: int, population: int = 16, ants: int = 4, steps: int = 80, threads: int = 1, quiet: bool = False
 ) -> Gait:
-    """A gait found from `INITIAL_PARAMETERS`: `generations` with a clock, and as many without."""
+    """Find a gait from `INITIAL_PARAMETERS`: `generations` with a clock, then as many without."""
     rng = np.random.default_rng(seed)
-    plain, mean, began = FlatGround(population * ants, threads), INITIAL_PARAMETERS, time.monotonic()
+    ground, mean, began = FlatGround(population * ants, threads), INITIAL_PARAMETERS, time.monotonic()
     for clock in (True, False):
 
         def cost(points: np.ndarray, clock: bool = clock) -> np.ndarray:
             gaits = [Gait.from_parameters(point) for point in points]
-            return simulate_walk(gaits, plain, rng, steps=steps, clock=clock, noise=ACTION_NOISE).cost
+            return simulate_walk(gaits, ground, rng, steps=steps, clock=clock, noise=ACTION_NOISE).cost
 
         def report(generation: int, costs: np.ndarray, _: np.ndarray, clock: bool = clock) -> None:
             if not quiet and generation % 5 == 0:
@@ -145,17 +145,15 @@ def search(
                 elapsed = time.monotonic() - began
                 print(f"{elapsed:5.0f} s  {phase}  generation {generation:3d}  cost {np.median(costs):6.3f}", flush=True)
 
-        # a clock needs no lead, so its search would carry the last two numbers anywhere
-        spread = (
-            INITIAL_STD * np.where(PHASE_PARAMETERS, 0.0, 1.0) if clock else INITIAL_STD * np.where(PHASE_PARAMETERS, 1.0, 0.5)
-        )
-        mean = minimise(cost, mean, spread, generations=generations, rng=rng, population=population, report=report)
-    # rounded before it is measured: the numbers on file are the numbers that ran
+        # with a clock the phase parameters have no effect and would drift freely, so they are fixed
+        std = INITIAL_STD * (np.where(PHASE_PARAMETERS, 0.0, 1.0) if clock else np.where(PHASE_PARAMETERS, 1.0, 0.5))
+        mean = minimise(cost, mean, std, generations=generations, rng=rng, population=population, report=report)
+    # rounded before evaluation, so that the stored parameters are the ones evaluated
     return Gait.from_parameters(np.round(mean, 4))
 
 
-def judge(gait: Gait, task: str, *, episodes: int = 32, threads: int = 1) -> tuple[float, float, float]:
-    """Share of episodes that come to their goal, median steps until then, share of ants on their backs when time is up."""
+def evaluate_gait(gait: Gait, task: str, *, episodes: int = 32, threads: int = 1) -> tuple[float, float, float]:
+    """Share of episodes that reach the goal, median steps until then, share of ants on their backs at the time limit."""
     env = BatchedEnv(COLLECTION_IDS[task], episodes, threads=threads)
     follower, rng = WaypointFollower.for_task(task, gait), np.random.default_rng(0)
     state, arrived = env.reset(range(episodes)), np.full(episodes, np.inf)
@@ -168,20 +166,20 @@ def judge(gait: Gait, task: str, *, episodes: int = 32, threads: int = 1) -> tup
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Command line: search, measure in three mazes, print the numbers."""
+    """Command line: search, evaluate in three mazes, print the parameters."""
     parser = argparse.ArgumentParser(description="find a gait for D4RL's ant by CMA-ES")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--generations", type=int, default=60, help="with a clock, and as many without (default 60)")
-    parser.add_argument("--threads", type=int, default=1, help="MuJoCo threads (default 1)")
+    parser.add_argument("--generations", type=int, default=60, help="with a clock, then as many without (default: 60)")
+    parser.add_argument("--threads", type=int, default=1, help="MuJoCo threads (default: 1)")
     options = parser.parse_args(arguments)
     gait = search(seed=options.seed, generations=options.generations, threads=options.threads)
-    plain = FlatGround(64, options.threads)
-    found = simulate_walk([gait], plain, np.random.default_rng(1), steps=300, clock=False, noise=ACTION_NOISE)
+    ground = FlatGround(64, options.threads)
+    found = simulate_walk([gait], ground, np.random.default_rng(1), steps=300, clock=False, noise=ACTION_NOISE)
     print(f"speed {found.speed[0]:.2f} m/s, drift {found.drift[0]:.2f} m/s, on their backs after 30 s {found.fallen[0]:.0%}")
     for task in ("umaze", "medium-diverse", "large-diverse"):
-        success, steps, fallen = judge(gait, task, threads=options.threads)
+        success, steps, fallen = evaluate_gait(gait, task, threads=options.threads)
         print(f"{task}: {success:.0%} arrive, median {steps:.0f} steps, {fallen:.0%} on their backs at the end")
-    print(f"gait: {gait.numbers().tolist()}")
+    print(f"gait: {gait.parameters().tolist()}")
 
 
 if __name__ == "__main__":

@@ -1,13 +1,4 @@
-"""The behaviour that makes embedded data sets: linear policies found by random search.
-
-    ENVIRONMENTS: {"hopper": "Hopper-v4", "halfcheetah": "HalfCheetah-v4"}
-    load_snapshots(env_name) -> list[Snapshot], from nearly random to best
-    load_action_noise(env_name) -> float
-    load_snapshots_file(path, env_name); save_snapshots(path, env_name, snapshots, action_noise, command)
-    LinearPolicy(gain (m, d), bias (m,))(state (..., d)) -> action (..., m) in [-1, 1]
-
-The numbers stand in behaviour.yaml, together with the command that found them (`jacrec.data.behaviour.ars`).
-"""
+"""Linear behaviour policies and the snapshots stored in behaviour.yaml, with the command that found them."""
 
 from dataclasses import dataclass
 from functools import cache
@@ -30,27 +21,27 @@ class LinearPolicy:
     bias: np.ndarray  # (m,)
 
     def __call__(self, state: np.ndarray) -> np.ndarray:
-        """States (..., d) to actions (..., m)."""
+        """Map states (..., d) to actions (..., m)."""
         return np.clip(state @ self.gain.T + self.bias, -1.0, 1.0)
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A policy met on the way of one search, and what it earned."""
+    """A policy from the course of one search, and its return."""
 
     iteration: int
     policy: LinearPolicy
     mean_return: float
-    """undiscounted return under the search's action noise, mean over its evaluation episodes"""
+    """mean undiscounted return over the evaluation episodes, with the search's action noise"""
     std_return: float
 
 
 @cache
 def load_snapshots(env_name: str) -> tuple[Snapshot, ...]:
-    """The snapshots that come with the package, in the order of the search: from nearly random to best.
+    """The snapshots shipped with the package, in the order of the search: from nearly random to best.
 
     Raises:
-        ValueError: an environment without linear behaviour.
+        ValueError: an environment without linear behaviour policies.
     """
     expect_one_of("env_name", env_name, sorted(ENVIRONMENTS))
     return load_snapshots_file(BEHAVIOUR_FILE, env_name)
@@ -58,13 +49,13 @@ def load_snapshots(env_name: str) -> tuple[Snapshot, ...]:
 
 @cache
 def load_action_noise(env_name: str) -> float:
-    """Standard deviation of the Gaussian action noise that an environment's snapshots were found and measured with."""
+    """Standard deviation of the Gaussian action noise with which an environment's snapshots were evaluated."""
     expect_one_of("env_name", env_name, sorted(ENVIRONMENTS))
     return float(yaml.safe_load(BEHAVIOUR_FILE.read_text())[env_name]["action_noise"])
 
 
 def load_snapshots_file(path: Path, env_name: str) -> tuple[Snapshot, ...]:
-    """The snapshots of one environment from a file in the layout of behaviour.yaml."""
+    """The snapshots of one environment from a file in the format of behaviour.yaml."""
     rows = yaml.safe_load(path.read_text())[env_name]["snapshots"]
     return tuple(
         Snapshot(
@@ -78,7 +69,7 @@ def load_snapshots_file(path: Path, env_name: str) -> tuple[Snapshot, ...]:
 
 
 def save_snapshots(path: Path, env_name: str, snapshots: list[Snapshot], action_noise: float, command: str) -> None:
-    """Write snapshots as YAML under the environment's name, with their noise and the command that found them."""
+    """Write snapshots as YAML under the environment's name, with their action noise and the command that found them."""
     rows = [
         {
             "iteration": s.iteration,

@@ -1,7 +1,4 @@
-"""Behaviour for point mazes: breadth-first search for the way, a PD controller to follow it.
-
-PointMazeController.of(env) -> controller; controller(state (n, 6)) -> action (n, 2)
-"""
+"""Behaviour for point mazes: breadth-first search for the path, a PD controller to follow it."""
 
 from collections import deque
 from dataclasses import dataclass
@@ -13,16 +10,16 @@ import numpy as np
 
 @dataclass(frozen=True)
 class PointMazeController:
-    """action = clip(gain (target - position) - damping velocity, ±1), target: the next cell's centre, or the goal.
+    """action = clip(gain (target - position) - damping velocity, ±1); target: the next cell's centre, or the goal.
 
-    States are (x, y, vx, vy, goal x, goal y) in metres and metres per second. A function of the state alone, so that
-    the data it makes are Markov.
+    States are (x, y, vx, vy, goal x, goal y) in metres and metres per second. The action depends on the state alone, so that
+    the data are Markov.
     """
 
     origin: np.ndarray  # (2,) x of the left edge, y of the upper edge
     cell: float
-    """side of a cell, metres"""
-    next_cell: np.ndarray  # (rows, columns, rows, columns, 2) [from][goal] -> neighbour on a shortest way, -1 if none
+    """side length of a cell, metres"""
+    next_cell: np.ndarray  # (rows, columns, rows, columns, 2) [from][goal] -> next cell of a shortest path, -1 if none
     gain: float = 10.0
     damping: float = 1.0
 
@@ -36,7 +33,7 @@ class PointMazeController:
         return cls(origin, float(maze.maze_size_scaling), shortest_paths(free))
 
     def __call__(self, state: np.ndarray) -> np.ndarray:
-        """States (n, 6) to actions (n, 2)."""
+        """Map states (n, 6) to actions (n, 2)."""
         position, velocity, goal = state[..., :2], state[..., 2:4], state[..., 4:6]
         i, j = self._cell_of(position)
         k, l = self._cell_of(goal)
@@ -47,7 +44,7 @@ class PointMazeController:
         return np.clip(self.gain * (target - position) - self.damping * velocity, -1.0, 1.0)
 
     def _cell_of(self, point: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Row and column of points (..., 2); points outside the map count to its border."""
+        """Row and column of points (..., 2), clipped to the map."""
         column = np.floor((point[..., 0] - self.origin[0]) / self.cell).astype(int)
         row = np.floor((self.origin[1] - point[..., 1]) / self.cell).astype(int)
         rows, columns = self.next_cell.shape[:2]
@@ -55,9 +52,9 @@ class PointMazeController:
 
 
 def shortest_paths(free: np.ndarray) -> np.ndarray:
-    """Breadth-first search from every goal: [from][goal] -> the neighbouring free cell nearest to the goal.
+    """Breadth-first search from every goal: [from][goal] -> the next free cell on a shortest path.
 
-    free (rows, columns) bool; returns (rows, columns, rows, columns, 2) int, -1 where there is no way.
+    free (rows, columns) bool; returns (rows, columns, rows, columns, 2) int, -1 where there is no path.
     """
     rows, columns = free.shape
     ahead = np.full((rows, columns, rows, columns, 2), -1)
