@@ -1,4 +1,4 @@
-"""A run's folder: whose it is, and that one process at a time trains in it."""
+"""A run's folder: its record of settings and data, and the lock that allows one training process at a time."""
 
 import contextlib
 import fcntl
@@ -24,11 +24,11 @@ def read_record(path: Path) -> dict[str, Any]:
     """A run's config.yaml: {"settings", "data", "versions"}.
 
     Raises:
-        FileNotFoundError: none there.
+        FileNotFoundError: there is none.
     """
     file = Path(path) / "config.yaml"
     if not file.is_file():
-        raise FileNotFoundError(f"no run at {path} (it has no config.yaml); train one with `jacrec train`")
+        raise FileNotFoundError(f"{path}: expected a run, got no config.yaml; train one with `jacrec train`")
     return yaml.safe_load(file.read_text(encoding="utf-8"))
 
 
@@ -41,10 +41,10 @@ def digest(data: Transitions) -> str:
 
 
 def claim(out: Path, config: TrainConfig, data: Transitions) -> None:
-    """Make `out` this run's folder, or find that it is; a setting that an older run does not name has its default there.
+    """Create `out` as this run's folder, or verify that it is. Settings missing in an older run's record take their defaults.
 
     Raises:
-        ValueError: `out` holds something else.
+        ValueError: `out` contains something else.
     """
     record = {
         "settings": to_dict(config),
@@ -68,16 +68,16 @@ def claim(out: Path, config: TrainConfig, data: Transitions) -> None:
         differences = _differences(_with_defaults(other["settings"], to_dict(TrainConfig())), record["settings"])
         if other["data"]["digest"] != record["data"]["digest"]:
             differences.append(
-                f"data: {other['data']['name']} ({other['data']['digest']}) there, "
-                f"{data.info.name} ({record['data']['digest']}) here"
+                f"data: {other['data']['name']} ({other['data']['digest']}) in the run, "
+                f"{data.info.name} ({record['data']['digest']}) now"
             )
         if differences:
             raise ValueError(
-                f"{out}: expected a new folder or a run with the same settings, got another run: {'; '.join(differences)}. "
-                f"Choose another folder, or go on with this one's own settings: --settings {out / 'config.yaml'}"
+                f"{out}: expected a new folder or a run with the same settings, got another run: {'; '.join(differences)}; "
+                f"choose another folder, or resume with the run's own settings: --settings {out / 'config.yaml'}"
             )
         return
-    part = out / "config.yaml.part"  # all that a kill right here leaves behind
+    part = out / "config.yaml.part"  # all that a kill at this point leaves behind
     if out.exists() and (not out.is_dir() or any(path != part for path in out.iterdir())):
         raise ValueError(f"{out}: expected a new or empty folder or a run, got something else; choose another folder")
     write_text(out / "config.yaml", yaml.safe_dump(record, sort_keys=False, allow_unicode=True))
@@ -90,12 +90,12 @@ def _differences(there: dict, here: dict, prefix: str = "") -> list[str]:
         if isinstance(a, dict) and isinstance(b, dict):
             found += _differences(a, b, f"{prefix}{key}.")
         elif a != b:
-            found.append(f"{prefix}{key} = {a!r} there, {b!r} here")
+            found.append(f"{prefix}{key} = {a!r} in the run, {b!r} now")
     return found
 
 
 def _with_defaults(settings: dict, defaults: dict) -> dict:
-    """`settings` with `defaults` where they name nothing."""
+    """`settings`, with missing entries taken from `defaults`."""
     nested = {
         k: _with_defaults(v, defaults[k])
         for k, v in settings.items()

@@ -1,8 +1,8 @@
-"""One configuration with several seeds: a folder each, as `jacrec.training.run.train` fills it.
+"""Train one configuration with several seeds, each into its own folder as `jacrec.training.run.train` does.
 
-On a GPU all seeds are one batched model (`jacrec.training.batched`). On a CPU they are processes of their own, as many at a
-time as there are processors: one seed's compiled update keeps a processor busy with little but matrix products, and a batched
-model has nothing to add to that.
+On a GPU all seeds are one batched model (`jacrec.training.batched`). On a CPU they are separate processes, as many at a
+time as there are processors: one seed's compiled update keeps a processor busy with little but matrix products, which a
+batched model could not improve.
 """
 
 import contextlib
@@ -40,11 +40,11 @@ from jacrec.training.stages.rebrac import ReBRACStage
 from jacrec.util.errors import expect_count, expect_one_of
 from jacrec.util.processors import processors
 
-SPAWN = multiprocessing.get_context("spawn")  # a fork would take over torch's threads in whatever state they are
+SPAWN = multiprocessing.get_context("spawn")  # fork would copy torch's thread pool in an undefined state
 
 
 def seed_folder(out: str | Path, seed: int) -> Path:
-    """A seed's folder: `out` with {seed} filled in, or the folder seed-SEED in it."""
+    """A seed's folder: `out` with {seed} filled in, or the subfolder seed-SEED."""
     return Path(str(out).replace("{seed}", str(seed))) if "{seed}" in str(out) else Path(out) / f"seed-{seed}"
 
 
@@ -60,28 +60,27 @@ def train_seeds(
     quiet: bool = False,
     on_log: OnLog | None = None,
 ) -> list[Path]:
-    """`train` for every seed; the folders. Each is an ordinary run, gone on with, evaluated and read like one trained alone.
+    """`train` for every seed; return the folders. Each is an ordinary run that can be resumed, evaluated and loaded as such.
 
-    A seed has the initial weights, batches and noise that it has alone. In processes it comes to the same bits as alone with
-    that number of threads; as part of a batched model it differs by rounding, and may change over to being trained alone, and
-    back, at any checkpoint. Interrupted as `train` is.
+    A seed has the same initial weights, batches and noise as when trained alone. In processes it is bit-identical to training
+    alone with the same number of threads. In a batched model it differs by rounding; the two can be exchanged at any
+    checkpoint. Interruptions are handled as in `train`.
 
     Args:
         config: its seed is not used.
-        out: where the folders are, see `seed_folder`.
-        batched: one batched model instead of processes; None: on a GPU.
-        at_once: how many processes run at a time; None: as many as there are processors for config.threads each (one, if
-            that is None).
-        on_log: called with every line of metrics and its "seed"; by threads of several seeds where they are processes.
+        out: the folders, see `seed_folder`.
+        batched: train one batched model instead of processes; default: on a GPU.
+        at_once: number of processes at a time; default: the number of processors divided by config.threads (or by 1).
+        on_log: called with every line of metrics and its "seed", from the threads of several seeds if they are processes.
 
     Raises:
-        ValueError: a folder holds something else, the seeds are not distinct, or the data cannot be learned from.
-        FloatingPointError: training diverged. In processes the other seeds are finished before that is said.
-        ChildProcessError: a process died, likewise. Notes of all these errors name the folders concerned.
+        ValueError: a folder contains something else, the seeds are not distinct, or the data are unsuitable.
+        FloatingPointError: training diverged. With processes, the other seeds are finished first.
+        ChildProcessError: a process died, likewise. Notes on all these errors name the folders concerned.
     """
     seeds = list(seeds)
     if not seeds or len(set(seeds)) < len(seeds):
-        raise ValueError(f"seeds: expected one or more distinct numbers, got {seeds}")
+        raise ValueError(f"seeds: expected one or more distinct integers, got {seeds}")
     for stage in stages:
         expect_one_of("stages", stage, STAGES)
     configs = [replace(config, seed=seed) for seed in seeds]
@@ -134,7 +133,7 @@ def _train_batched(
         threads = first.threads or torch.get_num_threads()
         stack.enter_context(torch_threads(threads))
         progress = stack.enter_context(make_progress(quiet))
-        pool = stack.enter_context(ThreadPoolExecutor(1))  # the main thread stays free to take an interruption
+        pool = stack.enter_context(ThreadPoolExecutor(1))  # the main thread stays free to handle keyboard interrupts
         try:
             first_stages, then = split_stages(stages, first)
             for name in (*first_stages, *then):
@@ -146,9 +145,9 @@ def _train_batched(
 def make_batchable_stages(
     name: str, configs: Sequence[TrainConfig], data: Transitions, folders: Sequence[Path | None] | None = None
 ) -> Sequence[BatchableStage]:
-    """A stage for each configuration, untrained, fit to be put side by side; ReBRAC's share their rows on the device.
+    """One untrained stage per configuration, suitable for a batched model. ReBRAC stages share their rows on the device.
 
-    `folders` hold the policies that tilted world models are clipped_weights towards.
+    `folders` contain the policies for tilted world models.
     """
     if name != "rebrac":
         where = [None] * len(configs) if folders is None else folders
@@ -180,13 +179,13 @@ def _train_in_processes(
             total = sum(getattr(config, name).updates for name in stages)
             task = progress.add_task(f"seed {config.seed}", total=total, note="")
 
-            def heard(line: dict[str, Any]) -> None:
+            def on_line(line: dict[str, Any]) -> None:
                 done[line["stage"]] = line["update"]
                 progress.update(task, completed=sum(done.values()), note=line["stage"])
                 if log is not None:
                     log(line)
 
-            _run_process((config, out, list(stages), data, threads), heard, stop)
+            _run_process((config, out, list(stages), data, threads), on_line, stop)
             if not stop.is_set():
                 progress.update(task, completed=total)
 
@@ -206,24 +205,24 @@ def _train_in_processes(
         raise first
 
 
-def _run_process(work: tuple, heard: OnLog, stop: threading.Event) -> None:
-    """Train in a process of its own, hearing its lines of metrics; when `stop` is set, tell it to leave off."""
-    ours, theirs = SPAWN.Pipe(duplex=False)
-    process = SPAWN.Process(target=_process_main, args=(*work, theirs))
+def _run_process(work: tuple, on_line: OnLog, stop: threading.Event) -> None:
+    """Train in a separate process and pass on its lines of metrics; terminate it when `stop` is set."""
+    receiver, sender = SPAWN.Pipe(duplex=False)
+    process = SPAWN.Process(target=_process_main, args=(*work, sender))
     process.start()
-    theirs.close()
-    error, told = None, False
+    sender.close()
+    error, terminated = None, False
     try:
         while True:
-            while not ours.poll(0.2):
-                if stop.is_set() and not told:
+            while not receiver.poll(0.2):
+                if stop.is_set() and not terminated:
                     process.terminate()
-                    told = True
-            said = ours.recv()
-            if isinstance(said, BaseException):
-                error = said
+                    terminated = True
+            message = receiver.recv()
+            if isinstance(message, BaseException):
+                error = message
             else:
-                heard(said)
+                on_line(message)
     except EOFError:
         process.join()
     except BaseException:
@@ -234,16 +233,16 @@ def _run_process(work: tuple, heard: OnLog, stop: threading.Event) -> None:
         raise error
     if process.exitcode and not stop.is_set():
         raise ChildProcessError(
-            f"{work[1]}: expected a finished training, its process ended with code {process.exitcode}; "
-            "the same call goes on from its last checkpoint"
+            f"{work[1]}: expected training to finish, got exit code {process.exitcode} of its process; "
+            "repeat the call to resume from the last checkpoint"
         )
 
 
 def _process_main(
     config: TrainConfig, out: Path, stages: list[str], data: Transitions | None, threads: int, pipe: Connection
 ) -> None:
-    """A process's work; told to end, it finishes the update at hand and writes its checkpoint."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the keyboard's goes to the parent as well, which tells us once
+    """Entry point of a process. On SIGTERM it finishes the current update and writes its checkpoint."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent receives it too and sends SIGTERM
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     threading.Thread(target=_exit_with_parent, daemon=True).start()
     torch.set_num_threads(threads)

@@ -1,4 +1,4 @@
-"""Augmented random search: its statistics, its choices, and that it learns."""
+"""Augmented random search: running statistics, selection of snapshots, learning."""
 
 import numpy as np
 import pytest
@@ -18,7 +18,7 @@ def snapshot(iteration: int, mean_return: float) -> Snapshot:
     return Snapshot(iteration, LinearPolicy(np.zeros((1, 1)), np.zeros(1)), mean_return, 0.0)
 
 
-def test_moments_equal_those_of_all_rows_together():
+def test_running_moments_equal_those_of_all_rows():
     rng = np.random.default_rng(0)
     parts = [rng.normal(5.0, 2.0, (n, 3)) for n in (1, 7, 40)]
     moments = RunningMoments(3)
@@ -48,16 +48,16 @@ def test_rollouts_are_gymnasium_episodes():
     assert len(seen) == states
 
 
-def test_search_is_reproducible_and_limits_only_cut_it_short():
+def test_search_is_reproducible_for_any_limit():
     long = search("Hopper-v4", QUICK, seed=4, iterations=3, threads=2)
     short = search("Hopper-v4", QUICK, seed=4, iterations=2, threads=1)
     other = search("Hopper-v4", QUICK, seed=5, iterations=2)
     assert [s.iteration for s in long] == [0, 1, 2, 3]
-    for ours, theirs in zip(short, long, strict=False):
-        assert np.array_equal(ours.policy.gain, theirs.policy.gain)
-        assert ours.mean_return == theirs.mean_return
+    for actual, expected in zip(short, long, strict=False):
+        assert np.array_equal(actual.policy.gain, expected.policy.gain)
+        assert actual.mean_return == expected.mean_return
     assert not np.array_equal(other[2].policy.gain, long[2].policy.gain)
-    with pytest.raises(ValueError, match="expected a limit, seconds or iterations, got neither"):
+    with pytest.raises(ValueError, match=r"^search: .*got neither"):
         search("Hopper-v4", QUICK, seed=4)
 
 
@@ -68,13 +68,13 @@ def test_search_learns():
     assert max(s.mean_return for s in found) > 500
 
 
-def test_chosen_snapshots_are_records_evenly_spaced_in_return():
+def test_selected_snapshots_are_records_evenly_spaced_in_return():
     found = [snapshot(i, value) for i, value in enumerate([0, 5, 3, 10, 2, 31, 30, 48, 49, 100, 70])]
     assert [s.mean_return for s in select_snapshots(found, 3)] == [0, 49, 100]
     assert [s.mean_return for s in select_snapshots(found, 5)] == [0, 31, 49, 100]
 
 
-def test_command_line_writes_what_it_measured(tmp_path, monkeypatch, capsys):
+def test_the_command_line_writes_the_snapshots(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("jacrec.data.behaviour.ars.SETTINGS", {"hopper": QUICK})
     path = tmp_path / "found.yaml"
     main(["hopper", "--iterations", "2", "--seed", "3", "--snapshots", "2", "--out", str(path)])

@@ -1,4 +1,4 @@
-"""The point-maze controller: its search on small maps, and that it solves every maze."""
+"""The point-maze controller: shortest paths on small maps, and success in every maze."""
 
 import numpy as np
 import pytest
@@ -10,7 +10,7 @@ from jacrec.data.behaviour.pointmaze import PointMazeController, shortest_paths
 RNG = np.random.default_rng(0)
 
 
-def test_ways_are_shortest_and_end_at_walls():
+def test_paths_are_shortest_and_avoid_walls():
     free = np.array([[1, 1, 1, 1], [1, 0, 0, 1], [1, 1, 0, 1], [0, 0, 0, 1]], bool)
     ahead = shortest_paths(free)
     position, steps = (2, 1), 0
@@ -24,14 +24,14 @@ def test_ways_are_shortest_and_end_at_walls():
     assert (ahead[3, 3, 3, 3] == -1).all()
 
 
-def test_controller_is_a_function_of_the_state_in_bounds():
+def test_the_controller_is_bounded_and_depends_only_on_the_state():
     controller = PointMazeController(np.array([-1.5, 1.5]), 1.0, shortest_paths(np.ones((3, 3), bool)))
     state = RNG.uniform(-2, 2, (50, 6))
     action = controller(state)
     assert action.shape == (50, 2)
     assert np.abs(action).max() <= 1.0
     assert np.array_equal(action[7], controller(state[7:8])[0])
-    # in the goal's cell, resting to the left of the goal: push right
+    # at rest in the goal's cell, to the left of the goal: push right
     assert controller(np.array([[-0.3, 0.0, 0.0, 0.0, 0.3, 0.0]])).tolist() == [[1.0, 0.0]]
 
 
@@ -39,12 +39,12 @@ def test_controller_is_a_function_of_the_state_in_bounds():
 def test_every_maze_is_solved(env_name):
     pytest.importorskip("gymnasium_robotics", reason="the maze extra is not installed")
     episodes = make_episodes(env_name, "expert", steps=2400, seed=0)
-    whole = [episode for episode in episodes if len(episode) >= 300]
-    assert len(whole) >= 3
-    assert all(episode.rewards.sum() > 50 for episode in whole)
+    complete = [episode for episode in episodes if len(episode) >= 300]
+    assert len(complete) >= 3
+    assert all(episode.rewards.sum() > 50 for episode in complete)
 
 
-def test_mazes_keep_goal_observations_on_disk_and_flat_states_in_memory(tmp_path, monkeypatch):
+def test_data_have_goal_dicts_on_disk_and_flat_states_in_memory(tmp_path, monkeypatch):
     pytest.importorskip("gymnasium_robotics", reason="the maze extra is not installed")
     minari = pytest.importorskip("minari")
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path))

@@ -1,4 +1,4 @@
-"""The ensemble's training step is that of its own loss under automatic differentiation."""
+"""The ensemble's training step against autograd of its own loss."""
 
 import pytest
 import torch
@@ -20,8 +20,8 @@ DATA = linear_system()
 
 @property_cases(0.05)
 @given(options=architectures(), members=st.integers(1, 4), batch=st.integers(1, 9), seed=st.integers(0, 9))
-def test_the_step_is_that_of_the_models_own_likelihood(options, members, batch, seed):
-    """Every network learns from rows of its own; each term of its likelihood is weighted by its variance to the power β."""
+def test_step_equals_autograd_of_the_models_likelihood(options, members, batch, seed):
+    """Every network has its own rows; each likelihood term is weighted by its variance to the power β."""
     config = DynamicsConfig(kind="ensemble", members=members, batch_size=batch, max_grad_norm=None, **options)
     stage = DynamicsStage(DATA, DATA, config, seed, dtype=torch.float64)
     model = make_dynamics(3, 2, config).double()
@@ -44,7 +44,7 @@ def test_the_step_is_that_of_the_models_own_likelihood(options, members, batch, 
         torch.testing.assert_close(stage.regression.flat.gradient_of[name], p.grad, rtol=1e-11, atol=1e-12)
 
 
-def test_variances_keep_their_bounds():
+def test_variances_are_bounded():
     raw = torch.linspace(-60, 60, 999, dtype=torch.float64, requires_grad=True)
     value, slope = bounded(raw)
     assert ((value >= LOWEST) & (value <= HIGHEST + 1e-4)).all()
@@ -52,15 +52,15 @@ def test_variances_keep_their_bounds():
     torch.testing.assert_close(bounded(torch.tensor(-5.0))[0], torch.tensor(-5.0), rtol=0, atol=5e-3)
 
 
-def test_every_network_is_drawn_alike():
+def test_networks_are_selected_uniformly():
     f = EnsembleDynamics(2, 1, (4,), members=3)
     noise = torch.randn(30_000, 2, 2, generator=torch.Generator().manual_seed(0))
     assert torch.bincount(f.member(noise)).tolist() == pytest.approx([10_000] * 3, rel=0.03)
-    noise[0, 1, 0], noise[1, 1, 0] = -50.0, 50.0  # the normal distribution function is 0 and 1 there
+    noise[0, 1, 0], noise[1, 1, 0] = -50.0, 50.0  # where the normal distribution function is 0 and 1
     assert f.member(noise)[:2].tolist() == [0, 2]
 
 
-def test_seeds_of_ensembles_are_trained_one_by_one():
+def test_batching_seeds_of_ensembles_is_rejected():
     stages = [DynamicsStage(DATA, DATA, DynamicsConfig(kind="ensemble", hidden=(4,)), seed) for seed in (0, 1)]
-    with pytest.raises(ValueError, match="expected a kind of one network for seeds side by side, got 'ensemble'"):
+    with pytest.raises(ValueError, match=r"^dynamics\.kind: .*got 'ensemble'"):
         DynamicsStage.batched_step(stages)

@@ -1,4 +1,4 @@
-"""The supervised trainings: exact gradients, falling errors, honest uncertainties."""
+"""The supervised stages: exact gradients, decreasing errors, correct standard errors."""
 
 import math
 
@@ -41,8 +41,8 @@ def test_passes_equal_autograd(activation, options):
     with torch.no_grad():
         for head in range(heads):
             net = MLPPass(mlp, flat.gradient_of, head if mlp.stack else None)
-            ours, tape = net.record(x[head])
-            torch.testing.assert_close(ours, y[head], rtol=1e-12, atol=1e-12)
+            actual, tape = net.record(x[head])
+            torch.testing.assert_close(actual, y[head], rtol=1e-12, atol=1e-12)
             torch.testing.assert_close(net.value(x[head]), y[head], rtol=1e-12, atol=1e-12)
             torch.testing.assert_close(net.pull(tape, y_bar[head], inputs=True), x_bar[head], rtol=1e-11, atol=1e-12)
             some = torch.tensor([1, 4, 5])
@@ -52,12 +52,12 @@ def test_passes_equal_autograd(activation, options):
         torch.testing.assert_close(flat.gradient_of[name], bar, rtol=1e-11, atol=1e-12)
 
 
-def test_a_stack_needs_its_head_named():
-    with pytest.raises(ValueError, match="expected head = an index, got None"):
+def test_a_stack_requires_a_head():
+    with pytest.raises(ValueError, match=r"^head: expected an index below 2, got None"):
         MLPPass(MLP(2, 1, (4,), stack=2))
 
 
-def test_flat_module_keeps_its_function_and_moves():
+def test_flat_parameters_keep_the_function_and_can_be_averaged():
     mlp, another = MLP(3, 2, (5, 7), layer_norm=True), MLP(3, 2, (5, 7), layer_norm=True)
     mlp.initialise()
     another.initialise()
@@ -70,12 +70,12 @@ def test_flat_module_keeps_its_function_and_moves():
     assert all(p.data_ptr() % 64 == flat.value.data_ptr() % 64 for p in mlp.parameters())
 
 
-def test_adam_with_a_bound_equals_torchs_clipping():
+def test_clipped_adam_equals_torch():
     torch.manual_seed(0)
-    ours, plain = MLP(3, 2, (5,)).double(), MLP(3, 2, (5,)).double()
-    ours.initialise()
-    plain.load_state_dict(ours.state_dict())
-    flat = FlatParameters(ours)
+    actual, plain = MLP(3, 2, (5,)).double(), MLP(3, 2, (5,)).double()
+    actual.initialise()
+    plain.load_state_dict(actual.state_dict())
+    flat = FlatParameters(actual)
     adam, optimiser = Adam(flat, 1e-2, max_grad_norm=0.5), torch.optim.Adam(plain.parameters(), lr=1e-2, fused=False)
     for scale in (0.01, 10.0, 1.0):
         for name, p in plain.named_parameters():
@@ -84,13 +84,13 @@ def test_adam_with_a_bound_equals_torchs_clipping():
         torch.nn.utils.clip_grad_norm_(plain.parameters(), 0.5)
         optimiser.step()
         adam.step()
-    for ours_p, p in zip(ours.parameters(), plain.parameters(), strict=True):
-        torch.testing.assert_close(ours_p, p, rtol=1e-12, atol=1e-14)
+    for actual_p, p in zip(actual.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(actual_p, p, rtol=1e-12, atol=1e-14)
 
 
 @pytest.mark.parametrize("prediction", ["epsilon", "x0"])
 @pytest.mark.parametrize("target", ["difference", "state"])
-def test_the_diffusion_step_minimises_the_models_own_loss(prediction, target):
+def test_diffusion_step_equals_autograd_of_the_models_loss(prediction, target):
     """Loss and gradient of the stage's packed, hand-written step against `DiffusionDynamics.loss` with autograd."""
     data = linear_system()
     config = DynamicsConfig(hidden=(16, 16), steps=5, batch_size=32, prediction=prediction, target=target, max_grad_norm=None)
@@ -126,8 +126,8 @@ def test_the_world_model_learns_a_linear_system(kind):
     assert 0 < after["one_step_rmse_se"] < 0.2 * after["one_step_rmse"]
 
 
-def test_diffusion_learns_the_spread_of_the_noise():
-    """On s' = A s + B a + 0.3 n the samples must scatter by 0.3, not collapse to the mean: own error √2 · 0.3."""
+def test_diffusion_learns_the_noise_level():
+    """On s' = A s + B a + 0.3 n the samples must vary by 0.3 rather than collapse to the mean: their error is √2 · 0.3."""
     data = linear_system(episodes=40, noise=0.3)
     kept, held_out = data.split(0.25, 0)
     config = DynamicsConfig(hidden=(64, 64), steps=10, updates=1500, batch_size=256, lr=2e-3, ema=0.99, eval_samples=16)
@@ -139,7 +139,7 @@ def test_diffusion_learns_the_spread_of_the_noise():
     assert errors["one_step_rmse"] == pytest.approx(0.3 * math.sqrt(2), rel=0.15)
 
 
-def test_the_reward_model_learns_in_the_critics_scale():
+def test_the_reward_model_learns_scaled_rewards():
     data = linear_system(episodes=30)
     kept, held_out = data.split(0.2, 0)
     config = RewardConfig(hidden=(64, 64), updates=600, batch_size=128, lr=2e-3)
@@ -154,8 +154,8 @@ def test_the_reward_model_learns_in_the_critics_scale():
 
 
 @pytest.mark.parametrize("kind", ["diffusion", "deterministic", "flow", "meanflow", "ensemble", "reward"])
-def test_capturable_stages_make_the_same_steps(kind):
-    """What a CUDA graph would hold, run as it is: the bits of the ordinary step."""
+def test_capturable_stages_perform_the_same_steps(kind):
+    """What a CUDA graph would contain, run directly, is bit-identical to the ordinary step."""
     data = linear_system()
     stages = []
     for capturable in (True, False):
@@ -164,11 +164,11 @@ def test_capturable_stages_make_the_same_steps(kind):
         else:
             config = DynamicsConfig(kind=kind, hidden=(16,), updates=9, ema=0.9)
             stages.append(DynamicsStage(data, data, config, 0, capturable=capturable))
-    ours, plain = stages
+    actual, plain = stages
     for t in range(9):
-        assert torch.equal(ours.step(t)["loss"], plain.step(t)["loss"])
+        assert torch.equal(actual.step(t)["loss"], plain.step(t)["loss"])
     state = plain.state()
-    assert all(torch.allclose(value, state[name], rtol=1e-6, atol=1e-8) for name, value in ours.state().items())
+    assert all(torch.allclose(value, state[name], rtol=1e-6, atol=1e-8) for name, value in actual.state().items())
 
 
 def test_one_step_errors_by_hand():
@@ -191,14 +191,14 @@ def test_rmse_and_its_standard_error():
     assert value == 2.0
     assert error == pytest.approx(np.std([1, 4, 4, 7], ddof=1) / (2 * 2 * 2))
     assert rmse(torch.zeros(3)) == (0.0, 0.0)
-    # against the scatter of repetitions
+    # compared with the standard deviation over repetitions
     g = torch.Generator().manual_seed(0)
     draws = torch.randn(2000, 100, generator=g).square()
     values, errors = zip(*(rmse(row) for row in draws), strict=True)
     assert np.mean(errors) == pytest.approx(np.std(values), rel=0.1)
 
 
-def test_a_constant_coordinate_has_usable_scales():
+def test_a_constant_coordinate_has_finite_scales():
     data = linear_system()
     data.state[:, 1] = data.next_state[:, 1] = 3.0
     state_mean, state_std, out_mean, out_std = scales(data)
@@ -209,7 +209,7 @@ def test_a_constant_coordinate_has_usable_scales():
     assert scales(data, "state")[2][1] == 3.0
 
 
-def test_averaged_weights_follow():
+def test_averaged_weights_equal_an_explicit_loop():
     torch.manual_seed(0)
     net, averaged = MLP(2, 1, (4,)), MLP(2, 1, (4,))
     net.initialise()
@@ -226,7 +226,7 @@ def test_averaged_weights_follow():
 
 
 @pytest.mark.parametrize(("schedule", "last"), [("constant", 0.1), ("cosine", 0.1 * 0.5 * (1 + math.cos(0.75 * math.pi)))])
-def test_learning_rate_over_training(schedule, last):
+def test_learning_rate_schedule(schedule, last):
     net = MLP(2, 1, (4,))
     net.initialise()
     regression = Regression(net, net, net, "", RewardConfig(lr=0.1, lr_schedule=schedule, updates=4))
@@ -238,7 +238,7 @@ def test_learning_rate_over_training(schedule, last):
     assert rates[-1] == pytest.approx(last)
 
 
-def test_streams_depend_on_seed_stage_and_update_alone():
+def test_streams_depend_only_on_seed_stage_and_update():
     def draw(generator, block):
         return (torch.randint(1000, (block, 5), generator=generator),)
 

@@ -1,4 +1,4 @@
-"""What a probabilistic ensemble learns from: every network on batches of its own, by the likelihood of its Gaussian."""
+"""Training examples of a probabilistic ensemble: Gaussian likelihood, with separate batches for every network."""
 
 from dataclasses import dataclass
 
@@ -9,16 +9,16 @@ from jacrec.models.dynamics.ensemble import bounded
 from jacrec.training.stages.examples import Batch, Examples, Push
 
 BETA = 0.5
-"""β of the β-NLL (Seitzer et al. 2022): every term of the likelihood is multiplied by its variance to this power, as a number,
-so that what is predicted badly goes on learning"""
+"""β of the β-NLL (Seitzer et al. 2022): each likelihood term is multiplied by its variance to this power, without gradient, so
+that badly predicted rows keep contributing"""
 
 
 @dataclass(frozen=True)
 class GaussianBatch(Batch):
-    """Inputs (n, B, in) and goals (n, B, d) of n networks that predict mean and logarithm of the variance."""
+    """Inputs (n, B, in) and goals (n, B, d) of n networks that predict the mean and the logarithm of the variance."""
 
     def loss_and_gradient(self, prediction: Tensor, push: Push) -> tuple[Tensor, Tensor]:
-        """The mean negative log-likelihood (), without its constant, and the derivative of its β-weighted twin."""
+        """The mean negative log-likelihood (), without its constant, and the gradient of the β-NLL."""
         mean, raw = prediction.chunk(2, -1)
         log_variance, slope = bounded(raw)
         error = mean - self.goal
@@ -31,8 +31,8 @@ class GaussianBatch(Batch):
 
 @dataclass(frozen=True)
 class GaussianExamples(Examples):
-    """As `Examples`; called with indices (n, B), a row of them for every network."""
+    """Like `Examples`, called with indices (n, B), one row of them per network."""
 
     def __call__(self, index: Tensor, *random: Tensor) -> GaussianBatch:
         """The batch of these rows."""
-        return GaussianBatch(*self.taken(index))
+        return GaussianBatch(*self.columns(index))
