@@ -101,11 +101,11 @@ class DynamicsConfig:
     eta: float = 0.0
     """diffusion: noise of the ddim sampler, 0 for none, 1 as ddpm"""
     levels: tuple[int, ...] | None = None
-    """diffusion: levels used in sampling; default: all"""
+    """diffusion: levels used in sampling; None for all"""
     solver: str = "euler"
     """flow: euler or heun"""
     sampling_steps: int | None = None
-    """flow and meanflow: integration steps in sampling, not used in training; default: 4 for flow, 1 for meanflow"""
+    """flow and meanflow: integration steps in sampling, not used in training; None for 4 (flow) or 1 (meanflow)"""
     times: str = "uniform"
     """flow and meanflow: distribution of training times, uniform or logit-normal (with the mean and std below)"""
     times_mean: float = -0.4
@@ -123,7 +123,7 @@ class DynamicsConfig:
     stochastic: bool = False
     """multistep: also learn the uncertainty of each state, and sample noise of that size"""
     sweeps: int | None = None
-    """multistep: batched passes per rollout; default: as many as an exact rollout needs"""
+    """multistep: batched passes per rollout; None for as many as an exact rollout needs"""
     tilt: float = 0.0
     """η of a policy-tilted model: transitions are sampled in proportion to exp(η l), where l = log π(a|s) of the trained policy; 0
     for uniform sampling. The policy must be trained first"""
@@ -219,7 +219,7 @@ class TrainConfig:
     data: str = ""
     """name of a D4RL data set, Minari id, or path of a D4RL-layout file"""
     env_id: str | None = None
-    """gymnasium id of the evaluation environment; default: as named in the data"""
+    """gymnasium id of the evaluation environment; None for the one named in the data"""
     seed: int = 0
     """seed of initial weights, batches, noise and the choice of held-out episodes"""
     rebrac: ReBRACConfig = field(default_factory=ReBRACConfig)
@@ -231,7 +231,7 @@ class TrainConfig:
     held_out: float = 0.1
     """share of the episodes held out from the world and reward models for evaluation (ReBRAC uses all, as in the reference)"""
     threads: int | None = None
-    """torch threads per stage; default: torch's own number. Results are bit-identical only for equal numbers of threads"""
+    """torch threads per stage; None for torch's own number. Results are bit-identical only for equal numbers of threads"""
     device: str = "cpu"
     """torch device, e.g. cuda; batches are drawn on the CPU and are the same on every device"""
     deterministic: bool = False

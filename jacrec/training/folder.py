@@ -83,10 +83,10 @@ def claim(out: Path, config: TrainConfig, data: Transitions) -> None:
     write_text(out / "config.yaml", yaml.safe_dump(record, sort_keys=False, allow_unicode=True))
 
 
-def _differences(there: dict, here: dict, prefix: str = "") -> list[str]:
+def _differences(recorded: dict, current: dict, prefix: str = "") -> list[str]:
     found = []
-    for key in dict.fromkeys([*there, *here]):
-        a, b = there.get(key), here.get(key)
+    for key in dict.fromkeys([*recorded, *current]):
+        a, b = recorded.get(key), current.get(key)
         if isinstance(a, dict) and isinstance(b, dict):
             found += _differences(a, b, f"{prefix}{key}.")
         elif a != b:

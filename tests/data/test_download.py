@@ -19,8 +19,8 @@ from tests.file_server import Server
 
 @pytest.fixture
 def folders(tmp_path, monkeypatch):
-    monkeypatch.setenv("JACREC_DATA", str(tmp_path / "jacrec"))
-    monkeypatch.setenv("D4RL_DATASET_DIR", str(tmp_path / "d4rl"))
+    monkeypatch.setenv("JACREC_DATA", str(tmp_path / "ours"))
+    monkeypatch.setenv("D4RL_DATASET_DIR", str(tmp_path / "theirs"))
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "minari"))
     return tmp_path
 
@@ -49,11 +49,11 @@ def test_load_and_train_find_a_downloaded_data_set_by_name(server, folders, monk
     serve(server, monkeypatch, name)
     with pytest.raises(
         FileNotFoundError,
-        match=r"^hopper-medium-replay-v2: .*hopper_medium_replay-v2\.hdf5 in .*jacrec, got no file; .*`jacrec data get",
+        match=r"^hopper-medium-replay-v2: .*hopper_medium_replay-v2\.hdf5 in .*ours, got no file; .*`jacrec data get",
     ):
         load(name)
     assert cli.main(["data", "get", name]) == 0
-    path = folders / "jacrec" / "hopper_medium_replay-v2.hdf5"
+    path = folders / "ours" / "hopper_medium_replay-v2.hdf5"
     assert f"fetched, {path.stat().st_size / 1e6:.1f} MB, SHA-256 {check_sum(path)}, at {path}" in capsys.readouterr().out
     data = load(name)
     assert (data.info.name, data.info.env_id, len(data)) == (name, "Hopper-v4", 40)
@@ -108,11 +108,11 @@ def test_without_a_network_alternatives_are_listed(folders, monkeypatch, capsys)
     assert cli.main(["data", "get", "hopper-medium-v2", "antmaze-umaze-v2", "walker2d-medium-v2"]) == 2
     error = capsys.readouterr().err
     assert "([Errno 111] Connection refused)" in error
-    assert f"copy hopper_medium-v2.hdf5 from a machine that has it to {folders / 'jacrec'}" in error
+    assert f"copy hopper_medium-v2.hdf5 from a machine that has it to {folders / 'ours'}" in error
     assert "`jacrec data make hopper medium`" in error
     assert "`jacrec data make antmaze umaze`" in error
     assert "3 of 3 not fetched" in error
-    assert not list((folders / "jacrec").iterdir())
+    assert not list((folders / "ours").iterdir())
 
 
 def test_unknown_names_list_the_known_ones(capsys):
@@ -211,7 +211,7 @@ def test_files_are_found_in_both_folders_under_both_names(folders):
     name = "antmaze-large-play-v2"
     assert find_d4rl(name) is None
     assert find_d4rl("mine-v2") is None
-    for folder, file in (("d4rl", D4RL_FILES[name].file), ("jacrec", f"{name}.hdf5"), ("jacrec", D4RL_FILES[name].file)):
+    for folder, file in (("theirs", D4RL_FILES[name].file), ("ours", f"{name}.hdf5"), ("ours", D4RL_FILES[name].file)):
         (folders / folder).mkdir(exist_ok=True)
         (folders / folder / file).write_text("")
         assert find_d4rl(name) == folders / folder / file

@@ -113,7 +113,7 @@ def test_a_client_error_is_not_retried(server, tmp_path):
     assert names(tmp_path) == []
 
 
-def test_concurrent_downloads_of_a_file_are_rejected(server, tmp_path):
+def test_two_at_once_do_not_write_the_same_part(server, tmp_path):
     with (tmp_path / "set.hdf5.part").open("ab") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
         with pytest.raises(DownloadError, match="another process is fetching this file"):
@@ -173,7 +173,7 @@ def test_an_answer_of_unknown_length_is_rejected(server, tmp_path):
     assert len(server.asked) == 1
 
 
-def test_a_file_just_moved_into_place_by_another_process_is_not_overwritten(server, tmp_path, monkeypatch):
+def test_a_part_that_another_process_has_just_put_in_place_is_not_written(server, tmp_path, monkeypatch):
     part = tmp_path / "set.hdf5.part"
     part.write_bytes(b"whole")
     lock = fcntl.flock

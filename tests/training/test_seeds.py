@@ -190,7 +190,7 @@ def test_processes_end_with_their_parent(tmp_path):
         for _ in range(300):
             try:
                 train(config, seed_folder(folder, seed), stages=["rebrac"], data=linear_system(), quiet=True)
-            except ValueError as error:  # the other process is still finishing its update
+            except ValueError as error:  # it has not finished its update yet
                 if "expected a run not in training" not in str(error):
                     raise
                 time.sleep(0.2)
