@@ -21,7 +21,7 @@ from torch import nn
 
 from jacrec.control.controller import MPC, MPCConfig
 from jacrec.engine.rollout import noise_like
-from jacrec.envs.termination import TerminationFn, termination_fn
+from jacrec.envs.termination import Termination, termination
 from jacrec.evaluation.config import PlayConfig
 from jacrec.evaluation.contestant import open_env
 from jacrec.evaluation.episodes import Controller
@@ -145,7 +145,7 @@ def rehearse(
     config: RehearsalConfig | None = None,
     *,
     others: Mapping[str, World] | None = None,
-    ended: TerminationFn | None = None,
+    ended: Termination | None = None,
     progress: Callable[[float], None] | None = None,
 ) -> Rehearsal:
     """Let the base policy and every candidate play in the world model, and in other ones.
@@ -207,18 +207,13 @@ def rehearse_run(
         starts = env.reset([1000 * config.seed + i for i in range(config.episodes)])
     worlds = {name: other.world for name, other in (others or {}).items()}
     return rehearse(
-        run.policy, run.world, starts, candidates, config, others=worlds, ended=termination_fn(env.env_id), progress=progress
+        run.policy, run.world, starts, candidates, config, others=worlds, ended=termination(env.env_id), progress=progress
     )
 
 
 @torch.no_grad()
 def _imagine(
-    player: Controller,
-    policy: nn.Module,
-    world: World,
-    starts: np.ndarray,
-    config: RehearsalConfig,
-    ended: TerminationFn | None,
+    player: Controller, policy: nn.Module, world: World, starts: np.ndarray, config: RehearsalConfig, ended: Termination | None
 ) -> Imagined:
     state = torch.as_tensor(starts).to(next(policy.parameters()))
     n = len(state)

@@ -12,7 +12,7 @@ from torch import nn
 
 from jacrec import Actor, DiffusionDynamics, MPCConfig, RewardModel, TwinCritic, World
 from jacrec.envs.physics import make_env
-from jacrec.envs.termination import termination_fn
+from jacrec.envs.termination import termination
 from jacrec.evaluation.rehearsal import BASE, Imagined, Rehearsal, RehearsalConfig, rehearse
 from tests.conftest import property_cases
 from tests.strategies import shake
@@ -189,7 +189,7 @@ ENDING = {"Hopper-v4": (0.7, 0.2), "Walker2d-v4": (0.8, 1.0), "Ant-v4": (0.2, 1.
 @pytest.mark.parametrize("env_id", ENDING)
 def test_episodes_end_where_the_real_ones_do(env_id):
     """States on both sides of every bound, set in the simulator; then states that the simulator comes to by itself."""
-    env, over = make_env(env_id), termination_fn(env_id)
+    env, over = make_env(env_id), termination(env_id)
     assert over is not None
     simulator, rng = env.unwrapped, np.random.default_rng(0)
     env.reset(seed=0)
@@ -215,10 +215,10 @@ def test_episodes_end_where_the_real_ones_do(env_id):
 
 
 def test_endings_hold_for_every_version_and_for_known_tasks_alone():
-    assert termination_fn("Hopper-v5") is termination_fn("Hopper-v4")
+    assert termination("Hopper-v5") is termination("Hopper-v4")
     for env_id in ("HalfCheetah-v4", "jacrec/antmaze-umaze-v2", "Pendulum-v1"):
-        assert termination_fn(env_id) is None
-    over = termination_fn("Ant-v4")
+        assert termination(env_id) is None
+    over = termination("Ant-v4")
     assert over is not None
     assert over(np.full((1, 27), np.nan)).all()
 
