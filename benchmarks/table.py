@@ -1,7 +1,7 @@
-"""The README's table of gradient times, made from benchmarks/results/grad_speed_*.json: one for each machine.
+"""The table of gradient times, made from benchmarks/results/grad_speed_*.json: one for each machine.
 
 python benchmarks/table.py                      # print it
-python benchmarks/table.py --write README.md    # put it between <!-- grad_speed --> and <!-- /grad_speed -->
+python benchmarks/table.py --write docs/results.md    # put it between <!-- grad_speed --> and <!-- /grad_speed -->
 """
 
 import argparse
