@@ -1,9 +1,9 @@
-"""Everything that a GPU can tell, in one command and under ten minutes: `make bench-gpu`, or `python benchmarks/gpu.py`.
+"""All GPU measurements in one command, in under ten minutes: `make bench-gpu` or `python benchmarks/gpu.py`.
 
-Needs torch >= 2.11 and triton >= 3.6 with CUDA, and numpy; no gymnasium, mujoco or minari, and no installation of jacrec
-(the checkout is put on PYTHONPATH). Runs the kernels' tests compiled, times the chain's kernels in every precision and
-their tiles, whole gradients against their peers, decisions and training, and writes benchmarks/results/. A part that fails
-or outlasts its time makes the exit status 1; what had to be left out is named at the end with the reason.
+Requires torch >= 2.11 and triton >= 3.6 with CUDA, and numpy, but not gymnasium, mujoco or minari, nor an installation of
+jacrec (the checkout is put on PYTHONPATH). Runs the kernel tests with compiled kernels; times the chain's kernels in every
+precision and tile size, whole gradients against their peers, decisions and training; writes benchmarks/results/. The exit
+status is 1 if a part fails or exceeds its time. Skipped parts are listed at the end with the reason.
 
     python benchmarks/gpu.py
     python benchmarks/gpu.py --seconds 280 --skip tests tiles
@@ -28,7 +28,7 @@ NEEDED = {"torch": (2, 11), "triton": (3, 6)}
 
 @dataclass(frozen=True)
 class Part:
-    """A step of the run."""
+    """A part of the run."""
 
     name: str
     command: tuple[str, ...]
@@ -82,7 +82,7 @@ PARTS = (
 
 
 def lacking() -> str | None:
-    """Why nothing can be measured here, as a sentence; None if it can."""
+    """Why nothing can be measured on this machine; None if it can."""
     for name, least in NEEDED.items():
         wanted = ".".join(map(str, least))
         try:
@@ -102,7 +102,7 @@ def lacking() -> str | None:
 
 
 def surroundings() -> dict[str, str]:
-    """The environment of the parts: jacrec from this checkout, kernels compiled and not interpreted."""
+    """Environment variables of the parts: jacrec from this checkout, kernels compiled."""
     variables = {**os.environ, "PYTHONUNBUFFERED": "1"}
     variables.pop("TRITON_INTERPRET", None)
     path = [str(ROOT), str(HERE), *filter(None, [os.environ.get("PYTHONPATH")])]
@@ -111,7 +111,7 @@ def surroundings() -> dict[str, str]:
 
 
 def run_part(part: Part, seconds: float) -> str:
-    """Run it for at most so long; "done", or why it is not."""
+    """Run a part with a time limit; "done", or the reason why it is not."""
     missing = [name for name in part.needs if find_spec(name) is None]
     if missing:
         return f"left out: needs {', '.join(missing)}"
@@ -128,10 +128,10 @@ def run_part(part: Part, seconds: float) -> str:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run all parts that time allows; the exit status."""
+    """Run all parts that fit into the time; the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seconds", type=float, default=570.0, help="for everything together")
-    parser.add_argument("--skip", nargs="+", choices=[p.name for p in PARTS], default=[], help="parts to leave out")
+    parser.add_argument("--seconds", type=float, default=570.0, help="total time")
+    parser.add_argument("--skip", nargs="+", choices=[p.name for p in PARTS], default=[], help="parts to skip")
     options = parser.parse_args(arguments)
     reason = lacking()
     if reason is not None:

@@ -37,8 +37,8 @@ from jacrec.data.behaviour.make import make_dataset
 from jacrec.data.readers.minari import local_ids
 from jacrec.evaluation.config import EvalConfig
 from jacrec.evaluation.evaluate import evaluate
-from jacrec.evaluation.report import write_report
 from jacrec.evaluation.results import table
+from jacrec.evaluation.run_report import write_run_report
 from jacrec.evaluation.video import record_video
 from jacrec.training.config import DynamicsConfig, ReBRACConfig, RewardConfig, TrainConfig
 from jacrec.training.run import load_run, train
@@ -127,7 +127,7 @@ def demo(config: DemoConfig = FULL, out: str | Path = "runs/demo", *, quiet: boo
         console.print(f"video: {made.path}" if made.path else f"no video: {made.reason}")
     console.print("[bold]4/4 report[/]")
     with times.measure("report"):
-        path = write_report(out, stages=times.seconds)
+        path = write_run_report(out, stages=times.seconds)
     times.save(out / "stages.json")
     console.print(table(record))
     shown = Table("stage", "seconds", title="wall time")

@@ -11,7 +11,7 @@ from tyro.conf import Positional
 from jacrec.commands.options import refuse_unused
 from jacrec.evaluation.config import EvalConfig
 from jacrec.evaluation.evaluate import FILE, acts_as_base, evaluate, played_config
-from jacrec.evaluation.rehearsed import verdict
+from jacrec.evaluation.rehearsal_tables import choice_sentence
 from jacrec.evaluation.results import table
 from jacrec.evaluation.video import record_video
 from jacrec.planners import PLANNERS
@@ -46,7 +46,7 @@ def run(args: list[str]) -> int:
     record = evaluate(trained, chosen.config, out=folder, again=chosen.again)
     Console().print(table(record))
     if record["rehearsal"] is not None:
-        print(verdict(record["rehearsal"]) + (" MPC acts as the base policy." if acts_as_base(record) else ""))
+        print(choice_sentence(record["rehearsal"]) + (" MPC acts as the base policy." if acts_as_base(record) else ""))
     print(f"evaluation: {folder / FILE}")
     if chosen.video and acts_as_base(record):
         print("no video: MPC acts as the base policy")

@@ -12,8 +12,8 @@ from tyro.conf import Positional
 
 from jacrec.control.controller import MPCConfig
 from jacrec.evaluation.config import PlayConfig
-from jacrec.evaluation.rehearsal import RehearsalConfig
-from jacrec.evaluation.rehearsed import CANDIDATES, FILE, make_rehearsal, table, verdict
+from jacrec.evaluation.rehearsal import CANDIDATES, FILE, RehearsalConfig, make_rehearsal
+from jacrec.evaluation.rehearsal_tables import choice_sentence, table
 from jacrec.studies.parse import build, expect_mapping
 from jacrec.training.run import load_run
 
@@ -67,7 +67,7 @@ def run(args: list[str]) -> int:
             progress=lambda x: progress.update(task, completed=x),
         )
     Console().print(table(record))
-    print(f"{verdict(record)}\nrehearsal: {folder / FILE}")
+    print(f"{choice_sentence(record)}\nrehearsal: {folder / FILE}")
     if not chosen.others:
         print(
             "one world model alone can be wrong where its own controller likes to go: train further seeds (jacrec train DATA "

@@ -7,12 +7,12 @@ from typing import Annotated
 import tyro
 from tyro.conf import Positional
 
-from jacrec.evaluation.report import write_report
-from jacrec.studies.analysis.figures import error_figure
-from jacrec.studies.analysis.films import film_study
+from jacrec.evaluation.run_report import write_run_report
+from jacrec.studies.analysis.paper_figures import paper_figure
+from jacrec.studies.analysis.paper_tables import table
 from jacrec.studies.analysis.read import is_study, read_study
-from jacrec.studies.analysis.report import FOLDER, write_study_report
-from jacrec.studies.analysis.tables import table
+from jacrec.studies.analysis.study_report import FOLDER, write_study_report
+from jacrec.studies.analysis.videos import record_study_videos
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ def run(args: list[str]) -> int:
             raise ValueError(
                 f"{chosen.folder}: expected a study's folder (with study.yaml) for --{(asked or ['video'])[0]}, got another"
             )
-        print(f"report: {write_report(chosen.folder, chosen.evaluation, level=chosen.level)}")
+        print(f"report: {write_run_report(chosen.folder, chosen.evaluation, level=chosen.level)}")
         return 0
     if chosen.evaluation is not None:
         raise ValueError(f"{chosen.folder}: expected no --evaluation for a study, whose evaluations lie in its own folder")
@@ -52,9 +52,9 @@ def run(args: list[str]) -> int:
     if chosen.table is not None:
         print(table(study, chosen.table).markdown())
     if chosen.figure is not None:
-        made = error_figure(study, chosen.figure, study.path / FOLDER / "plots")
+        made = paper_figure(study, chosen.figure, study.path / FOLDER / "plots")
         print(f"figure: {' '.join(map(str, made))}" if made else f"no figure: no run of {study.path} has logged its errors yet")
     if chosen.table is None and chosen.figure is None:
-        films = film_study(study, study.path / FOLDER) if chosen.video else None
-        print(f"report: {write_study_report(study, contestant=chosen.contestant, level=chosen.level, films=films)}")
+        videos = record_study_videos(study, study.path / FOLDER) if chosen.video else None
+        print(f"report: {write_study_report(study, contestant=chosen.contestant, level=chosen.level, videos=videos)}")
     return 0

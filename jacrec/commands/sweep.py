@@ -9,8 +9,8 @@ from rich.console import Console
 from tyro.conf import Positional
 
 from jacrec.studies.executors import Executor
-from jacrec.studies.ledger import at_work, locked, read_failure
-from jacrec.studies.show import Clock, failures, make_watcher, overview
+from jacrec.studies.ledger import is_locked, locked, read_failure
+from jacrec.studies.show import TimeEstimator, failure_table, make_watcher, progress_table
 from jacrec.studies.sources import needs_root
 from jacrec.studies.spec import FILE, expect_same_study, find_spec, read_spec, write_study
 from jacrec.studies.sweep import KINDS, Plan, expect_data, plan, sweep
@@ -105,7 +105,7 @@ def _sweep(todo: Plan, executor: Executor, retries: int, console: Console) -> in
         finally:
             executor.close()
     if not outcome.complete:
-        console.print(failures(outcome.failed, outcome.waiting))
+        console.print(failure_table(outcome.failed, outcome.waiting))
         print(
             f"{len(outcome.failed)} jobs failed, {len(outcome.waiting)} wait for them; tracebacks: "
             f"{todo.folder}/cells/.../*.failed.json; to try them again: jacrec sweep {todo.folder}"
@@ -121,13 +121,13 @@ def _tell(todo: Plan, folder: Path, workers: int, console: Console, *, dry_run: 
             print(job.id)
         if len(todo.todo) > SHOWN:
             print(f"... and {len(todo.todo) - SHOWN} more")
-    console.print(overview(todo))
+    console.print(progress_table(todo))
     failed = {job.id: failure for job in todo.missing if (failure := read_failure(job)) is not None}
     if failed:
-        console.print(failures(failed, {}))
-    rest = Clock(todo).sentence(todo.todo, workers)
+        console.print(failure_table(failed, {}))
+    rest = TimeEstimator(todo).sentence(todo.todo, workers)
     print(f"{folder}: {len(todo.done)} of {len(todo.jobs)} jobs are done, {len(failed)} failed; with {workers} workers: {rest}")
-    if at_work(folder):
+    if is_locked(folder):
         print("a sweep is at work on it")
     if dry_run:
         try:

@@ -1,22 +1,14 @@
-"""The benchmark of deadlines: what it counts, what it waits for, what it writes."""
+"""The benchmark of deadlines: counts, pacing, and results."""
 
-import importlib
 import itertools
 import json
 import time
 
 import pytest
 
-from tests.benchmarks.test_benchmarks import FOLDER, run
+from tests.benchmarks.scripts import run
 
 TINY = {"M": 1, "H": 1, "width": 8}
-
-
-@pytest.fixture
-def load(monkeypatch):
-    """A benchmark module by name, as the scripts import each other."""
-    monkeypatch.syspath_prepend(str(FOLDER))
-    return importlib.import_module
 
 
 @pytest.fixture
@@ -41,12 +33,12 @@ def test_misses_are_counted_against_the_deadline(logged):
     assert found["environment"]["cores"] >= 1
 
 
-def test_a_paced_loop_begins_at_multiples_of_the_interval(load):
+def test_a_paced_loop_starts_at_multiples_of_the_interval(load):
     loop = load("control_loop")
     log = loop.Log(loop.Setting("meanflow", 1, 1, 1, 9, deadline_ms=4.0, paced=True))
     log.begin()
     ticks = [log.next_tick() for _ in range(3)]
-    time.sleep(0.009)  # a late answer: the intervals that it took are gone
+    time.sleep(0.009)  # a late answer skips the elapsed intervals
     ticks.append(log.next_tick())
     assert time.perf_counter() >= ticks[-1]
     counts = [(tick - log.started) / 0.004 for tick in ticks]

@@ -68,11 +68,11 @@ def test_data_folder_has_to_be_writable(monkeypatch, tmp_path):
 
 
 def test_rendering_that_kills_its_process_is_survived():
-    reason = rendering.run_apart([sys.executable, "-c", "import os; os.abort()"], 30)
+    reason = rendering.run_renderer([sys.executable, "-c", "import os; os.abort()"], 30)
     assert reason == "the process was killed by signal 6"
-    reason = rendering.run_apart([sys.executable, "-c", "raise OSError('no display')"], 30)
+    reason = rendering.run_renderer([sys.executable, "-c", "raise OSError('no display')"], 30)
     assert reason == "OSError: no display"
-    assert rendering.run_apart([sys.executable, "-c", "import time; time.sleep(9)"], 0.2) == "no picture within 0 s"
+    assert rendering.run_renderer([sys.executable, "-c", "import time; time.sleep(9)"], 0.2) == "no image within 0 s"
 
 
 def test_a_video_that_cannot_be_made_says_why(monkeypatch, tmp_path):

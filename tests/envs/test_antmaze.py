@@ -16,7 +16,7 @@ from jacrec.data.references import reference_by_env
 from jacrec.envs.antmaze import COLLECTION_IDS, ENV_IDS, AntMazeEnv, torque
 from jacrec.envs.antmaze_layout import MAZES, TASKS, centre, draw_goal, draw_start
 from jacrec.envs.physics import make_env
-from jacrec.evaluation.rendering import probe, run_apart
+from jacrec.evaluation.rendering import probe, run_renderer
 
 TASK_NAMES = ("umaze", "umaze-diverse", "medium-play", "medium-diverse", "large-play", "large-diverse")
 GOAL_CELLS = {"umaze": (3, 1), "medium": (6, 6), "large": (7, 9)}
@@ -245,4 +245,4 @@ def test_both_cameras_see_the_maze():
     rendering = probe()
     if not rendering.ok:
         pytest.skip(rendering.reason)
-    assert run_apart([sys.executable, "-c", RENDER], 120) is None
+    assert run_renderer([sys.executable, "-c", RENDER], 120) is None

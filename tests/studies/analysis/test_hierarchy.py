@@ -163,14 +163,14 @@ def test_episodes_of_different_numbers_are_drawn_from_their_own_seed():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: average_over_tasks([]), "at least one task"),
+        (lambda: average_over_tasks([]), "tasks: .*at least one task"),
         (lambda: average_over_tasks([[]]), "at least one training seed"),
         (lambda: hierarchical_mean([np.array([])]), "task 0, seed 0: expected a non-empty"),
         (lambda: hierarchical_mean([np.array([1.0, math.nan])]), "finite"),
-        (lambda: hierarchical_mean([np.array([1.0])], level=95), "between 0 and 1"),
+        (lambda: hierarchical_mean([np.array([1.0])], level=95), "level: .*got 95"),
         (lambda: probability_of_improvement([[np.zeros(2)]], [[np.zeros(3)]]), "same tasks, seeds and numbers of episodes"),
     ],
 )
-def test_errors_say_what_was_expected(call, message):
+def test_invalid_arguments(call, message):
     with pytest.raises(ValueError, match=message):
         call()

@@ -1,14 +1,11 @@
-"""The paper's five tables with a study's numbers beside the printed ones.
-
-table(study, number) -> Sheet        `jacrec report STUDY --table 1`
-"""
+"""The paper's five tables with a study's results next to the printed values: `jacrec report STUDY --table 1`."""
 
 from collections.abc import Sequence
 
 import numpy as np
 
 from jacrec.evaluation.markdown import Sheet
-from jacrec.studies.analysis.paper import OURS, PaperTable, is_d4rl, paper_table, row_of
+from jacrec.studies.analysis.paper_values import OURS, PaperTable, is_d4rl, paper_table, row_of
 from jacrec.studies.analysis.read import Study
 from jacrec.studies.analysis.runs import Curve, curves, data_of
 from jacrec.studies.analysis.settings import control_of, main_contestant
@@ -16,20 +13,20 @@ from jacrec.studies.config import BASE, DEFAULT_MODEL
 
 DASH = "–"
 OTHER_DATA = "†"
-OTHER_DATA_NOTE = f"{OTHER_DATA} not one of D4RL's own files: the paper's columns were made on other data."
+OTHER_DATA_NOTE = f"{OTHER_DATA} not one of D4RL's own files: the paper's columns are based on other data."
 MANY = 4
 SCORES = (1, 2, 5)
 STAGES = {3: "dynamics", 4: "reward"}
 
 
 def table(study: Study, number: int, contestants: Sequence[str] | None = None) -> Sheet:
-    """One of the paper's tables, its columns as printed and then ours; a dash where nothing was measured.
+    """One of the paper's tables: printed columns, then the study's; a dash for results that are missing.
 
     Args:
-        contestants: whose scores stand in Tables 1, 2 and 5 (`shown_contestants` unless told).
+        contestants: the contestants shown in Tables 1, 2 and 5 (default: `shown_contestants`).
 
     Raises:
-        ValueError: no such table or contestant.
+        ValueError: there is no such table or contestant.
     """
     printed = paper_table(number)
     if number in SCORES:
@@ -38,7 +35,7 @@ def table(study: Study, number: int, contestants: Sequence[str] | None = None) -
 
 
 def shown_contestants(study: Study, main: str | None = None) -> list[str]:
-    """Base, the H = 0 control and the main contestant; everyone where there are few."""
+    """Base, the H = 0 control and the main contestant; all contestants if there are at most `MANY`."""
     if len(study.contestants) <= MANY and main is None:
         return study.contestants
     chosen = main_contestant(study, main)
@@ -49,7 +46,7 @@ def shown_contestants(study: Study, main: str | None = None) -> list[str]:
 
 
 def mean_std(study: Study, task: str, contestant: str) -> str:
-    """Mean ± standard deviation over training seeds of the task's score, or of its return; a dash without any."""
+    """Mean ± standard deviation over training seeds of the task's score, or of its return; a dash if there are no plays."""
     runs = [float(x.mean()) for x in study.runs(task, contestant).values()]
     if not runs:
         return DASH
@@ -57,7 +54,7 @@ def mean_std(study: Study, task: str, contestant: str) -> str:
 
 
 def seeds_episodes(study: Study, task: str, contestants: Sequence[str]) -> str:
-    """ "3 × 10": training seeds and episodes of each, a range where they differ."""
+    """ "3 × 10": numbers of training seeds and of episodes per seed, as ranges if they differ."""
     plays = [study.of(task, c) for c in contestants]
     seeds = {len(p) for p in plays if p}
     episodes = {len(play.record["returns"]) for p in plays for play in p.values()}
@@ -65,7 +62,7 @@ def seeds_episodes(study: Study, task: str, contestants: Sequence[str]) -> str:
 
 
 def tasks_of_rows(study: Study, printed: PaperTable) -> dict[str, list[str]]:
-    """The study's tasks by the paper's row they belong to, every row of the table included."""
+    """The study's tasks by the row of the paper's table; includes rows without tasks."""
     found: dict[str, list[str]] = {row: [] for row in printed.rows}
     for task in study.tasks:
         row = row_of(task, printed.rows)
@@ -94,9 +91,9 @@ def _scores(study: Study, printed: PaperTable, contestants: list[str]) -> Sheet:
     if measured:
         rows.append(_average_row(study, printed, contestants, measured))
     notes = [
-        f"Table {printed.number}: {printed.caption}. Scores are percent: 0 is the reference's random policy, 100 its expert. "
-        "Ours is the last evaluation, mean ± standard deviation over training seeds (no ± with one), each seed the mean of its "
-        "episodes; – where nothing was measured."
+        f"Table {printed.number}: {printed.caption}. Scores are in percent of the reference: 0 random policy, 100 expert. "
+        "Ours: last evaluation, mean ± standard deviation over training seeds (no ± for a single seed), each seed being the "
+        "mean of its episodes; – if not measured."
     ]
     notes += [f"The paper on {task}: {note}." for task, note in printed.notes.items()]
     if any(row[0].endswith(OTHER_DATA) for row in rows):
@@ -109,7 +106,7 @@ def _mark(study: Study, task: str) -> str:
 
 
 def _average_row(study: Study, printed: PaperTable, contestants: list[str], measured: list[tuple[str, str]]) -> list[str]:
-    """Averages over the measured tasks, the paper's over the same ones."""
+    """Averages over the measured tasks, for the paper's columns and for ours."""
     rows = [row for row, _ in measured]
     paper = [f"{np.mean([printed.cell(row, column)[0] for row in rows]):.1f}" for column in printed.columns]
     ours = []
@@ -145,13 +142,13 @@ def _errors(study: Study, printed: PaperTable, stage: str) -> Sheet:
     ours = f"{np.mean(means):.4f} (of {len(means)} tasks)" if means else DASH
     rows.append(["average", _precise(printed.average[printed.columns.index(OURS)]), ours, *[DASH] * (len(head) - 3)])
     notes = [
-        f"Table {printed.number}: {printed.caption}. Ours: held-out episodes at the last update, the mean over training seeds "
-        "of the error and of its standard error over the transitions."
+        f"Table {printed.number}: {printed.caption}. Ours: held-out episodes at the last update; mean over training seeds of "
+        "the error and of its standard error over the transitions."
     ]
     if per_transition:
         notes.append(
-            "The paper does not say whether its error is per dimension or the norm of the whole state's: ours is per "
-            "dimension, √ mean (ŝ' − s')² over transitions, samples and dimensions; the norm is √d times as large."
+            "The paper does not specify whether its error is per dimension or the norm over the state. Ours is per dimension, "
+            "√ mean (ŝ' − s')² over transitions, samples and dimensions; the norm is √d times as large."
         )
     else:
         notes.append("Rewards are on the critic's scale.")
@@ -175,7 +172,7 @@ def _error_cells(mine: list[Curve], per_transition: bool, width: int) -> list[st
 
 
 def _cell(value: Sequence[float]) -> str:
-    """One decimal at least, as many as the paper prints."""
+    """At least one decimal, and as many as printed."""
     texts = [f"{x:.1f}" if round(x, 1) == x else f"{x:g}" for x in value]
     return " ± ".join(texts)
 

@@ -1,4 +1,4 @@
-"""The paper's Tables 1 to 5 as data (paper.yaml), and which of their rows a task is."""
+"""The printed values of the paper's Tables 1 to 5 (paper_values.yaml), and the row that a task belongs to."""
 
 import re
 from collections.abc import Iterable
@@ -29,7 +29,7 @@ class PaperTable:
     average: tuple[tuple[float, ...], ...]
     """the printed last row"""
     notes: dict[str, str]
-    """task -> what the paper says of its row"""
+    """task -> remark of the paper on its row"""
 
     def cell(self, task: str, column: str) -> tuple[float, ...]:
         """One cell."""
@@ -38,8 +38,8 @@ class PaperTable:
 
 @cache
 def paper_tables() -> dict[int, PaperTable]:
-    """All five, by number."""
-    content = yaml.safe_load(Path(__file__).with_name("paper.yaml").read_text(encoding="utf-8"))
+    """All five tables, by number."""
+    content = yaml.safe_load(Path(__file__).with_name("paper_values.yaml").read_text(encoding="utf-8"))
     return {
         n: PaperTable(
             n,
@@ -54,7 +54,7 @@ def paper_tables() -> dict[int, PaperTable]:
 
 
 def paper_table(number: int) -> PaperTable:
-    """One of them.
+    """The table with this number.
 
     Raises:
         ValueError: there is no such table.
@@ -64,12 +64,12 @@ def paper_table(number: int) -> PaperTable:
 
 
 def row_of(task: str, rows: Iterable[str]) -> str | None:
-    """The row whose name begins the task's: ``hopper_medium_replay-v2`` is hopper-medium-replay; None without one."""
+    """The longest row name that is a prefix of the task's, e.g. hopper-medium-replay for ``hopper_medium_replay-v2``, or None."""
     plain = re.sub(r"[_\s/]", "-", task.lower())
-    fitting = [row for row in rows if plain == row or plain.startswith(f"{row}-")]
-    return max(fitting, key=len, default=None)
+    matching = [row for row in rows if plain == row or plain.startswith(f"{row}-")]
+    return max(matching, key=len, default=None)
 
 
 def is_d4rl(data: str) -> bool:
-    """Whether a data source is one of D4RL's own files by its name: only those are what the paper's columns were made of."""
+    """Whether a data source is, by its name, one of D4RL's own files, on which the paper's columns are based."""
     return PurePath(data).suffix in (".hdf5", ".h5") and published_name(data) is not None

@@ -1,65 +1,24 @@
-"""The report's figures, one function each: data in, PNG out."""
+"""Plots of one run's report: each function draws one PNG from a record."""
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
+from jacrec.evaluation.drawing import BAND, COLOURS, ZERO_LINE, error_bar, figure
 from jacrec.evaluation.results import LABELS, compare, interval, unit
-from jacrec.evaluation.statistics import Estimate
-
-COLOURS = {
-    "base": "#6b7280",
-    "h0": "#d97706",
-    "mpc": "#2563eb",
-    "model": "#0f766e",
-    "reference": "#9ca3af",
-    "mppi": "#be185d",
-    "cem": "#7c3aed",
-    "best-of-return": "#65a30d",
-    "best-of-q": "#0891b2",
-    "action-gradient": "#78350f",
-}
-STYLE: dict[Any, Any] = {
-    "font.size": 10,
-    "axes.titlesize": 11,
-    "axes.titleweight": "bold",
-    "axes.titlelocation": "left",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.color": "#e5e7eb",
-    "grid.linewidth": 0.8,
-    "axes.axisbelow": True,
-    "axes.edgecolor": "#9ca3af",
-    "legend.frameon": False,
-    "lines.linewidth": 1.8,
-}
-
-
-@contextmanager
-def figure(path: Path, size: tuple[float, float], columns: int, **options: Any) -> Iterator[Sequence[Axes]]:
-    """A figure with a row of axes, saved when the block ends. No global state of pyplot is touched."""
-    with matplotlib.rc_context(STYLE):
-        drawn = Figure(figsize=size, layout="constrained")
-        yield np.atleast_1d(np.asarray(drawn.subplots(1, columns, **options)))  # pyright: ignore[reportReturnType]
-        drawn.savefig(path, dpi=130)
 
 
 def learning_curves(metrics: list[dict[str, Any]], path: Path) -> bool:
-    """Policy, world model and reward model over training; False where no metrics were logged."""
+    """Draw policy, world model and reward model over training; False if no metrics were logged."""
     stages = {name: [line for line in metrics if line["stage"] == name] for name in ("rebrac", "dynamics", "reward")}
     if not any(stages.values()):
         return False
     with figure(path, (12, 3.3), 3) as (policy, model, reward):
         _curve(policy, stages["rebrac"], "q_policy", COLOURS["mpc"], "mean Q of the policy's actions")
-        policy.set_title("Critic's opinion of the policy")
+        policy.set_title("Critic's value of the policy")
         policy.set_ylabel("Q")
         _curve(model, stages["dynamics"], "one_step_rmse", COLOURS["model"], "world model")
         _curve(model, stages["dynamics"], "still_rmse", COLOURS["reference"], "s' = s", dashed=True)
@@ -84,11 +43,11 @@ def _curve(axes: Axes, lines: list[dict[str, Any]], key: str, colour: str, label
     error = np.array([line.get(f"{key}_se", 0.0) for line in lines])
     axes.plot(x, y, color=colour, label=label, linestyle="--" if dashed else "-")
     if error.any():
-        axes.fill_between(x, y - 1.96 * error, y + 1.96 * error, color=colour, alpha=0.18, linewidth=0)
+        axes.fill_between(x, y - 1.96 * error, y + 1.96 * error, color=colour, **BAND)
 
 
 def scores(record: dict[str, Any], path: Path, *, level: float = 0.95) -> None:
-    """Every episode, joined by seed, with means and intervals; beside it the paired gains."""
+    """Draw every episode, joined by seed, with means and intervals, next to the paired gains."""
     results, what = compare(record, level=level), unit(record)
     key = "scores" if what == "score" else "returns"
     with figure(path, (10, 3.8), 2, width_ratios=[3, 2]) as (left, right):
@@ -98,7 +57,7 @@ def scores(record: dict[str, Any], path: Path, *, level: float = 0.95) -> None:
         for i, r in enumerate(results):
             colour, at = COLOURS[r.name], (i + 0.13, r.value.mean)
             left.scatter(np.full(values.shape[1], i), values[i], s=18, color=colour, alpha=0.45, zorder=2, linewidth=0)
-            left.errorbar(*at, yerr=reach(r.value), fmt="o", color=colour, markersize=8, capsize=4, zorder=3)
+            left.errorbar(*at, yerr=error_bar(r.value), fmt="o", color=colour, markersize=8, capsize=4, zorder=3)
             left.annotate(f"{r.value.mean:.1f}", at, xytext=(9, -3), textcoords="offset points", weight="bold")
         left.set_xticks(x, [r.label for r in results])
         left.set_xlim(-0.4, len(results) - 0.5)
@@ -108,9 +67,9 @@ def scores(record: dict[str, Any], path: Path, *, level: float = 0.95) -> None:
         bars += [(f"{r.label}\n− H = 0", r.over_h0, COLOURS["model"]) for r in results if r.over_h0 is not None]
         for i, (_, gain, colour) in enumerate(bars):
             text = interval(gain, signed=True)
-            right.errorbar(gain.mean, i, xerr=reach(gain), fmt="o", color=colour, markersize=8, capsize=4)
+            right.errorbar(gain.mean, i, xerr=error_bar(gain), fmt="o", color=colour, markersize=8, capsize=4)
             right.annotate(text, (gain.mean, i), xytext=(0, 9), textcoords="offset points", ha="center", fontsize=9)
-        right.axvline(0, color="#374151", linewidth=1)
+        right.axvline(0, **ZERO_LINE)
         right.set_yticks(range(len(bars)), [bar[0] for bar in bars])
         right.set_ylim(len(bars) - 0.4, -0.6)
         right.margins(x=0.3)
@@ -118,22 +77,17 @@ def scores(record: dict[str, Any], path: Path, *, level: float = 0.95) -> None:
         right.set_title(f"Paired difference, {level:.0%} interval")
 
 
-def reach(estimate: Estimate) -> list[list[float]]:
-    """How far the interval reaches below and above the mean, as matplotlib wants it."""
-    return [[max(estimate.mean - estimate.low, 0.0)], [max(estimate.high - estimate.mean, 0.0)]]
-
-
 def objective(record: dict[str, Any], path: Path) -> bool:
-    """Ĵ along the episode: how far ψ has come from ψ₀, and what one decision adds; False where nothing was measured."""
-    thoughts = {n: record["contestants"].get(n, {}).get("thinking") for n in ("h0", "mpc")}
-    thinkers = [name for name, thinking in thoughts.items() if thinking and thinking["probe_steps"]]
-    if not thinkers:
+    """Draw Ĵ along the episode, for ψ relative to ψ₀ and across one decision; False if nothing was measured."""
+    probes = {n: record["contestants"].get(n, {}).get("thinking") for n in ("h0", "mpc")}
+    probed = [name for name, thinking in probes.items() if thinking and thinking["probe_steps"]]
+    if not probed:
         return False
     with figure(path, (12, 3.5), 3) as (level, total, step):
-        for name in thinkers:
+        for name in probed:
             thinking = record["contestants"][name]["thinking"]
             colour, label = COLOURS[name], LABELS[name]
-            if name == "mpc" or "mpc" not in thinkers:
+            if name == "mpc" or "mpc" not in probed:
                 _band(level, *_by_step(thinking, "pretrained"), COLOURS["base"], "pretrained ψ₀")
                 _band(level, *_by_step(thinking, "after"), colour, f"{label}, after")
             _band(total, *_by_step(thinking, "after", "pretrained"), colour, label)
@@ -145,12 +99,12 @@ def objective(record: dict[str, Any], path: Path) -> bool:
             axes.set_xlabel("step of the episode")
             axes.legend()
         for axes in (total, step):
-            axes.axhline(0, color="#374151", linewidth=1)
+            axes.axhline(0, **ZERO_LINE)
     return True
 
 
 def _by_step(thinking: dict[str, Any], key: str, minus: str | None = None) -> tuple[np.ndarray, np.ndarray]:
-    """Steps (n,) and quartiles (n, 3) over the episodes of Ĵ, or of a difference of two of them."""
+    """Steps (n,) and quartiles over episodes (n, 3) of Ĵ, or of the difference of two Ĵ."""
     values = defaultdict(list)
     second = thinking["objective"][minus] if minus else None
     for i, (steps, row) in enumerate(zip(thinking["probe_steps"], thinking["objective"][key], strict=True)):
@@ -164,20 +118,20 @@ def _by_step(thinking: dict[str, Any], key: str, minus: str | None = None) -> tu
 
 def _band(axes: Axes, x: np.ndarray, quartiles: np.ndarray, colour: str, label: str) -> None:
     axes.plot(x, quartiles[:, 1], color=colour, label=label)
-    axes.fill_between(x, quartiles[:, 0], quartiles[:, 2], color=colour, alpha=0.18, linewidth=0)
+    axes.fill_between(x, quartiles[:, 0], quartiles[:, 2], color=colour, **BAND)
 
 
 def growth(record: dict[str, Any], path: Path) -> bool:
-    """‖ds̃_j/ds̃_0‖₂ over the imagined steps; False where it was not measured."""
+    """Draw ‖ds̃_j/ds̃_0‖₂ over the imagined steps; False if it was not measured."""
     data = record["growth"]
     if data is None:
         return False
     with figure(path, (5.4, 3.5), 1) as (axes,):
         j = np.arange(len(data["median"]))
         axes.plot(j, data["median"], "o-", color=COLOURS["model"], markersize=4, label="median")
-        axes.fill_between(j, data["low"], data["high"], color=COLOURS["model"], alpha=0.18, linewidth=0, label="quartiles")
+        axes.fill_between(j, data["low"], data["high"], color=COLOURS["model"], **BAND, label="quartiles")
         axes.set_yscale("log")
-        axes.axhline(1, color="#374151", linewidth=1)
+        axes.axhline(1, **ZERO_LINE)
         if (record.get("rehearsal") or {}).get("choice") != "base":
             horizon = record["settings"]["mpc"]["horizon"]
             axes.axvline(horizon, color=COLOURS["mpc"], linestyle=":", label=f"H = {horizon} of this evaluation")

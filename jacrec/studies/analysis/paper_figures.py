@@ -1,4 +1,4 @@
-"""Figures 2 and 3 of the paper over a study's runs, as PNG and CSV."""
+"""Figures 2 and 3 of the paper, drawn from a study's runs as PNG and CSV."""
 
 import csv
 from collections.abc import Sequence
@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.axes import Axes
 
-from jacrec.evaluation.plots import figure
+from jacrec.evaluation.drawing import BAND, PALETTE, figure
 from jacrec.studies.analysis.read import Study
 from jacrec.studies.analysis.runs import Curve, curves
 from jacrec.studies.config import DEFAULT_MODEL
@@ -15,39 +15,25 @@ from jacrec.util.errors import expect_one_of
 
 STAGE = {2: "dynamics", 3: "reward"}
 TITLE = {2: "One-step RMSE of the world model", 3: "RMSE of the reward model"}
-SHOWN = "medium-replay"  # the paper's data sets
-PALETTE = (
-    "#2563eb",
-    "#d97706",
-    "#0f766e",
-    "#be185d",
-    "#7c3aed",
-    "#65a30d",
-    "#0891b2",
-    "#b91c1c",
-    "#6b7280",
-    "#a16207",
-    "#4338ca",
-    "#15803d",
-)
+SHOWN = "medium-replay"  # the data sets in the paper's figures
 
 
-def error_figure(study: Study, number: int, folder: Path) -> tuple[Path, Path] | None:
-    """Figure 2 or 3 over the study's runs as PNG and CSV; None where no run has logged its errors.
+def paper_figure(study: Study, number: int, folder: Path) -> tuple[Path, Path] | None:
+    """Draw Figure 2 or 3 for a study; the paths of the PNG and the CSV, or None if no run has logged its errors.
 
-    As in the paper: medium-replay sets (every set where the study has none of those), errors on held-out transitions over
-    training, shaded by the standard error over the transitions; lines are means over training seeds. The CSV holds every
-    task, seed and model.
+    As in the paper, the PNG shows errors on held-out transitions over training for the medium-replay sets (or all sets, if
+    the study has none of those), as means over training seeds with the standard error over transitions as a band. The CSV
+    contains every task, seed and model.
 
     Raises:
-        ValueError: no such figure.
+        ValueError: there is no such figure.
     """
     expect_one_of("figure", number, STAGE)
-    return write_errors(curves(study, STAGE[number]), number, folder)
+    return write_paper_figure(curves(study, STAGE[number]), number, folder)
 
 
-def write_errors(found: Sequence[Curve], number: int, folder: Path) -> tuple[Path, Path] | None:
-    """The same from curves."""
+def write_paper_figure(found: Sequence[Curve], number: int, folder: Path) -> tuple[Path, Path] | None:
+    """As `paper_figure`, from curves."""
     if not found:
         return None
     folder.mkdir(parents=True, exist_ok=True)
@@ -75,10 +61,10 @@ def write_errors(found: Sequence[Curve], number: int, folder: Path) -> tuple[Pat
 
 
 def draw_curve(axes: Axes, mine: Sequence[Curve], colour: str, name: str) -> None:
-    """The mean over seeds at the updates that all of them have logged, shaded by the mean standard error."""
+    """Draw the mean over seeds at the updates logged by all of them, with the mean standard error as a band."""
     common = sorted(set.intersection(*(set(c.updates) for c in mine)))
     rows = [[c.updates.index(u) for u in common] for c in mine]
     rmse = np.mean([np.array(c.rmse)[row] for c, row in zip(mine, rows, strict=True)], axis=0)
     se = np.mean([np.array(c.se)[row] for c, row in zip(mine, rows, strict=True)], axis=0)
     axes.plot(common, rmse, color=colour, label=f"{name} ({len(mine)} seed{'s' if len(mine) > 1 else ''})")
-    axes.fill_between(common, rmse - se, rmse + se, color=colour, alpha=0.18, linewidth=0)
+    axes.fill_between(common, rmse - se, rmse + se, color=colour, **BAND)

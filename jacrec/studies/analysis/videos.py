@@ -1,4 +1,4 @@
-"""A film per task: the base policy beside the contestant that scored best there."""
+"""One video per task: the base policy next to the contestant with the best score."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -15,7 +15,7 @@ from jacrec.training.run import load_run
 
 
 def best_contestant(study: Study, task: str) -> str | None:
-    """Whoever has the highest mean over training seeds on a task, the base policy apart; None where nobody has played."""
+    """The contestant other than base with the highest mean over training seeds on a task; None if there are no episodes."""
     means = {}
     for name in study.contestants:
         runs = study.runs(task, name)
@@ -24,38 +24,38 @@ def best_contestant(study: Study, task: str) -> str | None:
     return max(means, key=lambda name: means[name], default=None)
 
 
-def film_study(study: Study, folder: Path, *, seconds: float = 8.0) -> dict[str, str]:
-    """Film every task with its first training seed that has been played: the file's name in `folder`, or why there is none.
+def record_study_videos(study: Study, folder: Path, *, seconds: float = 8.0) -> dict[str, str]:
+    """Record a video for every task, with its first training seed played; by task the file name, or why there is no video.
 
-    A film that is there is kept.
+    Existing videos are kept.
     """
-    state = probe()
-    if not state.ok:
-        return dict.fromkeys(study.tasks, f"no film: {state.reason}; {REMEDY}")
-    return {task: _film(study, task, folder, seconds) for task in study.tasks}
+    rendering = probe()
+    if not rendering.ok:
+        return dict.fromkeys(study.tasks, f"no video: {rendering.reason}; {REMEDY}")
+    return {task: _record(study, task, folder, seconds) for task in study.tasks}
 
 
-def _film(study: Study, task: str, folder: Path, seconds: float) -> str:
+def _record(study: Study, task: str, folder: Path, seconds: float) -> str:
     best = best_contestant(study, task)
     if best is None:
-        return "no film: nobody has played yet"
+        return "no video: no episodes have been played yet"
     seed, play = min(study.of(task, best).items())
-    # of one that rehearses: the one that was chosen with this seed
+    # a contestant that rehearses has the controller chosen for this seed
     controller = study.config.controller(task, play.record.get("choice", best))
     if controller is None:
-        return f"no film: {best} acted as the base policy"
+        return f"no video: {best} acted as the base policy"
     cell, model = study.cell(task, seed), study.config.model_of(best)
     sampler = study.config.sampler_of(best)
     try:
         run = load_run(cell / "run")
     except FileNotFoundError as error:
-        return f"no film: {error}"
+        return f"no video: {error}"
     play_config, who = asdict(study.config.play_config(task)), "mpc"
     if isinstance(controller, PlannerConfig):
         config, who = EvalConfig(**play_config, dynamics=sampler, planner=controller), controller.planner
     else:
         config = EvalConfig(**play_config, dynamics=sampler, mpc=controller)
-    made = record_video(
+    video = record_video(
         run,
         config,
         folder,
@@ -65,4 +65,4 @@ def _film(study: Study, task: str, folder: Path, seconds: float) -> str:
         seconds=seconds,
         dynamics=None if model == DEFAULT_MODEL else cell / "models" / model,
     )
-    return made.path.name if made.path else f"no film: {made.reason}"
+    return video.path.name if video.path else f"no video: {video.reason}"

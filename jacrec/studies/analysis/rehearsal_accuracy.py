@@ -1,7 +1,4 @@
-"""Does a rehearsal foresee reality? What it imagined of each candidate beside what the candidate's episodes came to.
-
-foreseen(study, chooser) -> list[PredictedGain]      choices(...) agreement(...) regret(...) -> Sheet      findings(...) -> list[str]
-"""
+"""Accuracy of rehearsals: the imagined gain of each candidate compared with its real gain."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -15,37 +12,38 @@ from jacrec.evaluation.results import interval
 from jacrec.evaluation.statistics import spearman
 from jacrec.studies.analysis.gains import HARM, average_gain, paired
 from jacrec.studies.analysis.read import Study
-from jacrec.studies.analysis.settings import candidates_of, choosers, thinks_ahead
+from jacrec.studies.analysis.settings import candidates_of, rehearsing_contestants, uses_world_model
 from jacrec.studies.config import BASE
 
 ALLOWED, UNSURE, DECLINED = "sure gain: may act", "gain, not sure enough", "no gain, or more episodes lost"
-OWN_WORLD_MODEL = "it acts without a world model, but the rehearsal that chooses it imagines in one"
+"""verdicts of a rehearsal on a candidate, as recorded"""
 
 
 @dataclass(frozen=True)
 class PredictedGain:
-    """One candidate in one cell; gains over the base policy in points of normalised score."""
+    """Gains of one candidate over the base policy in one cell, in points of normalised score."""
 
     task: str
     seed: int
     candidate: str
     imagined: float
-    """over the steps of an imagined episode, which may be fewer than a real one's"""
+    """over an imagined episode, which may be shorter than a real one"""
     standard_error: float
+    """of `imagined`"""
     verdict: str
     """`ALLOWED`, `UNSURE` or `DECLINED`"""
     real: float
-    """paired, mean over the cell's real episodes"""
+    """mean paired difference of the cell's real episodes"""
     chosen: bool
 
 
-def foreseen(study: Study, chooser: str) -> list[PredictedGain]:
-    """Every candidate that has been rehearsed and has played, where scores are normalised."""
+def predicted_gains(study: Study, contestant: str) -> list[PredictedGain]:
+    """All candidates that have been rehearsed and have played, on tasks with normalised scores."""
     found = []
     for task in study.scored_tasks:
-        real = {c: _per_seed(study, task, c) for c in candidates_of(study, chooser)}
+        real = {c: _gains_by_seed(study, task, c) for c in candidates_of(study, contestant)}
         for seed in study.seeds:
-            record = study.rehearsals.get((task, seed, chooser))
+            record = study.rehearsals.get((task, seed, contestant))
             if record is None:
                 continue
             rehearsal, point = Rehearsal.from_record(record), _point(study, task, seed)
@@ -67,30 +65,29 @@ def foreseen(study: Study, chooser: str) -> list[PredictedGain]:
     return found
 
 
-def choices(study: Study, chooser: str) -> Sheet:
-    """How often each candidate was chosen, or none, per task."""
-    names = [BASE, *candidates_of(study, chooser)]
-    rows, whole = [], Counter()
+def choices(study: Study, contestant: str) -> Sheet:
+    """How often each candidate, or the base policy, was chosen per task."""
+    names = [BASE, *candidates_of(study, contestant)]
+    rows, total = [], Counter()
     for task in study.tasks:
-        made = Counter(
-            study.rehearsals[task, s, chooser]["choice"] for s in study.seeds if (task, s, chooser) in study.rehearsals
-        )
-        whole += made
-        rows.append([task, *(str(made[name]) for name in names), str(sum(made.values()))])
-    rows.append(["all", *(str(whole[name]) for name in names), str(sum(whole.values()))])
+        records = [study.rehearsals.get((task, seed, contestant)) for seed in study.seeds]
+        counts = Counter(record["choice"] for record in records if record is not None)
+        total += counts
+        rows.append([task, *(str(counts[name]) for name in names), str(sum(counts.values()))])
+    rows.append(["all", *(str(total[name]) for name in names), str(sum(total.values()))])
     return Sheet(
         ["task", *names, "training seeds"],
         rows,
         [
-            f"How often the rehearsal of {chooser} chose each, of as many training seeds as have been rehearsed; {BASE}: thinking "
-            "was declined, and it plays as the base policy.",
+            f"How often the rehearsal of {contestant} chose each candidate, over the training seeds rehearsed; {BASE}: no "
+            f"candidate passed, and {contestant} plays as the base policy.",
         ],
     )
 
 
-def agreement(study: Study, chooser: str) -> Sheet | None:
-    """What came of candidates by what their rehearsal said of them; None where nothing can be compared."""
-    found = foreseen(study, chooser)
+def agreement(study: Study, contestant: str) -> Sheet | None:
+    """Real gains of the candidates by the verdict of their rehearsal; None if nothing can be compared."""
+    found = predicted_gains(study, contestant)
     if not found:
         return None
     rows = []
@@ -105,19 +102,19 @@ def agreement(study: Study, chooser: str) -> Sheet | None:
     )
 
 
-def findings(study: Study, chooser: str) -> list[str]:
-    """Agreement of signs and ranks, in sentences."""
-    found = foreseen(study, chooser)
+def findings(study: Study, contestant: str) -> list[str]:
+    """Agreement of imagined and real gains in sign and rank, in sentences."""
+    found = predicted_gains(study, contestant)
     if not found:
         return []
     same = sum(np.sign(x.imagined) == np.sign(x.real) for x in found)
     lines = [
-        f"The sign of the imagined gain is the real one's in {same} of {len(found)} candidates × cells "
-        f"({same / len(found):.0%}; no change at all counts as a sign)."
+        f"The imagined gain has the sign of the real gain in {same} of {len(found)} candidates × cells "
+        f"({same / len(found):.0%}; zero counts as a sign)."
     ]
-    whole = _rank_correlation(found)
-    if whole is not None:
-        lines.append(f"Rank correlation (Spearman) of imagined and real gains over all of them: {whole:+.2f}.")
+    overall = _rank_correlation(found)
+    if overall is not None:
+        lines.append(f"Rank correlation (Spearman) of imagined and real gains over all of them: {overall:+.2f}.")
     within = [_rank_correlation([x for x in found if (x.task, x.seed) == cell]) for cell in {(x.task, x.seed) for x in found}]
     known = [r for r in within if r is not None]
     if known:
@@ -125,13 +122,13 @@ def findings(study: Study, chooser: str) -> list[str]:
     return lines
 
 
-def regret(study: Study, chooser: str, *, level: float = 0.95) -> Sheet | None:
-    """The choice beside always playing the same candidate, and beside the best in hindsight; None where nobody has played.
+def regret(study: Study, contestant: str, *, level: float = 0.95) -> Sheet | None:
+    """The rehearsed choice compared with each fixed candidate and with the best in hindsight; None without complete cells.
 
-    Over the cells in which the chooser and all its candidates have played; each task has the same weight.
+    Covers the cells in which the contestant and all of its candidates have played; tasks have equal weights.
     """
-    fixed = [BASE, *candidates_of(study, chooser)]
-    names = [chooser, *fixed]
+    fixed = [BASE, *candidates_of(study, contestant)]
+    names = [contestant, *fixed]
     cells = _complete_cells(study, names)
     if not cells:
         return None
@@ -146,10 +143,10 @@ def regret(study: Study, chooser: str, *, level: float = 0.95) -> Sheet | None:
         own = per_task({cell: gains[name] for cell, gains in cells.items()})
         lost = float(np.mean(per_task({cell: best[cell] - gains[name] for cell, gains in cells.items()})))
         below = sum(gains[name] < HARM for gains in cells.values())
-        over = None if name == chooser else average_gain(study, chooser, name, tasks=tasks, level=level)
+        over = None if name == contestant else average_gain(study, contestant, name, tasks=tasks, level=level)
         rows.append(
             [
-                name if name == chooser else f"always {name}",
+                name if name == contestant else f"always {name}",
                 f"{np.mean(own):+.1f}",
                 f"{lost:.1f}",
                 f"{min(own):+.1f}",
@@ -158,45 +155,45 @@ def regret(study: Study, chooser: str, *, level: float = 0.95) -> Sheet | None:
             ]
         )
     rows.append(["best in hindsight", f"{np.mean(per_task(best)):+.1f}", "0.0", f"{min(per_task(best)):+.1f}", "–", "–"])
-    head = ["who plays", "gain over base", "regret", "worst task", f"cells below {HARM:+g}", f"{chooser} − this"]
+    head = ["contestant", "gain over base", "regret", "worst task", f"cells below {HARM:+g}", f"{contestant} − this"]
     return Sheet(
         head,
         rows,
         [
-            f"Over {len(cells)} cells of {len(tasks)} tasks in which {chooser} and all its candidates have played. Regret: what is "
-            "missing to the best of base and candidates of each cell, picked by the very episodes that judge it: that best one "
-            "flatters itself, the more so the fewer the episodes.",
+            f"Over {len(cells)} cells of {len(tasks)} tasks in which {contestant} and all its candidates have played. Regret: "
+            "difference to the best of base and candidates in each cell. That best is selected by the same episodes that evaluate "
+            "it, so it is overestimated, the more so the fewer the episodes.",
         ],
     )
 
 
-def foresight_record(study: Study) -> dict[str, list[dict]]:
-    """All of `foreseen` by contestant, ready for JSON."""
-    return {chooser: [vars(x) for x in foreseen(study, chooser)] for chooser in choosers(study)}
+def predicted_gains_record(study: Study) -> dict[str, list[dict]]:
+    """`predicted_gains` of all contestants that rehearse, ready for JSON."""
+    return {name: [vars(x) for x in predicted_gains(study, name)] for name in rehearsing_contestants(study)}
 
 
 def rehearsal_note(study: Study, contestant: str) -> str:
-    """What has to be said of a contestant that acts without a world model and is chosen in one; empty for any other."""
-    needed = bool(candidates_of(study, contestant)) and not thinks_ahead(study, contestant)
-    return f"Of {contestant}: {OWN_WORLD_MODEL}." if needed else ""
+    """A note on a contestant that acts without a world model but is rehearsed in one; empty for any other."""
+    needed = bool(candidates_of(study, contestant)) and not uses_world_model(study, contestant)
+    return f"{contestant} acts without a world model, but the rehearsal that chooses it uses one." if needed else ""
 
 
 def _verdict(rehearsal: Rehearsal, name: str) -> str:
-    if rehearsal.enough(name):
+    if rehearsal.passes(name):
         return ALLOWED
-    more_lost = rehearsal.sure_gain(name) == -np.inf
+    more_lost = rehearsal.confident_gain(name) == -np.inf
     return UNSURE if rehearsal.gain(name)[0] > 0 and not more_lost else DECLINED
 
 
 def _point(study: Study, task: str, seed: int) -> float:
-    """One point of normalised score on the critic's reward scale."""
+    """The value of one point of normalised score on the critic's reward scale."""
     record = study.plays[task, seed, BASE].record
     scale = study.config.train_config(task, seed).rebrac.reward_scale
     return scale * (record["ref_max"] - record["ref_min"]) / 100
 
 
-def _per_seed(study: Study, task: str, contestant: str) -> dict[int, float]:
-    """The mean paired gain over base by training seed."""
+def _gains_by_seed(study: Study, task: str, contestant: str) -> dict[int, float]:
+    """Mean paired gain over base by training seed."""
     if contestant == BASE:
         return dict.fromkeys(study.of(task, BASE), 0.0)
     gain = paired(study, task, contestant, BASE)
@@ -204,10 +201,10 @@ def _per_seed(study: Study, task: str, contestant: str) -> dict[int, float]:
 
 
 def _complete_cells(study: Study, names: Sequence[str]) -> dict[tuple[str, int], dict[str, float]]:
-    """Gains over base by cell and contestant, where all of `names` have played."""
+    """Gains over base by cell and contestant, for the cells in which all of `names` have played."""
     cells = {}
     for task in study.scored_tasks:
-        gains = {name: _per_seed(study, task, name) for name in names}
+        gains = {name: _gains_by_seed(study, task, name) for name in names}
         for seed in study.seeds:
             if all(seed in own for own in gains.values()):
                 cells[task, seed] = {name: own[seed] for name, own in gains.items()}

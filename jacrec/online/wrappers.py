@@ -1,4 +1,4 @@
-"""Around an environment and a controller, for `jacrec.evaluation.episodes.play`: what happens is kept, new weights are picked up."""
+"""Wrappers for `jacrec.evaluation.episodes.play`: an environment that records transitions, a controller with hot swap."""
 
 import time
 from typing import Any
@@ -8,18 +8,18 @@ import numpy as np
 from jacrec.control.controller import MPC
 from jacrec.envs.batch import BatchedEnv
 from jacrec.online.refresh import Refresher
-from jacrec.online.replay import OnlineReplay
+from jacrec.online.replay_buffer import OnlineReplay
 
 
-class RecordedEnv:
-    """An environment whose transitions are appended to a replay, and which keeps to the wall clock where asked to.
+class RecordingEnv:
+    """Appends the transitions of an environment to a replay buffer and, optionally, runs in real time.
 
-    It is a `BatchedEnv` for `play`: what it does not know, the environment answers.
+    Has the interface of `BatchedEnv`; other attributes are forwarded to the environment.
 
     Args:
-        env: n rows.
-        replay: where to.
-        step_seconds: time that a step takes at least, the controller's thinking included.
+        env: the environment, with n rows.
+        replay: the replay buffer.
+        step_seconds: minimum duration of a step, including the controller's time.
     """
 
     def __init__(self, env: BatchedEnv, replay: OnlineReplay, step_seconds: float | None = None):
@@ -28,14 +28,14 @@ class RecordedEnv:
         self.next_episode = replay.next_episode
         self.observation = np.zeros((env.n, env.state_dim))
         self.late = 0
-        """steps that came after their time"""
+        """number of late steps"""
         self._tick: float | None = None
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.env, name)
 
     def reset(self, seeds, rows=None) -> np.ndarray:
-        """As `BatchedEnv.reset`; the rows' next transitions are of new episodes."""
+        """As `BatchedEnv.reset`; starts new episodes in the replay buffer."""
         self.observation = self.env.reset(seeds, rows)
         rows = np.arange(self.env.n) if rows is None else np.asarray(rows)
         self.episode[rows] = self.next_episode + np.arange(len(rows))
@@ -44,8 +44,8 @@ class RecordedEnv:
         return self.observation
 
     def step(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """As `BatchedEnv.step`; the running rows' transitions are in the replay when it returns."""
-        self._keep_time()
+        """As `BatchedEnv.step`; also appends the transitions of the running rows."""
+        self._wait_for_tick()
         rows = np.flatnonzero(~self.env.done)
         following, reward, terminated, truncated = self.env.step(actions)
         if len(rows):
@@ -61,7 +61,7 @@ class RecordedEnv:
         self.observation = following
         return following, reward, terminated, truncated
 
-    def _keep_time(self) -> None:
+    def _wait_for_tick(self) -> None:
         if self.step_seconds is None:
             return
         now = time.perf_counter()
@@ -73,14 +73,14 @@ class RecordedEnv:
 
 
 class RefreshedController:
-    """A controller that picks up new weights between two decisions, with a clock for each decision."""
+    """A controller that installs refreshed weights between two decisions, and measures decision times."""
 
     def __init__(self, controller: MPC, refresher: Refresher):
         self.controller, self.refresher = controller, refresher
         self.seconds: list[float] = []
-        """of every decision, picking up included"""
+        """duration of every decision, including the installation of weights"""
         self.picked_up: list[tuple[int, int]] = []
-        """(decisions before it, version)"""
+        """(number of preceding decisions, version) of every installation"""
 
     def act(self, observation: np.ndarray, /) -> np.ndarray:
         """(N, d) -> (N, m)."""
@@ -92,5 +92,5 @@ class RefreshedController:
         return action
 
     def new_episode(self, rows=None) -> None:
-        """As the controller's."""
+        """Start new episodes in the controller."""
         self.controller.new_episode(rows)

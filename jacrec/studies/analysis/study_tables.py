@@ -1,4 +1,4 @@
-"""A study's own tables: scores, paired gains, contestants, data, and what is missing."""
+"""The tables of a study's report: scores, paired gains, contestants, factors, data and gaps."""
 
 from collections.abc import Sequence
 
@@ -7,17 +7,17 @@ import numpy as np
 from jacrec.evaluation.markdown import Sheet
 from jacrec.evaluation.results import interval
 from jacrec.studies.analysis.factors import Level
-from jacrec.studies.analysis.gains import HARM, Average, aggregate, average_gain, cost, paired
+from jacrec.studies.analysis.gains import HARM, Average, Gain, aggregate, average_gain, cost, paired
 from jacrec.studies.analysis.hierarchy import FEW_SEEDS
+from jacrec.studies.analysis.paper_tables import DASH, mean_std, seeds_episodes
 from jacrec.studies.analysis.read import Study
 from jacrec.studies.analysis.runs import data_of
 from jacrec.studies.analysis.settings import control_of, describe, main_contestant, settings_of
-from jacrec.studies.analysis.tables import DASH, mean_std, seeds_episodes
 from jacrec.studies.config import BASE
 
 
 def scores(study: Study, contestants: Sequence[str]) -> Sheet:
-    """Per task the normalised score and the raw return of each contestant, mean ± std over training seeds."""
+    """Normalised score and raw return of each contestant per task, mean ± std over training seeds."""
     head = ["task"]
     for c in contestants:
         head += [f"{c}: score", f"{c}: return"]
@@ -32,15 +32,15 @@ def scores(study: Study, contestants: Sequence[str]) -> Sheet:
         [*head, "seeds × episodes"],
         rows,
         [
-            "Scores are percent (0 random policy, 100 expert of the reference), returns undiscounted sums of the environment's "
-            "rewards; both mean ± standard deviation over training seeds, each seed the mean of its episodes. An average is over "
-            f"all {len(study.scored_tasks)} tasks with normalised scores; {DASH} where one of them is missing.",
+            "Scores are in percent of the reference (0 random policy, 100 expert), returns are undiscounted sums of the "
+            "environment's rewards. Both are mean ± standard deviation over training seeds, each seed being the mean of its "
+            f"episodes. Averages are over all {len(study.scored_tasks)} tasks with normalised scores; {DASH} if one is missing.",
         ],
     )
 
 
 def gains(study: Study, contestant: str, *, level: float = 0.95) -> Sheet:
-    """Per task the paired gain over base and over the H = 0 control, each with both intervals."""
+    """Paired gain over base and over the H = 0 control per task, each with both intervals."""
     control = control_of(study, contestant)
     against = [BASE] + ([control[0]] if control else [])
     head = ["task"]
@@ -61,14 +61,14 @@ def gains(study: Study, contestant: str, *, level: float = 0.95) -> Sheet:
         [*head, "seeds × episodes"],
         rows,
         [
-            f"Differences of episodes with the same training seed and environment seed, {level:.0%} intervals: hierarchical "
-            "bootstrap (training seeds, then episodes), and Student's t on one number per training seed.",
+            f"Differences of episodes with the same training seed and environment seed. {level:.0%} intervals: hierarchical "
+            "bootstrap (training seeds, then episodes), and Student's t with one number per training seed.",
         ],
     )
 
 
 def contestants(study: Study, *, level: float = 0.95) -> Sheet:
-    """Everyone: settings, averages over tasks, gains, worst task, cost."""
+    """All contestants: settings, averages over tasks, gains, worst task, cost."""
     main = main_contestant(study)
     head = [
         "contestant",
@@ -105,23 +105,23 @@ def contestants(study: Study, *, level: float = 0.95) -> Sheet:
         )
     rows_in_step = {p.record["settings"].get("rows") or len(p.record["returns"]) for p in study.plays.values()}
     lockstep = " or ".join(map(str, sorted(rows_in_step))) or "no"
-    differ = bool(main and settings_of(study, main))
-    told = f"Settings are those in which a contestant differs from {main}. " if differ else ""
+    relative = bool(main and settings_of(study, main))
+    note = f"Settings are those in which a contestant differs from {main}. " if relative else ""
     return Sheet(
         head,
         rows,
         [
-            f"{told}IQM: interquartile mean over all runs of all "
-            "tasks; P(improvement): how likely a run scores above an independent run of the base policy, averaged over tasks; "
-            f"worst task: lowest mean gain. Intervals of {level:.0%} by the stratified hierarchical bootstrap (tasks are strata; "
-            "training seeds, then episodes are drawn). ms / decision is the controller's own time per action, median (least–most) "
-            f"over cells, with {lockstep} episodes in lock-step, on a machine that may have had other work at the time.",
+            f"{note}IQM: interquartile mean over all runs of all tasks. P(improvement): probability that a run scores above an "
+            "independent run of the base policy, averaged over tasks. Worst task: lowest mean gain. "
+            f"{level:.0%} intervals by the stratified hierarchical bootstrap (tasks are strata; training seeds, then episodes are "
+            "drawn). ms / decision: the controller's time per action, median (minimum–maximum) over cells, with "
+            f"{lockstep} episodes in lock-step, on a machine that may have been running other work.",
         ],
     )
 
 
 def factor(study: Study, name: str, levels: Sequence[Level], *, level: float = 0.95) -> Sheet:
-    """What each value of one factor gains over base, all else as the centre's."""
+    """Gain over base of each value of a factor; all other settings equal those of the centre."""
     head = [
         name,
         "contestant",
@@ -151,7 +151,7 @@ def factor(study: Study, name: str, levels: Sequence[Level], *, level: float = 0
 
 
 def data(study: Study) -> Sheet:
-    """What each task's runs learned from."""
+    """The data that each task's runs were trained on."""
     rows = []
     for task in study.tasks:
         found = data_of(study, task)
@@ -161,7 +161,7 @@ def data(study: Study) -> Sheet:
 
 
 def gaps(study: Study) -> Sheet | None:
-    """Everything that is missing, failed or not comparable, with every cell it concerns; None where nothing is."""
+    """Missing, failed and incomparable results with the cells concerned; None if there are none."""
     if not study.gaps:
         return None
     order = {"failed": 0, "not comparable": 1, "missing": 2}
@@ -182,37 +182,40 @@ def _cells(study: Study, cells: dict[str, list[int]]) -> str:
 
 
 def few_seeds(study: Study) -> str:
-    """The sentence that intervals from few training seeds get; empty with enough."""
+    """A warning about intervals from few training seeds; empty if there are enough."""
     counts = [len(study.of(task, BASE)) for task in study.tasks if study.of(task, BASE)]
     least = min(counts, default=0)
     if least >= FEW_SEEDS or not counts:
         return ""
-    many = f"{least} training seed{'s' if least != 1 else ''} (fewer than {FEW_SEEDS})"
+    count = f"{least} training seed{'s' if least != 1 else ''} (fewer than {FEW_SEEDS})"
     return (
-        f"With {many} the bootstrap intervals are too narrow: they cannot show more variation between trainings than these few "
-        "have. Student's t over seeds, beside them, does not have this fault and is wide; take as shown what both say."
+        f"With {count} the bootstrap intervals are too narrow: they cannot reflect more variation between trainings than these "
+        "few seeds show. Student's t over seeds does not have this defect but is wide; rely on what both intervals show."
     )
 
 
 def harm(average: Average) -> str:
-    """Whether any task is worse than −1 beyond noise, in sentences."""
-    named = lambda gains: ", ".join(f"{g.task} {interval(g.estimate, signed=True)}" for g in gains)  # noqa: E731
+    """Whether any task is significantly worse than `HARM`, in sentences."""
+
+    def listed(gains: Sequence[Gain]) -> str:
+        return ", ".join(f"{g.task} {interval(g.estimate, signed=True)}" for g in gains)
+
     n = len(average.gains)
-    first = (
-        f"Worse than {HARM:+g} beyond noise: {named(average.harmed)}."
+    sentences = [
+        f"Worse than {HARM:+g} beyond noise: {listed(average.harmed)}."
         if average.harmed
-        else f"No task of {n} is worse than {HARM:+g} beyond noise."
-    )
-    second = f" Shown to be no worse: {len(average.harmless)} of {n}."
-    third = (
-        f" Not decided, since the interval reaches below {HARM:+g}: {named(average.undecided)}." if average.undecided else ""
-    )
-    missing = f" Not measured: {', '.join(average.absent)}." if average.absent else ""
-    return first + second + third + missing
+        else f"No task of {n} is worse than {HARM:+g} beyond noise.",
+        f"Shown to be no worse: {len(average.harmless)} of {n}.",
+    ]
+    if average.undecided:
+        sentences.append(f"Undecided, since the interval contains {HARM:+g}: {listed(average.undecided)}.")
+    if average.absent:
+        sentences.append(f"Not measured: {', '.join(average.absent)}.")
+    return " ".join(sentences)
 
 
 def finite(estimate) -> str:
-    """An interval in brackets; a dash where there is none, or an infinite one."""
+    """The interval in brackets; a dash if there is none or it is infinite."""
     if estimate is None or not np.isfinite([estimate.low, estimate.high]).all():
         return DASH
     return interval(estimate, signed=True).partition(" ")[2]
@@ -234,8 +237,8 @@ def _probability(estimate) -> str:
 def _over_control(over: Average | None, control: tuple[str, list[str]] | None) -> str:
     if over is None or control is None:
         return DASH
-    unlike = f", which also differs in {' and '.join(control[1])}" if control[1] else ""
-    return f"{interval(over.estimate, signed=True)} ({control[0]}{unlike})"
+    also = f", which also differs in {' and '.join(control[1])}" if control[1] else ""
+    return f"{interval(over.estimate, signed=True)} ({control[0]}{also})"
 
 
 def _worst(gain: Average | None) -> str:
@@ -243,7 +246,7 @@ def _worst(gain: Average | None) -> str:
 
 
 def average_score(study: Study, contestant: str) -> str:
-    """The mean score over all scored tasks; a dash where one is missing."""
+    """The mean score over all scored tasks; a dash if one is missing."""
     means = [[x.mean() for x in study.runs(task, contestant).values()] for task in study.scored_tasks]
     return f"{np.mean([np.mean(m) for m in means]):.1f}" if means and all(means) else DASH
 

@@ -1,22 +1,21 @@
-"""Pictures of gains: a forest of paired gains with intervals, and gain against cost."""
+"""Plots of a study's report: paired gains, predicted against real gains, and gain against cost."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from jacrec.evaluation.plots import COLOURS, figure, reach
-from jacrec.studies.analysis.foresight import foreseen
+from jacrec.evaluation.drawing import PALETTE, ZERO_LINE, error_bar, figure
 from jacrec.studies.analysis.gains import HARM, average_gain, cost, paired
-from jacrec.studies.analysis.pareto import front
+from jacrec.studies.analysis.pareto import pareto_front
 from jacrec.studies.analysis.read import Study
+from jacrec.studies.analysis.rehearsal_accuracy import predicted_gains
 from jacrec.studies.config import BASE
 
 Times = Mapping[str, tuple[float, float, float]]
-IN_LOCKSTEP = "the controller's own, in lock-step; median, least and most over cells"
-PALETTE = (COLOURS["mpc"], COLOURS["h0"], COLOURS["model"], "#be185d", "#7c3aed", "#65a30d")
+IN_LOCKSTEP = "controller only, in lock-step; median, minimum and maximum over cells"
 
 
 def forest(study: Study, contestants: Sequence[str], path: Path, *, level: float = 0.95) -> bool:
-    """Paired gains over base of every task and on average, with intervals; False where nothing is paired."""
+    """Draw the paired gains over base of every task and their average, with intervals; False if there are none."""
     rows = []
     for task in study.scored_tasks:
         gains = [paired(study, task, c, BASE, level=level) for c in contestants]
@@ -38,7 +37,7 @@ def forest(study: Study, contestants: Sequence[str], path: Path, *, level: float
                 axes.errorbar(
                     e.mean,
                     y,
-                    xerr=reach(e),
+                    xerr=error_bar(e),
                     fmt="D" if last else "o",
                     color=colour,
                     capsize=3,
@@ -46,7 +45,7 @@ def forest(study: Study, contestants: Sequence[str], path: Path, *, level: float
                     label=None if labelled else f"{name} − base",
                 )
                 labelled = True
-        axes.axvline(0, color="#374151", linewidth=1)
+        axes.axvline(0, **ZERO_LINE)
         axes.axvline(HARM, color="#dc2626", linewidth=1, linestyle=":", label=f"{HARM:+g}")
         axes.set_yticks(range(len(rows)), [name for name, _ in rows])
         axes.set_ylim(len(rows) - 0.4, -0.6)
@@ -56,9 +55,9 @@ def forest(study: Study, contestants: Sequence[str], path: Path, *, level: float
     return True
 
 
-def foresight(study: Study, chooser: str, path: Path) -> bool:
-    """Real over imagined gains, one point per candidate and cell; False where there are none."""
-    found = foreseen(study, chooser)
+def predicted_against_real(study: Study, contestant: str, path: Path) -> bool:
+    """Draw real against imagined gains, one point per candidate and cell; False if there are none."""
+    found = predicted_gains(study, contestant)
     if not found:
         return False
     with figure(path, (7.2, 4.6), 1) as (axes,):
@@ -69,11 +68,11 @@ def foresight(study: Study, chooser: str, path: Path) -> bool:
             axes.scatter(
                 *at, s=34, facecolors=[colour if x.chosen else "white" for x in mine], edgecolors=colour, zorder=3, label=name
             )
-        axes.axhline(0, color="#374151", linewidth=1)
-        axes.axvline(0, color="#374151", linewidth=1)
+        axes.axhline(0, **ZERO_LINE)
+        axes.axvline(0, **ZERO_LINE)
         axes.set_xlabel("imagined gain over base ± standard error, points of normalised score")
         axes.set_ylabel("real gain over base, points")
-        axes.set_title(f"Candidates of {chooser}: imagined and real (filled: chosen)")
+        axes.set_title(f"Candidates of {contestant}: imagined and real gains (filled: chosen)")
         axes.legend()
     return True
 
@@ -88,15 +87,15 @@ def cost_against_gain(
     tasks: Sequence[str] | None = None,
     level: float = 0.95,
 ) -> bool:
-    """Average paired gain over milliseconds per decision, one point per contestant, and the front that nobody beats.
+    """Draw the average paired gain against milliseconds per decision, one point per contestant, and the Pareto front.
 
     Args:
-        times: median, least and most milliseconds by contestant; none: those that the plays have recorded.
-        of: what the times are, for the axis.
-        tasks: over which gains are averaged; None: all with normalised scores.
+        times: median, lower and upper milliseconds by contestant (default: as recorded with the plays).
+        of: description of the times, for the axis label.
+        tasks: tasks to average over (default: all with normalised scores).
 
     Returns:
-        False where nothing is paired.
+        False if there is nothing to draw.
     """
     points = []
     for name in contestants:
@@ -111,7 +110,7 @@ def cost_against_gain(
             at = middle, gain.estimate.mean
             axes.errorbar(
                 *at,
-                yerr=reach(gain.estimate),
+                yerr=error_bar(gain.estimate),
                 xerr=[[middle - low], [high - middle]],
                 fmt="o",
                 capsize=3,
@@ -120,9 +119,9 @@ def cost_against_gain(
             )
             axes.annotate(name, at, xytext=(6, 5), textcoords="offset points", fontsize=8)
         at = {name: (ms[0], gain.estimate.mean) for name, gain, ms in points}
-        best = [at[name] for name in front(at)]
+        best = [at[name] for name in pareto_front(at)]
         axes.plot(*zip(*best, strict=True), color="#9ca3af", linewidth=1.2, linestyle="--", zorder=0, label="front")
-        axes.axhline(0, color="#374151", linewidth=1)
+        axes.axhline(0, **ZERO_LINE)
         axes.set_xscale("log")
         axes.set_xlabel(f"milliseconds per decision ({of})")
         axes.legend()

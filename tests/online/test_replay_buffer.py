@@ -1,4 +1,4 @@
-"""The replay on disk: nothing acknowledged is lost, whatever ends the process."""
+"""The replay buffer on disk: no acknowledged transition is lost, however the process ends."""
 
 import itertools
 import os
@@ -14,10 +14,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jacrec.online import replay as replay_module
+from jacrec.online import replay_buffer
 from jacrec.online.config import ReplayConfig
 from jacrec.online.records import HEADER, record_dtype
-from jacrec.online.replay import FILE, OnlineReplay, ReplayReader
+from jacrec.online.replay_buffer import FILE, OnlineReplay, ReplayReader
 from tests.conftest import property_cases
 
 D, M = 5, 2
@@ -25,7 +25,7 @@ SIZE = record_dtype(D, M).itemsize
 
 
 def transition(i, d=D, m=M):
-    """Transition number i of a known sequence, episodes of 20."""
+    """Transition number i of a deterministic sequence with episodes of 20 steps."""
     rng = np.random.default_rng(i)
     state, action, next_state = (rng.standard_normal(n).astype(np.float32) for n in (d, m, d))
     return state, action, np.float32(rng.standard_normal()), next_state, i % 20 == 19 and i % 40 == 19, i // 20, i % 20 == 19
@@ -36,7 +36,7 @@ def append(replay, i):
 
 
 def assert_sequence(data, numbers):
-    """The transitions are those of `numbers`, to the bit."""
+    """Assert that the transitions are bit-identical to those of `numbers`."""
     assert len(data) == len(numbers)
     for row, i in enumerate(numbers):
         state, action, reward, next_state, terminal, episode, _ = transition(i)
@@ -51,8 +51,8 @@ def assert_sequence(data, numbers):
 WRITER = f"""
 import sys
 from jacrec.online.config import ReplayConfig
-from jacrec.online.replay import OnlineReplay
-from tests.online.test_replay import append
+from jacrec.online.replay_buffer import OnlineReplay
+from tests.online.test_replay_buffer import append
 replay = OnlineReplay(sys.argv[1], {D}, {M}, ReplayConfig(flush_every=int(sys.argv[2]), sync_seconds=0.01))
 i = len(replay)
 print("open", i, flush=True)
@@ -66,8 +66,8 @@ while True:
 WAITS = f"""
 import sys, time
 from jacrec.online.config import ReplayConfig
-from jacrec.online.replay import OnlineReplay
-from tests.online.test_replay import append
+from jacrec.online.replay_buffer import OnlineReplay
+from tests.online.test_replay_buffer import append
 replay = OnlineReplay(sys.argv[1], {D}, {M}, ReplayConfig(flush_every=50, sync_seconds=3600))
 for i in range(int(sys.argv[2])):
     append(replay, i)
@@ -79,21 +79,21 @@ time.sleep(600)
 
 
 @pytest.mark.parametrize("count", [49, 377])
-def test_a_buffering_replay_whose_disk_has_caught_up_loses_less_than_what_is_written_together(tmp_path, count):
+def test_an_idle_buffered_writer_loses_less_than_one_batch(tmp_path, count):
     with subprocess.Popen(
         [sys.executable, "-c", WAITS, str(tmp_path), str(count)], stdout=subprocess.PIPE, text=True
     ) as process:
         assert process.stdout is not None
-        told = process.stdout.readline()
+        line = process.stdout.readline()
         process.send_signal(signal.SIGKILL)
-    assert told == "idle\n"
+    assert line == "idle\n"
     data = ReplayReader(tmp_path).transitions()
     assert count - 50 < len(data) <= count
     assert_sequence(data, range(len(data)))
 
 
 @pytest.mark.parametrize("flush_every", [1, 50])
-def test_a_killed_process_loses_nothing_that_append_returned_from(tmp_path, flush_every):
+def test_a_killed_process_loses_no_acknowledged_transition(tmp_path, flush_every):
     moments = random.Random(0)
     have = 0
     for _ in range(5):
@@ -106,12 +106,12 @@ def test_a_killed_process_loses_nothing_that_append_returned_from(tmp_path, flus
             time.sleep(moments.uniform(0.0, 0.15))
             process.send_signal(signal.SIGKILL)
             lines = process.stdout.read().split("\n")
-        # the last line may be cut short
+        # the last line may be truncated
         acknowledged, written = map(int, lines[-2].split()) if len(lines) > 1 else (have, have)
         with OnlineReplay(tmp_path, D, M) as replay:
             data, found = replay.transitions(), replay.found
         have = len(data)
-        # a buffering replay may lose what waited, and that alone
+        # a buffered writer may only lose waiting transitions
         assert have >= written
         assert written == acknowledged or flush_every > 1
         assert have <= acknowledged + 1
@@ -129,7 +129,7 @@ def test_a_killed_process_loses_nothing_that_append_returned_from(tmp_path, flus
     d=st.integers(1, 6),
     m=st.integers(1, 3),
 )
-def test_a_torn_tail_is_cut_off_and_appending_goes_on(tmp_path_factory, whole, cut, tail, more, d, m):
+def test_an_incomplete_record_is_removed_before_appending(tmp_path_factory, whole, cut, tail, more, d, m):
     folder = tmp_path_factory.mktemp("replay")
     size = record_dtype(d, m).itemsize
     with OnlineReplay(folder, d, m) as replay:
@@ -145,7 +145,7 @@ def test_a_torn_tail_is_cut_off_and_appending_goes_on(tmp_path_factory, whole, c
     with OnlineReplay(folder, d, m) as replay:
         assert replay.found.transitions == len(replay) == whole
         assert replay.found.torn_bytes == len(torn)
-        assert ("cut off" in str(replay.found)) == bool(torn)
+        assert (f"{len(torn)} bytes" in str(replay.found)) == bool(torn)
         for i in range(whole, whole + more):
             replay.append(*transition(i, d, m))
         data = replay.transitions()
@@ -155,7 +155,7 @@ def test_a_torn_tail_is_cut_off_and_appending_goes_on(tmp_path_factory, whole, c
     assert path.stat().st_size == HEADER + (whole + more) * size
 
 
-def test_a_damaged_record_inside_is_left_out_and_said(tmp_path):
+def test_a_damaged_record_is_skipped_and_reported(tmp_path):
     with OnlineReplay(tmp_path, D, M) as replay:
         for i in range(30):
             append(replay, i)
@@ -174,7 +174,7 @@ def test_a_damaged_record_inside_is_left_out_and_said(tmp_path):
         assert not data.has_next_action[6]
 
 
-def test_a_reader_follows_a_growing_replay_and_ignores_what_is_half_written(tmp_path):
+def test_a_reader_follows_a_growing_file_and_ignores_partial_records(tmp_path):
     with OnlineReplay(tmp_path, D, M) as replay:
         reader = ReplayReader(tmp_path)
         assert reader.look() == 0
@@ -190,7 +190,7 @@ def test_a_reader_follows_a_growing_replay_and_ignores_what_is_half_written(tmp_
         assert_sequence(reader.transitions(-4), range(22, 26))
 
 
-def test_rows_of_several_episodes_become_episodes(tmp_path):
+def test_interleaved_episodes(tmp_path):
     with OnlineReplay(tmp_path, D, M) as replay:
         both = [transition(i) for i in (0, 40)]
         for step in range(3):
@@ -198,7 +198,7 @@ def test_rows_of_several_episodes_become_episodes(tmp_path):
             action = np.stack([a + step for _, a, *_ in both])
             replay.append(state, action, np.array([0.0, step]), state + 1, np.array([False, step == 2]), np.array([3, 4]))
         data = replay.transitions()
-        assert replay.next_episode == 0  # of what was there when it was opened
+        assert replay.next_episode == 0  # as of opening
     assert data.episode.tolist() == [3, 4, 3, 4, 3, 4]
     assert data.has_next_action.tolist() == [True, True, True, True, False, False]
     assert np.array_equal(data.next_action[:4], data.action[2:])
@@ -207,7 +207,7 @@ def test_rows_of_several_episodes_become_episodes(tmp_path):
         assert replay.next_episode == 5
 
 
-def test_buffered_appends_reach_the_disk_by_themselves(tmp_path):
+def test_buffered_transitions_are_written_in_the_background(tmp_path):
     with OnlineReplay(tmp_path, D, M, ReplayConfig(flush_every=1000, sync_seconds=0.02)) as replay:
         for i in range(10):
             append(replay, i)
@@ -217,7 +217,7 @@ def test_buffered_appends_reach_the_disk_by_themselves(tmp_path):
         assert_sequence(reader.transitions(), range(10))
 
 
-def test_a_disk_that_takes_nothing_never_blocks_and_nothing_is_lost_in_silence(tmp_path, monkeypatch):
+def test_a_full_disk_does_not_block_and_loses_nothing_silently(tmp_path, monkeypatch):
     config = ReplayConfig(flush_every=4, sync_seconds=0.01, buffer=16)
     replay = OnlineReplay(tmp_path, D, M, config)
     write = os.pwrite
@@ -229,7 +229,7 @@ def test_a_disk_that_takes_nothing_never_blocks_and_nothing_is_lost_in_silence(t
     began = time.perf_counter()
     for i in range(16):
         append(replay, i)
-    with pytest.raises(OSError, match="16 transitions wait"):
+    with pytest.raises(OSError, match="got 16 transitions waiting"):
         append(replay, 16)
     assert time.perf_counter() - began < 1.0
     with pytest.raises(OSError, match="No space"):
@@ -241,7 +241,7 @@ def test_a_disk_that_takes_nothing_never_blocks_and_nothing_is_lost_in_silence(t
     assert_sequence(ReplayReader(tmp_path).transitions(), range(17))
 
 
-def test_a_write_cut_short_by_an_error_is_overwritten(tmp_path, monkeypatch):
+def test_a_partial_write_is_overwritten(tmp_path, monkeypatch):
     replay = OnlineReplay(tmp_path, D, M)
     append(replay, 0)
     write = os.pwrite
@@ -263,7 +263,7 @@ def test_a_write_cut_short_by_an_error_is_overwritten(tmp_path, monkeypatch):
         assert_sequence(again.transitions(), range(2))
 
 
-def test_what_could_not_be_synced_is_synced_later(tmp_path, monkeypatch):
+def test_a_failed_sync_is_repeated(tmp_path, monkeypatch):
     replay, real, calls = OnlineReplay(tmp_path, D, M, ReplayConfig(sync_seconds=0.01)), os.fsync, []
 
     def sync(file):
@@ -281,16 +281,16 @@ def test_what_could_not_be_synced_is_synced_later(tmp_path, monkeypatch):
     assert len(calls) == 2
 
 
-def test_two_that_open_a_replay_at_once_do_not_make_two(tmp_path, monkeypatch):
-    make, second = replay_module._create, []
+def test_concurrent_creation_yields_one_file(tmp_path, monkeypatch):
+    make, second = replay_buffer._create, []
 
     def slow(path, start):
-        with pytest.raises(ValueError, match="nobody appends to") as error:
+        with pytest.raises(ValueError, match="without a writer, got one in use") as error:
             OnlineReplay(tmp_path, D, M)
         second.append(error)
         make(path, start)
 
-    monkeypatch.setattr(replay_module, "_create", slow)
+    monkeypatch.setattr(replay_buffer, "_create", slow)
     with OnlineReplay(tmp_path, D, M) as replay:
         append(replay, 0)
         assert_sequence(ReplayReader(tmp_path).transitions(), range(1))
@@ -298,13 +298,13 @@ def test_two_that_open_a_replay_at_once_do_not_make_two(tmp_path, monkeypatch):
     OnlineReplay(tmp_path, D, M).close()
 
 
-def test_a_thread_woken_early_waits_for_the_rest_of_the_time_to_a_sync(tmp_path, monkeypatch):
-    asked = []
+def test_an_early_wake_up_does_not_delay_the_sync(tmp_path, monkeypatch):
+    timeouts = []
 
     class Watched(threading.Event):
         def wait(self, timeout=None):
             if timeout is not None:
-                asked.append(timeout)
+                timeouts.append(timeout)
             return super().wait(timeout)
 
     with monkeypatch.context() as patch:
@@ -314,19 +314,19 @@ def test_a_thread_woken_early_waits_for_the_rest_of_the_time_to_a_sync(tmp_path,
         append(replay, i)
         append(replay, i + 1)
         patience = time.monotonic() + 30
-        while len(asked) < 2 + i // 2 and time.monotonic() < patience:
+        while len(timeouts) < 2 + i // 2 and time.monotonic() < patience:
             time.sleep(0.001)
     replay.close()
-    assert len(asked) >= 4
-    assert asked[0] <= 1000.0
-    assert all(later < earlier for earlier, later in itertools.pairwise(asked))
+    assert len(timeouts) >= 4
+    assert timeouts[0] <= 1000.0
+    assert all(later < earlier for earlier, later in itertools.pairwise(timeouts))
 
 
-def test_one_writer_at_a_time_and_errors_that_teach(tmp_path):
+def test_single_writer_and_error_messages(tmp_path):
     with OnlineReplay(tmp_path, D, M) as replay:
-        with pytest.raises(ValueError, match="nobody appends to"):
+        with pytest.raises(ValueError, match="without a writer, got one in use"):
             OnlineReplay(tmp_path, D, M)
-        with pytest.raises(ValueError, match="actions of 2"):
+        with pytest.raises(ValueError, match=rf"actions \(1, {M}\)"):
             replay.append(np.zeros(D), np.zeros(M + 1), 0.0, np.zeros(D), False, 0)
         assert len(replay) == 0
     replay.close()
@@ -337,5 +337,5 @@ def test_one_writer_at_a_time_and_errors_that_teach(tmp_path):
     with pytest.raises(FileNotFoundError, match="jacrec deploy"):
         ReplayReader(tmp_path / "elsewhere")
     (tmp_path / FILE).write_bytes(b"something else" * 20)
-    with pytest.raises(ValueError, match="expected a replay"):
+    with pytest.raises(ValueError, match="damaged header"):
         OnlineReplay(tmp_path, D, M)

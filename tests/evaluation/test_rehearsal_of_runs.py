@@ -1,4 +1,4 @@
-"""Rehearsals of trained runs: in sweeps, by the command, and before an evaluation."""
+"""Rehearsals of trained runs: records, the command, evaluations and sweeps."""
 
 import json
 from dataclasses import asdict, replace
@@ -11,13 +11,20 @@ from jacrec import cli
 from jacrec.commands.rehearse import named_candidates
 from jacrec.control.controller import MPCConfig
 from jacrec.evaluation import evaluate as evaluation
-from jacrec.evaluation import rehearsed
+from jacrec.evaluation import rehearsal_tables
 from jacrec.evaluation.config import EvalConfig, PlayConfig
 from jacrec.evaluation.evaluate import acts_as_base, evaluate, read_evaluation
-from jacrec.evaluation.rehearsal import BASE, RehearsalConfig
-from jacrec.evaluation.rehearsed import CANDIDATES, chosen, make_rehearsal, read_rehearsal
-from jacrec.evaluation.report import write_report
-from jacrec.studies.listing import jobs_of
+from jacrec.evaluation.rehearsal import (
+    BASE,
+    CANDIDATES,
+    FILE,
+    RehearsalConfig,
+    chosen_controller,
+    make_rehearsal,
+    read_rehearsal,
+)
+from jacrec.evaluation.run_report import write_run_report
+from jacrec.studies.job_graph import study_jobs
 from jacrec.studies.spec import read_spec
 from jacrec.training.run import load_run
 from tests.paper_checks.test_paper_checks import SCRIPTS
@@ -31,14 +38,14 @@ CONFIG = EvalConfig(episodes=2, probe_every=4, probe_particles=2, growth_horizon
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """A run whose networks were hardly trained."""
+    """A barely trained run."""
     return hardly_trained(tmp_path_factory.mktemp("rehearsed"))
 
 
-def choosing(folder, run, choice):
-    """A rehearsal in the folder that chose as one likes."""
+def write_choice(folder, run, choice):
+    """Make a rehearsal in the folder with the given choice."""
     record = make_rehearsal(run, folder, MINE, SHORT, PLAY, again=True)
-    path = folder / rehearsed.FILE
+    path = folder / FILE
     path.write_text(json.dumps(record | {"choice": choice}))
     return path
 
@@ -47,7 +54,7 @@ def as_json(record):
     return json.loads(json.dumps(record))
 
 
-def test_the_studys_candidates_are_those_that_come_with_jacrec():
+def test_default_candidates_are_those_of_the_study():
     study = read_spec(SCRIPTS / "studies" / "gains.yaml")
     named = study.contestants["mpc"].rehearse
     assert {name: study.contestants[name].controller for name in named} == dict(CANDIDATES)
@@ -55,7 +62,7 @@ def test_the_studys_candidates_are_those_that_come_with_jacrec():
     assert study.rehearsal == RehearsalConfig()
 
 
-def test_a_rehearsal_is_kept_and_never_overwritten(trained, tmp_path):
+def test_rehearsals_are_not_overwritten(trained, tmp_path):
     run = load_run(trained)
     shares = []
     first = make_rehearsal(run, tmp_path, MINE, SHORT, PLAY, progress=shares.append)
@@ -70,27 +77,27 @@ def test_a_rehearsal_is_kept_and_never_overwritten(trained, tmp_path):
     again = make_rehearsal(run, tmp_path, MINE, SHORT, PLAY, again=True)
     assert {k: v for k, v in again.items() if k not in timed} == {k: v for k, v in first.items() if k not in timed}
     for candidates, config, wrong in ((MINE, replace(SHORT, seed=8), "settings"), ({"a": MINE["a"]}, SHORT, "controllers")):
-        with pytest.raises(ValueError, match=rf"got another {wrong}.*--again"):
+        with pytest.raises(ValueError, match=rf"got one with different {wrong}\. .*--again"):
             make_rehearsal(run, tmp_path, candidates, config, PLAY)
     with torch.no_grad():
         next(run.policy.parameters()).add_(1e-3)
-    with pytest.raises(ValueError, match="another networks; rehearse anew: jacrec rehearse"):
+    with pytest.raises(ValueError, match=r"different networks; .*jacrec rehearse"):
         read_rehearsal(run, tmp_path, PLAY)
 
 
-def test_what_is_chosen_is_read_off_the_record(trained, tmp_path):
+def test_chosen_controller(trained, tmp_path):
     record = make_rehearsal(load_run(trained), tmp_path, MINE, SHORT, PLAY)
-    assert chosen(record | {"choice": "a"}) == MINE["a"]
-    assert chosen(record | {"choice": BASE}) is None
-    assert "chose the base policy" in rehearsed.verdict(record | {"choice": BASE})
-    text = rehearsed.sheet(record | {"choice": "b"}).markdown()
+    assert chosen_controller(record | {"choice": "a"}) == MINE["a"]
+    assert chosen_controller(record | {"choice": BASE}) is None
+    assert "chose the base policy" in rehearsal_tables.choice_sentence(record | {"choice": BASE})
+    text = rehearsal_tables.sheet(record | {"choice": "b"}).markdown()
     assert [row.count("acts") for row in text.splitlines()[2:5]] == [0, 0, 1]
     assert "No step was taken in the real environment" in text
 
 
-def test_mpc_plays_as_the_rehearsal_chose(trained, tmp_path):
+def test_mpc_plays_the_chosen_candidate(trained, tmp_path):
     run = load_run(trained)
-    choosing(tmp_path, run, "a")
+    write_choice(tmp_path, run, "a")
     record = evaluate(run, CONFIG, out=tmp_path, quiet=True)
     assert not acts_as_base(record)
     assert record["contestants"]["mpc"]["controller"] == record["settings"]["mpc"] == asdict(MINE["a"])
@@ -98,60 +105,60 @@ def test_mpc_plays_as_the_rehearsal_chose(trained, tmp_path):
     plain = evaluate(run, replace(CONFIG, rehearse=False, mpc=MINE["a"]), out=tmp_path / "plain", quiet=True)
     assert plain["rehearsal"] is None
     assert plain["contestants"]["mpc"]["returns"] == record["contestants"]["mpc"]["returns"]
-    text = write_report(trained, tmp_path).read_text()
+    text = write_run_report(trained, tmp_path).read_text()
     assert "## Rehearsal" in text
     assert "The rehearsal in the world model chose a " in text
-    assert "## Rehearsal" not in write_report(trained, tmp_path / "plain").read_text()
-    choosing(tmp_path, run, "b")
-    with pytest.raises(ValueError, match=r"settings\.mpc.*the rehearsal: chose a there, b here"):
+    assert "## Rehearsal" not in write_run_report(trained, tmp_path / "plain").read_text()
+    write_choice(tmp_path, run, "b")
+    with pytest.raises(ValueError, match=r"settings\.mpc: .*rehearsal\.choice: a there, b here"):
         evaluate(run, CONFIG, out=tmp_path, quiet=True)
 
 
-def test_mpc_acts_as_the_base_policy_where_the_rehearsal_says_so(trained, tmp_path, monkeypatch):
+def test_mpc_acts_as_the_base_policy_if_chosen(trained, tmp_path, monkeypatch):
     run = load_run(trained)
-    choosing(tmp_path, run, BASE)
+    write_choice(tmp_path, run, BASE)
     record = evaluate(run, CONFIG, out=tmp_path, quiet=True)
     assert acts_as_base(record)
     base, mpc = (record["contestants"][name] for name in ("base", "mpc"))
     assert {k: v for k, v in mpc.items() if k != "wall_seconds"} == {k: v for k, v in base.items() if k != "wall_seconds"}
-    text = write_report(trained, tmp_path).read_text()
+    text = write_run_report(trained, tmp_path).read_text()
     assert "MPC acts as the base policy" in text
     assert "What the world model adds" not in text
-    monkeypatch.setattr(evaluation, "_contestant", None)  # everyone has played
+    monkeypatch.setattr(evaluation, "_contestant", None)  # all contestants have played
     assert as_json(evaluate(run, CONFIG, out=tmp_path, quiet=True)) == read_evaluation(tmp_path) == as_json(record)
 
 
-def test_the_default_rehearsal_is_made_where_there_is_none(trained, tmp_path, monkeypatch):
-    asked = []
+def test_a_missing_rehearsal_is_made(trained, tmp_path, monkeypatch):
+    calls = []
 
     def rehearsal(run, folder, **options):
-        asked.append(options["play"])
+        calls.append(options["play"])
         return make_rehearsal(run, folder, MINE, SHORT, options["play"])
 
     monkeypatch.setattr(evaluation, "make_rehearsal", rehearsal)
     record = evaluate(trained, replace(CONFIG, contestants=()), out=tmp_path, quiet=True)
     assert record["rehearsal"] == json.loads((tmp_path / "rehearsal.json").read_text())
-    assert len(asked) == 1
+    assert len(calls) == 1
     evaluate(trained, replace(CONFIG, contestants=()), out=tmp_path, quiet=True)
-    assert len(asked) == 1
+    assert len(calls) == 1
 
 
-def test_an_evaluation_from_before_rehearsals_goes_on(trained, tmp_path):
+def test_old_evaluations_without_rehearsals_are_resumed(trained, tmp_path):
     config = replace(CONFIG, rehearse=False, contestants=("mpc",), mpc=MINE["b"])
     record = evaluate(trained, config, out=tmp_path, quiet=True)
     old = json.loads(json.dumps(record))
     del old["rehearsal"], old["settings"]["rehearse"], old["settings"]["mpc"]["max_action_change"]
     (tmp_path / "evaluation.json").write_text(json.dumps(old))
-    write_report(trained, tmp_path)
+    write_run_report(trained, tmp_path)
     assert as_json(evaluate(trained, config, out=tmp_path, quiet=True)) == as_json(record)
 
 
-def test_a_rehearsal_leaves_no_settings_to_choose():
-    with pytest.raises(ValueError, match="mpc: expected no settings beside rehearse"):
+def test_rehearse_excludes_mpc_settings():
+    with pytest.raises(ValueError, match=r"^mpc: .*rehearse.*got MPCConfig"):
         replace(CONFIG, mpc=MINE["a"])
 
 
-def test_the_commands(trained, tmp_path, monkeypatch, capsys):
+def test_rehearse_and_eval_commands(trained, tmp_path, monkeypatch, capsys):
     own = tmp_path / "mine.yaml"
     own.write_text(yaml.safe_dump({"slow": {"horizon": 1, "particles": 1, "lr": 1e-5}}))
     rehearse = ["rehearse", str(trained), "--out", str(tmp_path), "--candidates", "h3", str(own), "--episodes", "2"]
@@ -159,8 +166,8 @@ def test_the_commands(trained, tmp_path, monkeypatch, capsys):
     out = capsys.readouterr().out
     record = json.loads((tmp_path / "rehearsal.json").read_text())
     assert list(record["episodes"]) == [BASE, "h3", "slow"]
-    for said in ("imagined return", "slow", "The rehearsal in the world model chose", f"jacrec eval {trained} --rehearse"):
-        assert said in out
+    for part in ("imagined return", "slow", "The rehearsal in the world model chose", f"jacrec eval {trained} --rehearse"):
+        assert part in out
     assert cli.main([*rehearse, "--steps", "4"]) == cli.USAGE_ERROR
     assert "--again" in capsys.readouterr().err
     assert "--others" in out
@@ -192,7 +199,7 @@ def test_the_commands(trained, tmp_path, monkeypatch, capsys):
         (("mine.yaml",), "- 1", "expected a mapping of settings"),
     ],
 )
-def test_candidates_are_names_or_files(names, content, message, tmp_path, monkeypatch):
+def test_named_candidates(names, content, message, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     if content:
         (tmp_path / "mine.yaml").write_text(content)
@@ -200,7 +207,7 @@ def test_candidates_are_names_or_files(names, content, message, tmp_path, monkey
         named_candidates(names)
 
 
-def test_a_sweeps_rehearsal_job_leaves_the_same_record(trained, tmp_path):
+def test_rehearsal_job_writes_the_same_record(trained, tmp_path):
     spec = {
         "name": "s",
         "contestants": {k: asdict(v) for k, v in MINE.items()} | {"best": {"rehearse": ["a", "b"]}},
@@ -210,7 +217,7 @@ def test_a_sweeps_rehearsal_job_leaves_the_same_record(trained, tmp_path):
         "rehearsal": asdict(SHORT),
     }
     (tmp_path / "study.yaml").write_text(yaml.safe_dump(spec))
-    jobs = {job.id: job for job in jobs_of(read_spec(tmp_path / "study.yaml"), tmp_path)}
+    jobs = {job.id: job for job in study_jobs(read_spec(tmp_path / "study.yaml"), tmp_path)}
     cell = tmp_path / "cells" / "hopper-random" / "seed-0"
     cell.mkdir(parents=True)
     (cell / "run").symlink_to(trained)

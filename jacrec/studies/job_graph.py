@@ -1,22 +1,18 @@
-"""Every job of a study.
-
-jobs_of(study, folder) -> list[Job]
-"""
+"""All jobs of a study and their dependencies."""
 
 from pathlib import Path
 
 from jacrec.control.controller import MPCConfig
 from jacrec.studies.config import BASE, DEFAULT_MODEL, StudyConfig
-from jacrec.studies.jobs import Job, PlayJob, TrainJob
-from jacrec.studies.rehearsals import ChoiceJob, RehearsalJob
+from jacrec.studies.jobs import ChosenPlayJob, Job, PlayJob, RehearsalJob, TrainJob
 
 
-def jobs_of(study: StudyConfig, folder: Path) -> list[Job]:
-    """Every job of a study, in the order in which they are wanted: cell by cell, each after what it needs."""
-    return [job for task, seed in study.cells() for job in _cell(study, task, seed, folder / "cells")]
+def study_jobs(study: StudyConfig, folder: Path) -> list[Job]:
+    """All jobs of a study in order of priority: cell by cell, each job after the jobs it needs in its cell."""
+    return [job for task, seed in study.cells() for job in _cell_jobs(study, task, seed, folder / "cells")]
 
 
-def _cell(study: StudyConfig, task: str, seed: int, cells: Path) -> list[Job]:
+def _cell_jobs(study: StudyConfig, task: str, seed: int, cells: Path) -> list[Job]:
     spec, at, config = study.tasks[task], f"{task}/seed-{seed}", study.train_config(task, seed)
     run, threads = f"{at}/run", config.threads or 1
     jobs: list[Job] = [TrainJob(run, "train", task, seed, cells, (), threads, config, spec, study.data_root, study.stages)]
@@ -39,7 +35,7 @@ def _cell(study: StudyConfig, task: str, seed: int, cells: Path) -> list[Job]:
             )
         )
     play = study.play_config(task)
-    # those that a rehearsal chooses come after all that it may choose
+    # contestants that rehearse come after all of their candidates
     for name in sorted(study.players, key=lambda player: player != BASE and bool(study.contestants[player].rehearse)):
         candidates = () if name == BASE else study.contestants[name].rehearse
         if candidates:
@@ -52,7 +48,7 @@ def _cell(study: StudyConfig, task: str, seed: int, cells: Path) -> list[Job]:
                 RehearsalJob(rehearsal, "rehearse", task, seed, cells, runs, play.threads, controllers, study.rehearsal, play)
             )
             needs = (rehearsal, *(f"{at}/plays/{c}" for c in (BASE, *candidates)))
-            jobs.append(ChoiceJob(f"{at}/plays/{name}", "play", task, seed, cells, needs, 1))
+            jobs.append(ChosenPlayJob(f"{at}/plays/{name}", "play", task, seed, cells, needs, 1))
             continue
         model = study.model_of(name)
         needs = (run,) if model == DEFAULT_MODEL else (run, f"{at}/models/{model}")

@@ -1,18 +1,14 @@
-"""The controller's own transitions on disk: appended during control, there after a crash.
+"""The replay buffer on disk: transitions appended during control, which survive a crash.
 
-    OnlineReplay(folder, state_dim, action_dim)   .append(...)  .transitions(...)  .sync()  .close()
-    ReplayReader(folder)                          .look() .transitions(...): of another process, while it grows
+What can be lost, depending on `ReplayConfig`:
 
-What a crash takes, by `ReplayConfig`:
+* If the process is killed: with flush_every = 1, nothing that `append` has returned from; with flush_every = n, at most the
+  last n transitions and those appended while the disk was busy.
+* If the machine stops: what was not yet synced, i.e. at most the last `sync_seconds` and what was appended during an fsync;
+  with sync_seconds = 0, nothing that `append` has returned from.
 
-* the process is killed: with flush_every = 1 nothing that `append` returned from; with flush_every = n at most the n last
-  transitions, and those appended while the disk was busy.
-* the machine stops: what was not yet synced, at most the last `sync_seconds` and what was appended while an fsync was under
-  way; with sync_seconds = 0 nothing that `append` returned from.
-
-replay.bin holds the transitions; replay.lock is empty, and locked by the one that appends.
-
-A torn tail is cut off when the replay is opened for appending, and what was found is told in `found`.
+replay.bin contains the transitions; replay.lock is an empty file, locked by the process that appends. An incomplete record at
+the end is removed when the replay buffer is opened for appending, and reported in `found`.
 """
 
 import contextlib
@@ -24,8 +20,8 @@ from pathlib import Path
 import numpy as np
 
 from jacrec.data.transitions import DatasetInfo, Transitions
+from jacrec.online.append_writer import AppendWriter
 from jacrec.online.config import ReplayConfig
-from jacrec.online.disk import Disk
 from jacrec.online.records import HEADER, LAST, TERMINAL, RecordFile, header, seal
 from jacrec.util.files import atomic_write
 
@@ -33,58 +29,58 @@ FILE, LOCK = "replay.bin", "replay.lock"
 
 
 @dataclass(frozen=True)
-class Found:
-    """What was in the folder when the replay was opened."""
+class ReplayContents:
+    """Contents of a replay buffer when it was opened."""
 
     transitions: int
-    """sound ones"""
+    """intact transitions"""
     torn_bytes: int
-    """cut off the end: of records that were never completed"""
+    """bytes of incomplete records removed from the end"""
     damaged: int
-    """records among the others that do not pass their check; they stay in the file and are left out"""
+    """records that fail their check; they stay in the file and are skipped"""
 
     def __str__(self) -> str:
-        torn = f"; a torn end of {self.torn_bytes} bytes was cut off" if self.torn_bytes else ""
-        damaged = f"; {self.damaged} damaged records are left out" if self.damaged else ""
+        torn = f"; {self.torn_bytes} bytes of an incomplete record were removed" if self.torn_bytes else ""
+        damaged = f"; {self.damaged} damaged records are skipped" if self.damaged else ""
         return f"{self.transitions} transitions{torn}{damaged}"
 
 
 class ReplayReader:
-    """The replay of a folder for reading, while another process may append to it; mapped into memory, not loaded.
+    """Reads the replay buffer in a folder, memory-mapped, while another process may append to it.
 
     Raises:
-        FileNotFoundError: no replay there.
-        ValueError: the file is no replay.
+        FileNotFoundError: no replay buffer there.
+        ValueError: the file is not a replay buffer.
     """
 
     def __init__(self, folder: str | Path):
         path = Path(folder) / FILE
         if not path.is_file():
-            raise FileNotFoundError(f"no replay at {path}; `jacrec deploy` writes one")
+            raise FileNotFoundError(f"no replay buffer at {path}; `jacrec deploy` writes one")
         self.records = RecordFile(path)
         self.look()
 
     def look(self) -> int:
-        """Number of transitions in the file by now, damaged ones included."""
-        return self.records.look()
+        """Current number of transitions in the file, including damaged ones."""
+        return self.records.refresh()
 
     def transitions(self, start: int = 0, stop: int | None = None, name: str = "replay") -> Transitions:
-        """Copies of the sound transitions number start … stop − 1, in the order of their numbers; as a slice counts."""
+        """Copies of the intact transitions start … stop − 1, with the semantics of a slice."""
         return as_transitions(self.records.map[self.records.sound(start, stop)], name)
 
 
 class OnlineReplay:
-    """The replay of one deployment, for one writer; transitions (s, a, r, s', terminal, last, episode), float32.
+    """The replay buffer of a deployment, for a single writer; transitions (s, a, r, s', terminal, last, episode) in float32.
 
-    Memory: one record, or at most `config.buffer` of them; the file grows by 28 + 4 (2 d + m) bytes per transition.
+    Uses memory for one record, or for at most `config.buffer`; the file grows by 28 + 4 (2 d + m) bytes per transition.
 
     Args:
-        folder: of the file; made where there is none.
+        folder: folder of the file; created if missing.
         state_dim, action_dim: d, m.
-        config: how it is brought to disk.
+        config: how it is written to disk.
 
     Raises:
-        ValueError: a replay of other dimensions, or another process appends to it.
+        ValueError: the existing file has other dimensions, or another process appends to it.
     """
 
     def __init__(self, folder: str | Path, state_dim: int, action_dim: int, config: ReplayConfig | None = None):
@@ -93,7 +89,7 @@ class OnlineReplay:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._file: int | None = None
         with contextlib.ExitStack() as opened:
-            # before the replay is looked for: two that find none would each make one, and one's be lost with all it holds
+            # before the existence check: otherwise two processes could each create a file, and one would be lost
             opened.callback(os.close, _lock(self.path))
             if not self.path.is_file():
                 _create(self.path, header(state_dim, action_dim))
@@ -104,49 +100,51 @@ class OnlineReplay:
         self._one = np.zeros(1, self._reader.dtype)
         self._appended = self._reader.count
         end = HEADER + self._appended * self._reader.dtype.itemsize
-        self._disk = Disk(self._file, end, self.config)
+        self._writer = AppendWriter(self._file, end, self.config)
 
     def _repair(self, file: int, state_dim: int, action_dim: int) -> None:
         self._reader = RecordFile(self.path)
         if (self._reader.state_dim, self._reader.action_dim) != (state_dim, action_dim):
             raise ValueError(
-                f"{self.path}: expected a replay of d = {state_dim}, m = {action_dim}, got one of d = "
-                f"{self._reader.state_dim}, m = {self._reader.action_dim}; name another folder"
+                f"{self.path}: expected a replay buffer with d = {state_dim}, m = {action_dim}, got d = "
+                f"{self._reader.state_dim}, m = {self._reader.action_dim}; choose another folder"
             )
-        count = self._reader.look()
+        count = self._reader.refresh()
         end = HEADER + count * self._reader.dtype.itemsize
         torn = os.fstat(file).st_size - end
         if torn:
-            self._reader.map = np.empty(0, self._reader.dtype)  # nothing may point behind the end
+            self._reader.map = np.empty(0, self._reader.dtype)  # release the mapping beyond the new end
             os.ftruncate(file, end)
             os.fsync(file)
-            self._reader.look()
+            self._reader.refresh()
         sound = self._reader.sound()
-        self.found = Found(len(sound), torn, count - len(sound))
+        self.found = ReplayContents(len(sound), torn, count - len(sound))
         self.next_episode = int(self._reader.map["episode"][sound].max()) + 1 if len(sound) else 0
-        """the first number that no episode has"""
+        """the first unused episode number"""
 
     def __len__(self) -> int:
-        """Transitions appended, those of earlier processes and damaged ones included."""
+        """Number of transitions appended, including damaged ones and those of earlier processes."""
         return self._appended
 
     @property
     def waiting(self) -> int:
-        """Transitions that were appended and are not yet written: a killed process loses these."""
-        return self._disk.waiting
+        """Number of transitions appended but not yet written, which a killed process would lose."""
+        return self._writer.waiting
 
     def append(self, state, action, reward, next_state, terminal, episode, last=None) -> None:
-        """Append a transition, or n of them.
+        """Append one transition or n transitions.
 
         Args:
             state, next_state: (d,) or (n, d).
             action: (m,) or (n, m), in [-1, 1].
-            reward, terminal, episode: () or (n,); terminal: the task ended here; episode: its number.
-            last: () or (n,), the episode ended here for whatever reason; where not given, where it is terminal.
+            reward: () or (n,).
+            terminal: () or (n,), whether the task ended.
+            episode: () or (n,), number of the episode.
+            last: () or (n,), whether the episode ended for any reason (default: `terminal`).
 
         Raises:
-            ValueError: arrays that do not fit each other.
-            OSError: the disk does not take them; those appended before are unharmed.
+            ValueError: the shapes do not match.
+            OSError: the disk does not accept the transitions; earlier ones are unaffected.
         """
         n = 1 if np.ndim(reward) == 0 else len(reward)
         records = self._one if n == 1 else np.zeros(n, self._one.dtype)
@@ -156,40 +154,40 @@ class OnlineReplay:
         except ValueError as error:
             d, m = self._reader.state_dim, self._reader.action_dim
             raise ValueError(
-                f"append: expected {n} states and successors of {d} and actions of {m} numbers ({error})"
+                f"append: expected states ({n}, {d}), actions ({n}, {m}) and next states ({n}, {d}), got other shapes ({error})"
             ) from None
         flags = np.multiply(terminal, TERMINAL, dtype=np.uint32)
         records["flags"] = flags | np.multiply(terminal if last is None else last, LAST, dtype=np.uint32)
         records["number"] = np.arange(self._appended, self._appended + n)
         seal(records)
-        self._disk.append(records.tobytes(), n)
+        self._writer.append(records.tobytes(), n)
         self._appended += n
 
     def transitions(self, start: int = 0, stop: int | None = None, name: str = "replay") -> Transitions:
-        """As `ReplayReader.transitions`; what still waits in memory is written first."""
+        """As `ReplayReader.transitions`; waiting transitions are written first."""
         self.flush()
-        self._reader.look()
+        self._reader.refresh()
         return as_transitions(self._reader.map[self._reader.sound(start, stop)], name)
 
     def flush(self) -> None:
         """Write everything appended so far.
 
         Raises:
-            OSError: the disk does not take it.
+            OSError: the disk does not accept it.
         """
-        self._disk.flush()
+        self._writer.flush()
 
     def sync(self) -> None:
-        """`flush`, and see it on the disk."""
-        self._disk.flush()
-        os.fsync(self._disk.file)
+        """`flush`, then fsync."""
+        self._writer.flush()
+        os.fsync(self._writer.file)
 
     def close(self) -> None:
-        """`sync`, and let go of the file; a second time does nothing."""
+        """`sync`, then close the file; idempotent."""
         if self._file is None:
             return
         try:
-            self._disk.close()
+            self._writer.close()
         finally:
             self._file = None
             self._opened.close()
@@ -202,11 +200,11 @@ class OnlineReplay:
 
 
 def as_transitions(records: np.ndarray, name: str) -> Transitions:
-    """Records (n,) as transitions; the next action is that of the next record of the same episode, where it goes on there."""
+    """Records (n,) as transitions; the next action comes from the following record of the same episode, if there is one."""
     order = np.argsort(records["episode"], kind="stable")
     before, after = order[:-1], order[1:]
     follows = (records["episode"][before] == records["episode"][after]) & (records["flags"][before] & LAST == 0)
-    # a damaged record between the two is left out
+    # a damaged record in between is missing
     follows &= (records["next_state"][before] == records["state"][after]).all(1)
     has_next = np.zeros(len(records), bool)
     has_next[before[follows]] = True
@@ -226,25 +224,25 @@ def as_transitions(records: np.ndarray, name: str) -> Transitions:
 
 
 def _lock(path: Path) -> int:
-    """The descriptor of the lock's file beside the replay at `path`; it holds the lock until it is closed."""
+    """Lock the replay buffer at `path`; the descriptor of the lock file, which holds the lock until it is closed."""
     file = os.open(path.with_name(LOCK), os.O_RDWR | os.O_CREAT, 0o666)
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         os.close(file)
         raise ValueError(
-            f"{path}: expected a replay that nobody appends to, got one in use; stop the other deployment, or "
-            "name another folder"
+            f"{path}: expected a replay buffer without a writer, got one in use; stop the other deployment, or choose another "
+            "folder"
         ) from None
     return file
 
 
 def _create(path: Path, start: bytes) -> None:
-    """The empty replay: whole, or not there."""
+    """Create an empty replay buffer, atomically."""
     with atomic_write(path) as part:
         part.write_bytes(start)
     folder = os.open(path.parent, os.O_RDONLY)
     try:
-        os.fsync(folder)  # the name too has to outlive a loss of power
+        os.fsync(folder)  # the directory entry must survive a power failure, too
     finally:
         os.close(folder)
