@@ -165,7 +165,7 @@ def measure(
     budget: float = 1.0,
     show: bool = False,
 ) -> list[dict]:
-    """Rows of the results, one for each size, for the contestants of those names. (`jacrec bench calibrate` fits on them.)"""
+    """Rows of the results, one for each size, for the contestants of those names."""
     rates: dict[int, floor.Rates] = {}
     rows = []
     for size in sizes:

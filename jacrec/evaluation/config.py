@@ -1,8 +1,9 @@
 """The settings of an evaluation."""
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 
-from jacrec.control.controller import MPCConfig
+from jacrec.control.config import MPCConfig
+from jacrec.experimental.config import ExperimentalConfig, experimental_of, with_experimental
 from jacrec.models.dynamics.sampler import Sampler
 from jacrec.planners import PLANNERS, PlannerConfig, within_budget
 from jacrec.util.errors import expect_count, expect_one_of
@@ -66,6 +67,8 @@ class EvalConfig(PlayConfig):
     best-of-q, action-gradient (planners over actions in the same world model); base always does"""
     mpc: MPCConfig = field(default_factory=MPCConfig)
     """the controller's settings; h0 takes them with horizon 0"""
+    experimental: ExperimentalConfig = field(default_factory=ExperimentalConfig)
+    """an experimental update rule of mpc and h0; h0 has no gate, since at horizon 0 all particles agree"""
     dynamics: Sampler = field(default_factory=Sampler)
     """the world model sampled otherwise than it was made, for everybody who imagines in it; no training"""
     planner: PlannerConfig = field(default_factory=PlannerConfig)
@@ -92,7 +95,7 @@ class EvalConfig(PlayConfig):
             raise ValueError(f"growth_horizon: expected at least 1, got {self.growth_horizon}")
         for name in self.contestants:
             expect_one_of("contestants", name, CONTESTANTS)
-        if self.rehearse and self.mpc != MPCConfig():
+        if self.rehearse and (self.mpc, self.experimental) != (MPCConfig(), ExperimentalConfig()):
             raise ValueError(
                 "mpc: expected no settings beside rehearse, which chooses them; name candidates of your own with "
                 "`jacrec rehearse RUN --candidates FILE.yaml` first"
@@ -112,11 +115,13 @@ class EvalConfig(PlayConfig):
     def controller(self, name: str) -> MPCConfig | PlannerConfig:
         """The controller's settings of a contestant that is not the base policy."""
         if name == "mpc":
-            return self.mpc
+            return with_experimental(self.mpc, self.experimental)
         if name in PLANNERS:
             own = self.planner.of(name)
             return own if self.planner_budget is None else within_budget(own, self.planner_budget)
         own = {"lr": self.h0_lr, "updates": self.h0_updates, "carry": self.h0_carry}
-        # at H = 0 every particle is the same number: there is no noise to weigh a signal against
         own = {k: v for k, v in own.items() if v is not None}
-        return replace(self.mpc, horizon=0, particles=1, min_signal=None, max_particles=None, **own)
+        mpc = {f.name: getattr(self.mpc, f.name) for f in fields(MPCConfig)}
+        # at H = 0 all particles agree: there is no noise for a gate to compare a signal with
+        ungated = replace(experimental_of(self.controller("mpc")), min_signal=None, max_particles=None)
+        return with_experimental(MPCConfig(**(mpc | dict(horizon=0, particles=1) | own)), ungated)

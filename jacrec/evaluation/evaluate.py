@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from jacrec.control.controller import MPCConfig
 from jacrec.envs.batch import BatchedEnv
 from jacrec.evaluation.config import EvalConfig
 from jacrec.evaluation.contestant import digests, environment_record, open_env, play_contestant, with_settings
@@ -19,6 +18,7 @@ from jacrec.evaluation.probes import jacobian_growth
 from jacrec.evaluation.rehearsal import BASE
 from jacrec.evaluation.rehearsed import chosen, make_rehearsal, read_rehearsal
 from jacrec.evaluation.versions import machine, versions
+from jacrec.experimental.config import current_settings, read_mpc_config
 from jacrec.training.run import Run, load_run, torch_threads
 from jacrec.util.files import write_json
 
@@ -89,7 +89,7 @@ def read_evaluation(folder: str | Path) -> dict[str, Any]:
 
 def played_config(config: EvalConfig, record: dict[str, Any]) -> EvalConfig:
     """The settings with which an evaluation played: with the controller that its rehearsal chose, where one did."""
-    return replace(config, rehearse=False, mpc=MPCConfig(**record["settings"]["mpc"]))
+    return replace(config, rehearse=False, mpc=read_mpc_config(record["settings"]["mpc"]))
 
 
 def acts_as_base(record: dict[str, Any]) -> bool:
@@ -159,7 +159,8 @@ def _previous(path: Path, fresh: dict[str, Any]) -> dict[str, Any]:
     ours = json.loads(json.dumps(fresh))
     # an evaluation from before a setting came to be was played with its default
     defaults = json.loads(json.dumps(asdict(EvalConfig())))
-    old["settings"] = defaults | old["settings"] | {"mpc": defaults["mpc"] | old["settings"]["mpc"]}
+    mpc = current_settings(old["settings"]["mpc"], f"{path}: mpc")
+    old["settings"] = defaults | old["settings"] | {"mpc": defaults["mpc"] | mpc}
     differing = [
         f"{part}.{key}: {old[part].get(key)} there, {value} here"
         for part in ("settings", "networks")

@@ -18,6 +18,7 @@ from jacrec.control.controller import MPC, MPCConfig
 from jacrec.control.deadline import realtime
 from jacrec.envs.physics import make_env, simulator
 from jacrec.evaluation.episodes import PolicyController
+from jacrec.experimental.config import ExperimentalConfig, with_experimental
 from jacrec.training.run import Run
 from jacrec.util.errors import expect_count, expect_one_of, expect_positive
 
@@ -49,6 +50,8 @@ class LiveConfig:
     """show the simulation in a window; needs a screen, and a core for it"""
     mpc: MPCConfig = field(default_factory=lambda: MPCConfig(updates=100))
     """the controller's settings; as many of its updates are made as the deadline allows"""
+    experimental: ExperimentalConfig = field(default_factory=ExperimentalConfig)
+    """an experimental update rule of the controller"""
 
     def __post_init__(self):
         for name in ("seconds", "deadline_ms"):
@@ -59,6 +62,7 @@ class LiveConfig:
         expect_one_of("physics", self.physics, ("d4rl", "native"))
         if self.mpc.deadline_ms is not None:
             raise ValueError(f"mpc.deadline_ms: expected none, since deadline_ms says it here, got {self.mpc.deadline_ms}")
+        with_experimental(self.mpc, self.experimental)  # raises where they cannot be combined
 
 
 @dataclass(frozen=True)
@@ -125,7 +129,8 @@ def play_live(run: Run, config: LiveConfig, *, status: Callable[[str], None] | N
         if config.base:
             controller: Actor = PolicyController(run.policy)
         else:
-            controller = MPC(run.policy, run.world, replace(config.mpc, deadline_ms=deadline_ms))
+            settings = with_experimental(config.mpc, config.experimental)
+            controller = MPC(run.policy, run.world, replace(settings, deadline_ms=deadline_ms))
         steps = None if config.seconds is None else max(1, round(config.seconds / float(step_time)))
         with ControllerThread(controller, config.threads) as mind, realtime(), quick_switches():
             played = drive(env, mind, config.seed, interval, steps, status=status)

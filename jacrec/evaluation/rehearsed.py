@@ -24,6 +24,7 @@ from jacrec.evaluation.contestant import digests
 from jacrec.evaluation.markdown import Sheet
 from jacrec.evaluation.rehearsal import BASE, Rehearsal, RehearsalConfig, rehearse_run
 from jacrec.evaluation.versions import machine, versions
+from jacrec.experimental.config import read_mpc_config
 from jacrec.training.run import Run, torch_threads
 from jacrec.util.files import write_json
 
@@ -83,6 +84,7 @@ def make_rehearsal(
     path = folder / FILE
     if path.is_file() and not again:
         old = json.loads(path.read_text(encoding="utf-8"))
+        old["controllers"] = {who: asdict(read_mpc_config(own, f"{path}: {who}")) for who, own in old["controllers"].items()}
         asked = _about(run, play) | {
             "controllers": {name: asdict(own) for name, own in candidates.items()},
             "settings": asdict(config),
@@ -124,7 +126,7 @@ def read_rehearsal(run: Run, folder: Path, play: PlayConfig) -> dict[str, Any] |
 
 def chosen(record: Mapping[str, Any]) -> MPCConfig | None:
     """The controller that a rehearsal chose; None: the base policy acts."""
-    return None if record["choice"] == BASE else MPCConfig(**record["controllers"][record["choice"]])
+    return None if record["choice"] == BASE else read_mpc_config(record["controllers"][record["choice"]])
 
 
 def verdict(record: Mapping[str, Any]) -> str:

@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from jacrec.control.controller import MPCConfig
 from jacrec.envs.physics import make_env
 from jacrec.evaluation.config import EvalConfig
 from jacrec.evaluation.contestant import make_controller, with_dynamics, with_settings
 from jacrec.evaluation.episodes import Controller, PolicyController
 from jacrec.evaluation.rendering import REMEDY, run_apart
+from jacrec.experimental.config import ExperimentalConfig, read_mpc_config
 from jacrec.models.dynamics.sampler import Sampler
 from jacrec.planners import PlannerConfig
 from jacrec.training.run import Run, load_run
@@ -138,7 +138,11 @@ def main(request: str) -> None:
     """What the process of its own does."""
     asked = json.loads(request)
     settings = asked["config"]
-    controllers = {"mpc": MPCConfig(**settings["mpc"]), "planner": PlannerConfig(**settings["planner"])}
+    controllers = {
+        "mpc": read_mpc_config(settings["mpc"]),
+        "experimental": ExperimentalConfig(**settings["experimental"]),
+        "planner": PlannerConfig(**settings["planner"]),
+    }
     named: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in settings["dynamics"].items()}
     sampler = Sampler(**named)
     settings |= controllers | {"dynamics": sampler} | {"contestants": tuple(settings["contestants"])}

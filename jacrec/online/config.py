@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 
 from jacrec.control.controller import MPCConfig
 from jacrec.evaluation.config import PlayConfig
+from jacrec.experimental.config import ExperimentalConfig, with_experimental
 from jacrec.util.errors import expect_one_of, expect_positive
 
 PARTS = ("dynamics", "reward")
@@ -138,6 +139,8 @@ class DeployConfig:
     """wall-clock time that a step of the environment takes at least, to play in real time; none named: as fast as it goes"""
     mpc: MPCConfig = field(default_factory=MPCConfig)
     """the controller's settings"""
+    experimental: ExperimentalConfig = field(default_factory=ExperimentalConfig)
+    """an experimental update rule of the controller"""
     online: RefreshConfig = field(default_factory=RefreshConfig)
     """the refreshing"""
     replay: ReplayConfig = field(default_factory=ReplayConfig)
@@ -148,7 +151,12 @@ class DeployConfig:
             raise ValueError(f"episodes: expected a multiple of rows = {self.rows}, got {self.episodes}")
         if self.step_seconds is not None:
             expect_positive("step_seconds", self.step_seconds)
-        self.play.allow(self.mpc)
+        self.play.allow(self.controller)
+
+    @property
+    def controller(self) -> MPCConfig:
+        """The controller's settings with those of its update rule."""
+        return with_experimental(self.mpc, self.experimental)
 
     @property
     def play(self) -> PlayConfig:

@@ -3,7 +3,8 @@
 from dataclasses import asdict
 from typing import Any
 
-from jacrec.control.controller import MPCConfig
+from jacrec.control.config import MPCConfig
+from jacrec.experimental.config import ExperimentalConfig, experimental_of
 from jacrec.planners import PlannerConfig
 from jacrec.studies.analysis.read import Study
 from jacrec.studies.config import BASE
@@ -37,14 +38,18 @@ def choosers(study: Study) -> list[str]:
 
 
 def settings_of(study: Study, contestant: str) -> dict[str, Any]:
-    """MPCConfig's fields, or what a planner looks at, and "model" as the study sets them for all tasks.
+    """The fields of MPCConfig and ExperimentalConfig, or those a planner uses, and "model", as the study sets them for all tasks.
 
     {} for base, and for one that rehearses.
     """
     if contestant == BASE or candidates_of(study, contestant):
         return {}
     own = study.config.contestants[contestant]
-    settings = own.controller.settings if isinstance(own.controller, PlannerConfig) else asdict(own.controller)
+    if isinstance(own.controller, PlannerConfig):
+        settings = own.controller.settings
+    else:
+        settings = {k: v for k, v in asdict(own.controller).items() if k != "experimental"}
+        settings |= asdict(experimental_of(own.controller))
     sampled = "".join(f", {name} {value}" for name, value in own.dynamics.changes.items())
     return settings | {"model": own.model + sampled}
 
@@ -180,4 +185,4 @@ def value_text(study: Study, key: str, value: Any) -> str:
 
 
 def _default(key: str) -> Any:
-    return getattr(MPCConfig(), key, None)
+    return (asdict(MPCConfig()) | asdict(ExperimentalConfig())).get(key)

@@ -15,9 +15,10 @@ from jacrec.kernels.cpu.base.threads import run, workspace
 from jacrec.kernels.cpu.gradient import chain, decision, rollout
 from jacrec.kernels.cpu.gradient.action import action
 from jacrec.kernels.cpu.gradient.plan import DTYPES
-from jacrec.kernels.cpu.gradient.prepared import Moved, Prepared, named_gradients, plan_or_reason
-from jacrec.kernels.cpu.gradient.prepared import kept as kept_plan
+from jacrec.kernels.cpu.gradient.prepared import Moved, Prepared, kept, named_gradients, plan_or_reason
 from jacrec.models.dynamics import ChainDynamics, EnsembleDynamics, MultiStepDynamics
+
+kept_plan = kept
 
 
 def unsupported_reason(p: Problem, form: str) -> str | None:
