@@ -22,6 +22,7 @@ from harness import as_usual, environment, percentiles, slug, synchronise, use_t
 from problems import MODELS, TASKS, Size, make
 
 from jacrec import MPC, MPCConfig
+from jacrec.experimental import ExperimentalConfig
 
 TIME_STEPS = {"hopper": 0.008, "halfcheetah": 0.05, "walker2d": 0.008}
 """seconds between actions: the model's time step times frame_skip (Gymnasium's Hopper-v4 and Walker2d-v4: 0.002 · 4,
@@ -70,8 +71,9 @@ class Ask:
 def decisions(size: Size, ask: Ask, *, batch: int | None = None, objective: str = "return") -> dict:
     """Milliseconds of sequential `MPC.act` calls on numpy observations: median, p99 and maximum, and the number of calls."""
     case = make(size, device=ask.device)
-    config = MPCConfig(horizon=size.H, particles=size.M, updates=ask.updates, objective=objective)
-    controller = MPC(case.policy, case.world, config, batch=batch)
+    config = MPCConfig(horizon=size.H, particles=size.M, updates=ask.updates)
+    update = ExperimentalConfig(objective=objective).make_update()
+    controller = MPC(case.policy, case.world, config, batch=batch, update=update)
     rng = np.random.default_rng(0)
     shape = (size.d,) if batch is None else (batch, size.d)
     observations = rng.standard_normal((ask.repetitions + 3, *shape)).astype(np.float32)

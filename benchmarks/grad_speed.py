@@ -165,7 +165,7 @@ def measure(
     budget: float = 1.0,
     show: bool = False,
 ) -> list[dict]:
-    """Rows of the results, one per size, for the named contestants; also used by `jacrec bench calibrate`."""
+    """Rows of the results, one per size, for the named contestants."""
     rates: dict[int, floor.Rates] = {}
     rows = []
     for size in sizes:

@@ -4,7 +4,8 @@
 Theorem 4.1 instead of automatic differentiation.
 """
 
-from jacrec.control.controller import MPC, MPCConfig
+from jacrec.control.config import MPCConfig
+from jacrec.control.controller import MPC
 from jacrec.control.mpc import MPCStep, mpc_update
 from jacrec.engine.diagnostics import GradientSignal, gradient_signal, state_growth
 from jacrec.engine.feedback import FeedbackGains

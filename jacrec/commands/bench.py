@@ -8,7 +8,7 @@ import tyro
 from tyro.conf import Positional
 
 FOLDER = Path("benchmarks")
-ON_REQUEST = ("gpu", "table", "calibrate", "jax_rebrac", "deadline")
+ON_REQUEST = ("gpu", "table", "jax_rebrac", "deadline")
 """scripts that are run only if they are named: what they do is no measurement of this machine's own, or takes hours"""
 
 

@@ -14,7 +14,7 @@ from jacrec.control.controller import MPCConfig
 from jacrec.evaluation.config import PlayConfig
 from jacrec.evaluation.rehearsal import CANDIDATES, FILE, RehearsalConfig, make_rehearsal
 from jacrec.evaluation.rehearsal_tables import choice_sentence, table
-from jacrec.studies.parse import build, expect_mapping
+from jacrec.studies.parse import build_mpc, expect_mapping
 from jacrec.training.run import load_run
 
 
@@ -92,7 +92,7 @@ def named_candidates(names: tuple[str, ...]) -> dict[str, MPCConfig]:
                 content = yaml.safe_load(Path(name).read_text(encoding="utf-8"))
             except yaml.YAMLError as error:
                 raise ValueError(f"{name}: expected YAML, cannot read it: {error}") from None
-            more = {who: build(MPCConfig, own, f"{name}: {who}") for who, own in expect_mapping(content, name).items()}
+            more = {who: build_mpc(own, f"{name}: {who}") for who, own in expect_mapping(content, name).items()}
         else:
             raise ValueError(
                 f"candidates: expected some of {', '.join(CANDIDATES)} or a YAML file {{name: {{settings}}}}, got {name!r}"

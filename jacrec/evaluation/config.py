@@ -1,8 +1,9 @@
 """The settings of an evaluation."""
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 
-from jacrec.control.controller import MPCConfig
+from jacrec.control.config import MPCConfig
+from jacrec.experimental.config import ExperimentalConfig, experimental_of, with_experimental
 from jacrec.models.dynamics.sampler import Sampler
 from jacrec.planners import PLANNERS, PlannerConfig, within_budget
 from jacrec.util.errors import expect_count, expect_one_of
@@ -66,6 +67,8 @@ class EvalConfig(PlayConfig):
     action planners mppi, cem, best-of-return, best-of-q and action-gradient in the same world model"""
     mpc: MPCConfig = field(default_factory=MPCConfig)
     """the controller's settings; h0 uses them with horizon 0"""
+    experimental: ExperimentalConfig = field(default_factory=ExperimentalConfig)
+    """an experimental update rule of mpc and h0; h0 has no gate, since at horizon 0 all particles are identical"""
     dynamics: Sampler = field(default_factory=Sampler)
     """sampling settings of the world model, for all contestants; no retraining"""
     planner: PlannerConfig = field(default_factory=PlannerConfig)
@@ -91,7 +94,7 @@ class EvalConfig(PlayConfig):
             raise ValueError(f"growth_horizon: expected at least 1, got {self.growth_horizon}")
         for name in self.contestants:
             expect_one_of("contestants", name, CONTESTANTS)
-        if self.rehearse and self.mpc != MPCConfig():
+        if self.rehearse and (self.mpc, self.experimental) != (MPCConfig(), ExperimentalConfig()):
             raise ValueError(
                 f"mpc: expected the defaults with rehearse, which chooses the settings, got {self.mpc}; to rehearse other "
                 "settings, run `jacrec rehearse RUN --candidates FILE.yaml` first"
@@ -111,11 +114,13 @@ class EvalConfig(PlayConfig):
     def controller(self, name: str) -> MPCConfig | PlannerConfig:
         """Controller settings of a contestant other than the base policy."""
         if name == "mpc":
-            return self.mpc
+            return with_experimental(self.mpc, self.experimental)
         if name in PLANNERS:
             own = self.planner.of(name)
             return own if self.planner_budget is None else within_budget(own, self.planner_budget)
         own = {"lr": self.h0_lr, "updates": self.h0_updates, "carry": self.h0_carry}
-        # at H = 0 all particles are identical, so there is no noise to compare the gradient with
         own = {k: v for k, v in own.items() if v is not None}
-        return replace(self.mpc, horizon=0, particles=1, min_signal=None, max_particles=None, **own)
+        mpc = {f.name: getattr(self.mpc, f.name) for f in fields(MPCConfig)}
+        # at H = 0 all particles are identical, so there is no noise to compare the gradient with
+        ungated = replace(experimental_of(self.controller("mpc")), min_signal=None, max_particles=None)
+        return with_experimental(MPCConfig(**(mpc | dict(horizon=0, particles=1) | own)), ungated)

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from jacrec.control.controller import MPCConfig
 from jacrec.envs.batch import BatchedEnv
 from jacrec.evaluation.config import EvalConfig
 from jacrec.evaluation.contestant import digests, environment_record, open_env, play_contestant, with_sampling
@@ -19,6 +18,7 @@ from jacrec.evaluation.probes import jacobian_growth
 from jacrec.evaluation.records import record_differences
 from jacrec.evaluation.rehearsal import BASE, chosen_controller, make_rehearsal, read_rehearsal
 from jacrec.evaluation.versions import machine, versions
+from jacrec.experimental.config import current_settings, read_mpc_config
 from jacrec.training.run import Run, load_run, torch_threads
 from jacrec.util.files import write_json
 
@@ -90,7 +90,7 @@ def read_evaluation(folder: str | Path) -> dict[str, Any]:
 
 def played_config(config: EvalConfig, record: dict[str, Any]) -> EvalConfig:
     """The settings that an evaluation was played with, including the controller chosen by its rehearsal, if any."""
-    return replace(config, rehearse=False, mpc=MPCConfig(**record["settings"]["mpc"]))
+    return replace(config, rehearse=False, mpc=read_mpc_config(record["settings"]["mpc"]))
 
 
 def acts_as_base(record: dict[str, Any]) -> bool:
@@ -160,7 +160,8 @@ def _previous(path: Path, fresh: dict[str, Any]) -> dict[str, Any]:
     ours = json.loads(json.dumps(fresh))
     # settings that did not exist when the old evaluation was played had their defaults
     defaults = json.loads(json.dumps(asdict(EvalConfig())))
-    old["settings"] = defaults | old["settings"] | {"mpc": defaults["mpc"] | old["settings"]["mpc"]}
+    mpc = current_settings(old["settings"]["mpc"], f"{path}: mpc")
+    old["settings"] = defaults | old["settings"] | {"mpc": defaults["mpc"] | mpc}
     different = record_differences(old, ours, ignored=("contestants",))
     if _choice(old) != _choice(ours):
         different.append(f"rehearsal.choice: {_choice(old)} there, {_choice(ours)} here")

@@ -16,6 +16,7 @@ from jacrec.control.deadline import realtime
 from jacrec.envs.physics import make_env, simulator
 from jacrec.evaluation.contestant import environment_id
 from jacrec.evaluation.episodes import PolicyController
+from jacrec.experimental.config import ExperimentalConfig, with_experimental
 from jacrec.training.run import Run
 from jacrec.util.errors import expect_count, expect_one_of, expect_positive
 
@@ -47,6 +48,8 @@ class LiveConfig:
     """show the simulation in a window; needs a screen and a spare core"""
     mpc: MPCConfig = field(default_factory=lambda: MPCConfig(updates=100))
     """the controller's settings; `updates` is an upper limit, reached only if the deadline allows"""
+    experimental: ExperimentalConfig = field(default_factory=ExperimentalConfig)
+    """an experimental update rule of the controller"""
 
     def __post_init__(self):
         for name in ("seconds", "deadline_ms"):
@@ -57,6 +60,7 @@ class LiveConfig:
         expect_one_of("physics", self.physics, ("d4rl", "native"))
         if self.mpc.deadline_ms is not None:
             raise ValueError(f"mpc.deadline_ms: expected None, got {self.mpc.deadline_ms}; set deadline_ms instead")
+        with_experimental(self.mpc, self.experimental)  # raises if they cannot be combined
 
 
 @dataclass(frozen=True)
@@ -121,7 +125,8 @@ def play_live(run: Run, config: LiveConfig, *, status: Callable[[str], None] | N
         if config.base:
             controller: Actor = PolicyController(run.policy)
         else:
-            controller = MPC(run.policy, run.world, replace(config.mpc, deadline_ms=deadline_ms))
+            settings = with_experimental(config.mpc, config.experimental)
+            controller = MPC(run.policy, run.world, replace(settings, deadline_ms=deadline_ms))
         steps = None if config.seconds is None else max(1, round(config.seconds / float(step_time)))
         with ControllerThread(controller, config.threads) as thread, realtime(), short_switch_interval():
             played = step_by_clock(env, thread, config.seed, interval, steps, status=status)

@@ -38,7 +38,7 @@ class ThinkingProbe:
     action_change: float = 0.0
     updates: int = 0
     rejected: int = 0
-    held: int = 0
+    gated: int = 0
     _decisions: int = 0
     _ticks: int = 0
     _noise: Tensor | None = None
@@ -68,10 +68,10 @@ class ThinkingProbe:
         self.action_change += float(np.abs(action - base).mean(1)[running].sum())
         self._decisions += int(running.sum())
         if self.mpc.last is not None:
-            made, rejected = (x.cpu().numpy()[:, running] for x in (self.mpc.last.made, self.mpc.last.rejected))
-            self.updates += int(made.sum())
+            accepted, rejected = (x.cpu().numpy()[:, running] for x in (self.mpc.last.accepted, self.mpc.last.rejected))
+            self.updates += accepted.size
             self.rejected += int(rejected.sum())
-            self.held += int((made & ~rejected & ~self.mpc.last.accepted.cpu().numpy()[:, running]).sum())
+            self.gated += int((~accepted & ~rejected).sum())
         if self._noise is not None:
             self._measure("after", self.mpc.policy, state, running)
             self.drift.append(running_values(self.mpc.drift(), running))
@@ -87,7 +87,7 @@ class ThinkingProbe:
             "mean_action_change": self.action_change / max(self._decisions, 1),
             "updates": self.updates,
             "rejected": self.rejected,
-            "held": self.held,
+            "gated": self.gated,
         }
 
     def _state(self, observation: np.ndarray) -> Tensor:

@@ -26,6 +26,7 @@ from jacrec.evaluation.config import PlayConfig
 from jacrec.evaluation.contestant import digests, open_env
 from jacrec.evaluation.episodes import Controller
 from jacrec.evaluation.versions import machine, versions
+from jacrec.experimental.config import read_mpc_config
 from jacrec.models.world import World
 from jacrec.training.run import Run, torch_threads
 from jacrec.util.errors import expect_count, expect_positive
@@ -255,6 +256,7 @@ def make_rehearsal(
     path = folder / FILE
     if path.is_file() and not again:
         old = json.loads(path.read_text(encoding="utf-8"))
+        old["controllers"] = {who: asdict(read_mpc_config(own, f"{path}: {who}")) for who, own in old["controllers"].items()}
         expected = _identity(run, play) | {
             "controllers": {name: asdict(own) for name, own in candidates.items()},
             "settings": asdict(config),
@@ -296,7 +298,7 @@ def read_rehearsal(run: Run, folder: Path, play: PlayConfig) -> dict[str, Any] |
 
 def chosen_controller(record: Mapping[str, Any]) -> MPCConfig | None:
     """The controller that a rehearsal chose; None: the base policy."""
-    return None if record["choice"] == BASE else MPCConfig(**record["controllers"][record["choice"]])
+    return None if record["choice"] == BASE else read_mpc_config(record["controllers"][record["choice"]])
 
 
 def _identity(run: Run, play: PlayConfig) -> dict[str, Any]:

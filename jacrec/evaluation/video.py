@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from jacrec.control.controller import MPCConfig
 from jacrec.envs.physics import make_env
 from jacrec.evaluation.config import EvalConfig
 from jacrec.evaluation.contestant import environment_id, make_controller, with_dynamics, with_sampling
 from jacrec.evaluation.episodes import Controller, PolicyController
 from jacrec.evaluation.rendering import REMEDY, run_renderer
+from jacrec.experimental.config import ExperimentalConfig, read_mpc_config
 from jacrec.models.dynamics.sampler import Sampler
 from jacrec.planners import PlannerConfig
 from jacrec.training.run import Run, load_run
@@ -142,7 +142,11 @@ def main(request: str) -> None:
     """Render the video described by a JSON request of `record_video`."""
     content = json.loads(request)
     settings = content["config"]
-    controllers = {"mpc": MPCConfig(**settings["mpc"]), "planner": PlannerConfig(**settings["planner"])}
+    controllers = {
+        "mpc": read_mpc_config(settings["mpc"]),
+        "experimental": ExperimentalConfig(**settings["experimental"]),
+        "planner": PlannerConfig(**settings["planner"]),
+    }
     fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in settings["dynamics"].items()}
     sampler = Sampler(**fields)
     settings |= controllers | {"dynamics": sampler} | {"contestants": tuple(settings["contestants"])}

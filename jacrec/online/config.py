@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 
 from jacrec.control.controller import MPCConfig
 from jacrec.evaluation.config import PlayConfig
+from jacrec.experimental.config import ExperimentalConfig, with_experimental
 from jacrec.util.errors import expect_count, expect_one_of, expect_positive
 
 PARTS = ("dynamics", "reward")
@@ -136,6 +137,8 @@ class DeployConfig:
     """minimum wall-clock time per environment step, for real-time deployment (default: no minimum)"""
     mpc: MPCConfig = field(default_factory=MPCConfig)
     """settings of the controller"""
+    experimental: ExperimentalConfig = field(default_factory=ExperimentalConfig)
+    """an experimental update rule of the controller"""
     online: RefreshConfig = field(default_factory=RefreshConfig)
     """settings of the refreshing"""
     replay: ReplayConfig = field(default_factory=ReplayConfig)
@@ -146,7 +149,12 @@ class DeployConfig:
             raise ValueError(f"episodes: expected a multiple of rows = {self.rows}, got {self.episodes}")
         if self.step_seconds is not None:
             expect_positive("step_seconds", self.step_seconds)
-        self.play.allow(self.mpc)
+        self.play.allow(self.controller)
+
+    @property
+    def controller(self) -> MPCConfig:
+        """The controller's settings with those of its update rule."""
+        return with_experimental(self.mpc, self.experimental)
 
     @property
     def play(self) -> PlayConfig:

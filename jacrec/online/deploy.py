@@ -24,6 +24,7 @@ from jacrec.evaluation.contestant import digests, environment_record, open_env
 from jacrec.evaluation.episodes import EpisodeLog, play
 from jacrec.evaluation.records import record_differences
 from jacrec.evaluation.versions import machine, versions
+from jacrec.experimental.config import ExperimentalConfig, current_settings
 from jacrec.online.config import DeployConfig
 from jacrec.online.published import read_refreshes
 from jacrec.online.refresh import Refresher, expect_refreshable
@@ -73,7 +74,7 @@ def deploy(
         if len(replay) or replay.found.torn_bytes:
             say(f"the replay buffer holds {replay.found}")
         stack.enter_context(torch_threads(config.threads))
-        mpc = MPC(run.policy, run.world, config.mpc, batch=env.n)
+        mpc = MPC(run.policy, run.world, config.controller, batch=env.n)
         if record["episodes"]:
             mpc.load_state_dict(load_file(_controller_file(folder, record)))
         mpc.warm_up()
@@ -170,6 +171,9 @@ def _previous(path: Path, fresh: dict[str, Any]) -> dict[str, Any]:
     if not path.is_file():
         return fresh
     old = json.loads(path.read_text(encoding="utf-8"))
+    # a deployment from before a setting was introduced was played with its default
+    mpc = current_settings(old["settings"]["mpc"], f"{path}: mpc")
+    old["settings"] = {"experimental": asdict(ExperimentalConfig())} | old["settings"] | {"mpc": mpc}
     different = record_differences(old, fresh, ignored=("episodes",))
     if different:
         raise ValueError(

@@ -7,6 +7,9 @@ from dataclasses import fields, is_dataclass
 from difflib import get_close_matches
 from typing import Any
 
+from jacrec.control.config import MPCConfig
+from jacrec.experimental.config import ExperimentalMPCConfig, current_settings
+
 
 def expect_mapping(content: Any, where: str) -> dict[str, Any]:
     """The content as a dict with string keys; None becomes {}. Raises ValueError for anything else."""
@@ -49,6 +52,16 @@ def build(kind: type, content: Any, where: str) -> Any:
         return kind(**values)
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from None
+
+
+def build_mpc(content: Any, where: str) -> MPCConfig:
+    """The settings of `MPC` in a mapping, with those of an experimental update rule in its group `experimental`.
+
+    Raises:
+        ValueError: as `build`; also a setting of an earlier version, with where it went.
+    """
+    content = current_settings(expect_mapping(content, where), where)
+    return build(ExperimentalMPCConfig, content, where).simplified()
 
 
 def _value(hint: Any, value: Any, where: str) -> Any:

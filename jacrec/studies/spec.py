@@ -11,12 +11,13 @@ import yaml
 from jacrec.control.controller import MPCConfig
 from jacrec.evaluation.config import PlayConfig
 from jacrec.evaluation.rehearsal import RehearsalConfig
+from jacrec.experimental.config import current_settings
 from jacrec.models.dynamics.sampler import Sampler
 from jacrec.planners import PlannerConfig, within_budget
 from jacrec.planners.budget import spent_on
 from jacrec.planners.config import expect_used
 from jacrec.studies.config import BASE, DEFAULT_MODEL, ContestantSpec, StudyConfig, TaskSpec, default_training
-from jacrec.studies.parse import build, expect_known, expect_mapping
+from jacrec.studies.parse import build, build_mpc, expect_known, expect_mapping
 from jacrec.training.config import DynamicsConfig, TrainConfig, to_dict
 from jacrec.training.run import STAGES
 from jacrec.util.files import write_text
@@ -233,7 +234,8 @@ def _overridden(controller: MPCConfig | PlannerConfig, content: Any, where: str)
     """A contestant's controller with a task's settings in place of its own."""
     content = expect_mapping(content, where)
     if isinstance(controller, MPCConfig):
-        return build(MPCConfig, to_dict(controller) | content, where)
+        below, content = to_dict(controller), current_settings(content, where)
+        return build_mpc(_merged(below, content), where)
     own = {k: v for k, v in controller.settings.items() if "budget" not in content or k != spent_on(controller.planner)}
     return _controller(own | content, where)
 
@@ -271,10 +273,9 @@ def _controller(own: Mapping[str, Any], where: str) -> MPCConfig | PlannerConfig
     """A planner if `planner` is set, otherwise MPC."""
     own = dict(own)
     if "planner" not in own:
-        expect_known(own, [f.name for f in fields(MPCConfig)], where)
         if own.get("horizon") == 0:
             own.setdefault("particles", 1)  # at H = 0 all particles are identical
-        return build(MPCConfig, own, where)
+        return build_mpc(own, where)
     expect_known(own, [*(f.name for f in fields(PlannerConfig)), "budget"], where)
     budget = own.pop("budget", None)
     try:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from jacrec.control.controller import MPCConfig
+from jacrec.control.config import MPCConfig
 from jacrec.envs.batch import BatchedEnv
 from jacrec.envs.physics import make_env
 from jacrec.evaluation import evaluate as module
@@ -17,6 +17,7 @@ from jacrec.evaluation.episodes import PolicyController, play
 from jacrec.evaluation.evaluate import evaluate, read_evaluation
 from jacrec.evaluation.results import compare
 from jacrec.evaluation.run_report import write_run_report
+from jacrec.experimental.config import ExperimentalConfig, experimental_of
 from jacrec.models.dynamics import DeterministicDynamics
 from jacrec.models.dynamics.sampler import Sampler
 from jacrec.models.io import save_module
@@ -257,7 +258,8 @@ def test_missing_files(tmp_path):
 
 
 def test_h0_has_no_gate():
-    config = EvalConfig(mpc=MPCConfig(min_signal=1.0, max_particles=32))
+    config = EvalConfig(experimental=ExperimentalConfig(min_signal=1.0, max_particles=32))
     h0 = config.controller("h0")
     assert isinstance(h0, MPCConfig)
-    assert (h0.horizon, h0.particles, h0.min_signal, h0.max_particles) == (0, 1, None, None)
+    assert (h0.horizon, h0.particles) == (0, 1)
+    assert (experimental_of(h0).min_signal, experimental_of(h0).max_particles) == (None, None)

@@ -11,6 +11,7 @@ from torch import nn
 
 from jacrec import Actor, DeterministicDynamics, DiffusionDynamics, World
 from jacrec.control.controller import MPC, MPCConfig
+from jacrec.experimental import ExperimentalConfig, ExperimentalMPCConfig
 from jacrec.planners import PLANNERS, Planner, PlannerConfig, model_calls, within_budget
 from jacrec.planners.config import USES
 from jacrec.planners.gradient import action_gradient
@@ -304,8 +305,8 @@ class Counted:
     [
         MPCConfig(horizon=3, particles=4, updates=2),
         MPCConfig(horizon=0, particles=1),
-        MPCConfig(horizon=3, particles=2, updates=2, objective="decoupled-critic"),
-        MPCConfig(horizon=3, particles=2, updates=2, objective="decoupled-one-step"),
+        ExperimentalMPCConfig(3, 2, 2, experimental=ExperimentalConfig(objective="decoupled-critic")),
+        ExperimentalMPCConfig(3, 2, 2, experimental=ExperimentalConfig(objective="decoupled-one-step")),
         PlannerConfig(planner="mppi", horizon=3, particles=2, samples=7, iterations=2),
         PlannerConfig(planner="cem", horizon=2, particles=3, samples=5, iterations=3, carry="step"),
         PlannerConfig(planner="best-of-return", horizon=4, particles=2, samples=6, noisy_steps=2),

@@ -15,7 +15,6 @@ STEPS = "K"
 OWN_FACTORS = {key: LETTERS[key] for key in ("horizon", "particles", "updates", "lr", "carry", "deadline_ms")} | {
     "objective": "objective",
     "step": "step",
-    "think_every": "think every",
 }
 """settings that are factors by themselves, with the names of the factors"""
 ORDER = ("H", "M", "E", "lr", STEPS, "carry", WORLD_MODEL, GUARD)

@@ -8,12 +8,10 @@ from typing import TypeVar
 import numpy as np
 import torch
 
-from jacrec.control.controller import MPCConfig
 from jacrec.evaluation.config import PlayConfig
 from jacrec.evaluation.contestant import make_controller, open_env, with_dynamics, with_sampling
 from jacrec.evaluation.episodes import PolicyController, play
 from jacrec.evaluation.statistics import Estimate
-from jacrec.planners import PlannerConfig
 from jacrec.studies.analysis.gains import Average, average_gain
 from jacrec.studies.analysis.hierarchy import average_over_tasks
 from jacrec.studies.analysis.read import Study, cell_folder
@@ -99,15 +97,12 @@ def decision_times(
                     player.act(observation)
                     if i >= WARM_UP:
                         taken[name].append(1e3 * (time.perf_counter() - begun))
-    return {name: milliseconds(t, study.config.contestants[name].controller) for name, t in taken.items()}
+    return {name: milliseconds(t) for name, t in taken.items()}
 
 
-def milliseconds(taken: Sequence[float], controller: MPCConfig | PlannerConfig) -> Milliseconds:
-    """Statistics of sequential decision times. For a controller that updates at every n-th decision, times are averaged over n
-    decisions, since the median would be a decision without an update."""
-    n = controller.think_every if isinstance(controller, MPCConfig) else 1
-    means = np.reshape(taken[: len(taken) // n * n], (-1, n)).mean(1)
-    return Milliseconds(*(float(x) for x in np.percentile(means, (50, 20, 80))))
+def milliseconds(taken: Sequence[float]) -> Milliseconds:
+    """Percentiles of sequential decision times."""
+    return Milliseconds(*(float(x) for x in np.percentile(taken, (50, 20, 80))))
 
 
 def _first_run(study: Study, names: Sequence[str]):

@@ -3,7 +3,8 @@
 from dataclasses import asdict
 from typing import Any
 
-from jacrec.control.controller import MPCConfig
+from jacrec.control.config import MPCConfig
+from jacrec.experimental.config import ExperimentalConfig, experimental_of
 from jacrec.planners import PlannerConfig
 from jacrec.studies.analysis.read import Study
 from jacrec.studies.config import BASE
@@ -47,7 +48,11 @@ def settings_of(study: Study, contestant: str) -> dict[str, Any]:
     if contestant == BASE or candidates_of(study, contestant):
         return {}
     own = study.config.contestants[contestant]
-    settings = own.controller.settings if isinstance(own.controller, PlannerConfig) else asdict(own.controller)
+    if isinstance(own.controller, PlannerConfig):
+        settings = own.controller.settings
+    else:
+        settings = {k: v for k, v in asdict(own.controller).items() if k != "experimental"}
+        settings |= asdict(experimental_of(own.controller))
     sampled = "".join(f", {name} {value}" for name, value in own.dynamics.changes.items())
     return settings | {"model": own.model + sampled}
 
@@ -181,4 +186,4 @@ def value_text(study: Study, key: str, value: Any) -> str:
 
 
 def _default(key: str) -> Any:
-    return getattr(MPCConfig(), key, None)
+    return (asdict(MPCConfig()) | asdict(ExperimentalConfig())).get(key)

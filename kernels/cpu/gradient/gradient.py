@@ -1,4 +1,4 @@
-"""The fused adjoint form on the CPU: twin of `jacrec.engine.gradient.adjoint_gradient`, and the decision that follows from it."""
+"""The fused adjoint form on the CPU: twin of `jacrec.engine.gradient.adjoint_gradient`, and the update that follows from it."""
 
 from dataclasses import dataclass
 
@@ -15,9 +15,10 @@ from jacrec.kernels.cpu.base.threads import run, workspace
 from jacrec.kernels.cpu.gradient import chain, decision, rollout
 from jacrec.kernels.cpu.gradient.action import action
 from jacrec.kernels.cpu.gradient.plan import DTYPES
-from jacrec.kernels.cpu.gradient.prepared import Moved, Prepared, named_gradients, plan_or_reason
-from jacrec.kernels.cpu.gradient.prepared import kept as kept
+from jacrec.kernels.cpu.gradient.prepared import Moved, Prepared, kept, named_gradients, plan_or_reason
 from jacrec.models.dynamics import ChainDynamics, EnsembleDynamics, MultiStepDynamics
+
+kept_plan = kept
 
 
 def unsupported_reason(p: Problem, form: str) -> str | None:
@@ -45,7 +46,7 @@ def _plan(p: Problem) -> Prepared | str:
 
 
 @dataclass
-class Ascent:
+class CompiledUpdate:
     """A gradient that has been computed and lies where the compiled step finds it."""
 
     problem: Problem
@@ -62,10 +63,10 @@ class Ascent:
     held: tuple  # what it points to besides
     taken: bool = False
 
-    def take(self, lr: float, max_grad_norm: float | None) -> Tensor:
+    def step(self, lr: float, max_grad_norm: float | None) -> Tensor:
         """`jacrec.control.ascent.ascend`, the plain step, in compiled code: whether it was taken, shaped as `norm`."""
         if self.taken:
-            raise RuntimeError("take: expected to be asked once; the gradient belongs to ψ as it was before the step")
+            raise RuntimeError("step: expected to be asked once; the gradient belongs to ψ as it was before the step")
         if not self.moved.parameters:
             raise ValueError("policy: expected parameters with requires_grad=True to improve, got none; thaw some of them")
         self.taken = True
@@ -90,14 +91,14 @@ class Ascent:
 
 
 @torch.no_grad()
-def ascent(p: Problem, *, precision: str | None = None, crew: int = 1) -> Ascent:
+def compute_update(p: Problem, *, precision: str | None = None, team: int = 1) -> CompiledUpdate:
     """Ĵ and its gradient; `unsupported_reason(p, "adjoint")` must be None. Options as in `adjoint_gradient`."""
     check_precision(precision)
     found = _plan(p)
     if isinstance(found, str):
         raise ValueError(f'kernel="fused": {found}')
     found.refresh()
-    job, sized = found.job(p, crew)
+    job, sized = found.job(p, team)
     N, single, batched = p.N, p.single, p.batched
     state, moved = p.state.contiguous(), found.moved()
     noise, member = _noise(p)
@@ -124,7 +125,7 @@ def ascent(p: Problem, *, precision: str | None = None, crew: int = 1) -> Ascent
     job[rollout.PARTS], job[rollout.SQUARES] = parts, squares.ctypes.data
     run(entry(rollout.rollout_gradient, DTYPES[found.dtype]), job, sized.threads)
     run(entry(decision.settle, DTYPES[found.dtype]), job, parts)
-    return Ascent(p, found, job, value, own, norm, moved, sized.memory, (sized, state, noise, member, squares))
+    return CompiledUpdate(p, found, job, value, own, norm, moved, sized.memory, (sized, state, noise, member, squares))
 
 
 def _noise(p: Problem) -> tuple[Tensor, Tensor | None]:
@@ -145,13 +146,13 @@ def multistep_gradient(p: Problem) -> PolicyGradient:
     return adjoint_gradient(p)
 
 
-def adjoint_gradient(p: Problem, *, recompute: bool = False, precision: str | None = None, crew: int = 1) -> PolicyGradient:
+def adjoint_gradient(p: Problem, *, recompute: bool = False, precision: str | None = None, team: int = 1) -> PolicyGradient:
     """`jacrec.engine.gradient.adjoint_gradient` in compiled code, tile by tile; `unsupported_reason(p, "adjoint")` must be None.
 
     `recompute` changes nothing here: the memory of a tile is bounded anyway (`TAPE_BYTES`). `precision` is that of the
-    tensors; anything but None and "ieee" raises ValueError. `crew`: as in `Adjoint`.
+    tensors; anything but None and "ieee" raises ValueError. `team`: as in `Adjoint`.
     """
-    done = ascent(p, precision=precision, crew=crew)
+    done = compute_update(p, precision=precision, team=team)
     gradient = named_gradients(done.plan, done.gradient, p.N if p.batched else 1, p.batched)
     return PolicyGradient(done.value, gradient)
 

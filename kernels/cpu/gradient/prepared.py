@@ -79,7 +79,6 @@ class Prepared:
         }
         self.sized: dict[tuple, SizedJob] = {}
         self.refresh = Refresher(own, plan)
-        self.choices: dict[tuple[int, int], tuple[str, str]] = {}
 
     def moved(self) -> "Moved":
         """What an update moves: the parameters with requires_grad."""

@@ -23,7 +23,7 @@ from tests.cpu_cases import FUSED, problem_of
 from tests.oracles import looped_gradient, relative_error, well_posed
 from tests.strategies import ForeignDynamics, cases, shake
 
-CREW = Adjoint(kernel="fused", crew=2)
+CREW = Adjoint(kernel="fused", team=2)
 
 
 @pytest.fixture(autouse=True)
@@ -298,9 +298,9 @@ def test_a_choice_that_cannot_be_served_raises_and_auto_falls_back(caplog):
     noise = torch.randn(1, 2, 2, 4, 11, dtype=torch.float64)
     with pytest.raises(ValueError, match=r"policy is not jacrec's own Actor.*got Sequential"):
         policy_gradient(strange, world, state, noise, method=FUSED)
-    from jacrec.engine import cost
+    from jacrec.engine import choice
 
-    cost._told.clear()
+    choice._logged.clear()
     for _ in range(2):
         policy_gradient(strange, world, state, noise, method=Auto())
     assert Auto().choose(check(strange, world, state, noise)) == Adjoint()
@@ -313,8 +313,8 @@ def test_a_choice_that_cannot_be_served_raises_and_auto_falls_back(caplog):
         lambda: Adjoint(kernel="fast"),
         lambda: Forward(precision="ieee"),
         lambda: Adjoint(kernel="fused", precision="bf16"),
-        lambda: Adjoint(crew=2),
-        lambda: Adjoint(kernel="fused", crew=0),
+        lambda: Adjoint(team=2),
+        lambda: Adjoint(kernel="fused", team=0),
         lambda: Forward("dense", kernel="fused"),
     ],
 )

@@ -107,7 +107,7 @@ def test_auto_takes_the_kernels(make, options):
 
 def test_a_crew_is_for_chains_alone():
     problem = ensemble(N=1, M=1)
-    alone, crewed = (policy_gradient(*problem, method=Adjoint(kernel="fused", crew=crew)) for crew in (1, 2))
+    alone, crewed = (policy_gradient(*problem, method=Adjoint(kernel="fused", team=crew)) for crew in (1, 2))
     assert all(torch.equal(alone.gradient[k], crewed.gradient[k]) for k in alone.gradient)
 
 

@@ -10,9 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jacrec.control.controller import MPCConfig
 from jacrec.models.io import load_module, save_module
-from jacrec.planners import PlannerConfig
 from jacrec.studies.analysis.pareto import Milliseconds, decision_times, milliseconds, pareto_front, shares
 from jacrec.studies.analysis.read import read_study
 from tests import ROOT
@@ -94,10 +92,9 @@ def test_check_with_a_unit_without_gain(script, tmp_path, monkeypatch, capsys):
     assert "at 5.0%" in printed
 
 
-def test_times_of_a_controller_that_updates_periodically_are_averaged():
-    taken = [6.0, 0.5, 0.5] * 7
-    assert milliseconds(taken, PlannerConfig()).median == 0.5
-    assert milliseconds([*taken, 6.0], MPCConfig(think_every=3)) == Milliseconds(*[pytest.approx(7 / 3)] * 3)
+def test_the_times_of_decisions_are_their_percentiles():
+    assert milliseconds([6.0, 0.5, 0.5] * 7).median == 0.5
+    assert milliseconds(range(101)) == Milliseconds(50.0, 20.0, 80.0)
 
 
 @pytest.mark.parametrize(("h1_costs", "answer"), [(0.4, "reached by **h1** 84% at 10.0%"), (0.8, "NOT reached; the cheapest")])

@@ -1,4 +1,4 @@
-"""Some of the N real states of a problem, with the parameters that belong to them."""
+"""Subproblems: some of the N real states of a problem, with their own parameters."""
 
 import torch
 from torch import Tensor
@@ -9,13 +9,15 @@ from jacrec.models.world import BatchedPolicy
 
 @torch.no_grad()
 def take_rows(p: Problem, rows: Tensor) -> Problem:
-    """The problem of the real states `rows` (indices) alone, with copies of their parameters.
+    """The problem of the real states `rows` (indices), with copies of their parameters.
 
     Raises:
-        ValueError: the policy is not a `BatchedPolicy`; one ψ for all states cannot be split.
+        ValueError: the policy is not a `BatchedPolicy`; a single ψ cannot be split.
     """
     if not isinstance(p.policy, BatchedPolicy):
-        raise ValueError(f"rows: expected a BatchedPolicy, with parameters for every row, got {type(p.policy).__name__}")
+        raise ValueError(
+            f"rows: expected a BatchedPolicy, with parameters of its own for each row, got {type(p.policy).__name__}"
+        )
     part = BatchedPolicy(p.policy.template, len(rows))
     part.train(p.policy.training)
     for own, source in zip(part.parameters(), p.policy.parameters(), strict=True):
@@ -26,6 +28,6 @@ def take_rows(p: Problem, rows: Tensor) -> Problem:
 
 @torch.no_grad()
 def put_rows(p: Problem, rows: Tensor, part: Problem) -> None:
-    """Write the parameters of `take_rows(p, rows)` back where they came from."""
+    """Write the parameters of `take_rows(p, rows)` back."""
     for own, source in zip(part.policy.parameters(), p.policy.parameters(), strict=True):
         source[rows] = own
