@@ -19,6 +19,7 @@ from jacrec.evaluation.rehearsal import BASE
 from jacrec.evaluation.rehearsed import chosen, make_rehearsal, read_rehearsal
 from jacrec.evaluation.versions import machine, versions
 from jacrec.experimental.config import current_settings, read_mpc_config
+from jacrec.models.dynamics.flow import without_solver
 from jacrec.training.run import Run, load_run, torch_threads
 from jacrec.util.files import write_json
 
@@ -160,7 +161,8 @@ def _previous(path: Path, fresh: dict[str, Any]) -> dict[str, Any]:
     # an evaluation from before a setting came to be was played with its default
     defaults = json.loads(json.dumps(asdict(EvalConfig())))
     mpc = current_settings(old["settings"]["mpc"], f"{path}: mpc")
-    old["settings"] = defaults | old["settings"] | {"mpc": defaults["mpc"] | mpc}
+    sampler = without_solver(old["settings"].get("dynamics") or {}, f"{path}: dynamics")
+    old["settings"] = defaults | old["settings"] | {"mpc": defaults["mpc"] | mpc, "dynamics": defaults["dynamics"] | sampler}
     differing = [
         f"{part}.{key}: {old[part].get(key)} there, {value} here"
         for part in ("settings", "networks")

@@ -10,6 +10,7 @@ from typing import Any
 
 import yaml
 
+from jacrec.models.dynamics.flow import without_solver
 from jacrec.util.errors import expect_one_of
 
 LR_SCHEDULES = ("constant", "cosine")
@@ -29,7 +30,6 @@ USED_BY: dict[str, tuple[str, ...]] = {
     "eta": ("diffusion",),
     "levels": ("diffusion",),
     "prediction": ("diffusion", "flow", "meanflow"),
-    "solver": ("flow",),
     **dict.fromkeys(("sampling_steps", "times", "times_mean", "times_std"), ("flow", "meanflow")),
     **dict.fromkeys(("flow_ratio", "adaptive_power"), ("meanflow",)),
     "members": ("ensemble",),
@@ -101,8 +101,6 @@ class DynamicsConfig:
     """noise of the ddim sampler: 0 none, 1 as ddpm"""
     levels: tuple[int, ...] | None = None
     """the levels that sampling visits; none named: all"""
-    solver: str = "euler"
-    """flow: euler or heun"""
     sampling_steps: int | None = None
     """flow and meanflow: intervals that sampling takes; none named: 4 and 1. Training does not depend on it"""
     times: str = "uniform"
@@ -173,7 +171,6 @@ class DynamicsConfig:
             value = getattr(self, name)
             if value is not None and (type(value) is not int or value < 1):
                 raise ValueError(f"DynamicsConfig.{name}: expected a whole number >= 1 or none, got {value!r}")
-        expect_one_of("dynamics.solver", self.solver, ("euler", "heun"))
 
     @property
     def used(self) -> tuple[str, ...]:
@@ -320,6 +317,8 @@ def from_dict(content: dict[str, Any]) -> TrainConfig:
     Raises:
         ValueError: an unknown setting.
     """
+    if content.get("dynamics"):
+        content = content | {"dynamics": without_solver(content["dynamics"], "settings.dynamics")}
     known = {f.name for f in fields(TrainConfig)}
     unknown = [k for k in content if k not in known]
     for part, kind in PARTS.items():
