@@ -62,8 +62,6 @@ def chain_unserved(f: ChainDynamics) -> str | None:
             return f"dynamics: expected a {what} of at most {most}, got {got}"
     if f.noises not in (1, f.diffusion_steps + 1) or (f.noises == 1 and any(f.sigma)):
         return f"dynamics: expected {f.diffusion_steps + 1} rows of noise, or 1 where σ is 0, got {f.noises}"
-    if f.keep is not None:
-        return "dynamics: expected a sampler of first order, got one that looks back (solver 'heun')"
     lengths = [len(x) for x in (f.times, f.c_u, f.c_net, f.sigma)]
     if lengths != [f.diffusion_steps] * 4:
         return f"dynamics: expected {f.diffusion_steps} entries in each of times, c_u, c_net and sigma, got {lengths}"

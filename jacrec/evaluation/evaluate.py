@@ -19,6 +19,7 @@ from jacrec.evaluation.records import record_differences
 from jacrec.evaluation.rehearsal import BASE, chosen_controller, make_rehearsal, read_rehearsal
 from jacrec.evaluation.versions import machine, versions
 from jacrec.experimental.config import current_settings, read_mpc_config
+from jacrec.models.dynamics.flow import without_solver
 from jacrec.training.run import Run, load_run, torch_threads
 from jacrec.util.files import write_json
 
@@ -161,7 +162,8 @@ def _previous(path: Path, fresh: dict[str, Any]) -> dict[str, Any]:
     # settings that did not exist when the old evaluation was played had their defaults
     defaults = json.loads(json.dumps(asdict(EvalConfig())))
     mpc = current_settings(old["settings"]["mpc"], f"{path}: mpc")
-    old["settings"] = defaults | old["settings"] | {"mpc": defaults["mpc"] | mpc}
+    sampler = without_solver(old["settings"].get("dynamics") or {}, f"{path}: dynamics")
+    old["settings"] = defaults | old["settings"] | {"mpc": defaults["mpc"] | mpc, "dynamics": defaults["dynamics"] | sampler}
     different = record_differences(old, ours, ignored=("contestants",))
     if _choice(old) != _choice(ours):
         different.append(f"rehearsal.choice: {_choice(old)} there, {_choice(ours)} here")

@@ -9,6 +9,9 @@ from typing import Any
 
 from jacrec.control.config import MPCConfig
 from jacrec.experimental.config import ExperimentalMPCConfig, current_settings
+from jacrec.models.dynamics.flow import without_solver
+from jacrec.models.dynamics.sampler import Sampler
+from jacrec.training.config import DynamicsConfig
 
 
 def expect_mapping(content: Any, where: str) -> dict[str, Any]:
@@ -45,6 +48,8 @@ def build(kind: type, content: Any, where: str) -> Any:
         ValueError: an unknown name, or a value of the wrong type.
     """
     content = expect_mapping(content, where)
+    if kind in (DynamicsConfig, Sampler):
+        content = without_solver(content, where)
     expect_known(content, [f.name for f in fields(kind)], where)
     hints = typing.get_type_hints(kind)
     values = {name: _value(hints[name], value, f"{where}.{name}") for name, value in content.items()}

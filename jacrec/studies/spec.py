@@ -12,6 +12,7 @@ from jacrec.control.controller import MPCConfig
 from jacrec.evaluation.config import PlayConfig
 from jacrec.evaluation.rehearsal import RehearsalConfig
 from jacrec.experimental.config import current_settings
+from jacrec.models.dynamics.flow import without_solver
 from jacrec.models.dynamics.sampler import Sampler
 from jacrec.planners import PlannerConfig, within_budget
 from jacrec.planners.budget import spent_on
@@ -332,7 +333,7 @@ def _models(content: Any, where: str) -> dict[str, dict[str, Any]]:
                 f"dynamics: {{settings that differ}}, got {own}"
             )
         config = build(DynamicsConfig, changes, f"{where}.{name}.dynamics")
-        found[name] = {key: getattr(config, key) for key in changes}
+        found[name] = {key: getattr(config, key) for key in without_solver(changes, f"{where}.{name}.dynamics")}
     return found
 
 

@@ -10,7 +10,11 @@ from typing import Any
 
 import yaml
 
+<<<<<<< HEAD
 from jacrec.data.d4rl_files import ANTMAZE, KINDS, LOCOMOTION
+=======
+from jacrec.models.dynamics.flow import without_solver
+>>>>>>> control
 from jacrec.util.errors import expect_one_of
 
 LR_SCHEDULES = ("constant", "cosine")
@@ -30,7 +34,6 @@ USED_BY: dict[str, tuple[str, ...]] = {
     "eta": ("diffusion",),
     "levels": ("diffusion",),
     "prediction": ("diffusion", "flow", "meanflow"),
-    "solver": ("flow",),
     **dict.fromkeys(("sampling_steps", "times", "times_mean", "times_std"), ("flow", "meanflow")),
     **dict.fromkeys(("flow_ratio", "adaptive_power"), ("meanflow",)),
     "members": ("ensemble",),
@@ -101,9 +104,13 @@ class DynamicsConfig:
     eta: float = 0.0
     """diffusion: noise of the ddim sampler, 0 for none, 1 as ddpm"""
     levels: tuple[int, ...] | None = None
+<<<<<<< HEAD
     """diffusion: levels used in sampling; None for all"""
     solver: str = "euler"
     """flow: euler or heun"""
+=======
+    """the levels that sampling visits; none named: all"""
+>>>>>>> control
     sampling_steps: int | None = None
     """flow and meanflow: integration steps in sampling, not used in training; None for 4 (flow) or 1 (meanflow)"""
     times: str = "uniform"
@@ -174,8 +181,12 @@ class DynamicsConfig:
         for name in ("sampling_steps", "sweeps"):
             value = getattr(self, name)
             if value is not None and (type(value) is not int or value < 1):
+<<<<<<< HEAD
                 raise ValueError(f"dynamics.{name}: expected an integer >= 1 or None, got {value!r}")
         expect_one_of("dynamics.solver", self.solver, ("euler", "heun"))
+=======
+                raise ValueError(f"DynamicsConfig.{name}: expected a whole number >= 1 or none, got {value!r}")
+>>>>>>> control
 
     @property
     def used(self) -> tuple[str, ...]:
@@ -314,6 +325,8 @@ def from_dict(content: dict[str, Any]) -> TrainConfig:
     Raises:
         ValueError: an unknown setting.
     """
+    if content.get("dynamics"):
+        content = content | {"dynamics": without_solver(content["dynamics"], "settings.dynamics")}
     known = {f.name for f in fields(TrainConfig)}
     unknown = [k for k in content if k not in known]
     for part, kind in PARTS.items():

@@ -25,7 +25,7 @@ from jacrec.studies.spec import find_spec, read_spec
 from jacrec.studies.sweep import plan
 from jacrec.studies.workers import LocalExecutor
 from jacrec.training.run import train
-from tests.training.test_run import mind_interruptions
+from tests.training.test_run import restore_sigint
 
 JOBS = 24
 TIMES = {"seconds", "wall_seconds"}
@@ -55,7 +55,7 @@ def start(place: Path, *args: str) -> subprocess.Popen:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         start_new_session=True,
-        preexec_fn=mind_interruptions,
+        preexec_fn=restore_sigint,
     )
 
 

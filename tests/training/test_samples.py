@@ -33,7 +33,7 @@ def true_coefficients():
     ("kind", "options", "sampler"),
     [
         ("meanflow", {"prediction": "velocity", "adaptive_power": 0.0}, Sampler()),
-        ("flow", {}, Sampler(steps=8, solver="heun")),
+        ("flow", {}, Sampler(steps=16)),
         ("diffusion", {"steps": 40}, Sampler(sampler="ddim", levels=tuple(range(2, 41, 2)))),
         ("ensemble", {"members": 3}, Sampler()),
     ],

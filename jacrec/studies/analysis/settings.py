@@ -141,7 +141,7 @@ def _model_kind(config: TrainConfig) -> str:
     steps = "" if own.sampling_steps is None else f", {own.sampling_steps} steps"
     text = {
         "diffusion": f"diffusion, K = {own.steps}" + (f", levels {list(own.levels)}" if own.levels else ""),
-        "flow": f"flow{steps}" + (", Heun" if own.solver == "heun" else ""),
+        "flow": f"flow{steps}",
         "meanflow": f"MeanFlow{steps}",
         "ensemble": f"ensemble of {own.members}",
         "multistep": f"multi-step, H = {own.horizon}",

@@ -39,7 +39,7 @@ def make_dynamics(state_dim: int, action_dim: int, config: DynamicsConfig) -> Tr
         return EnsembleDynamics(state_dim, action_dim, c.hidden, members=c.members, **common)
     common["prediction"] = c.prediction
     if c.kind == "flow":
-        return FlowDynamics(state_dim, action_dim, c.hidden, steps=c.sampling_steps or 4, solver=c.solver, **common)
+        return FlowDynamics(state_dim, action_dim, c.hidden, steps=c.sampling_steps or 4, **common)
     if c.kind == "meanflow":
         return MeanFlowDynamics(state_dim, action_dim, c.hidden, steps=c.sampling_steps or 1, **common)
     return DiffusionDynamics(

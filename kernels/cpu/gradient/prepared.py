@@ -244,8 +244,6 @@ def unsupported_reason(policy: nn.Module, world: World) -> str | None:
         return f"the policy is not jacrec's own Actor, as it was made, got {type(policy).__name__}"
     if not isinstance(f, Served) or not has_manual_derivatives(f):
         return f"the kernels serve jacrec's own world models, as they were made, got {type(f).__name__}"
-    if isinstance(f, ChainDynamics) and f.keep is not None:
-        return "the sampler looks back (solver 'heun'); the kernels are for samplers of first order"
     for name, part, kind in (("reward", world.reward, RewardModel), ("critic", world.critic, TwinCritic)):
         if type(part) is not kind or not has_manual_derivatives(part):
             return f"the {name} is not jacrec's own {kind.__name__}, as it was made, got {type(part).__name__}"
@@ -300,11 +298,7 @@ class Settings:
 
     def _values(self) -> list:
         f = self.f
-        chain = (
-            [tuple(f.c_u), tuple(f.c_net), tuple(f.sigma), tuple(f.times), f.noises, f.c_p, f.keep]
-            if isinstance(f, ChainDynamics)
-            else []
-        )
+        chain = [tuple(f.c_u), tuple(f.c_net), tuple(f.sigma), tuple(f.times), f.noises] if isinstance(f, ChainDynamics) else []
         own = (f.members,) if isinstance(f, EnsembleDynamics) else ()
         if isinstance(f, MultiStepDynamics):
             own = f.horizon, f.stochastic, f.sweeps
