@@ -23,8 +23,8 @@ from jacrec.envs.physics import make_env
 
 QUANTILES = (0.5, 0.9, 0.99, 0.999, 0.9999)
 LOOKS = (1_000, 10_000)
-"""decisions after which memory is looked at, besides at the begin and at the end. Python's lists of freed objects fill for
-some thousand decisions; after that nothing is to grow"""
+"""numbers of decisions after which memory is measured, in addition to start and end. Python's free lists fill during the first
+thousands of decisions; afterwards memory must not grow"""
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Setting:
     """kind of world model, `problems.MODELS`"""
     K: int
     updates_asked: int
-    """E, at most"""
+    """maximum E"""
     threads: int
     decisions: int
     deadline_ms: float = 8.0
@@ -43,9 +43,9 @@ class Setting:
     H: int = 5
     width: int = 256
     paced: bool = False
-    """a decision every `deadline_ms`, as a control loop makes them, instead of one after the other"""
+    """one decision every `deadline_ms`, as in a control loop, instead of back to back"""
     collector: bool = False
-    """leave Python's garbage collector running; it rests otherwise (`jacrec.control.deadline.realtime`)"""
+    """keep Python's garbage collector enabled; it is disabled otherwise (`jacrec.control.deadline.realtime`)"""
 
     @property
     def size(self) -> Size:
@@ -90,11 +90,11 @@ def measure(setting: Setting, every: int | None = None) -> Iterator[dict[str, An
         for i in range(setting.decisions):
             due = log.next_tick() if setting.paced else None
             switches = preemptions()
-            begun = due if due is not None else time.perf_counter()
+            started = due if due is not None else time.perf_counter()
             action = control.act(hopper.observation)
             ended = time.perf_counter()
             assert control.last is not None
-            log.add(ended - begun, len(control.last.objective), preemptions() - switches)
+            log.add(ended - started, len(control.last.objective), preemptions() - switches)
             if hopper.step(action):
                 control.new_episode()
             if (i + 1) % every == 0 or i + 1 == setting.decisions:

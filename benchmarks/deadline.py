@@ -26,10 +26,10 @@ from harness import RESULTS, as_usual, usable_cores, write
 STEPS = {"diffusion": 10, "meanflow": 1}
 """world models and their network evaluations per transition, K"""
 MANY = 10_000
-"""updates that no interval holds"""
+"""more updates than fit into an interval"""
 QUICK = 2_000
 EVERY = 5_000
-"""decisions between two writings of the results"""
+"""decisions between two writes of the results"""
 
 
 def rows(setting: Setting, every: int = EVERY) -> Iterator[dict[str, Any]]:

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from harness import as_usual, environment, percentiles, slug, synchronise, use_threads, write
+from harness import as_usual, environment, percentiles, record, slug, synchronise, use_threads
 from problems import MODELS, TASKS, Size, make
 
 from jacrec import MPC, MPCConfig
@@ -26,16 +26,16 @@ from jacrec.experimental import ExperimentalConfig
 
 TIME_STEPS = {"hopper": 0.008, "halfcheetah": 0.05, "walker2d": 0.008}
 """seconds between actions: the model's time step times frame_skip (Gymnasium's Hopper-v4 and Walker2d-v4: 0.002 · 4,
-HalfCheetah-v4: 0.01 · 5); used where gymnasium is not installed to be asked"""
+HalfCheetah-v4: 0.01 · 5); used if gymnasium is not installed"""
 ENVIRONMENTS = {"hopper": "Hopper-v4", "halfcheetah": "HalfCheetah-v4", "walker2d": "Walker2d-v4"}
 DECISION_GOALS = (("hopper", "diffusion", 16, 5, 10, 1, 8.0), ("hopper", "meanflow", 16, 5, 1, 1, 1.5))
-"""task, world model, M, H, K, E, and the milliseconds that a decision may take"""
+"""task, world model, M, H, K, E, and the milliseconds permitted per decision"""
 CHEAP = (("ddim", 3), ("flow", 4), ("meanflow", 1), ("deterministic", 1), ("ensemble", 1), ("multistep", 1))
-"""world models of few network evaluations, and how many"""
+"""world models with few network evaluations, and their number"""
 OBJECTIVES = ("decoupled-critic", "decoupled-one-step")
-"""what ψ may ascend besides the return, timed with MeanFlow"""
+"""other objectives than the return, timed with MeanFlow"""
 LOCKSTEP_GOAL = (10, 3.0)
-"""N and how many times one decision they may cost together"""
+"""N and the permitted ratio of their joint time to one decision"""
 
 
 def time_step_ms(task: str) -> tuple[float | None, str]:
@@ -80,10 +80,10 @@ def decisions(size: Size, ask: Ask, *, batch: int | None = None, objective: str 
     samples: list[float] = []
     for i, observation in enumerate(observations):
         synchronise(ask.device)
-        begun = time.perf_counter()
+        started = time.perf_counter()
         controller.act(observation)
         if i >= 3:
-            samples.append(1e3 * (time.perf_counter() - begun))
+            samples.append(1e3 * (time.perf_counter() - started))
         if sum(samples) > 1e3 * ask.budget and len(samples) >= 10:
             break
     numbers = percentiles(samples, (50, 99))
@@ -171,10 +171,7 @@ def main(arguments: list[str] | None = None) -> dict:
     goals = goal_lines(rows, lockstep)
     print("\n".join(goals))
     result = {"environment": environment(options.device), "rows": rows, "lockstep": lockstep, "goals": goals}
-    if options.json or as_usual(parser, options):
-        print(f"written: {write(f'decision_speed_{slug(options.device)}', result, options.json)}")
-    else:
-        print("non-standard sizes or threads: nothing was written; use --json PATH to keep the results")
+    record(f"decision_speed_{slug(options.device)}", result, options.json, as_usual(parser, options))
     return result
 
 

@@ -47,15 +47,15 @@ class Count:
     """The minimum work of one gradient."""
 
     multiply_adds: int
-    """of the form with fewest rows"""
+    """of the form with the fewest rows"""
     repeated: int
-    """multiply-adds that jacrec's plain adjoint form spends besides"""
+    """additional multiply-adds of jacrec's plain adjoint form"""
     weight_bytes: int
-    """read by all layer calls together, if every call reads its weights once"""
+    """bytes read by all layer calls, if every call reads its weights once"""
     dependent_calls: int
-    """layer calls that wait for each other"""
+    """sequentially dependent layer calls"""
     dependent_bytes: int
-    """the weights that they read"""
+    """bytes of the weights read by them"""
 
 
 @dataclass(frozen=True)
@@ -63,13 +63,13 @@ class Rates:
     """Rates of the machine, measured in the run that uses them."""
 
     flops: float
-    """of matrix products, per second: 256³ on a CPU, 8192³ on a GPU"""
+    """operations per second of matrix products: 256³ on a CPU, 8192³ on a GPU"""
     bytes: float
-    """read per second by all threads together"""
+    """bytes per second read by all threads together"""
     thread_bytes: float
-    """read per second by one thread; a GPU's: the same as `bytes`"""
+    """bytes per second read by one thread; on a GPU equal to `bytes`"""
     dependent_call: float
-    """seconds of one (w, w) matrix-vector product among kernels that wait for each other; 0 on a CPU"""
+    """seconds per (w, w) matrix-vector product in a chain of dependent kernels; 0 on a CPU"""
 
 
 @dataclass(frozen=True)
@@ -178,9 +178,9 @@ def best(call: Callable[[], object], device: str, seconds: float = 0.08) -> floa
     least, until = float("inf"), time.perf_counter() + seconds
     while time.perf_counter() < until:
         synchronise(device)
-        begun = time.perf_counter()
+        started = time.perf_counter()
         for _ in range(5):
             call()
         synchronise(device)
-        least = min(least, (time.perf_counter() - begun) / 5)
+        least = min(least, (time.perf_counter() - started) / 5)
     return least

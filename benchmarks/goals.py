@@ -14,7 +14,7 @@ class Goal:
     least: float
     applies: Callable[[dict], bool]
     ratio: Callable[[dict, str], float | None]
-    """(row, one of jacrec's contestants) -> the ratio; None where a row cannot tell"""
+    """(row, contestant of jacrec) -> ratio; None if it is undefined for the row"""
 
 
 def median(row: dict, name: str) -> float | None:
@@ -91,18 +91,18 @@ def evaluate(rows: list[dict], device: str) -> list[dict]:
     """Evaluate each goal with at least one applicable row, for Auto and for the fastest of jacrec's methods in each row."""
     found = []
     for goal in GOALS[device]:
-        told = [(ratio, row) for row in rows if goal.applies(row) and (ratio := goal.ratio(row, "auto")) is not None]
-        if told:
-            least, worst = min(told, key=lambda pair: pair[0])
-            best = [goal.ratio(row, "best of ours") or 0.0 for _, row in told]
+        applicable = [(ratio, row) for row in rows if goal.applies(row) and (ratio := goal.ratio(row, "auto")) is not None]
+        if applicable:
+            least, worst = min(applicable, key=lambda pair: pair[0])
+            best = [goal.ratio(row, "best of ours") or 0.0 for _, row in applicable]
             found.append(
                 {
                     "what": goal.what,
                     "goal": goal.least,
-                    "M": sorted({row["M"] for _, row in told}),
-                    "sizes": len(told),
+                    "M": sorted({row["M"] for _, row in applicable}),
+                    "sizes": len(applicable),
                     "least": round(least, 3),
-                    "most": round(max(ratio for ratio, _ in told), 3),
+                    "most": round(max(ratio for ratio, _ in applicable), 3),
                     "least_at": f"{worst['task']} M {worst['M']} H {worst['H']}",
                     "least_of_the_fastest": round(min(best), 3),
                 }

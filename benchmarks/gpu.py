@@ -22,7 +22,7 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
 LEAST_SECONDS = 5.0
-"""a part that has less is not begun"""
+"""minimum remaining time for starting a part"""
 NEEDED = {"torch": (2, 11), "triton": (3, 6)}
 
 
@@ -35,9 +35,9 @@ class Part:
     """arguments to Python"""
     most_seconds: float
     needs: tuple[str, ...] = ()
-    """modules without which it is left out"""
+    """modules it requires"""
     option: str = ""
-    """an option without which its script is left out"""
+    """an option that its script must have"""
 
 
 PARTS = (
@@ -141,9 +141,9 @@ def main(arguments: list[str] | None = None) -> int:
     outcomes = {}
     for part in PARTS:
         if part.name not in options.skip:
-            begun = time.monotonic()
-            outcomes[part.name] = run_part(part, min(part.most_seconds, until - begun))
-            print(f"== {part.name}: {outcomes[part.name]}, {time.monotonic() - begun:.0f} s", flush=True)
+            started = time.monotonic()
+            outcomes[part.name] = run_part(part, min(part.most_seconds, until - started))
+            print(f"== {part.name}: {outcomes[part.name]}, {time.monotonic() - started:.0f} s", flush=True)
     print("\n".join(f"{name}: {outcome}" for name, outcome in outcomes.items()))
     print(f"results: {(HERE / 'results').relative_to(ROOT)}")
     return 0 if all(outcome == "done" or outcome.startswith("left out") for outcome in outcomes.values()) else 1

@@ -33,11 +33,11 @@ from problems import MODELS, ONE_EVALUATION, TASKS, Case, Entry, Size, Unavailab
 AGREEMENT = 1e-10
 """largest relative difference of a gradient from reverse mode's, both in float64"""
 CROWDED, ATTEMPTS = 0.05, 2
-"""share of the machine that other processes may have while a size is timed; how often it is timed in the hope for less"""
+"""permitted share of other processes while a size is timed, and the number of attempts"""
 CHEAP = (("ddim", 3), ("flow", 4), ("meanflow", 1), ("deterministic", 1), ("ensemble", 1), ("multistep", 1))
-"""world models of few network evaluations, and how many"""
+"""world models with few network evaluations, and their number"""
 OWN_ERRORS = 4
-"""where a contestant has no float64: how many times reverse mode's own error in the timed precision it may have"""
+"""permitted ratio of the error to reverse mode's error in the timed precision, for contestants without float64"""
 
 
 def disagreement(gradient: torch.Tensor, reference: torch.Tensor) -> float:
@@ -50,11 +50,11 @@ class Examined:
     """Properties of a case's contestants determined before timing, by name."""
 
     errors64: dict[str, float] = field(default_factory=dict)
-    """relative distance from reverse mode's gradient, both in float64; of those that have it"""
+    """relative distance to reverse mode's gradient in float64, for contestants that support it"""
     errors: dict[str, float] = field(default_factory=dict)
-    """relative distance of the gradient in the case's precision from that"""
+    """relative distance of the gradient in the timed precision to that float64 gradient"""
     peak: dict[str, int | None] = field(default_factory=dict)
-    """bytes, see `peak_memory`; measured right after float64, so that workspace kept for the next call is made anew"""
+    """bytes, see `peak_memory`; measured right after float64, so that cached workspaces are allocated again"""
 
 
 def examine(case: Case, entries: dict[str, Entry], device: str) -> Examined:

@@ -103,10 +103,10 @@ def timed(
 
     def once(call: Callable[[], object]) -> float:
         synchronise(device)
-        begun = time.perf_counter()
+        started = time.perf_counter()
         call()
         synchronise(device)
-        return time.perf_counter() - begun
+        return time.perf_counter() - started
 
     turns = turns or repetitions
     in_turn: dict[str, tuple[int, int]] = {}  # untimed and timed calls per turn
@@ -128,11 +128,11 @@ class Others:
     """Share of the processors used by other processes since creation; 0 if unknown (not Linux)."""
 
     def __init__(self) -> None:
-        self.begun = self._now()
+        self.started = self._now()
 
     def share(self) -> float:
         """Share of the time of all processors, from 0 to 1."""
-        wall, busy, own = (now - begun for now, begun in zip(self._now(), self.begun, strict=True))
+        wall, busy, own = (now - started for now, started in zip(self._now(), self.started, strict=True))
         return max(0.0, busy - own) / (wall * (os.cpu_count() or 1)) if wall > 0 else 0.0
 
     @staticmethod
@@ -162,6 +162,14 @@ def as_usual(parser: argparse.ArgumentParser, options: argparse.Namespace, *free
     """Whether all options except --json and the `free` ones have their defaults, so that results belong in benchmarks/results."""
     changed = {name for name, value in vars(options).items() if value != parser.get_default(name)}
     return changed <= {"json", *free}
+
+
+def record(name: str, result: dict, path: Path | None, standard: bool) -> None:
+    """Write the result to `path`, or to benchmarks/results if the options are `standard`, and print what was done."""
+    if path is not None or standard:
+        print(f"written: {write(name, result, path)}")
+    else:
+        print("non-standard options: nothing was written; use --json PATH to keep the results")
 
 
 def write(name: str, result: dict, path: Path | None = None) -> Path:

@@ -219,9 +219,9 @@ def main() -> None:
         learner, losses = jax.block_until_ready(run(learner, rows, index, noise))
     print(json.dumps({"jax": jax.__version__, "updates": 2 * pairs}), flush=True)
     for _ in sys.stdin:
-        begun = time.perf_counter()
+        started = time.perf_counter()
         learner, losses = jax.block_until_ready(run(learner, rows, index, noise))
-        elapsed = 1e3 * (time.perf_counter() - begun)
+        elapsed = 1e3 * (time.perf_counter() - started)
         if not np.isfinite(losses).all():
             raise SystemExit("JAX: expected finite losses, got non-finite ones")
         print(json.dumps({"ms": elapsed / (2 * pairs)}), flush=True)

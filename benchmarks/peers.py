@@ -27,9 +27,9 @@ class Contestant:
     prepare: Callable[[Case], Entry]
     ours: bool = False
     default_on: tuple[str, ...] = ("cpu", "cuda")
-    """devices where it takes part without being named"""
+    """devices on which it takes part by default"""
     dissected: bool = False
-    """whether it is made of the pieces that `phases` times"""
+    """whether it uses the functions timed by `phases`"""
 
 
 def imagined_objective(case: Case, dynamics: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Tensor:
@@ -84,9 +84,9 @@ def torch_compile(case: Case) -> Entry:
     mode = "reduce-overhead" if case.state.is_cuda else "default"
     compiled = torch.compile(lambda: imagined_objective(case, case.dynamics), mode=mode, dynamic=False, fullgraph=True)
     gradient = differentiate(case, compiled)
-    begun = time.perf_counter()
+    started = time.perf_counter()
     gradient()
-    return Entry(gradient, ready_seconds=time.perf_counter() - begun)
+    return Entry(gradient, ready_seconds=time.perf_counter() - started)
 
 
 def torch_jacfwd(case: Case) -> Entry:
@@ -158,12 +158,12 @@ def method(make: Callable[[], Method]) -> Callable[[Case], Entry]:
             chosen = make()
         except TypeError as error:
             raise Unavailable(f"this version has no such method ({error})") from error
-        begun = time.perf_counter()
+        started = time.perf_counter()
         try:
             policy_gradient(*case.arguments, method=chosen)
         except ValueError as error:
             raise Unavailable(str(error)) from error
-        return Entry(lambda: policy_gradient(*case.arguments, method=chosen), ready_seconds=time.perf_counter() - begun)
+        return Entry(lambda: policy_gradient(*case.arguments, method=chosen), ready_seconds=time.perf_counter() - started)
 
     return prepare
 
@@ -204,4 +204,4 @@ CONTESTANTS = {
     )
 }
 EAGER = ("torch autograd", "autograd")
-"""contestants that are eager reverse mode"""
+"""contestants with eager reverse mode"""

@@ -16,7 +16,7 @@ from jacrec.models.dynamics import ChainDynamics
 from jacrec.models.networks import MLP, RewardModel, TwinCritic
 
 UNROLLED_CALLS = 100
-"""most network calls H·K that are unrolled: compiling more takes minutes"""
+"""maximum number H·K of unrolled network calls; compiling more takes minutes"""
 
 
 def scan(case: Case) -> Entry:
@@ -50,9 +50,9 @@ def _entry(case: Case, *, unroll: bool) -> Entry:
     state, noise = (_array(x, platform) for x in (case.state, case.noise))
     psi, world = _layers(case.policy.mlp, platform), _world(case, platform)
     objective = _objective(case, unroll)
-    begun = time.perf_counter()
+    started = time.perf_counter()
     compiled = jax.jit(jax.value_and_grad(objective)).lower(psi, world, state, noise).compile()
-    seconds = time.perf_counter() - begun
+    seconds = time.perf_counter() - started
     analysis = compiled.memory_analysis()
     peak = None if analysis is None else int(analysis.temp_size_in_bytes + analysis.output_size_in_bytes)
     return Entry(

@@ -29,10 +29,10 @@ def phases(gradient: Callable[[], object], device: str, repetitions: int = 3) ->
         clock = Clock(device)
         with clock.installed():
             synchronise(device)
-            begun = time.perf_counter()
+            started = time.perf_counter()
             gradient()
             synchronise(device)
-            total = time.perf_counter() - begun - clock.extra
+            total = time.perf_counter() - started - clock.extra
         if not clock.seconds["contraction"]:
             return {}
         clock.seconds["sensitivities"] = total - sum(clock.seconds.values())
@@ -48,7 +48,7 @@ class Clock:
         self.device = device
         self.seconds: dict[str, float] = dict.fromkeys(PHASES, 0.0)
         self.extra = 0.0
-        """spent on what the gradient would not have done"""
+        """seconds of work that is only done for the measurement"""
 
     @contextmanager
     def installed(self) -> Iterator[None]:
@@ -75,10 +75,10 @@ class Clock:
         """The result and the seconds it took; nested timed functions are not counted separately."""
         before = dict(self.seconds)
         synchronise(self.device)
-        begun = time.perf_counter()
+        started = time.perf_counter()
         answer = function(*args, **options)
         synchronise(self.device)
-        seconds = time.perf_counter() - begun
+        seconds = time.perf_counter() - started
         self.seconds.update(before)
         return answer, seconds
 

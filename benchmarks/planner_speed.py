@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from harness import as_usual, environment, slug, timed, use_threads, write
+from harness import as_usual, environment, record, slug, timed, use_threads
 from problems import MODELS, TASKS, Case, Size, make
 
 from jacrec import MPC, MPCConfig
@@ -24,9 +24,9 @@ from jacrec.planners.gradient import action_gradient
 from tests.oracles import plan_return
 
 MOST = 1e-10
-"""relative error of the action gradient in float64"""
+"""permitted relative error of the action gradient in float64"""
 PARTICLES = {"best-of-return": 2, "action-gradient": 4}
-"""of planners; 1 for the others"""
+"""iterations of planners; 1 for the others"""
 
 
 def contestants(calls: int, horizon: int) -> dict[str, MPCConfig | PlannerConfig]:
@@ -93,10 +93,7 @@ def main(arguments: list[str] | None = None) -> dict:
                 flush=True,
             )
     result = {"environment": environment(options.device), "size": asdict(size), "error": error, "rows": rows}
-    if options.json or as_usual(parser, options):
-        print(f"written: {write(f'planner_speed_{slug(options.device)}', result, options.json)}")
-    else:
-        print("non-standard sizes or threads: nothing was written; use --json PATH to keep the results")
+    record(f"planner_speed_{slug(options.device)}", result, options.json, as_usual(parser, options))
     return result
 
 

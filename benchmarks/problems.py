@@ -27,9 +27,9 @@ TASKS = {"hopper": (11, 3), "halfcheetah": (17, 6), "walker2d": (17, 6), "antmaz
 """(d, m) of the environments' observations and actions"""
 
 MODELS = ("diffusion", "ddim", "flow", "meanflow", "deterministic", "ensemble", "multistep")
-"""kinds of world models; a transition takes K network evaluations"""
+"""kinds of world models, with K network evaluations per transition"""
 ONE_EVALUATION = ("deterministic", "ensemble", "multistep")
-"""those whose K is always 1: of an ensemble the network that a particle draws, of a multi-step model a row for every step"""
+"""kinds with K = 1: an ensemble evaluates the network drawn by a particle, a multi-step model one row per step"""
 OneStep = ChainDynamics | DeterministicDynamics | EnsembleDynamics
 
 Gradient = dict[str, Tensor]
@@ -99,13 +99,13 @@ class Entry:
     """A contestant prepared for one case."""
 
     gradient: Callable[[], PolicyGradient]
-    """compute the gradient; on a device it may still be under way when this returns"""
+    """computes the gradient, asynchronously on a GPU"""
     convert: Callable[[object], Gradient] | None = None
-    """what `gradient` answers as torch tensors, outside of the timing; None where it already is a `PolicyGradient`"""
+    """converts the result of `gradient` to torch tensors (not timed); None if it already is a `PolicyGradient`"""
     peak_bytes: int | None = None
-    """memory that the contestant itself accounts for (JAX's compiler); None: measured by the benchmark"""
+    """peak memory reported by the contestant (JAX's compiler); None: measured by the benchmark"""
     ready_seconds: float | None = None
-    """seconds of compiling, or of the first call"""
+    """seconds of compilation or of the first call"""
 
     def flat(self) -> Tensor:
         """The gradient as one float64 vector on the CPU."""

@@ -125,9 +125,9 @@ def measure(reader: str, folder: Path) -> dict[str, Any]:
 def watched(call: Callable[[], Any]) -> tuple[Any, dict[str, float]]:
     """The result of a call, its duration, and its peak resident memory relative to the size of the result."""
     Path("/proc/self/clear_refs").write_text("5")
-    before, begun = resident("VmRSS"), time.perf_counter()
+    before, started = resident("VmRSS"), time.perf_counter()
     result = call()
-    seconds, peak = time.perf_counter() - begun, resident("VmHWM") - before
+    seconds, peak = time.perf_counter() - started, resident("VmHWM") - before
     return result, {"seconds": round(seconds, 2), "peak": round(peak / size(result), 2)}
 
 

@@ -37,10 +37,10 @@ from tests.plain_rebrac import PlainReBRAC, largest_difference
 
 SIZES = {"hopper": (11, 3), "halfcheetah": (17, 6), "antmaze": (29, 8)}
 HIDDEN_PRODUCTS = 24
-"""products of (B, w) with (w, w) per update, an actor update in every second: 2 target actor, 4 target critics, 4 + 8 critics
-and their cotangents; halves of 2 + 4 actor, 4 critics, 2 their input's cotangent on the rows where each is the smaller"""
+"""products of (B, w) with (w, w) per update, with an actor update in every second: 2 target actor, 4 target critics, 4 + 8
+critics and their cotangents; half of 2 + 4 actor, 4 critics, 2 input cotangent of the smaller critic in each row"""
 GOAL = 1.2
-"""times a jitted JAX scan, on a CPU"""
+"""required speed-up over a jitted JAX scan, on a CPU"""
 PLAIN, HAND, FUSED, GRAPHS, JAX = "autograd, fused Adam", "by hand", "fused", "CUDA graphs", "jax, jitted scan"
 
 
@@ -140,16 +140,16 @@ def regressions(
     }
 
 
+def _jax_command(task: str, width: int) -> list[str]:
+    script = Path(__file__).with_name("jax_rebrac.py")
+    return [sys.executable, str(script), "--dims", *map(str, SIZES[task]), "--width", str(width)]
+
+
 @contextlib.contextmanager
 def jax_process(task: str, width: int, batch: int, threads: int, updates: int) -> Iterator[Callable[[], None]]:
     """Start a JAX process with this many processors; each call runs `updates` updates in it."""
     command = [
-        sys.executable,
-        str(Path(__file__).with_name("jax_rebrac.py")),
-        "--dims",
-        *map(str, SIZES[task]),
-        "--width",
-        str(width),
+        *_jax_command(task, width),
         "--batch",
         str(batch),
         "--threads",
@@ -201,15 +201,7 @@ def jax_disagreement(task: str, width: int) -> float | None:
     """The same between JAX and jacrec; None without JAX."""
     if importlib.util.find_spec("jax") is None:
         return None
-    command = [
-        sys.executable,
-        str(Path(__file__).with_name("jax_rebrac.py")),
-        "--dims",
-        *map(str, SIZES[task]),
-        "--width",
-        str(width),
-        "--check",
-    ]
+    command = [*_jax_command(task, width), "--check"]
     return json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)["difference"]
 
 

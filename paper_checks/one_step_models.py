@@ -80,7 +80,7 @@ def main(
         "deterministic model has spread 0, a calibrated one spread 1 and a W1 of sampling noise alone."
     )
     folder = out or RESULTS
-    path = write("one_step_models.md", "One-step world models beside each other", made_by, [about, sheet.markdown()], folder)
+    path = write("one_step_models.md", "Comparison of one-step world models", made_by, [about, sheet.markdown()], folder)
     record = {
         "command": made_by,
         "data": trained.info.name,

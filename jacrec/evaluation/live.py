@@ -151,12 +151,12 @@ def step_by_clock(
     total, step, held, streak, longest, behind = 0.0, 0, 0, 0, 0, 0.0
     ended = "seconds"
     thread.wait_until_ready()
-    begun = clock()
-    reported = begun
+    started = clock()
+    reported = started
     try:
         while steps is None or step < steps:
             thread.submit(step, np.asarray(observation))
-            due = begun + (step + 1) * interval
+            due = started + (step + 1) * interval
             while (left := due - clock()) > 0:
                 sleep(left)
             behind = max(behind, clock() - due)
@@ -175,7 +175,7 @@ def step_by_clock(
     except KeyboardInterrupt:
         ended = "interrupt"
     decision_ms = [1e3 * s for s in thread.seconds]
-    updates, wall = list(thread.updates), clock() - begun
+    updates, wall = list(thread.updates), clock() - started
     return LiveLog(total, step, ended, held, longest, decision_ms, updates, 1e3 * behind, wall, 1e3 * interval, None)
 
 
@@ -245,9 +245,9 @@ class ControllerThread:
                         return
                     assert self._pending is not None
                     (step, observation), self._pending = self._pending, None
-                begun = time.perf_counter()
+                started = time.perf_counter()
                 action = self.controller.act(observation)
-                self.seconds.append(time.perf_counter() - begun)
+                self.seconds.append(time.perf_counter() - started)
                 if isinstance(self.controller, MPC) and self.controller.last is not None:
                     self.updates.append(len(self.controller.last.objective))
                 with self._condition:

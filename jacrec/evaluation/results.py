@@ -44,6 +44,12 @@ class Result:
         """Display name."""
         return LABELS.get(self.name, self.name)
 
+    @property
+    def cells(self) -> list[str]:
+        """Gains, episode length and decisions per second as the last columns of a table."""
+        gains = [interval(gain, signed=True) for gain in (self.gain, self.over_h0)]
+        return [*gains, f"{self.lengths:.0f}", f"{self.decisions_per_second:.0f}"]
+
 
 def unit(record: dict[str, Any]) -> str:
     """The unit of the comparison: "score" or "return"."""
@@ -112,16 +118,6 @@ def table(record: dict[str, Any], *, level: float = 0.95) -> Table:
     results, what = compare(record, level=level), unit(record)
     n = record["settings"]["episodes"]
     title = f"{record['environment']['id']}: {n} episodes on the same seeds, {level:.0%} intervals"
-    rows = [
-        [
-            SHORT.get(r.name, r.name),
-            f"{r.value.mean:.1f} ± {r.value.std:.1f}",
-            interval(r.gain, signed=True),
-            interval(r.over_h0, signed=True),
-            f"{r.lengths:.0f}",
-            f"{r.decisions_per_second:.0f}",
-        ]
-        for r in results
-    ]
+    rows = [[SHORT.get(r.name, r.name), f"{r.value.mean:.1f} ± {r.value.std:.1f}", *r.cells] for r in results]
     head = ("", f"{what} ± std", "gain over base", "over H = 0", "steps", "actions/s")
     return terminal_table(head, rows, title=title, padding=0)

@@ -6,7 +6,7 @@ from typing import Any
 from jacrec.evaluation import rehearsal_tables, run_plots
 from jacrec.evaluation.evaluate import acts_as_base, read_evaluation
 from jacrec.evaluation.markdown import Sheet, bullet_list, key_values, write_sections
-from jacrec.evaluation.results import Result, compare, interval, unit, verdict
+from jacrec.evaluation.results import Result, compare, unit, verdict
 from jacrec.training.run import read_record
 from jacrec.util.files import read_json_lines
 
@@ -106,10 +106,7 @@ def _scores(results: list[Result], record: dict[str, Any], level: float) -> str:
             r.label,
             f"{r.value.mean:.1f} ± {r.value.std:.1f}",
             f"{r.returns.mean:.0f} ± {r.returns.std:.0f}",
-            interval(r.gain, signed=True),
-            interval(r.over_h0, signed=True),
-            f"{r.lengths:.0f}",
-            f"{r.decisions_per_second:.0f}",
+            *r.cells,
         ]
         for r in results
     ]

@@ -10,11 +10,8 @@ from typing import Any
 
 import yaml
 
-<<<<<<< HEAD
 from jacrec.data.d4rl_files import ANTMAZE, KINDS, LOCOMOTION
-=======
 from jacrec.models.dynamics.flow import without_solver
->>>>>>> control
 from jacrec.util.errors import expect_one_of
 
 LR_SCHEDULES = ("constant", "cosine")
@@ -104,13 +101,7 @@ class DynamicsConfig:
     eta: float = 0.0
     """diffusion: noise of the ddim sampler, 0 for none, 1 as ddpm"""
     levels: tuple[int, ...] | None = None
-<<<<<<< HEAD
     """diffusion: levels used in sampling; None for all"""
-    solver: str = "euler"
-    """flow: euler or heun"""
-=======
-    """the levels that sampling visits; none named: all"""
->>>>>>> control
     sampling_steps: int | None = None
     """flow and meanflow: integration steps in sampling, not used in training; None for 4 (flow) or 1 (meanflow)"""
     times: str = "uniform"
@@ -181,12 +172,7 @@ class DynamicsConfig:
         for name in ("sampling_steps", "sweeps"):
             value = getattr(self, name)
             if value is not None and (type(value) is not int or value < 1):
-<<<<<<< HEAD
                 raise ValueError(f"dynamics.{name}: expected an integer >= 1 or None, got {value!r}")
-        expect_one_of("dynamics.solver", self.solver, ("euler", "heun"))
-=======
-                raise ValueError(f"DynamicsConfig.{name}: expected a whole number >= 1 or none, got {value!r}")
->>>>>>> control
 
     @property
     def used(self) -> tuple[str, ...]:

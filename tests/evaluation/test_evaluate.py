@@ -22,16 +22,9 @@ from jacrec.models.dynamics import DeterministicDynamics
 from jacrec.models.dynamics.sampler import Sampler
 from jacrec.models.io import save_module
 from jacrec.training.run import load_run
-from tests.small_run import hardly_trained
 
 MPC_CONFIG = MPCConfig(horizon=2, particles=2, lr=1e-3)
 CONFIG = EvalConfig(episodes=3, mpc=MPC_CONFIG, probe_every=4, probe_particles=3, growth_horizon=3)
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory):
-    """A barely trained run on a few hundred steps of Hopper."""
-    return hardly_trained(tmp_path_factory.mktemp("study"))
 
 
 @pytest.fixture(scope="module")

@@ -30,7 +30,6 @@ from jacrec.studies.job_graph import study_jobs
 from jacrec.studies.spec import parse_study, read_spec, to_yaml
 from jacrec.training.run import load_run
 from tests import ROOT
-from tests.small_run import hardly_trained
 from tests.study_folder import fill, write_study
 
 STUDY = ROOT / "paper_checks" / "studies" / "planners.yaml"
@@ -44,12 +43,6 @@ CONFIG = EvalConfig(
     planner=PlannerConfig(horizon=2, particles=2),
     planner_budget=24,
 )
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory):
-    """A barely trained run on a few hundred steps of Hopper."""
-    return hardly_trained(tmp_path_factory.mktemp("study"))
 
 
 @pytest.fixture(scope="module")

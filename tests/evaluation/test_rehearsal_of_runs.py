@@ -28,18 +28,11 @@ from jacrec.studies.job_graph import study_jobs
 from jacrec.studies.spec import read_spec
 from jacrec.training.run import load_run
 from tests.paper_checks.test_paper_checks import SCRIPTS
-from tests.small_run import hardly_trained
 
 SHORT = RehearsalConfig(episodes=2, steps=5)
 PLAY = PlayConfig(episodes=2, probe_every=4, probe_particles=2)
 MINE = {"a": MPCConfig(horizon=1, particles=2, lr=1e-3), "b": MPCConfig(horizon=0, particles=1, lr=1e-3)}
 CONFIG = EvalConfig(episodes=2, probe_every=4, probe_particles=2, growth_horizon=2, rehearse=True)
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory):
-    """A barely trained run."""
-    return hardly_trained(tmp_path_factory.mktemp("rehearsed"))
 
 
 def write_choice(folder, run, choice):

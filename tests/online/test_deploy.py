@@ -23,16 +23,9 @@ from jacrec.online.published import latest_version, read_refreshes
 from jacrec.online.replay_buffer import ReplayReader
 from jacrec.training.run import load_run
 from tests.online.test_refresh import SOON, until
-from tests.small_run import hardly_trained
 
 CONTROLLER = MPCConfig(horizon=1, particles=2, lr=1e-3)
 OFF = DeployConfig(episodes=3, mpc=CONTROLLER, online=RefreshConfig(enabled=False))
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory):
-    """The folder of a hardly trained run."""
-    return hardly_trained(tmp_path_factory.mktemp("deploy"))
 
 
 def plainly_played(trained, config):

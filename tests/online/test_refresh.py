@@ -30,17 +30,10 @@ from jacrec.online.published import (
 from jacrec.online.refresh import LOG, Refresher
 from jacrec.online.replay_buffer import OnlineReplay
 from jacrec.training.run import load_run
-from tests.small_run import hardly_trained
 
 SLEEPS = (sys.executable, "-c", "import time; time.sleep(600)")
 DIES = (sys.executable, "-c", "raise SystemExit(3)")
 SOON = RefreshConfig(start_after=60, every=60, updates=20, batch_size=32, lr=1e-2, held_out=0.3, poll_seconds=0.02, restarts=1)
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory):
-    """The folder of a hardly trained run."""
-    return hardly_trained(tmp_path_factory.mktemp("online"))
 
 
 @pytest.fixture

@@ -248,8 +248,8 @@ def test_existing_runs_are_adopted(place, uninterrupted, monkeypatch):
     study, folder = read_spec(find_spec("smoke")), place / "adopting"
     config = replace(study.train_config("hopper-random", 0), data="jacrec/hopper-random-v0")
     finished = train(replace(config, threads=None, log_every=100), folder / "cells/hopper-random/seed-0/run", quiet=True)
-    begun = folder / "cells/hopper-random/seed-1/run"
-    train(replace(config, seed=1, log_every=100), begun, stages=["rebrac"], quiet=True)
+    unfinished = folder / "cells/hopper-random/seed-1/run"
+    train(replace(config, seed=1, log_every=100), unfinished, stages=["rebrac"], quiet=True)
     assert plan(study, folder).done == {"hopper-random/seed-0/run"}
     before = (finished / "metrics.jsonl").read_bytes()
     run(place, "smoke", "--out", "adopting", "--only", "hopper-random/*/plays/base")

@@ -93,10 +93,10 @@ def decision_times(
             for name, player in players.items():
                 player.new_episode()
                 for i, observation in enumerate(observations):
-                    begun = time.perf_counter()
+                    started = time.perf_counter()
                     player.act(observation)
                     if i >= WARM_UP:
-                        taken[name].append(1e3 * (time.perf_counter() - begun))
+                        taken[name].append(1e3 * (time.perf_counter() - started))
     return {name: milliseconds(t) for name, t in taken.items()}
 
 

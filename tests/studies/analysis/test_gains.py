@@ -54,11 +54,11 @@ def test_aggregate_statistics(study):
     assert total.improvement is not None
     # per task 44, 47 against 40, 43
     assert total.improvement.mean == pytest.approx(1.0)
-    beside = aggregate(study, "h1")
-    assert beside is not None
-    assert beside.improvement is not None
+    h1 = aggregate(study, "h1")
+    assert h1 is not None
+    assert h1.improvement is not None
     # 42, 45 against 40, 43
-    assert beside.improvement.mean == pytest.approx(0.75)
+    assert h1.improvement.mean == pytest.approx(0.75)
     assert cost(study, "base") == pytest.approx((0.025, 0.025, 0.025))
 
 
