@@ -115,7 +115,7 @@ def test_the_table_says_where_offline_data_were_missing(trained):
             "dynamics",
             "energy score",
             "2.0000 → 1.5000",
-            "taken",
+            "accepted",
             "0.3000 → 0.4000",
             cell,
             "1",
