@@ -16,7 +16,6 @@ A torn tail is cut off when the replay is opened for appending, and what was fou
 """
 
 import contextlib
-import fcntl
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +26,7 @@ from jacrec.data.transitions import DatasetInfo, Transitions
 from jacrec.online.config import ReplayConfig
 from jacrec.online.disk import Disk
 from jacrec.online.records import HEADER, LAST, TERMINAL, RecordFile, header, seal
+from jacrec.util import locks
 from jacrec.util.files import atomic_write
 
 FILE, LOCK = "replay.bin", "replay.lock"
@@ -94,7 +94,7 @@ class OnlineReplay:
         self._file: int | None = None
         with contextlib.ExitStack() as opened:
             # before the replay is looked for: two that find none would each make one, and one's be lost with all it holds
-            opened.callback(os.close, _lock(self.path))
+            opened.enter_context(_locked(self.path))
             if not self.path.is_file():
                 _create(self.path, header(state_dim, action_dim))
             self._file = os.open(self.path, os.O_RDWR)
@@ -225,18 +225,13 @@ def as_transitions(records: np.ndarray, name: str) -> Transitions:
     )
 
 
-def _lock(path: Path) -> int:
-    """The descriptor of the lock's file beside the replay at `path`; it holds the lock until it is closed."""
-    file = os.open(path.with_name(LOCK), os.O_RDWR | os.O_CREAT, 0o666)
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(file)
-        raise ValueError(
-            f"{path}: expected a replay that nobody appends to, got one in use; stop the other deployment, or "
-            "name another folder"
-        ) from None
-    return file
+def _locked(path: Path) -> contextlib.AbstractContextManager[None]:
+    """Keep a second process from appending to the replay at `path`; two would overwrite each other's transitions."""
+    busy = ValueError(
+        f"{path}: expected a replay that no other process appends to, got one in use; stop the other deployment, or choose "
+        "another folder"
+    )
+    return locks.locked(path.with_name(LOCK), busy, required=True)
 
 
 def _create(path: Path, start: bytes) -> None:

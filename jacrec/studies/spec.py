@@ -7,6 +7,7 @@ expect_same_study(study, folder)        differences(there, here) -> list[str]
 
 from collections.abc import Mapping
 from dataclasses import fields, replace
+from fnmatch import fnmatch
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ from jacrec.training.run import STAGES
 from jacrec.util.files import write_text
 
 FILE = "study.yaml"
-OWN = ("cells", "log.jsonl", ".lock", ".workers.lock", f"{FILE}.part")
+OWN = ("cells", "log.jsonl", ".lock", ".workers.lock*", f"{FILE}.part")
 """what may lie in a study's folder before its study.yaml does"""
 GROWING = ("tasks", "seeds", "models", "contestants")
 """what a study may gain between two starts"""
@@ -157,8 +158,12 @@ def expect_same_study(study: StudyConfig, folder: Path) -> None:
                 f"another folder (--out), or go on with that study: jacrec sweep {folder}. Tasks, seeds, models and "
                 "contestants can be added, not changed or taken away; --only leaves some out of a start"
             )
-    elif folder.exists() and (not folder.is_dir() or any(x.name not in OWN for x in folder.iterdir())):
+    elif folder.exists() and (not folder.is_dir() or any(not _own(x.name) for x in folder.iterdir())):
         raise ValueError(f"{folder}: expected a new or empty folder or a study, got something else; choose another folder")
+
+
+def _own(name: str) -> bool:
+    return any(fnmatch(name, pattern) for pattern in OWN)
 
 
 def write_study(study: StudyConfig, folder: Path) -> None:

@@ -4,7 +4,6 @@ LocalExecutor(workers, lock)
 """
 
 import contextlib
-import fcntl
 import multiprocessing
 import os
 import signal
@@ -17,6 +16,8 @@ from typing import Any
 
 from jacrec.studies.executors import GRACE, THREAD_VARIABLES, Failed, Finished, Message, Progress, perform
 from jacrec.studies.jobs import Job
+from jacrec.studies.ledger import worker_lock
+from jacrec.util import locks
 
 REPORT_EVERY = 0.3
 """seconds between a worker's reports of its progress"""
@@ -25,7 +26,7 @@ REPORT_EVERY = 0.3
 class LocalExecutor:
     """`workers` processes of this machine, started when they are first needed.
 
-    Every worker holds a shared lock on the file `lock` as long as it lives.
+    Every worker holds a lock file of its own as long as it lives, whose name is `lock` with its number appended.
     """
 
     def __init__(self, workers: int, lock: Path, threads: int = 1):
@@ -129,8 +130,11 @@ def _work(pipe: Any, number: int, lock: str) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a Ctrl-C reaches the whole group; the parent decides
     signal.signal(signal.SIGTERM, _interrupt)
     threading.Thread(target=_end_with_the_parent, daemon=True).start()
-    with contextlib.suppress(KeyboardInterrupt, EOFError, BrokenPipeError, ConnectionResetError), open(lock, "a") as held:
-        fcntl.flock(held, fcntl.LOCK_SH)
+    busy = ValueError(f"{lock}: expected no other worker {number}, got one")
+    with (
+        contextlib.suppress(KeyboardInterrupt, EOFError, BrokenPipeError, ConnectionResetError),
+        locks.locked(worker_lock(Path(lock), number), busy),
+    ):
         while True:
             job: Job = pipe.recv()
             pipe.send(perform(job, str(number), _Reporter(job.id, pipe)))

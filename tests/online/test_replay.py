@@ -285,7 +285,7 @@ def test_two_that_open_a_replay_at_once_do_not_make_two(tmp_path, monkeypatch):
     make, second = replay_module._create, []
 
     def slow(path, start):
-        with pytest.raises(ValueError, match="nobody appends to") as error:
+        with pytest.raises(ValueError, match="no other process appends to") as error:
             OnlineReplay(tmp_path, D, M)
         second.append(error)
         make(path, start)
@@ -324,7 +324,7 @@ def test_a_thread_woken_early_waits_for_the_rest_of_the_time_to_a_sync(tmp_path,
 
 def test_one_writer_at_a_time_and_errors_that_teach(tmp_path):
     with OnlineReplay(tmp_path, D, M) as replay:
-        with pytest.raises(ValueError, match="nobody appends to"):
+        with pytest.raises(ValueError, match="no other process appends to"):
             OnlineReplay(tmp_path, D, M)
         with pytest.raises(ValueError, match="actions of 2"):
             replay.append(np.zeros(D), np.zeros(M + 1), 0.0, np.zeros(D), False, 0)

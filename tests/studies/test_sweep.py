@@ -468,6 +468,6 @@ def test_one_sweep_at_a_time(tmp_path):
     assert not at_work(tmp_path)
     with locked(tmp_path):
         assert at_work(tmp_path)
-        with pytest.raises(ValueError, match="no sweep at work"), locked(tmp_path):
+        with pytest.raises(ValueError, match="no running sweep"), locked(tmp_path):
             pass
     assert not at_work(tmp_path)
