@@ -119,14 +119,16 @@ _SUBPACKAGES = (
 )
 
 
-def __getattr__(name: str) -> Any:
-    if name in _MODULES:
-        value = getattr(import_module(_MODULES[name]), name)
-        globals()[name] = value  # found without this function from now on
-        return value
-    if name in _SUBPACKAGES:
-        return import_module(f"jacrec.{name}")
-    raise AttributeError(f"module 'jacrec' has no attribute {name!r}")
+if not TYPE_CHECKING:  # a type checker that saw it would accept every name
+
+    def __getattr__(name: str) -> Any:
+        if name in _MODULES:
+            value = getattr(import_module(_MODULES[name]), name)
+            globals()[name] = value  # found without this function from now on
+            return value
+        if name in _SUBPACKAGES:
+            return import_module(f"jacrec.{name}")
+        raise AttributeError(f"module 'jacrec' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
