@@ -78,7 +78,9 @@ def test_a_file_system_without_locks_is_warned_of(tmp_path, without_locks):
 
 def test_a_file_system_without_locks_is_refused_where_a_lock_is_required(tmp_path, without_locks):
     with (
-        pytest.raises(locks.NoLocksError, match=r"expected a file system with locks, got one without \(.*\); use a folder") as error,
+        pytest.raises(
+            locks.NoLocksError, match=r"expected a file system with locks, got one without \(.*\); use a folder"
+        ) as error,
         locks.locked(tmp_path / ".lock", ValueError("busy"), required=True),
     ):
         pass
