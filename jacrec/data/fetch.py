@@ -6,7 +6,6 @@ checked by later calls.
 """
 
 import errno
-import fcntl
 import hashlib
 import json
 import os
@@ -14,10 +13,12 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.client import HTTPException, HTTPResponse
 from pathlib import Path
 from typing import Any
+
+from jacrec.util import locks
 
 BLOCK = 1 << 20
 ATTEMPTS = 3
@@ -204,21 +205,21 @@ def _version(answer: HTTPResponse) -> str | None:
 
 @contextmanager
 def _alone(part: Path) -> Iterator[None]:
-    """The part exists and no other process writes it."""
-    with part.open("ab") as file:
+    """The part exists and no other process writes to it."""
+    part.touch()
+    before, lock = part.stat(), _lock(part)
+    with locks.locked(lock, DownloadError(f"{part}: another process is fetching this file; wait for it"), required=True):
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise DownloadError(f"{part}: another process is fetching this file; wait for it") from error
-        # between opening and locking another process may have put the part in place, and this is the finished file
-        if not part.exists() or not os.path.samestat(os.fstat(file.fileno()), part.stat()):
-            raise DownloadError(f"{part}: another process has just ended fetching this file; call again")
-        try:
+            # the process that held the lock until now may have moved the part into place
+            if not part.exists() or not os.path.samestat(before, part.stat()):
+                raise DownloadError(f"{part}: another process has just finished fetching this file; try again")
             yield
         finally:
             if part.exists() and part.stat().st_size == 0:
                 part.unlink()
                 _note(part).unlink(missing_ok=True)
+            with suppress(OSError):  # an open file cannot be removed on Windows, where the lock's release does it
+                lock.unlink()
 
 
 def _sum_file(path: Path) -> Path:
@@ -227,6 +228,10 @@ def _sum_file(path: Path) -> Path:
 
 def _record(path: Path, digest: str) -> None:
     _sum_file(path).write_text(f"{digest}  {path.name}\n", encoding="utf-8")
+
+
+def _lock(part: Path) -> Path:
+    return part.with_name(f"{part.name}.lock")
 
 
 def _note(part: Path) -> Path:

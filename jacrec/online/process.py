@@ -5,7 +5,6 @@ PARENT ends. The two processes communicate only through files, so neither ever w
 """
 
 import contextlib
-import fcntl
 import json
 import os
 import sys
@@ -13,7 +12,6 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import IO
 
 import numpy as np
 import torch
@@ -38,6 +36,7 @@ from jacrec.online.replay_buffer import FILE, ReplayReader
 from jacrec.training.config import TrainConfig, from_dict
 from jacrec.training.folder import read_record
 from jacrec.training.streams import derive_seed
+from jacrec.util import locks
 
 
 @dataclass(frozen=True)
@@ -151,20 +150,14 @@ def exclusive(folder: Path, parent: int) -> Iterator[None]:
         ParentGone: the parent process has ended while waiting.
     """
     (folder / FOLDER).mkdir(parents=True, exist_ok=True)
-    with (folder / FOLDER / ".lock").open("w") as file:
-        while not _locked(file):
-            if os.getppid() != parent:
-                raise ParentGone
-            time.sleep(0.1)
-        yield
-
-
-def _locked(file: IO[str]) -> bool:
+    while (release := locks.acquire(folder / FOLDER / ".lock")) is None:
+        if os.getppid() != parent:
+            raise ParentGone
+        time.sleep(0.1)
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
+        yield
+    finally:
+        release()
 
 
 def main(folder: str, parent: str) -> None:

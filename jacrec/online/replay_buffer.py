@@ -12,7 +12,6 @@ the end is removed when the replay buffer is opened for appending, and reported 
 """
 
 import contextlib
-import fcntl
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +22,7 @@ from jacrec.data.transitions import DatasetInfo, Transitions
 from jacrec.online.append_writer import AppendWriter
 from jacrec.online.config import ReplayConfig
 from jacrec.online.records import HEADER, LAST, TERMINAL, RecordFile, header, seal
+from jacrec.util import locks
 from jacrec.util.files import atomic_write
 
 FILE, LOCK = "replay.bin", "replay.lock"
@@ -90,7 +90,7 @@ class OnlineReplay:
         self._file: int | None = None
         with contextlib.ExitStack() as opened:
             # before the existence check: otherwise two processes could each create a file, and one would be lost
-            opened.callback(os.close, _lock(self.path))
+            opened.enter_context(_locked(self.path))
             if not self.path.is_file():
                 _create(self.path, header(state_dim, action_dim))
             self._file = os.open(self.path, os.O_RDWR)
@@ -223,18 +223,12 @@ def as_transitions(records: np.ndarray, name: str) -> Transitions:
     )
 
 
-def _lock(path: Path) -> int:
-    """Lock the replay buffer at `path`; the descriptor of the lock file, which holds the lock until it is closed."""
-    file = os.open(path.with_name(LOCK), os.O_RDWR | os.O_CREAT, 0o666)
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(file)
-        raise ValueError(
-            f"{path}: expected a replay buffer without a writer, got one in use; stop the other deployment, or choose another "
-            "folder"
-        ) from None
-    return file
+def _locked(path: Path) -> contextlib.AbstractContextManager[None]:
+    """Lock the replay buffer at `path`: two writers would overwrite each other's transitions."""
+    busy = ValueError(
+        f"{path}: expected a replay buffer without a writer, got one in use; stop the other deployment, or choose another folder"
+    )
+    return locks.locked(path.with_name(LOCK), busy, required=True)
 
 
 def _create(path: Path, start: bytes) -> None:

@@ -1,7 +1,6 @@
 """Bookkeeping in a study's folder: recorded failures, the log, and the lock."""
 
 import contextlib
-import fcntl
 import json
 import time
 from collections.abc import Iterator
@@ -11,6 +10,7 @@ from typing import Any
 
 from jacrec.studies.executors import Failed, Finished
 from jacrec.studies.jobs import Job
+from jacrec.util import locks
 from jacrec.util.files import append_json_line, write_json
 
 LOCK, WORKERS_LOCK, LOG = ".lock", ".workers.lock", "log.jsonl"
@@ -68,39 +68,33 @@ class Log:
 
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[Path]:
-    """Hold the lock of a sweep on the folder; yields the file that workers hold a shared lock on.
+    """Keep a second sweep out of the folder, and wait until the workers of a killed one have ended.
 
-    The operating system releases both locks however their holders end. They protect against sweeps on the same machine only,
-    since a shared file system may not propagate them; several machines work on a study as one Ray cluster.
+    The locks serve one machine (a shared file system may or may not pass them on): several machines work on a study as one
+    Ray cluster.
+
+    Yields:
+        The path from which the names of the workers' own locks derive (`worker_lock`).
 
     Raises:
-        ValueError: another sweep is running on the folder, or workers of a killed sweep do not exit.
+        ValueError: another sweep of this study is running, or workers of a killed one do not end.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / LOCK).open("a") as own, (folder / WORKERS_LOCK).open("a") as theirs:
-        if not _taken(own):
-            raise ValueError(f"{folder}: expected no running sweep on this study, got one; wait for it, or stop it")
+    busy = ValueError(f"{folder}: expected no running sweep of this study, got one; wait for it, or stop it")
+    with locks.locked(folder / LOCK, busy):
         end = time.monotonic() + PATIENCE
-        while not _taken(theirs):
+        while any(map(locks.is_locked, folder.glob(f"{WORKERS_LOCK}.*"))):
             if time.monotonic() > end:
                 raise ValueError(f"{folder}: expected no workers of an earlier sweep, got running ones; stop them first")
             time.sleep(0.1)
-        fcntl.flock(theirs, fcntl.LOCK_UN)
         yield folder / WORKERS_LOCK
+
+
+def worker_lock(lock: Path, number: int) -> Path:
+    """The lock file that a worker holds as long as it lives."""
+    return lock.with_name(f"{lock.name}.{number}")
 
 
 def is_locked(folder: Path) -> bool:
     """Whether a sweep is running on the folder."""
-    if not (folder / LOCK).is_file():
-        return False
-    with (folder / LOCK).open("a") as file:
-        return not _taken(file)
-
-
-def _taken(file: Any) -> bool:
-    """Take the lock, if nobody has it."""
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
+    return locks.is_locked(folder / LOCK)

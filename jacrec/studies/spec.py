@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import fields, replace
+from fnmatch import fnmatch
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -24,8 +25,8 @@ from jacrec.training.run import STAGES
 from jacrec.util.files import write_text
 
 FILE = "study.yaml"
-OWN_FILES = ("cells", "log.jsonl", ".lock", ".workers.lock", f"{FILE}.part")
-"""what a study's folder may contain before study.yaml is written"""
+OWN_FILES = ("cells", "log.jsonl", ".lock", ".workers.lock*", f"{FILE}.part")
+"""patterns of what a study's folder may contain before study.yaml is written"""
 EXTENSIBLE = ("tasks", "seeds", "models", "contestants")
 """parts to which a study may add entries between two sweeps"""
 NOT_IN_TRAINING = {"data": "the task's `data`", "seed": "the study's `seeds`", "env_id": "the task's `env_id`"}
@@ -162,8 +163,12 @@ def expect_same_study(study: StudyConfig, folder: Path) -> None:
                 f"another folder (--out), or resume that study: jacrec sweep {folder}. Tasks, seeds, models and contestants can "
                 "be added but not changed or removed; use --only to sweep a part of them"
             )
-    elif folder.exists() and (not folder.is_dir() or any(x.name not in OWN_FILES for x in folder.iterdir())):
+    elif folder.exists() and (not folder.is_dir() or any(not _own(x.name) for x in folder.iterdir())):
         raise ValueError(f"{folder}: expected a new or empty folder or a study, got something else; choose another folder")
+
+
+def _own(name: str) -> bool:
+    return any(fnmatch(name, pattern) for pattern in OWN_FILES)
 
 
 def write_study(study: StudyConfig, folder: Path) -> None:

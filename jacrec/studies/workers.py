@@ -4,7 +4,6 @@ A worker imports jacrec once and performs one job after another; if it dies, onl
 """
 
 import contextlib
-import fcntl
 import multiprocessing
 import os
 import signal
@@ -17,6 +16,8 @@ from typing import Any
 
 from jacrec.studies.executors import GRACE, THREAD_VARIABLES, Failed, Finished, Message, Progress, perform
 from jacrec.studies.jobs import Job
+from jacrec.studies.ledger import worker_lock
+from jacrec.util import locks
 
 REPORT_EVERY = 0.3
 """minimum seconds between two progress reports of a worker"""
@@ -25,7 +26,7 @@ REPORT_EVERY = 0.3
 class LocalExecutor:
     """Up to `workers` processes, started on demand with `threads` threads each.
 
-    Every worker holds a shared lock on the file `lock` while it lives.
+    Every worker holds a lock file of its own as long as it lives, whose name is `lock` with its number appended.
     """
 
     def __init__(self, workers: int, lock: Path, threads: int = 1):
@@ -131,8 +132,11 @@ def _work(pipe: Any, number: int, lock: str) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole process group; the parent handles it
     signal.signal(signal.SIGTERM, _interrupt)
     threading.Thread(target=_exit_with_parent, daemon=True).start()
-    with contextlib.suppress(KeyboardInterrupt, EOFError, BrokenPipeError, ConnectionResetError), open(lock, "a") as held:
-        fcntl.flock(held, fcntl.LOCK_SH)
+    busy = ValueError(f"{lock}: expected no other worker {number}, got one")
+    with (
+        contextlib.suppress(KeyboardInterrupt, EOFError, BrokenPipeError, ConnectionResetError),
+        locks.locked(worker_lock(Path(lock), number), busy),
+    ):
         while True:
             job: Job = pipe.recv()
             pipe.send(perform(job, str(number), _Reporter(job.id, pipe)))

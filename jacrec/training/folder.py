@@ -1,11 +1,9 @@
 """A run's folder: its record of settings and data, and the lock that allows one training process at a time."""
 
-import contextlib
-import fcntl
 import json
 import platform
 import zlib
-from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -17,6 +15,7 @@ import yaml
 import jacrec
 from jacrec.data.transitions import Transitions
 from jacrec.training.config import TrainConfig, to_dict
+from jacrec.util import locks
 from jacrec.util.files import write_text
 
 
@@ -104,14 +103,13 @@ def _with_defaults(settings: dict, defaults: dict) -> dict:
     return defaults | settings | nested
 
 
-@contextlib.contextmanager
-def locked(out: Path) -> Iterator[None]:
-    """Keep a second process out of the folder; the operating system lets go of the lock whatever way this one ends."""
+def locked(out: Path) -> AbstractContextManager[None]:
+    """Keep a second process from training in the folder.
+
+    Raises:
+        ValueError: on entry, if one does.
+    """
     folder = out / "checkpoints"
     folder.mkdir(exist_ok=True)
-    with (folder / ".lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ValueError(f"{out}: expected a run not in training, got one that is; wait for it, or stop it") from None
-        yield
+    busy = ValueError(f"{out}: expected a run that is not being trained, got one that is; wait for it, or stop it")
+    return locks.locked(folder / ".lock", busy)

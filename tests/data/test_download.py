@@ -54,11 +54,11 @@ def test_load_and_train_find_a_downloaded_data_set_by_name(server, folders, monk
         load(name)
     assert cli.main(["data", "get", name]) == 0
     path = folders / "ours" / "hopper_medium_replay-v2.hdf5"
-    assert f"fetched, {path.stat().st_size / 1e6:.1f} MB, SHA-256 {check_sum(path)}, at {path}" in capsys.readouterr().out
+    assert f"downloaded, {path.stat().st_size / 1e6:.1f} MB, SHA-256 {check_sum(path)}, at {path}" in capsys.readouterr().out
     data = load(name)
     assert (data.info.name, data.info.env_id, len(data)) == (name, "Hopper-v4", 40)
     assert cli.main(["data", "get", name]) == 0
-    assert "was here and is unchanged" in capsys.readouterr().out
+    assert "already here and unchanged" in capsys.readouterr().out
     assert len(server.asked) == 1
     assert cli.main(["data", "list"]) == 0
     assert name in capsys.readouterr().out
@@ -111,7 +111,7 @@ def test_without_a_network_alternatives_are_listed(folders, monkeypatch, capsys)
     assert f"copy hopper_medium-v2.hdf5 from a machine that has it to {folders / 'ours'}" in error
     assert "`jacrec data make hopper medium`" in error
     assert "`jacrec data make antmaze umaze`" in error
-    assert "3 of 3 not fetched" in error
+    assert "3 of 3 not downloaded" in error
     assert not list((folders / "ours").iterdir())
 
 

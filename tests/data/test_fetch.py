@@ -1,7 +1,6 @@
 """Downloads from a local server: complete, resumed, truncated, changed, rejected."""
 
 import errno
-import fcntl
 import hashlib
 import json
 import os
@@ -10,6 +9,7 @@ import pytest
 
 from jacrec.data import fetch as fetching
 from jacrec.data.fetch import DownloadError, check_sum, fetch
+from jacrec.util import locks
 from tests.file_server import CONTENT
 
 
@@ -114,12 +114,14 @@ def test_a_client_error_is_not_retried(server, tmp_path):
 
 
 def test_two_at_once_do_not_write_the_same_part(server, tmp_path):
-    with (tmp_path / "set.hdf5.part").open("ab") as held:
-        fcntl.flock(held, fcntl.LOCK_EX)
-        with pytest.raises(DownloadError, match="another process is fetching this file"):
-            fetch(server.url, tmp_path / "set.hdf5")
+    with (
+        locks.locked(tmp_path / "set.hdf5.part.lock", AssertionError()),
+        pytest.raises(DownloadError, match="another process is fetching this file"),
+    ):
+        fetch(server.url, tmp_path / "set.hdf5")
     fetch(server.url, tmp_path / "set.hdf5")
     assert (tmp_path / "set.hdf5").read_bytes() == CONTENT
+    assert names(tmp_path) == ["set.hdf5", "set.hdf5.sha256"]
 
 
 def test_a_changed_file_is_detected(tmp_path):
@@ -176,14 +178,14 @@ def test_an_answer_of_unknown_length_is_rejected(server, tmp_path):
 def test_a_part_that_another_process_has_just_put_in_place_is_not_written(server, tmp_path, monkeypatch):
     part = tmp_path / "set.hdf5.part"
     part.write_bytes(b"whole")
-    lock = fcntl.flock
+    acquire = locks.acquire
 
-    def late(file, operation):
+    def late(path, **options):
         part.rename(tmp_path / "set.hdf5")
-        lock(file, operation)
+        return acquire(path, **options)
 
-    monkeypatch.setattr(fetching.fcntl, "flock", late)
-    with pytest.raises(DownloadError, match="another process has just ended fetching this file; call again"):
+    monkeypatch.setattr(locks, "acquire", late)
+    with pytest.raises(DownloadError, match="another process has just finished fetching this file"):
         fetch(server.url, tmp_path / "set.hdf5")
     assert (tmp_path / "set.hdf5").read_bytes() == b"whole"
 

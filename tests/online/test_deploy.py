@@ -108,7 +108,7 @@ def test_table_marks_missing_offline_data(trained):
             "dynamics",
             "energy score",
             "2.0000 → 1.5000",
-            "taken",
+            "accepted",
             "0.3000 → 0.4000",
             cell,
             "1",

@@ -207,7 +207,7 @@ def test_ctrl_c_stops_the_workers(place, uninterrupted):
     os.killpg(process.pid, signal.SIGINT)  # as from a terminal: workers receive it too
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert "jacrec sweep smoke --out interrupted --workers 2" in err
+    assert "to resume: jacrec sweep smoke --out interrupted --workers 2" in err
     assert "Traceback" not in err
     time.sleep(1.0)
     assert living(process.pid) == []
@@ -229,7 +229,7 @@ def test_failed_jobs_are_reported_and_retried(place):
     (place / "files" / "broken.hdf5").write_bytes(b"nothing")
     for attempts in (2, 4):
         out, _ = run(place, "failing.yaml", "--workers", "1", expect=1)
-        assert "2 jobs failed, 2 wait for them" in out
+        assert "2 jobs failed, 2 depend on them" in out
         folder = place / "studies" / "failing" / "cells"
         failure = json.loads((folder / "broken/seed-0/run.failed.json").read_text())
         assert failure["attempts"] == attempts

@@ -267,7 +267,7 @@ def test_a_keyboard_interrupt_keeps_every_update(tmp_path):
     with start_process("ENDLESS, sys.argv[1], stages=['rebrac']", tmp_path / "run") as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "line\n"
-        with pytest.raises(ValueError, match="expected a run not in training, got one that is"):
+        with pytest.raises(ValueError, match="expected a run that is not being trained"):
             train(ENDLESS, tmp_path / "run", data=linear_system(), quiet=True)
         process.send_signal(signal.SIGINT)
         _, errors = process.communicate(timeout=120)

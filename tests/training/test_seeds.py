@@ -191,7 +191,7 @@ def test_processes_end_with_their_parent(tmp_path):
             try:
                 train(config, seed_folder(folder, seed), stages=["rebrac"], data=linear_system(), quiet=True)
             except ValueError as error:  # it has not finished its update yet
-                if "expected a run not in training" not in str(error):
+                if "expected a run that is not being trained" not in str(error):
                     raise
                 time.sleep(0.2)
             else:

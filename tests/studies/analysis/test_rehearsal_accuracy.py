@@ -222,7 +222,7 @@ def test_rank_correlation_by_definition(pairs):
     assert spearman(np.exp(x), y**3) == pytest.approx(found)
     assert spearman(-x, y) == pytest.approx(-found)
     if find_spec("scipy"):
-        from scipy.stats import spearmanr
+        from scipy.stats import spearmanr  # pyright: ignore[reportMissingImports]
 
         assert found == pytest.approx(spearmanr(x, y).statistic)
 
