@@ -14,7 +14,6 @@ from rich.console import Console
 from jacrec.control.config import MPCConfig
 from jacrec.evaluation.config import PlayConfig
 from jacrec.evaluation.rehearsal import RehearsalConfig
-from jacrec.experimental.config import ExperimentalConfig, with_experimental
 from jacrec.models.dynamics.sampler import Sampler
 from jacrec.studies.config import UNSEEN_SEEDS
 from jacrec.studies.executors import Failed, Finished, Progress
@@ -80,40 +79,6 @@ def test_a_contestant_may_be_tuned_per_task():
     study = parse_study(changed(tasks={"hopper-medium": {"contestants": {"mpc": {"horizon": 2}}}, "hopper-expert": None}))
     assert study.controller("hopper-medium", "mpc") == MPCConfig(horizon=2, lr=5e-5)
     assert study.controller("hopper-expert", "mpc") == MPCConfig(lr=5e-5)
-
-
-def test_a_contestant_may_have_an_experimental_update_rule():
-    gate = {"horizon": 3, "experimental": {"min_signal": 1.0}}
-    tuned = {"gate": {"experimental": {"max_particles": 64}}}
-    study = parse_study(
-        changed(
-            contestants=SMALL["contestants"] | {"gate": gate},
-            tasks={"hopper-medium": {"contestants": tuned}, "hopper-expert": None},
-        )
-    )
-    own = with_experimental(MPCConfig(horizon=3), ExperimentalConfig(min_signal=1.0))
-    assert study.controller("hopper-expert", "gate") == own
-    both = ExperimentalConfig(min_signal=1.0, max_particles=64)
-    assert study.controller("hopper-medium", "gate") == with_experimental(MPCConfig(horizon=3), both)
-    assert parse_study(to_yaml(study)) == study
-
-
-def test_a_study_of_an_earlier_version_is_read_where_it_means_the_same():
-    study = parse_study(SMALL)
-    content = to_yaml(study)
-    content["contestants"]["mpc"] |= {"think_every": 1, "max_growth": None, "min_signal": None, "step": "plain"}
-    content["tasks"]["mine"]["training"]["dynamics"]["solver"] = "euler"
-    assert parse_study(content) == study
-    for setting, message in (
-        ({"think_every": 2}, r"contestants\.mpc\.think_every: .* removed"),
-        ({"min_signal": 1.0}, r"contestants\.mpc\.min_signal: .* experimental\.min_signal"),
-    ):
-        changed_one = content["contestants"] | {"mpc": content["contestants"]["mpc"] | setting}
-        with pytest.raises(ValueError, match=message):
-            parse_study(content | {"contestants": changed_one})
-    content["tasks"]["mine"]["training"]["dynamics"]["solver"] = "heun"
-    with pytest.raises(ValueError, match=r"mine\.training\.dynamics: expected solver .euler.* got 'heun'"):
-        parse_study(content)
 
 
 @pytest.mark.parametrize("name", packaged_specs())
