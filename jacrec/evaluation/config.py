@@ -1,6 +1,7 @@
 """The settings of an evaluation."""
 
 from dataclasses import dataclass, field, fields, replace
+from typing import Any
 
 from jacrec.control.config import MPCConfig
 from jacrec.experimental.config import ExperimentalConfig, experimental_of, with_experimental
@@ -119,8 +120,9 @@ class EvalConfig(PlayConfig):
             own = self.planner.of(name)
             return own if self.planner_budget is None else within_budget(own, self.planner_budget)
         own = {"lr": self.h0_lr, "updates": self.h0_updates, "carry": self.h0_carry}
-        own = {k: v for k, v in own.items() if v is not None}
-        mpc = {f.name: getattr(self.mpc, f.name) for f in fields(MPCConfig)}
+        settings: dict[str, Any] = {f.name: getattr(self.mpc, f.name) for f in fields(MPCConfig)}
+        settings |= {"horizon": 0, "particles": 1} | {k: v for k, v in own.items() if v is not None}
         # at H = 0 all particles are identical, so there is no noise to compare the gradient with
-        ungated = replace(experimental_of(self.controller("mpc")), min_signal=None, max_particles=None)
-        return with_experimental(MPCConfig(**(mpc | dict(horizon=0, particles=1) | own)), ungated)
+        experimental = experimental_of(with_experimental(self.mpc, self.experimental))
+        ungated = replace(experimental, min_signal=None, max_particles=None)
+        return with_experimental(MPCConfig(**settings), ungated)

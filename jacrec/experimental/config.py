@@ -116,7 +116,9 @@ def current_settings(content: Mapping[str, Any], where: str) -> dict[str, Any]:
     own = {k: v for k, v in content.items() if not (k in REMOVED | moved and v == (REMOVED | moved)[k])}
     for name in own:
         if name in moved:
-            raise ValueError(f"{where}.{name}: expected it in the group experimental, as {where}.experimental.{name}")
+            raise ValueError(
+                f"{where}.{name}: expected it in the group experimental, as experimental.{name}, got {own[name]!r} here"
+            )
         if name in REMOVED:
             raise ValueError(f"{where}.{name}: this setting has been removed, since no study showed a gain; leave it out")
     return own

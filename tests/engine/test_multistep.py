@@ -213,7 +213,7 @@ def test_what_it_cannot_serve_says_so(setup):
     for method in (Auto(), Autograd()):
         with pytest.raises(ValueError, match=r"horizon: expected at most 3.*got 4; take a shorter horizon"):
             policy_gradient(policy, world, state, far, method=method)
-    with pytest.raises(ValueError, match="expected a world of MultiStepDynamics"):
+    with pytest.raises(ValueError, match=r"MultiStep: expected .*MultiStepDynamics"):
         policy_gradient(
             policy, replace(world, dynamics=Changed(4, 2, (8,)).double()), state, noise[:, :, :0], method=MultiStep()
         )

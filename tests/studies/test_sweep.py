@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from jacrec.control.controller import MPCConfig
+from jacrec.control.config import MPCConfig
 from jacrec.evaluation.rehearsal import RehearsalConfig
 from jacrec.studies.executors import Failed, Finished, Progress
 from jacrec.studies.job_graph import study_jobs

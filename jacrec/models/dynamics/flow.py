@@ -11,8 +11,8 @@ from jacrec.models.networks import Denoiser, written
 from jacrec.util.errors import expect_count, expect_one_of
 
 TIME_SCALE = 1.0
-"""the network is told TIME_SCALE · t, t in [0, 1]: features that vary slowly. At 10, where they tell times apart as they do
-diffusion levels, MeanFlow's one-step error was 1.3 times as large: what r = t teaches has to reach r < t"""
+"""the network's time input is TIME_SCALE · t, t in [0, 1], so that features vary slowly. At 10, where they separate times as well
+as diffusion levels, MeanFlow's one-step error was 1.3 times as large: what is learned at r = t has to generalise to r < t"""
 
 
 @written
@@ -20,7 +20,7 @@ class FlowDynamics(ChainDynamics):
     """s' = f_θ(s, a, e): the solution at t = 0 of du/dt = v_θ(u, t; s, a) from u = e at t = 1.
 
     Flow matching (Lipman et al. 2023; Liu et al. 2023): between a transition x and noise e the path is
-    x_t = (1 − t) x + t e, whose velocity is e − x; v_θ regresses on it. Any number of steps may sample a trained model.
+    x_t = (1 − t) x + t e, whose velocity is e − x; v_θ regresses on it. A trained model may be sampled with any number of steps.
     `noise_shape` is (1, d): the base sample e.
 
     Args:
