@@ -108,7 +108,7 @@ class CompiledProposal:
 
     def take(self) -> Taken:
         """ψ moves, where it may."""
-        accepted = self.ascent.take(self.rule.lr, self.rule.max_grad_norm)
+        accepted = self.ascent.step(self.rule.lr, self.rule.max_grad_norm)
         return Taken(self.ascent.norm, accepted, particles=self.problem.M)
 
 

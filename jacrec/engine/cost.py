@@ -136,12 +136,7 @@ def cheapest(problem: Problem) -> tuple[str, str]:
     ("autograd") is cheaper than a graph per step with our own bookkeeping between them. Where fused kernels cannot serve,
     the reason is logged, each reason once.
     """
-    if problem.plan is None:
-        return _cheapest(problem)
-    choices, key = problem.plan.choices, (problem.N * problem.M, problem.H)
-    if key not in choices:
-        choices[key] = _cheapest(problem)
-    return choices[key]
+    return _cheapest(problem)
 
 
 def _cheapest(problem: Problem) -> tuple[str, str]:

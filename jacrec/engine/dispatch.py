@@ -41,9 +41,9 @@ def kept_plan(policy: nn.Module, world: World, state: Tensor) -> KernelPlan | No
     """
     # another thread may be importing it just now
     module = sys.modules.get(MODULES["cpu"])
-    if getattr(module, "kept", None) is None or not isinstance(world, World) or not isinstance(state, Tensor) or state.device.type != "cpu":
+    if getattr(module, "kept_plan", None) is None or not isinstance(world, World) or not isinstance(state, Tensor) or state.device.type != "cpu":
         return None
-    return module.kept(policy, world, state) if state.dim() else None
+    return module.kept_plan(policy, world, state) if state.dim() else None
 
 
 def kernels(p: Problem, form: str, *, checked: bool = False) -> ModuleType:

@@ -36,7 +36,7 @@ class CompiledAscent(Protocol):
     norm: Tensor
     """‖∇Ĵ‖, () or (N,) for a `BatchedPolicy`; known when the step has been taken"""
 
-    def take(self, lr: float, max_grad_norm: float | None) -> Tensor:
+    def step(self, lr: float, max_grad_norm: float | None) -> Tensor:
         """ψ moves, once, where all is finite: whether it did, shaped as `norm`."""
         ...
 
@@ -86,23 +86,23 @@ class Adjoint:
     """as in `Forward`. On a CPU the fused kernel keeps what a tile of particles needs, whatever their number"""
     precision: str | None = None
     """as in `Forward`"""
-    crew: int = 1
+    team: int = 1
     """threads that go through the layers of a single particle side by side (fused, CPU, N = M = 1): 2 are faster on an
     idle machine, and many times slower where other processes want the cores"""
 
     def __post_init__(self):
         check_kernel("Adjoint", self.kernel, self.precision)
-        expect_count("Adjoint.crew", self.crew, 1)
-        if self.crew > 1 and self.kernel == "plain":
-            raise ValueError(f'Adjoint.crew: expected 1 with kernel="plain", got {self.crew}; use kernel="fused"')
+        expect_count("Adjoint.team", self.team, 1)
+        if self.team > 1 and self.kernel == "plain":
+            raise ValueError(f'Adjoint.team: expected 1 with kernel="plain", got {self.team}; use kernel="fused"')
 
     def gradient(self, problem: Problem) -> PolicyGradient:
         if self.kernel == "fused":
             fused = kernels(problem, "adjoint")
             if problem.state.device.type == "cpu":
-                return fused.adjoint_gradient(problem, recompute=self.recompute, precision=self.precision, crew=self.crew)
-            if self.crew > 1:
-                raise ValueError(f"Adjoint.crew: expected 1 on {problem.state.device}, got {self.crew}; it is for a CPU")
+                return fused.adjoint_gradient(problem, recompute=self.recompute, precision=self.precision, team=self.team)
+            if self.team > 1:
+                raise ValueError(f"Adjoint.team: expected 1 on {problem.state.device}, got {self.team}; it is for a CPU")
             return fused.adjoint_gradient(problem, recompute=self.recompute, precision=self.precision)
         return adjoint_gradient(problem, recompute=self.recompute)
 
@@ -272,8 +272,8 @@ def compiled_ascent(method: Method, problem: Problem) -> CompiledAscent | None:
     if own is None:
         return None
     if isinstance(method, Adjoint):
-        return own.ascent(problem, precision=method.precision, crew=method.crew)
-    return own.ascent(problem)
+        return own.compute_update(problem, precision=method.precision, team=method.team)
+    return own.compute_update(problem)
 
 
 def check_method(method: object) -> Method:

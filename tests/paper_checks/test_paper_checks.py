@@ -89,11 +89,11 @@ def test_algorithm_1_notices_descent(script, monkeypatch, capsys):
     ascend, compiled = (
         importlib.import_module(name) for name in ("jacrec.control.ascent", "jacrec.kernels.cpu.gradient.gradient")
     )
-    ascend, take = ascend.ascend, compiled.Ascent.take
+    ascend, step = ascend.ascend, compiled.CompiledUpdate.step
     monkeypatch.setattr(
         "jacrec.control.update.ascend", lambda p, estimate, lr, clip, **more: ascend(p, estimate, -lr, clip, **more)
     )
-    monkeypatch.setattr(compiled.Ascent, "take", lambda self, lr, clip: take(self, -lr, clip))
+    monkeypatch.setattr(compiled.CompiledUpdate, "step", lambda self, lr, clip: step(self, -lr, clip))
     failed = {row.label for row in script("algorithm_1").main().failed}
     assert {"1", "3", "16", "18"} <= failed
     assert "4" not in failed
