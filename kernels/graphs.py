@@ -1,14 +1,12 @@
-"""CUDA graphs of whole gradients: recorded once per sizes and storages, replayed with one call.
+"""CUDA graphs of whole gradients: recorded once for given sizes and storages, replayed with one call.
 
 A gradient with fused chains is still some hundred small operations (policy, reward, critic, contraction), whose dispatch costs
 more than their work. None of them reads anything back, so all are recorded once. A graph reads parameters where they lie:
 changes in place are seen; another storage, shape or structure is another key and a new recording.
 """
 
-from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
-from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -16,32 +14,13 @@ from torch import Tensor, nn
 from jacrec.engine.jacobians.policy import has_written_jacobian
 from jacrec.engine.problem import Problem
 from jacrec.engine.types import PolicyGradient
+from jacrec.kernels.store import LruStore
 from jacrec.models.dynamics import ChainDynamics
 from jacrec.models.networks import MLP, Denoiser, LayerNorm, RewardModel, TwinCritic, has_manual_derivatives
 from jacrec.models.world import BatchedPolicy
 
 MOST_GRAPHS = 16
-"""recordings kept; the least recently used goes first. Each holds its own intermediate memory"""
-
-Entry = TypeVar("Entry")
-
-
-class Recent(Generic[Entry]):
-    """The `most` recently used entries by key."""
-
-    def __init__(self, most: int):
-        self.most = most
-        self.entries: OrderedDict[Hashable, Entry] = OrderedDict()
-
-    def get(self, key: Hashable, make: Callable[[], Entry]) -> Entry:
-        """The entry of `key`, made if there is none."""
-        if key not in self.entries:
-            # the oldest goes first: a recording's memory is free before the next one is made
-            while len(self.entries) >= self.most:
-                self.entries.popitem(last=False)
-            self.entries[key] = make()
-        self.entries.move_to_end(key)
-        return self.entries[key]
+"""recordings kept, the most recently used ones; each holds its own intermediate memory"""
 
 
 def parts(p: Problem) -> list[nn.Module]:
@@ -50,7 +29,7 @@ def parts(p: Problem) -> list[nn.Module]:
 
 
 def recordable(p: Problem) -> bool:
-    """Whether all of the problem is jacrec's own, on a GPU: a stranger's module may read back, or keep state of its own."""
+    """Whether the whole problem is jacrec's own, on a GPU: a third-party module may synchronise, or keep state."""
     own = isinstance(p.world.dynamics, ChainDynamics) and type(p.world.reward) is RewardModel
     own = own and type(p.world.critic) is TwinCritic and has_written_jacobian(p.policy)
     return own and p.state.device.type == "cuda" and all(map(has_manual_derivatives, parts(p)[1:]))
@@ -59,7 +38,7 @@ def recordable(p: Problem) -> bool:
 def key(p: Problem, *options: Hashable) -> Hashable:
     """All that a recording depends on, except the values of tensors.
 
-    Identities count while the objects live: whoever keeps a recording under this key keeps `parts(p)` too.
+    Identities are valid while the objects live: a recording kept under this key keeps `parts(p)` too.
     """
     modules = parts(p)
     tensors, settings = [], []
@@ -142,20 +121,26 @@ def record(p: Problem, compute: Callable[[Problem], PolicyGradient], alive: tupl
     return Recording(graph, state, noise, flat, alive)
 
 
-_RECORDINGS: Recent[Recording] = Recent(MOST_GRAPHS)
+_RECORDINGS: LruStore[Recording] = LruStore(MOST_GRAPHS)
 
 
 @torch.no_grad()
 def replayed(p: Problem, prepare: Callable[[], Callable[[Problem], PolicyGradient]], *options: Hashable) -> PolicyGradient:
-    """The gradient by its recording. `prepare` is called where there is none yet, checks, and returns what is to be recorded.
+    """The gradient by its recording. If there is none yet, `prepare` checks the problem and returns what is to be recorded.
 
     options: what, beside the problem, decides what `prepare` returns. Recordings share fixed inputs: calls from several
     threads or streams at once need a lock around them.
     """
-    template = p.policy.template if isinstance(p.policy, BatchedPolicy) else None
-    return _RECORDINGS.get(key(p, *options), lambda: record(p, prepare(), (*parts(p), template))).replay(p)
+    own = key(p, *options)
+    found = _RECORDINGS.get(own)
+    if found is None:
+        _RECORDINGS.make_room()  # a recording's memory is free before the next one is made
+        template = p.policy.template if isinstance(p.policy, BatchedPolicy) else None
+        found = record(p, prepare(), (*parts(p), template))
+        _RECORDINGS.put(own, found)
+    return found.replay(p)
 
 
 def forget() -> None:
     """Free all recordings."""
-    _RECORDINGS.entries.clear()
+    _RECORDINGS.clear()

@@ -6,11 +6,13 @@ hand-written values, tangents and cotangents of the same object are in `jacrec.e
 
 import math
 from collections.abc import Sequence
+from functools import cache
 from itertools import pairwise
 from typing import cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules import module as torch_module
 
 from jacrec.models.activations import ACTIVATIONS
 from jacrec.util.errors import expect_count, expect_one_of
@@ -31,17 +33,40 @@ def has_manual_derivatives(module: object) -> bool:
     Not if it or any submodule is a subclass, or has a hook, a parametrisation or a forward of its own; it is then treated as
     third-party.
     """
+    if global_hooks():
+        return False
     parts = [module]
     # not `modules()`, whose check for cycles is many times slower: this is called at every decision
     for part in parts:  # grows as it goes
-        if type(part) not in WRITTEN:
+        if type(part) not in WRITTEN or not is_unmodified(part):
             return False
-        own = part.__dict__
-        if "forward" in own or own["_forward_hooks"] or own["_forward_pre_hooks"]:
-            return False
-        if own["_modules"]:
-            parts.extend(own["_modules"].values())
+        own = part.__dict__["_modules"]
+        if own:
+            parts.extend(own.values())
     return True
+
+
+HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+_GLOBAL_HOOKS = tuple(getattr(torch_module, f"_global{name}") for name in HOOKS)
+
+
+def global_hooks() -> bool:
+    """Whether torch calls a hook with every module."""
+    return any(_GLOBAL_HOOKS)
+
+
+@cache
+def methods_of(kind: type) -> frozenset[str]:
+    """The names of a class's methods."""
+    return frozenset(name for name in dir(kind) if callable(getattr(kind, name)))
+
+
+def is_unmodified(module: nn.Module) -> bool:
+    """Whether a module, its submodules aside, has no hooks and the methods of its class."""
+    own = module.__dict__
+    return (
+        not (own["_forward_hooks"] or own["_forward_pre_hooks"] or own["_backward_hooks"] or own["_backward_pre_hooks"])
+    ) and own.keys().isdisjoint(methods_of(type(module)))
 
 
 @written

@@ -14,7 +14,7 @@ from jacrec.kernels import gradient, graphs, launch, rollout
 from jacrec.models.activations import ACTIVATIONS
 from tests.oracles import relative_error, well_posed
 from tests.strategies import foreign_reward
-from tests.triton_cases import COMPILED, few, imagine, problems
+from tests.triton_cases import COMPILED, DEVICE, few, imagine, problems
 
 
 @few(8, 3)
@@ -140,11 +140,25 @@ def test_a_recording_is_known_by_all_that_it_depends_on():
 
 
 def test_recordings_are_bounded_and_the_least_recently_used_goes():
-    recent, made = graphs.Recent(2), []
-    for name in "abacb":
-        assert recent.get(name, lambda name=name: made.append(name) or name.upper()) == name.upper()
-    assert made == ["a", "b", "c", "b"]
-    assert list(recent.entries) == ["c", "b"]
+    args = imagine(1, 2, 1, False, dict(hidden=(7,)), 0)
+    made = []
+
+    class Recording:
+        def __init__(self, p):
+            made.append(p.H)
+            assert len(graphs._RECORDINGS) < 2  # the oldest one's memory is free by now
+
+        def replay(self, p):
+            return p.H
+
+    graphs.forget()
+    fake = mock.patch.object(graphs, "record", lambda p, compute, alive: Recording(p))
+    with fake, mock.patch.object(graphs._RECORDINGS, "limit", 2):
+        for H in (0, 1, 0, 2, 1):
+            p = problem(*args[:3], torch.zeros(1, 2, H, *args[3].shape[3:], dtype=torch.float64, device=DEVICE))
+            assert graphs.replayed(p, lambda: None) == H
+    assert made == [0, 1, 2, 1]
+    graphs.forget()
 
 
 def test_a_vector_holds_value_and_gradient():

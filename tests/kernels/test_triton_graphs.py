@@ -116,7 +116,8 @@ def test_inputs_with_a_history_leave_none_in_a_recording(replaying):
     state, noise = state.requires_grad_() * 1.0, noise.requires_grad_() * 1.0
     for change in range(3):
         got = gradient.forward_gradient(problem(policy, world, state, noise))
-        (recording,) = graphs._RECORDINGS.entries.values()
+        (entry,) = graphs._RECORDINGS.entries.values()
+        recording = entry.thing
         for tensor in (recording.state, recording.noise, recording.flat, got.value, *got.gradient.values()):
             assert tensor.grad_fn is None
             assert not tensor.requires_grad

@@ -5,7 +5,7 @@ import pytest
 from jacrec.control.config import MPCConfig
 from jacrec.experimental.config import ExperimentalConfig, with_experimental
 from jacrec.studies.spec import parse_study, to_yaml
-from tests.studies.test_sweep import SMALL, changed
+from tests.studies.small_study import SMALL, changed
 
 
 def test_a_contestant_may_have_an_experimental_update_rule():
