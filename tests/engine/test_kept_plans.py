@@ -18,14 +18,14 @@ from jacrec import (
 from jacrec.engine import shapes
 from jacrec.engine.dispatch import kept_plan
 from jacrec.engine.shapes import problem
-from jacrec.kernels.cpu.gradient import prepared
+from jacrec.kernels.cpu.gradient import plans
 
 d, m = 4, 2
 
 
 @pytest.fixture
 def parts():
-    prepared.forget()
+    plans.forget()
     torch.manual_seed(0)
     return Actor(d, m, (8,)), World(
         DiffusionDynamics(d, m, (8,), steps=2), RewardModel(d, m, (8,)), TwinCritic(d, m, (8,)), 0.9
