@@ -96,7 +96,7 @@ def join_team(thread, size, arrivals, agreed):
 def counter_barrier(counter, threads, generation):
     """Wait until all threads have reached barrier number `generation` (1, 2, …) of a counter, an int64 that was 0 before.
 
-    For threads that share no team and meet seldom.
+    For threads that are not a team and synchronise rarely.
     """
     if threads == 1:
         return

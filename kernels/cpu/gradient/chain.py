@@ -46,8 +46,8 @@ class _Job:
         ValueError: the kernels cannot serve these dynamics.
     """
 
-    def __init__(self, dynamics: Chained, table: Tensor | None):
-        reason = dynamics_reason(dynamics, dynamics.out_std)
+    def __init__(self, dynamics: Chained, table: Tensor | None, checked: bool):
+        reason = None if checked else dynamics_reason(dynamics, dynamics.out_std)
         if reason is not None:
             raise ValueError(f"{reason}; or use the plain twin, jacrec.engine.jacobians.chain")
         self.dtype = dynamics.out_std.dtype
@@ -93,10 +93,15 @@ def chain_forward(
     ds: Tensor,
     da: Tensor,
     table: Tensor | None = None,
+    *,
+    checked: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """`jacrec.engine.jacobians.chain.chain_forward`: next state (B, d) and its tangents (B, T, d)."""
+    """`jacrec.engine.jacobians.chain.chain_forward`: next state (B, d) and its tangents (B, T, d).
+
+    checked: whether the kernels are known to serve the dynamics.
+    """
     B, T, d, m = *ds.shape[:2], dynamics.state_dim, dynamics.action_dim
-    job = _Job(dynamics, table)
+    job = _Job(dynamics, table, checked)
     next_state, tangents = (torch.empty(shape, dtype=job.dtype, device="cpu") for shape in ((B, d), (B, T, d)))
     pointers, held = job.pointers(
         state=(state, (B, d)),
@@ -138,7 +143,7 @@ def chain_record(
     recompute: bool = False,
 ) -> tuple[Tensor, ChainTape]:
     """`jacrec.engine.jacobians.chain.chain_record`: next state (B, d) and the tape; with `recompute` the pass is repeated later."""
-    job = _Job(dynamics, table)
+    job = _Job(dynamics, table, checked=False)
     inputs = [state, action, noise]
     next_state, tape = _record(job, inputs)
     return next_state, ChainTape(job, inputs, None if recompute else tape)

@@ -1,6 +1,9 @@
 """The fused adjoint form on the CPU: twin of `jacrec.engine.gradient.adjoint_gradient`, and the update that follows from it."""
 
 from dataclasses import dataclass, field
+from functools import partial
+from types import ModuleType, SimpleNamespace
+from typing import cast
 
 import numpy as np
 import torch
@@ -13,8 +16,9 @@ from jacrec.engine.types import PolicyGradient
 from jacrec.kernels.cpu.base.host import entry
 from jacrec.kernels.cpu.base.layout import DTYPES
 from jacrec.kernels.cpu.base.threads import run, workspace
-from jacrec.kernels.cpu.gradient import chain
+from jacrec.kernels.cpu.gradient import chain as chain
 from jacrec.kernels.cpu.gradient.action import action
+from jacrec.kernels.cpu.gradient.chain import chain_forward
 from jacrec.kernels.cpu.gradient.decision import apply_step, evaluate_policy, reduce_gradient
 from jacrec.kernels.cpu.gradient.job import CALL, Call
 from jacrec.kernels.cpu.gradient.moves import Moved, named_gradients
@@ -166,7 +170,8 @@ def adjoint_gradient(p: Problem, *, recompute: bool = False, precision: str | No
 def forward_gradient(p: Problem, *, precision: str | None = None) -> PolicyGradient:
     """`jacrec.engine.gradient.forward_gradient` with the fused chain, values and tangents together; the rest is plain torch."""
     check_precision(precision)
-    return engine.forward_gradient(p, chain=chain)
+    own = SimpleNamespace(chain_forward=partial(chain_forward, checked=True))  # `unsupported_reason` has checked the dynamics
+    return engine.forward_gradient(p, chain=cast(ModuleType, own))
 
 
 def check_precision(precision: str | None) -> None:
