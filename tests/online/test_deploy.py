@@ -108,7 +108,7 @@ def test_the_table_says_where_offline_data_were_missing(trained):
         "offline": None,
     }
     line = {"transitions": 80, "offline": False, "verdicts": [verdict], "version": 1}
-    for share, cell in ((0.5, "none here"), (1.0, "")):
+    for share, cell in ((0.5, "missing"), (1.0, "")):
         table = refreshes_table({"settings": {"online": {"share": share}}, "refreshes": [line]})
         assert [next(iter(c.cells)) for c in table.columns] == [
             "80",
