@@ -101,7 +101,7 @@ def test_table_marks_missing_offline_data(trained):
         "offline": None,
     }
     line = {"transitions": 80, "offline": False, "verdicts": [verdict], "version": 1}
-    for share, cell in ((0.5, "none here"), (1.0, "")):
+    for share, cell in ((0.5, "missing"), (1.0, "")):
         table = refreshes_table({"settings": {"online": {"share": share}}, "refreshes": [line]})
         assert [next(iter(c.cells)) for c in table.columns] == [
             "80",

@@ -79,7 +79,9 @@ def environment(folder, *pip):
     # a path in a .pth file: packages are found there, the .pth files there are not read, so that no editable jacrec is
     (Path(paths["purelib"]) / "others.pth").write_text(sysconfig.get_paths()["purelib"] + "\n")
     python = Path(paths["scripts"]) / Path(sys.executable).name
-    command = [sys.executable, "-m", "pip", "--python", python, "install", "-q", "--no-deps", "--no-index", *pip]
+    # --ignore-installed: pip sees the other packages too, and so perhaps a jacrec of this version
+    options = ("--quiet", "--no-deps", "--no-index", "--ignore-installed")
+    command = [sys.executable, "-m", "pip", "--python", python, "install", *options, *pip]
     subprocess.run([*map(str, command)], check=True)
     (folder / "elsewhere").mkdir()
     return Installed(python, folder / "elsewhere")
