@@ -6,21 +6,8 @@ from collections.abc import Sequence
 from importlib import import_module
 
 from jacrec import __version__
+from jacrec.commands import SHELLS, VERBS
 
-VERBS = {
-    "data": "make, download, list and describe offline data sets",
-    "train": "train policy, critic, world model and reward model on a data set",
-    "rehearse": "choose controller settings by imagined episodes in a run's world model",
-    "eval": "compare base policy, MPC and MPC without a world model on the same environment seeds",
-    "deploy": "run MPC and refresh its models from the collected transitions; resumable",
-    "live": "play one episode in real time, with a deadline for each decision",
-    "sweep": "train and evaluate a study: tasks × seeds × settings; resumable",
-    "report": "write report.md with tables and plots for a run or a study",
-    "demo": "data, training, evaluation and report on a small built-in task, in minutes",
-    "bench": "run the benchmarks of a checkout",
-    "doctor": "check this installation and suggest fixes",
-}
-SHELLS = ("bash", "zsh", "fish")
 USAGE_ERROR, INTERRUPTED = 2, 130
 
 

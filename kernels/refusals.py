@@ -56,12 +56,11 @@ def methods_replaced(name: str, module: nn.Module) -> str | None:
     return None
 
 
-def dynamics_reason(f: object, kinds: Sequence[type], like: Tensor, *, eps: float | None = None) -> str | None:
+def dynamics_reason(f: Any, kinds: Sequence[type], like: Tensor, *, eps: float | None = None) -> str | None:
     """Why dynamics are none of these kinds, or not what their attributes say, or not of `like`'s dtype and device."""
     if not isinstance(f, tuple(kinds)) or type(f) not in WRITTEN:
         served = sorted(x.__name__ for x in WRITTEN if issubclass(x, tuple(kinds)))
         return f"dynamics: expected an unmodified jacrec {', '.join(served[:-1])} or {served[-1]}, got {type(f).__name__}"
-    f = cast(Any, f)
     d, m = f.state_dim, f.action_dim
     shapes: dict[str, tuple[int, ...]] = dict.fromkeys(DYNAMICS_SCALES, (d,))
     inputs, outputs, stack, net = d + m, d, None, f._modules.get("mlp")

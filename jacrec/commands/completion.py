@@ -15,7 +15,7 @@ from typing import Annotated, Any, NamedTuple, Union
 import tyro
 from tyro.conf import OmitSubcommandPrefixes, subcommand
 
-from jacrec.cli import SHELLS, VERBS
+from jacrec.commands import SHELLS, VERBS
 
 BASH = """\
 _jacrec() {{

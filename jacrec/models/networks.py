@@ -38,7 +38,7 @@ def has_manual_derivatives(module: object) -> bool:
     parts = [module]
     # not `modules()`, whose check for cycles is many times slower: this is called at every decision
     for part in parts:  # grows as it goes
-        if type(part) not in WRITTEN or not is_unmodified(part):
+        if type(part) not in WRITTEN or not is_unmodified(part):  # pyright: ignore
             return False
         own = part.__dict__["_modules"]
         if own:
