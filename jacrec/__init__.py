@@ -87,7 +87,8 @@ __all__ = [
 ]
 
 _PUBLIC = {
-    "control.controller": "MPC MPCConfig",
+    "control.config": "MPCConfig",
+    "control.controller": "MPC",
     "control.mpc": "MPCStep mpc_update",
     "engine.diagnostics": "GradientSignal gradient_signal state_growth",
     "engine.feedback": "FeedbackGains",

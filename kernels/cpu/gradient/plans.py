@@ -136,7 +136,7 @@ class Plan:
         if sized is None:
             if len(self.sized) >= SIZES_KEPT:
                 self.sized.clear()
-            sized = self.sized[key] = sized_job(self, p, team)  # pyright: ignore
+            sized = self.sized[key] = sized_job(self, p, team)
         return sized.row.copy(), sized
 
 
