@@ -61,12 +61,15 @@ def dynamics_reason(f: object, kinds: Sequence[type], like: Tensor, *, eps: floa
     if not isinstance(f, tuple(kinds)) or type(f) not in WRITTEN:
         served = sorted(x.__name__ for x in WRITTEN if issubclass(x, tuple(kinds)))
         return f"dynamics: expected an unmodified jacrec {', '.join(served[:-1])} or {served[-1]}, got {type(f).__name__}"
-    f = cast(Any, f)
-    d, m = f.state_dim, f.action_dim
+    own: Any = f
+    d, m = own.state_dim, own.action_dim
     shapes: dict[str, tuple[int, ...]] = dict.fromkeys(DYNAMICS_SCALES, (d,))
-    inputs, outputs, stack, net = d + m, d, None, f._modules.get("mlp")
+    inputs, outputs, stack, net = d + m, d, None, own._modules.get("mlp")
+    reason = modified("dynamics", f)
+    if reason is not None:
+        return reason
     if isinstance(f, ChainDynamics):
-        reason = modified("dynamics", f) or _chain_reason(f)
+        reason = _chain_reason(f)
         if reason is not None:
             return reason
         inputs, net = 2 * d + m + f.denoiser.times * f.denoiser.embedding_dim, f.denoiser._modules.get("mlp")
@@ -75,10 +78,8 @@ def dynamics_reason(f: object, kinds: Sequence[type], like: Tensor, *, eps: floa
     elif isinstance(f, MultiStepDynamics):
         inputs, outputs = d + f.horizon * m + f.horizon, 2 * d if f.stochastic else d
         shapes |= dict.fromkeys(("out_mean", "out_std"), (f.horizon, d))
-    return (
-        modified("dynamics", f)
-        or tensors_reason("dynamics", f, like, shapes)
-        or network_reason("dynamics", net, inputs, outputs, like, stack=stack, eps=eps)
+    return tensors_reason("dynamics", own, like, shapes) or network_reason(
+        "dynamics", net, inputs, outputs, like, stack=stack, eps=eps
     )
 
 
