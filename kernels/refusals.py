@@ -56,15 +56,14 @@ def methods_replaced(name: str, module: nn.Module) -> str | None:
     return None
 
 
-def dynamics_reason(f: object, kinds: Sequence[type], like: Tensor, *, eps: float | None = None) -> str | None:
+def dynamics_reason(f: Any, kinds: Sequence[type], like: Tensor, *, eps: float | None = None) -> str | None:
     """Why dynamics are none of these kinds, or not what their attributes say, or not of `like`'s dtype and device."""
     if not isinstance(f, tuple(kinds)) or type(f) not in WRITTEN:
         served = sorted(x.__name__ for x in WRITTEN if issubclass(x, tuple(kinds)))
         return f"dynamics: expected an unmodified jacrec {', '.join(served[:-1])} or {served[-1]}, got {type(f).__name__}"
-    own: Any = f
-    d, m = own.state_dim, own.action_dim
+    d, m = f.state_dim, f.action_dim
     shapes: dict[str, tuple[int, ...]] = dict.fromkeys(DYNAMICS_SCALES, (d,))
-    inputs, outputs, stack, net = d + m, d, None, own._modules.get("mlp")
+    inputs, outputs, stack, net = d + m, d, None, f._modules.get("mlp")
     reason = modified("dynamics", f)
     if reason is not None:
         return reason
@@ -78,16 +77,14 @@ def dynamics_reason(f: object, kinds: Sequence[type], like: Tensor, *, eps: floa
     elif isinstance(f, MultiStepDynamics):
         inputs, outputs = d + f.horizon * m + f.horizon, 2 * d if f.stochastic else d
         shapes |= dict.fromkeys(("out_mean", "out_std"), (f.horizon, d))
-    return tensors_reason("dynamics", own, like, shapes) or network_reason(
+    return tensors_reason("dynamics", f, like, shapes) or network_reason(
         "dynamics", net, inputs, outputs, like, stack=stack, eps=eps
     )
 
 
 def _chain_reason(f: ChainDynamics) -> str | None:
-    """Why a sampler's tables are not those of a chain of first order, or not those of its network."""
+    """Why a sampler's tables are not those of a chain, or not those of its network."""
     K, denoiser = f.diffusion_steps, f.denoiser
-    if f.keep is not None:
-        return "dynamics: expected a first-order sampler, got a second-order one (solver 'heun')"
     if f.noises not in (1, K + 1) or (f.noises == 1 and any(f.sigma)):
         return f"dynamics: expected {K + 1} rows of noise, or 1 where σ is 0, got {f.noises}"
     lengths = [len(x) for x in (f.times, f.c_u, f.c_net, f.sigma)]
@@ -231,7 +228,7 @@ def world_settings(
     own: list = [f.state_dim, f.action_dim, critic.critics]
     if isinstance(f, ChainDynamics):
         denoiser = f.denoiser
-        own += [f.target, tuple(f.c_u), tuple(f.c_net), tuple(f.sigma), tuple(f.times), f.noises, f.c_p, f.keep]
+        own += [f.target, tuple(f.c_u), tuple(f.c_net), tuple(f.sigma), tuple(f.times), f.noises]
         own += [denoiser.state_dim, denoiser.action_dim, denoiser.embedding_dim, denoiser.times, f.time.tolist()]
         net = denoiser.mlp
     else:

@@ -66,12 +66,12 @@ def glue(function):
 
 def ordered_part(function):
     """Decorator: the same for sums that must not be reordered; a product and a sum may still be fused."""
-    return numba.njit(**{**OPTIONS, "fastmath": {"contract"}})(function)
+    return numba.njit(**{**OPTIONS, "fastmath": {"contract"}})(function)  # pyright: ignore
 
 
 def exact_part(function):
     """Decorator: the same for arithmetic of which no rounding may change."""
-    return numba.njit(**{**OPTIONS, "fastmath": False})(function)
+    return numba.njit(**{**OPTIONS, "fastmath": False})(function)  # pyright: ignore
 
 
 class _SelfContained(JITCodeLibrary):

@@ -80,7 +80,7 @@ class _Job:
         memory = workspace(threads * room, self.dtype).data_ptr()
         row = np.zeros(JOB, dtype=np.int64)
         row[WORK:STACK] = Work(tiles=tiles, rows=rows, memory=memory, memory_length=room, **fields)
-        row[STACK:CHAIN], row[CHAIN:] = self.nets.stack, self.chain
+        row[STACK:CHAIN], row[CHAIN:] = self.nets.stack, self.chain  # pyright: ignore
         run(entry(function, DTYPES[self.dtype]), row, threads)
 
 

@@ -90,7 +90,7 @@ def describe(source: Tensor, target: Tensor) -> np.ndarray:
     sources, targets = (x.unsqueeze(0) if x.dim() == 2 else x for x in (source, target))
     return np.array(
         [
-            Copy(x.data_ptr(), *x.stride(), y.data_ptr(), y.stride(0), rows, columns)
+            Copy(x.data_ptr(), *x.stride(), y.data_ptr(), y.stride(0), rows, columns)  # pyright: ignore
             for x, y in zip(sources, targets, strict=True)
         ],
         dtype=np.int64,

@@ -8,7 +8,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from jacrec import MPC, Actor, Adjoint, Auto, BatchedPolicy, MPCConfig, PolicyGradient, mpc_update, policy_gradient
-from jacrec.control.update import CompiledProposal, Rule, propose
+from jacrec.control.update import KernelUpdate, compute_update
 from jacrec.engine.dispatch import kept_plan
 from jacrec.engine.shapes import problem as check
 from jacrec.kernels.cpu.base import threads
@@ -82,16 +82,15 @@ def test_threads_share_the_step(threads_asked, batched, updates):
 def test_the_compiled_step_is_the_one_taken(method):
     """Else all of these tests would compare plain torch with itself."""
     problem = check(*problem_of())
-    assert isinstance(propose(problem, method, Rule(1e-3)), CompiledProposal)
-    assert not isinstance(propose(problem, PLAIN, Rule(1e-3)), CompiledProposal)
-    assert not isinstance(propose(problem, method, Rule(1e-3, step="normalised")), CompiledProposal)
+    assert isinstance(compute_update(problem, method, 1e-3), KernelUpdate)
+    assert not isinstance(compute_update(problem, PLAIN, 1e-3), KernelUpdate)
 
 
 def test_options_of_the_method_count_in_a_decision(threads_asked):
     threads_asked(2)
     problem = problem_of(N=1, M=1)
     for team in (1, 2):
-        update = propose(check(*problem), Adjoint(kernel="fused", team=team), Rule(1e-2)).ascent
+        update = compute_update(check(*problem), Adjoint(kernel="fused", team=team), 1e-2).compiled
         assert team_of(update.job) == team
     with pytest.raises(ValueError, match="a format of GPUs"):
         decide(problem, Adjoint(kernel="fused", precision="tf32"))
@@ -122,7 +121,7 @@ def test_what_is_not_finite_moves_nothing(threads_asked, batched, poison, count)
     p = check(policy, world, state, torch.zeros_like(noise))
     before = {k: v.clone() for k, v in policy.named_parameters()}
     object.__setattr__(p, "noise", noise)
-    taken = propose(p, FUSED, Rule(1e-2)).take()
+    taken = compute_update(p, FUSED, 1e-2).apply()
     assert taken.accepted.tolist() == ([True, False, True] if batched else False)
     for name, parameter in policy.named_parameters():
         if batched:
@@ -183,10 +182,10 @@ def test_autograd_goes_on_where_nothing_has_changed():
 
 
 def test_a_step_is_taken_once():
-    proposal = propose(check(*problem_of()), FUSED, Rule(1e-2))
-    proposal.take()
+    update = compute_update(check(*problem_of()), FUSED, 1e-2)
+    update.apply()
     with pytest.raises(RuntimeError, match="expected one call, got a second"):
-        proposal.take()
+        update.apply()
 
 
 def test_a_policy_that_is_frozen_meanwhile_is_refused():
@@ -232,14 +231,14 @@ def test_weights_that_another_hand_changes_between_updates_are_seen():
     policy, world, state, noise = problem_of(N=1, M=3, hidden=(32, 32))
     p = check(policy, world, state, noise)
     for _ in range(3):
-        proposal = propose(p, FUSED, Rule(1e-2))
+        update = compute_update(p, FUSED, 1e-2)
         expected = policy_gradient(policy, world, state, noise, method=PLAIN)
-        torch.testing.assert_close(proposal.value, expected.value, rtol=1e-12, atol=1e-12)
-        taken = proposal.take()
+        torch.testing.assert_close(update.value, expected.value, rtol=1e-12, atol=1e-12)
+        taken = update.apply()
         torch.testing.assert_close(taken.gradient_norm, torch.stack([g.norm() for g in expected.gradient.values()]).norm())
         for parameter in policy.parameters():
             parameter.data.mul_(0.9)
-        torch.testing.assert_close(proposal.act(policy, p.state), policy(p.state), rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(update.act(policy, p.state), policy(p.state), rtol=1e-12, atol=1e-12)
         p = check(policy, world, state, noise)
 
 

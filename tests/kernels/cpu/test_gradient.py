@@ -298,9 +298,9 @@ def test_a_choice_that_cannot_be_served_raises_and_auto_falls_back(caplog):
     noise = torch.randn(1, 2, 2, 4, 11, dtype=torch.float64)
     with pytest.raises(ValueError, match=r"policy: expected .*Actor.*, got Sequential"):
         policy_gradient(strange, world, state, noise, method=FUSED)
-    from jacrec.engine import cost
+    from jacrec.engine import choice
 
-    cost._told.clear()
+    choice._logged.clear()
     for _ in range(2):
         policy_gradient(strange, world, state, noise, method=Auto())
     assert Auto().choose(check(strange, world, state, noise)) == Adjoint()

@@ -125,10 +125,6 @@ def test_a_plan_is_given_up_or_brought_up_to_date(change, hidden):
     assert relative_error({k: before[k] for k in expected}, expected) > 1e-6
 
 
-def look_back(policy, world):
-    world.dynamics.c_p, world.dynamics.keep = [0.5] * 3, [(0.1, 0.2)] * 3
-
-
 def own_forward(policy, world):
     del policy.config
     policy.forward = lambda state: torch.tanh(state[..., :3])
@@ -141,7 +137,6 @@ def same_name(policy, world):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (look_back, "expected a first-order sampler, got a second-order one"),
         (own_forward, "policy: expected the methods of Actor, got its own forward"),
         (same_name, "policy: expected mlp.act to be the 'relu'"),
     ],
