@@ -7,6 +7,7 @@ import contextlib
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -129,8 +130,7 @@ class _Worker:
 
 def _work(pipe: Any, number: int, lock: str) -> None:
     """Main function of a worker process."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole process group; the parent handles it
-    signal.signal(signal.SIGTERM, _interrupt)
+    handle_signals()
     threading.Thread(target=_exit_with_parent, daemon=True).start()
     busy = ValueError(f"{lock}: expected no other worker {number}, got one")
     with (
@@ -154,6 +154,30 @@ class _Reporter:
             self.next = now + REPORT_EVERY
             with contextlib.suppress(OSError):  # the parent is closing and will interrupt this worker
                 self.pipe.send(Progress(self.id, share))
+
+
+def handle_signals() -> None:
+    """Let SIGTERM raise KeyboardInterrupt in this process, and ignore Ctrl-C, which reaches the whole process group."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles it
+    signal.signal(signal.SIGTERM, _interrupt)
+    sys.unraisablehook = _interrupt_again
+
+
+def _interrupt_again(unraisable: "sys.UnraisableHookArgs") -> None:
+    """C code that calls back into Python, such as the kernels' compiler, drops exceptions: raise the interrupt after it."""
+    if unraisable.exc_type is not KeyboardInterrupt:
+        sys.__unraisablehook__(unraisable)
+        return
+    signal.signal(signal.SIGTERM, _interrupt)
+    # not from here, where it would be dropped as well
+    threading.Timer(0.01, _signal_main_thread).start()
+
+
+def _signal_main_thread() -> None:
+    if hasattr(signal, "pthread_kill"):  # it also ends a wait of that thread
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
+    else:
+        signal.raise_signal(signal.SIGTERM)
 
 
 def _interrupt(number: int, frame: Any) -> None:
