@@ -13,7 +13,7 @@ from typing import cast
 import jacrec.engine.gradient
 from jacrec.engine.problem import Problem
 from jacrec.engine.types import PolicyGradient
-from jacrec.kernels import graphs, served
+from jacrec.kernels import graphs, kept, served
 from jacrec.kernels.chain import chain_adjoint, chain_forward, chain_record
 from jacrec.kernels.launch import check_precision
 from jacrec.kernels.rollout import rollout_gradient, rollout_unsupported_reason, worthwhile
@@ -24,7 +24,8 @@ from jacrec.util.errors import expect_one_of
 def unsupported_reason(p: Problem, form: str) -> str | None:
     """Why these kernels cannot compute `form` ("forward" or "adjoint") of this gradient; None if they can."""
     expect_one_of("form", form, ("forward", "adjoint"))
-    return served.unsupported_reason(p)
+    facts = kept.facts(p)
+    return served.unsupported_reason(p) if facts is None else facts.unsupported_reason(p)
 
 
 def chain_at(precision: str) -> ModuleType:
