@@ -13,8 +13,9 @@ from typing import cast
 import jacrec.engine.gradient
 from jacrec.engine.problem import Problem
 from jacrec.engine.types import PolicyGradient
-from jacrec.kernels import graphs, kept, served
+from jacrec.kernels import automatic, graphs, kept, served
 from jacrec.kernels.chain import chain_adjoint, chain_forward, chain_record
+from jacrec.kernels.kept import kept_plan as kept_plan
 from jacrec.kernels.launch import check_precision
 from jacrec.kernels.rollout import rollout_gradient, rollout_unsupported_reason, worthwhile
 from jacrec.kernels.served import require_supported
@@ -69,4 +70,18 @@ def adjoint_gradient(p: Problem, *, recompute: bool = False, precision: str | No
 
 
 def _recorded(p: Problem, prepare: Callable[[], Callable[[Problem], PolicyGradient]], *options: Hashable) -> PolicyGradient:
+    p = kept.examined(p)
     return graphs.replayed(p, prepare, *options) if graphs.recordable(p) else prepare()(p)
+
+
+def auto_gradient(p: Problem) -> PolicyGradient:
+    """The gradient for `Auto`: the form by size, plain torch where kernels fail; see `jacrec.kernels.automatic`."""
+    return automatic.auto_gradient(p, FORMS)
+
+
+FORMS: dict[str, Callable[[Problem], PolicyGradient]] = {
+    "rollout": forward_gradient,
+    "forward": forward_gradient,
+    "adjoint": adjoint_gradient,
+}
+"""by `jacrec.kernels.automatic.Choice.form`"""

@@ -4,6 +4,7 @@ import operator
 import threading
 from collections import OrderedDict
 from collections.abc import Hashable, Iterator
+from dataclasses import replace
 from itertools import chain
 
 from torch import Tensor, nn
@@ -170,6 +171,12 @@ def facts(p: Problem) -> Facts | None:
             while len(_facts) > MOST:
                 _facts.popitem(last=False)
     return found
+
+
+def examined(p: Problem) -> Problem:
+    """The problem with what is known about its parts as its plan: compared with them now, and not again in this call."""
+    found = facts(p)
+    return p if found is None or found is p.plan else replace(p, plan=found)
 
 
 def forget() -> None:

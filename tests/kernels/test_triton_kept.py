@@ -8,7 +8,7 @@ from torch import nn
 
 from jacrec import World
 from jacrec.engine.shapes import problem
-from jacrec.kernels import kept, served
+from jacrec.kernels import gradient, kept, served
 from jacrec.models.activations import ACTIVATIONS
 from tests.strategies import foreign_reward
 from tests.triton_cases import imagine
@@ -39,6 +39,14 @@ def test_an_unchanged_problem_is_examined_once(args):
             problem(*args).__class__(policy, world, state, noise.float(), False)
         )
         assert examined.call_count == 2
+
+
+def test_the_modules_are_compared_once_in_a_call(args):
+    p = problem(*args)
+    gradient.auto_gradient(p)
+    with mock.patch.object(kept.Snapshot, "unchanged", autospec=True, side_effect=kept.Snapshot.unchanged) as compared:
+        gradient.auto_gradient(p)
+    assert compared.call_count == 1
 
 
 def replace_layer(policy, world):
