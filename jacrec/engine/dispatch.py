@@ -39,11 +39,12 @@ def kept_plan(policy: nn.Module, world: World, state: Tensor) -> KernelPlan | No
 
     None before the first use of the kernels, which are not loaded for it, and for what is not a policy, world and state.
     """
-    # another thread may be importing it just now
-    module = sys.modules.get(MODULES["cpu"])
-    if getattr(module, "kept", None) is None or not isinstance(world, World) or not isinstance(state, Tensor) or state.device.type != "cpu":
+    if not isinstance(world, World) or not isinstance(state, Tensor) or not state.dim():
         return None
-    return module.kept(policy, world, state) if state.dim() else None
+    # another thread may be importing it just now
+    module = sys.modules.get(MODULES.get(state.device.type, ""))
+    kept = getattr(module, {"cpu": "kept", "cuda": "kept_plan"}.get(state.device.type, ""), None)
+    return None if kept is None else kept(policy, world, state)
 
 
 def kernels(p: Problem, form: str, *, checked: bool = False) -> ModuleType:

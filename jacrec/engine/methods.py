@@ -208,6 +208,8 @@ class Auto:
             fused = kernels(problem, form, checked=True)
             if form == "multistep":
                 return fused.multistep_gradient(problem)
+            if problem.state.device.type == "cuda":
+                return fused.auto_gradient(problem)
             return fused.forward_gradient(problem) if form == "forward" else fused.adjoint_gradient(problem)
         return FORMS[form, kernel].gradient(problem)
 
