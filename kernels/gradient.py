@@ -16,7 +16,7 @@ from jacrec.engine.types import PolicyGradient
 from jacrec.kernels import automatic, graphs, kept, served
 from jacrec.kernels.chain import chain_adjoint, chain_forward, chain_record
 from jacrec.kernels.kept import kept_plan as kept_plan
-from jacrec.kernels.launch import check_precision
+from jacrec.kernels.launch import check_precision, is_compiling
 from jacrec.kernels.rollout import rollout_gradient, rollout_unsupported_reason, worthwhile
 from jacrec.kernels.served import require_supported
 from jacrec.util.errors import expect_one_of
@@ -71,12 +71,17 @@ def adjoint_gradient(p: Problem, *, recompute: bool = False, precision: str | No
 
 def _recorded(p: Problem, prepare: Callable[[], Callable[[Problem], PolicyGradient]], *options: Hashable) -> PolicyGradient:
     p = kept.examined(p)
-    return graphs.replayed(p, prepare, *options) if graphs.recordable(p) else prepare()(p)
+    return graphs.replayed(p, prepare, *options) if graphs.recordable(p) and not is_compiling() else prepare()(p)
 
 
 def auto_gradient(p: Problem) -> PolicyGradient:
     """The gradient for `Auto`: the form by size, plain torch where kernels fail; see `jacrec.kernels.automatic`."""
     return automatic.auto_gradient(p, FORMS)
+
+
+def compile_form(p: Problem, form: str) -> None:
+    """Within `jacrec.kernels.launch.compiling`: compile what a form, or "auto", launches."""
+    FORMS[automatic.choose(p).form if form == "auto" else form](p)
 
 
 FORMS: dict[str, Callable[[Problem], PolicyGradient]] = {

@@ -138,6 +138,11 @@ def compiling() -> Iterator[None]:
         _compile_only.reset(token)
 
 
+def is_compiling() -> bool:
+    """Whether launches are compiled only."""
+    return _compile_only.get()
+
+
 def start(kernel: Any, cut: Plan, *arguments: Any, groups: int = 1, **constants: Any) -> None:
     """Launch a kernel on a plan's grid (times `groups`): its tensors in order, what the compiler knows by name.
 
