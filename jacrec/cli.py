@@ -16,6 +16,7 @@ VERBS = {
     "report": "write report.md with tables and plots, for an evaluated run or a whole study",
     "demo": "all of that on embedded data, in minutes",
     "bench": "run the benchmarks of a checkout",
+    "compile": "compile a GPU's kernels for a run ahead of its first decision",
     "doctor": "check this installation, each problem with its remedy",
 }
 USAGE_ERROR, INTERRUPTED = 2, 130
