@@ -48,10 +48,10 @@ class Tile:
 TILES: dict[int, Tile] = {
     16: Tile(rows=16, columns=128, inner=32, warps=8, stages=3),
     32: Tile(rows=32, columns=128, inner=32, warps=8, stages=3),
-    64: Tile(rows=64, columns=128, inner=16, warps=8, stages=3),
+    64: Tile(rows=64, columns=64, inner=16, warps=8, stages=3),
 }
-"""By rows. The widest columns that compile without (64: with the smallest) stack for sm_90, see
-benchmarks/results/kernel_resources_sm_90.json; times are not measured. `tune` times their neighbours on the GPU at hand"""
+"""By rows. The widest columns with which every chain kernel compiles without stack for sm_90
+(benchmarks/results/kernel_resources_sm_90.json); times are not measured. `tune` times their neighbours on the GPU at hand"""
 DOUBLE = Tile(rows=16, columns=64, inner=16, warps=8, stages=2)
 """of float64: elements twice as large, products a quarter as wide"""
 

@@ -35,8 +35,9 @@ from jacrec.kernels.served import DYNAMICS_SCALES, MAX_DEPTH, MAX_WIDTH, unsuppo
 from jacrec.models.dynamics import ChainDynamics
 from jacrec.models.networks import MLP, RewardModel, TwinCritic, has_manual_derivatives
 
-ROLLOUT_TILES = (TILES[16], replace(TILES[32], columns=64), replace(TILES[64], columns=64))
-"""tiles to choose from, smallest first: up to 64 rows a layer's time is that of reading its weights. Columns as in `TILES`"""
+ROLLOUT_TILES = (TILES[16], replace(TILES[32], inner=16), TILES[64])
+"""tiles to choose from, smallest first: up to 64 rows a layer's time is that of reading its weights. Chosen as `TILES`; the
+largest takes 16 bytes of stack"""
 ROLLOUT_WAVES = 1
 """programs per multiprocessor up to which a rollout is one launch: beyond, arithmetic counts, and the separate chains carry
 fewer tangents. Not measured"""

@@ -9,13 +9,18 @@ are aligned or not), compiled up to a stage, recorded, and not run.
 
 import argparse
 import json
+import re
+import subprocess
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 from unittest import mock
 
 import torch
+import triton
 from triton._C.libtriton import ir
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
@@ -133,6 +138,17 @@ KERNELS = (
 )
 
 
+def usage(cubin: bytes) -> dict[str, int]:
+    """Registers per thread and bytes of stack per thread, as the binary says."""
+    tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        text = subprocess.run([tool, "-res-usage", file.name], capture_output=True, text=True, check=True).stdout
+    numbers = dict(re.findall(r"\b(REG|STACK):(\d+)", text))
+    return {"registers": int(numbers["REG"]), "stack": int(numbers["STACK"])}
+
+
 def zeros(*shape: int, dtype: torch.dtype, aligned: bool = True) -> torch.Tensor:
     """Zeros; unless `aligned`, at an address that 16 does not divide."""
     n = torch.Size(shape).numel()
@@ -228,6 +244,7 @@ def main() -> None:
         }
         row["integers"] = {name: kind for name, kind in done.signature.items() if kind in ("i32", "i64")}
         if "cubin" in done.asm:
+            row |= usage(done.asm["cubin"])
             row |= {"binary": len(done.asm["cubin"]), "tensor_core": "mma" in done.asm["ptx"]}
         print(json.dumps(row), flush=True)
 

@@ -99,7 +99,7 @@ def test_few_particles_take_one_launch_and_strangers_the_chains():
 
 def test_a_rollout_takes_the_smallest_tile_that_runs_at_once():
     # 10 columns: 16 rows to a particle
-    for M, rows, columns, pieces in ((1, 16, 128, 1), (64, 16, 128, 1), (132, 16, 128, 1), (200, 32, 64, 1), (500, 64, 64, 1)):
+    for M, rows, columns, pieces in ((1, 16, 128, 1), (64, 16, 128, 1), (132, 16, 128, 1), (200, 32, 128, 1), (500, 64, 64, 1)):
         policy, world, state, noise = imagine(1, M, 4, False, dict(hidden=(200,)), 0)
         p = problem(policy.float(), world.to(torch.float32), state.float(), noise.float())
         with mock.patch.object(rollout, "multiprocessors", return_value=132):
