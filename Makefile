@@ -1,8 +1,9 @@
-# make demo   install, then data -> train -> eval -> report on embedded data (QUICK=1: a one-minute smoke)
-# make test   install, then the whole test suite
-# make lint   ruff and pyright
-# make bench  the benchmarks that this machine can run
-# make bench-gpu  on a machine with a GPU, torch and triton, nothing else needed: every kernel checked, tuned and timed
+# make demo      install, then data -> train -> eval -> report on a built-in task (QUICK=1: every stage in about a minute)
+# make test      install, then the whole test suite
+# make lint      ruff and pyright
+# make bench     the benchmarks that this machine can run
+# make bench-gpu on a machine with a GPU, torch and triton and nothing else: check, tune and time every kernel
+# make bounds    the tests of the core with the lowest and the newest versions of what jacrec requires
 
 PYTHON ?= python3
 VENV := .venv
@@ -11,14 +12,15 @@ PIP := $(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check 
 STAMP := $(VENV)/.installed
 WORKERS ?= 2
 QUICK ?=
+TEST ?=
 
-.PHONY: install demo test lint bench bench-gpu clean
+.PHONY: install demo test lint bench bench-gpu bounds clean
 
 install: $(STAMP)
 
-# torch first: on a machine without a GPU the bare requirement would bring gigabytes of CUDA packages
-$(STAMP): pyproject.toml constraints.txt
-	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "jacrec needs Python 3.11 or newer, got %s; say make PYTHON=python3.11" % sys.version.split()[0])'
+# torch first: on a machine without a GPU the bare requirement could bring gigabytes of CUDA packages
+$(STAMP): pyproject.toml setup.py constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "jacrec needs Python 3.11 or newer, got %s; try make PYTHON=python3.11" % sys.version.split()[0])'
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) torch==2.13.0
 	$(PIP) -e ".[test,video]"
@@ -28,23 +30,35 @@ $(VENV)/.linters: $(STAMP)
 	$(PIP) -e ".[dev]"
 	touch $(VENV)/.linters
 
+# pyright does not follow jacrec/kernels.py to the folder kernels/; these links show it as an installation has it
+build/types:
+	mkdir -p build/types/jacrec
+	ln -s ../../../kernels build/types/jacrec/kernels
+	ln -s ../../../jacrec/__init__.py build/types/jacrec/__init__.py
+
 demo: install
 	$(BIN)/jacrec demo $(if $(QUICK),--quick)
 
 # one torch thread per worker: more would oversubscribe the cores
 test: install
-	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS)
+	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) $(TEST)
 
-lint: $(VENV)/.linters
+lint: $(VENV)/.linters build/types
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 
 bench: install
 	$(BIN)/jacrec bench
 
-# with the machine's own Python, which holds its CUDA torch
+# with the machine's own Python, which has its CUDA build of torch
 bench-gpu:
 	$(PYTHON) benchmarks/gpu.py
 
+bounds:
+	$(PYTHON) tests/bounds.py lowest
+	$(PYTHON) tests/bounds.py newest
+
+# the examples that hypothesis has found (.hypothesis) are kept
 clean:
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache

@@ -1,4 +1,4 @@
-"""A control loop under a deadline, decision after decision: times, misses, memory, context switches."""
+"""A control loop with a deadline: decision times, misses, memory, context switches."""
 
 import gc
 import os
@@ -23,19 +23,19 @@ from jacrec.envs.physics import make_env
 
 QUANTILES = (0.5, 0.9, 0.99, 0.999, 0.9999)
 LOOKS = (1_000, 10_000)
-"""decisions after which memory is looked at, besides at the begin and at the end. Python's lists of freed objects fill for
-some thousand decisions; after that nothing is to grow"""
+"""numbers of decisions after which memory is measured, in addition to start and end. Python's free lists fill during the first
+thousands of decisions; afterwards memory must not grow"""
 
 
 @dataclass(frozen=True)
 class Setting:
-    """One loop to run."""
+    """Settings of one loop."""
 
     model: str
     """kind of world model, `problems.MODELS`"""
     K: int
     updates_asked: int
-    """E, at most"""
+    """maximum E"""
     threads: int
     decisions: int
     deadline_ms: float = 8.0
@@ -43,9 +43,9 @@ class Setting:
     H: int = 5
     width: int = 256
     paced: bool = False
-    """a decision every `deadline_ms`, as a control loop makes them, instead of one after the other"""
+    """one decision every `deadline_ms`, as in a control loop, instead of back to back"""
     collector: bool = False
-    """leave Python's garbage collector running; it rests otherwise (`jacrec.control.deadline.realtime`)"""
+    """keep Python's garbage collector enabled; it is disabled otherwise (`jacrec.control.deadline.realtime`)"""
 
     @property
     def size(self) -> Size:
@@ -53,7 +53,7 @@ class Setting:
 
 
 class Hopper:
-    """Gymnasium's Hopper-v4, stepped by the actions it is given; a new episode, with the next seed, where one ends."""
+    """Gymnasium's Hopper-v4; when an episode ends, the next one starts with the next seed."""
 
     def __init__(self) -> None:
         self.env = make_env("Hopper-v4", disable_env_checker=True)
@@ -61,7 +61,7 @@ class Hopper:
         self.observation = self.env.reset(seed=0)[0]
 
     def step(self, action: np.ndarray) -> bool:
-        """One control interval of simulated time; whether another episode has begun."""
+        """Advance by one control interval; whether a new episode has started."""
         self.observation, _, terminated, truncated, _ = self.env.step(action)
         if over := terminated or truncated:
             self.seed += 1
@@ -70,10 +70,10 @@ class Hopper:
 
 
 def measure(setting: Setting, every: int | None = None) -> Iterator[dict[str, Any]]:
-    """Run the loop; what it came to after each `every` decisions, and at the end.
+    """Run the loop; yields a summary after every `every` decisions and at the end.
 
-    The weights are random (time does not depend on them) and ψ moves as it does in control: carried from decision to
-    decision, restored at every episode's begin.
+    The weights are random, since time does not depend on them. ψ is updated as in control: carried over between decisions and
+    reset at the start of every episode.
     """
     use_threads(setting.threads)
     case = make(setting.size)
@@ -90,11 +90,11 @@ def measure(setting: Setting, every: int | None = None) -> Iterator[dict[str, An
         for i in range(setting.decisions):
             due = log.next_tick() if setting.paced else None
             switches = preemptions()
-            begun = due if due is not None else time.perf_counter()
+            started = due if due is not None else time.perf_counter()
             action = control.act(hopper.observation)
             ended = time.perf_counter()
             assert control.last is not None
-            log.add(ended - begun, len(control.last.objective), preemptions() - switches)
+            log.add(ended - started, len(control.last.objective), preemptions() - switches)
             if hopper.step(action):
                 control.new_episode()
             if (i + 1) % every == 0 or i + 1 == setting.decisions:
@@ -102,11 +102,11 @@ def measure(setting: Setting, every: int | None = None) -> Iterator[dict[str, An
 
 
 class Log:
-    """What the decisions did so far."""
+    """Statistics of the decisions so far."""
 
     def __init__(self, setting: Setting):
         self.setting, self.n = setting, 0
-        # all memory now: the log itself must not grow
+        # preallocated: the log itself must not grow
         self.seconds = np.zeros(setting.decisions)
         self.updates = np.zeros(setting.decisions, np.int64)
         self.preempted = np.zeros(setting.decisions, bool)
@@ -114,14 +114,14 @@ class Log:
         self.memory: list[dict[str, int | None]] = []
 
     def begin(self) -> None:
-        """The loop begins now."""
+        """Start the loop."""
         self.others, self.environment = Others(), environment() | {"cores": os.cpu_count()}
         self.usage, self.started = resource.getrusage(resource.RUSAGE_SELF), time.perf_counter()
         self.tick = self.started
         self.memory.append({"decisions": 0, **memory()})
 
     def next_tick(self) -> float:
-        """Wait for the next multiple of the control interval; its time. Asleep at first, awake in the last 0.5 ms."""
+        """Wait for the next multiple of the control interval (spinning for the last 0.5 ms); its time."""
         interval = self.setting.deadline_ms * 1e-3
         self.tick += interval * max(1, -(-(time.perf_counter() - self.tick) // interval))
         while (left := self.tick - time.perf_counter()) > 0:
@@ -130,14 +130,14 @@ class Log:
         return self.tick
 
     def add(self, seconds: float, updates: int, preemptions: int) -> None:
-        """One decision."""
+        """Add a decision."""
         self.seconds[self.n], self.updates[self.n], self.preempted[self.n] = seconds, updates, preemptions > 0
         self.n += 1
         if self.n in LOOKS and self.n < self.setting.decisions:
             self.memory.append({"decisions": self.n, **memory()})
 
     def summary(self) -> dict[str, Any]:
-        """The decisions so far, as a row of the results."""
+        """A row of the results for the decisions so far."""
         now = memory()
         ms, updates = 1e3 * self.seconds[: self.n], self.updates[: self.n]
         late = ms > self.setting.deadline_ms
@@ -163,12 +163,12 @@ class Log:
 
 
 def preemptions() -> int:
-    """How often any thread of this process has had to leave its core so far."""
+    """Number of involuntary context switches of all threads of this process."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
 
 
 def memory() -> dict[str, int | None]:
-    """Bytes of this process in memory, bytes that malloc has given out, blocks and objects that Python holds."""
+    """Resident bytes of this process, bytes allocated by malloc, and blocks and objects allocated by Python."""
     statm = Path("/proc/self/statm")
     resident = int(statm.read_text().split()[1]) * resource.getpagesize() if statm.exists() else None
     given = malloc_information()
@@ -182,7 +182,7 @@ def memory() -> dict[str, int | None]:
 
 @cache
 def malloc_information() -> Callable[[], int] | None:
-    """A function that asks glibc how many bytes are in use; None where there is another library."""
+    """A function that returns glibc's number of bytes in use; None if the C library is not glibc."""
 
     class Mallinfo2(Structure):
         _fields_ = [
@@ -209,6 +209,6 @@ def malloc_information() -> Callable[[], int] | None:
 
     def in_use() -> int:
         found: Any = ask()
-        return found.uordblks + found.hblkhd  # of the heaps, and of the large blocks that are mapped
+        return found.uordblks + found.hblkhd  # in heaps, and in large mapped blocks
 
     return in_use

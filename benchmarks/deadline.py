@@ -1,9 +1,9 @@
 """Does `MPC(deadline_ms=8)` keep Hopper's control interval? Misses, quantiles and memory over many decisions.
 
-Every setting runs in a process of its own, on a real Hopper-v4 (MuJoCo) that is stepped by the actions, with networks of the
-paper's sizes and random weights. A decision's time is the caller's: from the observation to the action. With one update (E 1)
-time is left over; with many, updates fill the interval as far as the controller dares. Results are written as they come:
-benchmarks/results/deadline.json and .md. A hundred thousand decisions take up to 14 minutes for each setting.
+Every setting runs in its own process, on a real Hopper-v4 (MuJoCo) stepped with the actions, with networks of the paper's
+sizes and random weights. Decision times are measured by the caller, from observation to action. With one update (E 1) there is
+time to spare; with many, updates fill the interval as far as the controller permits. Results are written continuously to
+benchmarks/results/deadline.json and .md. A hundred thousand decisions take up to 14 minutes per setting.
 
     python benchmarks/deadline.py
     python benchmarks/deadline.py --quick
@@ -26,25 +26,25 @@ from harness import RESULTS, as_usual, usable_cores, write
 STEPS = {"diffusion": 10, "meanflow": 1}
 """world models and their network evaluations per transition, K"""
 MANY = 10_000
-"""updates that no interval holds"""
+"""more updates than fit into an interval"""
 QUICK = 2_000
 EVERY = 5_000
-"""decisions between two writings of the results"""
+"""decisions between two writes of the results"""
 
 
 def rows(setting: Setting, every: int = EVERY) -> Iterator[dict[str, Any]]:
-    """`measure(setting)` in a process of its own: its threads and its memory are nobody else's."""
+    """`measure(setting)` in its own process, with its own threads and memory."""
     command = [sys.executable, __file__, "--one", json.dumps(asdict(setting)), "--every", str(every)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         for line in process.stdout:
             yield {**asdict(setting), **json.loads(line)}
     if process.returncode:
-        raise SystemExit(f"{setting}: the process ended with status {process.returncode}")
+        raise SystemExit(f"{setting}: the process failed with status {process.returncode}")
 
 
 def line(row: dict[str, Any]) -> str:
-    """A row for the terminal."""
+    """A result as one line of text."""
     ms, (*_, before, now) = row["ms"], row["memory"]
     grown = "" if now["rss"] is None else f"  RSS {now['rss'] / 2**20:.0f} MiB ({(now['rss'] - before['rss']) / 2**20:+.1f})"
     return (
@@ -55,19 +55,19 @@ def line(row: dict[str, Any]) -> str:
 
 
 def share(row: dict[str, Any]) -> str:
-    """How many decisions missed the deadline."""
+    """The fraction of decisions that missed the deadline, as text."""
     return f"{row['misses']} ({row['misses'] / row['decided']:.3%})"
 
 
 def name(row: dict[str, Any]) -> str:
-    """A setting in words."""
+    """Description of a setting."""
     E = "many" if row["updates_asked"] == MANY else row["updates_asked"]
     ways = ", paced" * row["paced"] + ", collector on" * row["collector"]
     return f"{row['model']} K {row['K']}, E {E}, {row['threads']} thread{'s' * (row['threads'] > 1)}{ways}"
 
 
 def markdown(found: list[dict[str, Any]]) -> str:
-    """The results as a page."""
+    """The results in Markdown."""
     first, where = found[0], found[0]["environment"]
     lines = [
         f"# A deadline of {first['deadline_ms']:g} ms on Hopper",
@@ -117,7 +117,7 @@ def markdown(found: list[dict[str, Any]]) -> str:
 
 
 def settings(options: argparse.Namespace) -> list[Setting]:
-    """The product of the options; more threads than cores are left out."""
+    """All combinations of the options, without more threads than cores."""
     threads = [t for t in options.threads if t <= usable_cores()]
     n = QUICK if options.quick else options.decisions
     return [
@@ -127,19 +127,19 @@ def settings(options: argparse.Namespace) -> list[Setting]:
 
 
 def main(arguments: list[str] | None = None) -> list[dict[str, Any]]:
-    """Run, print, write; returns what was written."""
+    """Run, print and write; the result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", choices=STEPS, default=list(STEPS))
-    parser.add_argument("--updates", nargs="+", type=int, default=[1, MANY], help="E at most; 10000 fills the interval")
+    parser.add_argument("--updates", nargs="+", type=int, default=[1, MANY], help="maximum E; 10000 fills the interval")
     parser.add_argument("--threads", nargs="+", type=int, default=[1, 2])
     parser.add_argument("--decisions", type=int, default=100_000)
     parser.add_argument("--deadline-ms", type=float, default=8.0)
-    parser.add_argument("--paced", action="store_true", help="one decision per deadline, instead of one after the other")
-    parser.add_argument("--collector", action="store_true", help="leave Python's garbage collector running")
+    parser.add_argument("--paced", action="store_true", help="one decision per deadline instead of back to back")
+    parser.add_argument("--collector", action="store_true", help="keep Python's garbage collector enabled")
     parser.add_argument("--quick", action="store_true", help=f"{QUICK} decisions")
-    parser.add_argument("--json", type=Path, help="where the results go; benchmarks/results for the usual settings")
+    parser.add_argument("--json", type=Path, help="output path (default for standard settings: benchmarks/results)")
     parser.add_argument("--one", help=argparse.SUPPRESS)
-    parser.add_argument("--every", type=int, default=EVERY, help="decisions between two writings of the results")
+    parser.add_argument("--every", type=int, default=EVERY, help="decisions between two writes of the results")
     options = parser.parse_args(arguments)
     if options.one is not None:
         for row in measure(Setting(**json.loads(options.one)), options.every):
@@ -156,7 +156,7 @@ def main(arguments: list[str] | None = None) -> list[dict[str, Any]]:
                 path.with_suffix(".md").write_text(markdown(done + latest), encoding="utf-8")
         done += latest
         print(line(latest[0]), flush=True)
-    print(f"written: {path}" if path else "settings of your own: nothing was written; --json PATH keeps the results")
+    print(f"written: {path}" if path else "non-standard settings: nothing was written; use --json PATH to keep the results")
     return done
 
 

@@ -1,8 +1,8 @@
-"""Time of one decision, `MPC.act`, as a control loop sees it, against the time step of the environment it would control.
+"""Time of one decision, `MPC.act`, compared with the time step of the environment.
 
-One environment first: median, 99th percentile and the slowest decision in milliseconds, and the share of the time step.
-Then N environments in lock-step, `MPC(batch=N)`, with the ratio to one: what N decisions cost if made together. Weights are
-random: time does not depend on them. Writes benchmarks/results/decision_speed_<device>_<machine>.json.
+First for one environment: median, 99th percentile and maximum in milliseconds, and the share of the time step. Then for N
+environments in lock-step, `MPC(batch=N)`, with the ratio to N = 1. Weights are random, since time does not depend on them.
+Writes benchmarks/results/decision_speed_<device>_<machine>.json.
 
     python benchmarks/decision_speed.py
     python benchmarks/decision_speed.py --tasks hopper --particles 64 --horizon 3 --updates 2 --json /tmp/decisions.json
@@ -18,37 +18,38 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from harness import as_usual, environment, percentiles, slug, synchronise, use_threads, write
+from harness import as_usual, environment, percentiles, record, slug, synchronise, use_threads
 from problems import MODELS, TASKS, Size, make
 
 from jacrec import MPC, MPCConfig
+from jacrec.experimental import ExperimentalConfig
 
 TIME_STEPS = {"hopper": 0.008, "halfcheetah": 0.05, "walker2d": 0.008}
 """seconds between actions: the model's time step times frame_skip (Gymnasium's Hopper-v4 and Walker2d-v4: 0.002 · 4,
-HalfCheetah-v4: 0.01 · 5); used where gymnasium is not installed to be asked"""
+HalfCheetah-v4: 0.01 · 5); used if gymnasium is not installed"""
 ENVIRONMENTS = {"hopper": "Hopper-v4", "halfcheetah": "HalfCheetah-v4", "walker2d": "Walker2d-v4"}
 DECISION_GOALS = (("hopper", "diffusion", 16, 5, 10, 1, 8.0), ("hopper", "meanflow", 16, 5, 1, 1, 1.5))
-"""task, world model, M, H, K, E, and the milliseconds that a decision may take"""
+"""task, world model, M, H, K, E, and the milliseconds permitted per decision"""
 CHEAP = (("ddim", 3), ("flow", 4), ("meanflow", 1), ("deterministic", 1), ("ensemble", 1), ("multistep", 1))
-"""world models of few network evaluations, and how many"""
+"""world models with few network evaluations, and their number"""
 OBJECTIVES = ("decoupled-critic", "decoupled-one-step")
-"""what ψ may ascend besides the return, timed with MeanFlow"""
+"""other objectives than the return, timed with MeanFlow"""
 LOCKSTEP_GOAL = (10, 3.0)
-"""N and how many times one decision they may cost together"""
+"""N and the permitted ratio of their joint time to one decision"""
 
 
 def time_step_ms(task: str) -> tuple[float | None, str]:
-    """Milliseconds between two actions of the real environment, and where that was read; None where there is none."""
+    """Milliseconds between two actions of the real environment (None if unknown), and its name."""
     if task not in TIME_STEPS:
         return None, "no environment"
     try:
         gymnasium, mujoco = (importlib.import_module(name) for name in ("gymnasium", "mujoco"))
     except ImportError:
         return 1e3 * TIME_STEPS[task], "constant"
-    mujoco.set_mju_user_warning(lambda message: None)  # else MuJoCo writes a log file here, on an attribute of the model
+    mujoco.set_mju_user_warning(lambda message: None)  # otherwise MuJoCo writes a log file about an attribute of the model
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # that there are newer versions of the environments
+            warnings.simplefilter("ignore")  # warnings about newer versions of the environments
             env = gymnasium.make(ENVIRONMENTS[task])
     finally:
         mujoco.set_mju_user_warning(None)
@@ -59,7 +60,7 @@ def time_step_ms(task: str) -> tuple[float | None, str]:
 
 @dataclass(frozen=True)
 class Ask:
-    """How decisions are made and measured."""
+    """How decisions are made and timed."""
 
     updates: int
     device: str
@@ -68,20 +69,21 @@ class Ask:
 
 
 def decisions(size: Size, ask: Ask, *, batch: int | None = None, objective: str = "return") -> dict:
-    """Milliseconds of `MPC.act` on numpy observations, one after the other: p50, p99 and the most, and how many were made."""
+    """Milliseconds of sequential `MPC.act` calls on numpy observations: median, p99 and maximum, and the number of calls."""
     case = make(size, device=ask.device)
-    config = MPCConfig(horizon=size.H, particles=size.M, updates=ask.updates, objective=objective)
-    controller = MPC(case.policy, case.world, config, batch=batch)
+    config = MPCConfig(horizon=size.H, particles=size.M, updates=ask.updates)
+    update = ExperimentalConfig(objective=objective).make_update()
+    controller = MPC(case.policy, case.world, config, batch=batch, update=update)
     rng = np.random.default_rng(0)
     shape = (size.d,) if batch is None else (batch, size.d)
     observations = rng.standard_normal((ask.repetitions + 3, *shape)).astype(np.float32)
     samples: list[float] = []
     for i, observation in enumerate(observations):
         synchronise(ask.device)
-        begun = time.perf_counter()
+        started = time.perf_counter()
         controller.act(observation)
         if i >= 3:
-            samples.append(1e3 * (time.perf_counter() - begun))
+            samples.append(1e3 * (time.perf_counter() - started))
         if sum(samples) > 1e3 * ask.budget and len(samples) >= 10:
             break
     numbers = percentiles(samples, (50, 99))
@@ -89,7 +91,7 @@ def decisions(size: Size, ask: Ask, *, batch: int | None = None, objective: str 
 
 
 def goal_lines(rows: list[dict], lockstep: list[dict]) -> list[str]:
-    """The goals of the module's constants, reached or not."""
+    """Whether the goals given by the module's constants are reached."""
     lines = []
     for *wanted, limit in DECISION_GOALS:
         task, model, M, H, K, E = wanted
@@ -112,23 +114,23 @@ def goal_lines(rows: list[dict], lockstep: list[dict]) -> list[str]:
 
 
 def main(arguments: list[str] | None = None) -> dict:
-    """Time, print, write; returns what was written."""
+    """Time, print and write; the result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tasks", nargs="+", choices=TASKS, default=["hopper", "halfcheetah"])
     parser.add_argument("--particles", nargs="+", type=int, default=[1, 16, 64], help="M")
     parser.add_argument("--horizon", nargs="+", type=int, default=[3, 5], help="H")
-    parser.add_argument("--models", nargs="+", choices=MODELS, help="world models; all unless told")
+    parser.add_argument("--models", nargs="+", choices=MODELS, help="world models (default: all)")
     parser.add_argument("--steps", type=int, default=10, help="K denoising steps of the diffusion")
     parser.add_argument("--width", type=int, default=256)
-    parser.add_argument("--updates", type=int, default=1, help="E gradient steps a decision")
+    parser.add_argument("--updates", type=int, default=1, help="E gradient steps per decision")
     parser.add_argument("--batch", nargs="*", type=int, default=[1, 2, 5, 10, 20], help="N environments in lock-step")
-    parser.add_argument("--batch-particles", type=int, default=16, help="M of the lock-step part")
-    parser.add_argument("--batch-horizon", type=int, default=5, help="H of the lock-step part")
+    parser.add_argument("--batch-particles", type=int, default=16, help="M in lock-step")
+    parser.add_argument("--batch-horizon", type=int, default=5, help="H in lock-step")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--repetitions", type=int, default=200, help="decisions")
-    parser.add_argument("--budget", type=float, default=2.0, help="seconds a setting; at least ten decisions are made")
-    parser.add_argument("--threads", type=int, help="cores to use; all unless told")
-    parser.add_argument("--json", type=Path, help="where the results go; benchmarks/results for the usual sizes")
+    parser.add_argument("--repetitions", type=int, default=200, help="number of decisions")
+    parser.add_argument("--budget", type=float, default=2.0, help="seconds per setting; at least ten decisions are made")
+    parser.add_argument("--threads", type=int, help="cores to use (default: all)")
+    parser.add_argument("--json", type=Path, help="output path (default for standard sizes: benchmarks/results)")
     options = parser.parse_args(arguments)
     use_threads(options.threads)
     ask = Ask(options.updates, options.device, options.repetitions, options.budget)
@@ -161,7 +163,7 @@ def main(arguments: list[str] | None = None) -> dict:
         for N in options.batch:
             size = Size(task, options.batch_particles, options.batch_horizon, options.steps, options.width)
             ms = decisions(size, ask, batch=N)
-            one = one or ms["median"] / N  # the first N is the unit
+            one = one or ms["median"] / N  # ratios are relative to the first N
             ratio = ms["median"] / one
             lockstep.append({**asdict(size), "N": N, "updates": options.updates, "ms": ms, "ratio_to_one": round(ratio, 3)})
             name = f"{task} M {size.M} H {size.H} × {N} in lock-step"
@@ -169,10 +171,7 @@ def main(arguments: list[str] | None = None) -> dict:
     goals = goal_lines(rows, lockstep)
     print("\n".join(goals))
     result = {"environment": environment(options.device), "rows": rows, "lockstep": lockstep, "goals": goals}
-    if options.json or as_usual(parser, options):
-        print(f"written: {write(f'decision_speed_{slug(options.device)}', result, options.json)}")
-    else:
-        print("sizes or threads of your own: nothing was written; --json PATH keeps the results")
+    record(f"decision_speed_{slug(options.device)}", result, options.json, as_usual(parser, options))
     return result
 
 

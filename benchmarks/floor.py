@@ -1,33 +1,33 @@
-"""The physical limit of one gradient: multiply-adds, bytes and sequential steps, counted, and the rates that price them.
+"""The physical lower limit of one gradient: counts of multiply-adds, bytes and sequential steps, and measured rates.
 
-Counted is the adjoint form, which needs the fewest rows: one value and one cotangent per particle. P(L) is the number of
-weights of a network L, w its width, e the step embedding's, B = N·M particles, R_j the rows at step j: N at j = 0, where
-the particles still agree, N·M after it.
+The counts are those of the adjoint form, which needs the fewest rows: one value and one cotangent per particle. P(L) is the
+number of weights of a network L, w its width, e the width of the step embedding, B = N·M particles, and R_j the rows at step
+j: N at j = 0, where all particles coincide, and N·M afterwards.
 
     denoiser, first layer's (s, a) part   2 H B w (d+m)         values and cotangents, once per transition
     denoiser, the rest                    2 H K B (w d + P(hidden) + d w)
     level table                           K w e                 once per gradient
     reward                                2 P(reward) Σ_{j<H} R_j
     critic                                2 P(both critics) R_H
-    ensemble                              the network that a row draws counts, not all of them
-    multi-step model                      w d + 2 H B (w m + P(later layers)): one s̃_0, and the actions are a running sum
+    ensemble                              only the network drawn for a row
+    multi-step model                      w d + 2 H B (w m + P(later layers)): one s̃_0, actions by a running sum
     policy, values                        P(policy) Σ_{j≤H} R_j
     policy, Π_sᵀ w                        P(policy) Σ_{1≤j≤H} R_j
     policy, w Π_ψ                         (2 P(policy) − w d) Σ_j R_j   cotangents down to the first layer, outer products
 
-A fused form saves a little of that (the policy's cotangents serve Π_s and Π_ψ alike); jacrec's plain adjoint spends P(policy)
-Σ_j R_j more on evaluating the policy again for the contraction. `count` has both, and a test compares it with torch's own
-counter of operations.
+A fused form saves a little of that (the policy's cotangents are shared by Π_s and Π_ψ); jacrec's plain adjoint spends
+P(policy) Σ_j R_j more on evaluating the policy again for the contraction. `count` returns both, and a test compares it with
+torch's operation counter.
 
-The three limits, of which the largest is the floor:
+The floor is the largest of three limits:
 
-* arithmetic: 2 multiply-adds / the rate of matrix products in the same precision (CPU: 256³, of all threads together or as
-  many times one thread's, whichever is more: torch's threads wait for each other, a fused kernel's need not);
-* bytes: every layer call reads its weights once, at the rate at which the threads together read as many bytes as the
-  denoiser's weights have (CPU: from their own caches; GPU: from its L2);
-* latency: layers that wait for each other, H·K·layers twice (and the policy's and the critic's). CPU: one thread reads
-  the weights of them all, for to split a layer would cost a synchronisation of the threads. GPU: a matrix-vector product
-  of the width, as one kernel among others in a captured graph, for each.
+* arithmetic: 2 multiply-adds divided by the rate of matrix products in the same precision (CPU: 256³, with all threads, or
+  the rate of one thread times the number of threads, whichever is higher, since a fused kernel's threads need not wait);
+* bytes: every layer call reads its weights once, at the rate at which all threads together read as many bytes as the
+  denoiser's weights (CPU: from their caches; GPU: from L2);
+* latency: sequentially dependent layers, 2·H·K·layers, plus those of policy and critic. CPU: one thread reads the weights of
+  all of them, since splitting a layer would require synchronisation. GPU: one matrix-vector product of the width per layer,
+  as a kernel in a captured graph.
 """
 
 import time
@@ -44,32 +44,32 @@ from jacrec.models.networks import MLP
 
 @dataclass(frozen=True)
 class Count:
-    """What one gradient takes at least."""
+    """The minimum work of one gradient."""
 
     multiply_adds: int
-    """of the form with fewest rows"""
+    """of the form with the fewest rows"""
     repeated: int
-    """multiply-adds that jacrec's plain adjoint form spends besides"""
+    """additional multiply-adds of jacrec's plain adjoint form"""
     weight_bytes: int
-    """read by all layer calls together, if every call reads its weights once"""
+    """bytes read by all layer calls, if every call reads its weights once"""
     dependent_calls: int
-    """layer calls that wait for each other"""
+    """sequentially dependent layer calls"""
     dependent_bytes: int
-    """the weights that they read"""
+    """bytes of the weights read by them"""
 
 
 @dataclass(frozen=True)
 class Rates:
-    """What the machine does, measured in the run that uses it."""
+    """Rates of the machine, measured in the run that uses them."""
 
     flops: float
-    """of matrix products, per second: 256³ on a CPU, 8192³ on a GPU"""
+    """operations per second of matrix products: 256³ on a CPU, 8192³ on a GPU"""
     bytes: float
-    """read per second by all threads together"""
+    """bytes per second read by all threads together"""
     thread_bytes: float
-    """read per second by one thread; a GPU's: the same as `bytes`"""
+    """bytes per second read by one thread; on a GPU equal to `bytes`"""
     dependent_call: float
-    """seconds of one (w, w) matrix-vector product among kernels that wait for each other; 0 on a CPU"""
+    """seconds per (w, w) matrix-vector product in a chain of dependent kernels; 0 on a CPU"""
 
 
 @dataclass(frozen=True)
@@ -90,12 +90,12 @@ class Floor:
 
 
 def weights(mlp: MLP) -> int:
-    """P: weights of all layers (of all networks of a stack), biases apart."""
+    """P: the number of weights of all layers (of all networks of a stack), without biases."""
     return sum(layer.weight.numel() for layer in mlp.layers)
 
 
 def count(case: Case) -> Count:
-    """The count of the module's docstring, for N = 1."""
+    """The counts of the module's docstring, for N = 1."""
     size, mlp = case.size, case.network
     B, H, K, d = size.M, size.H, size.K, size.d
     rows = [1] + [B] * H  # R_j
@@ -107,23 +107,23 @@ def count(case: Case) -> Count:
     embedding = w * mlp.in_dim - inputs - latent
     recurrent = denoiser - inputs - embedding  # W_u and the other layers
     counted = 2 * H * B * (inputs + K * recurrent) + K * embedding
-    if isinstance(case.dynamics, MultiStepDynamics):  # all of the embedding is the prefix of actions and a table of the steps
+    if isinstance(case.dynamics, MultiStepDynamics):  # the embedding consists of the prefix of actions and a table of the steps
         counted = w * d * (H > 0) + 2 * H * B * (w * size.m + recurrent)
     counted += 2 * reward * sum(rows[:H]) + 2 * critic * rows[H]
     counted += policy * sum(rows) + policy * sum(rows[1:]) + (2 * policy - policy_first) * sum(rows)
     layers = len(mlp.layers)
     policy_layers, critic_layers = len(case.policy.mlp.layers), len(case.world.critic.mlp.layers)  # pyright: ignore
-    # values: H+1 policies, H chains, a critic; cotangents: the same but for the policy at step 0
+    # values: H+1 policies, H chains, one critic; cotangents: the same without the policy at step 0
     dependent = 2 * H * K * layers + (2 * H + 1) * policy_layers + 2 * critic_layers
     chain = 2 * H * (inputs + K * recurrent)
     read = chain + K * embedding + 2 * H * reward + 2 * critic + (2 * H + 3) * policy
-    dependent_read = chain + (2 * H + 1) * policy + critic  # its two networks do not wait for each other
+    dependent_read = chain + (2 * H + 1) * policy + critic  # its two networks are independent
     each = first.element_size()
     return Count(counted, policy * sum(rows), read * each, dependent, dependent_read * each)
 
 
 def floor(counted: Count, rates: Rates) -> Floor:
-    """The limits of a count at the machine's rates."""
+    """The limits for a count at the machine's rates."""
     return Floor(
         arithmetic=2e3 * counted.multiply_adds / rates.flops,
         bytes=1e3 * counted.weight_bytes / rates.bytes,
@@ -133,7 +133,7 @@ def floor(counted: Count, rates: Rates) -> Floor:
 
 @torch.no_grad()
 def measure_rates(width: int, dtype: torch.dtype, device: str) -> Rates:
-    """The machine's rates with the threads that torch has; a third of a second."""
+    """Measure the machine's rates with torch's number of threads; takes a third of a second."""
     on_gpu = device == "cuda"
     n = 8192 if on_gpu else 256  # one 256³ product would not fill a GPU
     x, y = (torch.randn(n, n, dtype=dtype, device=device) for _ in range(2))
@@ -157,7 +157,7 @@ def measure_rates(width: int, dtype: torch.dtype, device: str) -> Rates:
 
 
 def dependent_kernel(width: int, dtype: torch.dtype) -> float:
-    """Seconds of one matrix-vector product among sixty of a captured graph that wait for each other."""
+    """Seconds per matrix-vector product in a captured graph of sixty dependent ones."""
     layers = [torch.randn(width, width, dtype=dtype, device="cuda") / width**0.5 for _ in range(3)]
     vectors = [torch.randn(width, dtype=dtype, device="cuda") for _ in range(2)]
 
@@ -173,14 +173,14 @@ def dependent_kernel(width: int, dtype: torch.dtype) -> float:
 
 
 def best(call: Callable[[], object], device: str, seconds: float = 0.08) -> float:
-    """The time of a call, least of many within `seconds`: a rate of the machine, not of its other work."""
+    """Minimum time of a call over many calls within `seconds`, to exclude other work of the machine."""
     call()
     least, until = float("inf"), time.perf_counter() + seconds
     while time.perf_counter() < until:
         synchronise(device)
-        begun = time.perf_counter()
+        started = time.perf_counter()
         for _ in range(5):
             call()
         synchronise(device)
-        least = min(least, (time.perf_counter() - begun) / 5)
+        least = min(least, (time.perf_counter() - started) / 5)
     return least

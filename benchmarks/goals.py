@@ -1,4 +1,4 @@
-"""What the gradient benchmark is to reach, and whether the rows of a run reach it."""
+"""The goals of the gradient benchmark, and whether the rows of a run reach them."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -8,17 +8,17 @@ from peers import CONTESTANTS
 
 @dataclass(frozen=True)
 class Goal:
-    """A ratio that every row it applies to has to have."""
+    """A ratio required of every row the goal applies to."""
 
     what: str
     least: float
     applies: Callable[[dict], bool]
     ratio: Callable[[dict, str], float | None]
-    """(row, one of jacrec's contestants) -> the ratio; None where a row cannot tell"""
+    """(row, contestant of jacrec) -> ratio; None if it is undefined for the row"""
 
 
 def median(row: dict, name: str) -> float | None:
-    """A contestant's median in milliseconds; "best peer" and "best of ours" are the least of those."""
+    """A contestant's median in milliseconds; "best peer" and "best of ours" are the minima of these groups."""
     if name in ("best peer", "best of ours"):
         ours = name == "best of ours"
         return min((ms["median"] for c, ms in row["ms"].items() if CONTESTANTS[c].ours == ours), default=None)
@@ -26,7 +26,7 @@ def median(row: dict, name: str) -> float | None:
 
 
 def faster_than(peer: str, least: float, applies: Callable[[dict], bool]) -> Goal:
-    """So many times as fast as a peer."""
+    """Goal: this many times as fast as a peer."""
 
     def ratio(row: dict, own: str) -> float | None:
         theirs, ours = median(row, peer), median(row, own)
@@ -36,7 +36,7 @@ def faster_than(peer: str, least: float, applies: Callable[[dict], bool]) -> Goa
 
 
 def of_the_floor(least: float, applies: Callable[[dict], bool]) -> Goal:
-    """A share of the physical limit."""
+    """Goal: this share of the physical limit."""
 
     def ratio(row: dict, own: str) -> float | None:
         ours = median(row, own)
@@ -46,7 +46,7 @@ def of_the_floor(least: float, applies: Callable[[dict], bool]) -> Goal:
 
 
 def less_memory_than(peer: str, least: float, applies: Callable[[dict], bool]) -> Goal:
-    """So many times less peak memory than a peer."""
+    """Goal: this many times less peak memory than a peer."""
 
     def ratio(row: dict, own: str) -> float | None:
         peaks = row["peak_bytes"]
@@ -88,21 +88,21 @@ GOALS = {
 
 
 def evaluate(rows: list[dict], device: str) -> list[dict]:
-    """Each goal that some row can tell: by what Auto takes, and by the fastest of jacrec's methods in each row."""
+    """Evaluate each goal with at least one applicable row, for Auto and for the fastest of jacrec's methods in each row."""
     found = []
     for goal in GOALS[device]:
-        told = [(ratio, row) for row in rows if goal.applies(row) and (ratio := goal.ratio(row, "auto")) is not None]
-        if told:
-            least, worst = min(told, key=lambda pair: pair[0])
-            best = [goal.ratio(row, "best of ours") or 0.0 for _, row in told]
+        applicable = [(ratio, row) for row in rows if goal.applies(row) and (ratio := goal.ratio(row, "auto")) is not None]
+        if applicable:
+            least, worst = min(applicable, key=lambda pair: pair[0])
+            best = [goal.ratio(row, "best of ours") or 0.0 for _, row in applicable]
             found.append(
                 {
                     "what": goal.what,
                     "goal": goal.least,
-                    "M": sorted({row["M"] for _, row in told}),
-                    "sizes": len(told),
+                    "M": sorted({row["M"] for _, row in applicable}),
+                    "sizes": len(applicable),
                     "least": round(least, 3),
-                    "most": round(max(ratio for ratio, _ in told), 3),
+                    "most": round(max(ratio for ratio, _ in applicable), 3),
                     "least_at": f"{worst['task']} M {worst['M']} H {worst['H']}",
                     "least_of_the_fastest": round(min(best), 3),
                 }
@@ -111,7 +111,7 @@ def evaluate(rows: list[dict], device: str) -> list[dict]:
 
 
 def sentence(g: dict) -> str:
-    """A goal as it is printed."""
+    """The outcome of a goal in one sentence."""
     met = "reached" if g["least"] >= g["goal"] else "NOT reached"
     return (
         f"goal: M in {g['M']}, {g['goal']:.2g}× {g['what']}: {met}; Auto {g['least']:.2f}× (at {g['least_at']}) to "

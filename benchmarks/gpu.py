@@ -1,9 +1,9 @@
-"""Everything that a GPU can tell, in one command and under ten minutes: `make bench-gpu`, or `python benchmarks/gpu.py`.
+"""All GPU measurements in one command, in under ten minutes: `make bench-gpu` or `python benchmarks/gpu.py`.
 
-Needs torch >= 2.11 and triton >= 3.6 with CUDA, and numpy; no gymnasium, mujoco or minari, and no installation of jacrec
-(the checkout is put on PYTHONPATH). Runs the kernels' tests compiled, times the chain's kernels in every precision and
-their tiles, whole gradients against their peers, decisions and training, and writes benchmarks/results/. A part that fails
-or outlasts its time makes the exit status 1; what had to be left out is named at the end with the reason.
+Requires torch >= 2.11 and triton >= 3.6 with CUDA, and numpy, but not gymnasium, mujoco or minari, nor an installation of
+jacrec (the checkout is put on PYTHONPATH). Runs the kernel tests with compiled kernels; times the chain's kernels in every
+precision and tile size, whole gradients against their peers, decisions and training; writes benchmarks/results/. The exit
+status is 1 if a part fails or exceeds its time. Skipped parts are listed at the end with the reason.
 
     python benchmarks/gpu.py
     python benchmarks/gpu.py --seconds 280 --skip tests tiles
@@ -22,22 +22,22 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
 LEAST_SECONDS = 5.0
-"""a part that has less is not begun"""
+"""minimum remaining time for starting a part"""
 NEEDED = {"torch": (2, 11), "triton": (3, 6)}
 
 
 @dataclass(frozen=True)
 class Part:
-    """A step of the run."""
+    """A part of the run."""
 
     name: str
     command: tuple[str, ...]
     """arguments to Python"""
     most_seconds: float
     needs: tuple[str, ...] = ()
-    """modules without which it is left out"""
+    """modules it requires"""
     option: str = ""
-    """an option without which its script is left out"""
+    """an option that its script must have"""
 
 
 PARTS = (
@@ -82,7 +82,7 @@ PARTS = (
 
 
 def lacking() -> str | None:
-    """Why nothing can be measured here, as a sentence; None if it can."""
+    """Why nothing can be measured on this machine; None if it can."""
     for name, least in NEEDED.items():
         wanted = ".".join(map(str, least))
         try:
@@ -102,7 +102,7 @@ def lacking() -> str | None:
 
 
 def surroundings() -> dict[str, str]:
-    """The environment of the parts: jacrec from this checkout, kernels compiled and not interpreted."""
+    """Environment variables of the parts: jacrec from this checkout, kernels compiled."""
     variables = {**os.environ, "PYTHONUNBUFFERED": "1"}
     variables.pop("TRITON_INTERPRET", None)
     path = [str(ROOT), str(HERE), *filter(None, [os.environ.get("PYTHONPATH")])]
@@ -111,7 +111,7 @@ def surroundings() -> dict[str, str]:
 
 
 def run_part(part: Part, seconds: float) -> str:
-    """Run it for at most so long; "done", or why it is not."""
+    """Run a part with a time limit; "done", or the reason why it is not."""
     missing = [name for name in part.needs if find_spec(name) is None]
     if missing:
         return f"left out: needs {', '.join(missing)}"
@@ -128,10 +128,10 @@ def run_part(part: Part, seconds: float) -> str:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run all parts that time allows; the exit status."""
+    """Run all parts that fit into the time; the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seconds", type=float, default=570.0, help="for everything together")
-    parser.add_argument("--skip", nargs="+", choices=[p.name for p in PARTS], default=[], help="parts to leave out")
+    parser.add_argument("--seconds", type=float, default=570.0, help="total time")
+    parser.add_argument("--skip", nargs="+", choices=[p.name for p in PARTS], default=[], help="parts to skip")
     options = parser.parse_args(arguments)
     reason = lacking()
     if reason is not None:
@@ -141,9 +141,9 @@ def main(arguments: list[str] | None = None) -> int:
     outcomes = {}
     for part in PARTS:
         if part.name not in options.skip:
-            begun = time.monotonic()
-            outcomes[part.name] = run_part(part, min(part.most_seconds, until - begun))
-            print(f"== {part.name}: {outcomes[part.name]}, {time.monotonic() - begun:.0f} s", flush=True)
+            started = time.monotonic()
+            outcomes[part.name] = run_part(part, min(part.most_seconds, until - started))
+            print(f"== {part.name}: {outcomes[part.name]}, {time.monotonic() - started:.0f} s", flush=True)
     print("\n".join(f"{name}: {outcome}" for name, outcome in outcomes.items()))
     print(f"results: {(HERE / 'results').relative_to(ROOT)}")
     return 0 if all(outcome == "done" or outcome.startswith("left out") for outcome in outcomes.values()) else 1

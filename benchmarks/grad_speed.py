@@ -1,10 +1,10 @@
 """Time of one policy gradient: jacrec's methods against torch and JAX, on the same weights and noise.
 
-First all gradients of a size are compared with reverse mode in float64; nothing is timed unless they agree. Then, by
-contestant: milliseconds (median, p20–p80), peak memory, the ratio to every peer, the share of the floor (benchmarks/floor.py
-counts it: multiply-adds, bytes, sequential layers, at rates measured in the same run), the error in the timed precision, and
-for jacrec's own where the time goes (benchmarks/phases.py). The goals are evaluated at the end. Writes
-benchmarks/results/grad_speed_<device>_<machine>.json and a plot beside it; runs of other sizes write where --json says.
+First, all gradients of a size are compared with reverse mode in float64; nothing is timed unless they agree. Then the
+following is reported per contestant: milliseconds (median, p20–p80), peak memory, the ratio to every peer, the share of the
+floor (benchmarks/floor.py: multiply-adds, bytes and sequential layers, at rates measured in the same run), the error in the
+timed precision, and for jacrec's methods the time per phase (benchmarks/phases.py). The goals are evaluated at the end. Writes
+benchmarks/results/grad_speed_<device>_<machine>.json and a plot next to it; non-standard sizes require --json.
 
     python benchmarks/grad_speed.py                         # under two minutes on two cores
     python benchmarks/grad_speed.py --full                  # more horizons and tasks
@@ -33,11 +33,11 @@ from problems import MODELS, ONE_EVALUATION, TASKS, Case, Entry, Size, Unavailab
 AGREEMENT = 1e-10
 """largest relative difference of a gradient from reverse mode's, both in float64"""
 CROWDED, ATTEMPTS = 0.05, 2
-"""share of the machine that other processes may have while a size is timed; how often it is timed in the hope for less"""
+"""permitted share of other processes while a size is timed, and the number of attempts"""
 CHEAP = (("ddim", 3), ("flow", 4), ("meanflow", 1), ("deterministic", 1), ("ensemble", 1), ("multistep", 1))
-"""world models of few network evaluations, and how many"""
+"""world models with few network evaluations, and their number"""
 OWN_ERRORS = 4
-"""where a contestant has no float64: how many times reverse mode's own error in the timed precision it may have"""
+"""permitted ratio of the error to reverse mode's error in the timed precision, for contestants without float64"""
 
 
 def disagreement(gradient: torch.Tensor, reference: torch.Tensor) -> float:
@@ -47,21 +47,21 @@ def disagreement(gradient: torch.Tensor, reference: torch.Tensor) -> float:
 
 @dataclass
 class Examined:
-    """What is known of the contestants of a case before they are timed, by name."""
+    """Properties of a case's contestants determined before timing, by name."""
 
     errors64: dict[str, float] = field(default_factory=dict)
-    """relative distance from reverse mode's gradient, both in float64; of those that have it"""
+    """relative distance to reverse mode's gradient in float64, for contestants that support it"""
     errors: dict[str, float] = field(default_factory=dict)
-    """relative distance of the gradient in the case's precision from that"""
+    """relative distance of the gradient in the timed precision to that float64 gradient"""
     peak: dict[str, int | None] = field(default_factory=dict)
-    """bytes, see `peak_memory`; measured right after float64, so that workspace kept for the next call is made anew"""
+    """bytes, see `peak_memory`; measured right after float64, so that cached workspaces are allocated again"""
 
 
 def examine(case: Case, entries: dict[str, Entry], device: str) -> Examined:
     """Errors and memory of all contestants.
 
     Raises:
-        SystemExit: one of them computes something else.
+        SystemExit: a contestant computes something else.
     """
     found = Examined()
     double = case.to(dtype=torch.float64)
@@ -88,8 +88,8 @@ def examine(case: Case, entries: dict[str, Entry], device: str) -> Examined:
 
 
 def peak_memory(name: str, entry: Entry, device: str) -> int | None:
-    """The most bytes held at once above the start: torch's allocator's (benchmarks/memory.py) and, of jacrec's methods,
-    Python's and numpy's besides; JAX's by its compiler."""
+    """Peak bytes above the start: of torch's allocator (benchmarks/memory.py), for jacrec's methods also of Python and numpy;
+    for JAX as reported by its compiler."""
     if name.startswith("jax"):
         return entry.peak_bytes
     if device == "cuda":
@@ -115,7 +115,7 @@ def measure_size(
     repetitions: int = 9,
     budget: float = 1.0,
 ) -> dict:
-    """One row of the results: agreement, then times, memory, errors and phases by contestant."""
+    """One row of the results: agreement; times, memory, errors and phases by contestant."""
     case = make(size, dtype=dtype, device=device)
     entries: dict[str, Entry] = {}
     absent: dict[str, str] = {}
@@ -165,7 +165,7 @@ def measure(
     budget: float = 1.0,
     show: bool = False,
 ) -> list[dict]:
-    """Rows of the results, one for each size, for the contestants of those names. (`jacrec bench calibrate` fits on them.)"""
+    """Rows of the results, one per size, for the named contestants."""
     rates: dict[int, floor.Rates] = {}
     rows = []
     for size in sizes:
@@ -180,14 +180,14 @@ def measure(
 
 
 def parser() -> argparse.ArgumentParser:
-    """The options; sizes that are not given depend on the device and on --full."""
+    """The options; default sizes depend on the device and on --full."""
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--tasks", nargs="+", choices=TASKS, help="dimensions of state and action")
     p.add_argument("--particles", nargs="+", type=int, help="M")
     p.add_argument("--horizon", nargs="+", type=int, help="H")
     p.add_argument("--steps", nargs="+", type=int, help="K denoising steps")
     p.add_argument("--models", nargs="+", choices=MODELS, help=f"kinds of world models; K is 1 for {', '.join(ONE_EVALUATION)}")
-    p.add_argument("--width", nargs="+", type=int, help="of the denoiser's and reward model's three hidden layers")
+    p.add_argument("--width", nargs="+", type=int, help="width of the three hidden layers of denoiser and reward model")
     p.add_argument("--full", action="store_true", help="H 1, 3 and 5, all task dimensions")
     p.add_argument("--dtype", choices=("float32", "float64"), default="float32")
     p.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
@@ -199,15 +199,15 @@ def parser() -> argparse.ArgumentParser:
         help="; ".join(f"'{c.name}' ({c.what})" for c in CONTESTANTS.values()),
     )
     p.add_argument("--repetitions", type=int, default=9)
-    p.add_argument("--budget", type=float, default=0.3, help="seconds a contestant and size")
-    p.add_argument("--threads", type=int, help="cores left to all contestants; all cores unless told")
-    p.add_argument("--json", type=Path, help="where the results go")
-    p.add_argument("--plot", type=Path, help="where the plot goes; beside the results unless told")
+    p.add_argument("--budget", type=float, default=0.3, help="seconds per contestant and size")
+    p.add_argument("--threads", type=int, help="cores for the contestants (default: all)")
+    p.add_argument("--json", type=Path, help="output path")
+    p.add_argument("--plot", type=Path, help="path of the plot (default: next to the results)")
     return p
 
 
 def chosen_sizes(options: argparse.Namespace) -> list[Size]:
-    """The product of the options; by default hopper with H = 3 and halfcheetah with H = 5, and `CHEAP` models on hopper."""
+    """All combinations of the options; by default hopper with H = 3 and halfcheetah with H = 5, and `CHEAP` models on hopper."""
     gpu = options.device == "cuda"
     particles = options.particles or ([1, 16, 64, 256, 4096] if gpu else [1, 4, 16, 64, 256])
     steps, widths = options.steps or [20 if gpu else 10], options.width or [256]
@@ -232,7 +232,7 @@ def chosen_sizes(options: argparse.Namespace) -> list[Size]:
 
 
 def main(arguments: list[str] | None = None) -> dict:
-    """Compare, time, print, write; returns what was written."""
+    """Compare, time, print and write; the result."""
     options = parser().parse_args(arguments)
     use_threads(options.threads)
     names = options.contestants or [c.name for c in CONTESTANTS.values() if options.device in c.default_on]
@@ -250,7 +250,7 @@ def main(arguments: list[str] | None = None) -> dict:
     reached = goals.evaluate(rows, options.device)
     result = {"environment": where, "goals": reached, "rows": rows}
     if not options.json and not as_usual(parser(), options, "full", "plot"):
-        print("sizes, contestants or threads of your own: nothing was written; --json PATH keeps the results")
+        print("non-standard sizes, contestants or threads: nothing was written; use --json PATH to keep the results")
         return result
     path = write(f"grad_speed_{slug(options.device)}", result, options.json)
     print(f"written: {path}")

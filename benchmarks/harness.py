@@ -1,4 +1,4 @@
-"""Shared by the benchmarks: what ran where, timing by repetition, results on disk."""
+"""Shared by the benchmarks: description of the environment, timing, writing of results."""
 
 import argparse
 import json
@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-os.environ.setdefault("KINETO_LOG_LEVEL", "9")  # the profiler that counts memory reports its every start
+os.environ.setdefault("KINETO_LOG_LEVEL", "9")  # the memory profiler logs every start
 
 import torch
 
@@ -22,7 +22,7 @@ from jacrec.evaluation.versions import versions
 
 RESULTS = Path(__file__).parent / "results"
 
-# run as `python benchmarks/NAME.py`, a script finds this file beside it; the tests' oracles it finds through here
+# scripts run as `python benchmarks/NAME.py`; this makes the tests' oracles importable
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 
@@ -46,7 +46,7 @@ def environment(device: str = "cpu") -> dict:
 
 
 def machine(device: str = "cpu") -> str:
-    """The name of the processor or of the GPU."""
+    """The name of the processor or GPU."""
     if device == "cuda":
         return torch.cuda.get_device_name()
     cpuinfo = Path("/proc/cpuinfo")
@@ -55,21 +55,21 @@ def machine(device: str = "cpu") -> str:
 
 
 def slug(device: str = "cpu") -> str:
-    """The machine as part of a file's name: device, processor and, on a CPU, the number of usable cores."""
+    """The machine as part of a file name: device, processor and, for a CPU, the number of usable cores."""
     name = re.sub(r"[^a-z0-9]+", "-", machine(device).lower()).strip("-")
     return f"{device}_{name}" if device == "cuda" else f"{device}_{name}_{usable_cores()}_cores"
 
 
 def usable_cores() -> int:
-    """How many cores this process may use."""
+    """Number of cores available to this process."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def use_threads(threads: int | None) -> int:
-    """Let every contestant have this many threads, by leaving the process this many cores; the number that it got.
+    """Limit the process to this many cores, and thereby all contestants to this many threads; the number of threads.
 
-    Call it before JAX or Numba are imported: they size their pools by the cores they find. Where cores cannot be chosen
-    (not Linux), torch alone is told.
+    Call it before JAX or Numba are imported, since they size their thread pools by the available cores. If cores cannot be
+    restricted (not Linux), only torch's threads are limited.
     """
     if threads is not None:
         if hasattr(os, "sched_setaffinity"):
@@ -88,28 +88,28 @@ def timed(
     warm: int = 2,
     budget: float | None = None,
 ) -> dict[str, dict[str, float]]:
-    """Milliseconds per call: median, p20 and p80 by contestant, after `warm` calls that are not timed.
+    """Milliseconds per call: median, p20 and p80 by contestant, after `warm` untimed calls.
 
-    The contestants take turns, so that what else the machine does falls on all of them alike.
+    The contestants take turns, so that other load affects all of them equally.
 
     Args:
-        repetitions: timed calls of each.
-        turns: in how many turns they are made; every call is a turn of its own unless told.
-        settle: calls at the start of a turn that are not timed. Another contestant's threads may still spin for the next
-            work when the turn begins, and its data fill the caches; 1 lets a contestant be timed as if it were alone.
-        budget: seconds for a contestant; one that would take longer makes fewer calls, at least three, and does not settle.
+        repetitions: timed calls per contestant.
+        turns: number of turns over which they are spread (default: one call per turn).
+        settle: untimed calls at the start of a turn. The previous contestant's threads may still be spinning, and its data
+            fill the caches; with 1, a contestant is timed as if it ran alone.
+        budget: seconds per contestant; slower ones make fewer calls, at least three, without settling.
     """
     samples: dict[str, list[float]] = {name: [] for name in contestants}
 
     def once(call: Callable[[], object]) -> float:
         synchronise(device)
-        begun = time.perf_counter()
+        started = time.perf_counter()
         call()
         synchronise(device)
-        return time.perf_counter() - begun
+        return time.perf_counter() - started
 
     turns = turns or repetitions
-    in_turn: dict[str, tuple[int, int]] = {}  # calls of a turn that are not timed, and that are
+    in_turn: dict[str, tuple[int, int]] = {}  # untimed and timed calls per turn
     for name, call in contestants.items():
         seconds = min(once(call) for _ in range(warm))
         slow = budget is not None and seconds * repetitions > budget
@@ -125,19 +125,19 @@ def timed(
 
 
 class Others:
-    """What other processes took of the machine's processors since this was made; 0 where nobody counts (not Linux)."""
+    """Share of the processors used by other processes since creation; 0 if unknown (not Linux)."""
 
     def __init__(self) -> None:
-        self.begun = self._now()
+        self.started = self._now()
 
     def share(self) -> float:
-        """Of the time of all processors of the machine, from 0 to 1."""
-        wall, busy, own = (now - begun for now, begun in zip(self._now(), self.begun, strict=True))
+        """Share of the time of all processors, from 0 to 1."""
+        wall, busy, own = (now - started for now, started in zip(self._now(), self.started, strict=True))
         return max(0.0, busy - own) / (wall * (os.cpu_count() or 1)) if wall > 0 else 0.0
 
     @staticmethod
     def _now() -> tuple[float, float, float]:
-        """Seconds: of the clock, of work of all processors, of work of this process."""
+        """Seconds of wall time, of work of all processors, and of work of this process."""
         stat = Path("/proc/stat")
         if not stat.exists():
             return time.perf_counter(), 0.0, 0.0
@@ -147,25 +147,33 @@ class Others:
 
 
 def synchronise(device: str) -> None:
-    """Wait for what the device still does."""
+    """Wait for pending work of the device."""
     if device == "cuda":
         torch.cuda.synchronize()
 
 
 def percentiles(values: list[float], at: tuple[int, ...] = (20, 50, 80)) -> dict[str, float]:
-    """{"p20": …, "median": …, "p80": …} of some numbers, to four places."""
+    """{"p20": …, "median": …, "p80": …} of the values, rounded to four decimals."""
     names = ["median" if p == 50 else f"p{p}" for p in at]
     return dict(zip(names, np.percentile(values, at).round(4).tolist(), strict=True))
 
 
 def as_usual(parser: argparse.ArgumentParser, options: argparse.Namespace, *free: str) -> bool:
-    """Whether all options but --json and the `free` ones have their defaults: such results belong in benchmarks/results."""
+    """Whether all options except --json and the `free` ones have their defaults, so that results belong in benchmarks/results."""
     changed = {name for name, value in vars(options).items() if value != parser.get_default(name)}
     return changed <= {"json", *free}
 
 
+def record(name: str, result: dict, path: Path | None, standard: bool) -> None:
+    """Write the result to `path`, or to benchmarks/results if the options are `standard`, and print what was done."""
+    if path is not None or standard:
+        print(f"written: {write(name, result, path)}")
+    else:
+        print("non-standard options: nothing was written; use --json PATH to keep the results")
+
+
 def write(name: str, result: dict, path: Path | None = None) -> Path:
-    """benchmarks/results/NAME.json, or `path`; indented so that a change can be read."""
+    """Write benchmarks/results/NAME.json, or `path`, indented for readable diffs; the path."""
     path = path or RESULTS / f"{name}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")

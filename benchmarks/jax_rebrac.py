@@ -1,11 +1,11 @@
-"""ReBRAC in JAX, as a contestant: the reference's updates, jitted, a `lax.scan` over many of them.
+"""ReBRAC in JAX as a contestant: the reference's updates, jitted, in a `lax.scan`.
 
-The scan runs over pairs of updates, the first of which moves the actor (policy_freq = 2), so that no branch is left in
-the compiled loop. Batches and noise are handed in, drawn beforehand: JAX is not charged for its random numbers.
+The scan runs over pairs of updates, of which the first updates the actor (policy_freq = 2), so that the compiled loop has no
+branch. Batches and noise are drawn beforehand, so random numbers are not included in JAX's time.
 
-As a script this is the process that `training_speed.py` times: JAX chooses its number of threads from the processors that
-it may use, so a count of threads needs a process of its own. It answers on standard output, one line of JSON per line of
-input, with the milliseconds per update of one run of the scan.
+As a script, this is the process timed by `training_speed.py`: JAX chooses its number of threads from the available processors,
+so every thread count needs its own process. For each line of input it prints one line of JSON with the milliseconds per update
+of one run of the scan.
 
     python benchmarks/jax_rebrac.py --batch 256 --threads 1
 """
@@ -21,7 +21,7 @@ import numpy as np
 
 
 class Learner(NamedTuple):
-    """The whole state of training; `critics` leaves lead with the critic's number where they are stacked."""
+    """The state of training; if the critics are stacked, the leading axis of `critics` leaves is the critic."""
 
     actor: Any
     critics: Any
@@ -34,9 +34,9 @@ class Learner(NamedTuple):
 def make_scan(config: Any, form: str = "heads"):
     """jit of (learner, rows, index (pairs, 2, B), noise (pairs, 2, B, m)) -> learner and the critics' losses (pairs, 2).
 
-    Parameters are lists of layers (W (in, out), b, gain, offset), the last two None where a layer is not normalised. The
-    critics are a list of two networks with `form` = "heads", one network of stacked leaves under `vmap` with "vmap": the
-    reference's own form.
+    Parameters are lists of layers (W (in, out), b, gain, offset), the last two None if a layer is not normalised. With
+    `form` = "heads", the critics are a list of two networks; with "vmap", as in the reference, one network of stacked leaves
+    under `vmap`.
     """
     import jax
     import jax.numpy as jnp
@@ -97,7 +97,7 @@ def make_scan(config: Any, form: str = "heads"):
         return learner._replace(
             actor=actor,
             actor_adam=state,
-            target_actor=towards(learner.target_actor, learner.actor),  # the actor from before its update
+            target_actor=towards(learner.target_actor, learner.actor),  # with the actor before its update
             target_critics=towards(learner.target_critics, learner.critics),
         )
 
@@ -121,7 +121,7 @@ def make_scan(config: Any, form: str = "heads"):
 
 
 def from_torch(learner: Any, form: str = "heads") -> Learner:
-    """The state of a `jacrec.training.stages.rebrac.ReBRAC` that has made no update yet, in JAX's arrays and its dtype."""
+    """The initial state of a `jacrec.training.stages.rebrac.ReBRAC` as JAX arrays of the same dtype."""
     import jax
     import jax.numpy as jnp
 
@@ -155,7 +155,7 @@ def from_torch(learner: Any, form: str = "heads") -> Learner:
 
 
 def drawn(stage: Any, pairs: int) -> tuple[Any, Any, Any]:
-    """The data's rows, and index (pairs, 2, B) and noise (pairs, 2, B, m) of the stage's first updates."""
+    """The rows of the data, and index (pairs, 2, B) and noise (pairs, 2, B, m) of the stage's first updates."""
     import jax.numpy as jnp
 
     index, noise = zip(*(stage.stream.at(update) for update in range(2 * pairs)), strict=True)
@@ -168,9 +168,9 @@ def drawn(stage: Any, pairs: int) -> tuple[Any, Any, Any]:
 
 
 def disagreement(stage: Any, form: str = "heads", pairs: int = 10) -> float:
-    """The largest difference of any weight, of the networks and of their targets, after `2 * pairs` updates of both.
+    """The largest difference of any weight of networks and target networks after `2 * pairs` updates of both.
 
-    `stage` is a fresh `ReBRACStage`; in float64 JAX has to be told so before its first array (`jax_enable_x64`).
+    `stage` is a fresh `ReBRACStage`; float64 requires `jax_enable_x64` before the first JAX array.
     """
     import jax
 
@@ -184,17 +184,17 @@ def disagreement(stage: Any, form: str = "heads", pairs: int = 10) -> float:
 
 
 def main() -> None:
-    """The process that is timed."""
+    """Main function of the timed process."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dims", type=int, nargs=2, default=[11, 3])
     parser.add_argument("--width", type=int, default=256)
     parser.add_argument("--batch", type=int, default=256)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--updates", type=int, default=8, help="in one scan; an even number")
+    parser.add_argument("--updates", type=int, default=8, help="updates per scan, an even number")
     parser.add_argument("--form", choices=("heads", "vmap"), default="heads")
-    parser.add_argument("--check", action="store_true", help="compare with the hand-written updates in float64, and end")
+    parser.add_argument("--check", action="store_true", help="only compare with the hand-written updates in float64")
     options = parser.parse_args()
-    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: options.threads])  # before JAX counts them
+    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: options.threads])  # before JAX counts the processors
 
     import jax
     import torch
@@ -219,11 +219,11 @@ def main() -> None:
         learner, losses = jax.block_until_ready(run(learner, rows, index, noise))
     print(json.dumps({"jax": jax.__version__, "updates": 2 * pairs}), flush=True)
     for _ in sys.stdin:
-        begun = time.perf_counter()
+        started = time.perf_counter()
         learner, losses = jax.block_until_ready(run(learner, rows, index, noise))
-        elapsed = 1e3 * (time.perf_counter() - begun)
+        elapsed = 1e3 * (time.perf_counter() - started)
         if not np.isfinite(losses).all():
-            raise SystemExit("JAX: expected finite losses, got others")
+            raise SystemExit("JAX: expected finite losses, got non-finite ones")
         print(json.dumps({"ms": elapsed / (2 * pairs)}), flush=True)
 
 

@@ -1,13 +1,12 @@
-"""Peak memory of one policy gradient against the number K of denoising steps: Forward's does not grow with it.
+"""Peak memory of one policy gradient against the number K of denoising steps: it is constant for Forward.
 
-Each contestant runs in a process of its own, on hopper's sizes (d = 11, m = 3; actor and denoiser 3×256, reward 3×512,
-twin critic 3×256), M = 256 particles, H = 3, float32, after a warm-up. What is counted is the most that torch's
-allocator held at one moment above what it held at the start (networks, state and the noise (M, H, K+1, d), which is the
-caller's):
+Each contestant runs in its own process, with hopper's sizes (d = 11, m = 3; actor and denoiser 3×256, reward 3×512,
+twin critic 3×256), M = 256 particles, H = 3, float32, after a warm-up. The peak is the maximum held by
+torch's allocator minus what it held at the start (networks, state and the caller's noise (M, H, K+1, d)):
 
-* CPU: the running sum of the allocator's own record of every allocation and release (torch.profiler, profile_memory).
-  It is exact, temporaries inside operations included, and the same in every run. The growth of the process's peak
-  resident set stands beside it: it includes the allocator's fragmentation and the libraries' buffers.
+* CPU: the running sum of all allocations and releases recorded by torch.profiler (profile_memory), which is exact,
+  reproducible, and includes temporaries inside operations. The growth of the process's peak resident set is reported, too;
+  it includes fragmentation and the libraries' buffers.
 * CUDA: torch.cuda.max_memory_allocated, minus what was allocated at the start.
 
 `python benchmarks/memory.py` prints the table and writes benchmarks/results/memory_<device>.json; `--device cuda`.
@@ -38,7 +37,7 @@ MIB = 2**20
 
 
 def problem(K: int, device: str) -> tuple[Actor, World, torch.Tensor, torch.Tensor]:
-    """Policy, world, state (d,) and noise (M, H, K+1, d) of the same random numbers in every process."""
+    """Policy, world, state (d,) and noise (M, H, K+1, d), with the same random numbers in every process."""
     torch.manual_seed(0)
     actor = Actor(D, M_ACTION)
     actor.mlp.initialise()
@@ -47,7 +46,7 @@ def problem(K: int, device: str) -> tuple[Actor, World, torch.Tensor, torch.Tens
 
 
 def peak_cpu(function: Callable[[], PolicyGradient]) -> tuple[PolicyGradient, int]:
-    """The function's result, and the most bytes that torch's CPU allocator held during it above the start."""
+    """The result of a function, and the peak bytes of torch's CPU allocator above the start."""
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
         result = function()
     events = [e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"]  # pyright: ignore
@@ -69,13 +68,13 @@ def peak_cuda(function: Callable[[], PolicyGradient]) -> tuple[PolicyGradient, i
 
 
 def gradient(problem: tuple[Actor, World, torch.Tensor, torch.Tensor], method: str) -> PolicyGradient:
-    """What is measured."""
+    """The measured computation."""
     actor, world, state, noise = problem
     return policy_gradient(actor, world, state, noise, method=METHODS[method])
 
 
 def measure(method: str, K: int, device: str) -> dict:
-    """One contestant in this process."""
+    """Measure one contestant in this process."""
     torch.set_num_threads(1)
     actor, world, state, noise = asked = problem(K, device)
     gradient((actor, world, state, noise[:2, :1]), method)
@@ -83,7 +82,7 @@ def measure(method: str, K: int, device: str) -> dict:
     gradient(asked, method)
     resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - resident
     _, peak = (peak_cuda if device == "cuda" else peak_cpu)(lambda: gradient(asked, method))
-    # agreement is shown in float64: in float32 one ReLU that rounds to the other side of zero makes 1e-4
+    # compared in float64: in float32, a single ReLU rounded to the other side of zero changes 1e-4
     exact = actor.to(torch.float64), world.to(torch.float64), state.to(torch.float64), noise.to(torch.float64)
     result = gradient(exact, method)
     flat = torch.cat([g.reshape(-1).cpu() for g in result.gradient.values()])
@@ -99,7 +98,7 @@ def measure(method: str, K: int, device: str) -> dict:
 
 
 def in_fresh_process(method: str, K: int, device: str) -> dict:
-    """`measure` in a new Python."""
+    """`measure` in a new process."""
     command = [sys.executable, __file__, "--device", device, "--one", method, str(K)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
@@ -108,7 +107,7 @@ def in_fresh_process(method: str, K: int, device: str) -> dict:
 
 
 def disagreement(rows: list[dict]) -> float:
-    """Largest relative difference between the methods' gradients at one K: of the norm and eight random projections."""
+    """Largest relative difference between the methods' gradients at one K, in the norm and eight random projections."""
     worst = 0.0
     for K in STEPS:
         probes = torch.tensor([row["probes"] for row in rows if row["K"] == K], dtype=torch.float64)
@@ -117,7 +116,7 @@ def disagreement(rows: list[dict]) -> float:
 
 
 def table(rows: list[dict], key: str, unit: float) -> str:
-    """One line a method, one column a K, and the ratio of the last to the first."""
+    """One line per method, one column per K, and the ratio of the last to the first column."""
     lines = [f"{'':20s}" + "".join(f"{f'K = {K}':>12s}" for K in STEPS) + f"{f'K={STEPS[-1]} / K={STEPS[0]}':>16s}"]
     for method in METHODS:
         values = [row[key] / unit for row in rows if row["method"] == method]
@@ -127,7 +126,7 @@ def table(rows: list[dict], key: str, unit: float) -> str:
 
 
 def main(arguments: list[str] | None = None) -> list[dict]:
-    """Measure everything, print the tables, write the JSON; returns the rows."""
+    """Measure, print the tables and write the JSON; the rows."""
     parser = argparse.ArgumentParser(description="Peak memory of one policy gradient against K.")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--one", nargs=2, metavar=("METHOD", "K"), help="measure one contestant here and print JSON")

@@ -1,6 +1,6 @@
-"""The contestants of the gradient benchmark: jacrec's own methods and what torch offers. JAX's are in `peers_jax`.
+"""The contestants of the gradient benchmark: jacrec's methods and torch's; those of JAX are in `peers_jax`.
 
-A contestant takes a `Case` and answers with an `Entry`, or raises `Unavailable` with the reason why it cannot take part.
+A contestant prepares a `Case` and returns an `Entry`, or raises `Unavailable` with the reason.
 """
 
 import time
@@ -20,20 +20,20 @@ from jacrec.engine.types import PolicyGradient
 
 @dataclass(frozen=True)
 class Contestant:
-    """A way to the gradient."""
+    """A way to compute the gradient."""
 
     name: str
     what: str
     prepare: Callable[[Case], Entry]
     ours: bool = False
     default_on: tuple[str, ...] = ("cpu", "cuda")
-    """devices where it takes part without being named"""
+    """devices on which it takes part by default"""
     dissected: bool = False
-    """whether it is made of the pieces that `phases` times"""
+    """whether it uses the functions timed by `phases`"""
 
 
 def imagined_objective(case: Case, dynamics: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Tensor:
-    """Ĵ of section 4.2 as one writes it in torch, nothing wrapped: the mean return over M particles."""
+    """Ĵ of section 4.2 in plain torch: the mean return over M particles."""
     policy, world, state, noise = case.arguments
     M, H = noise.shape[:2]
     s, total = state.expand(M, -1), state.new_zeros(M)
@@ -52,7 +52,7 @@ def imagined_objective(case: Case, dynamics: Callable[[Tensor, Tensor, Tensor], 
 
 
 def differentiate(case: Case, objective: Callable[[], Tensor]) -> Callable[[], PolicyGradient]:
-    """Reverse mode through `objective`, a fresh graph each time."""
+    """Reverse mode through `objective`, with a new graph for each call."""
     names, parameters = zip(*case.policy.named_parameters(), strict=True)
 
     def gradient() -> PolicyGradient:
@@ -63,12 +63,12 @@ def differentiate(case: Case, objective: Callable[[], Tensor]) -> Callable[[], P
 
 
 def torch_autograd(case: Case) -> Entry:
-    """The rollout in plain torch, then reverse mode."""
+    """Reverse mode through a rollout in plain torch."""
     return Entry(differentiate(case, lambda: imagined_objective(case, case.dynamics)))
 
 
 def torch_checkpoint(case: Case) -> Entry:
-    """The same with every transition checkpointed: its chain is evaluated again on the way back."""
+    """Reverse mode with every transition checkpointed: its chain is recomputed in the backward pass."""
     if isinstance(case.dynamics, MultiStepDynamics):
         raise Unavailable("a multi-step model has no single transition")
 
@@ -79,21 +79,21 @@ def torch_checkpoint(case: Case) -> Entry:
 
 
 def torch_compile(case: Case) -> Entry:
-    """The objective compiled by torch.compile, forward and backward, all H·K network calls unrolled; CUDA graphs on a GPU."""
+    """The objective compiled by torch.compile, forward and backward, with all H·K network calls unrolled; CUDA graphs on a GPU."""
     torch.compiler.reset()
     mode = "reduce-overhead" if case.state.is_cuda else "default"
     compiled = torch.compile(lambda: imagined_objective(case, case.dynamics), mode=mode, dynamic=False, fullgraph=True)
     gradient = differentiate(case, compiled)
-    begun = time.perf_counter()
+    started = time.perf_counter()
     gradient()
-    return Entry(gradient, ready_seconds=time.perf_counter() - begun)
+    return Entry(gradient, ready_seconds=time.perf_counter() - started)
 
 
 def torch_jacfwd(case: Case) -> Entry:
-    """Forward mode without rearrangement: dense F_s, F_a, Π_s by torch.func.jacfwd, d+m tangents in every step.
+    """Plain forward mode: dense F_s, F_a, Π_s by torch.func.jacfwd, with d+m tangents in every step.
 
-    The d·P and m·P sensitivities as printed would take gigabytes, so the recursion runs on their factors, and one
-    product with Π_ψ ends it, by autograd.
+    The d·P and m·P sensitivities as printed would take gigabytes, so the recursion uses their factors and ends with one
+    product with Π_ψ by autograd.
     """
     policy, world, state, noise = case.arguments
     dynamics = case.dynamics
@@ -104,7 +104,7 @@ def torch_jacfwd(case: Case) -> Entry:
 
     unit = torch.eye(m).to(state)
 
-    # derivatives by a shift that all particles share: one vmap over its d+m directions, none over the particles
+    # derivatives with respect to a shift shared by all particles: one vmap over d+m directions, none over particles
     def step_jacobians(s: Tensor, a: Tensor, z: Tensor) -> tuple[tuple[Tensor, Tensor], Tensor]:
         def shifted(ds: Tensor, da: Tensor) -> tuple[Tensor, Tensor]:
             next_state = dynamics(s + ds, a + da, z)
@@ -151,19 +151,19 @@ def torch_jacfwd(case: Case) -> Entry:
 
 
 def method(make: Callable[[], Method]) -> Callable[[Case], Entry]:
-    """One of jacrec's methods, as users call it."""
+    """One of jacrec's methods, called through the public interface."""
 
     def prepare(case: Case) -> Entry:
         try:
             chosen = make()
         except TypeError as error:
             raise Unavailable(f"this version has no such method ({error})") from error
-        begun = time.perf_counter()
+        started = time.perf_counter()
         try:
             policy_gradient(*case.arguments, method=chosen)
         except ValueError as error:
             raise Unavailable(str(error)) from error
-        return Entry(lambda: policy_gradient(*case.arguments, method=chosen), ready_seconds=time.perf_counter() - begun)
+        return Entry(lambda: policy_gradient(*case.arguments, method=chosen), ready_seconds=time.perf_counter() - started)
 
     return prepare
 
@@ -204,4 +204,4 @@ CONTESTANTS = {
     )
 }
 EAGER = ("torch autograd", "autograd")
-"""contestants that are eager reverse mode"""
+"""contestants with eager reverse mode"""

@@ -1,7 +1,7 @@
 """The same gradient in JAX: jit(value_and_grad) of the imagined return, scanned over H and K or with both loops unrolled.
 
-JAX is optional (`pip install jax`). The code is the network mathematics again, on weights copied from the torch modules;
-the world's are arguments, so that a compiled function serves every world of a size.
+JAX is optional (`pip install jax`). The networks are reimplemented on weights copied from the torch modules; the world's weights
+are arguments, so that a compiled function can be reused for every world of the same size.
 """
 
 import time
@@ -16,11 +16,11 @@ from jacrec.models.dynamics import ChainDynamics
 from jacrec.models.networks import MLP, RewardModel, TwinCritic
 
 UNROLLED_CALLS = 100
-"""most network calls H·K that are unrolled: compiling more takes minutes"""
+"""maximum number H·K of unrolled network calls; compiling more takes minutes"""
 
 
 def scan(case: Case) -> Entry:
-    """lax.scan over the horizon, in it lax.scan over the chain."""
+    """Nested lax.scan over the horizon and the chain."""
     return _entry(case, unroll=False)
 
 
@@ -37,9 +37,11 @@ def _entry(case: Case, *, unroll: bool) -> Entry:
         import jax
     except ImportError as error:
         raise Unavailable("JAX is not installed: pip install jax") from error
-    jax.config.update("jax_enable_x64", True)  # float32 arrays stay float32; without it float64 could not be compared
+    jax.config.update("jax_enable_x64", True)  # needed for the comparison in float64; float32 arrays stay float32
     if case.state.is_cuda and jax.default_backend() != "gpu":
-        raise Unavailable(f"JAX has no GPU here (its backend is {jax.default_backend()}): pip install 'jax[cuda12]'")
+        raise Unavailable(
+            f"JAX has no GPU backend on this machine (it uses {jax.default_backend()}): pip install 'jax[cuda12]'"
+        )
     if not isinstance(case.dynamics, ChainDynamics):
         raise Unavailable("written for chains: diffusion, flow and MeanFlow")
     if case.policy.mlp.norms or case.policy.mlp.activation != "relu":
@@ -48,9 +50,9 @@ def _entry(case: Case, *, unroll: bool) -> Entry:
     state, noise = (_array(x, platform) for x in (case.state, case.noise))
     psi, world = _layers(case.policy.mlp, platform), _world(case, platform)
     objective = _objective(case, unroll)
-    begun = time.perf_counter()
+    started = time.perf_counter()
     compiled = jax.jit(jax.value_and_grad(objective)).lower(psi, world, state, noise).compile()
-    seconds = time.perf_counter() - begun
+    seconds = time.perf_counter() - started
     analysis = compiled.memory_analysis()
     peak = None if analysis is None else int(analysis.temp_size_in_bytes + analysis.output_size_in_bytes)
     return Entry(
@@ -84,7 +86,7 @@ def _norms(mlp: MLP, platform: Any, head: int) -> list:
 
 
 def _world(case: Case, platform: Any) -> dict:
-    """Everything but ψ, state and noise, as a tree of arrays."""
+    """All weights except ψ, as a tree of arrays."""
     f, reward, critic = case.dynamics, case.world.reward, case.world.critic
     assert isinstance(f, ChainDynamics)
     assert isinstance(reward, RewardModel)
@@ -124,7 +126,7 @@ def _objective(case: Case, unroll: bool) -> Callable:
         return x @ layers[-1][0] + layers[-1][1]
 
     def repeat(body: Callable, start: Any, xs: Any, length: int) -> Any:
-        """The last carry of a scan, or of the same loop unrolled."""
+        """The final carry of a scan or of the unrolled loop."""
         if not unroll:
             return jax.lax.scan(lambda c, x: (body(c, x), None), start, xs)[0]
         for i in range(length):

@@ -1,14 +1,11 @@
-"""Where the time of one of jacrec's gradients goes: the pieces of `jacrec.engine.gradient`, timed from inside.
+"""Time per phase of jacrec's gradients, measured by wrapping the functions that `jacrec.engine.gradient` calls:
 
-The names that `jacrec.engine.gradient` calls are replaced, for a few calls, by themselves with a clock:
-
-* rollout: the dynamics' values. The forward form makes them together with their derivatives, so here the same chain is
-  run once more without tangents;
+* rollout: values of the dynamics. The forward form computes them together with the derivatives, so the chain is run
+  once more without tangents;
 * Jacobians: tangents through the chain (forward), its transpose (adjoint);
 * policy and values: π, and reward and critic with their gradients, at each visited state;
 * contraction: Σ w Π_ψ;
-* sensitivities: the rest, which is the recursion of C and E, or of λ and w, with its Π_s and all that lies between the
-  pieces.
+* sensitivities: the rest, i.e. the recursion of C and E, or of λ and w, with Π_s and all overhead.
 """
 
 import time
@@ -25,17 +22,17 @@ PHASES = ("rollout", "Jacobians", "policy and values", "contraction", "sensitivi
 
 
 def phases(gradient: Callable[[], object], device: str, repetitions: int = 3) -> dict[str, float]:
-    """Milliseconds of each of `PHASES`, least of some repetitions; empty where the gradient is not made of these pieces."""
+    """Milliseconds per phase, minimum over repetitions; empty if the gradient does not use these functions."""
     gradient()
     runs = []
     for _ in range(repetitions):
         clock = Clock(device)
         with clock.installed():
             synchronise(device)
-            begun = time.perf_counter()
+            started = time.perf_counter()
             gradient()
             synchronise(device)
-            total = time.perf_counter() - begun - clock.extra
+            total = time.perf_counter() - started - clock.extra
         if not clock.seconds["contraction"]:
             return {}
         clock.seconds["sensitivities"] = total - sum(clock.seconds.values())
@@ -51,11 +48,11 @@ class Clock:
         self.device = device
         self.seconds: dict[str, float] = dict.fromkeys(PHASES, 0.0)
         self.extra = 0.0
-        """spent on what the gradient would not have done"""
+        """seconds of work that is only done for the measurement"""
 
     @contextmanager
     def installed(self) -> Iterator[None]:
-        """The engine's pieces with this clock around them."""
+        """Wrap the engine's functions with this clock inside the block."""
         with (
             patch.object(engine, "dynamics_pass", lambda *args, **options: TimedPass(make_pass(*args, **options), self)),
             patch.object(engine, "policy_pass", self.around("policy and values", engine.policy_pass)),
@@ -65,7 +62,7 @@ class Clock:
             yield
 
     def around(self, phase: str, function: Callable) -> Callable:
-        """`function`, its time added to `phase`. What it calls of other timed pieces counts for it alone."""
+        """Wrap `function` to add its time to `phase`; nested timed functions are counted for the outer one only."""
 
         def timed(*args, **options):
             answer, seconds = self.measure(function, *args, **options)
@@ -75,13 +72,13 @@ class Clock:
         return timed
 
     def measure(self, function: Callable, *args, **options) -> tuple:
-        """The answer and the seconds it took; pieces timed within are taken back."""
+        """The result and the seconds it took; nested timed functions are not counted separately."""
         before = dict(self.seconds)
         synchronise(self.device)
-        begun = time.perf_counter()
+        started = time.perf_counter()
         answer = function(*args, **options)
         synchronise(self.device)
-        seconds = time.perf_counter() - begun
+        seconds = time.perf_counter() - started
         self.seconds.update(before)
         return answer, seconds
 

@@ -1,8 +1,8 @@
-"""Time of one decision of Algorithm 1 and of every planner over actions, all within the same budget of model calls.
+"""Time of one decision of Algorithm 1 and of every action planner with the same budget of model calls.
 
-A call is one evaluation of the world model's transition, a differentiated one counts two (`jacrec.planners.model_calls`);
-best-of-q makes none and asks the critic as often instead. One environment, and N in lock-step: milliseconds for all N. Weights
-are random: time does not depend on them. Before anything is timed, the action gradient is held against autograd's.
+A model call is one transition of the world model; a differentiated one counts twice (`jacrec.planners.model_calls`). best-of-q
+makes none and evaluates the critic as often instead. Milliseconds for one environment, and for N in lock-step together. Weights
+are random, since time does not depend on them. Before timing, the action gradient is compared with autograd.
 Writes benchmarks/results/planner_speed_<device>_<machine>.json.
 
     python benchmarks/planner_speed.py
@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from harness import as_usual, environment, slug, timed, use_threads, write
+from harness import as_usual, environment, record, slug, timed, use_threads
 from problems import MODELS, TASKS, Case, Size, make
 
 from jacrec import MPC, MPCConfig
@@ -24,13 +24,13 @@ from jacrec.planners.gradient import action_gradient
 from tests.oracles import plan_return
 
 MOST = 1e-10
-"""relative error of the action gradient in float64"""
+"""permitted relative error of the action gradient in float64"""
 PARTICLES = {"best-of-return": 2, "action-gradient": 4}
-"""of planners; 1 for the others"""
+"""iterations of planners; 1 for the others"""
 
 
 def contestants(calls: int, horizon: int) -> dict[str, MPCConfig | PlannerConfig]:
-    """ψ-gradient with four particles, begun anew at every decision, and all planners, within `calls`."""
+    """The ψ-gradient with four particles, reset at every decision, and all planners, within `calls`."""
     found: dict[str, MPCConfig | PlannerConfig] = {
         "psi-gradient": MPCConfig(horizon=horizon, particles=4, updates=calls // (8 * horizon), carry="step")
     }
@@ -41,14 +41,14 @@ def contestants(calls: int, horizon: int) -> dict[str, MPCConfig | PlannerConfig
 
 
 def player(case: Case, own: MPCConfig | PlannerConfig, batch: int) -> MPC | Planner:
-    """The controller of N environments."""
+    """The controller for N environments."""
     if isinstance(own, PlannerConfig):
         return Planner(case.policy, case.world, own, batch=batch)
     return MPC(case.policy, case.world, own, batch=batch)
 
 
 def disagreement(case: Case) -> float:
-    """The action gradient's relative error against autograd, at actions of zero."""
+    """Relative error of the action gradient compared with autograd, at zero actions."""
     plan = case.state.new_zeros(case.size.H, case.size.m, requires_grad=True)
     (expected,) = torch.autograd.grad(plan_return(case.policy, case.world, case.state, plan, case.noise), plan)
     states, plans, noise = (x.detach().unsqueeze(0) for x in (case.state, plan, case.noise))
@@ -57,19 +57,19 @@ def disagreement(case: Case) -> float:
 
 
 def main(arguments: list[str] | None = None) -> dict:
-    """Compare, time, print, write; returns what was written."""
+    """Compare, time, print and write; the result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--task", choices=TASKS, default="hopper")
     parser.add_argument("--model", choices=MODELS, default="diffusion", help="world model")
-    parser.add_argument("--steps", type=int, default=5, help="K network evaluations of a transition")
+    parser.add_argument("--steps", type=int, default=5, help="K network evaluations per transition")
     parser.add_argument("--width", type=int, default=256)
     parser.add_argument("--calls", type=int, default=72, help="transitions of the world model per decision and environment")
     parser.add_argument("--horizon", type=int, default=3, help="H")
     parser.add_argument("--batch", nargs="+", type=int, default=[1, 10], help="N environments in lock-step")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--repetitions", type=int, default=100, help="decisions")
-    parser.add_argument("--threads", type=int, help="cores to use; all unless told")
-    parser.add_argument("--json", type=Path, help="where the results go; benchmarks/results for the usual sizes")
+    parser.add_argument("--repetitions", type=int, default=100, help="number of decisions")
+    parser.add_argument("--threads", type=int, help="cores to use (default: all)")
+    parser.add_argument("--json", type=Path, help="output path (default for standard sizes: benchmarks/results)")
     options = parser.parse_args(arguments)
     use_threads(options.threads)
     size = Size(options.task, 4, options.horizon, options.steps, options.width, options.model)
@@ -93,10 +93,7 @@ def main(arguments: list[str] | None = None) -> dict:
                 flush=True,
             )
     result = {"environment": environment(options.device), "size": asdict(size), "error": error, "rows": rows}
-    if options.json or as_usual(parser, options):
-        print(f"written: {write(f'planner_speed_{slug(options.device)}', result, options.json)}")
-    else:
-        print("sizes or threads of your own: nothing was written; --json PATH keeps the results")
+    record(f"planner_speed_{slug(options.device)}", result, options.json, as_usual(parser, options))
     return result
 
 

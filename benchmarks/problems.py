@@ -1,4 +1,4 @@
-"""The problems that the benchmarks time: weights, state and noise of one size, the same in every run."""
+"""The benchmarks' problems: weights, state and noise of a given size, identical in every run."""
 
 import copy
 from collections.abc import Callable
@@ -27,9 +27,9 @@ TASKS = {"hopper": (11, 3), "halfcheetah": (17, 6), "walker2d": (17, 6), "antmaz
 """(d, m) of the environments' observations and actions"""
 
 MODELS = ("diffusion", "ddim", "flow", "meanflow", "deterministic", "ensemble", "multistep")
-"""kinds of world models; a transition takes K network evaluations"""
+"""kinds of world models, with K network evaluations per transition"""
 ONE_EVALUATION = ("deterministic", "ensemble", "multistep")
-"""those whose K is always 1: of an ensemble the network that a particle draws, of a multi-step model a row for every step"""
+"""kinds with K = 1: an ensemble evaluates the network drawn by a particle, a multi-step model one row per step"""
 OneStep = ChainDynamics | DeterministicDynamics | EnsembleDynamics
 
 Gradient = dict[str, Tensor]
@@ -37,7 +37,7 @@ Gradient = dict[str, Tensor]
 
 
 class Unavailable(Exception):
-    """A contestant cannot be run here; the message is the reason, for people."""
+    """A contestant cannot be run; the message gives the reason."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class Size:
 
 @dataclass(frozen=True)
 class Case:
-    """What every contestant is given: the arguments of `policy_gradient`."""
+    """The input of every contestant: the arguments of `policy_gradient`."""
 
     size: Size
     policy: Actor
@@ -80,7 +80,7 @@ class Case:
 
     @property
     def network(self) -> MLP:
-        """The dynamics' network."""
+        """The network of a world model."""
         return self.dynamics.denoiser.mlp if isinstance(self.dynamics, ChainDynamics) else self.dynamics.mlp
 
     @property
@@ -88,7 +88,7 @@ class Case:
         return self.policy, self.world, self.state, self.noise
 
     def to(self, *, dtype: torch.dtype | None = None, device: str | None = None) -> "Case":
-        """A copy in another precision or place; this one stays as it is."""
+        """A copy with another dtype or device."""
         world = copy.deepcopy(self.world).to(device=device, dtype=dtype)
         policy = copy.deepcopy(self.policy).to(device=device, dtype=dtype)
         return Case(self.size, policy, world, self.state.to(device, dtype), self.noise.to(device, dtype))
@@ -96,16 +96,16 @@ class Case:
 
 @dataclass(frozen=True)
 class Entry:
-    """A contestant made ready for one case."""
+    """A contestant prepared for one case."""
 
     gradient: Callable[[], PolicyGradient]
-    """compute the gradient; on a device it may still be under way when this returns"""
+    """computes the gradient, asynchronously on a GPU"""
     convert: Callable[[object], Gradient] | None = None
-    """what `gradient` answers as torch tensors, outside of the timing; None where it already is a `PolicyGradient`"""
+    """converts the result of `gradient` to torch tensors (not timed); None if it already is a `PolicyGradient`"""
     peak_bytes: int | None = None
-    """memory that the contestant itself accounts for (JAX's compiler); None: measured by the benchmark"""
+    """peak memory reported by the contestant (JAX's compiler); None: measured by the benchmark"""
     ready_seconds: float | None = None
-    """seconds of compiling, or of the first call"""
+    """seconds of compilation or of the first call"""
 
     def flat(self) -> Tensor:
         """The gradient as one float64 vector on the CPU."""
@@ -115,7 +115,7 @@ class Entry:
 
 
 def make_dynamics(size: Size) -> OneStep | MultiStepDynamics:
-    """The world model of a size, ReLU throughout; "ddim" visits K of ten times as many levels without noise."""
+    """The world model of a size, with ReLU; "ddim" visits K of 10 K levels without noise."""
     d, m, hidden, K = size.d, size.m, (size.width,) * 3, size.K
     if size.model == "ddim":
         return DiffusionDynamics(d, m, hidden, steps=10 * K, sampler="ddim", levels=range(10, 10 * K + 1, 10))
@@ -135,10 +135,10 @@ def make_dynamics(size: Size) -> OneStep | MultiStepDynamics:
 
 
 def make(size: Size, *, dtype: torch.dtype = torch.float32, device: str = "cpu", seed: int = 0) -> Case:
-    """Actor 3×256, twin critic 3×256; denoiser and reward model three layers of `size.width`; as in the papers' tasks.
+    """Actor and twin critic of 3×256; denoiser and reward model with three layers of `size.width`, as in the paper.
 
-    All weights are drawn from U(±1/√fan_in): ReBRAC's own start of the actor has a last layer near zero, and no gradient
-    to compare. The world's parameters need no gradient, which spares the automatic contestants work.
+    All weights are drawn from U(±1/√fan_in), since ReBRAC initialises the actor's last layer near zero, which leaves no gradient to
+    compare. The world's parameters do not require gradients, which saves work for autograd.
     """
     generator = torch.Generator().manual_seed(seed)
     hidden = (size.width,) * 3

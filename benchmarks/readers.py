@@ -1,13 +1,12 @@
-"""Seconds and memory of reading a million transitions: D4RL's two layouts, a Minari set, and arrays.
+"""Time and memory of reading a million transitions: D4RL's two layouts, a Minari set, and arrays.
 
-Made files of D4RL's sizes and compression stand in for D4RL's own: locomotion as Walker2d (17 and 6 numbers, with
-next_observations), AntMaze (29 and 8, without), both float32 with the infos that the reader must not touch, and a Minari
-set of a thousand episodes in float64. They hold a random walk in place of states: gzip finds about as little in either.
+Uses synthetic files of D4RL's sizes and compression: locomotion as Walker2d (d = 17, m = 6, with next_observations), AntMaze
+(d = 29, m = 8, without), both float32 with infos that the reader must skip, and a Minari set of a thousand float64 episodes.
+States are random walks, which gzip compresses about as well as real states.
 
-Each reader runs in a process of its own. `seconds` is the wall time of a first call, imports done. `peak` is the growth of
-the process's resident set at its highest moment (VmHWM, reset before the call) over the size of the arrays that come back;
-1 is a reader that allocates nothing else. `for_td`, the rows that a TD critic uses, is measured on what was read, which
-stays in memory: 1 is a copy that allocates nothing else.
+Each reader runs in its own process. `seconds` is the wall time of a first call, after imports. `peak` is the growth of the
+process's peak resident set (VmHWM, reset before the call) divided by the size of the returned arrays; 1 means that nothing else
+is allocated. `for_td`, which selects the rows for a TD critic, is measured on the data just read: 1 means a plain copy.
 
 `python benchmarks/readers.py` prints the table and writes benchmarks/results/readers_<device>.json.
 """
@@ -34,7 +33,7 @@ MIB = 2**20
 
 
 def walk(n: int, d: int, length: int, seed: int = 0) -> np.ndarray:
-    """(n, d) float32 random walks that begin anew every `length` rows."""
+    """(n, d) float32 random walks, restarted every `length` rows."""
     steps = 0.1 * np.random.default_rng(seed).standard_normal((n, d), np.float32)
     for a in range(0, n, length):
         np.cumsum(steps[a : a + length], axis=0, out=steps[a : a + length])
@@ -42,7 +41,7 @@ def walk(n: int, d: int, length: int, seed: int = 0) -> np.ndarray:
 
 
 def make(reader: str, folder: Path, rows: int) -> None:
-    """The reader's file or set in `folder`."""
+    """Make the reader's file or data set in `folder`."""
     rng = np.random.default_rng(1)
     if reader == "minari":
         from jacrec.data.behaviour.collect import Episode
@@ -86,14 +85,14 @@ def make(reader: str, folder: Path, rows: int) -> None:
 
 
 def file_of(reader: str) -> str:
-    """What D4RL calls such a file."""
+    """D4RL's name of such a file."""
     if reader == "antmaze":
         return "Ant_maze_big-maze_noisy_multistart_True_multigoal_False_sparse_fixed.hdf5"
     return "walker2d_medium-v2.hdf5"
 
 
 def measure(reader: str, folder: Path) -> dict[str, Any]:
-    """Read in this process."""
+    """Measure a reader in this process."""
     from jacrec.data import from_arrays, load
 
     if reader == "arrays":
@@ -124,31 +123,31 @@ def measure(reader: str, folder: Path) -> dict[str, Any]:
 
 
 def watched(call: Callable[[], Any]) -> tuple[Any, dict[str, float]]:
-    """The call's result; its seconds and its highest resident memory over the size of the result."""
+    """The result of a call, its duration, and its peak resident memory relative to the size of the result."""
     Path("/proc/self/clear_refs").write_text("5")
-    before, begun = resident("VmRSS"), time.perf_counter()
+    before, started = resident("VmRSS"), time.perf_counter()
     result = call()
-    seconds, peak = time.perf_counter() - begun, resident("VmHWM") - before
+    seconds, peak = time.perf_counter() - started, resident("VmHWM") - before
     return result, {"seconds": round(seconds, 2), "peak": round(peak / size(result), 2)}
 
 
 def resident(key: str) -> int:
-    """Bytes of this process, from /proc/self/status."""
+    """Memory of this process in bytes, from /proc/self/status."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return int(next(line.split()[1] for line in lines if line.startswith(key))) * 1024
 
 
 def size(data: Any) -> int:
-    """Bytes of the arrays of transitions."""
+    """Size of the transitions' arrays in bytes."""
     own = sum(value.nbytes for value in vars(data).values() if isinstance(value, np.ndarray))
     return own + (size(data.blind_ends) if data.blind_ends is not None else 0)
 
 
 def main() -> None:
-    """Make, measure, print, write."""
+    """Make the data, measure, print and write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", type=int, default=1_000_000, help="transitions of each")
-    parser.add_argument("--json", type=Path, help="where to write the results")
+    parser.add_argument("--rows", type=int, default=1_000_000, help="transitions per reader")
+    parser.add_argument("--json", type=Path, help="output path")
     parser.add_argument("--only", choices=READERS, help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()

@@ -1,4 +1,4 @@
-"""What the gradient benchmark prints and draws, from the rows of its results."""
+"""Text and plot of the gradient benchmark's results."""
 
 from pathlib import Path
 
@@ -13,17 +13,17 @@ MIB = 2**20
 
 
 def chosen(case: Case) -> str:
-    """What Auto takes for a case."""
+    """The method that Auto chooses for a case."""
     return repr(Auto().choose(problem(*case.arguments)))
 
 
 def peers(row: dict) -> list[str]:
-    """The contestants of a row that are not jacrec's."""
+    """The contestants of a row other than jacrec's methods."""
     return [name for name in row["ms"] if not CONTESTANTS[name].ours]
 
 
 def block(row: dict, *, first: bool) -> str:
-    """A size with a line for each contestant."""
+    """One size, with a line per contestant."""
     limit = row["floor"]
     lines = [
         f"{row['task']} (d {row['d']}, m {row['m']})  {row['model']}  M {row['M']}  H {row['H']}  K {row['K']}  "
@@ -41,7 +41,7 @@ def block(row: dict, *, first: bool) -> str:
             f"{limit['ms'] / ms['median']:7.1%}   {ratios}"
         )
     if row["others"] > 0.05:
-        lines.append(f"    CROWDED: other processes had {row['others']:.0%} of the machine: no fair times")
+        lines.append(f"    CROWDED: other processes used {row['others']:.0%} of the machine, so times are not reliable")
     for name, parts in row["phases"].items():
         if parts:
             lines.append(f"    phases of {name}: " + ", ".join(f"{phase} {ms:.2f}" for phase, ms in parts.items()))
@@ -54,7 +54,7 @@ def block(row: dict, *, first: bool) -> str:
 
 
 def summary(rows: list[dict], where: dict) -> str:
-    """Agreement, Auto's regret, the goals, what ran where."""
+    """Agreement, Auto's regret, the goals, and the environment."""
     lines = [f"All gradients agree to {max(r['difference'] for r in rows):.0e} in float64. floor: share of the physical limit."]
     fair = [r for r in rows if "auto" in r["ms"] and any(CONTESTANTS[n].ours and n != "auto" for n in r["ms"])]
     if fair:
@@ -66,7 +66,7 @@ def summary(rows: list[dict], where: dict) -> str:
 
 
 def plot(result: dict, path: Path) -> Path:
-    """Milliseconds over M, both logarithmic; a panel for each task, H, K and width."""
+    """Plot milliseconds over M, both logarithmic, with a panel per task, H, K and width; the path."""
     import matplotlib
 
     matplotlib.use("Agg")

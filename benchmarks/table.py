@@ -1,7 +1,7 @@
-"""The README's table of gradient times, made from benchmarks/results/grad_speed_*.json: one for each machine.
+"""Tables of gradient times, made from benchmarks/results/grad_speed_*.json: one per machine.
 
 python benchmarks/table.py                      # print it
-python benchmarks/table.py --write README.md    # put it between <!-- grad_speed --> and <!-- /grad_speed -->
+python benchmarks/table.py --write docs/results.md    # insert it between <!-- grad_speed --> and <!-- /grad_speed -->
 """
 
 import argparse
@@ -20,12 +20,12 @@ COLUMNS = (
     ("adjoint fused", "Adjoint, fused"),
     ("auto", "Auto"),
 )
-"""the contestants that are shown, and how they are called"""
+"""the contestants shown, with their headings"""
 PEERS = ("torch autograd", "torch checkpoint", "torch compile", "torch.func jacfwd", "jax scan", "jax unrolled")
 
 
 def tables(results: Path = RESULTS) -> str:
-    """All machines' tables, in the order of their files' names, each under a line on what ran where."""
+    """The tables of all machines, in order of file names, each headed by a description of the environment."""
     parts = []
     for path in sorted(results.glob("grad_speed_*_*.json")):
         result = json.loads(path.read_text(encoding="utf-8"))
@@ -34,7 +34,7 @@ def tables(results: Path = RESULTS) -> str:
 
 
 def heading(where: dict, rows: list[dict]) -> str:
-    """The machine, the versions that matter, the commit, the settings that all rows share."""
+    """Machine, relevant versions, commit, and the settings shared by all rows."""
     runs = [f"{where['machine']}", f"{where['threads']} threads" if "cuda" not in where else f"CUDA {where['cuda']}"]
     runs += [f"{name} {where[name]}" for name in ("torch", "numba", "triton", "jax") if where.get(name, "absent") != "absent"]
     shared = [f"{name} = {rows[0][name]}" for name in ("K", "width") if len({row[name] for row in rows}) == 1]
@@ -43,7 +43,7 @@ def heading(where: dict, rows: list[dict]) -> str:
 
 
 def table(rows: list[dict]) -> str:
-    """Markdown: a line for each size, the shown contestants' medians, Auto's ratio to the best peer, its share of the floor."""
+    """A Markdown table: per size the contestants' medians, Auto's ratio to the best peer, and its share of the floor."""
     shown = [(name, title) for name, title in COLUMNS if any(name in row["ms"] for row in rows)]
     vary = [name for name in ("K", "width") if len({row[name] for row in rows}) > 1]
     several = len({row["model"] for row in rows}) > 1
@@ -63,22 +63,22 @@ def table(rows: list[dict]) -> str:
 
 
 def replaced(text: str, content: str) -> str:
-    """`text` with `content` between its markers.
+    """`text` with `content` inserted between its markers.
 
     Raises:
         ValueError: the text has no markers.
     """
     if not MARKED.search(text):
         raise ValueError(
-            "expected the lines <!-- grad_speed --> and <!-- /grad_speed -->, found none; put them where the table belongs"
+            "expected the lines <!-- grad_speed --> and <!-- /grad_speed -->, got none; insert them where the table belongs"
         )
     return MARKED.sub(lambda marks: f"{marks[1]}{content}{marks[2]}", text)
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """The command."""
+    """Print the tables, or insert them into a page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--write", type=Path, metavar="PAGE", help="a page with markers")
+    parser.add_argument("--write", type=Path, metavar="PAGE", help="page with markers")
     options = parser.parse_args(arguments)
     if options.write is None:
         print(tables(), end="")

@@ -1,11 +1,11 @@
-"""Training steps per second: ReBRAC fused and by hand, against plain torch with autograd and a jitted scan in JAX.
+"""Training steps per second: fused and hand-written ReBRAC compared with autograd in torch and a jitted scan in JAX.
 
-First 20 updates of all in float64 from the same start, on the same batches: nothing is timed unless the weights agree.
-Then milliseconds per update, updates per second, and the share of the time that the hidden layers' matrix products alone
-would take at the rate measured here. The world model and the reward model run against plain torch. JAX runs in processes
-of its own with as many processors as the others have threads (`jax_rebrac.py`); without JAX, and on a GPU, its rows are
-left out. On a GPU our steps are CUDA graphs, and "by hand" is the same without them.
-Writes benchmarks/results/training_speed_MACHINE.json when no option is given.
+First, 20 updates of each contestant in float64 from the same start and on the same batches; nothing is timed unless the
+weights agree. Then milliseconds per update, updates per second, and the fraction of the time that the hidden layers' matrix
+products alone would take at the measured rate. World model and reward model are compared with plain torch. JAX runs in separate
+processes with as many processors as the others have threads (`jax_rebrac.py`); its rows are omitted without JAX and on a GPU.
+On a GPU, jacrec's steps are CUDA graphs, and "by hand" is the same without graphs.
+Writes benchmarks/results/training_speed_MACHINE.json if no option is given.
 
     python benchmarks/training_speed.py                 # hopper sizes, batches 256 and 1024, 1 and 2 threads, two minutes
     python benchmarks/training_speed.py --task antmaze --threads 2 --batches 256
@@ -29,7 +29,7 @@ from torch import nn
 from jacrec.data.transitions import DatasetInfo, Transitions
 from jacrec.models.dynamics import DiffusionDynamics
 from jacrec.training.config import DynamicsConfig, ReBRACConfig, RewardConfig
-from jacrec.training.passes import why_not_fused
+from jacrec.training.passes import fused_unsupported_reason
 from jacrec.training.stages.dynamics import DynamicsStage, make_dynamics
 from jacrec.training.stages.rebrac import ReBRACStage
 from jacrec.training.stages.reward import RewardStage
@@ -37,15 +37,15 @@ from tests.plain_rebrac import PlainReBRAC, largest_difference
 
 SIZES = {"hopper": (11, 3), "halfcheetah": (17, 6), "antmaze": (29, 8)}
 HIDDEN_PRODUCTS = 24
-"""products of (B, w) with (w, w) per update, an actor update in every second: 2 target actor, 4 target critics, 4 + 8 critics
-and their cotangents; halves of 2 + 4 actor, 4 critics, 2 their input's cotangent on the rows where each is the smaller"""
+"""products of (B, w) with (w, w) per update, with an actor update in every second: 2 target actor, 4 target critics, 4 + 8
+critics and their cotangents; half of 2 + 4 actor, 4 critics, 2 input cotangent of the smaller critic in each row"""
 GOAL = 1.2
-"""times a jitted JAX scan, on a CPU"""
+"""required speed-up over a jitted JAX scan, on a CPU"""
 PLAIN, HAND, FUSED, GRAPHS, JAX = "autograd, fused Adam", "by hand", "fused", "CUDA graphs", "jax, jitted scan"
 
 
 def noise_data(d: int, m: int, rows: int = 20_000) -> Transitions:
-    """Transitions without meaning: speed does not depend on it."""
+    """Random transitions; speed does not depend on the data."""
     rng = np.random.default_rng(0)
 
     def normal(*shape: int) -> np.ndarray:
@@ -66,7 +66,7 @@ def noise_data(d: int, m: int, rows: int = 20_000) -> Transitions:
 
 
 def stepper(step: Callable[[int], object], updates: int) -> Callable[[], None]:
-    """An even number of updates a call, every other one of which moves the actor."""
+    """A function that makes an even number of updates per call; every other one updates the actor."""
     update = 0
 
     def call() -> None:
@@ -79,7 +79,7 @@ def stepper(step: Callable[[int], object], updates: int) -> Callable[[], None]:
 
 
 def plain_stepper(stage: ReBRACStage, plain: PlainReBRAC) -> Callable[[int], None]:
-    """The same batches through the plain transcription."""
+    """The same for the plain transcription, on the same batches."""
     d, m = stage.learner.d, stage.learner.m
 
     def step(update: int) -> None:
@@ -91,7 +91,7 @@ def plain_stepper(stage: ReBRACStage, plain: PlainReBRAC) -> Callable[[int], Non
 
 
 def plain_regression(module: nn.Module, averaged: nn.Module, config: DynamicsConfig | RewardConfig, loss: Callable):
-    """One step of least squares as it is usually written: autograd, fused Adam, clipping, averaged weights."""
+    """One least-squares step in plain torch: autograd, fused Adam, clipping, averaged weights."""
     parameters: list[torch.Tensor] = list(module.parameters())
     averages: list[torch.Tensor] = list(averaged.parameters())
     optimiser = torch.optim.Adam(parameters, lr=config.lr, fused=True)
@@ -112,7 +112,7 @@ def plain_regression(module: nn.Module, averaged: nn.Module, config: DynamicsCon
 def regressions(
     data: Transitions, batch: int, hidden: tuple[int, ...], updates: int, device: str
 ) -> dict[str, Callable[[], None]]:
-    """World model and reward model, ours and plainly written, on the same batches."""
+    """World model and reward model, jacrec's and plain torch's, on the same batches."""
     d, m = data.state_dim, data.action_dim
     dynamics = DynamicsStage(data, data, DynamicsConfig(batch_size=batch, hidden=hidden), 0, device)
     reward = RewardStage(data, data, RewardConfig(batch_size=batch, hidden=hidden), 0, device=device)
@@ -140,16 +140,16 @@ def regressions(
     }
 
 
+def _jax_command(task: str, width: int) -> list[str]:
+    script = Path(__file__).with_name("jax_rebrac.py")
+    return [sys.executable, str(script), "--dims", *map(str, SIZES[task]), "--width", str(width)]
+
+
 @contextlib.contextmanager
 def jax_process(task: str, width: int, batch: int, threads: int, updates: int) -> Iterator[Callable[[], None]]:
-    """A process of JAX with this many processors; a call makes it do `updates` updates and waits for their end."""
+    """Start a JAX process with this many processors; each call runs `updates` updates in it."""
     command = [
-        sys.executable,
-        str(Path(__file__).with_name("jax_rebrac.py")),
-        "--dims",
-        *map(str, SIZES[task]),
-        "--width",
-        str(width),
+        *_jax_command(task, width),
         "--batch",
         str(batch),
         "--threads",
@@ -165,7 +165,7 @@ def jax_process(task: str, width: int, batch: int, threads: int, updates: int) -
     def answer() -> None:
         line = answers.readline()
         if not line:
-            raise RuntimeError(f"jax_rebrac.py: expected a line of JSON, got the end of the process ({process.wait()})")
+            raise RuntimeError(f"jax_rebrac.py: expected a line of JSON, but the process ended ({process.wait()})")
         json.loads(line)
 
     def call() -> None:
@@ -182,7 +182,7 @@ def jax_process(task: str, width: int, batch: int, threads: int, updates: int) -
 
 
 def disagreement(data: Transitions, width: int, device: str) -> float:
-    """The largest difference of any actor or critic weight from the plain transcription after 20 updates in float64."""
+    """The largest difference of any actor or critic weight to the plain transcription after 20 updates in float64."""
     config, worst = ReBRACConfig(batch_size=32, hidden=(width,) * 3), 0.0
     kinds: list[dict] = [{"fused": False, "capturable": False}, {}]
     for kind in kinds:
@@ -198,23 +198,15 @@ def disagreement(data: Transitions, width: int, device: str) -> float:
 
 
 def jax_disagreement(task: str, width: int) -> float | None:
-    """The same between JAX and ours; None without JAX."""
+    """The same between JAX and jacrec; None without JAX."""
     if importlib.util.find_spec("jax") is None:
         return None
-    command = [
-        sys.executable,
-        str(Path(__file__).with_name("jax_rebrac.py")),
-        "--dims",
-        *map(str, SIZES[task]),
-        "--width",
-        str(width),
-        "--check",
-    ]
+    command = [*_jax_command(task, width), "--check"]
     return json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)["difference"]
 
 
 def measure(data: Transitions, options: argparse.Namespace, batch: int, threads: int, with_jax: bool) -> list[dict]:
-    """A row per contestant."""
+    """One row per contestant."""
     torch.set_num_threads(threads)
     hidden, updates = (options.width,) * 3, max(4, 2048 // batch)
     config = ReBRACConfig(batch_size=batch, hidden=hidden)
@@ -229,13 +221,13 @@ def measure(data: Transitions, options: argparse.Namespace, batch: int, threads:
             torch.mm(x, w, out=out)
 
     calls = {PLAIN: stepper(plain_stepper(stage, plain), updates), HAND: stepper(stage.step, updates)}
-    obstacle = why_not_fused(x)
+    obstacle = fused_unsupported_reason(x)
     if obstacle is None:
         calls[FUSED] = stepper(ReBRACStage(data, config, 0, fused=True).step, updates)
     elif device == "cuda":
         calls[GRAPHS] = stepper(ReBRACStage(data, config, 0, device).step, updates)
     else:
-        print(f"fused: left out, {obstacle}")
+        print(f"fused: skipped, {obstacle}")
     with contextlib.ExitStack() as stack:
         if with_jax:
             calls[JAX] = stack.enter_context(jax_process(options.task, options.width, batch, threads, updates))
@@ -266,16 +258,16 @@ def measure(data: Transitions, options: argparse.Namespace, batch: int, threads:
 
 
 def main() -> None:
-    """The command."""
+    """Compare, time, print and write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--task", choices=SIZES, default="hopper")
     parser.add_argument("--batches", type=int, nargs="+", default=[256, 1024])
     parser.add_argument("--width", type=int, default=256)
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
-    parser.add_argument("--repetitions", type=int, default=9, help="timed calls of each contestant")
-    parser.add_argument("--turns", type=int, default=3, help="in how many turns the contestants make them")
-    parser.add_argument("--json", type=Path, help="write the results here")
+    parser.add_argument("--repetitions", type=int, default=9, help="timed calls per contestant")
+    parser.add_argument("--turns", type=int, default=3, help="number of turns over which the calls are spread")
+    parser.add_argument("--json", type=Path, help="output path")
     options = parser.parse_args()
     data = noise_data(*SIZES[options.task])
     gpu = options.device == "cuda"
@@ -285,17 +277,17 @@ def main() -> None:
     }
     for name, difference in differences.items():
         if difference is None:
-            print(f"{name}: left out, " + ("its rows are for a CPU" if gpu else "not installed (pip install 'jacrec[bench]')"))
+            print(f"{name}: skipped, " + ("CPU only" if gpu else "not installed (pip install 'jacrec[bench]')"))
             continue
         print(f"largest difference of any weight from {name}'s after 20 updates in float64: {difference:.1e}")
         if difference > 1e-10:
-            raise SystemExit("the two do not agree: no times")
+            raise SystemExit("the weights do not agree; nothing was timed")
     here = environment(options.device)
-    del here["threads"]  # every row has its own
+    del here["threads"]  # the groups have different rows
     result: dict = {"environment": here, "task": options.task, "float64_difference": differences, "rows": []}
     for threads in options.threads[:1] if gpu else options.threads:
         if threads > usable_cores():
-            print(f"{threads} threads: left out, there are {usable_cores()} processors")
+            print(f"{threads} threads: skipped, only {usable_cores()} processors")
             continue
         for batch in options.batches:
             result["rows"] += measure(data, options, batch, threads, differences["jax"] is not None)

@@ -1,4 +1,4 @@
-"""`python -m jacrec` is `jacrec`."""
+"""`python -m jacrec` runs the command line."""
 
 import sys
 

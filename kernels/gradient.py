@@ -1,8 +1,8 @@
 """∇_ψ Ĵ with fused chains (Triton); twins of `jacrec.engine.gradient.forward_gradient` and `adjoint_gradient`.
 
 The chains are one launch each; for few particles the forward form's whole rollout is (`jacrec.kernels.rollout`). On CUDA
-everything else is recorded with them (`jacrec.kernels.graphs`). Both need a problem made of jacrec's own modules; with others,
-the chains alone are fused.
+everything else is recorded with them (`jacrec.kernels.graphs`). Both need a problem made of jacrec's own modules; with
+third-party modules, only the chains are fused.
 """
 
 from collections.abc import Callable, Hashable
@@ -45,7 +45,7 @@ def forward_gradient(p: Problem, *, precision: str | None = None) -> PolicyGradi
     """(22) with factored sensitivities; precision: "tf32x3" (default in float32 on a GPU), "ieee" or "tf32".
 
     Raises:
-        ValueError: the kernels cannot serve the problem (`jacrec.kernels.served.unsupported_reason` says why), or the precision.
+        ValueError: the kernels cannot serve the problem (see `jacrec.kernels.served.unsupported_reason`), or the precision.
     """
 
     def prepare() -> Callable[[Problem], PolicyGradient]:

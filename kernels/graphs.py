@@ -46,6 +46,9 @@ class Recordings:
         while len(self.entries) > most or (len(self.entries) > 1 and self.bytes > self.most_bytes):
             self.entries.popitem(last=False)
 
+    def __len__(self) -> int:
+        return len(self.entries)
+
     @property
     def bytes(self) -> int:
         """Device memory held by all entries."""

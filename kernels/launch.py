@@ -1,4 +1,4 @@
-"""What a launch needs to know: the tile, the precision of products, what it costs at least."""
+"""Parameters of a launch: the tile, the precision of products, and a lower bound of its cost."""
 
 import functools
 import statistics
@@ -76,7 +76,7 @@ def check_precision(precision: str | None, dtype: torch.dtype) -> str:
 
 
 def net(mlp: MLP) -> Net:
-    """The structure of a network that `jacrec.kernels.served` has found to be what it says, for the compiler."""
+    """The structure of a network that `jacrec.kernels.served` has checked, for the compiler."""
     return Net(mlp.hidden, mlp.activation, bool(mlp.norms), mlp.residual, mlp.out_dim, mlp.norms[0].eps if mlp.norms else 0.0)
 
 
@@ -96,7 +96,7 @@ def choose_tile(particles: int, T: int, dtype: torch.dtype, device: torch.device
 
 @dataclass(frozen=True)
 class Plan:
-    """A tile fitted to the sizes of a launch: what the compiler is told, and the grid."""
+    """A tile fitted to the sizes of a launch: the compiler's constants and the grid."""
 
     shape: Shape
     particles: int
@@ -144,7 +144,7 @@ def is_compiling() -> bool:
 
 
 def start(kernel: Any, cut: Plan, *arguments: Any, groups: int = 1, **constants: Any) -> None:
-    """Launch a kernel on a plan's grid (times `groups`): its tensors in order, what the compiler knows by name.
+    """Launch a kernel on a plan's grid (times `groups`): its tensors in order, the compiler's constants by name.
 
     Where the GPU has too little shared memory for the plan's chunks in flight, fewer are used, from then on.
 

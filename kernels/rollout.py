@@ -11,9 +11,9 @@ from torch import Tensor
 
 from jacrec.engine.gradient import Visited
 from jacrec.engine.jacobians.chain import level_table
-from jacrec.engine.jacobians.policy import has_written_jacobian
 from jacrec.engine.problem import Problem
 from jacrec.engine.types import PolicyGradient
+from jacrec.kernels import refusals
 from jacrec.kernels.imagine import rollout_kernel
 from jacrec.kernels.launch import (
     DOUBLE,
@@ -33,7 +33,7 @@ from jacrec.kernels.launch import (
 )
 from jacrec.kernels.served import DYNAMICS_SCALES, MAX_DEPTH, MAX_WIDTH, unsupported_reason
 from jacrec.models.dynamics import ChainDynamics
-from jacrec.models.networks import MLP, RewardModel, TwinCritic, has_manual_derivatives
+from jacrec.models.networks import MLP, RewardModel, TwinCritic
 
 ROLLOUT_TILES = (TILES[16], replace(TILES[32], inner=16), TILES[64])
 """tiles to choose from, smallest first: up to 64 rows a layer's time is that of reading its weights. Chosen as `TILES`; the
@@ -44,15 +44,20 @@ fewer tangents. Not measured"""
 
 
 def rollout_unsupported_reason(p: Problem) -> str | None:
-    """Why a rollout cannot be one launch, what was expected and what came; None if it can."""
+    """Why a rollout cannot be one launch, what was expected and what was found; None if it can."""
     reason = unsupported_reason(p)
     if reason is not None:
         return reason
-    if not has_written_jacobian(p.policy):
-        return f"policy: expected an unmodified jacrec Actor, no parameter added or tied, got {type(p.policy).__name__}"
-    for name, part, kind in (("reward", p.world.reward, RewardModel), ("critic", p.world.critic, TwinCritic)):
-        if type(part) is not kind or not has_manual_derivatives(part):
-            return f"{name}: expected an unmodified jacrec {kind.__name__}, got {type(part).__name__}"
+    f = p.world.dynamics
+    assert isinstance(f, ChainDynamics)
+    d, m, like = f.state_dim, f.action_dim, p.state
+    reason = (
+        refusals.policy_reason(p.policy, d, m, like)
+        or refusals.reward_reason(p.world.reward, d, m, like)
+        or refusals.critic_reason(p.world.critic, d, m, like)
+    )
+    if reason is not None:
+        return reason
     for name, mlp in networks(p).items():
         if max(mlp.hidden) > MAX_WIDTH or len(mlp.hidden) > MAX_DEPTH:
             return f"{name}: expected at most {MAX_DEPTH} hidden layers of at most {MAX_WIDTH}, got {mlp.hidden}"

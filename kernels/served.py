@@ -1,45 +1,37 @@
-"""Whether the kernels can serve: what they are compiled for is read off attributes, so these must describe the modules truly.
-
-A launch knows a network by its `hidden`, `activation` and one LayerNorm ε, and its tensors by their addresses. Whatever else
-a module may have become by assignment (another activation, another shape, a scale of one number, a method of its own) is
-refused here with its reason, and the arguments of a chain are checked before their addresses are read.
-"""
+"""What the Triton kernels can serve: sizes, devices, and arguments that fit; what holds for modules is in `refusals`."""
 
 from collections.abc import Sequence
 from functools import cache
-from itertools import pairwise
-from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from jacrec.engine.jacobians.policy import has_written_jacobian
 from jacrec.engine.problem import Problem
+from jacrec.kernels import refusals
 from jacrec.kernels.launch import interpreted
-from jacrec.models.activations import ACTIVATIONS
+from jacrec.kernels.refusals import DYNAMICS_SCALES as DYNAMICS_SCALES
 from jacrec.models.dynamics import ChainDynamics
-from jacrec.models.networks import MLP, WRITTEN, RewardModel, TwinCritic, has_manual_derivatives
+from jacrec.models.networks import Actor, RewardModel, TwinCritic, has_manual_derivatives
 from jacrec.models.world import BatchedPolicy
 
 MAX_WIDTH, MAX_DEPTH, MAX_STATE, MAX_ACTION = 1024, 6, 64, 32
-DYNAMICS_SCALES = ("state_mean", "state_std", "out_mean", "out_std")
 
 
 def unsupported_reason(subject: object) -> str | None:
-    """Why the kernels cannot serve a `Problem` or dynamics, what was expected and what came; None if they can.
+    """Why the kernels cannot serve a `Problem` or dynamics, what was expected and what was found; None if they can.
 
-    A stranger's policy, reward or critic is served beside the chains, by torch; jacrec's own must be what they say.
+    A third-party policy, reward or critic is evaluated by torch beside the chains; jacrec's own must be what their attributes say.
     """
-    dynamics = subject.world.dynamics if isinstance(subject, Problem) else subject
-    if not isinstance(dynamics, ChainDynamics) or not has_manual_derivatives(dynamics):
-        return (
-            f"dynamics: expected an unmodified jacrec DiffusionDynamics, FlowDynamics or MeanFlowDynamics, got "
-            f"{type(dynamics).__name__}{' with hooks or changed parts' if type(dynamics) in WRITTEN else ''}"
-        )
-    reason = chain_unserved(dynamics)
-    if reason is None and isinstance(subject, Problem):
-        reason = inputs_unserved(subject, dynamics) or parts_unserved(subject, dynamics)
-    return reason or device_unserved(dynamics.out_std.device)
+    f = subject.world.dynamics if isinstance(subject, Problem) else subject
+    like = getattr(f, "out_std", None)
+    reason = refusals.dynamics_reason(f, (ChainDynamics,), like if isinstance(like, Tensor) else torch.empty(0))
+    if reason is None and isinstance(f, ChainDynamics):
+        reason = _size_reason(f)
+        if reason is None and isinstance(subject, Problem):
+            reason = _inputs_reason(subject, f) or _parts_reason(subject, f)
+        reason = reason or _device_reason(f.out_std.device)
+    return reason
 
 
 def require_supported(subject: object) -> None:
@@ -49,36 +41,23 @@ def require_supported(subject: object) -> None:
         raise ValueError(f"{reason}; or use the plain twin, jacrec.engine.jacobians.chain")
 
 
-def chain_unserved(f: ChainDynamics) -> str | None:
-    """Why the chain of unmodified classes is too large, or not what its attributes say."""
-    mlp, d, m = f.denoiser.mlp, f.state_dim, f.action_dim
+def _size_reason(f: ChainDynamics) -> str | None:
+    """Why a chain is too large, or of another dtype."""
+    mlp = f.denoiser.mlp
     for what, got, most in (
-        ("state dimension", d, MAX_STATE),
-        ("action dimension", m, MAX_ACTION),
+        ("state dimension", f.state_dim, MAX_STATE),
+        ("action dimension", f.action_dim, MAX_ACTION),
         ("hidden width", max(mlp.hidden), MAX_WIDTH),
         ("number of hidden layers", len(mlp.hidden), MAX_DEPTH),
     ):
         if got > most:
             return f"dynamics: expected a {what} of at most {most}, got {got}"
-    if f.noises not in (1, f.diffusion_steps + 1) or (f.noises == 1 and any(f.sigma)):
-        return f"dynamics: expected {f.diffusion_steps + 1} rows of noise, or 1 where σ is 0, got {f.noises}"
-    if f.keep is not None:
-        return "dynamics: expected a sampler of first order, got one that looks back (solver 'heun')"
-    lengths = [len(x) for x in (f.times, f.c_u, f.c_net, f.sigma)]
-    if lengths != [f.diffusion_steps] * 4:
-        return f"dynamics: expected {f.diffusion_steps} entries in each of times, c_u, c_net and sigma, got {lengths}"
-    like = f.out_std
-    if like.dtype not in (torch.float32, torch.float64):
-        return f"dynamics: expected float32 or float64, got {like.dtype}; use .to(dtype)"
-    shapes: dict[str, tuple[int, ...]] = dict.fromkeys(DYNAMICS_SCALES, (d,))
-    return (
-        changed("dynamics", f, like, shapes)
-        or network_changed("dynamics", mlp, 2 * d + m + f.denoiser.times * f.denoiser.embedding_dim, d, like)
-        or own_methods("dynamics", f)
-    )
+    if f.out_std.dtype not in refusals.DTYPES:
+        return f"dynamics: expected float32 or float64, got {f.out_std.dtype}; use .to(dtype)"
+    return None
 
 
-def inputs_unserved(p: Problem, f: ChainDynamics) -> str | None:
+def _inputs_reason(p: Problem, f: ChainDynamics) -> str | None:
     """Why a problem's state and noise are not those of its dynamics."""
     try:
         fitting(f.out_std, {"state": (p.state, ("N", f.state_dim)), "noise": (p.noise, ("N", "M", "H", f.noises, f.state_dim))})
@@ -87,91 +66,26 @@ def inputs_unserved(p: Problem, f: ChainDynamics) -> str | None:
     return None
 
 
-def parts_unserved(p: Problem, f: ChainDynamics) -> str | None:
-    """Why jacrec's own among policy, reward and critic are not what their attributes say."""
+def _parts_reason(p: Problem, f: ChainDynamics) -> str | None:
+    """Why jacrec's own modules among policy, reward and critic are not what their attributes say."""
     like, d, m = p.state, f.state_dim, f.action_dim
     policy, reward, critic = p.policy, p.world.reward, p.world.critic
-    reason = None
-    if has_written_jacobian(policy):
-        mlp = cast(MLP, policy._modules["mlp"])
-        stack = policy.n if isinstance(policy, BatchedPolicy) else None
-        reason = network_changed("policy", mlp, d, m, like, stack=stack, tanh_output=True) or own_methods("policy", policy)
-    if reason is None and type(reward) is RewardModel and has_manual_derivatives(reward):
-        reward = cast(RewardModel, reward)
-        shapes: dict[str, tuple[int, ...]] = {"state_mean": (d,), "state_std": (d,), "reward_mean": (), "reward_std": ()}
-        reason = changed("reward", reward, like, shapes) or network_changed("reward", reward.mlp, d + m, 1, like)
-        reason = reason or own_methods("reward", reward)
-    if reason is None and type(critic) is TwinCritic and has_manual_derivatives(critic):
-        critic = cast(TwinCritic, critic)
-        reason = network_changed("critic", critic.mlp, d + m, 1, like, stack=critic.critics) or own_methods("critic", critic)
+    own = policy.template if isinstance(policy, BatchedPolicy) else policy
+    reason = refusals.methods_replaced("policy", policy) if type(own) is Actor else None
+    if reason is None and has_written_jacobian(policy):
+        reason = refusals.policy_reason(policy, d, m, like)
+    for name, part, kind, own_reason in (
+        ("reward", reward, RewardModel, refusals.reward_reason),
+        ("critic", critic, TwinCritic, refusals.critic_reason),
+    ):
+        if reason is None and isinstance(part, nn.Module) and type(part) is kind:
+            reason = refusals.methods_replaced(name, part)
+            if reason is None and has_manual_derivatives(part):
+                reason = own_reason(part, d, m, like)
     return reason
 
 
-def network_changed(
-    name: str, mlp: MLP, in_dim: int, out_dim: int, like: Tensor, *, stack: int | None = None, tanh_output: bool = False
-) -> str | None:
-    """Why a network is not in_dim -> mlp.hidden -> out_dim with the activation of its name, one ε, and tensors as `like`."""
-    # not `is`: a copied network has copied it
-    if mlp.act != ACTIVATIONS.get(mlp.activation):
-        return f"{name}: expected mlp.act to be the {mlp.activation!r} of mlp.activation, got {mlp.act}; build it with another"
-    expected, got = (in_dim, out_dim, tanh_output), (mlp.in_dim, mlp.out_dim, mlp.tanh_output)
-    if got != expected:
-        return f"{name}: expected mlp with (in_dim, out_dim, tanh_output) = {expected}, got {got}"
-    layers, norms = list(mlp.layers), list(mlp.norms)
-    if len(layers) != len(mlp.hidden) + 1 or len(norms) not in (0, len(mlp.hidden)):
-        return f"{name}: expected {len(mlp.hidden) + 1} layers, one LayerNorm less or none; got {len(layers)} and {len(norms)}"
-    lead = () if stack is None else (stack,)
-    for i, (fan_in, fan_out) in enumerate(pairwise((in_dim, *mlp.hidden, out_dim))):
-        shapes = {"weight": (*lead, fan_out, fan_in), "bias": (*lead, fan_out)}
-        reason = changed((name, "mlp.layers", i), layers[i], like, shapes)
-        if reason is not None:
-            return reason
-    for i, norm in enumerate(norms):
-        width = (*lead, mlp.hidden[i])
-        reason = changed((name, "mlp.norms", i), norm, like, {"weight": width, "bias": width})
-        if reason is not None:
-            return reason
-    eps = [norm.eps for norm in norms]
-    return None if len(set(eps)) < 2 else f"{name}: expected one eps for all LayerNorms, got {eps}"
-
-
-def changed(name: str | tuple, module: nn.Module, like: Tensor, shapes: dict[str, tuple[int, ...]]) -> str | None:
-    """Why a module's tensors are not of these shapes and of `like`'s dtype and device. name: its path, or the parts of it."""
-    dtype, device = like.dtype, like.device
-    for key, shape in shapes.items():
-        # past `Module.__getattr__`, which costs as much as the rest: this is asked at every decision
-        value = module._parameters.get(key)
-        value = getattr(module, key) if value is None else value
-        if isinstance(value, Tensor) and value.shape == shape and value.dtype == dtype and value.device == device:
-            continue
-        what = f"{name if isinstance(name, str) else '.'.join(map(str, name))}.{key}"
-        got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
-        if got != shape:
-            return f"{what}: expected shape {shape}, got {got}"
-        return f"{what}: expected {dtype} on {device}, got {value.dtype} on {value.device}; use .to(...)"
-    return None
-
-
-def own_methods(name: str, module: nn.Module) -> str | None:
-    """Why a module's methods are not all those of its class: an instance may have been given others."""
-    parts: list[nn.Module | None] = [module]
-    while parts:
-        part = parts.pop()
-        if part is None:
-            continue
-        if not _methods(type(part)).isdisjoint(part.__dict__):
-            own = ", ".join(sorted(_methods(type(part)) & part.__dict__.keys()))
-            return f"{name}: expected the methods of {type(part).__name__}, got its own {own}"
-        parts.extend(part._modules.values())
-    return None
-
-
-@cache
-def _methods(kind: type) -> frozenset[str]:
-    return frozenset(name for name in dir(kind) if callable(getattr(kind, name)))
-
-
-def device_unserved(device: torch.device) -> str | None:
+def _device_reason(device: torch.device) -> str | None:
     """Why the kernels cannot run on a device."""
     if device.type != "cuda" and not (device.type == "cpu" and interpreted()):
         return (
@@ -180,14 +94,14 @@ def device_unserved(device: torch.device) -> str | None:
         )
     if device.type == "cuda" and interpreted():
         return "device: the kernels were imported with TRITON_INTERPRET=1, which is for CPU tensors; unset it"
-    return gpu_unserved(device) if device.type == "cuda" else None
+    return _gpu_reason(device) if device.type == "cuda" else None
 
 
 LEAST_CAPABILITY = (8, 0)
 """Ampere, the first whose tensor cores multiply TF32 and float64"""
 
 
-def gpu_unserved(device: torch.device) -> str | None:
+def _gpu_reason(device: torch.device) -> str | None:
     """Why the kernels cannot run on a GPU: ROCm, or too old."""
     if torch.version.hip is not None:
         return f"device: expected an NVIDIA GPU, got one of ROCm {torch.version.hip}, for which the kernels are not tested"

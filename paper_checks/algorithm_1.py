@@ -1,6 +1,6 @@
-"""Algorithm 1, transcribed line by line with loops over j and i and autograd, beside `mpc_update` and `MPC`.
+"""Algorithm 1, transcribed line by line with loops over j and i and autograd, compared with `mpc_update` and `MPC`.
 
-Run `python paper_checks/algorithm_1.py`; it exits with 1 if a line does not agree (float64).
+`python paper_checks/algorithm_1.py` exits with 1 if a line does not agree (float64).
 """
 
 import copy
@@ -21,7 +21,7 @@ SETTINGS = [(E, M, H) for E in (1, 3) for M in (1, 4) for H in (0, 1, 4)]
 
 @dataclass
 class Lines:
-    """What the transcription leaves at each line of one decision: lists with one entry per inner step e."""
+    """Values of the transcription at each line of one decision: lists with one entry per inner step e."""
 
     states: list[Tensor] = field(default_factory=list)  # lines 4 and 12, (M, H+1, d)
     actions: list[Tensor] = field(default_factory=list)  # line 8, (M, H, m)

@@ -1,7 +1,7 @@
-"""The other side of `theorem_4_1.py`: the rollout written out plainly, and every derivative by torch.func.
+"""The independent side of `theorem_4_1.py`: a plain rollout, differentiated by torch.func.
 
-The reverse step, the chain and the rollout are transcribed here from the paper; of jacrec only the networks' plain
-`forward` and the schedule α_1 … α_K are used.
+The reverse step, the chain and the rollout are transcribed from the paper; only the networks' `forward` and the schedule
+α_1 … α_K come from jacrec.
 """
 
 import torch

@@ -1,4 +1,4 @@
-"""One side of `theorem_4_1.py`: the theorem's objects as jacrec computes them, gathered in the theorem's shapes."""
+"""jacrec's side of `theorem_4_1.py`: the objects of the theorem as computed by jacrec, in the theorem's shapes."""
 
 import copy
 

@@ -1,13 +1,12 @@
-"""What the paper's three misprints of section 3.1 do to a sampler: shown exactly on a Gaussian, then on a trained model.
+"""The effect of the three misprints in section 3.1 on a sampler: exactly for a Gaussian, then with a trained model.
 
 | place                         | printed                  | right                            |
 | reverse step, 3.1.2 and (1)   | (1−α_k) ε̂               | (1−α_k)/√(1−ᾱ_k) ε̂             |
 | training input, 3.1.3         | √α_k s + √(1−α_k) ε      | √ᾱ_k s + √(1−ᾱ_k) ε, as in 3.1.1 |
 | range of k, 3.1.2 and (1)     | K−1 … 1                  | K … 1, as in Theorem 4.1 and (24) |
 
-Theorem 4.1 holds for any differentiable h_k; the misprints concern the samples alone. Run
-`python paper_checks/eq_1_reverse_step.py` (about ten seconds); it exits with 1 if the right sampler misses the truth or
-a printed one meets it.
+Theorem 4.1 holds for any differentiable h_k; the misprints only affect the samples. `python paper_checks/eq_1_reverse_step.py`
+(about ten seconds) exits with 1 if the right sampler does not match the true distribution or a printed one does.
 """
 
 import sys
@@ -22,12 +21,12 @@ from jacrec.models.dynamics.schedule import alphas, reverse_steps
 
 @dataclass(frozen=True)
 class Variant:
-    """A choice between print and right at each of the three places."""
+    """The printed or the right version at each of the three places."""
 
     name: str
     step: str = "ddpm"  # or "printed"
     input: str = "right"  # or "printed"
-    skip: int = 0  # 1: the printed range, which leaves out k = K
+    skip: int = 0  # 1: the printed range, which omits k = K
 
 
 RIGHT = Variant("right")
@@ -49,10 +48,10 @@ class Moments:
 
 
 def gaussian_chain(variant: Variant, K: int, mean: float, std: float) -> Moments:
-    """The exact law of s^(0) when the data are N(mean, std²) and the denoiser is the best possible one.
+    """The exact distribution of s^(0) for data N(mean, std²) and the optimal denoiser.
 
     That denoiser is affine, ε̂ = √(1−c) (u − √c mean) / (c std² + 1 − c) with c = ᾱ_k, or c = α_k for a network trained
-    on the printed input; so every s^(k) is Gaussian, and its two moments follow the tables of h_k. No samples, no training.
+    on the printed input, so every s^(k) is Gaussian and its moments follow from the coefficients of h_k.
     """
     alpha = alphas("vp", K)
     steps = reverse_steps(alpha, sampler=variant.step)
@@ -67,7 +66,7 @@ def gaussian_chain(variant: Variant, K: int, mean: float, std: float) -> Moments
 
 
 def gaussian_distance(mean: float, std: float) -> float:
-    """1-Wasserstein distance of two Gaussians whose means and standard deviations differ by these: E |mean + std Z|."""
+    """1-Wasserstein distance E |mean + std Z| of two Gaussians, given the differences of their means and deviations."""
     z = torch.distributions.Normal(0.0, 1.0).icdf((torch.arange(20_000, dtype=torch.float64) + 0.5) / 20_000)
     return float((mean + std * z).abs().mean())
 
@@ -103,7 +102,7 @@ def train(variant: Variant, K: int, updates: int, generator: torch.Generator) ->
 
 @torch.no_grad()
 def sample(trained: DiffusionDynamics, variant: Variant, state: Tensor, action: Tensor, generator: torch.Generator) -> Tensor:
-    """Next states (B, 1) by the reverse chain of the variant with the trained denoiser."""
+    """Next states (B, 1), sampled by the variant's reverse chain with the trained denoiser."""
     dynamics = DiffusionDynamics(**{**trained.config, "sampler": variant.step})
     dynamics.load_state_dict(trained.state_dict())
     u = dynamics.g(torch.randn(state.shape, generator=generator))
@@ -113,13 +112,13 @@ def sample(trained: DiffusionDynamics, variant: Variant, state: Tensor, action: 
 
 
 def moments(samples: Tensor, reference: Tensor) -> Moments:
-    """Of samples (B, 1), against as many samples of the truth (in one dimension sorting couples them optimally)."""
+    """Moments of samples (B, 1), and their distance from equally many true samples (sorting is the optimal coupling in 1D)."""
     distance = (samples.flatten().sort().values - reference.flatten().sort().values).abs().mean()
     return Moments(float(samples.mean()), float(samples.std()), float(distance))
 
 
 def trained_chain(K: int, updates: int, seed: int = 0, samples: int = 10_000) -> dict[str, Moments]:
-    """Every variant at s = 0.8, a = −0.3, and a second draw of the truth as the floor."""
+    """All variants at s = 0.8, a = −0.3, and a second sample of the truth as a lower limit of the distance."""
     generator = torch.Generator().manual_seed(seed)
     torch.manual_seed(seed)
     state, action = torch.full((samples, 1), 0.8), torch.full((samples, 1), -0.3)
@@ -138,7 +137,7 @@ def line(name: str, m: Moments) -> str:
 
 def main(updates: int = 2000, K: int = 50) -> dict[str, Moments]:
     """Print both tables; return the trained model's."""
-    print("Exact denoiser of N(0.5, 0.6²): the law of s^(0) after K steps, no samples and no training")
+    print("Exact denoiser of N(0.5, 0.6²): the distribution of s^(0) after K steps, without samples or training")
     for steps in (10, 100, 1000):
         print(f" K = {steps}")
         for variant in VARIANTS:
@@ -152,7 +151,7 @@ def main(updates: int = 2000, K: int = 50) -> dict[str, Moments]:
 
 
 def holds(result: dict[str, Moments]) -> bool:
-    """The right sampler is near the truth, and the printed step and the printed input are at least three times as far."""
+    """Whether the right sampler is close to the truth, and printed step and printed input are at least three times as far."""
     near = result[RIGHT.name].distance
     return near < 0.1 and all(result[v.name].distance > 3 * near for v in (STEP, INPUT, ALL))
 
@@ -160,7 +159,7 @@ def holds(result: dict[str, Moments]) -> bool:
 def conclusion(result: dict[str, Moments]) -> str:
     """One line: what the comparison shows."""
     if not holds(result):
-        return "The comparison does not come out as expected: train longer, or the sampler is wrong."
+        return "The comparison fails: train longer, or the sampler is wrong."
     near = result[RIGHT.name].distance
     far = ", ".join(f"{v.name} {result[v.name].distance / near:.1f}×" for v in (STEP, INPUT, RANGE, ALL))
     return (

@@ -1,9 +1,9 @@
 """Figures 2 and 3 by the paper's protocol: errors of world model and reward model on held-out transitions over training.
 
-Run `python paper_checks/figures.py STUDY` (or RUN, a single run's folder). It draws results/figure_2.png and figure_3.png with
-their numbers beside them as CSV, keeps what they show in results/figures.md, and exits with 1 where an error has not fallen.
+`python paper_checks/figures.py STUDY` (or RUN, the folder of a single run) draws results/figure_2.png and figure_3.png, writes
+their numbers as CSV and a summary to results/figures.md, and exits with 1 if an error has not decreased.
 
-The paper: medium-replay sets, errors at 20 000 to 200 000 updates on 1000 transitions, shaded by their standard error.
+The paper: medium-replay sets, errors at 20 000 to 200 000 updates on 1000 transitions, with their standard error as a band.
 """
 
 import sys
@@ -14,8 +14,8 @@ from record import RESULTS, command, without_paths, write
 from tyro.conf import Positional
 
 from jacrec.evaluation.markdown import Sheet
-from jacrec.studies.analysis.figures import SHOWN, STAGE, TITLE, write_errors
-from jacrec.studies.analysis.paper import OURS, paper_table, row_of
+from jacrec.studies.analysis.paper_figures import SHOWN, STAGE, TITLE, write_paper_figure
+from jacrec.studies.analysis.paper_values import OURS, paper_table, row_of
 from jacrec.studies.analysis.read import is_study, read_study
 from jacrec.studies.analysis.runs import Curve, curves, run_curve, run_record
 from jacrec.studies.config import DEFAULT_MODEL
@@ -25,10 +25,10 @@ PRINTED = {2: 3, 3: 4}  # the table that holds the error at the end of a figure'
 
 
 def main(folder: Positional[Path]) -> list[tuple[Curve, bool]]:
-    """Draw and keep; every curve with whether it fell.
+    """Draw the figures and write the summary; every curve with whether it decreased.
 
     Args:
-        folder: of a study or of a run
+        folder: folder of a study or of a run
 
     Raises:
         ValueError: no errors have been logged there.
@@ -38,19 +38,19 @@ def main(folder: Positional[Path]) -> list[tuple[Curve, bool]]:
         found = _curves(folder, stage)
         if not found:
             continue
-        write_errors(found, number, RESULTS)
+        write_paper_figure(found, number, RESULTS)
         mine = [(curve, curve.rmse[-1] < curve.rmse[start(curve)]) for curve in found]
         judged += mine
         sections.append(_section(number, mine))
     if not judged:
         raise ValueError(f"{folder}: expected a study or a run whose models have logged errors in metrics.jsonl, got none")
     path = write("figures.md", "Figures 2 and 3", command("figures.py", folder), [without_paths(s) for s in sections])
-    print("\n\n".join(sections) + f"\n\nkept in paper_checks/results/{path.name}")
+    print("\n\n".join(sections) + f"\n\nwritten to paper_checks/results/{path.name}")
     return judged
 
 
 def start(curve: Curve) -> int:
-    """Which measurement the figure begins with: the paper's first, or this training's own where it is shorter."""
+    """Index of the figure's first measurement: the paper's first, or the training's own if it is shorter."""
     return next((i for i, update in enumerate(curve.updates[:-1]) if update >= FIRST), 0)
 
 
@@ -95,7 +95,7 @@ def _section(number: int, judged: list[tuple[Curve, bool]]) -> str:
 
 
 def _protocol(judged: list[tuple[Curve, bool]]) -> str:
-    """Where these curves follow the paper's protocol, and where not."""
+    """How far these curves follow the paper's protocol."""
     found = [c for c, _ in judged]
     notes = [f"The error fell from the first to the last measurement in {sum(x for _, x in judged)} of {len(found)} trainings."]
     if short := [c for c in found if c.transitions != TRANSITIONS]:

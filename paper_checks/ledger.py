@@ -1,4 +1,4 @@
-"""A table of comparisons: what was claimed, which file makes the claim true, and by how much the two sides differ."""
+"""A table of numerical comparisons: claim, implementing file, and largest relative error."""
 
 import unicodedata
 from dataclasses import dataclass, field
@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def distance(ours: Tensor, theirs: Tensor) -> float:
-    """Largest entry of |ours − theirs| over the largest entry of |theirs|; infinite where shapes differ or a NaN appears."""
+    """max |ours − theirs| / max |theirs|; infinite if the shapes differ or a NaN occurs."""
     if ours.shape != theirs.shape:
         return float("inf")
     if not ours.numel():
@@ -18,18 +18,18 @@ def distance(ours: Tensor, theirs: Tensor) -> float:
 
 
 def shown_width(text: str) -> int:
-    """Columns that `text` takes on a terminal: the tilde of s̃ takes none."""
+    """Width of `text` on a terminal; combining characters such as the tilde of s̃ have none."""
     return sum(not unicodedata.combining(c) for c in text)
 
 
 def padded(text: str, width: int) -> str:
-    """`text` with spaces up to `width` columns."""
+    """`text` padded with spaces to `width` columns."""
     return text + " " * (width - shown_width(text))
 
 
 @dataclass
 class Row:
-    """One claim with the largest error found for it, over all worlds in which it was checked."""
+    """One claim and its largest error over all worlds in which it was checked."""
 
     label: str
     says: str
@@ -39,14 +39,14 @@ class Row:
 
 @dataclass
 class Ledger:
-    """Collects claims in the order in which they are first made."""
+    """Collects claims, in order of first appearance."""
 
     tolerance: float
-    """largest relative error with which a claim holds"""
+    """largest relative error at which a claim holds"""
     rows: dict[str, Row] = field(default_factory=dict)
 
     def check(self, label: str, says: str, file: str, *pairs: tuple[Tensor, Tensor]) -> None:
-        """Claim `label`: in every pair (jacrec's tensor, the independent one) the two are equal."""
+        """Record claim `label`: both tensors of every pair (jacrec's, independent) are equal."""
         row = self.rows.setdefault(label, Row(label, says, file))
         row.error = max(row.error, *(distance(ours, theirs) for ours, theirs in pairs))
 
@@ -56,7 +56,7 @@ class Ledger:
         return [row for row in self.rows.values() if not row.error <= self.tolerance]
 
     def table(self, first: str) -> str:
-        """The claims as text, one a line; `first` heads the column of labels."""
+        """The claims as text, one per line; `first` is the heading of the labels."""
         rows = list(self.rows.values())
         head = (first, "what it says", "file that implements it", "largest error")
         cells = [(row.label, row.says, row.file, f"{row.error:.1e}") for row in rows]
@@ -68,7 +68,7 @@ class Ledger:
         return "\n".join(line.rstrip() + mark for line, mark in zip(lines, marks, strict=True))
 
     def conclusion(self, noun: str) -> str:
-        """One line: all hold, or which do not."""
+        """One line: all claims hold, or which do not."""
         if self.failed:
             names = ", ".join(row.label for row in self.failed)
             return f"{len(self.failed)} of {len(self.rows)} {noun} do not hold within {self.tolerance:.0e}: {names}"

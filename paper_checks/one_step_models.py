@@ -1,8 +1,8 @@
-"""One-step world models beside each other: errors, moments and distances of their samples on held-out transitions.
+"""Comparison of one-step world models: errors, moments and distances of their samples on held-out transitions.
 
-Run `python paper_checks/one_step_models.py RUN --models NAME=FOLDER …` on a trained run and further world models of the same
-data and seed (folders with dynamics.safetensors, as a study keeps them in cells/TASK/seed-SEED/models/NAME). Nothing is
-trained; of a diffusion model few-step DDIM is shown too. The answer is kept in results/one_step_models.md and .json.
+`python paper_checks/one_step_models.py RUN --models NAME=FOLDER …` compares the model of a trained run with other models of
+the same data and seed (folders with dynamics.safetensors, such as cells/TASK/seed-SEED/models/NAME of a study). Nothing is
+trained; diffusion models are also sampled by DDIM with few steps. Writes results/one_step_models.md and .json.
 """
 
 from collections.abc import Iterator
@@ -24,7 +24,7 @@ from jacrec.models.io import load_module
 from jacrec.training.run import load_run
 from jacrec.training.stages.dynamics import as_tensor, choose_rows
 from jacrec.training.stages.samples import SampleCheck, sample_check
-from jacrec.training.streams import generator, seed_of
+from jacrec.training.streams import derive_seed, generator
 
 HEAD = ["world model", "calls", "RMSE", "RMSE of the mean", "bias", "spread", "W1"]
 
@@ -38,19 +38,19 @@ def main(
     ddim: tuple[int, ...] = (1, 2),
     out: Path | None = None,
 ) -> Path:
-    """Write the table and the record; the table's path.
+    """Write the table and the record; the path of the table.
 
     Args:
         run: a run's folder; its own model comes first
-        models: further world models, e.g. meanflow=studies/cheap/cells/hopper-medium-like/seed-10/models/meanflow
-        data: where the run's data are now, if not where it was trained
-        transitions: held-out transitions at most
-        samples: successors sampled for each
-        ddim: of diffusion models, numbers of levels that DDIM visits
-        out: another folder for the results than paper_checks/results
+        models: other world models, e.g. meanflow=studies/cheap/cells/hopper-medium-like/seed-10/models/meanflow
+        data: current location of the run's data (default: as in training)
+        transitions: maximum number of held-out transitions
+        samples: sampled successors per transition
+        ddim: numbers of levels for DDIM sampling of diffusion models
+        out: folder of the results (default: paper_checks/results)
     """
     trained = load_run(run)
-    held_out = load(data or trained.config.data).split(trained.config.held_out, seed_of(trained.config.seed, "held out"))[1]
+    held_out = load(data or trained.config.data).split(trained.config.held_out, derive_seed(trained.config.seed, "held out"))[1]
     held_out = held_out.rows(choose_rows(len(held_out), transitions, 0))
     state, action, next_state = (as_tensor(x, "cpu") for x in (held_out.state, held_out.action, held_out.next_state))
     checks: dict[str, tuple[int, SampleCheck]] = {}
@@ -80,7 +80,7 @@ def main(
         "deterministic model has spread 0, a calibrated one spread 1 and a W1 of sampling noise alone."
     )
     folder = out or RESULTS
-    path = write("one_step_models.md", "One-step world models beside each other", made_by, [about, sheet.markdown()], folder)
+    path = write("one_step_models.md", "Comparison of one-step world models", made_by, [about, sheet.markdown()], folder)
     record = {
         "command": made_by,
         "data": trained.info.name,
@@ -91,7 +91,7 @@ def main(
         "models": {name: {"calls": calls, **asdict(c)} for name, (calls, c) in checks.items()},
     }
     (folder / "one_step_models.json").write_text(readable_json(record) + "\n", encoding="utf-8")
-    print(f"{sheet.markdown()}\n\nkept in {out or 'paper_checks/results'}: {path.name}, one_step_models.json")
+    print(f"{sheet.markdown()}\n\nwritten to {out or 'paper_checks/results'}: {path.name}, one_step_models.json")
     return path
 
 

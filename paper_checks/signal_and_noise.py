@@ -1,7 +1,6 @@
-"""How far a policy's gradient stands out of the particles' noise, on real states: signal-to-noise ratio and growth along H.
+"""Signal-to-noise ratio of the policy gradient over particles, and growth of the Jacobian over H, on real states.
 
-Run `python paper_checks/signal_and_noise.py RUN [RUN …]` on trained runs; nothing is trained. The answer is kept in
-results/signal_and_noise.md.
+`python paper_checks/signal_and_noise.py RUN [RUN …]` measures trained runs and writes results/signal_and_noise.md.
 """
 
 from pathlib import Path
@@ -16,7 +15,7 @@ from jacrec.data.readers.load import load
 from jacrec.evaluation.markdown import Sheet
 from jacrec.training.run import load_run
 from jacrec.training.stages.dynamics import as_tensor, choose_rows
-from jacrec.training.streams import generator, seed_of
+from jacrec.training.streams import derive_seed, generator
 
 QUANTILES = (0.1, 0.5, 0.9)
 
@@ -32,27 +31,27 @@ def main(
     """Write the table; its path.
 
     Args:
-        runs: folders of trained runs, whose policies, world models, rewards and critics are taken as they are
-        data: where the runs' data are now, one for each run, if not where they were trained
+        runs: folders of trained runs
+        data: current locations of the runs' data, one per run (default: as in training)
         particles: numbers M of imagined trajectories
         horizon: numbers H of imagined steps
-        states: held-out states that are looked at
-        out: another folder for the results than paper_checks/results
+        states: number of held-out states
+        out: folder of the results (default: paper_checks/results)
     """
     if data and len(data) != len(runs):
-        raise ValueError(f"--data: expected one for each of {len(runs)} runs, got {len(data)}")
+        raise ValueError(f"--data: expected one location for each of {len(runs)} runs, got {len(data)}")
     asked = ["--particles", *particles, "--horizon", *horizon, "--states", states]
     made_by = command("signal_and_noise.py", *runs, *map(str, asked))
     rows = []
     for i, path in enumerate(runs):
         run = load_run(path)
         source = load(data[i] if data else run.config.data)
-        held_out = source.split(run.config.held_out, seed_of(run.config.seed, "held out"))[1]
+        held_out = source.split(run.config.held_out, derive_seed(run.config.seed, "held out"))[1]
         state = as_tensor(held_out.state[choose_rows(len(held_out), states, 0)], "cpu")
         for H in horizon:
             for M in particles:
                 noise = torch.randn(len(state), M, H, *run.world.dynamics.noise_shape, generator=generator(0, "signal"))
-                # the ratio of every state by itself: with one ψ for all of them it would be that of their mean
+                # per state: a joint call would give the ratio of the mean over states
                 pairs = zip(state, noise, strict=True)
                 snr = torch.stack([gradient_signal(run.policy, run.world, s, z).snr for s, z in pairs])
                 unit = run.world.dynamics.state_std  # pyright: ignore[reportAttributeAccessIssue]

@@ -1,7 +1,7 @@
-"""The paper's Tables 1 to 5 recomputed: averages from their rows, gains with the noise that their ± implies.
+"""The paper's Tables 1 to 5 recomputed: averages from their rows, gains with the uncertainty implied by their ±.
 
-Run `python paper_checks/tables.py`; it prints its findings, keeps them in results/tables.md, and exits with 1 if an average
-that is known to add up does not, or the other way round.
+`python paper_checks/tables.py` prints its findings, writes them to results/tables.md, and exits with 1 if an average that is
+known to add up does not, or vice versa.
 """
 
 import math
@@ -13,7 +13,7 @@ from record import command, write
 
 from jacrec.evaluation.markdown import Sheet
 from jacrec.evaluation.statistics import t_quantile
-from jacrec.studies.analysis.paper import BASE_COLUMN, OURS, PaperTable, paper_tables
+from jacrec.studies.analysis.paper_values import BASE_COLUMN, OURS, PaperTable, paper_tables
 
 SEEDS = 10  # training seeds behind every cell, as the captions of Tables 1 and 2 say
 DOES_NOT_ADD_UP = {(2, OURS)}
@@ -21,7 +21,7 @@ DOES_NOT_ADD_UP = {(2, OURS)}
 
 @dataclass(frozen=True)
 class Average:
-    """A printed average beside that of its rows."""
+    """A printed average and the average of its rows."""
 
     table: int
     column: str
@@ -32,7 +32,7 @@ class Average:
 
     @property
     def finding(self) -> str:
-        """rounds, is cut off, or does not add up."""
+        """Whether the printed average adds up."""
         unit = 10.0**-self.digits
         if abs(self.printed - self.of_rows) <= 0.5 * unit + 1e-9:
             return "adds up"
@@ -133,12 +133,12 @@ def _consistency_section() -> str:
 
 
 def main() -> list[Average]:
-    """Recompute, print, keep; the averages."""
+    """Recompute, print and record the averages."""
     found = averages()
     sections = [_averages_section(found), _gains_section(), _consistency_section()]
     path = write("tables.md", "The paper's tables, recomputed", command("tables.py"), sections)
     print("\n\n".join(sections))
-    print(f"\nkept in paper_checks/results/{path.name}")
+    print(f"\nwritten to paper_checks/results/{path.name}")
     return found
 
 

@@ -1,4 +1,8 @@
-"""Shared by all tests: the number of property cases, and memory that tells when it is read before it is written."""
+"""Shared by all tests: Hypothesis profiles, the number of property cases, and uninitialised memory filled with NaN.
+
+Property tests draw the same cases each time; `--hypothesis-profile random` draws new ones, and keeps those that fail in
+.hypothesis, from where later random runs replay them.
+"""
 
 import os
 from pathlib import Path
@@ -6,29 +10,34 @@ from pathlib import Path
 import pytest
 import torch
 from hypothesis import HealthCheck, Phase, settings
+from hypothesis.database import DirectoryBasedExampleDatabase
 
-# the driver's files tell without waking CUDA up
+from tests import ROOT
+
+# the driver's files tell without initialising CUDA
 HAS_GPU = torch.version.cuda is not None and any(Path(x).exists() for x in ("/dev/nvidiactl", "/dev/dxg"))
 if not HAS_GPU:
-    # before anything imports triton: its kernels are then interpreted on the CPU
+    # before triton is imported: its kernels are then interpreted on the CPU
     os.environ["TRITON_INTERPRET"] = "1"
 
-# cuBLAS wants to know before its first use that sums are to come out the same each time
+# cuBLAS reads this before its first use, to compute reproducible sums
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
-settings.register_profile(
-    "jacrec",
+shared = settings(
     deadline=None,
-    derandomize=True,
     print_blob=True,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
     phases=(Phase.explicit, Phase.reuse, Phase.generate, Phase.shrink),
+)
+settings.register_profile("jacrec", shared, derandomize=True, database=None)
+settings.register_profile(
+    "random", shared, derandomize=False, database=DirectoryBasedExampleDatabase(ROOT / ".hypothesis" / "examples")
 )
 settings.load_profile("jacrec")
 
 
 def pytest_addoption(parser):
-    parser.addoption("--cases", type=int, default=None, help="property-test cases in all (default 2400)")
+    parser.addoption("--cases", type=int, default=None, help="total number of property-test cases (default 2400)")
 
 
 def pytest_configure(config):
@@ -38,14 +47,14 @@ def pytest_configure(config):
 
 
 def property_cases(share: float, at_least: int = 1):
-    """Hypothesis settings for a test that takes this share of all property cases."""
+    """Hypothesis settings for a test with this share of all property cases."""
     total = int(os.environ.get("JACREC_TEST_CASES", "2400"))
     return settings(max_examples=max(at_least, round(share * total)))
 
 
 @pytest.fixture(autouse=True)
 def _poison_uninitialised_memory():
-    """torch.empty holds NaN in every test: reading what nobody wrote shows."""
+    """Fill torch.empty with NaN, so that reading before writing shows."""
     torch.use_deterministic_algorithms(True)
     torch.utils.deterministic.fill_uninitialized_memory = True
     yield

@@ -5,8 +5,14 @@ import copy
 import torch
 
 from jacrec import Actor, Adjoint, BatchedPolicy, DiffusionDynamics, RewardModel, TwinCritic, World, mpc_update
+from jacrec.kernels.cpu.gradient import job
 
 FUSED = Adjoint(kernel="fused")
+
+
+def team_of(row):
+    """The size of the thread team that a job's row asks for."""
+    return row[job.AT.sizes + job.Sizes._fields.index("team")]
 
 
 def problem_of(d=11, m=3, N=1, M=5, H=2, K=3, hidden=(33, 33), batched=False, dtype=torch.float64, seed=0, **networks):

@@ -1,4 +1,4 @@
-"""A server of one file on this machine, which breaks off, forgets ranges or changes the file as it is told."""
+"""A local HTTP server of one file that can break off, ignore ranges or change the file."""
 
 import threading
 from collections.abc import Iterator
@@ -13,24 +13,24 @@ CONTENT = np.random.default_rng(0).bytes(300_000)
 
 @dataclass
 class Server:
-    """What the server answers, and what it was asked."""
+    """The server's behaviour, and the requests it received."""
 
     url: str = ""
     content: bytes = CONTENT
     version: str | None = '"one"'
     ranges: bool = True
-    heeds_if_range: bool = True
+    honours_if_range: bool = True
     says_length: bool = True
     cut: list[int] = field(default_factory=list)
-    """bytes of the body after which the next answers break off"""
+    """numbers of body bytes after which the next answers break off"""
     status: int | None = None
     asked: list[str | None] = field(default_factory=list)
-    """the Range of each request"""
+    """the Range header of each request"""
 
 
 @contextmanager
 def serving() -> Iterator[Server]:
-    """The server, running."""
+    """Run the server."""
     state = Server()
 
     class Handler(BaseHTTPRequestHandler):
@@ -44,7 +44,7 @@ def serving() -> Iterator[Server]:
                 self.send_error(state.status)
                 return
             start, total = 0, len(state.content)
-            same = self.headers.get("If-Range") == state.version or not state.heeds_if_range
+            same = self.headers.get("If-Range") == state.version or not state.honours_if_range
             if span and state.ranges and same:
                 start = int(span.removeprefix("bytes=").rstrip("-"))
             if start >= total:

@@ -1,17 +1,24 @@
-"""ReBRAC as the reference states it, in plain torch with autograd: what the hand-written updates have to equal, and to beat.
+"""ReBRAC as in the reference, in plain torch with autograd: the oracle, and the baseline, of the hand-written updates.
 
-Transcribed from the losses and the order of the updates in `algorithms/offline/rebrac.py` of CORL, which is the authors' own
-JAX code in one file: `update_critic`, then, where the actor moves, `update_actor` with the critics from after their step. Both
-targets are mixed inside `update_actor`, the actor's with the parameters that its gradient was taken at.
+Transcribed from the losses and the order of updates in `algorithms/offline/rebrac.py` of CORL, the authors' single-file JAX
+implementation: `update_critic`, then, if the actor moves, `update_actor` with the updated critics. Both targets are updated
+inside `update_actor`, the actor's with the parameters at which its gradient was taken.
 """
 
 import copy
 
+import pytest
 import torch
 from torch import nn
 from torch.nn import functional
 
+from jacrec.training.passes import fused_unsupported_reason
 from jacrec.training.stages.rebrac import ReBRAC
+
+UNSUPPORTED = fused_unsupported_reason(torch.zeros(1))
+needs_fused = pytest.mark.skipif(UNSUPPORTED is not None, reason=str(UNSUPPORTED))
+FUSED = [pytest.param(False, id="plain"), pytest.param(True, id="fused", marks=needs_fused)]
+"""values of `fused` for the tests"""
 
 
 class PlainActor(nn.Module):
@@ -40,10 +47,7 @@ class PlainCritic(PlainActor):
 
 
 class PlainReBRAC:
-    """The reference's two updates, starting from a learner's networks: a critic loss, an actor loss, moving targets.
-
-    In the learner's precision, or in `dtype`.
-    """
+    """The reference's two updates, starting from a learner's networks, in the learner's precision or in `dtype`."""
 
     def __init__(self, learner: ReBRAC, fused: bool = False, dtype: torch.dtype | None = None):
         c, like = learner.config, learner.flat_actor.value.to(dtype)
@@ -58,7 +62,7 @@ class PlainReBRAC:
         self.critic_optimiser = torch.optim.Adam(self.critics.parameters(), lr=c.critic_lr, fused=fused)
 
     def update(self, s, a, r, s2, a2, done, noise, move_actor):
-        """(B, d), (B, m), (B,), (B, d), (B, m), (B,), (B, m) -> the losses and the metrics' other entries."""
+        """(B, d), (B, m), (B,), (B, d), (B, m), (B,), (B, m) -> the losses and the other metrics."""
         c = self.c
         with torch.no_grad():
             n = (noise * c.policy_noise).clamp(-c.noise_clip, c.noise_clip)
@@ -81,7 +85,7 @@ class PlainReBRAC:
         actor_loss = (c.actor_bc_coef * bc - lam * q).mean()
         self.actor_optimiser.zero_grad()
         actor_loss.backward()
-        self.follow(self.actor, self.target_actor)  # before the actor's step: the reference's order
+        self.follow(self.actor, self.target_actor)  # before the actor's step, as in the reference
         self.actor_optimiser.step()
         self.follow(self.critics, self.target_critics)
         return scalars | {"actor_loss": actor_loss.detach(), "bc": bc.detach().mean(), "q_policy": q.detach().mean()}
@@ -94,7 +98,7 @@ class PlainReBRAC:
 
 @torch.no_grad()
 def plain_weights(mlp, plain, head):
-    """Copy an MLP (or one of its stack) into plain layers."""
+    """Copy an MLP, or one head of a stack, into plain layers."""
     for layers, plain_layers in ((mlp.layers, plain.linears), (mlp.norms, plain.norms)):
         for layer, plain_layer in zip(layers, plain_layers, strict=False):
             plain_layer.weight.copy_(layer.weight if head is None else layer.weight[head])
@@ -102,7 +106,7 @@ def plain_weights(mlp, plain, head):
 
 
 def largest_difference(mlp, plain, head=None) -> float:
-    """Between the parameters of an MLP (or one of its stack) and the plain layers."""
+    """Largest difference between the parameters of an MLP, or one head of a stack, and the plain layers."""
     worst = 0.0
     for layers, plain_layers in ((mlp.layers, plain.linears), (mlp.norms, plain.norms)):
         for layer, plain_layer in zip(layers, plain_layers, strict=False):

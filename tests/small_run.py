@@ -1,4 +1,4 @@
-"""A run to play with whose networks are hardly trained."""
+"""A run with barely trained networks."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from jacrec.training.run import train
 
 
 def hardly_trained(root: Path) -> Path:
-    """A run's folder under `root`, from a few hundred random steps of Hopper."""
+    """The folder of a run under `root`, trained on a few hundred random Hopper steps."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MINARI_DATASETS_PATH", str(root / "data"))
         made = make_dataset("hopper", "random", steps=400)

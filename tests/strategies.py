@@ -58,11 +58,10 @@ def diffusions(draw):
 
 
 @st.composite
-def flows(draw, solvers=("euler", "heun")):
+def flows(draw):
     """Keyword arguments of a `FlowDynamics` beyond its dimensions."""
     return dict(
         steps=draw(st.integers(1, 4)),
-        solver=draw(st.sampled_from(solvers)),
         prediction=draw(st.sampled_from(["velocity", "x0"])),
         target=draw(st.sampled_from(["difference", "state"])),
         embedding_dim=draw(st.sampled_from([2, 6])),
@@ -195,10 +194,9 @@ def cases(draw, max_H=4, max_M=5, foreign=True):
     N = draw(st.integers(1, 3))
     kinds = ["diffusion", "flow", "meanflow", "deterministic", "ensemble"] + (["foreign"] if foreign else [])
     kind = draw(st.sampled_from(kinds))
-    # the kernels are for samplers of first order
     options = {
         "diffusion": diffusions(),
-        "flow": flows() if foreign else flows(("euler",)),
+        "flow": flows(),
         "meanflow": meanflows(),
         "deterministic": architectures(),
         "ensemble": ensembles(),

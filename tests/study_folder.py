@@ -1,4 +1,4 @@
-"""A study's folder made of numbers, without training or playing anything."""
+"""Synthetic study folders, written without training or playing anything."""
 
 import json
 from dataclasses import asdict
@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import yaml
 
-from jacrec.evaluation.rehearsal import BASE, Imagined, Rehearsal
+from jacrec.evaluation.rehearsal import BASE, ImaginedEpisodes, Rehearsal
 from jacrec.studies.spec import read_spec
 from jacrec.training.run import PARTS, STAGES
 
@@ -23,6 +23,7 @@ CONTESTANTS = {
     "plain": {"horizon": 3, "model": "deterministic"},
 }
 
+GAIN = {"base": 0.0, "h0": 1.0, "mpc": 4.0, "h1": 2.0, "slow": -3.0, "plain": 3.0}
 TASKS = ("hopper-medium", "halfcheetah-medium-replay")
 REHEARSING = {
     "h0": {"horizon": 0},
@@ -36,10 +37,15 @@ REAL = {"base": 0.0, "h0": 1.0, "h0-fast": 0.0, "h3": 5.0, "h8": -4.0}
 IMAGINED = {"h3": 20.0, "h8": -30.0, "h0": 10.0, "h0-fast": 1.0}
 
 
+def constant_gains(task: str, seed: int, contestant: str) -> float:
+    """Scores that differ between tasks and seeds, with the same gains everywhere."""
+    return 40.0 + 3 * (seed - 10) + 7 * task.startswith("half") + GAIN[contestant]
+
+
 def write_study(
     path: Path, tasks=("hopper-medium", "halfcheetah-medium-replay"), seeds=(10, 11), contestants=None, data="{task}.hdf5"
 ) -> Path:
-    """study.yaml alone."""
+    """Write study.yaml only."""
     contestants = CONTESTANTS if contestants is None else contestants
     path.mkdir(parents=True, exist_ok=True)
     spec = {
@@ -55,7 +61,7 @@ def write_study(
 
 
 def fill(path: Path, score, *, episodes: int = 4, scored: bool = True, noise: float = 0.0) -> Path:
-    """Runs and plays of every cell of a written study; score(task, seed, contestant) is the mean of its episodes."""
+    """Write runs and plays of every cell of a study; score(task, seed, contestant) is the mean over episodes."""
     spec = yaml.safe_load((path / "study.yaml").read_text())
     rng = np.random.default_rng(0)
     for task in spec["tasks"]:
@@ -71,7 +77,7 @@ def fill(path: Path, score, *, episodes: int = 4, scored: bool = True, noise: fl
 
 
 def write_play(path: Path, task: str, seed: int, name: str, scores, *, scored: bool = True, **changes) -> None:
-    """plays/<name>.json with the given scores, as an evaluation would leave it; `choice` is of one that rehearses."""
+    """Write plays/<name>.json with the given scores; pass `choice` for a contestant that rehearses."""
     study = read_spec(path / "study.yaml")
     low, high = REFERENCE
     model, controller = study.model_of(name), study.controller(task, changes.get("choice", name))
@@ -105,10 +111,10 @@ def write_play(path: Path, task: str, seed: int, name: str, scores, *, scored: b
 
 
 def write_rehearsal(path: Path, task: str, seed: int, name: str, gains: dict[str, float], **changes) -> str:
-    """rehearsals/<name>.json in which candidates gain that much over a base policy's imagined 100; the choice."""
+    """Write rehearsals/<name>.json with these gains over a base policy's imagined return of 100; the choice."""
     settings = read_spec(path / "study.yaml").rehearsal
     returns = {BASE: 100.0} | {candidate: 100.0 + gain for candidate, gain in gains.items()}
-    imagined = {who: Imagined([r - 1, r + 1], [400, 400], 0) for who, r in returns.items()}
+    imagined = {who: ImaginedEpisodes([r - 1, r + 1], [400, 400], 0) for who, r in returns.items()}
     rehearsal = Rehearsal(settings, imagined, True)
     own = {"actor": f"a{seed}", "critic": f"c{seed}", "reward": f"r{seed}", "dynamics": f"d{seed}default"}
     record = {"task": task, "seed": seed, "contestant": name, "networks": own} | rehearsal.record() | changes
@@ -119,7 +125,7 @@ def write_rehearsal(path: Path, task: str, seed: int, name: str, gains: dict[str
 
 
 def write_rehearsed(path, real=lambda task, seed, name: REAL[name], imagined=lambda task, seed, name: IMAGINED[name]):
-    """A finished study whose rehearsals imagine as told and choose by their own rule."""
+    """Write a finished study whose rehearsals imagine the given gains and choose by the regular rule."""
     write_study(path, TASKS, contestants=REHEARSING)
     for task in TASKS:
         for seed in (10, 11):
@@ -133,13 +139,13 @@ def write_rehearsed(path, real=lambda task, seed, name: REAL[name], imagined=lam
 
 
 def write_failure(file: Path, error: str, attempts: int = 1) -> None:
-    """A *.failed.json."""
+    """Write a *.failed.json."""
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps({"error": error, "traceback": "...", "attempts": attempts}))
 
 
 def write_run(folder: Path, task: str, stages=STAGES) -> None:
-    """config.yaml and metrics.jsonl of a run whose errors fall as 1/update, and empty files where its networks would be."""
+    """Write config.yaml and metrics.jsonl of a run whose errors decrease as 1/update, and empty files in place of networks."""
     folder.mkdir(parents=True, exist_ok=True)
     for part, stage in PARTS.items():
         if stage in stages:

@@ -1,4 +1,4 @@
-"""What the README shows runs, and what it links to exists."""
+"""The README and the pages of docs/: examples run, links exist."""
 
 import re
 
@@ -7,15 +7,19 @@ import torch
 
 from tests import ROOT
 
-README = (ROOT / "README.md").read_text(encoding="utf-8")
-EXAMPLES = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+PAGES = ["README.md", "CONTRIBUTING.md", "NOTATION.md", "CHANGELOG.md", "docs/guide.md", "docs/results.md"]
+EXAMPLES = [
+    (page, example)
+    for page in PAGES
+    for example in re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(encoding="utf-8"), re.DOTALL)
+]
 
 
-@pytest.mark.parametrize("example", EXAMPLES, ids=lambda text: text.splitlines()[0])
-def test_examples_run(example, capsys):
+@pytest.mark.parametrize(("page", "example"), EXAMPLES, ids=lambda text: text.splitlines()[0])
+def test_examples_run(page, example, capsys):
     torch.manual_seed(0)
     names: dict = {}
-    exec(compile(example, "README.md", "exec"), names)
+    exec(compile(example, page, "exec"), names)
     if "step" in names:
         assert names["step"].accepted.all()
     elif "gains" in names:
@@ -29,7 +33,12 @@ def test_there_are_examples():
     assert len(EXAMPLES) == 3
 
 
-@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "NOTATION.md", "CHANGELOG.md"])
+@pytest.mark.parametrize("page", PAGES)
 def test_links_point_to_files(page):
+    folder = (ROOT / page).parent
     for target in re.findall(r"\]\((?!http)([^)#]+)\)", (ROOT / page).read_text(encoding="utf-8")):
-        assert (ROOT / target).exists(), f"{page} links to {target}"
+        assert (folder / target).exists(), f"{page} links to {target}"
+
+
+def test_the_readme_is_short():
+    assert len((ROOT / "README.md").read_bytes()) <= 8192

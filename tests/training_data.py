@@ -1,4 +1,4 @@
-"""A small linear system with quadratic reward, for the tests of training."""
+"""A small linear system with quadratic reward as training data."""
 
 import numpy as np
 
@@ -8,7 +8,7 @@ from jacrec.data.transitions import DatasetInfo, Transitions
 def linear_system(
     state_dim: int = 3, action_dim: int = 2, episodes: int = 12, steps: int = 50, seed: int = 0, noise: float = 0.0
 ) -> Transitions:
-    """s' = A s + B a + noise n, r = −‖s‖² − 0.1 ‖a‖², actions uniform; every third episode ends in a terminal."""
+    """s' = A s + B a + noise n, r = −‖s‖² − 0.1 ‖a‖², actions uniform; every third episode ends in a terminal state."""
     rng = np.random.default_rng(seed)
     A = 0.95 * np.eye(state_dim) + 0.02 * rng.standard_normal((state_dim, state_dim))
     B = 0.3 * rng.standard_normal((state_dim, action_dim))

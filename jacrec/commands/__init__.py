@@ -1,1 +1,21 @@
-"""The verbs of the command line: one module each, with a function `run(args) -> exit code`, imported when called."""
+"""The verbs of the command line, one module each, imported when called.
+
+Each has `COMMAND`, from which tyro reads the options (a dictionary where the verb has verbs of its own), and
+`run(args) -> exit code`.
+"""
+
+VERBS = {
+    "data": "make, download, list and describe offline data sets",
+    "train": "train policy, critic, world model and reward model on a data set",
+    "rehearse": "choose controller settings by imagined episodes in a run's world model",
+    "eval": "compare base policy, MPC and MPC without a world model on the same environment seeds",
+    "deploy": "run MPC and refresh its models from the collected transitions; resumable",
+    "live": "play one episode in real time, with a deadline for each decision",
+    "sweep": "train and evaluate a study: tasks × seeds × settings; resumable",
+    "report": "write report.md with tables and plots for a run or a study",
+    "demo": "data, training, evaluation and report on a small built-in task, in minutes",
+    "bench": "run the benchmarks of a checkout",
+    "compile": "compile a GPU's kernels for a run before its first decision",
+    "doctor": "check this installation and suggest fixes",
+}
+SHELLS = ("bash", "zsh", "fish")

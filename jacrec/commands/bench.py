@@ -1,4 +1,4 @@
-"""`jacrec bench`."""
+"""`jacrec bench`: run the benchmarks of a checkout."""
 
 import subprocess
 import sys
@@ -8,25 +8,25 @@ import tyro
 from tyro.conf import Positional
 
 FOLDER = Path("benchmarks")
-ON_REQUEST = ("gpu", "table", "calibrate", "jax_rebrac", "deadline")
-"""scripts that are run only if they are named: what they do is no measurement of this machine's own, or takes hours"""
+ON_REQUEST = ("gpu", "table", "jax_rebrac", "deadline")
+"""scripts that run only if named: they do not measure this machine alone, or take hours"""
 
 
 def bench(names: Positional[tuple[str, ...]] = ()) -> int:
-    """Run benchmark scripts of a checkout, one after the other; say it from the checkout's root.
+    """Run benchmark scripts one after another, from the root of a checkout.
 
-    `jacrec bench gpu` checks, tunes and times everything on a machine with a GPU; `jacrec bench table` prints the README's
+    `jacrec bench gpu` checks, tunes and times every kernel on a machine with a GPU; `jacrec bench table` prints the README's
     table from benchmarks/results.
 
     Args:
-        names: which, as benchmarks/NAME.py; all that measure unless told
+        names: scripts to run, as benchmarks/NAME.py; default: all that measure this machine
     """
     here = scripts(FOLDER)
     if not here:
-        raise FileNotFoundError(f"no benchmark scripts under {FOLDER.resolve()}; run this in the root of a checkout of jacrec")
+        raise FileNotFoundError(f"no benchmark scripts in {FOLDER.resolve()}; run this in the root of a checkout of jacrec")
     unknown = [name for name in names if name not in here]
     if unknown:
-        raise ValueError(f"benchmarks: expected some of {', '.join(here)}, got {', '.join(unknown)}")
+        raise ValueError(f"benchmarks: expected names among {', '.join(here)}, got {', '.join(unknown)}")
     failed = []
     for name in names or [name for name in here if name not in ON_REQUEST]:
         print(f"== {name}", flush=True)
@@ -40,11 +40,14 @@ def bench(names: Positional[tuple[str, ...]] = ()) -> int:
 
 
 def scripts(folder: Path) -> dict[str, Path]:
-    """The scripts that can be run by themselves, by name."""
+    """The scripts in a folder that can be run on their own, by name."""
     found = sorted(folder.glob("*.py"))
     return {p.stem: p for p in found if '__name__ == "__main__"' in p.read_text(encoding="utf-8")}
 
 
+COMMAND = bench
+
+
 def run(args: list[str]) -> int:
-    """The verb."""
-    return tyro.cli(bench, args=args, prog="jacrec bench")
+    """Run the verb."""
+    return tyro.cli(COMMAND, args=args, prog="jacrec bench")

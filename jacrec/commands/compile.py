@@ -30,9 +30,12 @@ class Compile:
     """compilations at once; default: one to a core"""
 
 
+COMMAND = Compile
+
+
 def run(args: list[str]) -> int:
     """The verb."""
-    chosen = tyro.cli(Compile, args=args, prog="jacrec compile")
+    chosen = tyro.cli(COMMAND, args=args, prog="jacrec compile")
     if torch.device(chosen.device).type != "cuda":
         raise ValueError(
             f"--device: expected cuda or cuda:N, got {chosen.device}; a CPU's kernels are compiled at their first use"

@@ -1,17 +1,30 @@
-"""`jacrec data make | get | list | show`."""
+"""`jacrec data make | get | list | show`: offline data sets."""
 
+import sys
+from functools import partial
 from typing import Annotated, Literal
 
 import tyro
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
 from rich.table import Column, Table
 from tyro.conf import Positional
 
-from jacrec.commands import data_get
 from jacrec.data.behaviour.make import ANTMAZE_KINDS, KINDS, default_id, make_dataset
 from jacrec.data.catalog import Spread, describe, list_datasets
 from jacrec.data.d4rl_files import D4RL_FILES, local_d4rl
+from jacrec.data.download import get
+from jacrec.data.fetch import DownloadError
 from jacrec.data.readers.minari import dataset_path
 
 Kind = Literal[
@@ -41,16 +54,16 @@ def make(
     physics: Literal["d4rl", "native"] = "d4rl",
     overwrite: bool = False,
 ) -> int:
-    """Make an embedded data set: real MuJoCo under our own behaviour, written as a Minari data set.
+    """Make a data set: built-in behaviour in MuJoCo, written as a Minari data set.
 
     Args:
-        env: hopper, halfcheetah, antmaze, pointmaze-umaze, pointmaze-medium, pointmaze-large, or (kind random) any gymnasium id
-        kind: which behaviour; point mazes have random and expert, antmaze has umaze to large-diverse
+        env: hopper, halfcheetah, antmaze, pointmaze-umaze, pointmaze-medium, pointmaze-large, or any gymnasium id (kind random)
+        kind: the behaviour; random and expert for point mazes, umaze to large-diverse for antmaze
         steps: environment steps
-        seed: of resets and action noise
-        id: Minari id, jacrec/ENV-KIND-v0 unless told
-        physics: contacts as in D4RL's data, or as this MuJoCo has them
-        overwrite: replace a data set of the same id
+        seed: seed of resets and action noise
+        id: Minari id; default: jacrec/ENV-KIND-v0
+        physics: d4rl: contacts as when D4RL's data were recorded; native: this MuJoCo's own
+        overwrite: replace a data set with the same id
     """
     columns = (TextColumn("collecting"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
     with Progress(*columns) as progress:
@@ -71,8 +84,46 @@ def make(
     return 0
 
 
+def fetch(names: Positional[tuple[str, ...]], *, overwrite: bool = False) -> int:
+    """Download data sets: D4RL's by name, Minari's by id. Files that exist are verified; interrupted downloads are resumed.
+
+    Args:
+        names: D4RL names, e.g. hopper-medium-replay-v2 or antmaze-umaze-v2, or Minari ids, e.g. D4RL/antmaze/umaze-v1
+        overwrite: download again what exists
+    """
+    if not names:
+        raise ValueError("data get: expected names of data sets, got none; e.g. `jacrec data get hopper-medium-replay-v2`")
+    failed = []
+    for name in names:
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            DownloadColumn(),
+            TransferSpeedColumn(),
+            TimeRemainingColumn(),
+        )
+        try:
+            with Progress(*columns) as bar:
+                task = bar.add_task(name, total=None)
+                got = get(name, overwrite=overwrite, progress=partial(_update, bar, task))
+        except DownloadError as error:
+            failed.append(name)
+            print(f"jacrec: {error}", file=sys.stderr)
+            continue
+        checked = "downloaded" if got.fetched else "already here and unchanged"
+        digest = f", SHA-256 {got.sha256}" if got.sha256 else ""
+        print(f"{name}: {checked}, {got.size / 1e6:.1f} MB{digest}, at {got.path}\nnext: jacrec train {name}")
+    if failed:
+        raise DownloadError(f"{len(failed)} of {len(names)} not downloaded: {', '.join(failed)}")
+    return 0
+
+
+def _update(bar: Progress, task: TaskID, have: int, total: int | None) -> None:
+    bar.update(task, completed=have, total=total)
+
+
 def list_() -> int:
-    """The data sets on this machine: Minari's, and the files of D4RL that `jacrec train` finds by name."""
+    """List the data sets on this machine: Minari's, and D4RL's files that `jacrec train` finds by name."""
     found, files = list_datasets(), local_d4rl()
     if not found and not files:
         root = dataset_path(default_id("hopper", "medium")).parents[1]
@@ -88,16 +139,16 @@ def list_() -> int:
 
 
 def show(source: Positional[str], *, env_id: str | None = None) -> int:
-    """What is in a data set.
+    """Describe a data set.
 
     Args:
-        source: Minari id, D4RL's name of one of its 24, or path of a D4RL-layout HDF5 file
-        env_id: gymnasium id of its environment, where the data do not say it
+        source: name of a D4RL data set, Minari id, or path of an HDF5 file in D4RL's layout
+        env_id: gymnasium id of the environment; default: the one recorded in the data
     """
     x = describe(source, env_id=env_id)
     table = Table(show_header=False, title=x.info.name)
     rows = {
-        "environment": x.info.env_id or "not named",
+        "environment": x.info.env_id or "not recorded",
         "source": x.info.source,
         "episodes": str(x.episodes),
         "transitions": str(x.steps),
@@ -118,7 +169,9 @@ def _spread(x: Spread) -> str:
     return f"{x.mean:.1f} ± {x.std:.1f}, {x.min:.1f} to {x.max:.1f}"
 
 
+COMMAND = {"make": make, "get": fetch, "list": list_, "show": show}
+
+
 def run(args: list[str]) -> int:
-    """The verb."""
-    verbs = {"make": make, "get": data_get.fetch, "list": list_, "show": show}
-    return tyro.extras.subcommand_cli_from_dict(verbs, prog="jacrec data", args=args)
+    """Run the verb."""
+    return tyro.extras.subcommand_cli_from_dict(COMMAND, prog="jacrec data", args=args)

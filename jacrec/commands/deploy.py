@@ -1,4 +1,4 @@
-"""`jacrec deploy RUN`."""
+"""`jacrec deploy RUN`: run MPC and refresh its models meanwhile."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -19,21 +19,24 @@ from jacrec.online.deploy import FILE, deploy, deployment_folder
 
 @dataclass(frozen=True)
 class Deploy:
-    """Play MPC in the run's environment, keep what happens, and refresh world and reward model from it meanwhile.
+    """Run MPC in the run's environment, store the transitions, and refresh world and reward model from them meanwhile.
 
-    Ended in whatever way, the same command goes on with replay, models and controller; more --episodes may be asked for.
+    However it ended, the same command resumes replay, models and controller; --episodes may be larger then.
     """
 
     run: Annotated[Positional[Path], tyro.conf.arg(metavar="RUN")]
-    """the run's folder, which is only read"""
+    """the run's folder; it is only read"""
     out: Path | None = None
-    """the deployment's folder, the run's with "-deploy" behind its name unless told"""
+    """the deployment's folder; default: RUN-deploy"""
     config: Annotated[DeployConfig, tyro.conf.arg(name="")] = field(default_factory=DeployConfig)
 
 
+COMMAND = Deploy
+
+
 def run(args: list[str]) -> int:
-    """The verb."""
-    chosen = tyro.cli(Deploy, args=args, prog="jacrec deploy")
+    """Run the verb."""
+    chosen = tyro.cli(COMMAND, args=args, prog="jacrec deploy")
     columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn(), TimeRemainingColumn())
     with Progress(*columns, TextColumn("{task.fields[note]}")) as shown:
         task = shown.add_task("deployment", total=1.0, note="")
@@ -54,7 +57,7 @@ def run(args: list[str]) -> int:
 
 
 def episodes_table(record: dict[str, Any]) -> Table:
-    """Scores by episode, with the versions of the models."""
+    """Scores per episode, with the versions of the models in use."""
     unit = "return" if record["episodes"][0]["score"] is None else "score"
     table = Table(box=box.SIMPLE_HEAD)
     for title in ("episode", unit, "steps", "models", "decision: median (ms)", "99 %", "longest"):
@@ -72,20 +75,20 @@ def episodes_table(record: dict[str, Any]) -> Table:
 
 
 def refreshes_table(record: dict[str, Any]) -> Table:
-    """Held-out errors before and after each refresh: the one that decides, and the root mean square error."""
+    """Held-out errors before and after each refresh: the deciding one and the root mean square error."""
     asked = record["settings"]["online"]["share"] < 1.0
     table = Table(box=box.SIMPLE_HEAD)
-    for title in ("transitions", "part", "judged by", "newest replay", "", "its RMSE", "offline data", "models"):
-        table.add_column(title, justify="left" if title in ("part", "judged by") else "right")
+    for title in ("transitions", "part", "criterion", "newest replay", "", "its RMSE", "offline data", "models"):
+        table.add_column(title, justify="left" if title in ("part", "criterion") else "right")
     for line in record["refreshes"]:
         for v in line["verdicts"]:
-            offline = _change(v["offline"]) if v["offline"] else "none here" if asked and not line["offline"] else ""
+            offline = _change(v["offline"]) if v["offline"] else "missing" if asked and not line["offline"] else ""
             table.add_row(
                 str(line["transitions"]),
                 v["part"],
                 v["judged_by"].replace("_", " "),
                 _change((v["before"], v["after"])),
-                "taken" if v["accepted"] else "refused",
+                "accepted" if v["accepted"] else "rejected",
                 _change(v["rmse"]),
                 offline,
                 str(line["version"]),

@@ -1,17 +1,64 @@
-"""`jacrec doctor`."""
+"""`jacrec doctor`: what this installation can and cannot do, and how to fix what it cannot."""
+
+import os
+import platform
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from pathlib import Path
+from pkgutil import iter_modules
+from types import ModuleType
 
 import tyro
 from rich.console import Console
 from rich.table import Table
 
-from jacrec.commands.doctor_checks import checks
+import jacrec
+from jacrec.util.processors import processors
 
+REQUIRED = (
+    "torch",
+    "numpy",
+    "numba",
+    "safetensors",
+    "gymnasium",
+    "mujoco",
+    "minari",
+    "h5py",
+    "pyyaml",
+    "filelock",
+    "tyro",
+    "rich",
+    "matplotlib",
+    "imageio",
+)
+OPTIONAL = {"triton": "on Linux: pip install 'triton>=3.6'", "ray": "pip install 'jacrec[cluster]'"}
+"""packages that some modules import and an installation may lack, with how to get them"""
 MARKS = {"ok": "[green]ok[/]", "note": "[yellow]note[/]", "broken": "[red]broken[/]"}
+REPORT = "run the tests (make test) and report the failure"
+
+
+@dataclass(frozen=True)
+class Check:
+    """One line of the table."""
+
+    name: str
+    status: str
+    """ "ok", "note" (something optional is missing) or "broken" """
+    found: str
+    remedy: str = ""
 
 
 def doctor() -> int:
-    """Check this installation: versions, devices, kernels, physics, rendering, data. Exit code 1 if it cannot work."""
-    table = Table("", "what", "found", "remedy")
+    """Check this installation: packages, modules, devices, gradients, kernels, physics, rendering, data.
+
+    The exit code is 1 if something essential is broken.
+    """
+    table = Table("", "check", "found", "remedy")
     found = checks()
     for check in found:
         table.add_row(MARKS[check.status], check.name, check.found, check.remedy)
@@ -21,6 +68,249 @@ def doctor() -> int:
     return 1 if broken else 0
 
 
+def checks() -> list[Check]:
+    """All checks, most important first. A check that raises is reported as broken."""
+    made: list[Callable[[], list[Check]]] = [
+        check_python,
+        check_packages,
+        check_modules,
+        check_devices,
+        check_gradient,
+        check_kernels,
+        check_physics,
+        check_rendering,
+        check_data,
+    ]
+    found = []
+    for check in made:
+        try:
+            found += check()
+        except Exception as error:  # the remaining checks still run
+            name = check.__name__.removeprefix("check_")
+            found.append(Check(name, "broken", _first_line(error), "reinstall jacrec"))
+    return found
+
+
+def check_python() -> list[Check]:
+    """The interpreter."""
+    good = sys.version_info >= (3, 11)
+    found = f"{platform.python_version()} at {sys.prefix}"
+    return [Check("python", "ok" if good else "broken", found, "" if good else "install Python 3.11 or newer")]
+
+
+def check_packages() -> list[Check]:
+    """The packages that jacrec requires."""
+    found, missing = [], []
+    for name in REQUIRED:
+        try:
+            found.append(f"{name} {version(name)}")
+        except PackageNotFoundError:
+            missing.append(name)
+    result = [Check("packages", "ok" if found else "broken", ", ".join(found))]
+    if missing:
+        result.append(Check("packages", "broken", f"missing: {', '.join(missing)}", f"pip install {' '.join(missing)}"))
+    return result
+
+
+def check_modules() -> list[Check]:
+    """Every module of jacrec can be imported; those that need an optional package only where it is installed."""
+    broken, without, count = [], {}, 0
+    for name in module_names(jacrec):
+        count += 1
+        try:
+            import_module(name)
+        except Exception as error:
+            package = (getattr(error, "name", None) or "").split(".")[0]
+            if isinstance(error, ModuleNotFoundError) and package in OPTIONAL:
+                without[package] = without.get(package, 0) + 1
+            else:
+                broken.append(f"{name} ({_first_line(error)})")
+    if broken:
+        found = f"{len(broken)} of {count} cannot be imported: {'; '.join(broken)}"
+        return [Check("modules", "broken", found, "reinstall jacrec; if that does not help, report it")]
+    notes = [
+        Check("modules", "note", f"{missing} of {count} need {package}, which is not installed", OPTIONAL[package])
+        for package, missing in without.items()
+    ]
+    return notes or [Check("modules", "ok", f"all {count} of jacrec {jacrec.__version__} can be imported")]
+
+
+def module_names(package: ModuleType) -> Iterator[str]:
+    """The full names of all modules below a package except `__main__`.
+
+    In a checkout `jacrec.kernels` is a module whose `__path__` leads to the folder of the kernels, which
+    `pkgutil.walk_packages` would not enter.
+    """
+    for info in iter_modules(package.__path__, f"{package.__name__}."):
+        if info.name.endswith(".__main__"):
+            continue
+        yield info.name
+        try:
+            module = import_module(info.name)
+        except Exception:  # raised again where the name is imported
+            continue
+        if hasattr(module, "__path__"):
+            yield from module_names(module)
+
+
+def check_devices() -> list[Check]:
+    """Processors, threads and GPUs."""
+    import torch
+
+    cores = processors()
+    threads = torch.get_num_threads()
+    crowded = threads > cores
+    cpu = Check(
+        "cpu",
+        "note" if crowded else "ok",
+        f"{cores} usable cores, torch uses {threads} threads",
+        f"set OMP_NUM_THREADS={cores}: more threads than cores slow each other down" if crowded else "",
+    )
+    if torch.cuda.is_available():
+        names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+        return [cpu, Check("gpu", "ok", f"{', '.join(names)} (CUDA {torch.version.cuda})")]
+    if shutil.which("nvidia-smi"):
+        remedy = "install a CUDA build of torch" if torch.version.cuda is None else "check the driver with nvidia-smi"
+        return [cpu, Check("gpu", "note", f"a driver is installed, but torch {torch.__version__} cannot use it", remedy)]
+    return [cpu, Check("gpu", "ok", "none; everything runs on the CPU")]
+
+
+def small_problem(device: str = "cpu") -> tuple:
+    """A small policy, world, state and noise in float64."""
+    import torch
+
+    from jacrec.engine.rollout import noise_like
+    from jacrec.models.dynamics import DiffusionDynamics
+    from jacrec.models.networks import Actor, RewardModel, TwinCritic
+    from jacrec.models.world import World
+
+    generator = torch.Generator().manual_seed(0)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        policy = Actor(4, 2, (16, 16)).double()
+        world = World(
+            DiffusionDynamics(4, 2, (16, 16), steps=3).double(),
+            RewardModel(4, 2, (16,)).double(),
+            TwinCritic(4, 2, (16, 16)).double(),
+            0.99,
+        )
+    state = torch.randn(4, generator=generator, dtype=torch.float64)
+    noise = noise_like(world, state, 3, 2, generator)
+    return policy.to(device), world.to(device), state.to(device), noise.to(device)
+
+
+def gradient_error(*methods, device: str = "cpu") -> float:
+    """The largest difference between the methods' gradients and autograd's, relative to the largest entry."""
+    from jacrec.engine.methods import Autograd, policy_gradient
+
+    problem = small_problem(device)
+    reference = policy_gradient(*problem, method=Autograd()).gradient
+    scale = max(float(g.abs().max()) for g in reference.values())
+    gradients = [policy_gradient(*problem, method=method).gradient for method in methods]
+    return max(float((gradient[k] - reference[k]).abs().max()) for gradient in gradients for k in reference) / scale
+
+
+def check_gradient() -> list[Check]:
+    """The engine against autograd on a small problem."""
+    from jacrec.engine.methods import Adjoint, Forward
+
+    error = gradient_error(Forward(), Adjoint())
+    good = error < 1e-10
+    found = f"forward and adjoint recursions agree with autograd to {error:.0e}"
+    return [Check("gradient", "ok" if good else "broken", found, "" if good else REPORT)]
+
+
+def check_kernels() -> list[Check]:
+    """The fused kernels: the CPU's on a small problem, whether a GPU's can be compiled."""
+    import torch
+
+    from jacrec.engine import dispatch
+    from jacrec.engine.methods import Adjoint, Auto
+    from jacrec.engine.shapes import problem
+
+    reason = dispatch.unsupported_reason(problem(*small_problem()), "adjoint")
+    if reason is None:
+        from jacrec.kernels.cpu.base.host import VECTOR_BYTES
+
+        error = gradient_error(Adjoint(kernel="fused"), Auto())
+        good = error < 1e-10
+        found = f"numba {version('numba')}, {8 * VECTOR_BYTES}-bit vectors; agree with autograd to {error:.0e}"
+        cpu = Check("cpu kernels", "ok" if good else "broken", found, "" if good else REPORT)
+    else:
+        cpu = Check("cpu kernels", "note", f"gradients are computed in plain torch: {reason}", "pip install numba")
+    interpreted = os.environ.get("TRITON_INTERPRET") == "1"
+    if find_spec("triton") is None:
+        return [cpu, Check("gpu kernels", "note", "triton is not installed", OPTIONAL["triton"])]
+    found = f"triton {version('triton')}, "
+    if torch.cuda.is_available():
+        unset = Check("gpu kernels", "note", found + "interprets", "unset TRITON_INTERPRET")
+        return [cpu, unset if interpreted else check_triton(found)]
+    how = "interpreted (slow: for tests)" if interpreted else "no GPU: usable only for tests, with TRITON_INTERPRET=1"
+    return [cpu, Check("gpu kernels", "ok", found + how)]
+
+
+def check_triton(found: str) -> Check:
+    """A GPU's fused kernels on a small problem: whether they compile, and agree with autograd."""
+    from jacrec.engine.methods import Adjoint, Forward
+
+    methods = Forward(kernel="fused"), Adjoint(kernel="fused"), Adjoint(kernel="fused", recompute=True)
+    try:
+        error = gradient_error(*methods, device="cuda")
+    except (RuntimeError, ValueError) as reason:  # KernelBuildError is a RuntimeError, a refusal a ValueError
+        told = f"{found}gradients are computed in plain torch: {type(reason).__name__}: {' '.join(str(reason).split())}"
+        return Check("gpu kernels", "note", told, "install a C compiler, or report this message")
+    good = error < 1e-10
+    told = f"{found}compiles for the GPU; agrees with autograd to {error:.0e}"
+    return Check("gpu kernels", "ok" if good else "broken", told, "" if good else REPORT)
+
+
+def check_physics() -> list[Check]:
+    """MuJoCo's contacts against the reference."""
+    from jacrec.envs.physics import check_physics as examine
+
+    outcome = examine()
+    return [Check("physics", "ok" if outcome.ok else "broken", outcome.message, "" if outcome.ok else "see what was found")]
+
+
+def check_rendering() -> list[Check]:
+    """Off-screen rendering, which only videos need."""
+    from jacrec.evaluation.rendering import REMEDY, probe
+
+    outcome = probe()
+    video = "MP4" if find_spec("imageio_ffmpeg") else "GIF (pip install 'jacrec[video]' for MP4)"
+    if outcome.ok:
+        return [Check("rendering", "ok", f"{outcome.backend} works; videos as {video}")]
+    return [Check("rendering", "note", f"no videos: {outcome.reason}", REMEDY)]
+
+
+def check_data() -> list[Check]:
+    """The folder of data sets and its content."""
+    from minari.storage.datasets_root_dir import get_dataset_path
+
+    from jacrec.data.catalog import list_datasets
+
+    root = Path(get_dataset_path())
+    sets = list_datasets()
+    nearest = next(p for p in (root, *root.parents) if p.exists())
+    if not os.access(nearest, os.W_OK):
+        remedy = "set MINARI_DATASETS_PATH to a writable folder"
+        return [Check("data", "broken", f"{root} is not writable", remedy)]
+    free = shutil.disk_usage(nearest).free / 1e9
+    names = ", ".join(x.dataset_id for x in sets[:6]) + (f" and {len(sets) - 6} more" if len(sets) > 6 else "")
+    remedy = "" if sets else "make one: jacrec data make hopper medium-replay"
+    note = Check("data", "ok", f"{root}: {names or 'no data sets yet'}; {free:.0f} GB free", remedy)
+    if free < 1:
+        return [Check("data", "note", note.found, "free some disk space: a data set takes 10 to 500 MB")]
+    return [note]
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}".splitlines()[0]
+
+
+COMMAND = doctor
+
+
 def run(args: list[str]) -> int:
-    """The verb."""
-    return tyro.cli(doctor, args=args, prog="jacrec doctor")
+    """Run the verb."""
+    return tyro.cli(COMMAND, args=args, prog="jacrec doctor")

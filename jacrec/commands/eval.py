@@ -1,4 +1,4 @@
-"""`jacrec eval RUN`."""
+"""`jacrec eval RUN`: base policy, MPC and other controllers on the same environment seeds."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,7 +11,7 @@ from tyro.conf import Positional
 from jacrec.commands.options import refuse_unused
 from jacrec.evaluation.config import EvalConfig
 from jacrec.evaluation.evaluate import FILE, acts_as_base, evaluate, played_config
-from jacrec.evaluation.rehearsed import verdict
+from jacrec.evaluation.rehearsal_tables import choice_sentence
 from jacrec.evaluation.results import table
 from jacrec.evaluation.video import record_video
 from jacrec.planners import PLANNERS
@@ -20,24 +20,30 @@ from jacrec.training.run import load_run
 
 @dataclass(frozen=True)
 class Eval:
-    """Play base policy, MPC, its control H = 0 and named planners on the same environment seeds; who has played is kept."""
+    """Compare base policy, MPC, MPC without a world model (H = 0) and planners on the same environment seeds.
+
+    Finished contestants are kept: an interrupted evaluation is resumed.
+    """
 
     run: Annotated[Positional[Path], tyro.conf.arg(metavar="RUN")]
     """the run's folder"""
     out: Path | None = None
-    """where evaluation.json goes, the run's folder unless told"""
+    """folder of evaluation.json; default: the run's"""
     again: bool = False
-    """discard an earlier evaluation there"""
+    """discard an earlier evaluation in that folder"""
     video: bool = True
-    """film base beside MPC, where this machine can render"""
+    """record base policy and MPC side by side, if this machine can render"""
     config: Annotated[EvalConfig, tyro.conf.arg(name="")] = field(default_factory=EvalConfig)
 
 
+COMMAND = Eval
+
+
 def run(args: list[str]) -> int:
-    """The verb."""
-    chosen = tyro.cli(Eval, args=args, prog="jacrec eval")
+    """Run the verb."""
+    chosen = tyro.cli(COMMAND, args=args, prog="jacrec eval")
     planners = [name for name in chosen.config.contestants if name in PLANNERS]
-    # the contestants say which planners play, and best-of-q imagines no step
+    # only the settings of planners among the contestants have an effect; best-of-q imagines no step
     used = {name for planner in planners for name in chosen.config.planner.of(planner).used} - {"planner"}
     if set(planners) <= {"best-of-q"}:
         used -= {"horizon"}
@@ -46,7 +52,7 @@ def run(args: list[str]) -> int:
     record = evaluate(trained, chosen.config, out=folder, again=chosen.again)
     Console().print(table(record))
     if record["rehearsal"] is not None:
-        print(verdict(record["rehearsal"]) + (" MPC acts as the base policy." if acts_as_base(record) else ""))
+        print(choice_sentence(record["rehearsal"]) + (" MPC acts as the base policy." if acts_as_base(record) else ""))
     print(f"evaluation: {folder / FILE}")
     if chosen.video and acts_as_base(record):
         print("no video: MPC acts as the base policy")

@@ -1,4 +1,4 @@
-"""`jacrec live RUN`."""
+"""`jacrec live RUN`: one episode in real time."""
 
 import sys
 from dataclasses import dataclass, field
@@ -15,9 +15,9 @@ from jacrec.training.run import Run, load_run
 
 @dataclass(frozen=True)
 class Live:
-    """Play one episode in wall-clock time: the simulation goes on by its own clock, and a late action leaves the last one on.
+    """Play one episode in real time: the simulation does not wait, and repeats the last action if the next one is late.
 
-    Ctrl-C ends it with the summary.
+    Ctrl-C ends the episode and prints the summary.
     """
 
     run: Annotated[Positional[Path], tyro.conf.arg(metavar="RUN")]
@@ -25,9 +25,12 @@ class Live:
     config: Annotated[LiveConfig, tyro.conf.arg(name="")] = field(default_factory=LiveConfig)
 
 
+COMMAND = Live
+
+
 def run(args: list[str]) -> int:
-    """The verb."""
-    chosen = tyro.cli(Live, args=args, prog="jacrec live")
+    """Run the verb."""
+    chosen = tyro.cli(COMMAND, args=args, prog="jacrec live")
     trained = load_run(chosen.run)
     shown = sys.stderr.isatty()
     log = play_live(trained, chosen.config, status=_overwrite if shown else None)
@@ -38,7 +41,7 @@ def run(args: list[str]) -> int:
 
 
 def summary(run: Run, log: LiveLog) -> str:
-    """What the episode came to, in some lines."""
+    """The episode's return, late actions and decision times, as text."""
     score = run.info.score([log.total])
     scored = "" if score is None else f", score {float(score[0]):.1f}"
     lines = [

@@ -1,4 +1,4 @@
-"""`jacrec rehearse RUN`."""
+"""`jacrec rehearse RUN`: choose controller settings by imagined episodes."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,44 +12,45 @@ from tyro.conf import Positional
 
 from jacrec.control.controller import MPCConfig
 from jacrec.evaluation.config import PlayConfig
-from jacrec.evaluation.rehearsal import RehearsalConfig
-from jacrec.evaluation.rehearsed import CANDIDATES, FILE, make_rehearsal, table, verdict
-from jacrec.studies.parse import build, expect_mapping
+from jacrec.evaluation.rehearsal import CANDIDATES, FILE, RehearsalConfig, make_rehearsal
+from jacrec.evaluation.rehearsal_tables import choice_sentence, table
+from jacrec.studies.parse import build_mpc, expect_mapping
 from jacrec.training.run import load_run
 
 
 @dataclass(frozen=True)
 class Rehearse:
-    """Let ways to think play imagined episodes in the run's world model: the surest gain may act, or the base policy does.
+    """Evaluate candidate settings in imagined episodes in the run's world model and choose the one with the surest gain.
 
-    No step is taken in the real environment; only its reset states are asked for. `jacrec eval RUN --rehearse` then plays with
-    what was chosen.
+    If none gains over the base policy, the base policy is chosen. The real environment only provides reset states; no step is
+    taken in it. `jacrec eval RUN --rehearse` then uses the choice.
     """
 
     run: Annotated[Positional[Path], tyro.conf.arg(metavar="RUN")]
     """the run's folder"""
     candidates: tuple[str, ...] = tuple(CANDIDATES)
-    """who is rehearsed: candidates that come with jacrec (h3, h3-restart, h1-restart, h8), or YAML files of others:
-    {name: {controller settings}}"""
+    """built-in candidates (h3, h3-restart, h1-restart, h8), or YAML files of others: {name: {controller settings}}"""
     others: tuple[Path, ...] = ()
-    """further runs on the same data (other seeds), in whose world models is rehearsed too: what does not gain in all of them
-    does not act"""
+    """further runs on the same data (other seeds): a candidate must gain in the world models of all of them"""
     out: Path | None = None
-    """where rehearsal.json goes, the run's folder unless told"""
+    """folder of rehearsal.json; default: the run's"""
     again: bool = False
-    """discard an earlier rehearsal there"""
+    """discard an earlier rehearsal in that folder"""
     env_id: str | None = None
-    """gymnasium id of the environment, where the run does not say it"""
+    """gymnasium id of the environment; default: the run's"""
     physics: Literal["d4rl", "native"] = "d4rl"
-    """as in an evaluation; here it only matters for reset states"""
+    """contacts as in `jacrec eval`; affects only the reset states"""
     threads: int = 1
-    """threads of torch"""
+    """torch threads"""
     config: Annotated[RehearsalConfig, tyro.conf.arg(name="")] = field(default_factory=RehearsalConfig)
 
 
+COMMAND = Rehearse
+
+
 def run(args: list[str]) -> int:
-    """The verb."""
-    chosen = tyro.cli(Rehearse, args=args, prog="jacrec rehearse")
+    """Run the verb."""
+    chosen = tyro.cli(COMMAND, args=args, prog="jacrec rehearse")
     candidates = named_candidates(chosen.candidates)
     trained, folder = load_run(chosen.run), chosen.out or chosen.run
     play = PlayConfig(env_id=chosen.env_id, physics=chosen.physics, threads=chosen.threads)
@@ -67,21 +68,21 @@ def run(args: list[str]) -> int:
             progress=lambda x: progress.update(task, completed=x),
         )
     Console().print(table(record))
-    print(f"{verdict(record)}\nrehearsal: {folder / FILE}")
+    print(f"{choice_sentence(record)}\nrehearsal: {folder / FILE}")
     if not chosen.others:
         print(
-            "one world model alone can be wrong where its own controller likes to go: train further seeds (jacrec train DATA "
-            "--seeds ...) and name their runs with --others"
+            "a single world model can be wrong in exactly the states that its controller seeks: train further seeds "
+            "(jacrec train DATA --seeds ...) and pass their runs with --others"
         )
     print(f"next: jacrec eval {chosen.run} --rehearse" + (f" --out {folder}" if chosen.out else ""))
     return 0
 
 
 def named_candidates(names: tuple[str, ...]) -> dict[str, MPCConfig]:
-    """Candidates by name, of those that come with jacrec and of YAML files.
+    """Candidates by name: built-in ones and those in YAML files.
 
     Raises:
-        ValueError: neither a candidate nor a file, a file that is no mapping of controllers, or a name given twice.
+        ValueError: neither a built-in candidate nor a file, a file that is not a mapping of controllers, or a repeated name.
     """
     found: dict[str, MPCConfig] = {}
     for name in names:
@@ -92,7 +93,7 @@ def named_candidates(names: tuple[str, ...]) -> dict[str, MPCConfig]:
                 content = yaml.safe_load(Path(name).read_text(encoding="utf-8"))
             except yaml.YAMLError as error:
                 raise ValueError(f"{name}: expected YAML, cannot read it: {error}") from None
-            more = {who: build(MPCConfig, own, f"{name}: {who}") for who, own in expect_mapping(content, name).items()}
+            more = {who: build_mpc(own, f"{name}: {who}") for who, own in expect_mapping(content, name).items()}
         else:
             raise ValueError(
                 f"candidates: expected some of {', '.join(CANDIDATES)} or a YAML file {{name: {{settings}}}}, got {name!r}"

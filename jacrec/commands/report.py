@@ -1,4 +1,4 @@
-"""`jacrec report RUN` and `jacrec report STUDY`."""
+"""`jacrec report RUN` and `jacrec report STUDY`: tables and plots."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,54 +7,57 @@ from typing import Annotated
 import tyro
 from tyro.conf import Positional
 
-from jacrec.evaluation.report import write_report
-from jacrec.studies.analysis.figures import error_figure
-from jacrec.studies.analysis.films import film_study
+from jacrec.evaluation.run_report import write_run_report
+from jacrec.studies.analysis.paper_figures import paper_figure
+from jacrec.studies.analysis.paper_tables import table
 from jacrec.studies.analysis.read import is_study, read_study
-from jacrec.studies.analysis.report import FOLDER, write_study_report
-from jacrec.studies.analysis.tables import table
+from jacrec.studies.analysis.study_report import FOLDER, write_study_report
+from jacrec.studies.analysis.videos import record_study_videos
 
 
 @dataclass(frozen=True)
 class Report:
-    """Write report.md with tables and plots, of an evaluated run or of a whole study."""
+    """Write report.md with tables and plots for an evaluated run or a study."""
 
     folder: Annotated[Positional[Path], tyro.conf.arg(metavar="RUN|STUDY")]
-    """a run's folder, or a study's (with study.yaml)"""
+    """folder of a run, or of a study (with study.yaml)"""
     evaluation: Path | None = None
-    """of a run: folder of the evaluation (and of the report), the run's own unless told"""
+    """run only: folder of the evaluation and the report; default: the run's"""
     table: int | None = None
-    """of a study: only print this table of the paper (1 to 5), ours beside it"""
+    """study only: print this table of the paper (1 to 5) beside the study's results, and nothing else"""
     figure: int | None = None
-    """of a study: only draw this figure of the paper (2 or 3)"""
+    """study only: draw this figure of the paper (2 or 3), and nothing else"""
     contestant: str | None = None
-    """of a study: whom the report leads with; unless told mpc, default, or the first with a world model"""
+    """study only: the contestant to lead with; default: mpc, default, or the first with a world model"""
     level: float = 0.95
-    """of the intervals"""
+    """confidence level of the intervals"""
     video: bool = False
-    """of a study: film base beside the best contestant on every task, where this machine can render"""
+    """study only: record base policy and best contestant side by side on every task, if this machine can render"""
+
+
+COMMAND = Report
 
 
 def run(args: list[str]) -> int:
-    """The verb."""
-    chosen = tyro.cli(Report, args=args, prog="jacrec report")
+    """Run the verb."""
+    chosen = tyro.cli(COMMAND, args=args, prog="jacrec report")
     if not is_study(chosen.folder):
         asked = [name for name in ("table", "figure", "contestant") if getattr(chosen, name) is not None]
         if asked or chosen.video:
             raise ValueError(
-                f"{chosen.folder}: expected a study's folder (with study.yaml) for --{(asked or ['video'])[0]}, got another"
+                f"{chosen.folder}: expected a study's folder (with study.yaml) for --{(asked or ['video'])[0]}, got another folder"
             )
-        print(f"report: {write_report(chosen.folder, chosen.evaluation, level=chosen.level)}")
+        print(f"report: {write_run_report(chosen.folder, chosen.evaluation, level=chosen.level)}")
         return 0
     if chosen.evaluation is not None:
-        raise ValueError(f"{chosen.folder}: expected no --evaluation for a study, whose evaluations lie in its own folder")
+        raise ValueError(f"{chosen.folder}: expected no --evaluation for a study: its evaluations are in its own folder")
     study = read_study(chosen.folder)
     if chosen.table is not None:
         print(table(study, chosen.table).markdown())
     if chosen.figure is not None:
-        made = error_figure(study, chosen.figure, study.path / FOLDER / "plots")
-        print(f"figure: {' '.join(map(str, made))}" if made else f"no figure: no run of {study.path} has logged its errors yet")
+        made = paper_figure(study, chosen.figure, study.path / FOLDER / "plots")
+        print(f"figure: {' '.join(map(str, made))}" if made else f"no figure: no run of {study.path} has logged errors yet")
     if chosen.table is None and chosen.figure is None:
-        films = film_study(study, study.path / FOLDER) if chosen.video else None
-        print(f"report: {write_study_report(study, contestant=chosen.contestant, level=chosen.level, films=films)}")
+        videos = record_study_videos(study, study.path / FOLDER) if chosen.video else None
+        print(f"report: {write_study_report(study, contestant=chosen.contestant, level=chosen.level, videos=videos)}")
     return 0

@@ -1,4 +1,4 @@
-"""`jacrec sweep SPEC`."""
+"""`jacrec sweep SPEC`: train and evaluate a study."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -9,8 +9,8 @@ from rich.console import Console
 from tyro.conf import Positional
 
 from jacrec.studies.executors import Executor
-from jacrec.studies.ledger import at_work, locked, read_failure
-from jacrec.studies.show import Clock, failures, make_watcher, overview
+from jacrec.studies.ledger import is_locked, locked, read_failure
+from jacrec.studies.show import TimeEstimator, failure_table, make_watcher, progress_table
 from jacrec.studies.sources import needs_root
 from jacrec.studies.spec import FILE, expect_same_study, find_spec, read_spec, write_study
 from jacrec.studies.sweep import KINDS, Plan, expect_data, plan, sweep
@@ -18,56 +18,58 @@ from jacrec.studies.workers import LocalExecutor
 from jacrec.util.processors import processors
 
 SHOWN = 20
-"""jobs that a dry run names"""
+"""jobs that --dry-run lists at most"""
 
 
 @dataclass(frozen=True)
 class Sweep:
-    """Train every task of a study with every seed and let every contestant play every run; what is done is kept.
+    """Train every task of a study with every seed and evaluate every contestant on every run.
 
-    A sweep can be interrupted or killed at any moment; the same command goes on. Failed jobs are reported at the end (exit
-    code 1) and tried again by the next start.
+    A sweep can be interrupted or killed at any moment; the same command resumes it. Failed jobs are reported at the end (exit
+    code 1) and retried by the next sweep.
     """
 
     spec: Annotated[Positional[str], tyro.conf.arg(metavar="SPEC")]
-    """a study.yaml, the folder of a study begun before, or the name of a spec that comes with jacrec: table-1 to table-5,
-    figure-2, figure-3, smoke"""
+    """a study.yaml, the folder of an earlier sweep, or a built-in spec: table-1 to table-5, figure-2, figure-3, smoke"""
     out: Path | None = None
-    """the study's folder: the spec's own where it lies in one, else studies/NAME"""
+    """the study's folder; default: that of the spec if it is an earlier sweep's, else studies/NAME"""
     data_root: Path | None = None
-    """folder of the tasks' data: their relative paths start there, and D4RL's files are found there at any depth"""
+    """folder of the tasks' data: relative paths start here, and D4RL's files are found below it at any depth"""
     workers: int | None = None
-    """processes side by side; as many as this machine's cores serve unless told"""
+    """parallel processes; default: as many as fit this machine's cores"""
     retries: int = 1
-    """how often a failed job is tried again in this start"""
+    """how often a failed job is retried"""
     only: tuple[str, ...] = ()
-    """patterns of the jobs to do, e.g. 'hopper-*' or '*/seed-10/plays/mpc*'; what they need is done too"""
+    """patterns of the jobs to run, e.g. 'hopper-*' or '*/seed-10/plays/mpc*'; their prerequisites run too"""
     kinds: tuple[Literal["train", "model", "rehearse", "play"], ...] = KINDS
-    """what to do now: runs, further world models, episodes; what needs a run that is not to be trained is left for later"""
+    """kinds of jobs to run now; jobs whose prerequisites are excluded are left for later"""
     ray: bool = False
-    """sweep on a Ray cluster of this machine's (extra: jacrec[cluster])"""
+    """start a Ray cluster on this machine and sweep on it (extra: jacrec[cluster])"""
     ray_address: str | None = None
-    """sweep on this running Ray cluster; "auto" is the one that this machine belongs to. All its machines have to see the
-    study's folder and the data under the same paths"""
+    """sweep on this running Ray cluster; "auto": the one that this machine belongs to. All its machines must see the study's
+    folder and the data under the same paths"""
     gpus: float = 0.0
-    """share of a GPU that Ray keeps for each job"""
+    """share of a GPU that Ray reserves for each job"""
     dry_run: bool = False
-    """print what is missing and about how long it takes, and do nothing"""
+    """list the missing jobs and estimate their duration, without running them"""
     status: bool = False
-    """print what is done and what failed, and do nothing"""
+    """show finished and failed jobs, without running any"""
+
+
+COMMAND = Sweep
 
 
 def run(args: list[str]) -> int:
-    """The verb."""
-    chosen = tyro.cli(Sweep, args=args, prog="jacrec sweep")
+    """Run the verb."""
+    chosen = tyro.cli(COMMAND, args=args, prog="jacrec sweep")
     for name, least in (("workers", 1), ("retries", 0)):
         value = getattr(chosen, name)
         if value is not None and value < least:
             raise ValueError(f"--{name}: expected at least {least}, got {value}")
     path = find_spec(chosen.spec)
     study = read_spec(path)
-    begun = path.name == FILE and (path.parent / "cells").is_dir()
-    folder = chosen.out or (path.parent if begun else Path("studies") / study.name)
+    resumed = path.name == FILE and (path.parent / "cells").is_dir()
+    folder = chosen.out or (path.parent if resumed else Path("studies") / study.name)
     root = chosen.data_root or study.data_root or ("." if any(map(needs_root, study.tasks.values())) else None)
     study = replace(study, data_root=None if root is None else str(Path(root).absolute()))
     todo = plan(study, folder, only=chosen.only, kinds=chosen.kinds)
@@ -79,7 +81,7 @@ def run(args: list[str]) -> int:
     expect_same_study(study, folder)
     expect_data(todo)
     with locked(folder) as lock:
-        # what workers of a killed sweep finished while they were waited for is not to be done again
+        # workers of a killed sweep may have finished jobs while this one waited for them
         todo = plan(study, folder, only=chosen.only, kinds=chosen.kinds)
         write_study(study, folder)
         return _sweep(todo, _executor(chosen, workers, threads, lock), chosen.retries, console)
@@ -98,17 +100,17 @@ def _sweep(todo: Plan, executor: Executor, retries: int, console: Console) -> in
         later = len(todo.missing) - len(todo.todo)
         watcher.say(
             f"{todo.folder}: {len(todo.done)} of {len(todo.jobs)} jobs are done"
-            + (f", {later} are left for a later start" if later else "")
+            + (f", {later} are left for later" if later else "")
         )
         try:
             outcome = sweep(todo, executor, watcher, retries=retries)
         finally:
             executor.close()
     if not outcome.complete:
-        console.print(failures(outcome.failed, outcome.waiting))
+        console.print(failure_table(outcome.failed, outcome.waiting))
         print(
-            f"{len(outcome.failed)} jobs failed, {len(outcome.waiting)} wait for them; tracebacks: "
-            f"{todo.folder}/cells/.../*.failed.json; to try them again: jacrec sweep {todo.folder}"
+            f"{len(outcome.failed)} jobs failed, {len(outcome.waiting)} depend on them; tracebacks: "
+            f"{todo.folder}/cells/.../*.failed.json; to retry: jacrec sweep {todo.folder}"
         )
         return 1
     print(f"study: {todo.folder}\nnext: jacrec report {todo.folder}")
@@ -121,14 +123,14 @@ def _tell(todo: Plan, folder: Path, workers: int, console: Console, *, dry_run: 
             print(job.id)
         if len(todo.todo) > SHOWN:
             print(f"... and {len(todo.todo) - SHOWN} more")
-    console.print(overview(todo))
+    console.print(progress_table(todo))
     failed = {job.id: failure for job in todo.missing if (failure := read_failure(job)) is not None}
     if failed:
-        console.print(failures(failed, {}))
-    rest = Clock(todo).sentence(todo.todo, workers)
+        console.print(failure_table(failed, {}))
+    rest = TimeEstimator(todo).sentence(todo.todo, workers)
     print(f"{folder}: {len(todo.done)} of {len(todo.jobs)} jobs are done, {len(failed)} failed; with {workers} workers: {rest}")
-    if at_work(folder):
-        print("a sweep is at work on it")
+    if is_locked(folder):
+        print("a sweep of this study is running")
     if dry_run:
         try:
             expect_data(todo)

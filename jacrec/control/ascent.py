@@ -1,4 +1,4 @@
-"""The policy update (4): a step of ascent, row by row, with nothing done where something is not finite."""
+"""The gradient ascent step (4), row by row, and the trust region around the pretrained parameters."""
 
 import math
 from dataclasses import dataclass
@@ -14,12 +14,12 @@ from jacrec.models.world import BatchedPolicy
 
 @dataclass(frozen=True)
 class Direction:
-    """Where a step goes, if not along the gradient as it is: ψ ← ψ + α step / length."""
+    """The direction of a step other than the gradient: ψ ← ψ + α step / length."""
 
     step: dict[str, Tensor]
     """by parameter name"""
-    length: Tensor | None = None
-    """() or (N,); a row of length zero stays. None: α multiplies the step itself"""
+    length: Tensor
+    """() or (N,); a row of length zero is left unchanged"""
 
 
 @torch.no_grad()
@@ -34,8 +34,8 @@ def ascend(
 ) -> tuple[Tensor, Tensor]:
     """ψ ← ψ + α ∇Ĵ (4), in place; returns ‖∇Ĵ‖ before clipping and the acceptance, () or (N,) for a `BatchedPolicy`.
 
-    Only parameters with requires_grad count and move. A row is rejected whole if its value, its gradient, its step or a
-    norm of them is not finite, or if it is not `allowed`: its ψ keeps every bit.
+    Only parameters with requires_grad count and move. A row is rejected as a whole, and left unchanged to the last bit, if its
+    value, its gradient, its step or a norm of them is not finite, or if it is not `allowed`.
     """
     parameters = trainable(p.policy)
     gradient = {name: estimate.gradient[name] for name in parameters}
@@ -47,8 +47,7 @@ def ascend(
     steps, factor = gradient, torch.full_like(norm, lr)
     if direction is not None:
         steps = {name: direction.step[name] for name in parameters}
-        if direction.length is not None:
-            factor = torch.where(direction.length == 0, torch.zeros_like(factor), factor / direction.length)
+        factor = torch.where(direction.length == 0, torch.zeros_like(factor), factor / direction.length)
         accepted &= torch.isfinite(parameter_norm(steps, batched=p.batched) * factor)
     if allowed is not None:
         accepted &= allowed
@@ -74,7 +73,7 @@ def _plain_step(
     lr: float,
     max_grad_norm: float | None,
 ) -> Tensor:
-    """The commonest case of `ascend`, one ψ on the CPU, in Python's numbers: a decision waits for it."""
+    """`ascend` for the most common case, one ψ on the CPU, in Python numbers: it lies on the path of every decision."""
     length = norm.item()
     # Python's numbers reach further than those of float32
     accepted = length * lr <= torch.finfo(norm.dtype).max and all(map(math.isfinite, value.reshape(-1).tolist()))
@@ -85,7 +84,7 @@ def _plain_step(
 
 
 class TrustRegion:
-    """The ball ‖ψ − ψ₀‖ <= radius around the pretrained parameters; radius None is all of space."""
+    """The ball ‖ψ − ψ₀‖ <= radius around the pretrained parameters; radius None: unbounded."""
 
     def __init__(self, centre: dict[str, Tensor], radius: float | None):
         self.centre, self.radius = centre, radius
@@ -98,7 +97,7 @@ class TrustRegion:
 
     @torch.no_grad()
     def project(self, policy: nn.Module) -> None:
-        """ψ ← its nearest point in the ball, row by row."""
+        """ψ ← the nearest point of the ball, row by row."""
         if self.radius is None:
             return
         distance = self.distance(policy)

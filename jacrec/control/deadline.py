@@ -1,9 +1,10 @@
-"""What a deadline needs: how long an update takes, the best ψ so far, and a Python that does not pause to tidy up."""
+"""Deadlines: the expected duration of an update, the best ψ so far, and a pause of garbage collection."""
 
 import gc
 from collections import deque
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
+from time import perf_counter
 
 import torch
 from torch import Tensor, nn
@@ -12,32 +13,81 @@ from jacrec.engine.parameters import over_rows
 from jacrec.models.world import BatchedPolicy
 
 RECENT = 64
-"""durations that are remembered"""
+"""number of durations kept"""
 FEW = 8
-"""so many durations tell an exception from the rule"""
+"""number of durations from which an outlier can be told from the rule"""
 PATIENCE = 8, 4096
-"""decisions without an update after which one is tried all the same: at first, and at most"""
+"""number of decisions without an update after which one is tried anyway: initially, and at most"""
+
+
+class Deadline:
+    """The deadline of a controller's decisions, one after the other: when to begin an update, and which ψ answers.
+
+    Without a deadline every update is begun and the last ψ answers.
+    """
+
+    def __init__(self, policy: nn.Module):
+        self.policy, self.pace = policy, Pace()
+        self.best: Best | None = None
+        self.seconds: float | None = None
+        self.start = self.begun = 0.0
+
+    def begin(self, deadline_ms: float | None) -> None:
+        """A decision begins, with this much time; None: without a deadline."""
+        self.start = perf_counter()
+        self.seconds = None if deadline_ms is None else deadline_ms * 1e-3
+        if self.seconds is not None:
+            self.best = self.best or Best(self.policy)
+            self.best.begin()
+
+    def allows_update(self) -> bool:
+        """Whether to begin another update."""
+        if self.seconds is None:
+            return True
+        self.begun = perf_counter()
+        return self.pace.fits(self.begun - self.start, self.seconds)
+
+    def measured(self, value: Tensor) -> None:
+        """Ĵ () or (N,) at the present ψ, from the update under way."""
+        if self.seconds is not None and self.best is not None:
+            self.best.keep(value)
+
+    def updated(self, accepted: Tensor) -> None:
+        """The update has been applied."""
+        if self.seconds is not None:
+            accepted.cpu()  # synchronise with the device: the clock has to see the whole update
+            self.pace.updated(perf_counter() - self.begun)
+
+    def restore_best(self) -> None:
+        """Restore the best ψ measured, where the latest is worse."""
+        if self.seconds is not None and self.best is not None:
+            self.best.restore_where_worse()
+
+    def end(self) -> None:
+        """The decision has its answer."""
+        if self.seconds is not None:
+            self.pace.decided(perf_counter() - self.start)
 
 
 class Pace:
-    """How long the next update and the end of a decision are expected to take, from those that went before, in seconds.
+    """Predicts how long the next update and the end of a decision take, in seconds, from earlier ones.
 
-    Expected is the second longest of the last `RECENT`: a deadline has to hold in the slow cases, but a single pause, the
-    machine's or the first call's, says nothing about the next update. Where not even one update is expected to fit, none is
-    made for some decisions, and then one is tried: a busy machine does not stay busy for ever. A try that misses the deadline
-    doubles the wait until the next, one that keeps it halves the wait.
+    The prediction is the second longest of the last `RECENT`: a deadline has to hold in the slow cases, but a single pause,
+    such as that of the first call, says nothing about the next update. If not even one update is expected to fit, none is
+    made for some decisions, then one is tried, since the load of a machine changes. A try that misses the deadline doubles
+    the wait until the next; one that keeps it halves the wait.
     """
 
     def __init__(self):
         self.updates: deque[float] = deque(maxlen=RECENT)
         self.ends: deque[float] = deque(maxlen=RECENT)
         self.made = 0  # updates of this decision
-        self.looked = 0.0  # seconds of this decision at the latest look
+        self.looked = 0.0  # seconds into this decision at the latest reading
         self.deadline = 0.0
         self.refused, self.patience, self.trying = 0, PATIENCE[0], False
 
     def fits(self, elapsed: float, deadline: float) -> bool:
-        """Whether to begin an update `elapsed` seconds after the observation came, with `deadline` seconds for the answer."""
+        """Whether to begin an update `elapsed` seconds after the observation, with `deadline` seconds for the decision."""
         self.looked, self.deadline = elapsed, deadline
         if elapsed + expected(self.updates) + expected(self.ends) <= deadline:
             return True
@@ -52,13 +102,13 @@ class Pace:
         return True
 
     def updated(self, seconds: float) -> None:
-        """An update has taken so long."""
+        """Record the duration of an update."""
         self.updates.append(seconds)
         self.made += 1
         self.looked += seconds
 
     def decided(self, elapsed: float) -> None:
-        """The answer is there, `elapsed` seconds after the observation came."""
+        """Record the end of a decision, `elapsed` seconds after the observation."""
         self.ends.append(elapsed - self.looked)
         if self.trying:
             kept = elapsed <= self.deadline
@@ -67,16 +117,16 @@ class Pace:
 
 
 def expected(seconds: Collection[float]) -> float:
-    """The second largest of some numbers; the largest of fewer than `FEW`; 0 where there are none."""
+    """The second largest number; the largest of fewer than `FEW`; 0 of none."""
     if len(seconds) < FEW:
         return max(seconds, default=0.0)
     return sorted(seconds)[-2]
 
 
 class Best:
-    """The best ψ whose objective has been measured in a decision, row by row: an answer for when time is up.
+    """The ψ with the best objective measured during a decision, row by row, for when time is up.
 
-    The memory is taken once and used for every decision.
+    The memory is allocated once and reused by every decision.
     """
 
     def __init__(self, policy: nn.Module):
@@ -87,13 +137,13 @@ class Best:
         self.latest: Tensor | None = None
 
     def begin(self) -> None:
-        """Another decision: what was measured before is of another state."""
+        """Begin another decision; earlier measurements belong to another state."""
         self.own = dict(self.policy.named_parameters())
         self.value = self.latest = None
 
     @torch.no_grad()
     def keep(self, value: Tensor) -> None:
-        """Ĵ () or (N,) has just been measured at the present ψ."""
+        """Ĵ () or (N,) measured at the present ψ."""
         row = value if self.batched else value.mean()
         if self.value is None:
             self.value = row.clone()
@@ -106,9 +156,9 @@ class Best:
 
     @torch.no_grad()
     def restore_where_worse(self) -> None:
-        """Take back the rows whose latest measured objective fell below an earlier one.
+        """Restore the rows whose latest measured objective is below an earlier one.
 
-        Where the latest is the best, the step made from it stands, as in Algorithm 1.
+        Where the latest is the best, the step made from it is kept, as in Algorithm 1.
         """
         if self.value is not None and self.latest is not None:
             self._copy(self.own, self.kept, ~(self.latest >= self.value))
@@ -128,11 +178,11 @@ class Best:
 
 @contextmanager
 def realtime() -> Iterator[None]:
-    """A control loop's surroundings: Python's garbage collector rests, and what exists is no longer looked through by it.
+    """Disable Python's garbage collector inside a control loop, and freeze the objects that exist.
 
-    A full collection looks at every object of every imported module, and may come in the middle of a decision. The decisions
-    of `MPC.act` leave no cycles, so nothing piles up while it rests; a loop that makes some calls `gc.collect(0)` where it
-    has time. Afterwards the collector is as it was.
+    A full collection visits every object of every imported module, possibly in the middle of a decision. The decisions of
+    `MPC.act` create no reference cycles, so nothing accumulates meanwhile; a loop that does create some can call
+    `gc.collect(0)` when it has time. The collector's state is restored afterwards.
     """
     enabled, frozen = gc.isenabled(), gc.get_freeze_count()
     gc.collect()
@@ -143,5 +193,5 @@ def realtime() -> Iterator[None]:
     finally:
         if enabled:
             gc.enable()
-        if not frozen:  # what somebody else froze stays frozen
+        if not frozen:  # objects frozen before stay frozen
             gc.unfreeze()

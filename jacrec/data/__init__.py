@@ -1,4 +1,4 @@
-"""Offline data: make it, fetch it, load it, bring your own, look at it."""
+"""Offline data sets: generate, download, load and describe them, or build one from arrays."""
 
 from jacrec.data.behaviour.make import MadeDataset, make_dataset
 from jacrec.data.catalog import DatasetDescription, DatasetSummary, describe, list_datasets

@@ -1,134 +1,131 @@
-"""Data sets from the network, by name.
+"""Download data sets by name: D4RL's files (`jacrec.data.fetch`) and Minari data sets (through Minari's client).
 
-    get(name, *, progress=None, overwrite=False) -> Got(path, size, sha256, fetched)      one of D4RL's 24, or a Minari id
-    fetch_minari(dataset_id, *, overwrite=False)                                         through Minari's own client
-    alternatives(name) -> str                                                            without a network
-
-D4RL's files come by `jacrec.data.fetch`. Minari's client fetches Minari's sets and resumes them; their files' sums are
-recorded in the set's folder.
+The checksums of a Minari data set's files are recorded in its folder.
 """
 
 from dataclasses import dataclass
 from pathlib import Path
 
 from jacrec.data.d4rl_files import D4RL_FILES, D4RLFile, d4rl_file, datasets_root, find_d4rl
-from jacrec.data.fetch import DownloadError, Progress, check_sum, digest_of, fetch, unless_read_only
+from jacrec.data.fetch import DownloadError, Progress, check_sum, digest_of, fetch, ignore_read_only
 from jacrec.data.readers.minari import dataset_path, is_complete
 
 HDF5_MAGIC = b"\x89HDF\r\n\x1a\n"
 SUMS = "jacrec.sha256"
-"""file of recorded sums in the folder of a Minari set"""
+"""file of recorded checksums in the folder of a Minari data set"""
 
 
 @dataclass(frozen=True)
-class Got:
-    """What `get` found or fetched."""
+class DownloadResult:
+    """Where `get` found or stored a data set."""
 
     path: Path
     size: int
     """bytes"""
     sha256: str | None
-    """of the file; None for Minari sets, which have several"""
+    """of the file; None for Minari data sets, which consist of several files"""
     fetched: bool
-    """False: it was here and agrees with its recorded sum"""
+    """False if a local copy was found and matches its recorded checksum"""
 
 
-def get(name: str, *, progress: Progress | None = None, overwrite: bool = False) -> Got:
-    """A data set from the network, unless it is here.
+def get(name: str, *, progress: Progress | None = None, overwrite: bool = False) -> DownloadResult:
+    """Download a data set unless a local copy exists.
 
     Raises:
-        ValueError: neither one of D4RL's 24 (``hopper-medium-replay-v2``) nor a Minari id with namespace.
-        DownloadError: no network, no such set, another sum than recorded, or a file that ends early.
+        ValueError: neither one of D4RL's 24 data sets (``hopper-medium-replay-v2``) nor a Minari id with a namespace.
+        DownloadError: no network, no such data set, a checksum mismatch, or a truncated file.
     """
     entry = D4RL_FILES.get(name) or (None if "/" in name else d4rl_file(name))
     if entry is not None:
         return _get_d4rl(entry, progress, overwrite)
     if "/" not in name:
         raise ValueError(
-            f"data set: expected one of {', '.join(D4RL_FILES)}, or a Minari id such as 'mujoco/hopper/medium-v0' or "
+            f"name: expected one of {', '.join(D4RL_FILES)}, or a Minari id such as 'mujoco/hopper/medium-v0' or "
             f"'D4RL/antmaze/umaze-v1', got {name!r}"
         )
     return _get_minari(name, overwrite)
 
 
-def _get_d4rl(entry: D4RLFile, progress: Progress | None, overwrite: bool) -> Got:
+def _get_d4rl(entry: D4RLFile, progress: Progress | None, overwrite: bool) -> DownloadResult:
     path = find_d4rl(entry.name)
     if path is not None and not overwrite:
         digest = check_sum(path)
         if entry.sha256 is not None and digest != entry.sha256:
             raise DownloadError(
-                f"{path}: expected SHA-256 {entry.sha256}, which users report of {entry.name}, got {digest}; fetch it again "
-                "with --overwrite, or use it as it is by its path"
+                f"{path}: expected SHA-256 {entry.sha256}, as reported for {entry.name}, got {digest}; download it again "
+                "with --overwrite, or pass the file's path to use it as it is"
             )
-        return Got(path, path.stat().st_size, digest, False)
+        return DownloadResult(path, path.stat().st_size, digest, False)
     path = datasets_root() / entry.file
     try:
         digest = fetch(entry.url, path, sha256=entry.sha256, magic=HDF5_MAGIC, progress=progress)
     except DownloadError as error:
-        raise DownloadError(f"{entry.name}: {error}\n{alternatives(entry.name)}") from error
-    return Got(path, path.stat().st_size, digest, True)
+        raise DownloadError(f"{entry.name}: {error}\n{offline_instructions(entry.name)}") from error
+    return DownloadResult(path, path.stat().st_size, digest, True)
 
 
-def alternatives(name: str) -> str:
-    """How to come by a data set without a network, or by another in its place."""
+def offline_instructions(name: str) -> str:
+    """How to obtain a data set, or a substitute, without a network."""
     entry = D4RL_FILES.get(name)
     if entry is None:
         copy = f"copy the folder of {name} from a machine that has it to {dataset_path(name)}"
-        return f"without a network: {copy}; or make one here: `jacrec data make --help`"
-    copy = f"copy {entry.file} from a machine that has it to {datasets_root()}, or name the file's path"
+        return f"without a network: {copy}; or generate one: `jacrec data make --help`"
+    copy = f"copy {entry.file} from a machine that has it to {datasets_root()}, or pass the file's path"
     robot, _, kind = name.removesuffix("-v2").partition("-")
-    if robot == "walker2d":  # no embedded behaviour walks it
+    if robot == "walker2d":  # there is no embedded policy for Walker2d
         robot, kind = ("Walker2d-v4", kind) if kind == "random" else ("hopper", kind)
-    return f"without a network: {copy}; or make a set of its kind here: `jacrec data make {robot} {kind}`"
+    return f"without a network: {copy}; or generate a similar data set: `jacrec data make {robot} {kind}`"
 
 
 def fetch_minari(dataset_id: str, *, overwrite: bool = False) -> None:
-    """Let Minari's client fetch a set; what an interrupted call left of it is not taken for the whole.
+    """Download a data set through Minari's client. A partial download from an interrupted call is replaced.
 
     Raises:
-        DownloadError: no network, no such set, a missing extra, or a set that is not complete afterwards.
+        DownloadError: no network, no such data set, a missing extra, or a data set that is still incomplete afterwards.
     """
     import minari
 
     path = dataset_path(dataset_id)
     try:
-        # unless forced, the client is content with a folder of that name, whatever is in it
+        # without force_download, the client accepts any existing folder of that name, complete or not
         minari.download_dataset(dataset_id, force_download=overwrite or path.exists())
-    # every transport has errors of its own: missing extra, no network, no such set
+    # each transport raises its own exceptions: missing extra, no network, no such data set
     except Exception as error:
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
-        raise DownloadError(f"{dataset_id}: Minari cannot fetch it ({reason})") from error
+        raise DownloadError(f"{dataset_id}: Minari's client failed ({reason})") from error
     if not is_complete(path):
-        raise DownloadError(f"{dataset_id}: expected a complete set at {path} after fetching it, got a part; fetch it again")
+        raise DownloadError(
+            f"{dataset_id}: expected a complete data set at {path} after the download, got a partial one; download it again"
+        )
     (path / SUMS).unlink(missing_ok=True)
 
 
-def _get_minari(dataset_id: str, overwrite: bool) -> Got:
+def _get_minari(dataset_id: str, overwrite: bool) -> DownloadResult:
     path = dataset_path(dataset_id)
     fetched = overwrite or not is_complete(path)
     if fetched:
         try:
             fetch_minari(dataset_id, overwrite=overwrite)
         except DownloadError as error:
-            raise DownloadError(f"{error}\n{alternatives(dataset_id)}") from error
+            raise DownloadError(f"{error}\n{offline_instructions(dataset_id)}") from error
     _check_folder(dataset_id, path)
     size = sum(file.stat().st_size for file in (path / "data").rglob("*") if file.is_file())
-    return Got(path, size, None, fetched)
+    return DownloadResult(path, size, None, fetched)
 
 
 def _check_folder(dataset_id: str, path: Path) -> None:
-    """Hold the files of a Minari set against their recorded sums; record them where none are."""
+    """Compare the files of a Minari data set with their recorded checksums; record them if there are none yet."""
     files = sorted(file for file in (path / "data").rglob("*") if file.is_file())
     sums = {file.relative_to(path).as_posix(): digest_of(file) for file in files}
     record = path / SUMS
     if not record.is_file():
-        with unless_read_only():
+        with ignore_read_only():
             record.write_text("".join(f"{digest}  {name}\n" for name, digest in sums.items()), encoding="utf-8")
         return
     recorded = {name: digest for digest, name in (line.split("  ", 1) for line in record.read_text("utf-8").splitlines())}
     changed = sorted(name for name in recorded.keys() | sums if recorded.get(name) != sums.get(name))
     if changed:
         raise DownloadError(
-            f"{dataset_id}: expected the files of {record}, got others: {', '.join(changed)}; fetch it again with --overwrite, "
-            f"or delete {record} if you changed them yourself"
+            f"{dataset_id}: expected the checksums in {record}, got different files: {', '.join(changed)}; download it again "
+            f"with --overwrite, or delete {record} if you changed the files yourself"
         )

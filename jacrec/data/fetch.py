@@ -1,15 +1,11 @@
-"""One file from the network: resumed where it was interrupted, checked, and in place only when it is whole.
+"""Download one file: resumable, checksummed, and moved into place only when complete.
 
-    fetch(url, path, *, sha256=None, magic=b"", progress=None, timeout=30.0) -> str     its SHA-256
-    check_sum(path) -> str                                                             against what was recorded
-
-A file is written to NAME.part and renamed when it is complete; NAME.part.json remembers which file of the server the part
-belongs to. Its SHA-256 is recorded in NAME.sha256 in the form that `sha256sum -c` reads, and later calls hold the file
-against it.
+The file is written to NAME.part and renamed when complete. NAME.part.json identifies the server's version of the file
+that the partial download belongs to. The SHA-256 is recorded in NAME.sha256, in the format of `sha256sum -c`, and
+checked by later calls.
 """
 
 import errno
-import fcntl
 import hashlib
 import json
 import os
@@ -17,23 +13,25 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.client import HTTPException, HTTPResponse
 from pathlib import Path
 from typing import Any
 
+from jacrec.util import locks
+
 BLOCK = 1 << 20
 ATTEMPTS = 3
-"""how often in a row a transfer may end without a new byte before it is given up"""
+"""consecutive attempts without progress after which a download is given up"""
 WAIT = 1.0
-"""seconds before it is taken up again, times the attempts without a new byte"""
+"""seconds to wait before a retry, times the number of attempts without progress"""
 READ_ONLY = (errno.EACCES, errno.EPERM, errno.EROFS)
 Progress = Callable[[int, int | None], None]
-"""called with the bytes that are here and those that the whole has, None where the server does not say"""
+"""called with the bytes received and the total size, None if the server does not state it"""
 
 
 class DownloadError(OSError):
-    """A file could not be had, or is not the expected one; the message says what to do."""
+    """A download failed, or the file is not the expected one. The message says what to do."""
 
 
 def fetch(
@@ -45,14 +43,19 @@ def fetch(
     progress: Progress | None = None,
     timeout: float = 30.0,
 ) -> str:
-    """Fetch `url` to `path`, going on with what an interrupted call left; the file's SHA-256.
+    """Download `url` to `path`, resuming an interrupted download; return the file's SHA-256.
 
-    `magic` is what the file must begin with: some networks answer everything with a page of their own. Whatever happens,
-    `path` is either the whole file or untouched. A broken transfer is taken up again as long as it makes headway.
+    `path` is replaced only by a complete, verified file. Broken transfers are retried as long as they make progress.
+
+    Args:
+        sha256: expected checksum.
+        magic: expected first bytes; some networks answer every request with a page of their own.
+        progress: see `Progress`.
+        timeout: of a connection, in seconds.
 
     Raises:
-        DownloadError: no connection, an answer other than the file or without an end that could be told, an early end,
-            another sum than `sha256` or opening than `magic`, or another process is fetching it.
+        DownloadError: no connection, an answer other than the file, an answer of unknown length, a truncated file, a
+            mismatch with `sha256` or `magic`, or another process is downloading the file.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f"{path.name}.part")
@@ -66,7 +69,9 @@ def fetch(
             got = f"{part.stat().st_size} bytes of SHA-256 {digest} beginning with {opening!r}"
             _note(part).unlink(missing_ok=True)
             part.unlink()
-            raise DownloadError(f"{url}: expected a file {expected}, got {got}, now removed; fetch it again, or from elsewhere")
+            raise DownloadError(
+                f"{url}: expected a file {expected}, got {got} (removed); download it again, or from another source"
+            )
         _sum_file(path).unlink(missing_ok=True)
         os.replace(part, path)
         _record(path, digest)
@@ -75,30 +80,30 @@ def fetch(
 
 
 def check_sum(path: Path) -> str:
-    """The SHA-256 of a file, held against the one recorded beside it.
+    """The SHA-256 of a file, verified against the checksum recorded beside it.
 
-    Where none was recorded it is now, unless the folder may not be written: then there is nothing to hold it against.
+    If none is recorded, it is recorded now, unless the folder is read-only.
 
     Raises:
-        DownloadError: they differ.
+        DownloadError: the checksums differ.
     """
     digest, record = digest_of(path), _sum_file(path)
     recorded = record.read_text(encoding="utf-8").split() if record.is_file() else []
     if not recorded:
-        with unless_read_only():
+        with ignore_read_only():
             _record(path, digest)
         return digest
     if digest != recorded[0]:
         raise DownloadError(
-            f"{path}: expected SHA-256 {recorded[0]} as recorded in {record.name}, got {digest}; the file has changed since: "
-            f"fetch it again with --overwrite, or delete {record} if you changed it yourself"
+            f"{path}: expected SHA-256 {recorded[0]} as recorded in {record.name}, got {digest}; the file was changed: "
+            f"download it again with --overwrite, or delete {record} if you changed it yourself"
         )
     return digest
 
 
 @contextmanager
-def unless_read_only() -> Iterator[None]:
-    """Do without what is written inside where the folder may not be written, as data that many users share."""
+def ignore_read_only() -> Iterator[None]:
+    """Ignore write errors inside the block if the location is read-only, as for data shared by several users."""
     try:
         yield
     except OSError as error:
@@ -107,13 +112,13 @@ def unless_read_only() -> Iterator[None]:
 
 
 def digest_of(path: Path) -> str:
-    """The SHA-256 of a file, in hexadecimal digits."""
+    """SHA-256 of a file, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _transfer_all(url: str, part: Path, progress: Progress | None, timeout: float) -> None:
-    """Transfer until the part is whole; a break is no end as long as the part grows beyond what it ever was."""
+    """Transfer until the partial file is complete; retry as long as it grows beyond its largest size so far."""
     stalled, most = 0, part.stat().st_size
     while True:
         try:
@@ -124,42 +129,42 @@ def _transfer_all(url: str, part: Path, progress: Progress | None, timeout: floa
         except (urllib.error.URLError, HTTPException, OSError) as error:
             size = part.stat().st_size
             refused = isinstance(error, urllib.error.HTTPError) and error.code < 500
-            # a server without ranges begins anew each time: only a longer part than any before is headway
+            # a server without range support starts over each time: only a new largest size counts as progress
             stalled = 0 if size > most else stalled + 1
             most = max(most, size)
             if refused or stalled >= ATTEMPTS:
                 reason = getattr(error, "reason", None) or error or type(error).__name__
-                here = f"; {size} bytes are kept, the same call goes on" if size else ""
-                raise DownloadError(f"{url}: cannot be fetched ({reason}){here}") from error
+                resume = f"; {size} bytes are kept, repeat the call to resume" if size else ""
+                raise DownloadError(f"{url}: download failed ({reason}){resume}") from error
             time.sleep(WAIT * stalled)
 
 
 def _transfer(url: str, part: Path, progress: Progress | None, timeout: float) -> None:
-    """Append to `part` what is missing of the file at `url`."""
+    """Append the missing bytes of the file at `url` to `part`."""
     have = part.stat().st_size
     known = _read_note(part) if have else {}
     answer = None
     if have and known.get("url") == url and known.get("version"):
         try:
-            answer = _ask(url, timeout, {"Range": f"bytes={have}-", "If-Range": known["version"]})
+            answer = _request(url, timeout, {"Range": f"bytes={have}-", "If-Range": known["version"]})
         except urllib.error.HTTPError as error:
-            if error.code != 416:  # there are no bytes from there on
+            if error.code != 416:  # range not satisfiable: no bytes beyond those we have
                 raise
             if known.get("total") == have:
-                return  # all of it was here already
-    if answer is not None and answer.status == 206 and not _continues(answer, have, known["version"]):
+                return  # already complete
+    if answer is not None and answer.status == 206 and not _resumes_at(answer, have, known["version"]):
         answer.close()
         answer = None
-    answer = answer or _ask(url, timeout, {})
+    answer = answer or _request(url, timeout, {})
     with answer:
-        have, total = _position(answer, have)
+        have, total = _content_range(answer, have)
         if total is None and not answer.chunked:
             raise DownloadError(
-                f"{url}: expected an answer that says how long the file is (Content-Length), got one that does not: whether it "
-                "is whole could not be told; fetch the file by other means and put it in its place"
+                f"{url}: expected an answer with Content-Length, got one without, so a truncated file could not be detected; "
+                "download the file by other means and copy it into place"
             )
         with part.open("r+b") as file:
-            # before the note: a part must never hold bytes of another version than its note says
+            # before the note is written: the part must never contain bytes of a version other than the one noted
             file.truncate(have)
             _note(part).write_text(json.dumps({"url": url, "version": _version(answer), "total": total}), encoding="utf-8")
             file.seek(have)
@@ -169,21 +174,21 @@ def _transfer(url: str, part: Path, progress: Progress | None, timeout: float) -
                 if progress is not None:
                     progress(have, total)
     if total is not None and have != total:
-        raise ConnectionError(f"it ended after {have} of {total} bytes")
+        raise ConnectionError(f"it ended after {have} of {total} bytes")  # retried by _transfer_all
 
 
-def _ask(url: str, timeout: float, headers: dict[str, str]) -> HTTPResponse:
+def _request(url: str, timeout: float, headers: dict[str, str]) -> HTTPResponse:
     return urllib.request.urlopen(urllib.request.Request(url, headers={"User-Agent": "jacrec", **headers}), timeout=timeout)
 
 
-def _continues(answer: HTTPResponse, have: int, version: str) -> bool:
-    """Whether a partial answer begins at byte `have`, and of the same version: some servers do not heed If-Range."""
+def _resumes_at(answer: HTTPResponse, have: int, version: str) -> bool:
+    """Whether a partial answer starts at byte `have` of the same version: some servers ignore If-Range."""
     start = answer.headers.get("Content-Range", "").removeprefix("bytes ").partition("-")[0]
     return start == str(have) and _version(answer) in (None, version)
 
 
-def _position(answer: HTTPResponse, asked: int) -> tuple[int, int | None]:
-    """(first byte that the answer holds, size of the whole file); a server that knows no ranges begins anew."""
+def _content_range(answer: HTTPResponse, asked: int) -> tuple[int, int | None]:
+    """(offset of the first byte in the answer, total size); a server without range support starts over."""
     if answer.status != 206:
         length = answer.headers.get("Content-Length")
         return 0, int(length) if length else None
@@ -193,28 +198,28 @@ def _position(answer: HTTPResponse, asked: int) -> tuple[int, int | None]:
 
 
 def _version(answer: HTTPResponse) -> str | None:
-    """What tells this file of the server from a later one of the same name."""
+    """An identifier of the server's current version of the file."""
     etag = answer.headers.get("ETag")
     return etag if etag and not etag.startswith("W/") else answer.headers.get("Last-Modified")
 
 
 @contextmanager
 def _alone(part: Path) -> Iterator[None]:
-    """The part exists and no other process writes it."""
-    with part.open("ab") as file:
+    """The part exists and no other process writes to it."""
+    part.touch()
+    before, lock = part.stat(), _lock(part)
+    with locks.locked(lock, DownloadError(f"{part}: another process is fetching this file; wait for it"), required=True):
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise DownloadError(f"{part}: another process is fetching this file; wait for it") from error
-        # between opening and locking another process may have put the part in place, and this is the finished file
-        if not part.exists() or not os.path.samestat(os.fstat(file.fileno()), part.stat()):
-            raise DownloadError(f"{part}: another process has just ended fetching this file; call again")
-        try:
+            # the process that held the lock until now may have moved the part into place
+            if not part.exists() or not os.path.samestat(before, part.stat()):
+                raise DownloadError(f"{part}: another process has just finished fetching this file; try again")
             yield
         finally:
             if part.exists() and part.stat().st_size == 0:
                 part.unlink()
                 _note(part).unlink(missing_ok=True)
+            with suppress(OSError):  # an open file cannot be removed on Windows, where the lock's release does it
+                lock.unlink()
 
 
 def _sum_file(path: Path) -> Path:
@@ -223,6 +228,10 @@ def _sum_file(path: Path) -> Path:
 
 def _record(path: Path, digest: str) -> None:
     _sum_file(path).write_text(f"{digest}  {path.name}\n", encoding="utf-8")
+
+
+def _lock(part: Path) -> Path:
+    return part.with_name(f"{part.name}.lock")
 
 
 def _note(part: Path) -> Path:

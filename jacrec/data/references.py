@@ -1,8 +1,4 @@
-"""Which environment a data set belongs to, and the returns that score 0 and 100.
-
-reference_by_name(name) -> Reference | None      by how a file or data set is called
-reference_by_env(env_id) -> Reference | None     by its gymnasium environment
-"""
+"""Reference returns that define scores of 0 and 100, and the environment each belongs to."""
 
 import re
 from dataclasses import dataclass
@@ -18,27 +14,27 @@ class Reference:
 
     name: str
     env_id: str | None
-    """environment that evaluates the data, None where gymnasium has no equal"""
+    """evaluation environment; None if gymnasium has no equivalent"""
     ref_min: float
     ref_max: float
 
 
 @cache
 def references() -> dict[str, Reference]:
-    """All references, by name."""
+    """All references by name."""
     rows = yaml.safe_load(Path(__file__).with_name("references.yaml").read_text())
     return {name: Reference(name, **row) for name, row in rows.items()}
 
 
 def reference_by_name(name: str) -> Reference | None:
-    """The reference whose name begins `name`: ``hopper_medium_replay-v2`` gives hopper."""
+    """The reference that is a prefix of `name`: ``hopper_medium_replay-v2`` gives hopper."""
     plain = re.sub(r"[_\s]", "-", name.lower())
-    fitting = [row for key, row in references().items() if plain == key or plain.startswith(f"{key}-")]
-    return max(fitting, key=lambda row: len(row.name), default=None)
+    matches = [row for key, row in references().items() if plain == key or plain.startswith(f"{key}-")]
+    return max(matches, key=lambda row: len(row.name), default=None)
 
 
 def reference_by_env(env_id: str) -> Reference | None:
-    """The reference of an environment, whatever its version: ``Hopper-v5`` gives hopper."""
+    """The reference of an environment in any version: ``Hopper-v5`` gives hopper."""
     stem = env_id.rpartition("-v")[0]
-    fitting = (row for row in references().values() if row.env_id and row.env_id.rpartition("-v")[0] == stem)
-    return next(fitting, None)
+    matches = (row for row in references().values() if row.env_id and row.env_id.rpartition("-v")[0] == stem)
+    return next(matches, None)

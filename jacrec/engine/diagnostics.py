@@ -1,4 +1,4 @@
-"""How far an imagined gradient can be trusted: its signal against its noise, and how errors grow along the horizon.
+"""Diagnostics of an imagined gradient: its signal-to-noise ratio, and the growth of errors along the horizon.
 
 Signal and noise. The M particles' gradients g_i are independent draws with mean μ = ∇_ψ E[L] and covariance Σ, and ḡ is their
 mean: E‖ḡ‖² = ‖μ‖² + tr Σ / M. The particles' own scatter estimates tr Σ, so that both terms are known without bias,
@@ -9,12 +9,12 @@ mean: E‖ḡ‖² = ‖μ‖² + tr Σ / M. The particles' own scatter estimate
 No M × P numbers are needed: g_i = Σ_j w_ij Π_ψ(s̃_ij), and ‖g_i‖² is a sum over pairs of its own H+1 rows
 (`jacrec.engine.jacobians.factored`).
 
-Growth. ds̃_j/ds̃_0 is the product of the closed loop's steps F_s + F_a Π_s: what an error of the first state has become j steps
-later, and the factor with which what is found there enters the gradient. d tangents pushed through the rollout give it.
+Growth. ds̃_j/ds̃_0 is the product of the closed-loop Jacobians F_s + F_a Π_s: by how much an error in the first state has grown
+j steps later, and the factor with which derivatives at step j enter the gradient. Computed from d tangents.
 """
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -25,7 +25,6 @@ from jacrec.engine.jacobians import chain as plain_chain
 from jacrec.engine.jacobians.dynamics import dynamics_pass
 from jacrec.engine.jacobians.factored import factored_rows, squared_norm
 from jacrec.engine.jacobians.policy import policy_pass
-from jacrec.engine.methods import Method
 from jacrec.engine.parameters import trainable
 from jacrec.engine.problem import Problem
 from jacrec.engine.shapes import plain_torch, problem
@@ -36,7 +35,7 @@ from jacrec.util.errors import expect_shape
 
 @dataclass(frozen=True)
 class Visits:
-    """Where the imagined trajectories went, and what moving each action is worth: ∇L_i = Σ_j w_ij Π_ψ(s̃_ij)."""
+    """The imagined trajectories with the weight of each action in the gradient: ∇L_i = Σ_j w_ij Π_ψ(s̃_ij)."""
 
     value: Tensor  # (N,): Ĵ of each real state
     states: Tensor  # (N, M, H+1, d)
@@ -48,11 +47,11 @@ class Visits:
         return self.states.shape[1]
 
     def rows(self, index: Tensor) -> "Visits":
-        """Those of some of the N real states."""
+        """The visits of some of the N real states."""
         return Visits(self.value[index], self.states[index], self.w[index])
 
     def joined(self, more: "Visits") -> "Visits":
-        """Both sets of particles of the same real states."""
+        """The union of two sets of particles of the same real states."""
         a = self.particles / (self.particles + more.particles)
         value = a * self.value + (1 - a) * more.value
         return Visits(value, torch.cat([self.states, more.states], 1), torch.cat([self.w, more.w], 1))
@@ -64,7 +63,7 @@ class Visits:
 
 @torch.no_grad()
 def visit(p: Problem, *, fused: bool = True) -> Visits:
-    """Imagine, and weigh every action by the adjoint form; `fused`: with the compiled chain, where it can serve."""
+    """Imagine, and compute the weights by the adjoint form; `fused`: with the compiled chain, if it can serve."""
     visited, w = adjoint_weights(p, chain=(fused_chain(p) if fused else None) or plain_chain)
     assert isinstance(visited.value, Tensor)
     states, weights = (torch.stack([x.expand(-1, p.M, -1) for x in parts], 2) for parts in (visited.states, w))
@@ -73,7 +72,7 @@ def visit(p: Problem, *, fused: bool = True) -> Visits:
 
 @dataclass(frozen=True)
 class GradientSignal:
-    """∇_ψ Ĵ and how well its particles know it. The statistics are () for a single ψ, (N,) for a `BatchedPolicy`.
+    """∇_ψ Ĵ with the estimated error of the mean over particles; statistics are () for a single ψ, (N,) for a `BatchedPolicy`.
 
     They are over the parameters with requires_grad, which are those that a step moves.
     """
@@ -89,79 +88,24 @@ class GradientSignal:
 
     @property
     def signal(self) -> Tensor:
-        """‖μ‖² without bias; negative where the particles rather disagree."""
+        """Unbiased estimate of ‖μ‖²; negative where the particles disagree."""
         return self.square - self.noise
 
     @property
     def snr(self) -> Tensor:
-        """signal / noise: at 1 the error is as long as what is estimated. Infinite without noise, 0 for a gradient of 0."""
+        """signal / noise: at 1 the error is as long as the mean gradient. Infinite without noise, 0 for a gradient of 0."""
         return torch.where(self.square == 0, self.square, self.signal / self.noise)
 
     def particles_needed(self, snr: float) -> Tensor:
-        """The M at which this signal-to-noise ratio is to be expected; infinite where no signal shows."""
+        """The M at which this signal-to-noise ratio is expected; infinite where the signal is not positive."""
         needed = (self.particles * snr * self.noise / self.signal).ceil().clamp(min=1)
         return torch.where(self.signal > 0, needed, torch.full_like(needed, math.inf))
 
     def rows(self, index: Tensor) -> "GradientSignal":
-        """That of some rows of a `BatchedPolicy`."""
-        return GradientSignal(_rows(self.estimate, index), self.particles, self.square[index], self.noise[index])
-
-
-@dataclass(frozen=True)
-class Groups:
-    """Gradients of G equal groups of particles: group means scatter with Σ G / M, and tell noise from signal as particles do.
-
-    Less sharply, with G − 1 degrees of freedom in place of M − 1, but through any method, hence at the price of the compiled
-    gradients: G of M / G particles for one of M. Keeps G · P numbers for each real state.
-    """
-
-    estimates: list[PolicyGradient]
-    particles: int
-    """M of all groups together"""
-
-    def rows(self, index: Tensor) -> "Groups":
-        """Those of some rows of a `BatchedPolicy`."""
-        return replace(self, estimates=[_rows(g, index) for g in self.estimates])
-
-    def joined(self, more: "Groups") -> "Groups":
-        """Further groups, as large as these, of the same real states."""
-        return Groups(self.estimates + more.estimates, self.particles + more.particles)
-
-    def signal(self, p: Problem) -> GradientSignal:
-        """The gradient of all particles with its signal and noise."""
-        G = len(self.estimates)
-        counted = trainable(p.policy)
-        mean = {k: torch.stack([g.gradient[k] for g in self.estimates]).mean(0) for k in self.estimates[0].gradient}
-        value = torch.stack([g.value for g in self.estimates]).mean(0)
-
-        def square(gradient: dict[str, Tensor]) -> Tensor:
-            return squared_norm({k: gradient[k] if p.batched else gradient[k].unsqueeze(0) for k in counted})
-
-        squares = square(mean)
-        noise = torch.zeros_like(squares)
-        if G > 1:
-            # differences, and not the difference of two squares: the groups may agree nearly to rounding
-            away = [square({k: g.gradient[k] - mean[k] for k in counted}) for g in self.estimates]
-            noise = torch.stack(away).sum(0) / (G * (G - 1))
-        if not p.batched:
-            squares, noise = squares.squeeze(0), noise.squeeze(0)
-        return GradientSignal(PolicyGradient(value, mean), self.particles, squares, noise)
-
-
-def groups_of(particles: int) -> int:
-    """Into how many equal groups to split M particles: about M / 4, but two to four, and so that M can be split."""
-    least = min(4, max(2, particles // 4))
-    return next((G for G in range(least, particles) if particles % G == 0), particles)
-
-
-def in_groups(p: Problem, method: Method) -> Groups:
-    """The problem's particles, group by group; one group where H = 0, for at the real state nothing is random."""
-    parts = p.noise.chunk(groups_of(p.M) if p.H else 1, 1)
-    return Groups([method.gradient(replace(p, noise=noise)) for noise in parts], p.M)
-
-
-def _rows(estimate: PolicyGradient, index: Tensor) -> PolicyGradient:
-    return PolicyGradient(estimate.value[index], {name: g[index] for name, g in estimate.gradient.items()})
+        """The rows `index` of a `BatchedPolicy`."""
+        gradient = {name: g[index] for name, g in self.estimate.gradient.items()}
+        estimate = PolicyGradient(self.estimate.value[index], gradient)
+        return GradientSignal(estimate, self.particles, self.square[index], self.noise[index])
 
 
 @plain_torch()
@@ -171,7 +115,7 @@ def gradient_signal(policy: nn.Module, world: World, state: Tensor, noise: Tenso
     By the adjoint form. Policies other than an `Actor` are differentiated row by row, at N·M·(H+1)·P numbers.
 
     Raises:
-        ValueError: also for M = 1 with H > 0: one particle says nothing about the scatter.
+        ValueError: also for M = 1 with H > 0, where the variance cannot be estimated.
     """
     p = problem(policy, world, state, noise)
     return signal_of(p, visit(p))
@@ -179,7 +123,7 @@ def gradient_signal(policy: nn.Module, world: World, state: Tensor, noise: Tenso
 
 @torch.no_grad()
 def estimate_of(p: Problem, visits: Visits) -> PolicyGradient:
-    """Ĵ and its gradient from what has been visited: one product with Π_ψ."""
+    """Ĵ and its gradient from visits: one product with Π_ψ."""
     states, w = (x.flatten(1, 2) for x in (visits.states, visits.w))
     share = visits.particles if p.batched else visits.particles * p.N
     gradient = policy_pass(p.policy, states).pull_parameters(w / share)
@@ -189,10 +133,10 @@ def estimate_of(p: Problem, visits: Visits) -> PolicyGradient:
 
 @torch.no_grad()
 def signal_of(p: Problem, visits: Visits) -> GradientSignal:
-    """The `GradientSignal` of what has been visited."""
+    """The `GradientSignal` of visits."""
     N, M, J = visits.w.shape[:3]
     if M < 2 and J > 1:
-        raise ValueError(f"gradient_signal: expected M >= 2 particles, got {M}; their scatter is the noise")
+        raise ValueError(f"gradient_signal: expected M >= 2 particles, got {M}; the noise is estimated from their variance")
     counted = trainable(p.policy)
     states, w = (x.flatten(1, 2) for x in (visits.states, visits.w))
     rows = factored_rows(policy_pass(p.policy, states), w.unsqueeze(2), counted)
@@ -221,8 +165,8 @@ def state_growth(policy: nn.Module, world: World, state: Tensor, noise: Tensor, 
     particle through the dynamics' network, where the adjoint form of the gradient takes 2.
 
     Args:
-        unit: (d,), what counts as one in each component of the state; ones unless told. Positions and velocities differ
-            in scale, and the norm in their own units is mostly that difference.
+        unit: (d,), the scale of each component of the state; default: ones. Positions and velocities differ in scale, and
+            in their own units the norm is mostly that difference.
     """
     p = problem(policy, world, state, noise)
     if unit is not None:
@@ -231,14 +175,8 @@ def state_growth(policy: nn.Module, world: World, state: Tensor, noise: Tensor, 
     return growth.squeeze(0) if p.single else growth
 
 
-def own_unit(p: Problem) -> Tensor | None:
-    """The scale in which the problem's dynamics see states, `state_std` (d,); None where they say none."""
-    unit = getattr(p.world.dynamics, "state_std", None)
-    return unit if isinstance(unit, Tensor) and unit.shape == p.state.shape[-1:] else None
-
-
 def growth_of(p: Problem, unit: Tensor | None = None) -> Tensor:
-    """The same (N, M, H+1) for a checked problem."""
+    """`state_growth` (N, M, H+1) of a checked problem."""
     passes = dynamics_pass(p.world.dynamics, chain=fused_chain(p) or plain_chain)
     s = p.state.unsqueeze(1).expand(-1, p.M, -1).contiguous()
     unit = torch.ones_like(p.state[0]) if unit is None else unit
@@ -258,13 +196,3 @@ def spectral_norm(x: Tensor) -> Tensor:
     finite = torch.isfinite(x).all(-1).all(-1)
     norm = torch.linalg.matrix_norm(torch.where(finite[..., None, None], x, torch.zeros_like(x)), 2)
     return torch.where(finite, norm, torch.full_like(norm, math.inf))
-
-
-def trusted_horizon(growth: Tensor, max_growth: float) -> Tensor:
-    """The largest j up to which the mean growth over particles stays within `max_growth`: (N, M, H+1) -> (N,) integers.
-
-    The mean, not the largest: the largest of M draws grows with M, so a bound on it would mean something else for every
-    number of particles, while one particle that explodes shows in the mean as well, for growth has no upper end. Every
-    step up to j has to stay within the bound, since the rewards of all of them are in the return.
-    """
-    return (growth.mean(-2) <= max_growth).long().cumprod(-1).sum(-1) - 1

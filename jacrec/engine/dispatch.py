@@ -1,13 +1,12 @@
 """The door to the fused kernels: which module serves a device, and why one cannot. The only importer of `jacrec.kernels`."""
 
-import sys
-from functools import cache
 from importlib import import_module
 from types import ModuleType
+from typing import Protocol
 
 from torch import Tensor, nn
 
-from jacrec.engine.problem import KernelPlan, Problem
+from jacrec.engine.problem import Problem
 from jacrec.models.world import World
 from jacrec.util.errors import expect_one_of
 
@@ -15,58 +14,84 @@ KERNELS = ("plain", "fused")
 PRECISIONS = ("ieee", "tf32x3", "tf32")
 MODULES = {"cpu": "jacrec.kernels.cpu.gradient.gradient", "cuda": "jacrec.kernels.gradient"}
 NEEDS = {"cpu": "numba", "cuda": "triton"}
+FORMS = {"cpu": ("forward", "adjoint", "multistep"), "cuda": ("forward", "adjoint")}
+
+_loaded: dict[str, ModuleType | str] = {}
+"""by device: the imported kernels, or why they cannot be imported"""
 
 
-@cache
+class CompiledUpdate(Protocol):
+    """A gradient in the memory of compiled code, which can take the step too."""
+
+    value: Tensor
+    """Ĵ, () or (N,)"""
+    norm: Tensor
+    """‖∇Ĵ‖, () or (N,) for a `BatchedPolicy`; defined once the step has been taken"""
+
+    def step(self, lr: float, max_grad_norm: float | None) -> Tensor:
+        """ψ ← ψ + α ∇Ĵ, once, where everything is finite; whether the step was taken, shaped as `norm`."""
+        ...
+
+    def act(self, policy: nn.Module, state: Tensor) -> Tensor:
+        """The action of a policy at states (N, d) -> (N, m)."""
+        ...
+
+
 def _load(device: str) -> ModuleType | str:
-    try:
-        return import_module(MODULES[device])
-    except (ImportError, RuntimeError) as error:
-        return f"{NEEDS[device]} cannot be imported ({error}); pip install {NEEDS[device]}"
+    found = _loaded.get(device)
+    if found is None:
+        try:
+            found = import_module(MODULES[device])
+        except (ImportError, RuntimeError) as error:
+            found = f"{NEEDS[device]} cannot be imported ({error}); pip install {NEEDS[device]}"
+        _loaded[device] = found
+    return found
 
 
 def unsupported_reason(p: Problem, form: str) -> str | None:
-    """Why the device's fused kernels cannot compute `form` ("forward" or "adjoint") of this gradient; None if they can."""
+    """Why the device's fused kernels cannot compute `form` ("forward", "adjoint" or "multistep"); None if they can."""
     device = p.state.device.type
     if device not in MODULES:
         return f"there are kernels for {' and '.join(MODULES)}, got tensors on {p.state.device}"
+    if form not in FORMS[device]:
+        return f"there are no {device} kernels for the {form} form"
     module = _load(device)
     return module if isinstance(module, str) else module.unsupported_reason(p, form)
 
 
-def kept_plan(policy: nn.Module, world: World, state: Tensor) -> KernelPlan | None:
-    """The plan that a CPU's kernels keep for a policy and a world, where nothing has changed since it was made.
+def kept_plan(policy: nn.Module, world: World, state: Tensor) -> object | None:
+    """The plan that the device's kernels keep for a policy and a world, if neither has changed since it was made.
 
-    None before the first use of the kernels, which are not loaded for it, and for what is not a policy, world and state.
+    None before the first use of the kernels, which are not loaded for it, and for arguments that are not a policy, a
+    world and a state.
     """
     if not isinstance(world, World) or not isinstance(state, Tensor) or not state.dim():
         return None
-    # another thread may be importing it just now
-    module = sys.modules.get(MODULES.get(state.device.type, ""))
-    kept = getattr(module, {"cpu": "kept", "cuda": "kept_plan"}.get(state.device.type, ""), None)
-    return None if kept is None else kept(policy, world, state)
+    module = _loaded.get(state.device.type)
+    return module.kept_plan(policy, world, state) if isinstance(module, ModuleType) else None
 
 
 def kernels(p: Problem, form: str, *, checked: bool = False) -> ModuleType:
-    """The module with `forward_gradient` and `adjoint_gradient` for the problem's device.
+    """The kernels' module for the problem's device.
 
-    `checked`: the caller has just asked `unsupported_reason`.
+    Args:
+        checked: the caller has just asked `unsupported_reason`.
 
     Raises:
-        ValueError: it cannot serve this problem; says why.
+        ValueError: it cannot serve this problem; gives the reason.
     """
     reason = None if checked else unsupported_reason(p, form)
     if reason:
-        raise ValueError(f'kernel="fused": {reason}; use kernel="plain", or Auto() which falls back by itself')
+        raise ValueError(f'kernel="fused": {reason}; use kernel="plain", or Auto(), which falls back by itself')
     module = _load(p.state.device.type)
     assert isinstance(module, ModuleType)
     return module
 
 
 def fused_chain(p: Problem) -> ModuleType | None:
-    """The twin of `jacrec.engine.jacobians.chain` in compiled code for the problem's parts; None where it cannot serve them.
+    """The compiled twin of `jacrec.engine.jacobians.chain`; None where it cannot serve the problem.
 
-    On a CPU alone: a single transition of few rows is too little for a launch.
+    On a CPU alone: a single transition of few rows is too little work for a launch on a GPU.
     """
     if p.state.device.type != "cpu" or unsupported_reason(p, "forward"):
         return None
@@ -74,7 +99,7 @@ def fused_chain(p: Problem) -> ModuleType | None:
 
 
 def check_kernel(name: str, kernel: str, precision: str | None) -> None:
-    """ValueError unless `kernel` and `precision` are ones that exist and go together."""
+    """ValueError unless `kernel` and `precision` exist and can be combined."""
     expect_one_of(f"{name}.kernel", kernel, KERNELS)
     if precision is not None:
         expect_one_of(f"{name}.precision", precision, PRECISIONS)

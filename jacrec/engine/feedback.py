@@ -1,18 +1,18 @@
-"""Time-varying feedback gains: the policy along an imagined trajectory as m × d matrices, for between two decisions.
+"""Time-varying feedback gains: m × d matrices along an imagined trajectory, for use between two decisions.
 
 Of π_ψ at the states s̃_ij of M particles, the mean of the M tangent planes
 
     a_j(s) = mean_i [ã_ij + Π_s(s̃_ij) (s − s̃_ij)] = ã_j + Π_s,j (s − s̃_j)
 
-with s̃_j and Π_s,j the means over the particles and ã_j = mean_i [ã_ij + Π_s(s̃_ij) (s̃_j − s̃_ij)]. Every plane is wrong by
-½ π''(s − s̃_ij)², so the mean is wrong in second order in the distance from s to the particles, their scatter included; with
-one particle it is the tangent plane itself.
+with s̃_j and Π_s,j the means over the particles and ã_j = mean_i [ã_ij + Π_s(s̃_ij) (s̃_j − s̃_ij)]. Every plane has an error of
+½ π''(s − s̃_ij)², so the error of the mean is of second order in the distance from s to the particles, including their spread;
+with one particle it is the tangent plane itself.
 
-When which: evaluating π_ψ itself between decisions (`MPCConfig.think_every`) is exact, and one forward pass, 134 656
-multiply–adds for hopper's 3×256 actor: wherever the network can be evaluated at the control rate, do that. The gains cost
-m·d multiply–adds, 33 for hopper, and no network: they are for an actuator's own loop, at a rate or on a processor at which the
-network cannot run, with the imagined step j matched to the time since the decision. A ReLU policy is piecewise linear before
-its tanh: there the error is that of the tanh alone up to the nearest kink, and in first order beyond it.
+Evaluating π_ψ itself between decisions is exact and takes one forward pass, 134 656 multiply–adds for hopper's 3×256 actor;
+prefer it wherever the network can be evaluated at the control rate. The gains take m·d multiply–adds, 33 for hopper, and no
+network: they are for an inner loop at a rate or on a processor where the network cannot run, with the imagined step j matched
+to the time since the decision. A ReLU policy is piecewise linear before its tanh: the error is that of the tanh alone up to the
+nearest kink, and of first order beyond it.
 """
 
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ from jacrec.util.errors import expect_count
 
 @dataclass(frozen=True)
 class FeedbackGains:
-    """Affine control laws for the steps j = 0…H; leading axis (N,), or none where the state came without N."""
+    """Affine control laws for the steps j = 0…H; leading axis (N,), absent if the state came without N."""
 
     states: Tensor  # (N, H+1, d): s̃_j, means over the particles
     actions: Tensor  # (N, H+1, m): ã_j, the mean tangent plane at s̃_j

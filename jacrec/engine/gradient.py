@@ -1,4 +1,4 @@
-"""∇_ψ Ĵ by Theorem 4.1: (22) summed forward with dense or factored sensitivities, or from the other end.
+"""∇_ψ Ĵ by Theorem 4.1: (22) summed forward with dense or factored sensitivities, or backward with cotangents.
 
 All three visit the states of the rollout (2). At j = 0 the M particles of a real state still agree, so the factored and the
 adjoint form evaluate policy and reward there once per real state (R = 1 row instead of M).
@@ -124,7 +124,7 @@ def Pi_psi(pi: PolicyPass) -> Tensor:
 
 @dataclass
 class Visited:
-    """The states that a rollout visits, with the return and the value gradients met on the way."""
+    """The states that a rollout visits, with the return and the value gradients along the way."""
 
     problem: Problem
     states: list[Tensor] = field(default_factory=list)  # s̃_j, (N, R, d), R = 1 or M
@@ -144,12 +144,12 @@ class Visited:
         p = self.problem
         weights = [w_i.mean(1, keepdim=True) if s.shape[1] == 1 else w_i / p.M for s, w_i in zip(self.states, w, strict=True)]
         at = torch.cat(self.states, 1)
-        # in one expression, so that the pass is freed as soon as it has been contracted
+        # in one expression, so that the pass is freed once it has been contracted
         gradient = policy_pass(p.policy, at).pull_parameters(torch.cat(weights, 1))
         return self.result(gradient if p.batched or p.N == 1 else {k: g / p.N for k, g in gradient.items()})
 
     def result(self, gradient: dict[str, Tensor]) -> PolicyGradient:
-        """Ĵ with its gradient, without the axis N where the caller gave none."""
+        """Ĵ with its gradient, without the axis N if the caller gave none."""
         assert isinstance(self.value, Tensor)
         value = self.value.squeeze(0) if self.problem.single else self.value
         return PolicyGradient(value, _named(self.problem.policy, gradient))

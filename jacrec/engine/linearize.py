@@ -1,6 +1,6 @@
-"""The rollout linearised: every Jacobian of Theorem 4.1 along M imagined trajectories, and what follows from them.
+"""The linearised rollout: every Jacobian of Theorem 4.1 along M imagined trajectories, and quantities derived from them.
 
-One pass gives what an autodiff engine charges for column by column: feedback gains, per-particle gradients and their
+One pass gives what automatic differentiation computes column by column: feedback gains, per-particle gradients and their
 variance, the growth of errors over the horizon.
 """
 
@@ -21,7 +21,7 @@ from jacrec.models.world import World
 
 @dataclass(frozen=True)
 class Linearization:
-    """Leading axes (N, M), or (M,) where the state came without N. γ is not applied: these are the bare derivatives."""
+    """Leading axes (N, M), or (M,) if the state came without N. γ is not applied: these are the bare derivatives."""
 
     states: Tensor  # (N, M, H+1, d): s̃_0 … s̃_H
     actions: Tensor  # (N, M, H+1, m): ã_0 … ã_H
@@ -43,7 +43,7 @@ class Linearization:
         return self.F_s + self.F_a @ self.Pi_s[..., :-1, :, :]
 
     def jacobian_growth(self) -> Tensor:
-        """‖ds̃_j/ds̃_0‖₂ for j = 0…H: (N, M, H+1). Above 1 and rising, errors of the model grow along the horizon."""
+        """‖ds̃_j/ds̃_0‖₂ for j = 0…H: (N, M, H+1). Above 1 and increasing, model errors grow along the horizon."""
         steps = self.closed_loop
         d = steps.shape[-1]
         total = torch.eye(d, dtype=steps.dtype, device=steps.device).expand(*steps.shape[:-3], d, d)
@@ -55,7 +55,7 @@ class Linearization:
 
     @torch.no_grad()
     def particle_gradients(self) -> dict[str, Tensor]:
-        """∇_ψ L of every particle, by parameter name: (N, M, *shape). M·P numbers per state: mind the memory."""
+        """∇_ψ L of every particle, by parameter name: (N, M, *shape). Needs memory for M·P numbers per state."""
         w = self.w.unsqueeze(0) if self._single else self.w
         total: dict[str, Tensor] = {}
         for j, passes in enumerate(self._passes):
@@ -65,10 +65,10 @@ class Linearization:
 
     @torch.no_grad()
     def signal_to_noise(self) -> Tensor:
-        """‖μ‖² over the squared error of the particles' mean gradient, without bias, (N,) or (): large means it is known.
+        """Unbiased signal-to-noise ratio of the particles' mean gradient: ‖μ‖² over its squared error, (N,) or ().
 
-        As `GradientSignal.snr`, for each real state by itself and over all parameters. Needs M >= 2 particles. Infinite or
-        huge where they agree (H = 0, deterministic dynamics), and 0 for a gradient of zero.
+        As `GradientSignal.snr`, for each real state separately and over all parameters. Needs M >= 2 particles. Infinite or
+        very large where they agree (H = 0, deterministic dynamics), and 0 for a gradient of zero.
         """
         M = self.returns.shape[-1]
         if M < 2:
@@ -83,7 +83,7 @@ class Linearization:
         return ratio.squeeze(0) if self._single else ratio
 
     def feedback(self) -> FeedbackGains:
-        """The policy along the imagined trajectories as feedback gains, for between decisions (`jacrec.engine.feedback`)."""
+        """Feedback gains of the policy along the imagined trajectories (`jacrec.engine.feedback`)."""
         return mean_planes(self.states, self.actions, self.Pi_s)
 
 
@@ -92,7 +92,7 @@ class Linearization:
 def linearize(policy: nn.Module, world: World, state: Tensor, noise: Tensor) -> Linearization:
     """Linearise the imagined rollout; arguments and errors as in `policy_gradient`. (9), (12), (16), (19)"""
     p = problem(policy, world, state, noise)
-    policy = copy.deepcopy(policy)  # what is returned must not change with the policy's next update
+    policy = copy.deepcopy(policy)  # the result must not change with the policy's next update
     passes = dynamics_pass(world.dynamics)
     s = p.state.unsqueeze(1).expand(-1, p.M, -1).contiguous()
     policies, states, actions, Pi_s, F_s, F_a, v_s, v_a = [], [], [], [], [], [], [], []

@@ -1,14 +1,14 @@
-"""Five ways to the same gradient behind one signature: `method.gradient(problem) -> PolicyGradient`."""
+"""Methods that compute the same gradient, behind one signature: `method.gradient(problem) -> PolicyGradient`."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from types import ModuleType
 from typing import Protocol, cast
 
 import torch
 from torch import Tensor, nn
 
-from jacrec.engine.cost import cheapest
-from jacrec.engine.dispatch import check_kernel, kept_plan, kernels
+from jacrec.engine.choice import preferred
+from jacrec.engine.dispatch import CompiledUpdate, check_kernel, kernels
 from jacrec.engine.gradient import adjoint_gradient, dense_gradient, forward_gradient
 from jacrec.engine.jacobians.generic import pull_back
 from jacrec.engine.multistep import multistep_gradient
@@ -18,7 +18,7 @@ from jacrec.engine.shapes import plain_torch, problem
 from jacrec.engine.types import PolicyGradient
 from jacrec.models.dynamics.multistep import MultiStepDynamics
 from jacrec.models.networks import has_manual_derivatives
-from jacrec.models.world import World, apply_policy
+from jacrec.models.world import World, apply_policy, policy_action
 from jacrec.util.errors import expect_count, expect_one_of
 
 
@@ -28,26 +28,9 @@ class Method(Protocol):
     def gradient(self, problem: Problem) -> PolicyGradient: ...
 
 
-class CompiledAscent(Protocol):
-    """A gradient that lies where compiled code can step along it."""
-
-    value: Tensor
-    """Ĵ, () or (N,)"""
-    norm: Tensor
-    """‖∇Ĵ‖, () or (N,) for a `BatchedPolicy`; known when the step has been taken"""
-
-    def take(self, lr: float, max_grad_norm: float | None) -> Tensor:
-        """ψ moves, once, where all is finite: whether it did, shaped as `norm`."""
-        ...
-
-    def act(self, policy: nn.Module, state: Tensor) -> Tensor:
-        """A policy's action at states (N, d) -> (N, m)."""
-        ...
-
-
 @dataclass(frozen=True)
 class Forward:
-    """Theorem 4.1 forward in time: tangents ride along with the rollout.
+    """Theorem 4.1 forward in time: tangents are propagated along with the rollout.
 
     Its memory does not grow with the number K of denoising steps, and its sequential depth is that of the rollout alone.
     Costs up to 1 + d + m rows per denoiser call, so for many particles on a CPU prefer `Adjoint`.
@@ -56,8 +39,8 @@ class Forward:
 
     sensitivities: str = "factored"
     kernel: str = "plain"
-    """"plain": torch operations, for every world; "fused": compiled kernels (CPU: Numba, CUDA: Triton) for jacrec's own
-    networks, ValueError for others"""
+    """"plain": torch operations, for every world; "fused": compiled kernels (CPU: Numba, CUDA: Triton), for jacrec's own
+    networks only, ValueError for others"""
     precision: str | None = None
     """of the fused kernels' products on a GPU: "ieee", "tf32x3" (default) or "tf32\""""
 
@@ -86,32 +69,32 @@ class Adjoint:
     """as in `Forward`. On a CPU the fused kernel keeps what a tile of particles needs, whatever their number"""
     precision: str | None = None
     """as in `Forward`"""
-    crew: int = 1
-    """threads that go through the layers of a single particle side by side (fused, CPU, N = M = 1): 2 are faster on an
-    idle machine, and many times slower where other processes want the cores"""
+    team: int = 1
+    """threads that share the layers of a single particle (fused, CPU, N = M = 1): 2 are faster on an idle machine, and many
+    times slower where other processes compete for the cores"""
 
     def __post_init__(self):
         check_kernel("Adjoint", self.kernel, self.precision)
-        expect_count("Adjoint.crew", self.crew, 1)
-        if self.crew > 1 and self.kernel == "plain":
-            raise ValueError(f'Adjoint.crew: expected 1 with kernel="plain", got {self.crew}; use kernel="fused"')
+        expect_count("Adjoint.team", self.team, 1)
+        if self.team > 1 and self.kernel == "plain":
+            raise ValueError(f'Adjoint.team: expected 1 with kernel="plain", got {self.team}; use kernel="fused"')
 
     def gradient(self, problem: Problem) -> PolicyGradient:
-        if self.kernel == "fused":
-            fused = kernels(problem, "adjoint")
-            if problem.state.device.type == "cpu":
-                return fused.adjoint_gradient(problem, recompute=self.recompute, precision=self.precision, crew=self.crew)
-            if self.crew > 1:
-                raise ValueError(f"Adjoint.crew: expected 1 on {problem.state.device}, got {self.crew}; it is for a CPU")
-            return fused.adjoint_gradient(problem, recompute=self.recompute, precision=self.precision)
-        return adjoint_gradient(problem, recompute=self.recompute)
+        if self.kernel == "plain":
+            return adjoint_gradient(problem, recompute=self.recompute)
+        fused = kernels(problem, "adjoint")
+        if problem.state.device.type == "cpu":
+            return fused.adjoint_gradient(problem, recompute=self.recompute, precision=self.precision, team=self.team)
+        if self.team > 1:
+            raise ValueError(f"Adjoint.team: expected 1 on {problem.state.device}, got {self.team}; it is an option of the CPU")
+        return fused.adjoint_gradient(problem, recompute=self.recompute, precision=self.precision)
 
 
 @dataclass(frozen=True)
 class Autograd:
-    """Reverse-mode automatic differentiation through the rollout: what the others are compared with.
+    """Reverse-mode automatic differentiation through the rollout: the reference for the other methods.
 
-    Serves every world that torch can differentiate. Slower, and its memory holds the whole graph.
+    Serves every world that torch can differentiate. Its memory holds the whole graph.
     """
 
     def gradient(self, problem: Problem) -> PolicyGradient:
@@ -127,14 +110,14 @@ class Autograd:
 
 @dataclass(frozen=True)
 class FiniteDifference:
-    """Central differences, one parameter at a time, for checking the others on small policies.
+    """Central differences, one parameter at a time, for checking the other methods on small policies.
 
     Needs 2P rollouts. Accurate to about ε^(2/3) of the dtype (1e-10 relative to the values in float64), and wrong across
     a kink: do not use it to act.
     """
 
     step: float | None = None
-    """half-width of the difference; None: the cube root of the dtype's ε, about the best there is"""
+    """half-width of the difference; default: the cube root of the dtype's ε, which is close to optimal"""
     chunk: int = 64
     """parameters perturbed per batch"""
 
@@ -168,11 +151,11 @@ class FiniteDifference:
 class MultiStep:
     """The transposed triangular solve of a `MultiStepDynamics`, or its transposed sweeps (`jacrec.engine.multistep`).
 
-    For that one world model, and what `Auto` takes there; its other methods are `Autograd` and `FiniteDifference`.
+    Serves that world model only; the other methods that do are `Autograd` and `FiniteDifference`.
     """
 
     kernel: str = "plain"
-    """as in `Forward`; the fused kernel is for the exact solve on a CPU"""
+    """as in `Forward`; the fused kernel does the exact solve, on a CPU"""
 
     def __post_init__(self):
         check_kernel("MultiStep", self.kernel, None)
@@ -181,8 +164,7 @@ class MultiStep:
         dynamics = problem.world.dynamics
         if type(dynamics) is not MultiStepDynamics or not has_manual_derivatives(dynamics):
             raise ValueError(
-                f"MultiStep: expected a world of MultiStepDynamics, unchanged, got {type(dynamics).__name__}; use "
-                "Auto(), which takes what there is"
+                f"MultiStep: expected a world with unmodified MultiStepDynamics, got {type(dynamics).__name__}; use Auto()"
             )
         if self.kernel == "fused":
             return kernels(problem, "multistep").multistep_gradient(problem)
@@ -191,46 +173,36 @@ class MultiStep:
 
 @dataclass(frozen=True)
 class Auto:
-    """`Forward` or `Adjoint`, fused or plain, whichever `jacrec.engine.cost` expects to be fastest for these sizes on this device.
+    """The first method of an order of preference that can serve the problem (`jacrec.engine.choice`).
 
-    Where the fused kernels cannot serve, plain torch, and the reason is logged once (logger "jacrec"). Where the dynamics
-    are not one of jacrec's own, `Autograd`: torch differentiates them in any case. `MultiStep` where they predict all steps
-    at once.
+    The fused adjoint form for jacrec's own networks, else plain torch; the reason is then logged once (logger "jacrec").
+    `MultiStep` for a `MultiStepDynamics`. For third-party dynamics it falls back to `Autograd`.
     """
 
     def choose(self, problem: Problem) -> Method:
         """The method for this problem."""
-        return FORMS[cheapest(problem)]
+        return METHODS[preferred(problem)]
 
     def gradient(self, problem: Problem) -> PolicyGradient:
-        form, kernel = cheapest(problem)
-        if kernel == "fused":
-            fused = kernels(problem, form, checked=True)
-            if form == "multistep":
-                return fused.multistep_gradient(problem)
-            if problem.state.device.type == "cuda":
-                return fused.auto_gradient(problem)
-            return fused.forward_gradient(problem) if form == "forward" else fused.adjoint_gradient(problem)
-        return FORMS[form, kernel].gradient(problem)
+        chosen = preferred(problem)
+        if chosen == "fused-adjoint" and problem.state.device.type == "cuda":
+            # the form by size, and plain torch where a kernel fails
+            return kernels(problem, "adjoint", checked=True).auto_gradient(problem)
+        return METHODS[chosen].gradient(problem)
 
 
-FORMS: dict[tuple[str, str], Method] = {
-    ("forward", "plain"): Forward(),
-    ("adjoint", "plain"): Adjoint(),
-    ("forward", "fused"): Forward(kernel="fused"),
-    ("adjoint", "fused"): Adjoint(kernel="fused"),
-    ("autograd", "plain"): Autograd(),
-    ("multistep", "plain"): MultiStep(),
-    ("multistep", "fused"): MultiStep(kernel="fused"),
-}
-METHODS = {
+METHODS: dict[str, Method] = {
     "auto": Auto(),
     "forward": Forward(),
     "adjoint": Adjoint(),
     "fused-forward": Forward(kernel="fused"),
     "fused-adjoint": Adjoint(kernel="fused"),
+    "multistep": MultiStep(),
+    "fused-multistep": MultiStep(kernel="fused"),
     "autograd": Autograd(),
+    "finite-difference": FiniteDifference(),
 }
+"""all methods by name, with their default options"""
 
 
 @plain_torch()
@@ -243,7 +215,7 @@ def policy_gradient(
         policy: state (..., d) -> action (..., m) in [-1, 1], or a `BatchedPolicy` with one set of parameters per state.
         state: (d,) or (N, d).
         noise: (M, H, *noise_shape) or (N, M, H, *noise_shape), standard normal; decides M particles and horizon H >= 0.
-        method: Forward(), Adjoint(), Autograd(), FiniteDifference() or Auto() (default); all give the same gradient.
+        method: one of `METHODS`, e.g. Auto() (default), Adjoint() or Autograd(); all give the same gradient.
 
     Returns:
         `PolicyGradient`: value () or (N,); gradient by `policy.named_parameters()` names. With one ψ for N states it is
@@ -252,34 +224,44 @@ def policy_gradient(
     Raises:
         ValueError: wrong shape, dtype, device, or non-finite input.
     """
-    return check_method(method).gradient(problem(policy, world, state, noise, kept_plan(policy, world, state)))
+    return check_method(method).gradient(problem(policy, world, state, noise))
 
 
-def compiled_kernels(method: Method, problem: Problem) -> ModuleType | None:
-    """The CPU's kernels, where `method` computes this gradient by them in a form that can take the step too; else None."""
-    if problem.state.device.type != "cpu":
-        return None
-    # the class itself: what is derived from it may compute otherwise
-    if type(method) is Auto:
-        form, kernel = cheapest(problem)
-        return kernels(problem, form, checked=True) if kernel == "fused" and form != "forward" else None
-    if type(method) is MultiStep and method.kernel == "fused":
-        return kernels(problem, "multistep")
-    return kernels(problem, "adjoint") if type(method) is Adjoint and method.kernel == "fused" else None
-
-
-def compiled_ascent(method: Method, problem: Problem) -> CompiledAscent | None:
-    """The gradient in compiled code, where `method` computes it there; else None."""
-    own = compiled_kernels(method, problem)
+def compiled_update(method: Method, problem: Problem) -> CompiledUpdate | None:
+    """The update in compiled code, if that is how `method` computes this gradient; else None. On the CPU only."""
+    own = _compiled(method, problem)
     if own is None:
         return None
-    if isinstance(method, Adjoint):
-        return own.ascent(problem, precision=method.precision, crew=method.crew)
-    return own.ascent(problem)
+    if isinstance(own, Adjoint):
+        return kernels(problem, "adjoint").compute_update(problem, precision=own.precision, team=own.team)
+    return kernels(problem, "multistep").compute_update(problem)
+
+
+def action_function(method: Method, problem: Problem) -> Callable[[nn.Module, Tensor], Tensor]:
+    """How to evaluate a policy at states (N, d) -> (N, m): in compiled code if `method` computes updates there."""
+    own = _compiled(method, problem)
+    return policy_action if own is None else kernels(problem, "adjoint" if isinstance(own, Adjoint) else "multistep").action
+
+
+def _compiled(method: Method, problem: Problem) -> Adjoint | MultiStep | None:
+    """The method itself, or what `Auto` takes, if it computes an update in compiled code on the CPU."""
+    if problem.state.device.type != "cpu":
+        return None
+    # the exact classes: a subclass may compute something else
+    method = method.choose(problem) if type(method) is Auto else method
+    if type(method) is Adjoint or type(method) is MultiStep:
+        return method if method.kernel == "fused" else None
+    return None
 
 
 def check_method(method: object) -> Method:
-    """The method itself; ValueError for a class, a name, or anything else without `gradient`."""
+    """The method itself.
+
+    Raises:
+        ValueError: it is a class, a name, or anything else without `gradient`.
+    """
     if isinstance(method, type) or not callable(getattr(method, "gradient", None)):
-        raise ValueError(f"method: expected Forward(), Adjoint(), Autograd(), FiniteDifference() or Auto(), got {method!r}")
+        known = ", ".join(dict.fromkeys(f"{type(x).__name__}()" for x in METHODS.values()))
+        hint = "; pass it as MPC(..., update=...)" if callable(getattr(method, "compute", None)) else ""
+        raise ValueError(f"method: expected one of {known}, got {method!r}{hint}")
     return cast(Method, method)

@@ -1,6 +1,6 @@
 """∇_ψ Ĵ through a world model that predicts all steps at once (`MultiStepDynamics`).
 
-With G_j = ds̃_j/dψ, D_j = dã_j/dψ as in Theorem 4.1, (10) stays and (13) has the whole prefix of actions in place of one step:
+With G_j = ds̃_j/dψ, D_j = dã_j/dψ as in Theorem 4.1, (10) is unchanged and (13) depends on all previous actions:
 
     D_j = Π_s(j) G_j + Π_ψ(j),      G_j = Σ_{i<j} (∂g_j/∂a_i) D_i,      G_0 = 0.
 
@@ -14,8 +14,8 @@ sum over j is a running sum of z̄. Forward and back it is H rows of the network
 model.
 
 With p < H sweeps the trajectory is not the fixed point, and the gradient is that of the p-th iterate itself: the transposed
-sweeps over the same rows, in which an action belongs to the state that it was taken at. Rows that an earlier sweep has right
-already are neither made nor pulled again, so p = H is the exact solve without being told.
+sweeps over the same rows, in which an action belongs to the state that it was taken at. Rows that an earlier sweep has computed
+exactly are neither recomputed nor pulled again, so p = H reduces to the exact solve.
 """
 
 from dataclasses import dataclass
@@ -35,7 +35,7 @@ from jacrec.models.world import apply_policy
 
 @dataclass
 class Sweep:
-    """Rows first … last of one sweep, and what its pull needs. Leading axes (N, M)."""
+    """Rows first … last of one sweep, with what the transposed sweep needs. Leading axes (N, M)."""
 
     first: int
     states: Tensor  # (N, M, J, d)
@@ -54,7 +54,7 @@ class Sweep:
 
 @torch.no_grad()
 def multistep_gradient(p: Problem) -> PolicyGradient:
-    """Ĵ and ∇_ψ Ĵ in a world of `MultiStepDynamics`, after as many sweeps as these take.
+    """Ĵ and ∇_ψ Ĵ in a world of `MultiStepDynamics`, after the number of sweeps that they are set to.
 
     Raises:
         ValueError: a horizon beyond the model's.

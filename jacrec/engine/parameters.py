@@ -1,4 +1,4 @@
-"""The parameters that an update may move, their norm, and one number per row broadcast over them."""
+"""The parameters that an update may move, their norm, and broadcasting of one number per row over them."""
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +12,7 @@ def trainable(policy: nn.Module) -> dict[str, nn.Parameter]:
     """
     found = {name: p for name, p in policy.named_parameters() if p.requires_grad}
     if not found:
-        raise ValueError("policy: expected parameters with requires_grad=True to improve, got none; thaw some of them")
+        raise ValueError("policy: expected parameters with requires_grad=True to improve, got none; unfreeze some of them")
     return found
 
 

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from jacrec.engine.jacobians.generic import checked_step, checked_value
-from jacrec.engine.shapes import plain_torch, problem
+from jacrec.engine.problem import Problem
+from jacrec.engine.shapes import check_state, plain_torch, problem
 from jacrec.models.dynamics.multistep import MultiStepDynamics
 from jacrec.models.world import World, apply_policy
 
@@ -25,7 +26,7 @@ def rollout(policy: Callable[[Tensor], Tensor], world: World, state: Tensor, noi
     """Imagine with `policy` (N, M, d) -> (N, M, m) from state (N, d) under noise (N, M, H, *noise_shape). (2), (3)
 
     Raises:
-        ValueError: a function of the world answers in another shape, or cut off from its inputs, or reaches less far than H.
+        ValueError: a function of the world returns another shape, is detached from its inputs, or predicts fewer than H steps.
     """
     N, M, H = noise.shape[:3]
     s = state.unsqueeze(1).expand(N, M, -1)
@@ -73,3 +74,16 @@ def noise_like(world: World, state: Tensor, particles: int, horizon: int, genera
         got = f"one on {generator.device}" if isinstance(generator, torch.Generator) else type(generator).__name__
         raise ValueError(f"generator: expected a torch.Generator on {state.device} like the state, got {got}")
     return torch.randn(shape, generator=generator, dtype=state.dtype, device=state.device)
+
+
+def sampled_problem(
+    policy: torch.nn.Module,
+    world: World,
+    state: Tensor,
+    particles: int,
+    horizon: int,
+    generator: torch.Generator | None = None,
+) -> Problem:
+    """`jacrec.engine.shapes.problem` under fresh standard normal noise; the state is checked before any is drawn."""
+    state, single, plan = check_state(policy, world, state)
+    return Problem(policy, world, state, noise_like(world, state, particles, horizon, generator), single, plan)

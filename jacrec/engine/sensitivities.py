@@ -1,6 +1,6 @@
 """The sensitivities G_j = ∂s̃_j/∂ψ and D_j = ∂ã_j/∂ψ: as printed, (P columns), and factored (j·m columns).
 
-Factored, every column of G_j and D_j is a combination of rows of Π_ψ(0) … Π_ψ(j), so only the coefficients move:
+Factored, every column of G_j and D_j is a combination of rows of Π_ψ(0) … Π_ψ(j), so only the coefficients are propagated:
 
     E_{j,i} = Π_s(j) C_{j,i} (i < j),   E_{j,j} = I,   C_{j+1,i} = F_s(j) C_{j,i} + F_a(j) E_{j,i}
 

@@ -1,4 +1,4 @@
-"""Checks of the engine's inputs, and how they come into its one batched layout."""
+"""Checks of the engine's inputs, and their conversion to its batched layout."""
 
 import math
 from contextlib import ExitStack, contextmanager
@@ -7,14 +7,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from jacrec.engine.problem import KernelPlan, Problem
+from jacrec.engine.dispatch import kept_plan
+from jacrec.engine.problem import Problem
 from jacrec.models.networks import has_manual_derivatives
 from jacrec.models.world import BatchedPolicy, World, check_deterministic
 
 
 @contextmanager
 def plain_torch():
-    """Whatever mode the caller is in: no inference mode, in which nothing has a derivative, and no autocast, which rounds."""
+    """Disable inference mode, in which nothing has a derivative, and autocast, which rounds."""
     device_types = [kind for kind in ("cpu", "cuda") if torch.is_autocast_enabled(kind)]
     if not device_types and not torch.is_inference_mode_enabled():
         yield
@@ -26,15 +27,13 @@ def plain_torch():
         yield
 
 
-def problem(policy: nn.Module, world: World, state: Tensor, noise: Tensor, plan: KernelPlan | None = None) -> Problem:
+def problem(policy: nn.Module, world: World, state: Tensor, noise: Tensor) -> Problem:
     """Check and lay out: state (d,) or (N, d), noise (M, H, *noise_shape) or (N, M, H, *noise_shape).
-
-    `plan`: as in `check_state`.
 
     Raises:
         ValueError: wrong type, shape, dtype, device, or a value that is not finite; says what was expected.
     """
-    state, single = check_state(policy, world, state, plan)
+    state, single, plan = check_state(policy, world, state)
     return Problem(policy, world, state, check_noise(world, state, noise, single), single, plan)
 
 
@@ -59,10 +58,11 @@ def check_noise(world: World, state: Tensor, noise: Tensor, single: bool) -> Ten
     return noise
 
 
-def check_state(policy: nn.Module, world: World, state: Tensor, plan: KernelPlan | None = None) -> tuple[Tensor, bool]:
-    """The state as (N, d), and whether it came as (d,); for a policy and a world that fit it and one another.
+def check_state(policy: nn.Module, world: World, state: Tensor) -> tuple[Tensor, bool, object | None]:
+    """The state as (N, d), whether it came as (d,), and the kernels' kept plan; checks policy and world against it.
 
-    `plan`: what compiled kernels keep for the two as they are now (`jacrec.engine.dispatch.kept_plan`); they are not checked again then.
+    Where the kernels keep a plan for policy and world, the two are unchanged since they were last checked, and are not
+    checked again.
     """
     if not isinstance(policy, nn.Module):
         raise ValueError(f"policy: expected a torch.nn.Module state -> action, got {type(policy).__name__}")
@@ -73,6 +73,7 @@ def check_state(policy: nn.Module, world: World, state: Tensor, plan: KernelPlan
         raise ValueError(f"state: expected shape (d,) or (N, d), got {tuple(state.shape)}")
     if state.dtype not in (torch.float32, torch.float64):
         raise ValueError(f"state: expected float32 or float64, got {state.dtype}: a step of 5e-5 would round to nothing in it")
+    plan = kept_plan(policy, world, state)
     if plan is None:
         check_parts(policy, world, state)
     single = state.dim() == 1
@@ -80,11 +81,11 @@ def check_state(policy: nn.Module, world: World, state: Tensor, plan: KernelPlan
     if isinstance(policy, BatchedPolicy) and policy.n != state.shape[0]:
         raise ValueError(f"state: expected {policy.n} rows, one for each policy of the BatchedPolicy, got {state.shape[0]}")
     check_finite("state", state)
-    return state.clone() if state.is_inference() else state, single
+    return state.clone() if state.is_inference() else state, single, plan
 
 
 def check_parts(policy: nn.Module, world: World, state: Tensor) -> None:
-    """ValueError where the networks do not fit a state (..., d) or one another."""
+    """ValueError unless the networks fit a state (..., d) and one another."""
     if first_parameter(policy) is None:
         raise ValueError("policy: expected a module with parameters to improve, got none")
     for name, part in {"policy": policy, "dynamics": world.dynamics, "reward": world.reward, "critic": world.critic}.items():
@@ -92,7 +93,7 @@ def check_parts(policy: nn.Module, world: World, state: Tensor) -> None:
 
 
 def first_parameter(module: nn.Module) -> Tensor | None:
-    """`next(module.parameters(), None)` at less than half of its price: it is asked at every decision."""
+    """`next(module.parameters(), None)` in less than half its time: called at every decision."""
     parts = [module]
     while parts:
         part = parts.pop()
@@ -104,7 +105,7 @@ def first_parameter(module: nn.Module) -> Tensor | None:
 
 
 def check_part(name: str, part: object, state: Tensor, dynamics: object) -> None:
-    """ValueError where a network does not fit the state (or, in its action, the dynamics), or is in a random mode."""
+    """ValueError if a network's dimensions do not match the state or the dynamics, or if it has random layers."""
     maker = part.template if isinstance(part, BatchedPolicy) else part
     for dim, expected in (("state_dim", state.shape[-1]), ("action_dim", getattr(dynamics, "action_dim", None))):
         own = getattr(maker, dim, None)
@@ -143,17 +144,17 @@ def check_finite(name: str, value: Tensor) -> None:
 
 
 def check_observation(observation, batch: int | None, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """What a controller of one environment (batch None) or of N has been given, as a tensor (d,) or (N, d)."""
+    """A controller's observation as a tensor: (d,) for one environment (batch None), (N, d) for N."""
     if not isinstance(observation, np.ndarray | Tensor):
         raise ValueError(
             f"observation: expected a numpy array or torch tensor, got {type(observation).__name__}; "
-            "gymnasium's reset() answers with (observation, info)"
+            "gymnasium's reset() returns (observation, info)"
         )
     state = torch.as_tensor(observation, dtype=dtype, device=device)
     if state.dim() != (1 if batch is None else 2) or (batch is not None and state.shape[0] != batch):
         shape = "(d,)" if batch is None else f"({batch}, d)"
         raise ValueError(
-            f"observation: expected shape {shape}, got {tuple(state.shape)}; a controller with batch=N takes N of them"
+            f"observation: expected shape {shape}, got {tuple(state.shape)}; a controller with batch=N takes N observations"
         )
     return state
 
@@ -161,7 +162,7 @@ def check_observation(observation, batch: int | None, dtype: torch.dtype, device
 def row_mask(rows, batch: int | None, device: torch.device) -> Tensor:
     """Row indices or a mask over a controller's N environments, as a mask (N,)."""
     if batch is None:
-        raise ValueError("rows: expected None for a controller of one environment, got some; make it with batch=N")
+        raise ValueError("rows: expected None for a controller of one environment, got some; construct it with batch=N")
     given = torch.as_tensor(rows, device=device)
     if given.dtype == torch.bool and given.shape == (batch,):
         return given

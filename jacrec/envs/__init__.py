@@ -1,0 +1,1 @@
+"""Environments: D4RL's contact physics, AntMaze, and parallel episodes."""

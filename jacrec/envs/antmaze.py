@@ -1,17 +1,15 @@
 """D4RL's AntMaze as gymnasium environments, without D4RL.
 
-    AntMazeEnv(task="umaze", *, collect=False)   also gymnasium.make("jacrec/antmaze-umaze-v2") once this module is imported
-    ENV_IDS: task -> id of the environment that evaluates     COLLECTION_IDS: task -> id of the one that data are made in
-    AntMazeEnv.geometry -> Maze
+Importing this module registers the ids, e.g. ``gymnasium.make("jacrec/antmaze-umaze-v2")``.
 
-State (29): x, y, z, quaternion (w, x, y, z), angles of hip and ankle of legs 1 to 4, then the 14 velocities; unclipped, and
-without the goal. Action (8) in [-1, 1]: torques over 30 of hip and ankle of legs 4, 1, 2, 3. One step is 0.1 s.
-Reward 1 and the end of the episode when the torso comes within 0.5 of the goal, else 0; a fall ends nothing. A new goal is
-drawn at every reset. The score is 100 × the mean return.
+State (29): x, y, z, quaternion (w, x, y, z), hip and ankle angles of legs 1 to 4, then the 14 velocities; unclipped,
+without the goal. Action (8) in [-1, 1]: torques divided by 30 of the hips and ankles of legs 4, 1, 2, 3. One step is
+0.1 s. When the torso comes within 0.5 of the goal, the reward is 1 and the episode ends; otherwise the reward is 0. A fall
+does not end the episode. Every reset draws a new goal. The score is 100 × the mean return.
 
-Not to be confused with Gymnasium-Robotics' AntMaze_UMaze-v5 and its like, which `jacrec.envs.physics.make_env` takes too:
-there a step is 0.05 s, torques reach 150, contacts are stiffer, the origin is the map's centre and y points up on the map,
-the goal's radius is 0.45 and the state holds the goal. Neither data nor scores carry over.
+Not to be confused with Gymnasium-Robotics' AntMaze_UMaze-v5 and similar, which `jacrec.envs.physics.make_env` also
+builds: there a step is 0.05 s, torques reach 150, contacts are stiffer, the origin is the centre of the map, y points up
+on the map, the goal's radius is 0.45 and the state contains the goal. Neither data nor scores are comparable.
 """
 
 from typing import Any
@@ -19,6 +17,7 @@ from typing import Any
 import gymnasium
 import mujoco
 import numpy as np
+from gymnasium.envs.mujoco.ant_v5 import AntEnv
 from gymnasium.envs.mujoco.mujoco_env import MujocoEnv
 from gymnasium.utils import EzPickle
 
@@ -33,16 +32,16 @@ _mj: Any = mujoco  # the bindings declare no types
 
 
 class AntMazeEnv(MujocoEnv, EzPickle):
-    """The ant in one of the six tasks; make it with `make_env`, which also sees to the contacts.
+    """The ant in one of the six tasks. Build it with `make_env`, which also adjusts the contacts.
 
-    With `collect` it is what the data are collected in: starts and goals are those of the task's data, the goal's x and y
-    follow the 29 numbers of the state, and an episode does not end at the goal.
+    With `collect=True` it is the environment that the data are collected in: starts and goals follow the protocol of the
+    task's data, the goal's x and y are appended to the 29 numbers of the state, and episodes continue past the goal.
 
     Raises:
-        ValueError: an unknown task.
+        ValueError: unknown task.
     """
 
-    metadata = {"render_modes": ["human", "rgb_array", "depth_array", "rgbd_tuple"], "render_fps": 10}  # noqa: RUF012
+    metadata = AntEnv.metadata | {"render_fps": 10}  # the modes differ between versions of gymnasium
 
     def __init__(self, task: str = "umaze", *, collect: bool = False, **kwargs):
         expect_one_of("task", task, TASKS)
@@ -53,7 +52,7 @@ class AntMazeEnv(MujocoEnv, EzPickle):
         width = STATE_DIM + 2 * collect
         if kwargs.get("camera_id") is None:
             kwargs.setdefault("camera_name", "top")
-        # the base class wants the path of an existing file; the text comes from _initialize_simulation
+        # the base class requires the path of an existing file; _initialize_simulation builds the model from text
         space = gymnasium.spaces.Box(-np.inf, np.inf, (width,), np.float64)
         MujocoEnv.__init__(self, antmaze_model.__file__, FRAME_SKIP, space, **kwargs)
 
@@ -68,7 +67,7 @@ class AntMazeEnv(MujocoEnv, EzPickle):
         return self.action_space
 
     def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
-        """One tenth of a second; torques are clipped to ±30."""
+        """Advance by 0.1 s; torques are clipped to ±30."""
         self.do_simulation(torque(action), self.frame_skip)
         success = bool(reached(self.data.qpos[:2], self.goal))
         if self.render_mode == "human":
@@ -76,7 +75,7 @@ class AntMazeEnv(MujocoEnv, EzPickle):
         return self._observation(), float(success), success and not self.collect, False, {"success": success}
 
     def reset_model(self) -> np.ndarray:
-        """A new goal, then the ant at the start with noise; the unit of its quaternion is restored."""
+        """Draw a goal, then place the ant at the start with noise and normalise its quaternion."""
         rng = self.np_random
         goals = self.task.goals if self.collect else (self.geometry.evaluation_goal,)
         self.goal = draw_goal(rng, goals)
@@ -84,7 +83,7 @@ class AntMazeEnv(MujocoEnv, EzPickle):
         qvel = self.init_qvel + 0.1 * rng.standard_normal(self.model.nv)
         if self.collect and self.task.starts is not None:
             qpos[:2] = draw_start(rng, self.task.starts)
-        # MuJoCo before 3.4 did this when it computed positions
+        # MuJoCo before 3.4 did this when computing positions
         _mj.mj_normalizeQuat(self.model, qpos)
         self.model.site("goal").pos[:2] = self.goal
         self.set_state(qpos, qvel)
@@ -98,17 +97,19 @@ class AntMazeEnv(MujocoEnv, EzPickle):
 
 
 def torque(action: np.ndarray) -> np.ndarray:
-    """(..., 8) torques of actions (..., 8)."""
+    """Torques (..., 8) of actions (..., 8)."""
     return TORQUE * np.clip(np.asarray(action, np.float64), -1.0, 1.0)
 
 
 def observe(qpos: np.ndarray, qvel: np.ndarray, goal: np.ndarray | None) -> np.ndarray:
-    """(..., 29) from qpos (..., 15) and qvel (..., 14), or (..., 31) with a goal (..., 2)."""
+    """States (..., 29) from qpos (..., 15) and qvel (..., 14), or (..., 31) with a goal (..., 2)."""
     return np.concatenate((qpos, qvel) if goal is None else (qpos, qvel, goal), axis=-1)
 
 
 ENV_IDS = {task: f"jacrec/antmaze-{task}-v2" for task in TASKS}
+"""task -> id of the evaluation environment"""
 COLLECTION_IDS = {task: f"jacrec/antmaze-{task}-collect-v2" for task in TASKS}
+"""task -> id of the environment that data are collected in"""
 
 
 def _register() -> None:

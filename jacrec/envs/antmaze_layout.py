@@ -1,13 +1,9 @@
-"""Mazes and tasks of D4RL's AntMaze: walls, cells, where episodes start, where goals lie.
+"""Mazes and tasks of D4RL's AntMaze: walls, cells, start positions and goals.
 
-    MAZES: umaze, medium, large -> Maze(walls, evaluation_goal, training_goals, max_episode_steps)
-    TASKS: umaze, umaze-diverse, medium-play, ... -> Task(maze, starts, goals)   what the data are collected with
-    centre(cell) -> (x, y)   Maze.cell_of(xy) -> (row, column)   draw_goal(rng, cells)   draw_start(rng, cells)
-
-Cells are squares of side 4. The start cell (1, 1) has its centre at the origin; x grows with the column, y with the row.
-Read off D4RL (Fu et al. 2020), d4rl/locomotion at commit 89141a6: maze_env.py, generate_dataset.py. What it does not say: which
-goals the data of the diverse kinds were collected with (its flag only names the file). Here they are uniform over the free
-cells, which is what its sampler does with a map that marks no goals.
+Cells are squares of side 4. The start cell (1, 1) is centred at the origin; x grows with the column, y with the row.
+Taken from D4RL (Fu et al. 2020), d4rl/locomotion at commit 89141a6: maze_env.py, generate_dataset.py. D4RL does not state
+which goals the data of the diverse kinds were collected with (its flag only affects the file name). Here they are uniform
+over the free cells, as its sampler does for a map without marked goals.
 """
 
 from dataclasses import dataclass
@@ -16,22 +12,22 @@ from functools import cached_property
 import numpy as np
 
 CELL = 4.0
-"""side of a cell, metres"""
+"""side length of a cell, metres"""
 GOAL_RADIUS = 0.5
-"""a goal is reached within this distance, metres"""
+"""distance within which a goal counts as reached, metres"""
 Cell = tuple[int, int]
 """(row, column)"""
 
 
 @dataclass(frozen=True)
 class Maze:
-    """A map, and what an evaluation in it is."""
+    """A map with its evaluation goal and time limit."""
 
     walls: tuple[str, ...]
-    """one string per row, "#" for a wall"""
+    """one string per row, "#" is a wall"""
     evaluation_goal: Cell
     training_goals: tuple[Cell, ...]
-    """goals of the data of the kind play (umaze: of its only kind with fixed goals)"""
+    """goals of the data of kind play (umaze: of its only kind with fixed goals)"""
     max_episode_steps: int
 
     @cached_property
@@ -41,26 +37,27 @@ class Maze:
 
     @property
     def free_cells(self) -> tuple[Cell, ...]:
+        """The cells without a wall, row by row."""
         return tuple((int(i), int(j)) for i, j in np.argwhere(self.free))
 
     @property
-    def blocks(self) -> tuple[Cell, ...]:
-        """The walls' cells, row by row."""
+    def wall_cells(self) -> tuple[Cell, ...]:
+        """The wall cells, row by row."""
         return tuple((int(i), int(j)) for i, j in np.argwhere(~self.free))
 
     def cell_of(self, xy: np.ndarray) -> np.ndarray:
-        """Row and column (..., 2) of positions (..., 2); positions outside the map count to its border."""
+        """Row and column (..., 2) of positions (..., 2), clipped to the map."""
         cell = np.floor(np.asarray(xy)[..., ::-1] / CELL + 1.5).astype(int)
         return np.clip(cell, 0, np.array(self.free.shape) - 1)
 
 
 @dataclass(frozen=True)
 class Task:
-    """One of the six: a maze, and the protocol that its data are collected by. Evaluations start at the origin in all six."""
+    """One of the six tasks: a maze and the collection protocol of its data. All evaluations start at the origin."""
 
     maze: str
     starts: tuple[Cell, ...] | None
-    """cells where the data's episodes start, uniformly; None: at the origin"""
+    """cells in which the data's episodes start, uniformly; None: at the origin"""
     goals: tuple[Cell, ...]
     """cells of the data's goals, uniformly"""
 
@@ -113,7 +110,7 @@ MAZES = {
 
 
 def _play(name: str) -> Task:
-    """Fixed goals; where a map marks a goal, D4RL starts no episode."""
+    """Fixed goals. D4RL never starts an episode in a cell marked as a goal."""
     maze = MAZES[name]
     return Task(name, tuple(cell for cell in maze.free_cells if cell not in maze.training_goals), maze.training_goals)
 
@@ -133,18 +130,18 @@ TASKS = {
 
 
 def centre(cell: Cell | np.ndarray) -> np.ndarray:
-    """(..., 2) the centres (x, y) of cells (row, column) (..., 2), metres."""
+    """Centres (x, y) of cells (row, column), (..., 2), metres."""
     return CELL * (np.asarray(cell, np.float64)[..., ::-1] - 1.0)
 
 
 def draw_goal(rng: np.random.Generator, cells: tuple[Cell, ...]) -> np.ndarray:
-    """(2,) a goal in one of the cells: its centre + U(0, 1)² + U(0, 0.5)², not below 0."""
+    """A goal (2,) in one of the cells: its centre + U(0, 1)² + U(0, 0.5)², clipped below at 0."""
     corner = centre(cells[rng.integers(len(cells))])
     return np.maximum(corner + rng.uniform(0.0, 1.0, 2) + rng.uniform(0.0, 0.5, 2), 0.0)
 
 
 def draw_start(rng: np.random.Generator, cells: tuple[Cell, ...]) -> np.ndarray:
-    """(2,) where an episode of the data starts: the centre of one of the cells + U(0, 1)², not below 0."""
+    """A start position (2,) of the data: the centre of one of the cells + U(0, 1)², clipped below at 0."""
     return np.maximum(centre(cells[rng.integers(len(cells))]) + rng.uniform(0.0, 1.0, 2), 0.0)
 
 

@@ -1,9 +1,7 @@
-"""The MuJoCo model of D4RL's ant in a maze, as text.
+"""The MuJoCo model of D4RL's ant in a maze, as XML.
 
-    ant_maze_xml(maze) -> str
-
-Four equal legs at 45, 135, 225 and 315 degrees; every number that enters the physics is that of D4RL's ant.xml and of the
-walls that its maze_env.py adds (commit 89141a6). Cameras and colours are ours.
+Four identical legs at 45, 135, 225 and 315 degrees. Every number that affects the physics is that of D4RL's ant.xml and of
+the walls added by its maze_env.py (commit 89141a6). Cameras and colours are jacrec's own.
 """
 
 from jacrec.envs.antmaze_layout import CELL, Maze, centre
@@ -11,9 +9,9 @@ from jacrec.envs.antmaze_layout import CELL, Maze, centre
 WALL_HEIGHT = 2.0
 """metres"""
 
-# (x and y direction of the leg, name, sign of the ankle's angles), in the order of the joints
+# (x and y direction, name, sign of the ankle angles) of each leg, in joint order
 LEGS = ((1, 1, "front_left", 1), (-1, 1, "front_right", -1), (-1, -1, "back", -1), (1, -1, "right_back", 1))
-# legs in the order of the actuators
+# legs in actuator order
 ACTUATED = (4, 1, 2, 3)
 
 _MODEL = """
@@ -74,17 +72,17 @@ _WALL = '    <geom name="wall_{i}_{j}" type="box" pos="{x} {y} {z}" size="{half}
 
 
 def ant_maze_xml(maze: Maze) -> str:
-    """The model of the ant in a maze. Actuators are in D4RL's order: legs 4, 1, 2, 3, of each the hip before the ankle."""
+    """The XML model of the ant in a maze. Actuators are in D4RL's order: legs 4, 1, 2, 3, each with the hip before the ankle."""
     half = WALL_HEIGHT / 2
     walls = []
-    for i, j in maze.blocks:
+    for i, j in maze.wall_cells:
         x, y = centre((i, j))
         walls.append(_WALL.format(i=i, j=j, x=x, y=y, z=half, half=CELL / 2))
     motors = [f'    <motor joint="{joint}_{i}"/>' for i in ACTUATED for joint in ("hip", "ankle")]
     legs = [_leg(i, *leg) for i, leg in enumerate(LEGS, 1)]
     rows, columns = maze.free.shape
     x, y = centre((rows - 1, columns - 1)) / 2 - CELL / 2
-    # the whole map under a camera of 45 degrees, with a little margin
+    # camera height at which a 45 degree view covers the whole map with a margin
     height = 1.25 * CELL * max(rows, columns)
     return _MODEL.format(x=x, y=y, height=height, walls="\n".join(walls), legs="".join(legs), motors="\n".join(motors))
 

@@ -1,13 +1,4 @@
-"""Episodes of one environment in lock-step.
-
-    BatchedEnv(env_id, n, *, physics="d4rl", engine="auto", threads=None)
-        .reset(seeds, rows=None) -> observation (n, d) float64
-        .step(actions (n, m)) -> observation (n, d), reward (n,), terminated (n,), truncated (n,)
-        .n .state_dim .action_dim .step_time .max_episode_steps .engine .physics .done (n,) .elapsed (n,)
-
-Row i, reset with seed s, follows `make_env(env_id).reset(seed=s)` and its steps to the last bit, whatever the other rows
-do and whichever engine serves.
-"""
+"""Episodes of one environment, stepped in parallel."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -17,8 +8,8 @@ import mujoco
 import mujoco.batch
 import numpy as np
 
+from jacrec.envs.batched_tasks import BATCHED_TASKS, BatchedTask
 from jacrec.envs.physics import ContactPhysics, make_env, physics_record, simulator
-from jacrec.envs.rows import SERVED, Rows
 from jacrec.util.errors import expect_one_of
 from jacrec.util.processors import processors
 
@@ -27,7 +18,7 @@ _mj: Any = mujoco  # the bindings declare no types
 
 
 class _ThreadedEngine:
-    """All rows on MuJoCo's own thread pool; resets are gymnasium's, done on one template environment."""
+    """All rows on MuJoCo's thread pool; resets are done by gymnasium on one template environment."""
 
     def __init__(self, env_id: str, n: int, physics: str, threads: int):
         self.env = make_env(env_id, physics=physics)
@@ -35,7 +26,7 @@ class _ThreadedEngine:
         self._core = core
         self._batch = mujoco.batch.Batch(core.model, n, min(threads, n))
         self._qpos, self._ctrl = self._batch.bind("qpos"), self._batch.bind("ctrl")
-        self._rows: Rows = SERVED[type(core)](core, self._batch)
+        self._rows: BatchedTask = BATCHED_TASKS[type(core)](core, self._batch)
 
     def reset(self, row: int, seed: int) -> np.ndarray:
         observation, _ = self.env.reset(seed=seed)
@@ -55,10 +46,10 @@ class _ThreadedEngine:
 
 
 class _LoopedEngine:
-    """One gymnasium environment per row, stepped one after the other: serves every environment."""
+    """One gymnasium environment per row, stepped in a loop; supports every environment."""
 
     def __init__(self, env_id: str, n: int, physics: str, threads: int):
-        # the passive checker of gymnasium.make costs as much as a small simulation
+        # gymnasium's passive checker costs as much as a small simulation
         self._envs = [make_env(env_id, physics=physics, disable_env_checker=True) for _ in range(n)]
         self.env = self._envs[0]
 
@@ -75,24 +66,29 @@ class _LoopedEngine:
             env.close()
 
 
-def _is_served(env: gymnasium.Env) -> bool:
-    """Whether `SERVED` knows the environment, whose rows stand for a class: an id may add options or wrappers to it."""
+def _can_batch(env: gymnasium.Env) -> bool:
+    """Whether `BATCHED_TASKS` covers the environment. The tasks reproduce classes; an id may add options or wrappers to one."""
     spec: Any = env.spec
     options = set(spec.kwargs) - {"task", "collect"}
     wrappers = {wrapper.name for wrapper in spec.additional_wrappers} - {ContactPhysics.__name__}
-    return type(env.unwrapped) in SERVED and not options and not wrappers
+    return type(env.unwrapped) in BATCHED_TASKS and not options and not wrappers
 
 
 class BatchedEnv:
-    """`n` episodes of `env_id` in lock-step; a finished row stays as it is, paying 0, until it is reset.
+    """`n` episodes of `env_id` in parallel. A finished row keeps its state, with reward 0, until it is reset.
 
-    `engine` "auto" takes "mujoco.batch" (threads inside MuJoCo) for Hopper, HalfCheetah, Walker2d, Ant-v4 and D4RL's
-    AntMaze, and "gymnasium" (a loop) for everything else; the attribute `engine` says which one serves. `threads`
-    defaults to the processors this process may use. Actions are taken as float64 and, as in gymnasium, not clipped:
-    MuJoCo clips the torque, the control cost is charged on the action as given.
+    Row i, reset with seed s, reproduces `make_env(env_id).reset(seed=s)` and its steps bit for bit, independently of the other
+    rows and of the engine. Actions are treated as float64 and, as in gymnasium, not clipped: MuJoCo clips the torque, and the
+    control cost uses the action as given.
+
+    Args:
+        engine: "mujoco.batch" (threads inside MuJoCo) supports Hopper, HalfCheetah, Walker2d, Ant-v4 and D4RL's AntMaze;
+            "gymnasium" (a loop) supports everything; "auto" selects the first if possible. The attribute `engine` holds the
+            selected one.
+        threads: default: the processors available to this process.
 
     Raises:
-        ValueError: `n` < 1, unknown ids or engines, "mujoco.batch" for an environment it cannot serve.
+        ValueError: `n` < 1, unknown ids or engines, or "mujoco.batch" for an environment it does not support.
     """
 
     def __init__(
@@ -106,14 +102,15 @@ class BatchedEnv:
     ):
         expect_one_of("engine", engine, ENGINES)
         if n < 1:
-            raise ValueError(f"n: expected at least one episode, got {n}")
+            raise ValueError(f"n: expected at least 1 episode, got {n}")
         probe = make_env(env_id, physics=physics)
-        threaded = _is_served(probe)
+        threaded = _can_batch(probe)
         probe.close()
         if engine == "mujoco.batch" and not threaded:
-            served = ", ".join(sorted({kind.__name__ for kind in SERVED}))
+            supported = ", ".join(sorted({kind.__name__ for kind in BATCHED_TASKS}))
             raise ValueError(
-                f"engine: 'mujoco.batch' serves {served} without options or wrappers, got {env_id!r}; use engine='gymnasium'"
+                f"engine: 'mujoco.batch' supports {supported} without options or wrappers, got {env_id!r}; "
+                "use engine='gymnasium'"
             )
         self.engine = ("mujoco.batch" if threaded else "gymnasium") if engine == "auto" else engine
         maker = _ThreadedEngine if self.engine == "mujoco.batch" else _LoopedEngine
@@ -130,7 +127,7 @@ class BatchedEnv:
         self.action_dim = int(np.prod(env.action_space.shape or (0,)))
         step_time = getattr(simulator(env), "dt", None)
         self.step_time = None if step_time is None else float(step_time)
-        """seconds of simulated time per step, None where the environment does not say"""
+        """seconds of simulated time per step; None if the environment does not state it"""
         self.max_episode_steps = env.spec.max_episode_steps if env.spec else None
         self.elapsed = np.zeros(n, np.int64)
         self._observation = np.zeros((n, self.state_dim))
@@ -139,21 +136,21 @@ class BatchedEnv:
 
     @property
     def done(self) -> np.ndarray:
-        """(n,) bool: the row's episode is over (or was never begun) and waits for a reset."""
+        """(n,) bool: the row's episode has ended or was never started; it must be reset."""
         return self._terminated | self._truncated | ~self._started
 
     def reset(self, seeds: Sequence[int] | np.ndarray, rows: Sequence[int] | np.ndarray | None = None) -> np.ndarray:
-        """Begin new episodes in `rows` (all by default), one seed each; returns the observations of all rows, (n, d).
+        """Start new episodes in `rows` (default: all), one seed each; return the observations of all rows, (n, d).
 
         Raises:
-            ValueError: not one seed per row, or a row that is not there.
+            ValueError: the number of seeds differs from the number of rows, or a row is out of range.
         """
         rows = np.arange(self.n) if rows is None else np.asarray(rows, np.int64).reshape(-1)
         seeds = np.asarray(seeds).reshape(-1)
         if len(seeds) != len(rows):
-            raise ValueError(f"seeds: expected one per row ({len(rows)} rows), got {len(seeds)}")
+            raise ValueError(f"seeds: expected {len(rows)}, one per row, got {len(seeds)}")
         if len(rows) and not (rows.min() >= 0 and rows.max() < self.n):
-            raise ValueError(f"rows: expected numbers in [0, {self.n}), got {rows.tolist()}")
+            raise ValueError(f"rows: expected indices in [0, {self.n}), got {rows.tolist()}")
         for row, seed in zip(rows, seeds, strict=True):
             self._observation[row] = self._engine.reset(int(row), int(seed))
         self.elapsed[rows] = 0
@@ -162,19 +159,20 @@ class BatchedEnv:
         return self._observation.copy()
 
     def step(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """One step of every running row; actions (n, m), rows of finished episodes are ignored.
+        """Step every running row; actions (n, m), ignored for finished rows.
 
-        Returns observation (n, d), reward (n,), terminated (n,), truncated (n,). Finished rows repeat their last
-        observation and flags and pay 0.
+        Returns observation (n, d), reward (n,), terminated (n,), truncated (n,). Finished rows repeat their last observation
+        and flags, with reward 0.
 
         Raises:
-            ValueError: wrong shape, a non-finite action of a running row, or rows that were never reset.
+            ValueError: wrong shape, a non-finite action in a running row, or rows that were never reset.
         """
         actions = np.asarray(actions, np.float64)
         if actions.shape != (self.n, self.action_dim):
             raise ValueError(f"actions: expected shape {(self.n, self.action_dim)}, got {actions.shape}")
         if not self._started.all():
-            raise ValueError(f"step: rows {np.flatnonzero(~self._started).tolist()} were never reset; call reset(seeds)")
+            unset = np.flatnonzero(~self._started).tolist()
+            raise ValueError(f"step: expected all rows to be reset first, got rows {unset} without; call reset(seeds)")
         rows = np.flatnonzero(~self.done)
         bad = rows[~np.isfinite(actions[rows]).all(1)]
         if len(bad):
@@ -188,5 +186,5 @@ class BatchedEnv:
         return self._observation.copy(), reward, self._terminated.copy(), self._truncated.copy()
 
     def close(self) -> None:
-        """Release the environments."""
+        """Close the environments."""
         self._engine.close()

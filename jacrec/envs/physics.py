@@ -1,12 +1,8 @@
-"""Environments with the contact physics that offline data sets were recorded with.
+"""Build environments with the contact physics that D4RL's data sets were recorded with.
 
-    make_env(env_id, *, physics="d4rl" | "native", **kwargs) -> gymnasium.Env
-    physics_record(env) -> {"mujoco": "3.17.0", "physics": "d4rl", "margins_halved": True}
-    check_physics() -> PhysicsCheck(ok, error, native_error, message)
-
-MuJoCo 3.5 began to add the contact margins of two geoms where it had taken the larger one. Hopper, Ant and the mazes
-give both geoms the same margin, so their contacts start twice as far out and a state differs by about 1e-2 after one
-step. Halving `model.geom_margin` restores the old physics exactly; HalfCheetah and Walker2d have no margins.
+MuJoCo 3.5 changed the contact margin of two geoms from the larger of their margins to the sum. In Hopper, Ant and the
+mazes both geoms have the same margin, so contacts start at twice the distance, and a state differs by about 1e-2 after
+one step. Halving `model.geom_margin` restores the old physics exactly. HalfCheetah and Walker2d have no margins.
 """
 
 import importlib.util
@@ -29,7 +25,7 @@ _mj: Any = mujoco  # the bindings declare no types
 
 
 class ContactPhysics(gymnasium.Wrapper):
-    """Applies the contact-margin compatibility once, to a freshly made environment, and remembers that it did."""
+    """Applies the contact-margin compatibility once, to a newly built environment, and records it."""
 
     def __init__(self, env: gymnasium.Env, physics: str):
         super().__init__(env)
@@ -41,12 +37,12 @@ class ContactPhysics(gymnasium.Wrapper):
 
 
 class GoalInState(gymnasium.ObservationWrapper):
-    """Flattens a goal environment's dict observation to one state vector, see `goal_in_state`."""
+    """Flattens a goal environment's dict observation into one state vector, see `goal_in_state`."""
 
     def __init__(self, env: gymnasium.Env):
         super().__init__(env)
         spaces: Any = env.observation_space
-        self.with_position = position_apart(env.spec.id if env.spec else None)
+        self.with_position = needs_achieved_goal(env.spec.id if env.spec else None)
         keys = (*(("achieved_goal",) if self.with_position else ()), "observation", "desired_goal")
         size = sum(spaces[key].shape[0] for key in keys)
         self.observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (size,), np.float64)
@@ -56,40 +52,43 @@ class GoalInState(gymnasium.ObservationWrapper):
 
 
 def goal_in_state(observation: dict, *, with_position: bool = False) -> np.ndarray:
-    """(..., d + g) from a goal environment's dict: its `observation` followed by its `desired_goal`.
+    """Flatten a goal environment's dict to (..., d + g): `observation` followed by `desired_goal`.
 
-    `with_position` puts `achieved_goal` in front, for environments whose observation lacks it (`position_apart`).
+    `with_position` prepends `achieved_goal`, for environments whose observation lacks the position (`needs_achieved_goal`).
     """
     front = (observation["achieved_goal"],) if with_position else ()
     return np.concatenate((*front, observation["observation"], observation["desired_goal"]), axis=-1)
 
 
-def position_apart(env_id: str | None) -> bool:
-    """Whether the position is in `achieved_goal` alone: Gymnasium-Robotics' AntMaze, other than PointMaze."""
+def needs_achieved_goal(env_id: str | None) -> bool:
+    """Whether only `achieved_goal` contains the position: true for Gymnasium-Robotics' AntMaze, unlike PointMaze."""
     return env_id is not None and env_id.startswith("AntMaze_")
 
 
 def is_goal_space(space: gymnasium.Space) -> bool:
-    """Whether observations are a goal environment's dict, which jacrec reads as one flat state vector."""
+    """Whether observations are a goal environment's dict, which jacrec flattens into one state vector."""
     return isinstance(space, gymnasium.spaces.Dict) and {"observation", "desired_goal"} <= set(space.spaces)
 
 
 def margins_are_summed(version: str = mujoco.__version__) -> bool:
-    """Whether this MuJoCo adds the contact margins of two geoms (3.5 and later)."""
+    """Whether this MuJoCo version adds the contact margins of two geoms (3.5 and later)."""
     return tuple(int(part) for part in version.split(".")[:2]) >= (3, 5)
 
 
 def make_env(env_id: str, *, physics: str = "d4rl", **kwargs) -> gymnasium.Env:
-    """A gymnasium environment with `physics` "d4rl" (contacts as before MuJoCo 3.5) or "native" (as MuJoCo has them).
+    """Build a gymnasium environment.
 
-    Data of the D4RL family belong to the ``-v4`` environments: ``-v5`` changed Walker2d's friction and the healthy
-    rewards. Their deprecation warning is therefore not passed on. Goal environments (PointMaze and AntMaze of
-    Gymnasium-Robotics) are wrapped so that the state holds the goal (`goal_in_state`). D4RL's AntMaze, which differs from
-    that of Gymnasium-Robotics in nearly everything, is ``jacrec/antmaze-umaze-v2`` and its like (`jacrec.envs.antmaze`,
-    which tells the differences). `kwargs` go to `gymnasium.make`, e.g. ``render_mode="rgb_array"``.
+    D4RL's data belong to the ``-v4`` environments: ``-v5`` changed Walker2d's friction and the healthy rewards. gymnasium's
+    deprecation warning for them is therefore suppressed. Goal environments (PointMaze and AntMaze of Gymnasium-Robotics) are
+    wrapped so that the state contains the goal (`goal_in_state`). D4RL's AntMaze is ``jacrec/antmaze-umaze-v2`` and similar;
+    `jacrec.envs.antmaze` lists the differences to Gymnasium-Robotics' AntMaze.
+
+    Args:
+        physics: "d4rl" (contacts as before MuJoCo 3.5) or "native" (as in the installed MuJoCo).
+        kwargs: passed to `gymnasium.make`, e.g. ``render_mode="rgb_array"``.
 
     Raises:
-        ValueError: an unknown `physics`, or an id that gymnasium does not know.
+        ValueError: unknown `physics`, or an id unknown to gymnasium.
     """
     expect_one_of("physics", physics, PHYSICS)
     if env_id.startswith("jacrec/"):
@@ -102,44 +101,43 @@ def make_env(env_id: str, *, physics: str = "d4rl", **kwargs) -> gymnasium.Env:
             env = gymnasium.make(env_id, **kwargs)
         except gymnasium.error.UnregisteredEnv as error:
             raise ValueError(
-                f"env_id: gymnasium has no environment {env_id!r} ({error}); "
-                "expected an id such as 'Hopper-v4', 'HalfCheetah-v4', 'PointMaze_UMaze-v3' or, for D4RL's AntMaze, "
-                "'jacrec/antmaze-umaze-v2'"
+                "env_id: expected a registered id such as 'Hopper-v4', 'HalfCheetah-v4', 'PointMaze_UMaze-v3' or, for D4RL's "
+                f"AntMaze, 'jacrec/antmaze-umaze-v2', got {env_id!r} ({error})"
             ) from error
     leftover = getattr(env.unwrapped, "tmp_xml_file_path", None)
     if leftover is not None:
-        # each maze writes its model to the temporary folder, compiles it and forgets it there
+        # each maze writes its model to the temporary folder, compiles it and leaves it there
         Path(leftover).unlink(missing_ok=True)
     env = ContactPhysics(env, physics)
     return GoalInState(env) if is_goal_space(env.observation_space) else env
 
 
 def physics_record(env: gymnasium.Env) -> dict[str, Any]:
-    """What `make_env` did to this environment: MuJoCo version, requested physics, margins halved or not.
+    """The physics of an environment built by `make_env`: MuJoCo version, requested physics, whether margins were halved.
 
     Raises:
-        ValueError: the environment was not made by `make_env`.
+        ValueError: the environment was not built by `make_env`.
     """
     if not env.has_wrapper_attr("physics"):
-        raise ValueError(f"env: expected an environment made by jacrec.envs.physics.make_env, got {env}")
+        raise ValueError(f"env: expected an environment built by jacrec.envs.physics.make_env, got {env}")
     return dict(env.get_wrapper_attr("physics"))
 
 
 @dataclass(frozen=True)
 class PhysicsCheck:
-    """Outcome of `check_physics`."""
+    """Result of `check_physics`."""
 
     ok: bool
     """the compatible physics reproduce the reference"""
     error: float
-    """largest difference of a position or velocity after one step with the compatibility on"""
+    """largest difference in a position or velocity after one step, with the compatibility"""
     native_error: float
-    """the same without it: what the compatibility is worth"""
+    """the same without the compatibility, for comparison"""
     message: str
-    """one sentence for a reader of `jacrec doctor`, with the remedy where it fails"""
+    """one sentence for `jacrec doctor`, with a remedy if the check fails"""
 
 
-# (qpos, qvel, action) of three Hopper states whose foot touches the floor ...
+# (qpos, qvel, action) of three Hopper states with the foot on the floor ...
 _PROBES = (
     ([0.0, 1.205, 0.0, 0.0, 0.0, 0.0], [0.5, -0.8, 0.0, 0.0, 0.0, 0.0], [0.3, -0.6, 0.9]),
     ([0.1, 1.2115, 0.02, 0.0, 0.0, -0.02], [1.0, -0.6, 0.2, -0.4, -0.5, 0.5], [1.0, 0.5, -1.0]),
@@ -164,15 +162,15 @@ _REFERENCE = (
 
 
 def check_physics() -> PhysicsCheck:
-    """One step of Hopper in contact against numbers pinned from MuJoCo 2.3.7, with and without the compatibility."""
+    """Compare one Hopper step in contact with reference values from MuJoCo 2.3.7, with and without the compatibility."""
     error, native_error = _probe_error("d4rl"), _probe_error("native")
     ok = error <= 1e-10
     if ok:
         message = f"contacts reproduce the reference physics to {error:.0e} (without the compatibility: {native_error:.0e})"
     else:
         message = (
-            f"one step of Hopper differs from the reference by {error:.1e} (expected at most 1e-10) on MuJoCo "
-            f"{mujoco.__version__}: scores on this machine are not comparable with D4RL's; "
+            f"one step of Hopper: expected a difference to the reference of at most 1e-10, got {error:.1e} with MuJoCo "
+            f"{mujoco.__version__}; scores on this machine are not comparable with D4RL's: "
             "install mujoco>=3.17,<4 and an unmodified gymnasium"
         )
     return PhysicsCheck(ok, error, native_error, message)
@@ -201,9 +199,9 @@ def simulator(env: gymnasium.Env) -> Any:
 
 @contextmanager
 def _quiet_compiler() -> Iterator[None]:
-    """Turn MuJoCo's warnings while compiling a model into Python's, and drop the one about gymnasium's own XML.
+    """Turn MuJoCo's compiler warnings into Python warnings, and drop the one about gymnasium's own XML.
 
-    Left alone, MuJoCo prints and appends to MUJOCO_LOG.TXT in the working directory.
+    By default MuJoCo prints them and appends to MUJOCO_LOG.TXT in the working directory.
     """
 
     def warn(message: str) -> None:
@@ -220,9 +218,9 @@ def _quiet_compiler() -> Iterator[None]:
 
 def _register_mazes(env_id: str) -> None:
     if importlib.util.find_spec("gymnasium_robotics") is None:
-        raise ValueError(f"env_id: {env_id!r} needs gymnasium-robotics, which is not installed; pip install 'jacrec[maze]'")
+        raise ValueError(f"env_id: {env_id!r} requires gymnasium-robotics, which is not installed; pip install 'jacrec[maze]'")
     if env_id not in gymnasium.registry:
-        # importing it prints a notice about hands that have nothing to do with mazes
+        # importing it prints a notice about its hand environments
         with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
             import gymnasium_robotics
         gymnasium.register_envs(gymnasium_robotics)

@@ -1,9 +1,4 @@
-"""One contestant's episodes: the base policy or a controller that thinks, in the environment that belongs to a run.
-
-open_env(run, config) -> BatchedEnv
-make_controller(run, controller, batch) -> MPC or Planner
-play_contestant(run, controller, config, env) -> what the episodes came to, ready for JSON
-"""
+"""Episodes of one contestant (base policy, MPC or planner) in the environment of a run."""
 
 import zlib
 from collections.abc import Callable
@@ -26,24 +21,35 @@ from jacrec.training.run import Run
 
 
 def open_env(run: Run, config: PlayConfig, *, threads: int | None = None) -> BatchedEnv:
-    """The environment that evaluates the run, with the rows that `config` asks for.
+    """The batched environment that a run is evaluated in.
 
     Args:
-        threads: of the simulation; none named: all processors that this process may use.
+        config: `rows` (default: `episodes`) is the batch size.
+        threads: simulation threads (default: all processors available to this process).
 
     Raises:
-        ValueError: no environment is known, or its dimensions are not the policy's.
+        ValueError: the environment is unknown, or its dimensions differ from the policy's.
     """
-    env_id = config.env_id or run.info.env_id
-    if env_id is None:
-        raise ValueError(f"{run.path}: expected data that names its environment, got none; give env_id, e.g. Hopper-v4")
+    env_id = environment_id(run, config.env_id)
     env = BatchedEnv(env_id, config.rows or config.episodes, physics=config.physics, threads=threads)
     if (env.state_dim, env.action_dim) != (run.policy.state_dim, run.policy.action_dim):
         raise ValueError(
-            f"{env_id}: expected states of {run.policy.state_dim} and actions of {run.policy.action_dim} numbers, as in the "
+            f"{env_id}: expected state and action dimensions {run.policy.state_dim} and {run.policy.action_dim}, as in the "
             f"run, got {env.state_dim} and {env.action_dim}; name the right environment with env_id"
         )
     return env
+
+
+def environment_id(run: Run, env_id: str | None) -> str:
+    """`env_id`, or by default the environment of the run's data.
+
+    Raises:
+        ValueError: neither is known.
+    """
+    found = env_id or run.info.env_id
+    if found is None:
+        raise ValueError(f"{run.path}: expected data that names its environment, got none; set env_id, e.g. Hopper-v4")
+    return found
 
 
 def play_contestant(
@@ -58,12 +64,12 @@ def play_contestant(
     """Play one contestant on the seeds of `config`; the same arguments give the same returns.
 
     Args:
-        controller: settings of the `MPC` or `Planner` around the run's policy and world; None: the policy as it was trained.
-        watch: called after each decision of the base policy.
+        controller: settings of the `MPC` or `Planner`; None: the base policy.
+        watch: called after each decision of the base policy; ignored for controllers.
 
     Returns:
-        The fields of `EpisodeLog` and the normalised scores (None without a reference); for a controller also its
-        settings, its `model_calls` and what its thinking did (`ThinkingProbe.summary`).
+        The fields of `EpisodeLog` and the normalised scores (None without reference returns); for a controller also its
+        settings, its `model_calls` and, as "thinking", the summary of its probe.
     """
     if controller is None:
         log = play(env, PolicyController(run.policy), config.seeds, watch=watch, progress=progress)
@@ -80,29 +86,29 @@ def play_contestant(
 
 
 def make_controller(run: Run, controller: MPCConfig | PlannerConfig, batch: int | None) -> MPC | Planner:
-    """The controller of these settings around a run's policy and world."""
+    """The controller with these settings for a run's policy and world."""
     if isinstance(controller, PlannerConfig):
         return Planner(run.policy, run.world, controller, batch=batch)
     return MPC(run.policy, run.world, controller, batch=batch)
 
 
 def with_dynamics(run: Run, folder: str | Path) -> Run:
-    """The run with the world model that another folder holds (dynamics.safetensors)."""
+    """The run with the world model in `folder`/dynamics.safetensors."""
     return replace(run, world=replace(run.world, dynamics=load_module(Path(folder) / "dynamics.safetensors")))
 
 
-def with_settings(run: Run, sampler: Sampler) -> Run:
-    """The run with its world model sampled otherwise (`jacrec.models.dynamics.sampler.with_sampler`)."""
+def with_sampling(run: Run, sampler: Sampler) -> Run:
+    """The run with other sampling settings of its world model (`jacrec.models.dynamics.sampler.with_sampler`)."""
     dynamics = run.world.dynamics
     if not sampler.changes:
         return run
     if not isinstance(dynamics, nn.Module):
-        raise ValueError(f"sampler: expected one of jacrec's own world models, got {type(dynamics).__name__}; leave it out")
+        raise ValueError(f"sampler: expected a world model of jacrec, got {type(dynamics).__name__}; omit the sampler")
     return replace(run, world=replace(run.world, dynamics=with_sampler(dynamics, sampler)))
 
 
 def environment_record(env: BatchedEnv) -> dict[str, Any]:
-    """What the episodes were played in."""
+    """Environment, engine and physics settings, ready for JSON."""
     return {
         "id": env.env_id,
         "engine": env.engine,
@@ -113,7 +119,7 @@ def environment_record(env: BatchedEnv) -> dict[str, Any]:
 
 
 def digests(run: Run) -> dict[str, str]:
-    """A checksum of each network's numbers."""
+    """CRC-32 of each network's parameters and buffers, as hexadecimal digits."""
     parts = {"actor": run.policy, "critic": run.world.critic, "dynamics": run.world.dynamics, "reward": run.world.reward}
     return {name: _digest(module) for name, module in parts.items() if isinstance(module, nn.Module)}
 

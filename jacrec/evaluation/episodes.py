@@ -1,4 +1,4 @@
-"""Episodes in lock-step: one controller, N environments, a queue of seeds."""
+"""Episodes played in lock-step: one controller, N environments, a queue of seeds."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -13,19 +13,19 @@ from jacrec.envs.batch import BatchedEnv
 
 
 class Controller(Protocol):
-    """What plays episodes: `MPC` with a batch, or a fixed policy (`PolicyController`)."""
+    """Chooses the actions: `MPC` or `Planner` with a batch, or a fixed policy (`PolicyController`)."""
 
     def act(self, observation: np.ndarray, /) -> np.ndarray:
         """(N, d) -> (N, m) in [-1, 1]."""
         ...
 
     def new_episode(self, rows: Sequence[int] | np.ndarray | None = None) -> None:
-        """An episode begins in the given rows, or in all."""
+        """Called when an episode starts in the given rows (default: all)."""
         ...
 
 
 class PolicyController:
-    """A fixed policy as a controller: the base that every other contestant is compared with."""
+    """A fixed policy as a controller: the baseline of every comparison."""
 
     def __init__(self, policy: nn.Module):
         self.policy = policy
@@ -37,28 +37,28 @@ class PolicyController:
         return self.policy(torch.as_tensor(observation).to(self.parameter)).cpu().numpy()
 
     def new_episode(self, rows: Sequence[int] | np.ndarray | None = None) -> None:
-        """Nothing to restore."""
+        """Do nothing: there is no state to reset."""
 
 
 @dataclass(frozen=True)
 class EpisodeLog:
-    """The episodes of one contestant, in the order of their seeds."""
+    """The episodes of one contestant, in order of their seeds."""
 
     seeds: list[int]
     returns: list[float]
-    """undiscounted sum of the environment's rewards"""
+    """undiscounted sums of the environment's rewards"""
     lengths: list[int]
-    """steps; the limit of the environment where the episode did not end earlier"""
+    """steps"""
     terminated: list[bool]
-    """whether the task ended the episode (a fall, a goal), rather than its time limit"""
+    """whether the task ended the episode (a fall, a goal) rather than the time limit"""
     decisions: int
     """actions taken in running episodes"""
     seconds: float
-    """wall time spent in the controller alone"""
+    """wall time spent in the controller"""
 
 
 Watcher = Callable[[np.ndarray, np.ndarray, np.ndarray, np.ndarray], None]
-"""called after each decision with observation (N, d), action (N, m), step of each row's episode (N,), running rows (N,)"""
+"""called at each decision with observation (N, d), action (N, m), step of each row's episode (N,), running rows (N,)"""
 
 
 def play(
@@ -70,23 +70,24 @@ def play(
     before: Watcher | None = None,
     progress: Callable[[float], None] | None = None,
 ) -> EpisodeLog:
-    """Play one episode per seed; a row whose episode is over takes the next seed of the queue.
+    """Play one episode per seed; a row whose episode has ended takes the next seed from the queue.
 
-    Every episode is played to its end, so that short ones are not favoured. With the rows of `env` as many as seeds, all
-    start together. The result depends on the seeds, the number of rows and the controller alone.
+    Every episode is played to its end, so short episodes are not over-represented. With as many rows as seeds, all episodes
+    start together. The result depends only on the seeds, the number of rows and the controller.
 
     Args:
-        watch, before: called around each decision; `before` gets the previous actions (zeros at first).
-        progress: called with the share of the work done, counting every finished episode as a full one.
+        watch: called after each decision.
+        before: called before each decision, with the previous actions (initially zeros).
+        progress: called with the fraction of the work done; a finished episode counts fully whatever its length.
 
     Raises:
         ValueError: no seeds, or fewer seeds than rows.
     """
     seeds = [int(s) for s in seeds]
     if not seeds or len(seeds) < env.n:
-        raise ValueError(f"seeds: expected at least one per row ({env.n} rows), got {len(seeds)}; make a smaller BatchedEnv")
+        raise ValueError(f"seeds: expected at least one per row ({env.n} rows), got {len(seeds)}; use a smaller BatchedEnv")
     queue = list(range(env.n, len(seeds)))
-    index = np.arange(env.n)  # which seed each row plays
+    index = np.arange(env.n)  # the seed that each row plays
     observation = env.reset(seeds[: env.n])
     controller.new_episode()
     totals, action = np.zeros(env.n), np.zeros((env.n, env.action_dim))

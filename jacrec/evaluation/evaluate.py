@@ -1,4 +1,4 @@
-"""Evaluation of a run: contestants on the same seeds, every number kept in evaluation.json."""
+"""Evaluation of a run: all contestants on the same seeds, recorded in evaluation.json."""
 
 import contextlib
 import json
@@ -11,14 +11,15 @@ from typing import Any
 import numpy as np
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from jacrec.control.controller import MPCConfig
 from jacrec.envs.batch import BatchedEnv
 from jacrec.evaluation.config import EvalConfig
-from jacrec.evaluation.contestant import digests, environment_record, open_env, play_contestant, with_settings
+from jacrec.evaluation.contestant import digests, environment_record, open_env, play_contestant, with_sampling
 from jacrec.evaluation.probes import jacobian_growth
-from jacrec.evaluation.rehearsal import BASE
-from jacrec.evaluation.rehearsed import chosen, make_rehearsal, read_rehearsal
+from jacrec.evaluation.records import record_differences
+from jacrec.evaluation.rehearsal import BASE, chosen_controller, make_rehearsal, read_rehearsal
 from jacrec.evaluation.versions import machine, versions
+from jacrec.experimental.config import current_settings, read_mpc_config
+from jacrec.models.dynamics.flow import without_solver
 from jacrec.training.run import Run, load_run, torch_threads
 from jacrec.util.files import write_json
 
@@ -34,24 +35,25 @@ def evaluate(
     again: bool = False,
     quiet: bool = False,
 ) -> dict[str, Any]:
-    """Let the contestants play; the record, which is also in `out`/evaluation.json (`out` defaults to the run's folder).
+    """Play all contestants and record the results in `out`/evaluation.json; the record.
 
-    A contestant that has finished is not played again, so an interrupted evaluation goes on where it stopped. The same
-    settings give the same returns. With `config.rehearse` a rehearsal in `out` is read, or made first, and mpc plays with the
-    controller that it chose, or as the base policy: then its episodes are the base policy's.
+    Finished contestants are not played again, so an interrupted evaluation is resumed. The same settings give the same
+    returns. With `config.rehearse`, the rehearsal in `out` is read (or made first), and mpc plays with the chosen controller;
+    if the rehearsal chose the base policy, mpc's episodes are copies of the base policy's.
 
     Args:
-        again: discard what `out` holds and play everything.
-        quiet: no progress display.
+        out: folder of the record (default: the run's folder).
+        again: discard an existing evaluation in `out`.
+        quiet: show no progress.
 
     Raises:
-        ValueError: `out` holds an evaluation or rehearsal of other networks or with other settings; no environment is known;
-            the environment's dimensions are not the policy's.
+        ValueError: `out` holds an evaluation or rehearsal of other networks or settings; the environment is unknown; its
+            dimensions differ from the policy's.
         FileNotFoundError: no trained run at that path.
     """
     run = run if isinstance(run, Run) else load_run(run)
     folder = Path(out) if out is not None else run.path
-    run = with_settings(run, config.dynamics)
+    run = with_sampling(run, config.dynamics)
     env = open_env(run, config)
     columns = (TextColumn("{task.description:>9}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
     shown = Progress(*columns, TimeRemainingColumn(), disable=quiet)
@@ -76,10 +78,10 @@ def evaluate(
 
 
 def read_evaluation(folder: str | Path) -> dict[str, Any]:
-    """The record that `evaluate` left in a folder.
+    """The record that `evaluate` wrote to a folder.
 
     Raises:
-        FileNotFoundError: none there.
+        FileNotFoundError: no evaluation there.
     """
     path = Path(folder) / FILE
     if not path.is_file():
@@ -88,17 +90,17 @@ def read_evaluation(folder: str | Path) -> dict[str, Any]:
 
 
 def played_config(config: EvalConfig, record: dict[str, Any]) -> EvalConfig:
-    """The settings with which an evaluation played: with the controller that its rehearsal chose, where one did."""
-    return replace(config, rehearse=False, mpc=MPCConfig(**record["settings"]["mpc"]))
+    """The settings that an evaluation was played with, including the controller chosen by its rehearsal, if any."""
+    return replace(config, rehearse=False, mpc=read_mpc_config(record["settings"]["mpc"]))
 
 
 def acts_as_base(record: dict[str, Any]) -> bool:
-    """Whether a rehearsal chose the base policy, so that the contestant mpc is the base policy."""
-    return (record.get("rehearsal") or {}).get("choice") == BASE
+    """Whether the rehearsal chose the base policy, so that contestant mpc acts as the base policy."""
+    return _choice(record) == BASE
 
 
 def _rehearsed(run: Run, config: EvalConfig, folder: Path, progress: Progress) -> dict[str, Any]:
-    """The rehearsal in the folder; the default one is made where there is none."""
+    """The rehearsal in the folder; if there is none, a default one is made."""
     found = read_rehearsal(run, folder, config)
     if found is not None:
         return found
@@ -111,7 +113,7 @@ def _contestant(
 ) -> tuple[dict[str, Any], dict[str, Any] | None]:
     if name != "base":
         return play_contestant(run, config.controller(name), config, env, progress=progress), None
-    visited = _Visited(config.probe_every)
+    visited = _StateRecorder(config.probe_every)
     played = play_contestant(run, None, config, env, watch=visited.watch, progress=progress)
     growth = jacobian_growth(
         run.policy, run.world, visited.states(GROWTH_STATES), horizon=config.growth_horizon, particles=4, seed=config.seed
@@ -119,8 +121,8 @@ def _contestant(
     return played, growth
 
 
-class _Visited:
-    """Some of the states that the base policy comes through."""
+class _StateRecorder:
+    """Records some of the states visited."""
 
     def __init__(self, every: int):
         self.every, self.ticks = every, 0
@@ -132,13 +134,13 @@ class _Visited:
         self.ticks += 1
 
     def states(self, n: int) -> np.ndarray:
-        """At most n of them, evenly spaced, (n, d)."""
+        """At most n recorded states, evenly spaced, (n, d)."""
         rows = np.concatenate(self.rows)
         return rows[np.unique(np.linspace(0, len(rows) - 1, n).astype(int))]
 
 
 def _new_record(run: Run, config: EvalConfig, env: BatchedEnv, rehearsal: dict[str, Any] | None) -> dict[str, Any]:
-    controller = config.mpc if rehearsal is None else chosen(rehearsal) or config.mpc
+    controller = config.mpc if rehearsal is None else chosen_controller(rehearsal) or config.mpc
     return {
         "settings": asdict(config) | {"mpc": asdict(controller)},
         "rehearsal": rehearsal,
@@ -152,25 +154,22 @@ def _new_record(run: Run, config: EvalConfig, env: BatchedEnv, rehearsal: dict[s
 
 
 def _previous(path: Path, fresh: dict[str, Any]) -> dict[str, Any]:
-    """The record in `path` if it continues `fresh`, or `fresh` where there is none."""
+    """The record in `path`, to be continued with the settings of `fresh`; `fresh` if there is none."""
     if not path.is_file():
         return fresh
     old = json.loads(path.read_text(encoding="utf-8"))
     ours = json.loads(json.dumps(fresh))
-    # an evaluation from before a setting came to be was played with its default
+    # settings that did not exist when the old evaluation was played had their defaults
     defaults = json.loads(json.dumps(asdict(EvalConfig())))
-    old["settings"] = defaults | old["settings"] | {"mpc": defaults["mpc"] | old["settings"]["mpc"]}
-    differing = [
-        f"{part}.{key}: {old[part].get(key)} there, {value} here"
-        for part in ("settings", "networks")
-        for key, value in ours[part].items()
-        if key != "contestants" and old[part].get(key) != value
-    ]
+    mpc = current_settings(old["settings"]["mpc"], f"{path}: mpc")
+    sampler = without_solver(old["settings"].get("dynamics") or {}, f"{path}: dynamics")
+    old["settings"] = defaults | old["settings"] | {"mpc": defaults["mpc"] | mpc, "dynamics": defaults["dynamics"] | sampler}
+    different = record_differences(old, ours, ignored=("contestants",))
     if _choice(old) != _choice(ours):
-        differing.append(f"the rehearsal: chose {_choice(old)} there, {_choice(ours)} here")
-    if differing:
+        different.append(f"rehearsal.choice: {_choice(old)} there, {_choice(ours)} here")
+    if different:
         raise ValueError(
-            f"{path}: expected no evaluation or one with these settings, got one that differs in {'; '.join(differing)}. "
+            f"{path}: expected no evaluation or one with these settings, got one that differs in {'; '.join(different)}. "
             "Write to another folder (--out), or replace it (--again)"
         )
     return old | {"settings": ours["settings"], "rehearsal": ours["rehearsal"]}

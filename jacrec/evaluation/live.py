@@ -1,7 +1,4 @@
-"""One episode in wall-clock time: the simulation goes on by its own clock while a thread of its own thinks.
-
-play_live(run, config) -> LiveLog
-"""
+"""One episode in wall-clock time: the simulation runs by the clock while a second thread computes the actions."""
 
 import sys
 import threading
@@ -17,12 +14,14 @@ import torch
 from jacrec.control.controller import MPC, MPCConfig
 from jacrec.control.deadline import realtime
 from jacrec.envs.physics import make_env, simulator
+from jacrec.evaluation.contestant import environment_id
 from jacrec.evaluation.episodes import PolicyController
+from jacrec.experimental.config import ExperimentalConfig, with_experimental
 from jacrec.training.run import Run
 from jacrec.util.errors import expect_count, expect_one_of, expect_positive
 
 SHARE = 0.9
-"""of the control interval that the controller plans for where no deadline is named: handing over takes time, too"""
+"""default deadline as a share of the control interval; the rest is left for handing over the action"""
 
 
 @dataclass(frozen=True)
@@ -30,25 +29,27 @@ class LiveConfig:
     """How the episode is played."""
 
     seconds: float | None = None
-    """end after so much simulated time; the whole episode unless told"""
+    """end after this much simulated time (default: play the whole episode)"""
     speed: float = 1.0
-    """simulated seconds per second: 0.5 is half speed, with twice the time to think"""
+    """simulated seconds per wall-clock second; at 0.5 the controller has twice the time per decision"""
     deadline_ms: float | None = None
-    """the controller's deadline; nine tenths of the control interval unless told"""
+    """the controller's deadline in milliseconds (default: 90% of the control interval)"""
     base: bool = False
-    """let the base policy act, without thinking"""
+    """act with the base policy, without updates"""
     seed: int = 42_000
-    """of the environment; 42000 is the first episode of an evaluation"""
+    """environment seed; 42000 is the first episode of an evaluation"""
     env_id: str | None = None
-    """gymnasium id of the environment, where the run does not say it"""
+    """gymnasium id of the environment (default: the one recorded with the run's data)"""
     physics: str = "d4rl"
-    """as in an evaluation"""
+    """contact parameters: d4rl or native, as in an evaluation"""
     threads: int = 1
-    """threads of torch while thinking"""
+    """torch threads of the controller"""
     window: bool = False
-    """show the simulation in a window; needs a screen, and a core for it"""
+    """show the simulation in a window; needs a screen and a spare core"""
     mpc: MPCConfig = field(default_factory=lambda: MPCConfig(updates=100))
-    """the controller's settings; as many of its updates are made as the deadline allows"""
+    """the controller's settings; `updates` is an upper limit, reached only if the deadline allows"""
+    experimental: ExperimentalConfig = field(default_factory=ExperimentalConfig)
+    """an experimental update rule of the controller"""
 
     def __post_init__(self):
         for name in ("seconds", "deadline_ms"):
@@ -58,27 +59,28 @@ class LiveConfig:
         expect_count("threads", self.threads, 1)
         expect_one_of("physics", self.physics, ("d4rl", "native"))
         if self.mpc.deadline_ms is not None:
-            raise ValueError(f"mpc.deadline_ms: expected none, since deadline_ms says it here, got {self.mpc.deadline_ms}")
+            raise ValueError(f"mpc.deadline_ms: expected None, got {self.mpc.deadline_ms}; set deadline_ms instead")
+        with_experimental(self.mpc, self.experimental)  # raises if they cannot be combined
 
 
 @dataclass(frozen=True)
 class LiveLog:
-    """What the episode came to."""
+    """Result of a live episode."""
 
     total: float
     """undiscounted sum of the environment's rewards"""
     steps: int
     ended: str
-    """by what: "task" (a fall, a goal), "time limit" of the environment, "seconds" that were asked for, or "interrupt\""""
+    """reason: `task` (a fall, a goal), `time limit` (the environment's), `seconds` (the requested time) or `interrupt`"""
     held: int
-    """steps taken with an earlier action, since the one for their observation had not come"""
+    """steps that repeated an earlier action because the action for their observation was late"""
     longest_held: int
-    """most such steps in a row"""
+    """longest sequence of such steps"""
     decision_ms: list[float]
     updates: list[int]
-    """made per decision; empty for the base policy"""
+    """updates per decision; empty for the base policy"""
     behind_ms: float
-    """how far the simulation itself fell behind its clock, at most"""
+    """maximum delay of the simulation behind its clock"""
     wall_seconds: float
     interval_ms: float
     """wall-clock time between two actions"""
@@ -86,7 +88,7 @@ class LiveLog:
 
 
 class Actor(Protocol):
-    """What the thread asks: `MPC` for one environment, or a fixed policy."""
+    """Computes the actions: `MPC` for one environment, or a fixed policy."""
 
     def act(self, observation: np.ndarray, /) -> np.ndarray:
         """(d,) -> (m,)."""
@@ -96,45 +98,44 @@ class Actor(Protocol):
 def play_live(run: Run, config: LiveConfig, *, status: Callable[[str], None] | None = None) -> LiveLog:
     """Play one episode of the run's environment in wall-clock time.
 
-    At the end of every control interval the environment takes its step, with the action that was found for the observation
-    at the interval's begin, or, where that is late, with the latest action there is, as a robot does. If no action is late,
-    the episode is that of an evaluation. Ctrl-C ends it early.
+    At the end of every control interval the environment is stepped with the action for the observation made at the start of
+    the interval. If that action is late, the most recent action is repeated, as on a robot. If no action is late, the episode
+    equals that of an evaluation. Ctrl-C ends it early.
 
     Args:
-        status: called about four times a second with a line on how it goes.
+        status: called about four times per second with a status line.
 
     Raises:
-        ValueError: no environment is known, it does not fit the policy, or it does not say how long a step takes.
+        ValueError: the environment is unknown, does not fit the policy, or has no step time.
     """
-    env_id = config.env_id or run.info.env_id
-    if env_id is None:
-        raise ValueError(f"{run.path}: expected data that names its environment, got none; give env_id, e.g. Hopper-v4")
+    env_id = environment_id(run, config.env_id)
     options = {"render_mode": "human"} if config.window else {}
     with closing(make_env(env_id, physics=config.physics, **options)) as env:
         step_time = getattr(simulator(env), "dt", None)
         if step_time is None:
-            raise ValueError(f"{env_id}: expected an environment with a simulated time per step (dt), got none")
+            raise ValueError(f"{env_id}: expected an environment with a step time (attribute dt), got none")
         d = int(np.prod(env.observation_space.shape or ()))
         if d != run.policy.state_dim:
             raise ValueError(
-                f"{env_id}: expected states of {run.policy.state_dim} numbers, as in the run, got {d}; name the "
-                "right environment with env_id"
+                f"{env_id}: expected state dimension {run.policy.state_dim}, as in the run, got {d}; name the right "
+                "environment with env_id"
             )
         interval = float(step_time) / config.speed
         deadline_ms = None if config.base else config.deadline_ms or SHARE * 1e3 * interval
         if config.base:
             controller: Actor = PolicyController(run.policy)
         else:
-            controller = MPC(run.policy, run.world, replace(config.mpc, deadline_ms=deadline_ms))
+            settings = with_experimental(config.mpc, config.experimental)
+            controller = MPC(run.policy, run.world, replace(settings, deadline_ms=deadline_ms))
         steps = None if config.seconds is None else max(1, round(config.seconds / float(step_time)))
-        with ControllerThread(controller, config.threads) as mind, realtime(), quick_switches():
-            played = drive(env, mind, config.seed, interval, steps, status=status)
+        with ControllerThread(controller, config.threads) as thread, realtime(), short_switch_interval():
+            played = step_by_clock(env, thread, config.seed, interval, steps, status=status)
     return replace(played, deadline_ms=deadline_ms)
 
 
-def drive(
+def step_by_clock(
     env: Any,
-    mind: "ControllerThread",
+    thread: "ControllerThread",
     seed: int,
     interval: float,
     steps: int | None = None,
@@ -143,54 +144,54 @@ def drive(
     clock: Callable[[], float] = time.perf_counter,
     sleep: Callable[[float], None] = time.sleep,
 ) -> LiveLog:
-    """The simulation's side: a step of `env` every `interval` seconds of the clock, whatever the mind does."""
+    """Step `env` every `interval` seconds of the clock, with the latest action of the controller thread."""
     observation, _ = env.reset(seed=seed)
     low, high = env.action_space.low, env.action_space.high
     action = np.clip(np.zeros(env.action_space.shape), low, high)
-    total, step, held, row, longest, behind = 0.0, 0, 0, 0, 0, 0.0
+    total, step, held, streak, longest, behind = 0.0, 0, 0, 0, 0, 0.0
     ended = "seconds"
-    mind.wait_until_ready()
-    begun = clock()
-    told = begun
+    thread.wait_until_ready()
+    started = clock()
+    reported = started
     try:
         while steps is None or step < steps:
-            mind.ask(step, np.asarray(observation))
-            due = begun + (step + 1) * interval
+            thread.submit(step, np.asarray(observation))
+            due = started + (step + 1) * interval
             while (left := due - clock()) > 0:
                 sleep(left)
             behind = max(behind, clock() - due)
-            of, latest = mind.answer()
+            answered, latest = thread.latest()
             action = action if latest is None else latest
-            row = 0 if of == step else row + 1
-            held, longest = held + (of != step), max(longest, row)
+            streak = 0 if answered == step else streak + 1
+            held, longest = held + (answered != step), max(longest, streak)
             observation, reward, terminated, truncated, _ = env.step(action)
             total, step = total + float(reward), step + 1
             if terminated or truncated:
                 ended = "task" if terminated else "time limit"
                 break
-            if status is not None and clock() - told > 0.25:
-                told = clock()
-                status(f"{step * interval:6.2f} s  step {step:4d}  return {total:8.1f}  late {held}  {mind.words()}")
+            if status is not None and clock() - reported > 0.25:
+                reported = clock()
+                status(f"{step * interval:6.2f} s  step {step:4d}  return {total:8.1f}  late {held}  {thread.status()}")
     except KeyboardInterrupt:
         ended = "interrupt"
-    decision_ms = [1e3 * s for s in mind.seconds]
-    wall = clock() - begun
-    return LiveLog(total, step, ended, held, longest, decision_ms, list(mind.updates), 1e3 * behind, wall, 1e3 * interval, None)
+    decision_ms = [1e3 * s for s in thread.seconds]
+    updates, wall = list(thread.updates), clock() - started
+    return LiveLog(total, step, ended, held, longest, decision_ms, updates, 1e3 * behind, wall, 1e3 * interval, None)
 
 
 class ControllerThread:
-    """A thread that thinks about the latest observation; what it is asked meanwhile replaces what it was asked before."""
+    """A thread that computes the action for the most recently submitted observation; older pending ones are dropped."""
 
     def __init__(self, controller: Actor, threads: int = 1):
         self.controller, self.threads = controller, threads
         self.seconds: list[float] = []
         self.updates: list[int] = []
         self._condition = threading.Condition()
-        self._asked: tuple[int, np.ndarray] | None = None
-        self._answer: tuple[int, np.ndarray | None] = -1, None
+        self._pending: tuple[int, np.ndarray] | None = None
+        self._latest: tuple[int, np.ndarray | None] = -1, None
         self._ready, self._closed = False, False
         self._error: BaseException | None = None
-        self._thread = threading.Thread(target=self._run, name="jacrec-mind", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="jacrec-controller", daemon=True)
 
     def __enter__(self) -> "ControllerThread":
         self._thread.start()
@@ -203,24 +204,24 @@ class ControllerThread:
         self._thread.join()
 
     def wait_until_ready(self) -> None:
-        """Until the thread has warmed up; raises what it raised."""
+        """Wait until the controller has warmed up; re-raises an error of the thread."""
         with self._condition:
             self._condition.wait_for(lambda: self._ready or self._error is not None)
         self._check()
 
-    def ask(self, step: int, observation: np.ndarray) -> None:
-        """Think about this observation next."""
+    def submit(self, step: int, observation: np.ndarray) -> None:
+        """Make this observation the next one to be processed."""
         with self._condition:
-            self._asked = step, observation
+            self._pending = step, observation
             self._condition.notify_all()
 
-    def answer(self) -> tuple[int, np.ndarray | None]:
-        """The latest action, and the step that it was found for: (-1, None) before the first; raises what the thread raised."""
+    def latest(self) -> tuple[int, np.ndarray | None]:
+        """The latest action and the step it was computed for, initially (-1, None); re-raises an error of the thread."""
         self._check()
-        return self._answer
+        return self._latest
 
-    def words(self) -> str:
-        """The latest decision."""
+    def status(self) -> str:
+        """Duration and number of updates of the latest decision."""
         last = f"{1e3 * self.seconds[-1]:.2f} ms" if self.seconds else "no decision yet"
         return last + (f", {self.updates[-1]} updates" if self.updates else "")
 
@@ -230,7 +231,7 @@ class ControllerThread:
 
     def _run(self) -> None:
         try:
-            # settings of threads, and the memory of the compiled kernels, belong to the thread that uses them
+            # torch's thread settings and the kernels' buffers are per thread
             torch.set_num_threads(self.threads)
             if isinstance(self.controller, MPC):
                 self.controller.warm_up()
@@ -239,28 +240,28 @@ class ControllerThread:
                 self._condition.notify_all()
             while True:
                 with self._condition:
-                    self._condition.wait_for(lambda: self._asked is not None or self._closed)
+                    self._condition.wait_for(lambda: self._pending is not None or self._closed)
                     if self._closed:
                         return
-                    assert self._asked is not None
-                    (step, observation), self._asked = self._asked, None
-                begun = time.perf_counter()
+                    assert self._pending is not None
+                    (step, observation), self._pending = self._pending, None
+                started = time.perf_counter()
                 action = self.controller.act(observation)
-                self.seconds.append(time.perf_counter() - begun)
+                self.seconds.append(time.perf_counter() - started)
                 if isinstance(self.controller, MPC) and self.controller.last is not None:
                     self.updates.append(len(self.controller.last.objective))
                 with self._condition:
-                    self._answer = step, action
+                    self._latest = step, action
                     self._condition.notify_all()
-        except BaseException as error:  # the simulation's thread raises it
+        except BaseException as error:  # re-raised in the simulation's thread
             with self._condition:
                 self._error = error
                 self._condition.notify_all()
 
 
 @contextmanager
-def quick_switches(seconds: float = 2e-4) -> Iterator[None]:
-    """Let a Python thread that wakes have the interpreter soon: as it is, it may wait 5 ms."""
+def short_switch_interval(seconds: float = 2e-4) -> Iterator[None]:
+    """Shorten the interpreter's switch interval (5 ms by default), so that a waking thread runs sooner."""
     before = sys.getswitchinterval()
     sys.setswitchinterval(seconds)
     try:

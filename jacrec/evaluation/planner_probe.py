@@ -1,4 +1,4 @@
-"""What a planner did along its episodes: the imagined return of its plan and of the policy, the action's change, rejections."""
+"""Measurements of a planner along its episodes: imagined returns of plan and policy, action change, rejections."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,10 +16,10 @@ from jacrec.planners.planner import Planner
 
 @dataclass
 class PlannerProbe:
-    """Watches a `Planner` in `play`, as `ThinkingProbe` watches an `MPC`, and leaves the same entries.
+    """Watches a `Planner` in `play`, as `ThinkingProbe` watches an `MPC`; the summaries have the same entries.
 
-    At every `every`-th decision the imagined return is measured on fresh noise, which the search has not seen: of the policy
-    ("pretrained", and "before", since nothing else is carried on), and of the plan with the action that was taken ("after").
+    At every `every`-th decision the imagined return is measured on fresh noise, independent of the search: of the policy
+    ("pretrained", and equally "before", since a planner carries no parameters over), and of the executed plan ("after").
     """
 
     planner: Planner
@@ -39,7 +39,7 @@ class PlannerProbe:
 
     @torch.no_grad()
     def watch(self, observation: np.ndarray, action: np.ndarray, step: np.ndarray, running: np.ndarray) -> None:
-        """Just after a decision."""
+        """Called after each decision."""
         planner = self.planner
         state = torch.as_tensor(observation, dtype=planner.dtype, device=planner.device)
         taken = torch.as_tensor(action, dtype=planner.dtype, device=planner.device)
@@ -64,7 +64,7 @@ class PlannerProbe:
         self.steps.append(step.tolist())
 
     def summary(self) -> dict[str, Any]:
-        """Everything, ready for JSON. Lists are (probes, rows), None where the row was not running."""
+        """Everything, ready for JSON. Lists are (probes, rows), with None for rows that were not running."""
         objective = {**self.objective, "before": self.objective["pretrained"]}
         return {
             "probe_steps": self.steps,

@@ -1,4 +1,4 @@
-"""What a controller that thinks did along its episodes: objective before and after, drift, action change, rejections."""
+"""Measurements of an `MPC` along its episodes: objective before and after updates, drift, action change, rejections."""
 
 from dataclasses import dataclass, field
 
@@ -17,11 +17,11 @@ from jacrec.models.world import World
 
 @dataclass
 class ThinkingProbe:
-    """Watches an `MPC` in `play`: its `before` and `watch` are the two callbacks.
+    """Watches an `MPC` in `play`, through the callbacks `before` and `watch`.
 
-    At every `every`-th step of row 0's clock the imagined return Ĵ is measured on the same fresh noise for the pretrained
-    ψ₀, for ψ before the updates and for ψ after them. That noise is not the noise of the updates: a gain is a gain on
-    imagined futures that the update has not seen.
+    At every `every`-th decision the imagined return Ĵ is measured for the pretrained ψ₀, for ψ before the updates and for ψ
+    after them, all on the same fresh noise. That noise is independent of the updates' noise, so a gain is not an artefact of
+    the samples optimised on.
     """
 
     policy: nn.Module
@@ -38,7 +38,7 @@ class ThinkingProbe:
     action_change: float = 0.0
     updates: int = 0
     rejected: int = 0
-    held: int = 0
+    gated: int = 0
     _decisions: int = 0
     _ticks: int = 0
     _noise: Tensor | None = None
@@ -47,7 +47,7 @@ class ThinkingProbe:
         self.generator = torch.Generator(self.mpc.device).manual_seed(self.seed)
 
     def before(self, observation: np.ndarray, action: np.ndarray, step: np.ndarray, running: np.ndarray) -> None:
-        """Just before a decision: Ĵ(ψ₀) and Ĵ(ψ) on fresh noise."""
+        """Called before each decision: measure Ĵ(ψ₀) and Ĵ(ψ) on fresh noise."""
         self._noise = None
         if self._ticks % self.every == 0:
             state = self._state(observation)
@@ -61,23 +61,23 @@ class ThinkingProbe:
         self._ticks += 1
 
     def watch(self, observation: np.ndarray, action: np.ndarray, step: np.ndarray, running: np.ndarray) -> None:
-        """Just after it: Ĵ of the new ψ on that noise, ‖ψ − ψ₀‖, the action's change, rejected updates."""
+        """Called after each decision: measure Ĵ of the new ψ on that noise, ‖ψ − ψ₀‖, action change, rejected updates."""
         state = self._state(observation)
         with torch.no_grad():
             base = self.policy(state).cpu().numpy()
         self.action_change += float(np.abs(action - base).mean(1)[running].sum())
         self._decisions += int(running.sum())
         if self.mpc.last is not None:
-            made, rejected = (x.cpu().numpy()[:, running] for x in (self.mpc.last.made, self.mpc.last.rejected))
-            self.updates += int(made.sum())
+            accepted, rejected = (x.cpu().numpy()[:, running] for x in (self.mpc.last.accepted, self.mpc.last.rejected))
+            self.updates += accepted.size
             self.rejected += int(rejected.sum())
-            self.held += int((made & ~rejected & ~self.mpc.last.accepted.cpu().numpy()[:, running]).sum())
+            self.gated += int((~accepted & ~rejected).sum())
         if self._noise is not None:
             self._measure("after", self.mpc.policy, state, running)
             self.drift.append(running_values(self.mpc.drift(), running))
 
     def summary(self) -> dict:
-        """Everything, ready for JSON. Lists are (probes, rows), None where the row was not running."""
+        """Everything, ready for JSON. Lists are (probes, rows), with None for rows that were not running."""
         return {
             "probe_steps": self.steps,
             "objective": self.objective,
@@ -87,7 +87,7 @@ class ThinkingProbe:
             "mean_action_change": self.action_change / max(self._decisions, 1),
             "updates": self.updates,
             "rejected": self.rejected,
-            "held": self.held,
+            "gated": self.gated,
         }
 
     def _state(self, observation: np.ndarray) -> Tensor:
@@ -99,21 +99,21 @@ class ThinkingProbe:
 
 
 def running_values(values: Tensor, running: np.ndarray) -> list[float | None]:
-    """One number per row, ready for JSON: None where the row is not running or not finite."""
+    """One number per row, ready for JSON: None if the row is not running or the value not finite."""
     finite = [float(v) for v in values.cpu()]
     return [v if run and np.isfinite(v) else None for v, run in zip(finite, running, strict=True)]
 
 
 def mean_value(rows: list[list[float | None]]) -> float | None:
-    """The mean of all numbers in there; None without any."""
+    """The mean of all numbers, ignoring None; None if there are none."""
     values = [v for row in rows for v in row if v is not None]
     return float(np.mean(values)) if values else None
 
 
 def jacobian_growth(policy: nn.Module, world: World, states: np.ndarray, *, horizon: int, particles: int, seed: int) -> dict:
-    """‖ds̃_j/ds̃_0‖₂, j = 0…H, from real states (n, d): quartiles over states and particles, ready for JSON.
+    """Quartiles of ‖ds̃_j/ds̃_0‖₂, j = 0 … H, over real states (n, d) and particles, ready for JSON.
 
-    Of a world model that predicts several steps at once, as far as it reaches.
+    For a multi-step world model, H is limited to its own horizon.
     """
     parameter = next(policy.parameters())
     state = torch.as_tensor(states).to(parameter)

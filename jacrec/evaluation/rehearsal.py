@@ -1,18 +1,18 @@
-"""A dress rehearsal: candidates play whole episodes in the world model, and only one that gains there may act.
+"""Rehearsal: candidate controllers play whole episodes in the world model, and only one that gains there may act.
 
-    rehearse(policy, world, starts, candidates, config, *, ended=None) -> Rehearsal
-    rehearse_run(run, candidates, config, ...) -> Rehearsal      starts and termination of the run's environment
-
-The objective Ĵ of a decision looks H steps ahead and then trusts Q_φ, which may prefer actions that lead to a fall long
-after. In imagined episodes of hundreds of steps the controller meets the states that its own decisions lead to, and the
-fall happens. No step is taken in the real environment: settings are chosen, or thinking is declined, from offline data
-alone. All candidates imagine under the same noise from the same starts, so that they are compared in pairs.
+The objective Ĵ of a decision looks H steps ahead and then trusts Q_φ, which may prefer actions that lead to a fall much
+later. In imagined episodes of hundreds of steps, the controller visits the states its own decisions lead to, and the fall
+happens. No step is taken in the real environment: settings are selected, or MPC is rejected, from offline data alone. All
+candidates share the same starts and noise, so they are compared in pairs.
 """
 
 import contextlib
+import json
 import math
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,33 +21,44 @@ from torch import nn
 
 from jacrec.control.controller import MPC, MPCConfig
 from jacrec.engine.rollout import noise_like
-from jacrec.envs.ending import Ending, ending
+from jacrec.envs.termination import Termination, termination
 from jacrec.evaluation.config import PlayConfig
-from jacrec.evaluation.contestant import open_env
+from jacrec.evaluation.contestant import digests, open_env
 from jacrec.evaluation.episodes import Controller
+from jacrec.evaluation.versions import machine, versions
+from jacrec.experimental.config import read_mpc_config
 from jacrec.models.world import World
-from jacrec.training.run import Run
+from jacrec.training.run import Run, torch_threads
 from jacrec.util.errors import expect_count, expect_positive
+from jacrec.util.files import write_json
 
 BASE = "base"
+FILE = "rehearsal.json"
+CANDIDATES: Mapping[str, MPCConfig] = {
+    "h3": MPCConfig(horizon=3, particles=4, lr=2e-4, max_action_change=0.3),
+    "h3-restart": MPCConfig(horizon=3, particles=4, updates=3, lr=5e-4, carry="step", max_action_change=0.3),
+    "h1-restart": MPCConfig(horizon=1, particles=4, updates=3, lr=1e-3, carry="step", max_action_change=0.3),
+    "h8": MPCConfig(horizon=8, particles=2, lr=1e-4, max_action_change=0.3),
+}
+"""the default candidates: those of paper_checks/studies/gains.yaml, selected on training seed 0 of six D4RL-like sets"""
 
 
 @dataclass(frozen=True)
 class RehearsalConfig:
-    """How candidates are rehearsed, and when one is good enough."""
+    """How candidates are rehearsed, and how large a gain must be."""
 
     episodes: int = 8
     """imagined episodes per candidate, in lock-step"""
     steps: int = 400
-    """length of an imagined episode, unless it ends earlier"""
+    """maximum length of an imagined episode"""
     seed: int = 7
-    """of the starts (environment seed 1000 · seed + i) and of the world's noise; another than the evaluation's"""
+    """seed of the starts (environment seed 1000 · seed + i) and of the model noise; should differ from the evaluation's"""
     confidence: float = 2.0
-    """a candidate's imagined gain counts less this many standard errors of its mean"""
+    """standard errors subtracted from a candidate's mean imagined gain"""
     least_gain: float = 0.02
-    """what has to be left of it, as a share of the base policy's |imagined return|, for thinking to be allowed"""
+    """minimum of that lower bound, as a share of the base policy's |imagined return|, for a candidate to act"""
     data_range: float = 10.0
-    """an imagined state further than this from the data's mean, in standard deviations of a coordinate, is lost"""
+    """an imagined state is lost if a coordinate lies more than this many standard deviations from the data's mean"""
 
     def __post_init__(self):
         expect_count("rehearsal.episodes", self.episodes, 2)
@@ -59,67 +70,67 @@ class RehearsalConfig:
 
 
 @dataclass(frozen=True)
-class Imagined:
-    """One candidate's imagined episodes."""
+class ImaginedEpisodes:
+    """Imagined episodes of one candidate."""
 
     returns: list[float]
-    """undiscounted sum of r_ξ, in the reward model's scale"""
+    """undiscounted sum of r_ξ, on the reward model's scale"""
     lengths: list[int]
-    """steps until the task ended, the state was lost, or the rehearsal was over"""
+    """steps until the task ended, the state was lost, or the step limit was reached"""
     lost: int
-    """episodes that left the data's range or were no longer finite"""
+    """number of episodes that left the data's range or became non-finite"""
 
 
 @dataclass(frozen=True)
 class Rehearsal:
-    """What was imagined, and what follows."""
+    """Imagined episodes of all candidates, and the choice that follows from them."""
 
     config: RehearsalConfig
-    episodes: Mapping[str, Imagined]
-    """by candidate; "base" is the policy as it was trained"""
+    episodes: Mapping[str, ImaginedEpisodes]
+    """by candidate; "base" is the policy as trained"""
     termination: bool
-    """whether imagined episodes could end, because the task's termination is known"""
-    others: Mapping[str, Mapping[str, Imagined]] = field(default_factory=dict)
-    """the same in other world models than the one that the candidates think in, by model"""
+    """whether imagined episodes can terminate, i.e. the task's termination rule is known"""
+    others: Mapping[str, Mapping[str, ImaginedEpisodes]] = field(default_factory=dict)
+    """episodes in additional world models, by model"""
 
     def gain(self, name: str, model: str | None = None) -> tuple[float, float]:
-        """A candidate's imagined gain over the base policy: mean and standard error of the paired differences."""
+        """Imagined gain of a candidate over the base policy: mean and standard error of the paired differences."""
         episodes = self.episodes if model is None else self.others[model]
         difference = np.subtract(episodes[name].returns, episodes[BASE].returns)
         return float(difference.mean()), float(difference.std(ddof=1) / math.sqrt(len(difference)))
 
-    def sure_gain(self, name: str, model: str | None = None) -> float:
-        """The gain less `confidence` standard errors; −inf where more episodes were lost than under the base policy."""
+    def confident_gain(self, name: str, model: str | None = None) -> float:
+        """Mean gain minus `confidence` standard errors; −inf if more episodes were lost than under the base policy."""
         episodes = self.episodes if model is None else self.others[model]
         if episodes[name].lost > episodes[BASE].lost:
             return -math.inf
         mean, error = self.gain(name, model)
         return mean - self.config.confidence * error
 
-    def surest_share(self, name: str) -> float:
-        """The sure gain as a share of the base policy's |imagined return|, in the world model where it is least."""
+    def worst_share(self, name: str) -> float:
+        """Confident gain relative to the base policy's |imagined return|, minimised over the world models."""
         shares = []
         for model, episodes in ((None, self.episodes), *self.others.items()):
             base = abs(float(np.mean(episodes[BASE].returns)))
-            shares.append(self.sure_gain(name, model) / max(base, 1e-12))
+            shares.append(self.confident_gain(name, model) / max(base, 1e-12))
         return min(shares)
 
-    def enough(self, name: str) -> bool:
-        """Whether a candidate's sure gain is large enough for it to act, in every world model."""
-        return self.surest_share(name) > self.config.least_gain
+    def passes(self, name: str) -> bool:
+        """Whether a candidate's confident gain is large enough in every world model."""
+        return self.worst_share(name) > self.config.least_gain
 
     @property
     def choice(self) -> str:
-        """The candidate with the largest sure gain where it is least, or "base" where none is large enough."""
-        best = max((name for name in self.episodes if name != BASE), key=self.surest_share, default=BASE)
-        return best if best != BASE and self.enough(best) else BASE
+        """The candidate with the largest `worst_share`, or "base" if no candidate passes."""
+        best = max((name for name in self.episodes if name != BASE), key=self.worst_share, default=BASE)
+        return best if best != BASE and self.passes(best) else BASE
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> "Rehearsal":
-        """What `record` has written."""
+        """The inverse of `record`."""
 
-        def read(content: Mapping[str, Any]) -> dict[str, Imagined]:
-            return {name: Imagined(**own) for name, own in content.items()}
+        def read(content: Mapping[str, Any]) -> dict[str, ImaginedEpisodes]:
+            return {name: ImaginedEpisodes(**own) for name, own in content.items()}
 
         others = {model: read(content) for model, content in record.get("others", {}).items()}
         return cls(RehearsalConfig(**record["settings"]), read(record["episodes"]), record["termination"], others)
@@ -145,46 +156,46 @@ def rehearse(
     config: RehearsalConfig | None = None,
     *,
     others: Mapping[str, World] | None = None,
-    ended: Ending | None = None,
+    ended: Termination | None = None,
     progress: Callable[[float], None] | None = None,
 ) -> Rehearsal:
-    """Let the base policy and every candidate play in the world model, and in other ones.
+    """Let the base policy and every candidate play in the world model, and optionally in additional ones.
 
-    A world model may be wrong where its own controller likes to go. In one that was trained apart from it (another seed,
-    another kind) the same mistake is not there: only what gains in all of them may act.
+    A world model may be wrong exactly where its own controller likes to go. A model trained independently (another seed,
+    another kind) does not share that error, so only a gain in all of them counts.
 
     Args:
-        policy, world: as for `MPC`; in `world` the candidates think, wherever they play.
-        others: further worlds of the same task to play in, by name; their dynamics and reward are used.
-        starts: first states of the episodes, (n, d); `config.episodes` is not looked at.
-        candidates: controllers by name.
-        ended: (n, d) -> (n,) bool, the states in which the task is over; None: it never is.
-        progress: called with the share of the work done.
+        policy, world: as for `MPC`; the candidates always plan in `world`, whichever model they play in.
+        starts: initial states, (n, d) with n ≥ 2; `config.episodes` is ignored.
+        candidates: controller settings by name.
+        others: additional worlds of the same task to play in, by name; only their dynamics and reward are used.
+        ended: (n, d) -> (n,) bool, whether a state terminates the task; None: no state does.
+        progress: called with the fraction of the work done.
 
     Raises:
-        ValueError: a candidate called "base" or with a deadline, none at all, or fewer than two starts.
+        ValueError: no candidates, a candidate named "base" or with a deadline, or fewer than two starts.
     """
     config = config or RehearsalConfig()
     if not candidates or BASE in candidates:
-        raise ValueError(f"candidates: expected controllers under other names than {BASE!r}, got {list(candidates)}")
+        raise ValueError(f"candidates: expected controllers with names other than {BASE!r}, got {list(candidates)}")
     for name, own in candidates.items():
         if own.deadline_ms is not None:
             raise ValueError(
-                f"candidates.{name}.deadline_ms: expected none, since a rehearsal must not depend on the clock; "
+                f"candidates.{name}.deadline_ms: expected None, since a rehearsal must not depend on the clock; "
                 f"got {own.deadline_ms}"
             )
     starts = np.asarray(starts)
     if starts.ndim != 2 or len(starts) < 2:
         raise ValueError(f"starts: expected states (n, d) with n >= 2, got shape {starts.shape}")
-    # the base policy by the candidates' arithmetic: one that never moves gains exactly nothing
+    # the base policy runs through the same arithmetic, so that a candidate that changes nothing gains exactly 0
     players = {BASE: MPCConfig(horizon=0, particles=1, updates=0), **candidates}
-    stages, played = {None: world, **(others or {})}, {}
-    for model, stage in stages.items():
+    worlds, played = {None: world, **(others or {})}, {}
+    for model, played_in in worlds.items():
         for name, own in players.items():
             player = MPC(policy, world, own, batch=len(starts))
-            played.setdefault(model, {})[name] = _imagine(player, policy, stage, starts, config, ended)
+            played.setdefault(model, {})[name] = _imagine(player, policy, played_in, starts, config, ended)
             if progress is not None:
-                progress(sum(map(len, played.values())) / (len(stages) * len(players)))
+                progress(sum(map(len, played.values())) / (len(worlds) * len(players)))
     return Rehearsal(config, played.pop(None), ended is not None, played)
 
 
@@ -196,25 +207,114 @@ def rehearse_run(
     *,
     others: Mapping[str, Run] | None = None,
     progress: Callable[[float], None] | None = None,
-) -> Rehearsal:
-    """`rehearse` for a trained run: starts drawn by resetting its environment, in which no step is taken.
+) -> dict[str, Any]:
+    """`rehearse` for a trained run, from reset states of its environment: a record ready for JSON.
+
+    Besides `Rehearsal.record`, it holds the controllers' settings, checksums of the networks, versions and machine.
 
     Args:
-        others: further runs on the same data, in whose world and reward models is rehearsed too.
+        others: additional runs on the same data, by name; their world and reward models are played in too.
     """
     reset = PlayConfig(episodes=config.episodes, env_id=play.env_id, physics=play.physics)
-    with contextlib.closing(open_env(run, reset, threads=1)) as env:
-        starts = env.reset([1000 * config.seed + i for i in range(config.episodes)])
     worlds = {name: other.world for name, other in (others or {}).items()}
-    return rehearse(
-        run.policy, run.world, starts, candidates, config, others=worlds, ended=ending(env.env_id), progress=progress
-    )
+    with torch_threads(play.threads):
+        with contextlib.closing(open_env(run, reset, threads=1)) as env:
+            starts = env.reset([1000 * config.seed + i for i in range(config.episodes)])
+        rehearsal = rehearse(
+            run.policy, run.world, starts, candidates, config, others=worlds, ended=termination(env.env_id), progress=progress
+        )
+    return _identity(run, play) | {
+        "other_networks": _model_digests(others),
+        "controllers": {name: asdict(own) for name, own in candidates.items()},
+        "versions": versions(),
+        "machine": machine(),
+        **rehearsal.record(),
+    }
+
+
+def make_rehearsal(
+    run: Run,
+    folder: Path,
+    candidates: Mapping[str, MPCConfig] = CANDIDATES,
+    config: RehearsalConfig | None = None,
+    play: PlayConfig | None = None,
+    *,
+    others: Mapping[str, Run] | None = None,
+    again: bool = False,
+    progress: Callable[[float], None] | None = None,
+) -> dict[str, Any]:
+    """Rehearse and write `folder`/rehearsal.json; an existing rehearsal with the same settings is returned unchanged.
+
+    Args:
+        others: additional runs on the same data, by name; their world and reward models are played in too.
+        again: replace an existing rehearsal.
+
+    Raises:
+        ValueError: the folder holds a rehearsal of other networks, candidates or settings.
+    """
+    config, play = config or RehearsalConfig(), play or PlayConfig()
+    path = folder / FILE
+    if path.is_file() and not again:
+        old = json.loads(path.read_text(encoding="utf-8"))
+        old["controllers"] = {who: asdict(read_mpc_config(own, f"{path}: {who}")) for who, own in old["controllers"].items()}
+        expected = _identity(run, play) | {
+            "controllers": {name: asdict(own) for name, own in candidates.items()},
+            "settings": asdict(config),
+        }
+        wrong = [key for key, value in expected.items() if old.get(key) != value]
+        if old.get("other_networks", {}) != _model_digests(others):
+            wrong.append("other models")
+        if wrong:
+            raise ValueError(
+                f"{path}: expected no rehearsal or one with the same {', '.join(expected)}, got one with different "
+                f"{', '.join(wrong)}. Write to another folder (--out), or replace it (--again)"
+            )
+        return old
+    began = time.perf_counter()
+    record = rehearse_run(run, candidates, config, play, others=others, progress=progress)
+    record |= {"wall_seconds": time.perf_counter() - began}
+    write_json(path, record)
+    return record
+
+
+def read_rehearsal(run: Run, folder: Path, play: PlayConfig) -> dict[str, Any] | None:
+    """The rehearsal of a run in a folder, with any candidates; None if there is none.
+
+    Raises:
+        ValueError: it belongs to other networks or another environment.
+    """
+    path = folder / FILE
+    if not path.is_file():
+        return None
+    record = json.loads(path.read_text(encoding="utf-8"))
+    wrong = [key for key, value in _identity(run, play).items() if record.get(key) != value]
+    if wrong:
+        raise ValueError(
+            f"{path}: expected a rehearsal of this run, got one with different {', '.join(wrong)}; rehearse again: "
+            f"jacrec rehearse {run.path} --again"
+        )
+    return record
+
+
+def chosen_controller(record: Mapping[str, Any]) -> MPCConfig | None:
+    """The controller that a rehearsal chose; None: the base policy."""
+    return None if record["choice"] == BASE else read_mpc_config(record["controllers"][record["choice"]])
+
+
+def _identity(run: Run, play: PlayConfig) -> dict[str, Any]:
+    """What a rehearsal record must match to belong to a run."""
+    return {"networks": digests(run), "environment": play.env_id or run.info.env_id, "physics": play.physics}
+
+
+def _model_digests(runs: Mapping[str, Run] | None) -> dict[str, Any]:
+    """Checksums of the world and reward models of additional runs."""
+    return {name: {part: digests(other)[part] for part in ("dynamics", "reward")} for name, other in (runs or {}).items()}
 
 
 @torch.no_grad()
 def _imagine(
-    player: Controller, policy: nn.Module, world: World, starts: np.ndarray, config: RehearsalConfig, ended: Ending | None
-) -> Imagined:
+    player: Controller, policy: nn.Module, world: World, starts: np.ndarray, config: RehearsalConfig, ended: Termination | None
+) -> ImaginedEpisodes:
     state = torch.as_tensor(starts).to(next(policy.parameters()))
     n = len(state)
     noise = torch.Generator(state.device).manual_seed(config.seed)
@@ -235,15 +335,15 @@ def _imagine(
         alive &= ~outside
         if ended is not None:
             alive &= ~ended(observed)
-        # rows that are over stay where they are: every row's noise and arithmetic is its own
+        # finished rows stay where they are: noise and arithmetic are separate for each row
         state = torch.where(torch.as_tensor(alive, device=state.device).unsqueeze(-1), following, state)
         if not alive.any():
             break
-    return Imagined(returns.tolist(), lengths.tolist(), int(lost.sum()))
+    return ImaginedEpisodes(returns.tolist(), lengths.tolist(), int(lost.sum()))
 
 
 def _within(world: World, state: torch.Tensor, limit: float) -> np.ndarray:
-    """Which states (n, d) are finite and, where the world model knows its data's scales, in the data's range."""
+    """Which states (n, d) are finite and, if the world model stores the data's scales, within the data's range."""
     standardise = getattr(world.dynamics, "standardise", None)
     distance = state if standardise is None else standardise(state)
     bound = math.inf if standardise is None else limit

@@ -1,4 +1,4 @@
-"""Whether this machine can render MuJoCo without a screen. Asked in a process of its own: OpenGL may crash it."""
+"""Headless rendering of MuJoCo, tested in a subprocess because OpenGL may crash it."""
 
 import os
 import subprocess
@@ -10,7 +10,7 @@ _PROBE = """
 from jacrec.envs.physics import make_env
 env = make_env("HalfCheetah-v4", render_mode="rgb_array", width=32, height=32)
 env.reset(seed=0)
-assert env.render().std() > 0, "the picture is empty"
+assert env.render().std() > 0, "the image is empty"
 """
 
 
@@ -21,31 +21,31 @@ class Rendering:
     ok: bool
     backend: str
     reason: str
-    """why not, in one line; empty where it works"""
+    """reason of the failure, in one line; empty if rendering works"""
 
 
 def environment() -> dict[str, str]:
-    """This process's environment with a rendering backend that needs no screen."""
+    """The environment variables of this process, with a headless rendering backend."""
     return {**os.environ, "MUJOCO_GL": os.environ.get("MUJOCO_GL") or "egl"}
 
 
 def probe(timeout: float = 60.0) -> Rendering:
-    """Render one small picture in a new process."""
+    """Render one small image in a subprocess."""
     backend = environment()["MUJOCO_GL"]
-    reason = run_apart([sys.executable, "-c", _PROBE], timeout)
+    reason = run_renderer([sys.executable, "-c", _PROBE], timeout)
     return Rendering(reason is None, backend, "" if reason is None else f"rendering with {backend} failed: {reason}")
 
 
-def run_apart(command: list[str], timeout: float) -> str | None:
-    """Run a rendering command; None where it succeeded, else its last line or how it died."""
+def run_renderer(command: list[str], timeout: float) -> str | None:
+    """Run a rendering command in a subprocess; None on success, otherwise the reason of the failure."""
     try:
         done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=timeout, check=False)
     except subprocess.TimeoutExpired:
-        return f"no picture within {timeout:.0f} s"
+        return f"no image within {timeout:.0f} s"
     if done.returncode == 0:
         return None
     if done.returncode < 0:
         return f"the process was killed by signal {-done.returncode}"
-    # the traceback of the failure itself comes before those of OpenGL's clean-up
+    # the error itself precedes the errors of OpenGL's clean-up
     lines = [line for line in done.stderr.splitlines() if line and not line.startswith((" ", "Exception ignored", "Traceback"))]
     return lines[0] if lines else f"exit code {done.returncode}"

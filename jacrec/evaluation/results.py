@@ -1,12 +1,12 @@
-"""From an evaluation's record to the comparison that tables, plots and reports show."""
+"""Comparison of the contestants of an evaluation, computed from its record."""
 
 from dataclasses import dataclass
 from typing import Any
 
-from rich import box
 from rich.table import Table
 
 from jacrec.evaluation.config import CONTESTANTS
+from jacrec.evaluation.markdown import terminal_table
 from jacrec.evaluation.statistics import Estimate, bootstrap_mean, paired_difference
 
 LABELS = {"base": "base policy", "h0": "H = 0 (critic only)", "mpc": "MPC"}
@@ -16,48 +16,55 @@ SHORT = {"base": "base", "h0": "H = 0", "mpc": "MPC"}
 
 @dataclass(frozen=True)
 class Result:
-    """One contestant, in the unit of its table: normalised score where there is one, else raw return."""
+    """One contestant. Values are normalised scores if the task has them, otherwise raw returns."""
 
     name: str
     value: Estimate
-    """per episode, with an interval of the mean"""
+    """mean over episodes"""
     returns: Estimate
     """raw return"""
     gain: Estimate | None
-    """over the base policy, paired by seed"""
+    """difference to the base policy, paired by seed"""
     over_h0: Estimate | None
-    """over the control without a world model, paired by seed"""
+    """difference to the H = 0 control, paired by seed"""
     decisions_per_second: float
     lengths: float
     """mean episode length in steps"""
     rejected: float | None
-    """share of updates that were rejected as not finite"""
+    """share of updates rejected as non-finite"""
     drift: float | None
     """mean ‖ψ − ψ₀‖"""
     action_change: float | None
     """mean |a − π₀(s)| per component"""
     objective_gain: float | None
-    """mean of Ĵ after − Ĵ before the updates of a decision, on noise they have not seen"""
+    """mean of Ĵ after − Ĵ before the updates of a decision, on noise independent of the updates"""
 
     @property
     def label(self) -> str:
+        """Display name."""
         return LABELS.get(self.name, self.name)
+
+    @property
+    def cells(self) -> list[str]:
+        """Gains, episode length and decisions per second as the last columns of a table."""
+        gains = [interval(gain, signed=True) for gain in (self.gain, self.over_h0)]
+        return [*gains, f"{self.lengths:.0f}", f"{self.decisions_per_second:.0f}"]
 
 
 def unit(record: dict[str, Any]) -> str:
-    """What the comparison is in: "score" or "return"."""
+    """The unit of the comparison: "score" or "return"."""
     return "return" if record["contestants"]["base"]["scores"] is None else "score"
 
 
 def compare(record: dict[str, Any], *, level: float = 0.95) -> list[Result]:
-    """The contestants that have played, base first, with paired differences.
+    """Results of the contestants that have played, base first, with paired differences.
 
     Raises:
         ValueError: the base policy has not played yet.
     """
     played = record["contestants"]
     if "base" not in played:
-        raise ValueError("evaluation: expected a finished base policy, got none; let `jacrec eval` finish")
+        raise ValueError("evaluation: expected finished episodes of the base policy, got none; finish it with `jacrec eval`")
     key = "scores" if unit(record) == "score" else "returns"
     return [_result(name, played, key, level) for name in CONTESTANTS if name in played]
 
@@ -84,7 +91,7 @@ def _result(name: str, played: dict[str, Any], key: str, level: float) -> Result
 
 
 def interval(estimate: Estimate | None, *, signed: bool = False) -> str:
-    """ "+3.1 [+1.2, +4.9]", or a dash; with more digits where all is small, and no minus before a zero."""
+    """ "+3.1 [+1.2, +4.9]", with more digits for small values and no "-0.0"; a dash for None."""
     if estimate is None:
         return "–"
     values = estimate.mean, estimate.low, estimate.high
@@ -95,7 +102,7 @@ def interval(estimate: Estimate | None, *, signed: bool = False) -> str:
 
 
 def verdict(gain: Estimate, subject: str, reference: str, what: str, *, few_below: int = 10) -> str:
-    """The gain in a sentence, as it came out; with fewer than `few_below` episodes it says so."""
+    """The gain in one sentence; fewer than `few_below` episodes are pointed out."""
     if gain.low > 0:
         outcome = "gains over"
     elif gain.high < 0:
@@ -111,16 +118,6 @@ def table(record: dict[str, Any], *, level: float = 0.95) -> Table:
     results, what = compare(record, level=level), unit(record)
     n = record["settings"]["episodes"]
     title = f"{record['environment']['id']}: {n} episodes on the same seeds, {level:.0%} intervals"
-    shown = Table(title=title, box=box.SIMPLE_HEAD, padding=(0, 0), title_justify="left")
-    for column in ("", f"{what} ± std", "gain over base", "over H = 0", "steps", "actions/s"):
-        shown.add_column(column, justify="left" if not column else "right")
-    for r in results:
-        shown.add_row(
-            SHORT.get(r.name, r.name),
-            f"{r.value.mean:.1f} ± {r.value.std:.1f}",
-            interval(r.gain, signed=True),
-            interval(r.over_h0, signed=True),
-            f"{r.lengths:.0f}",
-            f"{r.decisions_per_second:.0f}",
-        )
-    return shown
+    rows = [[SHORT.get(r.name, r.name), f"{r.value.mean:.1f} ± {r.value.std:.1f}", *r.cells] for r in results]
+    head = ("", f"{what} ± std", "gain over base", "over H = 0", "steps", "actions/s")
+    return terminal_table(head, rows, title=title, padding=0)

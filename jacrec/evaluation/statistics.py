@@ -1,8 +1,8 @@
-"""Means, intervals and paired differences of a few episodes, in numpy.
+"""Means, intervals and paired differences of small samples, in numpy.
 
-Contestants play the same environment seeds, so the quantity of interest is the difference within a seed. Two intervals
-are given: the percentile bootstrap (no shape assumed; the right one for returns that are either "fell" or "lived") and
-Student's t (wider with very few episodes, where the bootstrap is known to be too narrow).
+Contestants play the same environment seeds, so the quantity of interest is the difference per seed. Two intervals are
+provided: the percentile bootstrap, which assumes no distribution and suits bimodal returns (fell or survived), and
+Student's t, which is wider for very few episodes, where the bootstrap is too narrow.
 """
 
 import math
@@ -16,26 +16,27 @@ RESAMPLES = 10_000
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean over n episodes with an interval around it."""
+    """The mean of n values, with an interval."""
 
     mean: float
     std: float
-    """standard deviation over episodes (n − 1 in the denominator), 0 for one episode"""
+    """sample standard deviation (denominator n − 1); 0 for a single value"""
     low: float
     high: float
     n: int
 
     def as_dict(self) -> dict:
+        """The fields by name."""
         return asdict(self)
 
     @property
     def excludes_zero(self) -> bool:
-        """Whether the whole interval lies on one side of zero."""
+        """Whether the interval excludes zero."""
         return self.low > 0 or self.high < 0
 
 
 def check_sample(values, name: str) -> np.ndarray:
-    """The values as a float64 array (n,); ValueError where there are none, or one is not finite."""
+    """The values as a float64 array (n,); raises ValueError if it is empty or not finite."""
     x = np.asarray(values, dtype=np.float64)
     if x.ndim != 1 or x.size == 0 or not np.isfinite(x).all():
         raise ValueError(f"{name}: expected a non-empty list of finite numbers, got shape {x.shape} with {x}")
@@ -43,14 +44,14 @@ def check_sample(values, name: str) -> np.ndarray:
 
 
 def check_level(level: float) -> float:
-    """The level itself; ValueError unless it is a probability."""
+    """The level; raises ValueError unless 0 < level < 1."""
     if not 0 < level < 1:
         raise ValueError(f"level: expected a probability between 0 and 1 such as 0.95, got {level}")
     return level
 
 
 def bootstrap_mean(values, *, level: float = 0.95, resamples: int = RESAMPLES, seed: int = 0) -> Estimate:
-    """Mean and percentile-bootstrap interval: the quantiles of the means of `resamples` resamples with replacement."""
+    """Mean and percentile-bootstrap interval: quantiles of the means of `resamples` samples drawn with replacement."""
     x = check_sample(values, "values")
     tail = (1 - check_level(level)) / 2
     index = np.random.default_rng(seed).integers(0, x.size, size=(resamples, x.size))
@@ -69,7 +70,7 @@ def t_mean(values, *, level: float = 0.95) -> Estimate:
 
 
 def paired_difference(ours, theirs, *, level: float = 0.95, method: str = "bootstrap", seed: int = 0) -> Estimate:
-    """The mean of ours[i] − theirs[i] over shared seeds i, with an interval; `method` is "bootstrap" or "t"."""
+    """Mean and interval of ours[i] − theirs[i] over shared seeds i; `method` is "bootstrap" or "t"."""
     a, b = check_sample(ours, "ours"), check_sample(theirs, "theirs")
     if a.shape != b.shape:
         raise ValueError(f"paired difference: expected one value per shared seed on each side, got {a.size} and {b.size}")
@@ -81,7 +82,7 @@ def paired_difference(ours, theirs, *, level: float = 0.95, method: str = "boots
 
 
 def spearman(a, b) -> float | None:
-    """Rank correlation of two lists, ties sharing their mean rank; None where one of them is constant or they are too short."""
+    """Spearman's rank correlation of two lists, with mean ranks for ties; None if one of them is constant."""
     x, y = check_sample(a, "a"), check_sample(b, "b")
     if x.shape != y.shape:
         raise ValueError(f"rank correlation: expected lists of the same length, got {x.size} and {y.size}")
@@ -91,13 +92,13 @@ def spearman(a, b) -> float | None:
 
 
 def ranks(x: np.ndarray) -> np.ndarray:
-    """Ranks from 0 of (n,) values; equal ones share their mean rank."""
+    """Ranks of (n,) values, starting at 0; ties get their mean rank."""
     _, which, count = np.unique(x, return_inverse=True, return_counts=True)
     return (np.cumsum(count) - (count + 1) / 2)[which]
 
 
 def interquartile_mean(values) -> float:
-    """The mean of the middle half: a quarter of the values (fractions of a value included) is cut off at either end."""
+    """The mean of the middle half: a quarter of the values is cut off at either end, fractionally if necessary."""
     x = np.sort(check_sample(values, "values"))
     # the sorted values as a step function on [0, 1], averaged over [1/4, 3/4]
     edges = np.arange(x.size + 1) / x.size
@@ -117,7 +118,7 @@ def stratified_bootstrap(
 
     Args:
         strata: one list of scores per task; lengths may differ.
-        statistic: from the pooled values to a number, the interquartile mean unless told.
+        statistic: maps the pooled values to a number.
     """
     tasks = [check_sample(values, f"strata[{i}]") for i, values in enumerate(strata)]
     if not tasks:
@@ -135,9 +136,9 @@ def _std(x: np.ndarray) -> float:
 
 
 def t_quantile(p: float, df: int) -> float:
-    """The p-quantile (p ≥ 1/2) of Student's t with `df` degrees of freedom, by bisection on the distribution function.
+    """The p-quantile (p ≥ 1/2) of Student's t with `df` degrees of freedom, by bisection of the distribution function.
 
-    With x = √df tan θ the density integrates as cos^(df−1) θ over the angle, which is smooth and bounded.
+    Substituting x = √df tan θ turns the density into cos^(df−1) θ, which is smooth and bounded.
     """
     if not 0.5 <= p < 1 or df < 1:
         raise ValueError(f"t_quantile: expected 0.5 <= p < 1 and df >= 1, got p = {p}, df = {df}")

@@ -1,4 +1,4 @@
-"""What ran: versions of everything that can change a number, and the machine."""
+"""Versions of the packages that affect results, and a description of the machine."""
 
 import platform
 from importlib.metadata import PackageNotFoundError, version
@@ -9,7 +9,7 @@ PACKAGES = ("jacrec", "torch", "triton", "numpy", "gymnasium", "mujoco", "minari
 
 
 def versions(packages: tuple[str, ...] = PACKAGES) -> dict[str, str]:
-    """Installed versions by package name, "absent" where there is none."""
+    """Installed versions by package name; "absent" if a package is not installed."""
     found = {"python": platform.python_version()}
     for name in packages:
         try:
@@ -20,7 +20,7 @@ def versions(packages: tuple[str, ...] = PACKAGES) -> dict[str, str]:
 
 
 def machine() -> dict[str, str | int]:
-    """Processor architecture, usable cores, GPU."""
+    """Operating system and architecture, usable cores, GPU."""
     import torch
 
     cores = processors()

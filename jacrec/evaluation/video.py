@@ -1,4 +1,7 @@
-"""Base beside MPC on film: a GIF, or an MP4 where imageio-ffmpeg is installed. Filming runs in a process of its own."""
+"""Videos of the base policy next to another contestant: GIF, or MP4 if imageio-ffmpeg is installed.
+
+Rendering runs in a subprocess: `python -m jacrec.evaluation.video REQUEST`.
+"""
 
 import json
 import sys
@@ -10,12 +13,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from jacrec.control.controller import MPCConfig
 from jacrec.envs.physics import make_env
 from jacrec.evaluation.config import EvalConfig
-from jacrec.evaluation.contestant import make_controller, with_dynamics, with_settings
+from jacrec.evaluation.contestant import environment_id, make_controller, with_dynamics, with_sampling
 from jacrec.evaluation.episodes import Controller, PolicyController
-from jacrec.evaluation.rendering import REMEDY, run_apart
+from jacrec.evaluation.rendering import REMEDY, run_renderer
+from jacrec.experimental.config import ExperimentalConfig, read_mpc_config
 from jacrec.models.dynamics.sampler import Sampler
 from jacrec.planners import PlannerConfig
 from jacrec.training.run import Run, load_run
@@ -24,12 +27,12 @@ STEM, SIZE, FPS = "episode", 240, 25
 
 
 @dataclass(frozen=True)
-class Film:
+class Video:
     """Outcome of `record_video`."""
 
     path: Path | None
     reason: str
-    """why there is none, with the remedy; empty where there is one"""
+    """why there is no video, and the remedy; empty if there is one"""
 
 
 def record_video(
@@ -44,19 +47,21 @@ def record_video(
     again: bool = False,
     seconds: float = 8.0,
     timeout: float = 600.0,
-) -> Film:
-    """Film the first `seconds` of simulated time of the first episode, base on the left, a contestant of `config` on the right.
+) -> Video:
+    """Record the start of the first episode, with the base policy on the left and a contestant of `config` on the right.
 
     Args:
-        stem: the file's name without its ending.
-        label: what the right side is called.
-        who: mpc, h0 or a planner, as `config.controller` has it.
-        dynamics: folder of another world model to imagine in than the run's own.
-        again: replace a film of that name.
+        stem: file name without its suffix.
+        label: caption of the right side.
+        who: the contestant on the right: mpc, h0 or a planner, as in `config.controller`.
+        dynamics: folder of a world model to use instead of the run's own.
+        again: replace an existing video.
+        seconds: simulated time.
+        timeout: of the subprocess, in seconds.
     """
     path = folder / f"{stem}{'.mp4' if find_spec('imageio_ffmpeg') else '.gif'}"
     if path.is_file() and not again:
-        return Film(path, "")
+        return Video(path, "")
     folder.mkdir(parents=True, exist_ok=True)
     request = json.dumps(
         {
@@ -69,20 +74,20 @@ def record_video(
             "seconds": seconds,
         }
     )
-    reason = run_apart([sys.executable, "-m", "jacrec.evaluation.video", request], timeout)
-    return Film(path, "") if reason is None else Film(None, f"{reason}; {REMEDY}")
+    reason = run_renderer([sys.executable, "-m", "jacrec.evaluation.video", request], timeout)
+    return Video(path, "") if reason is None else Video(None, f"{reason}; {REMEDY}")
 
 
-def film(run: Run, config: EvalConfig, path: Path, seconds: float, label: str = "MPC", who: str = "mpc") -> None:
-    """Play, render and write; needs a rendering backend."""
+def render_video(run: Run, config: EvalConfig, path: Path, seconds: float, label: str = "MPC", who: str = "mpc") -> None:
+    """Play, render and write the video in this process; needs a rendering backend."""
     import imageio.v3 as iio
 
     torch.set_num_threads(config.threads)
     sides = {"base": PolicyController(run.policy), label: make_controller(run, config.controller(who), 1)}
-    reels = [_play(name, controller, run, config, seconds) for name, controller in sides.items()]
-    length = max(map(len, reels))
-    # an episode that ended stands still on its last picture
-    left, right = ([*reel, *[reel[-1]] * (length - len(reel))] for reel in reels)
+    clips = [_play(name, controller, run, config, seconds) for name, controller in sides.items()]
+    length = max(map(len, clips))
+    # the shorter episode freezes on its last frame
+    left, right = ([*clip, *[clip[-1]] * (length - len(clip))] for clip in clips)
     frames = np.concatenate([np.stack(left), np.stack(right)], 2)
     part = path.with_name(f"{path.stem}-part{path.suffix}")
     if path.suffix == ".gif":
@@ -93,11 +98,10 @@ def film(run: Run, config: EvalConfig, path: Path, seconds: float, label: str = 
 
 
 def _play(name: str, controller: Controller, run: Run, config: EvalConfig, seconds: float) -> list[np.ndarray]:
-    env = make_env(
-        config.env_id or run.info.env_id or "", physics=config.physics, render_mode="rgb_array", width=SIZE, height=SIZE
-    )
+    env_id = environment_id(run, config.env_id)
+    env = make_env(env_id, physics=config.physics, render_mode="rgb_array", width=SIZE, height=SIZE)
     simulator: Any = env.unwrapped
-    _follow(simulator)
+    _use_tracking_camera(simulator)
     step_time = getattr(simulator, "dt", 1 / FPS)
     every = max(1, round(1 / (FPS * step_time)))
     observation, _ = env.reset(seed=config.seeds[0])
@@ -114,11 +118,11 @@ def _play(name: str, controller: Controller, run: Run, config: EvalConfig, secon
     return frames
 
 
-def _follow(simulator: Any) -> None:
-    """Let the model's own tracking camera film, where it has one: gymnasium's stands still."""
+def _use_tracking_camera(simulator: Any) -> None:
+    """Use the model's tracking camera if it has one; gymnasium's default camera is static."""
     import mujoco
 
-    lib: Any = mujoco  # the bindings declare no types
+    lib: Any = mujoco  # untyped bindings
     model, renderer = getattr(simulator, "model", None), getattr(simulator, "mujoco_renderer", None)
     if model is not None and renderer is not None:
         camera = lib.mj_name2id(model, int(lib.mjtObj.mjOBJ_CAMERA), "track")
@@ -126,26 +130,30 @@ def _follow(simulator: Any) -> None:
             renderer.camera_id = camera
 
 
-def _caption(picture: Any, text: str) -> np.ndarray:
+def _caption(frame: Any, text: str) -> np.ndarray:
     from PIL import Image, ImageDraw
 
-    image = Image.fromarray(picture)
+    image = Image.fromarray(frame)
     ImageDraw.Draw(image).text((6, 4), text, fill="white", stroke_width=1, stroke_fill="black")
     return np.asarray(image)
 
 
 def main(request: str) -> None:
-    """What the process of its own does."""
-    asked = json.loads(request)
-    settings = asked["config"]
-    controllers = {"mpc": MPCConfig(**settings["mpc"]), "planner": PlannerConfig(**settings["planner"])}
-    named: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in settings["dynamics"].items()}
-    sampler = Sampler(**named)
+    """Render the video described by a JSON request of `record_video`."""
+    content = json.loads(request)
+    settings = content["config"]
+    controllers = {
+        "mpc": read_mpc_config(settings["mpc"]),
+        "experimental": ExperimentalConfig(**settings["experimental"]),
+        "planner": PlannerConfig(**settings["planner"]),
+    }
+    fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in settings["dynamics"].items()}
+    sampler = Sampler(**fields)
     settings |= controllers | {"dynamics": sampler} | {"contestants": tuple(settings["contestants"])}
-    run = load_run(asked["run"])
-    run = with_dynamics(run, asked["dynamics"]) if asked["dynamics"] else run
-    run = with_settings(run, sampler)
-    film(run, EvalConfig(**settings), Path(asked["path"]), asked["seconds"], asked["label"], asked["who"])
+    run = load_run(content["run"])
+    run = with_dynamics(run, content["dynamics"]) if content["dynamics"] else run
+    run = with_sampling(run, sampler)
+    render_video(run, EvalConfig(**settings), Path(content["path"]), content["seconds"], content["label"], content["who"])
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The decoupled gradient: every imagined action is improved where it is taken, and nothing is differentiated through time.
+"""The decoupled gradient: each imagined action is improved by a local value, without differentiation through time.
 
 The states s̃_0 … s̃_H are imagined as in (2) and then held fixed. At each of them the policy ascends a value of its own action,
 
@@ -8,17 +8,17 @@ The states s̃_0 … s̃_H are imagined as in (2) and then held fixed. At each o
     "one-step":  A_j(s, a) = r(s, a) + γ V(f_θ(s, a, ε_j)),  V(s) = Q(s, π(s)) with π held fixed;  A_H = Q
                  ∂A_j/∂a = r_a + γ F_aᵀ V_s(s̃_{j+1}),  V_s = Q_s + Π_sᵀ Q_a
 
-with c_j proportional to γ^j, or all alike, and Σ_j c_j = 1. There is no recursion in it: all states take part in one batch, of
-policy, critic, reward and (one-step) dynamics. For H = 0 it is ascent on the critic at s_t, as the return is.
+with c_j proportional to γ^j, or uniform, and Σ_j c_j = 1. There is no recursion: all states are evaluated in one batch, by
+policy, critic, reward and (one-step) dynamics. For H = 0 it is ascent on the critic at s_t, as for the return.
 
-Its price against the adjoint form, per particle and in evaluations of a network forward or back: the adjoint form takes H
-evaluations of the dynamics and H back, H of the reward and back, one of the critic and back, and H + 1 of the policy with one
-back for states and one for parameters. "critic" leaves out everything of the reward and all that goes back through dynamics and
-states, and takes H more of the critic and back. "one-step" goes back through the dynamics too, and evaluates them a second time
-for it, in one batch: sequential is the rollout alone.
+Cost compared with the adjoint form, per particle and in forward or backward evaluations of a network. The adjoint form takes H
+forward and H backward of the dynamics, H of each of the reward, one of each of the critic, and of the policy H + 1 forward, one
+backward for states and one for parameters. "critic" takes none of the reward and no backward ones of dynamics and states, but
+H more of each of the critic. "one-step" takes the backward ones of the dynamics and evaluates them a second time for it, in one
+batch; only the rollout is sequential.
 
-After Flow Q-Learning (Park, Li, Levine 2025), which trains a policy without gradients through a sampler's time; here it is the
-imagination's time.
+After Flow Q-Learning (Park, Li, Levine 2025), which trains a policy without gradients through the time of a sampler; here it
+is the time of the imagined rollout.
 """
 
 from dataclasses import dataclass
@@ -27,34 +27,35 @@ from types import ModuleType
 import torch
 from torch import Tensor, nn
 
+from jacrec.control.config import MPCConfig
 from jacrec.engine.dispatch import fused_chain, kernels
 from jacrec.engine.jacobians import chain
 from jacrec.engine.jacobians.dynamics import DynamicsPass, dynamics_pass
 from jacrec.engine.jacobians.policy import policy_pass
 from jacrec.engine.jacobians.values import value_and_gradient
-from jacrec.engine.methods import METHODS, Method
+from jacrec.engine.methods import Method
 from jacrec.engine.problem import Problem
 from jacrec.engine.shapes import plain_torch, problem
 from jacrec.engine.types import PolicyGradient
+from jacrec.experimental.steps import PlainStep, expect_one_transition
 from jacrec.models.world import World, apply_policy
 from jacrec.util.errors import expect_one_of
 
 LOCAL = ("critic", "one-step")
-OBJECTIVES = ("return", *(f"decoupled-{local}" for local in LOCAL))
 WEIGHTS = ("discounted", "uniform")
 
 
 @dataclass(frozen=True)
-class Decoupled:
-    """∇S in place of ∇Ĵ: a `Method` by its signature, with another objective and so another gradient.
+class Decoupled(PlainStep):
+    """Ascend S instead of Ĵ: `MPC(..., update=Decoupled())`. Another objective, and so not a method for the gradient of Ĵ.
 
-    The `value` of its answer is S, whose states move with ψ from one update to the next; not the return.
+    The `value` of its updates is S, whose states move with ψ from one update to the next; it is not the return.
     """
 
     local: str = "critic"
     """what an action is valued by: "critic" or "one-step\""""
     weights: str = "discounted"
-    """of the imagined steps: "discounted" (γ^j) or "uniform", normalised to sum 1"""
+    """weights of the imagined steps: "discounted" (γ^j) or "uniform", normalised to sum 1"""
     kernel: str = "auto"
     """of the transitions: "auto" (compiled on a CPU where they can serve, else plain), "plain" or "fused\""""
 
@@ -63,9 +64,18 @@ class Decoupled:
         expect_one_of("Decoupled.weights", self.weights, WEIGHTS)
         expect_one_of("Decoupled.kernel", self.kernel, ("auto", "plain", "fused"))
 
+    def check(self, config: MPCConfig, world: World | None = None) -> None:
+        """ValueError for a chosen method, since S has one gradient of its own, or for dynamics without single transition."""
+        if config.method != "auto":
+            raise ValueError(
+                f'method: expected "auto" with objective="decoupled-{self.local}", whose gradient is computed in one way, got '
+                f'{config.method!r}; the methods compute that of objective="return"'
+            )
+        expect_one_transition(world, "Decoupled")
+
     @torch.no_grad()
-    def gradient(self, problem: Problem) -> PolicyGradient:
-        p = problem
+    def estimate(self, p: Problem, method: Method | None = None) -> PolicyGradient:
+        """S and ∇S."""
         passes = dynamics_pass(p.world.dynamics, chain=self._chain(p))
         states = imagined_states(p, passes)
         pi = policy_pass(p.policy, states)
@@ -105,7 +115,7 @@ class Decoupled:
         return c / c.sum() if self.weights == "discounted" else torch.ones_like(c) / len(c)
 
     def _chain(self, p: Problem) -> ModuleType:
-        """What takes the transitions."""
+        """The module that computes the transitions."""
         if self.kernel == "plain":
             return chain
         if self.kernel == "fused":
@@ -113,27 +123,8 @@ class Decoupled:
         return fused_chain(p) or chain
 
 
-def ascended(objective: str, weights: str, method: str) -> Method:
-    """What computes the gradient of one of the `OBJECTIVES`: of the return by a method's name, else `Decoupled`.
-
-    Raises:
-        ValueError: an unknown name, or a method for an objective that has one way alone.
-    """
-    expect_one_of("objective", objective, OBJECTIVES)
-    expect_one_of("objective_weights", weights, WEIGHTS)
-    expect_one_of("method", method, METHODS)
-    if objective == "return":
-        return METHODS[method]
-    if method != "auto":
-        raise ValueError(
-            f'method: expected "auto" with objective="{objective}", which has a gradient of its own, got '
-            f'{method!r}; the methods compute that of objective="return"'
-        )
-    return Decoupled(objective.removeprefix("decoupled-"), weights)
-
-
 def imagined_states(p: Problem, passes: DynamicsPass) -> Tensor:
-    """The states of (2), (N, 1 + H·M, d): s̃_0 once, then M rows of s̃_1, … M of s̃_H. Nothing is kept for derivatives."""
+    """The states of (2), (N, 1 + H·M, d): s̃_0 once, then M rows of s̃_1, … M of s̃_H. Nothing is stored for derivatives."""
     s = p.state.unsqueeze(1)
     states = [s]
     for j in range(p.H):
@@ -155,7 +146,7 @@ def decoupled_gradient(
     weights: str = "discounted",
     kernel: str = "auto",
 ) -> PolicyGradient:
-    """S and ∇S: the policy improved at every imagined state by what is known there; see the module.
+    """S and ∇S of the decoupled objective (`jacrec.experimental.decoupled`).
 
     Args:
         policy, world, state, noise: as in `policy_gradient`; noise decides M particles and horizon H >= 0.
@@ -164,9 +155,9 @@ def decoupled_gradient(
         kernel: of the transitions, "auto", "plain" or "fused".
 
     Returns:
-        `PolicyGradient` as of `policy_gradient`, with S as its value.
+        `PolicyGradient` as from `policy_gradient`, with S as its value.
 
     Raises:
         ValueError: wrong shape, dtype, device, non-finite input, or a kernel that cannot serve.
     """
-    return Decoupled(local, weights, kernel).gradient(problem(policy, world, state, noise))
+    return Decoupled(local, weights, kernel).estimate(problem(policy, world, state, noise))

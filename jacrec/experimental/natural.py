@@ -1,4 +1,4 @@
-"""Steps measured by what they do to the actions: natural-gradient ascent, solved in the space of the visited rows.
+"""Natural-gradient ascent: steps measured by the change of the actions, solved in the space of the visited rows.
 
 With π_ψ as the mean of a Gaussian policy N(π_ψ(s), σ² I), the Fisher information of its actions at n visited states is
 G / σ² with
@@ -9,15 +9,15 @@ the mean squared change of the actions to first order, and the Gauss–Newton ma
 
     δ = argmax_δ  ∇Ĵ δ − ½ (δᵀ G δ + λ ‖δ‖²) = (G + λ I)⁻¹ ∇Ĵ
 
-It is not Newton's step on the return: the return is no sum of squares, and the curvature that a Gauss–Newton matrix of it would
-keep, r_aa, r_ss and their like, is zero almost everywhere in a ReLU reward model. The metric is that of the actions.
+It is not Newton's step on the return: the return is not a sum of squares, and the curvature that a Gauss–Newton matrix of it
+would keep, such as r_aa and r_ss, is zero almost everywhere in a ReLU reward model. The metric is that of the actions.
 
 G is P × P and never formed. With J (nm × P) the rows of all Π_ψ(v), ∇Ĵ = Jᵀ u has u_v = the weight of the action at v, and
 
     (Jᵀ J/n + λ I)⁻¹ Jᵀ u = Jᵀ c,    (K/n + λ I) c = u,    K = J Jᵀ     (push-through, or Woodbury's, identity)
 
 so one system of nm unknowns gives new weights c for the same vector–Jacobian product that ends every gradient. K comes from the
-factored Jacobians layer by layer (`jacrec.engine.jacobians.factored`). The M particles share s̃_0: it enters once, M times as heavy.
+factored Jacobians layer by layer (`jacrec.engine.jacobians.factored`). The M particles share s̃_0: it enters once, with weight M.
 
 Kakade (2002), A natural policy gradient; Schulman et al. (2015), Trust region policy optimization, section 6.
 """
@@ -41,7 +41,7 @@ class NaturalStep:
     step: dict[str, Tensor]
     """δ by parameter name"""
     length: Tensor
-    """√(δᵀ (G + λ I) δ), () or (N,): at most this is the root mean squared change of the visited actions, to first order"""
+    """√(δᵀ (G + λ I) δ), () or (N,): an upper bound on the root mean squared change of the visited actions, to first order"""
 
 
 @torch.no_grad()
@@ -50,10 +50,10 @@ def natural_step(p: Problem, visits: Visits, damping: float, counted: Collection
 
     Args:
         damping: λ as a share of tr(G)/m, the mean squared sensitivity of an action's component to the parameters.
-        counted: the parameters that may move; the others are as if fixed.
+        counted: the parameters that may move; the others are treated as constants.
 
     Returns:
-        A `NaturalStep`, NaN where the visits hold something that is not finite.
+        A `NaturalStep`, NaN where a visit is not finite.
     """
     first, later = visits.states[:, :1, 0], visits.states[:, :, 1:].flatten(1, 2)
     states = torch.cat([first, later], 1)  # (N, R, d), R = 1 + M·H
@@ -63,7 +63,7 @@ def natural_step(p: Problem, visits: Visits, damping: float, counted: Collection
     heavy[:, 0] = M
     if not p.batched:
         states, u, heavy = (x.flatten(0, 1).unsqueeze(0) for x in (states, u / N, heavy))
-    n = heavy.sum(1, keepdim=True)  # visited states, those that coincide counted each
+    n = heavy.sum(1, keepdim=True)  # visited states, coinciding ones counted separately
     root = (heavy / n).sqrt().repeat_interleave(m, -1)  # (·, R·m)
     pi = policy_pass(p.policy, states)
     unit = torch.eye(m, dtype=u.dtype, device=u.device).expand(*u.shape[:-1], m, m)

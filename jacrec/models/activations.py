@@ -1,4 +1,4 @@
-"""Elementwise activations and multiplication by their derivatives, all that tangents and cotangents need of them."""
+"""Elementwise activations, and multiplication by their derivatives for tangents and cotangents."""
 
 import math
 from collections.abc import Callable
@@ -11,7 +11,7 @@ from torch.nn import functional
 
 @dataclass(frozen=True)
 class Activation:
-    """act(z); and act(z) with a *gate*, what is kept to multiply by act'(z) later. All elementwise, gate shaped as z."""
+    """act(z); and act(z) with a *gate*, stored to multiply by act'(z) later. All elementwise, gate shaped as z."""
 
     name: str
     value: Callable[[Tensor], Tensor]
@@ -24,7 +24,7 @@ class Activation:
 
 def _relu(z: Tensor) -> tuple[Tensor, Tensor]:
     value = torch.relu(z)
-    return value, value  # its slope can be read off its value: nothing more is kept
+    return value, value  # the slope follows from the value: nothing else is stored
 
 
 def _relu_times(x: Tensor, gate: Tensor) -> Tensor:

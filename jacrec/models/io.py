@@ -1,4 +1,4 @@
-"""Networks on disk: safetensors for the weights, their class and configuration in the file's metadata."""
+"""Networks on disk: safetensors for the weights, with class and configuration in the file's metadata."""
 
 import json
 import os
@@ -16,6 +16,7 @@ from jacrec.models.dynamics import (
     MeanFlowDynamics,
     MultiStepDynamics,
 )
+from jacrec.models.dynamics.flow import without_solver
 from jacrec.models.networks import Actor, RewardModel, TwinCritic
 from jacrec.util.files import atomic_write
 
@@ -31,9 +32,9 @@ def save_module(module: nn.Module, path: str | Path) -> Path:
     path = Path(path)
     tensors = {k: v.detach().cpu().contiguous() for k, v in module.state_dict().items()}
     with atomic_write(path) as part:
-        # one entry: safetensors writes several in random order, and equal networks should make equal files
+        # a single entry: safetensors writes several in random order, and equal networks should give equal files
         save_file(tensors, part, metadata={"jacrec": json.dumps({"class": kind, "config": module.config}, sort_keys=True)})
-        part.chmod(0o666 & ~_umask())  # safetensors makes files that only their owner may read
+        part.chmod(0o666 & ~_umask())  # safetensors creates files that only their owner may read
     return path
 
 
@@ -53,7 +54,10 @@ def load_module(path: str | Path) -> nn.Module:
         tensors = {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118 (safe_open is no mapping)
     if header.get("class") not in CLASSES:
         raise ValueError(f"{path}: expected a network written by jacrec (its class in the metadata), got {header or 'none'}")
-    module = CLASSES[header["class"]](**header["config"])
-    module.to(next(iter(tensors.values())).dtype)  # as it was saved, not as this process would make it
+    config = header["config"]
+    if header["class"] == FlowDynamics.__name__:
+        config = without_solver(config, str(path))
+    module = CLASSES[header["class"]](**config)
+    module.to(next(iter(tensors.values())).dtype)  # the saved dtype, not this process's default
     module.load_state_dict(tensors)
     return module.eval()

@@ -1,22 +1,24 @@
 """The networks of the paper (section 3): policy π_ψ, twin critic Q_φ, reward model r_ξ, denoiser ε̂_θ.
 
-All four are one thing, an `MLP`, with different inputs and outputs. `MLP.forward` is ordinary differentiable torch; the
+All four are an `MLP` with different inputs and outputs. `MLP.forward` is ordinary differentiable torch; the
 hand-written values, tangents and cotangents of the same object are in `jacrec.engine.jacobians.mlp`.
 """
 
 import math
 from collections.abc import Sequence
+from functools import cache
 from itertools import pairwise
 from typing import cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules import module as torch_module
 
 from jacrec.models.activations import ACTIVATIONS
 from jacrec.util.errors import expect_count, expect_one_of
 
 WRITTEN: set[type] = {nn.ModuleList}
-"""the classes whose derivatives jacrec has written out"""
+"""the classes with hand-written derivatives"""
 
 
 def written(cls):
@@ -26,22 +28,45 @@ def written(cls):
 
 
 def has_manual_derivatives(module: object) -> bool:
-    """Whether the hand-written derivatives are those of this very module.
+    """Whether jacrec's hand-written derivatives hold for this module.
 
-    A subclass may have changed forward, a hook or a parametrisation its output, and any of that may sit deep inside: then
-    the answer is no, and the module is differentiated as a stranger's.
+    Not if it or any submodule is a subclass, or has a hook, a parametrisation or a forward of its own; it is then treated as
+    third-party.
     """
+    if global_hooks():
+        return False
     parts = [module]
-    # not `modules()`, which guards against cycles at many times the price: this is asked at every decision
+    # not `modules()`, whose check for cycles is many times slower: this is called at every decision
     for part in parts:  # grows as it goes
-        if type(part) not in WRITTEN:
+        if type(part) not in WRITTEN or not is_unmodified(part):  # pyright: ignore
             return False
-        own = part.__dict__
-        if "forward" in own or own["_forward_hooks"] or own["_forward_pre_hooks"]:
-            return False
-        if own["_modules"]:
-            parts.extend(own["_modules"].values())
+        own = part.__dict__["_modules"]
+        if own:
+            parts.extend(own.values())
     return True
+
+
+HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+_GLOBAL_HOOKS = tuple(getattr(torch_module, f"_global{name}") for name in HOOKS)
+
+
+def global_hooks() -> bool:
+    """Whether torch calls a hook with every module."""
+    return any(_GLOBAL_HOOKS)
+
+
+@cache
+def methods_of(kind: type) -> frozenset[str]:
+    """The names of a class's methods."""
+    return frozenset(name for name in dir(kind) if callable(getattr(kind, name)))
+
+
+def is_unmodified(module: nn.Module) -> bool:
+    """Whether a module, its submodules aside, has no hooks and the methods of its class."""
+    own = module.__dict__
+    return (
+        not (own["_forward_hooks"] or own["_forward_pre_hooks"] or own["_backward_hooks"] or own["_backward_pre_hooks"])
+    ) and own.keys().isdisjoint(methods_of(type(module)))
 
 
 @written
@@ -201,7 +226,7 @@ class Actor(nn.Module):
 
 @written
 class TwinCritic(nn.Module):
-    """Q_φ: two critics in one stack; calling it answers with the smaller (section 3.3; 3×256, Linear → ReLU → LayerNorm)."""
+    """Q_φ: two critics in one stack; calling it returns the smaller (section 3.3; 3×256, Linear → ReLU → LayerNorm)."""
 
     def __init__(
         self,

@@ -22,7 +22,7 @@ class Dynamics(Protocol):
 
 @dataclass(frozen=True)
 class World:
-    """Plain differentiable torch that the policy thinks in. Any callables serve; jacrec's own networks have written-out paths.
+    """The world in plain differentiable torch. Any callables serve; jacrec's own networks have hand-written derivatives.
 
     Every function maps rows independently, over any leading axes. Batch-coupled or random layers (BatchNorm, Dropout)
     have to be in evaluation mode.
@@ -33,7 +33,7 @@ class World:
     reward: Callable[[Tensor, Tensor], Tensor]
     """r_ξ(state, action) -> (...)"""
     critic: Callable[[Tensor, Tensor], Tensor]
-    """Q_φ(state, action) -> (...); a `TwinCritic` answers with the smaller of its two"""
+    """Q_φ(state, action) -> (...); a `TwinCritic` returns the smaller of its two"""
     discount: float
     """γ in [0, 1], the critic's own"""
 
@@ -61,7 +61,7 @@ class World:
 
 
 class BatchedPolicy(nn.Module):
-    """n copies of a policy with parameters of their own, one for each of n real states.
+    """n copies of a policy, each with its own parameters, for n real states.
 
     Parameters keep their names and gain a leading axis n; buffers are shared. Calling it maps (n, ..., d) to (n, ..., m),
     slice i with parameters i.
@@ -75,7 +75,7 @@ class BatchedPolicy(nn.Module):
             raise ValueError("BatchedPolicy: expected a single policy, got a BatchedPolicy")
         template = copy.deepcopy(policy)
         self.n = n
-        # the template lives outside the module tree: it is the architecture, its parameters are not ours
+        # the template is kept outside the module tree: it is the architecture, its parameters are not used
         self.template: nn.Module
         object.__setattr__(self, "template", copy.deepcopy(policy).requires_grad_(False))
         taken = [name for name in [*template._modules, *template._parameters, *template._buffers] if hasattr(self, name)]
@@ -120,12 +120,12 @@ def policy_action(policy: nn.Module, state: Tensor) -> Tensor:
 
 
 def apply_policy(policy: nn.Module, parameters: dict[str, Tensor] | None, state: Tensor) -> Tensor:
-    """The policy at states (N, R, d) -> (N, R, m), with `parameters` instead of its own where they are given.
+    """The policy at states (N, R, d) -> (N, R, m), with `parameters` instead of its own if given.
 
     A single policy sees one batch axis, (N·R, d), as the functions of a `World` do.
 
     Raises:
-        ValueError: what came back is not one action per state.
+        ValueError: the policy did not return one action per state.
     """
     N, R, d = state.shape
     if isinstance(policy, BatchedPolicy):
@@ -145,7 +145,7 @@ def apply_policy(policy: nn.Module, parameters: dict[str, Tensor] | None, state:
 
 
 def check_deterministic(module: nn.Module, name: str) -> None:
-    """ValueError if `module` has a layer that couples rows or draws noise in its present mode."""
+    """ValueError if `module` has a layer that couples rows or draws noise in its current mode."""
     for path, child in module.named_modules():
         random = isinstance(child, nn.modules.dropout._DropoutNd) and child.p > 0
         coupled = isinstance(child, nn.modules.batchnorm._BatchNorm)
@@ -157,7 +157,7 @@ def check_deterministic(module: nn.Module, name: str) -> None:
 
 
 def _stack_parameters(module: nn.Module, n: int) -> None:
-    stacks: dict[nn.Parameter, nn.Parameter] = {}  # what was tied stays tied
+    stacks: dict[nn.Parameter, nn.Parameter] = {}  # tied parameters stay tied
     for child in module.modules():
         for name, parameter in list(child._parameters.items()):
             if parameter is not None and parameter not in stacks:

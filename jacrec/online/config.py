@@ -1,87 +1,87 @@
-"""The settings of a deployment and of the refreshing beside it."""
+"""Settings of a deployment, its replay buffer and the refreshing of its models."""
 
 from dataclasses import dataclass, field
 
 from jacrec.control.controller import MPCConfig
 from jacrec.evaluation.config import PlayConfig
-from jacrec.util.errors import expect_one_of, expect_positive
+from jacrec.experimental.config import ExperimentalConfig, with_experimental
+from jacrec.util.errors import expect_count, expect_one_of, expect_positive
 
 PARTS = ("dynamics", "reward")
 
 
 @dataclass(frozen=True)
 class RefreshConfig:
-    """When and how world model and reward model are trained further on the controller's own transitions."""
+    """When and how the world model and the reward model are trained further on the controller's transitions."""
 
     enabled: bool = True
-    """refresh the models; off: no process and no thread for it, and actions to the bit those of `MPC` alone"""
+    """refresh the models; if disabled, no process or thread is started and actions are bit-identical to those of `MPC`"""
     start_after: int = 1000
-    """transitions in the replay before the first refresh"""
+    """transitions in the replay buffer before the first refresh"""
     every: int = 1000
-    """new transitions between the beginnings of two refreshes"""
+    """new transitions between the starts of two refreshes"""
     every_seconds: float | None = None
-    """begin a refresh also where this long has passed since the last one began and anything new is there"""
+    """also start a refresh this many seconds after the start of the last one, if there are new transitions"""
     updates: int = 500
-    """gradient steps of a refresh, for each model; Adam begins anew, its step falls to nothing along a cosine"""
+    """gradient steps per refresh and model, with a new Adam state and a cosine schedule to zero"""
     batch_size: int = 256
     """transitions per gradient step"""
     lr: float = 2e-4
-    """Adam's first step"""
+    """Adam's initial step size"""
     share: float = 0.5
-    """the replay's share of what is learned from, the rest is the run's offline data; 1: the replay alone"""
+    """fraction of the training data taken from the replay buffer; the rest is the run's offline data (1: replay buffer only)"""
     window: int = 100_000
-    """newest transitions of the replay that are learned from and tested on"""
+    """number of newest transitions in the replay buffer used for training and testing"""
     offline_rows: int = 100_000
     """offline transitions kept in memory, drawn from the run's training episodes"""
     held_out: float = 0.1
-    """share of the window, its newest part, that is not learned from: there a refreshed model has to be better"""
+    """fraction of the window, its newest part, held out from training; a refreshed model must be better there"""
     min_gain: float = 0.0
-    """part of the present model's held-out error by which a refreshed one has to be better to take its place"""
+    """required reduction of the held-out error for a refreshed model to be accepted, relative to the current model's error"""
     parts: tuple[str, ...] = PARTS
-    """which models: dynamics, reward"""
+    """models to refresh: dynamics, reward"""
     niceness: int = 19
-    """how far the refreshing process, which has one thread, stands back for others (as of nice: 19 is furthest)"""
+    """niceness of the single-threaded refreshing process, relative to the controller (19 is the lowest priority)"""
     restarts: int = 1
-    """how often a refreshing process that has died is started again"""
+    """how often a refreshing process that has died is restarted"""
     stalled_seconds: float = 60.0
-    """a refreshing process that has been silent for so long is said to hang; the control goes on"""
+    """seconds without a sign of life after which the refreshing process is reported as stalled; control continues"""
     poll_seconds: float = 0.2
-    """how often the process looks at the replay, and the controller's side at what the process has published"""
+    """polling interval of the refreshing process for transitions, and of the controller for published models"""
     keep: int = 3
-    """newest published versions that stay on disk"""
+    """number of published versions kept on disk"""
     seed: int = 0
-    """of the batches"""
+    """seed of the batches"""
 
     def __post_init__(self):
         for name in ("start_after", "every", "updates", "batch_size", "window", "offline_rows", "keep"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")
+            expect_count(name, getattr(self, name), 1)
         for name in ("restarts", "niceness"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name}: expected at least 0, got {getattr(self, name)}")
+            expect_count(name, getattr(self, name), 0)
         for name in ("lr", "poll_seconds", "stalled_seconds"):
             expect_positive(name, getattr(self, name))
         if self.every_seconds is not None:
             expect_positive("every_seconds", self.every_seconds)
         if not 0.0 < self.share <= 1.0:
-            raise ValueError(f"share: expected a number above 0 and at most 1 (the replay alone), got {self.share}")
+            raise ValueError(f"share: expected 0 < share <= 1, got {self.share}")
         if not 0.0 < self.held_out <= 0.5:
-            raise ValueError(f"held_out: expected a number above 0 and at most 0.5, got {self.held_out}")
+            raise ValueError(f"held_out: expected 0 < held_out <= 0.5, got {self.held_out}")
         if not 0.0 <= self.min_gain < 1.0:
-            raise ValueError(f"min_gain: expected a number of at least 0 and below 1, got {self.min_gain}")
+            raise ValueError(f"min_gain: expected 0 <= min_gain < 1, got {self.min_gain}")
         if not self.parts:
             raise ValueError(
-                f"parts: expected at least one of {', '.join(PARTS)}, got none; enabled = False switches the refreshing off"
+                f"parts: expected at least one of {', '.join(PARTS)}, got none; set enabled = False to disable refreshing"
             )
         for part in self.parts:
             expect_one_of("parts", part, PARTS)
 
     def due(self, transitions: int, at_last: int, seconds: float) -> bool:
-        """Whether to refresh, with so many transitions in the replay.
+        """Whether a refresh is due.
 
         Args:
-            at_last: transitions there were when the last refresh began; 0 where there was none.
-            seconds: since then, or since the process began.
+            transitions: current number of transitions in the replay buffer.
+            at_last: number of transitions at the start of the last refresh; 0 if there was none.
+            seconds: time since then, or since the start of the process.
         """
         if transitions < self.start_after:
             return False
@@ -92,27 +92,26 @@ class RefreshConfig:
 
 @dataclass(frozen=True)
 class ReplayConfig:
-    """How the replay is brought to disk."""
+    """How the replay buffer is written to disk."""
 
     flush_every: int = 1
-    """transitions that are written together: a killed process loses at most those not yet written. 1: `append` itself
-    writes, and nothing that it returned from is lost; more: a thread writes, and `append` never touches the disk"""
+    """transitions per write; a killed process loses at most the unwritten ones. With 1, `append` writes synchronously and
+    nothing it has returned from is lost; with more, a thread writes and `append` never touches the disk"""
     sync_seconds: float = 1.0
-    """longest time between a write and its fsync, by a thread: what a loss of power may take. 0, with flush_every = 1:
-    `append` itself syncs"""
+    """maximum time between a write and its fsync, done by a thread; this much can be lost in a power failure. With 0 (requires
+    flush_every = 1), `append` syncs itself"""
     buffer: int = 65_536
-    """transitions that wait for the writing thread at most; where the disk takes none any more, `append` raises"""
+    """maximum number of transitions waiting to be written; if the disk does not accept them, `append` raises"""
 
     def __post_init__(self):
         for name in ("flush_every", "buffer"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")
+            expect_count(name, getattr(self, name), 1)
         if self.sync_seconds < 0:
             raise ValueError(f"sync_seconds: expected at least 0, got {self.sync_seconds}")
         if self.sync_seconds == 0 and self.flush_every > 1:
             raise ValueError(
-                f"sync_seconds: expected more than 0 with flush_every = {self.flush_every}, where `append` does "
-                "not touch the disk; take flush_every = 1 for `append` to sync itself"
+                f"sync_seconds: expected more than 0 with flush_every = {self.flush_every}, since `append` does not touch the "
+                "disk then, got 0; set flush_every = 1 for synchronous writes"
             )
         if self.buffer < self.flush_every:
             raise ValueError(f"buffer: expected at least flush_every = {self.flush_every}, got {self.buffer}")
@@ -120,37 +119,44 @@ class ReplayConfig:
 
 @dataclass(frozen=True)
 class DeployConfig:
-    """A deployment: MPC in a run's environment, its replay, and the refreshing beside it."""
+    """A deployment: MPC in a run's environment, with a replay buffer and refreshed models."""
 
     episodes: int = 10
-    """episodes in all; a finished deployment goes on where this is raised"""
+    """total number of episodes; can be increased to resume a finished deployment"""
     rows: int = 1
-    """episodes in lock-step, each with its own ψ"""
+    """episodes played in lock-step, each with its own ψ"""
     seed: int = 42
     """episode i starts from environment seed 1000 · seed + i, as in an evaluation"""
     env_id: str | None = None
-    """gymnasium id of the environment, where the run does not say it"""
+    """gymnasium id of the environment (default: the one recorded with the run's data)"""
     physics: str = "d4rl"
-    """d4rl (contacts as when the data sets were made) or native"""
+    """contact parameters: d4rl (as when the data sets were recorded) or native"""
     threads: int = 1
-    """threads of torch for the controller"""
+    """torch threads of the controller"""
     step_seconds: float | None = None
-    """wall-clock time that a step of the environment takes at least, to play in real time; none named: as fast as it goes"""
+    """minimum wall-clock time per environment step, for real-time deployment (default: no minimum)"""
     mpc: MPCConfig = field(default_factory=MPCConfig)
-    """the controller's settings"""
+    """settings of the controller"""
+    experimental: ExperimentalConfig = field(default_factory=ExperimentalConfig)
+    """an experimental update rule of the controller"""
     online: RefreshConfig = field(default_factory=RefreshConfig)
-    """the refreshing"""
+    """settings of the refreshing"""
     replay: ReplayConfig = field(default_factory=ReplayConfig)
-    """the replay on disk"""
+    """settings of the replay buffer"""
 
     def __post_init__(self):
         if self.rows < 1 or self.episodes < 1 or self.episodes % self.rows:
             raise ValueError(f"episodes: expected a multiple of rows = {self.rows}, got {self.episodes}")
         if self.step_seconds is not None:
             expect_positive("step_seconds", self.step_seconds)
-        self.play.allow(self.mpc)
+        self.play.allow(self.controller)
+
+    @property
+    def controller(self) -> MPCConfig:
+        """The controller's settings with those of its update rule."""
+        return with_experimental(self.mpc, self.experimental)
 
     @property
     def play(self) -> PlayConfig:
-        """The same as settings of an evaluation."""
+        """The corresponding settings of an evaluation."""
         return PlayConfig(self.episodes, self.seed, self.rows, self.env_id, self.physics, self.threads)

@@ -1,10 +1,10 @@
-"""A deployment: MPC plays in a run's environment, keeps what happens, and its models are refreshed from it meanwhile.
+"""Deployment: MPC plays in a run's environment and records transitions, from which its models are refreshed concurrently.
 
-replay.bin                       what happened (`jacrec.online.replay`)
+replay.bin                       transitions (`jacrec.online.replay_buffer`)
 models/                          refreshed models (`jacrec.online.published`)
-deploy.json                      settings, episodes, versions picked up; replaced after every group of episodes
-controller-000010.safetensors    the controller after the latest of them, here ten
-refresher.log                    what the refreshing process had to say
+deploy.json                      settings, episodes, versions in use; rewritten after every group of episodes
+controller-000010.safetensors    state of the controller after the latest episode (here the tenth)
+refresher.log                    output of the refreshing process
 """
 
 import contextlib
@@ -22,12 +22,14 @@ from jacrec.control.controller import MPC
 from jacrec.envs.batch import BatchedEnv
 from jacrec.evaluation.contestant import digests, environment_record, open_env
 from jacrec.evaluation.episodes import EpisodeLog, play
+from jacrec.evaluation.records import record_differences
 from jacrec.evaluation.versions import machine, versions
+from jacrec.experimental.config import ExperimentalConfig, current_settings
 from jacrec.online.config import DeployConfig
-from jacrec.online.playing import RecordedEnv, RefreshedController
-from jacrec.online.published import refreshes
+from jacrec.online.published import read_refreshes
 from jacrec.online.refresh import Refresher, expect_refreshable
-from jacrec.online.replay import OnlineReplay
+from jacrec.online.replay_buffer import OnlineReplay
+from jacrec.online.wrappers import RecordingEnv, RefreshedController
 from jacrec.training.run import Run, load_run, torch_threads
 from jacrec.util.files import atomic_write, write_json
 
@@ -44,74 +46,73 @@ def deploy(
     say: Callable[[str], None] = print,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Play `config.episodes` episodes, refreshing the models meanwhile; the record, which is also in `out`/deploy.json.
+    """Play `config.episodes` episodes while refreshing the models; the record, which is also written to `out`/deploy.json.
 
-    A deployment that was ended, in whatever way, goes on: with its replay, its latest models and the controller as it was
-    after the last finished group of `rows` episodes; the group under way then is played again from its beginning. Without
-    refreshing this gives the same actions as if it had never been ended. The run is only read.
+    An interrupted deployment is resumed with its replay buffer, its latest models, and the controller as it was after the last
+    finished group of `rows` episodes; the interrupted group is played again from its start. Without refreshing, the actions
+    are the same as without the interruption. The run's folder is only read.
 
     Args:
-        out: the deployment's own folder; the run's with "-deploy" behind its name unless told.
-        say: gets notices, a sentence each, some from another thread.
-        progress: called with the share of the episodes played and a few words.
+        out: folder of the deployment (default: the run's path with the suffix "-deploy").
+        say: receives notices, one sentence each, possibly from another thread.
+        progress: called with the fraction of episodes played and a short status.
 
     Raises:
-        ValueError: `out` holds a run or another deployment; no environment is known, or it is another one's; a model that
-            cannot be refreshed. Nothing is recorded then.
+        ValueError: `out` holds a run or another deployment; the environment is unknown or does not fit the run; a model cannot
+            be refreshed. Nothing is written in these cases.
         FileNotFoundError: no trained run at that path.
     """
     run, config = run if isinstance(run, Run) else load_run(run), config or DeployConfig()
-    run = replace(run, world=copy.deepcopy(run.world))  # the weights in it are going to change
+    run = replace(run, world=copy.deepcopy(run.world))  # its weights will be replaced
     folder = deployment_folder(run.path, out)
-    expect_refreshable(run, config.online)  # before anything is written that other settings would differ from
+    expect_refreshable(run, config.online)  # before anything is written
     with contextlib.ExitStack() as stack:
         env = open_env(run, config.play)
         stack.callback(env.close)
         record = _previous(folder / FILE, _new_record(run, config, env))
         replay = stack.enter_context(OnlineReplay(folder, env.state_dim, env.action_dim, config.replay))
         if len(replay) or replay.found.torn_bytes:
-            say(f"the replay holds {replay.found}")
+            say(f"the replay buffer holds {replay.found}")
         stack.enter_context(torch_threads(config.threads))
-        mpc = MPC(run.policy, run.world, config.mpc, batch=env.n)
+        mpc = MPC(run.policy, run.world, config.controller, batch=env.n)
         if record["episodes"]:
             mpc.load_state_dict(load_file(_controller_file(folder, record)))
         mpc.warm_up()
         refresher = stack.enter_context(Refresher(run, folder, config.online, say=say))
-        write_json(folder / FILE, record)  # with settings that all of the above has taken
-        recorded, seeds = RecordedEnv(env, replay, config.step_seconds), config.play.seeds
+        write_json(folder / FILE, record)  # only now: all of the above has accepted the settings
+        recorded, seeds = RecordingEnv(env, replay, config.step_seconds), config.play.seeds
         for done in range(len(record["episodes"]), len(seeds), env.n):
             controller = RefreshedController(mpc, refresher)
             started = refresher.version, recorded.late
 
-            def tell(share: float, done: int = done) -> None:
+            def report(share: float, done: int = done) -> None:
                 if progress is not None:
                     progress((done + share * env.n) / len(seeds), f"{len(replay)} transitions, models {refresher.version}")
 
-            # what play asks of an environment, this one answers
-            played: Any = recorded
-            log = play(played, controller, seeds[done : done + env.n], progress=tell)
+            played: Any = recorded  # a wrapper with the interface of BatchedEnv
+            log = play(played, controller, seeds[done : done + env.n], progress=report)
             record["episodes"] += _episodes(log, run, controller, started[0])
             record["late_steps"] += recorded.late - started[1]
             record["notices"] += refresher.take_notices()
             record["transitions"] = len(replay)
             _store(folder, record, mpc)
-    return record | {"refreshes": refreshes(folder)}
+    return record | {"refreshes": read_refreshes(folder)}
 
 
 def deployment_folder(run: Path, out: str | Path | None) -> Path:
-    """Where a deployment goes.
+    """The folder of a deployment.
 
     Raises:
-        ValueError: a run is there, or it is inside of the deployed run.
+        ValueError: it is the folder of a run, or inside the deployed run's folder.
     """
     folder = Path(out) if out is not None else run.with_name(run.name + "-deploy")
     if (folder / "config.yaml").exists() or run.resolve() in folder.resolve().parents:
-        raise ValueError(f"{folder}: expected a folder of the deployment's own, got a run's or one in it; choose another")
+        raise ValueError(f"{folder}: expected a separate folder, got a run's folder or one inside it; choose another (--out)")
     return folder
 
 
 def _episodes(log: EpisodeLog, run: Run, controller: RefreshedController, version: int) -> list[dict[str, Any]]:
-    """What a group of episodes came to; decisions and versions are the group's."""
+    """Records of a group of episodes; decision times and versions are those of the group."""
     ms = 1e3 * np.array(controller.seconds)
     decisions = {
         "count": len(ms),
@@ -136,7 +137,7 @@ def _episodes(log: EpisodeLog, run: Run, controller: RefreshedController, versio
 
 
 def _store(folder: Path, record: dict[str, Any], mpc: MPC) -> None:
-    """The controller first: the record says which one is its own."""
+    """Write the controller, then the record that refers to it, and delete older controllers."""
     path = _controller_file(folder, record)
     with atomic_write(path) as part:
         save_file(mpc.state_dict(), part)
@@ -166,19 +167,17 @@ def _new_record(run: Run, config: DeployConfig, env: BatchedEnv) -> dict[str, An
 
 
 def _previous(path: Path, fresh: dict[str, Any]) -> dict[str, Any]:
-    """The record in `path` if it is of the same run and settings, or `fresh` where there is none; episodes may be added."""
+    """The record in `path`, which must have the same networks and settings except `episodes`; `fresh` if there is none."""
     if not path.is_file():
         return fresh
     old = json.loads(path.read_text(encoding="utf-8"))
-    differing = [
-        f"{part}.{key}: {old[part].get(key)} there, {value} here"
-        for part in ("settings", "networks")
-        for key, value in fresh[part].items()
-        if key != "episodes" and old[part].get(key) != value
-    ]
-    if differing:
+    # a deployment from before a setting was introduced was played with its default
+    mpc = current_settings(old["settings"]["mpc"], f"{path}: mpc")
+    old["settings"] = {"experimental": asdict(ExperimentalConfig())} | old["settings"] | {"mpc": mpc}
+    different = record_differences(old, fresh, ignored=("episodes",))
+    if different:
         raise ValueError(
             f"{path}: expected no deployment or one with these settings, got one that differs in "
-            f"{'; '.join(differing)}. Choose another folder (--out)"
+            f"{'; '.join(different)}. Choose another folder (--out)"
         )
     return old | {"settings": fresh["settings"]}

@@ -1,4 +1,4 @@
-"""One refresh: a model goes on from where it is, on old and new transitions, and is tested on the newest ones."""
+"""One refresh: a model is trained further on old and new transitions and tested on the newest ones."""
 
 import copy
 import math
@@ -16,38 +16,38 @@ from jacrec.training.stages.dynamics import DynamicsStage
 from jacrec.training.stages.reward import RewardStage
 
 JUDGED_BY = {"dynamics": "energy_score", "reward": "reward_rmse"}
-"""the error that decides; `held_out_errors` reports it"""
+"""the error, as named by `held_out_errors`, that decides on acceptance"""
 SHOWN = {"dynamics": "one_step_rmse", "reward": "reward_rmse"}
-"""the error that the training reports too"""
+"""the error that training reports"""
 LEAST_ROWS = 20
-"""transitions below which there is nothing to learn from or to test on"""
+"""minimum number of transitions for training and for testing"""
 TABLE_ROWS = 200_000
-"""rows of a refresh's table at most"""
+"""maximum number of training rows of a refresh"""
 TEST_ROWS = 2000
-"""transitions of a test at most"""
+"""maximum number of test transitions"""
 TEST_SAMPLES = 8
-"""samples of the world model for each of them at least; two would do"""
+"""minimum number of samples of the world model per test transition (at least two are needed)"""
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What became of one part in one refresh."""
+    """Outcome of one refresh of one model."""
 
     part: str
     judged_by: str
-    """which error decided: that of `JUDGED_BY`"""
+    """name of the deciding error, from `JUDGED_BY`"""
     before: float
-    """the present model's error on the held-out transitions, which neither has seen"""
+    """error of the current model on the held-out transitions"""
     after: float
-    """the refreshed model's, on the same transitions with the same noise"""
+    """error of the refreshed model on the same transitions with the same noise"""
     accepted: bool
     rmse: tuple[float, float]
-    """before and after, the root mean square error that the part's training reports; it decides about the reward model alone"""
+    """root mean square error reported by training, before and after; it decides for the reward model only"""
     offline: tuple[float, float] | None = None
-    """the deciding error before and after on held-out offline transitions, where there are any: what was forgotten"""
+    """deciding error on held-out offline transitions, before and after, as a measure of forgetting"""
 
     def __str__(self) -> str:
-        what = "taken" if self.accepted else "refused"
+        what = "accepted" if self.accepted else "rejected"
         return f"{self.part} {what}: held-out {self.judged_by} {self.before:.4g} before, {self.after:.4g} after"
 
 
@@ -62,26 +62,27 @@ def refresh_part(
     offline: tuple[Transitions, Transitions] | None = None,
     alive: Callable[[], None] = lambda: None,
 ) -> tuple[nn.Module, Verdict]:
-    """Train `part` ("dynamics" or "reward") further; the model to use from now on, which is `present` where it is refused.
+    """Train `part` ("dynamics" or "reward") further; the refreshed model, or `present` if it is rejected, and the verdict.
 
-    Its scales stay: with others, what the network's numbers mean would change. Transitions that are not finite are left out.
-    A dynamics is judged by a proper score of its samples: by their squared error, one whose spread has collapsed would win.
+    The model's scales are kept. Non-finite transitions are skipped. World models are judged by a proper score of their
+    samples, since the squared error would favour models without spread.
 
     Args:
-        replay: in the order they were taken; the newest `online.held_out` of them are tested on.
-        config: of the run that `present` was trained in.
-        offline: the run's training and held-out transitions; None: the replay alone.
+        present: the current model.
+        replay: transitions in temporal order; the newest fraction `online.held_out` is used for testing.
+        config: settings of the run that `present` was trained in.
+        seed: of the batches and the test noise.
+        offline: the run's training and held-out transitions; None: train on the replay buffer only.
         alive: called at every gradient step.
 
     Raises:
-        ValueError: fewer than 2 · LEAST_ROWS finite transitions in the replay; a multi-step world model, whose segments a table
-            of single transitions does not have.
+        ValueError: fewer than 2 · LEAST_ROWS finite transitions in the replay buffer, or a multi-step world model, which
+            cannot be trained on single transitions.
     """
     replay = replay.rows(finite(replay))
     if len(replay) < 2 * LEAST_ROWS:
         raise ValueError(
-            f"refresh: expected at least {2 * LEAST_ROWS} finite transitions, got {len(replay)}; "
-            "let the controller run longer (start_after)"
+            f"refresh: expected at least {2 * LEAST_ROWS} finite transitions, got {len(replay)}; increase start_after"
         )
     cut = len(replay) - max(LEAST_ROWS, round(online.held_out * len(replay)))
     learned, test = replay.rows(np.arange(cut)), replay.rows(np.arange(cut, len(replay)))
@@ -102,7 +103,7 @@ def refresh_part(
 
     found, judge = errors(test), JUDGED_BY[part]
     before, after = both(found, judge)
-    better = after < before - online.min_gain * abs(before)  # a score estimated from samples may come out below zero
+    better = after < before - online.min_gain * abs(before)  # an estimated score can be negative
     accepted = math.isfinite(after) and (better or not math.isfinite(before))
     forgotten = None if offline is None else both(errors(offline[1]), judge)
     verdict = Verdict(part, judge, before, after, accepted, both(found, SHOWN[part]), forgotten)
@@ -110,9 +111,9 @@ def refresh_part(
 
 
 def held_out_errors(part: str, model: nn.Module, data: Transitions, config: TrainConfig, seed: int) -> dict[str, float]:
-    """What the part's training reports and, of a dynamics, its energy score, by name; same seed, same noise.
+    """The errors that training reports and, for a world model, its energy score, by name; the seed determines the noise.
 
-    On at most `TEST_ROWS` of the transitions, with `TEST_SAMPLES` samples each or as many more as the training takes.
+    Uses at most `TEST_ROWS` transitions, and at least `TEST_SAMPLES` samples for each.
     """
     few = data.rows(np.arange(min(len(data), 2)))
     tested = _with(config, part, updates=0, eval_transitions=TEST_ROWS)
@@ -123,24 +124,25 @@ def held_out_errors(part: str, model: nn.Module, data: Transitions, config: Trai
 
 
 def mixture(learned: Transitions, offline: Transitions | None, online: RefreshConfig, rng: np.random.Generator) -> Transitions:
-    """A table of rows, `online.share` of them the replay's; every row of a source equally often, give or take one."""
+    """Training rows, a fraction `online.share` from the replay buffer; rows of a source are used equally often, up to one."""
     rows = min(online.updates * online.batch_size, TABLE_ROWS)
     if offline is None or online.share == 1.0:
-        return learned.rows(evenly(len(learned), min(rows, len(learned)), rng))
+        return learned.rows(balanced_sample(len(learned), min(rows, len(learned)), rng))
     ours = max(1, round(online.share * rows))
-    a, b = learned.rows(evenly(len(learned), ours, rng)), offline.rows(evenly(len(offline), max(1, rows - ours), rng))
+    a = learned.rows(balanced_sample(len(learned), ours, rng))
+    b = offline.rows(balanced_sample(len(offline), max(1, rows - ours), rng))
     arrays = {k: np.concatenate([v, getattr(b, k)]) for k, v in vars(a).items() if isinstance(v, np.ndarray)}
     return replace(a, **arrays)
 
 
-def evenly(n: int, count: int, rng: np.random.Generator) -> np.ndarray:
-    """`count` of the numbers 0 … n − 1, each as often as every other, give or take one; in random order."""
+def balanced_sample(n: int, count: int, rng: np.random.Generator) -> np.ndarray:
+    """`count` of the numbers 0 … n − 1 in random order; their frequencies differ by at most one."""
     whole, rest = divmod(count, n)
     return rng.permutation(np.concatenate([np.tile(np.arange(n), whole), rng.permutation(n)[:rest]]))
 
 
 def finite(data: Transitions) -> np.ndarray:
-    """(n,) bool: the rows all of whose numbers are finite."""
+    """Which rows are finite, (n,) bool."""
     return (
         np.isfinite(data.state).all(1)
         & np.isfinite(data.action).all(1)
@@ -157,6 +159,6 @@ def _stage(
     part: str, start: nn.Module, data: Transitions, test: Transitions, config: TrainConfig, seed: int
 ) -> DynamicsStage | RewardStage:
     if part == "dynamics":
-        # a controller's own transitions are where its policy goes already
+        # the controller's transitions already follow its policy
         return DynamicsStage(data, test, replace(config.dynamics, tilt=0.0), seed, start=start)
     return RewardStage(data, test, config.reward, seed, config.rebrac.reward_scale, start=start)

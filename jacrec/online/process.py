@@ -1,11 +1,10 @@
 """The refreshing process: `python -m jacrec.online.process FOLDER PARENT`, started by `jacrec.online.refresh.Refresher`.
 
-It reads the replay in FOLDER while the controller appends to it, and publishes models there. It ends when PARENT, the
-process that started it, is gone. It talks through files alone, so neither side can wait for the other.
+It reads the replay buffer in FOLDER while the controller appends to it, publishes models there, and exits when the process
+PARENT ends. The two processes communicate only through files, so neither ever waits for the other.
 """
 
 import contextlib
-import fcntl
 import json
 import os
 import sys
@@ -13,7 +12,6 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import IO
 
 import numpy as np
 import torch
@@ -28,72 +26,73 @@ from jacrec.online.published import (
     FOLDER,
     SETTINGS,
     latest_version,
-    leave_notice,
     log_refresh,
     publish,
-    refreshes,
+    read_refreshes,
     version_folder,
+    write_notice,
 )
-from jacrec.online.replay import FILE, ReplayReader
+from jacrec.online.replay_buffer import FILE, ReplayReader
 from jacrec.training.config import TrainConfig, from_dict
 from jacrec.training.folder import read_record
-from jacrec.training.streams import seed_of
+from jacrec.training.streams import derive_seed
+from jacrec.util import locks
 
 
 @dataclass(frozen=True)
-class Job:
-    """What the process is to do."""
+class RefreshJob:
+    """The task of the process."""
 
     folder: Path
-    """of the replay and the published models"""
+    """folder of the replay buffer and the published models"""
     run: Path
-    """whose models are refreshed"""
+    """the run whose models are refreshed"""
     config: RefreshConfig
 
 
-def read_job(folder: Path) -> Job:
+def read_job(folder: Path) -> RefreshJob:
     """The job in `folder`/refresh.json."""
-    told = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
-    told["config"]["parts"] = tuple(told["config"]["parts"])
-    return Job(folder, Path(told["run"]), RefreshConfig(**told["config"]))
+    content = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
+    content["config"]["parts"] = tuple(content["config"]["parts"])
+    return RefreshJob(folder, Path(content["run"]), RefreshConfig(**content["config"]))
 
 
 class ParentGone(Exception):
-    """The process that started this one has ended."""
+    """The parent process has ended."""
 
 
-class Life:
-    """Signs of life to the parent, and from it."""
+class Heartbeat:
+    """Touches a file for the parent to see, and checks that the parent is alive."""
 
     def __init__(self, folder: Path, parent: int):
-        self.path, self.parent, self.shown = folder / FOLDER / ALIVE, parent, 0.0
+        self.path, self.parent, self.last = folder / FOLDER / ALIVE, parent, 0.0
         self.path.touch()
 
     def __call__(self) -> None:
-        """Called often; looks and shows itself twice a second.
+        """Called frequently; acts at most twice per second.
 
         Raises:
-            ParentGone: nobody needs this any more.
+            ParentGone: the parent process has ended.
         """
         now = time.monotonic()
-        if now - self.shown > 0.5:
+        if now - self.last > 0.5:
             if os.getppid() != self.parent:
                 raise ParentGone
             os.utime(self.path)
-            self.shown = now
+            self.last = now
 
 
-def serve(job: Job, parent: int) -> None:
-    """Refresh whenever it is due, until the parent is gone."""
+def serve(job: RefreshJob, parent: int) -> None:
+    """Refresh the models whenever it is due, until the parent process ends."""
     c, folder = job.config, job.folder
     config = from_dict(read_record(job.run)["settings"])
-    with alone(folder, parent):  # one that outlives its parent for a moment has to be done first
-        alive, version, done = Life(folder, parent), latest_version(folder), refreshes(folder)
+    with exclusive(folder, parent):  # an earlier process may briefly outlive its parent
+        alive, version, done = Heartbeat(folder, parent), latest_version(folder), read_refreshes(folder)
         models = {
             part: load_module((version_folder(folder, version) if version else job.run) / f"{part}.safetensors")
             for part in PARTS
         }
-        offline = offline_data(config, c, lambda sentence: leave_notice(folder, sentence))
+        offline = offline_data(config, c, lambda sentence: write_notice(folder, sentence))
         at_last, began = (done[-1]["transitions"] if done else 0), time.monotonic()
         reader = None
         while True:
@@ -108,7 +107,7 @@ def serve(job: Job, parent: int) -> None:
             replay = reader.transitions(max(0, count - c.window), count)
             line = {"number": len(done) + 1, "transitions": count, "offline": offline is not None, "verdicts": []}
             for part in c.parts:
-                seed = seed_of(c.seed, "refresh", count, part)
+                seed = derive_seed(c.seed, "refresh", count, part)
                 models[part], verdict = refresh_part(part, models[part], replay, config, c, seed, offline=offline, alive=alive)
                 line["verdicts"].append(asdict(verdict))
                 print(f"refresh {line['number']} at {count} transitions: {verdict}", flush=True)
@@ -121,21 +120,21 @@ def serve(job: Job, parent: int) -> None:
 
 
 def offline_data(config: TrainConfig, c: RefreshConfig, say: Callable[[str], None]) -> tuple[Transitions, Transitions] | None:
-    """At most `offline_rows` of the run's training transitions, and a tenth of that of its held-out ones.
+    """At most `offline_rows` of the run's training transitions, and a tenth of that number of its held-out ones.
 
-    None where the data cannot be had here, which is said; none either where share = 1.
+    None if share = 1, or if the data are not available, which is reported through `say`.
     """
     if c.share == 1.0:
         return None
     try:
         data = load(config.data, env_id=config.env_id, download=False)
-        kept, held_out = data.split(config.held_out, seed_of(config.seed, "held out"))
+        kept, held_out = data.split(config.held_out, derive_seed(config.seed, "held out"))
     except (OSError, ValueError) as error:
-        sentence = f"no offline data, so share = {c.share:g} does not hold: the replay alone is learned from ({error})"
+        sentence = f"no offline data, so share = {c.share:g} is ignored and only the replay buffer is used ({error})"
         print(sentence, flush=True)
         say(sentence)
         return None
-    rng = np.random.default_rng(seed_of(c.seed, "offline rows"))
+    rng = np.random.default_rng(derive_seed(c.seed, "offline rows"))
 
     def some(part: Transitions, rows: int) -> Transitions:
         return part.rows(np.sort(rng.choice(len(part), min(rows, len(part)), replace=False)))
@@ -144,31 +143,25 @@ def offline_data(config: TrainConfig, c: RefreshConfig, say: Callable[[str], Non
 
 
 @contextlib.contextmanager
-def alone(folder: Path, parent: int) -> Iterator[None]:
-    """Wait until no other process refreshes in this folder.
+def exclusive(folder: Path, parent: int) -> Iterator[None]:
+    """Wait until no other process refreshes the models in this folder, and keep others out.
 
     Raises:
-        ParentGone: meanwhile.
+        ParentGone: the parent process has ended while waiting.
     """
     (folder / FOLDER).mkdir(parents=True, exist_ok=True)
-    with (folder / FOLDER / ".lock").open("w") as file:
-        while not _locked(file):
-            if os.getppid() != parent:
-                raise ParentGone
-            time.sleep(0.1)
-        yield
-
-
-def _locked(file: IO[str]) -> bool:
+    while (release := locks.acquire(folder / FOLDER / ".lock")) is None:
+        if os.getppid() != parent:
+            raise ParentGone
+        time.sleep(0.1)
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
+        yield
+    finally:
+        release()
 
 
 def main(folder: str, parent: str) -> None:
-    """The process's own beginning."""
+    """Entry point of the process."""
     torch.set_num_threads(1)
     with contextlib.suppress(ParentGone):
         serve(read_job(Path(folder)), int(parent))

@@ -1,11 +1,11 @@
-"""Published models: every version a folder of its own, and one small file that says which is the latest.
+"""Published models: one folder per version, and a small file that names the latest version.
 
-models/000003/dynamics.safetensors, reward.safetensors   a version is never changed
+models/000003/dynamics.safetensors, reward.safetensors   a version is never modified
 models/latest.json                                       {"version": 3}: replaced when the version is complete
-models/refreshes.jsonl                                   one line per refresh, refused ones too
-models/alive                                             touched by the refreshing process while it lives
-models/notice.json                                       {"sentence": ...}: what the control loop is to say for it
-refresh.json                                             its settings
+models/refreshes.jsonl                                   one line per refresh, including rejected ones
+models/alive                                             touched periodically by the refreshing process
+models/notice.json                                       {"sentence": ...}: notice for the control loop to report
+refresh.json                                             settings of the refreshing process
 """
 
 import json
@@ -17,19 +17,19 @@ from typing import Any
 from torch import nn
 
 from jacrec.models.io import save_module
-from jacrec.util.files import write_json
+from jacrec.util.files import append_json_line, read_json_lines, write_json
 
 FOLDER, LATEST, LOG, ALIVE, NOTICE = "models", "latest.json", "refreshes.jsonl", "alive", "notice.json"
 SETTINGS = "refresh.json"
 
 
 def version_folder(folder: Path, version: int) -> Path:
-    """Where a version's files are."""
+    """The folder of a version."""
     return folder / FOLDER / f"{version:06d}"
 
 
 def latest_version(folder: Path) -> int:
-    """The latest complete version; 0: none, the run's own models."""
+    """The latest complete version; 0 if there is none."""
     try:
         return int(json.loads((folder / FOLDER / LATEST).read_text(encoding="utf-8"))["version"])
     except FileNotFoundError:
@@ -37,7 +37,7 @@ def latest_version(folder: Path) -> int:
 
 
 def publish(folder: Path, version: int, parts: Mapping[str, nn.Module], keep: int) -> None:
-    """Make `parts` the latest version; a kill at any moment leaves the version before it or this one."""
+    """Make `parts` the latest version, atomically, and delete versions older than the newest `keep`."""
     for name, module in parts.items():
         save_module(module, version_folder(folder, version) / f"{name}.safetensors")
     write_json(folder / FOLDER / LATEST, {"version": version})
@@ -47,38 +47,29 @@ def publish(folder: Path, version: int, parts: Mapping[str, nn.Module], keep: in
         shutil.rmtree(version_folder(folder, old))
 
 
-def leave_notice(folder: Path, sentence: str) -> None:
-    """Have the control loop say this, in place of what was left there before."""
+def write_notice(folder: Path, sentence: str) -> None:
+    """Write a notice for the control loop to report, replacing an earlier one."""
     write_json(folder / FOLDER / NOTICE, {"sentence": sentence})
 
 
 def read_notice(folder: Path) -> str:
-    """The sentence left there; empty: none."""
+    """The notice; empty if there is none."""
     try:
         return json.loads((folder / FOLDER / NOTICE).read_text(encoding="utf-8"))["sentence"]
     except FileNotFoundError:
         return ""
 
 
-def forget_notice(folder: Path) -> None:
-    """Take away what was left there."""
+def clear_notice(folder: Path) -> None:
+    """Delete the notice."""
     (folder / FOLDER / NOTICE).unlink(missing_ok=True)
 
 
 def log_refresh(folder: Path, line: dict[str, Any]) -> None:
-    """Append a line to the log; one that was cut short before it is closed, so as not to take this one along."""
-    path = folder / FOLDER / LOG
-    torn = path.is_file() and not path.read_bytes().endswith(b"\n")
-    with path.open("a", encoding="utf-8") as file:
-        file.write("\n" * torn + json.dumps(line) + "\n")
+    """Append a line to the log."""
+    append_json_line(folder / FOLDER / LOG, line)
 
 
-def refreshes(folder: Path) -> list[dict[str, Any]]:
-    """The log's lines; one cut short by a kill is left out."""
-    path, lines = folder / FOLDER / LOG, []
-    for text in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
-        try:
-            lines.append(json.loads(text))
-        except json.JSONDecodeError:
-            continue
-    return lines
+def read_refreshes(folder: Path) -> list[dict[str, Any]]:
+    """The lines of the log."""
+    return read_json_lines(folder / FOLDER / LOG)

@@ -1,10 +1,10 @@
-"""The replay's file: a header and records of one size, each with its number and a checksum.
+"""File format of the replay buffer: a header, then records of fixed size, each with its number and a checksum.
 
 bytes 0–63     b"jacrec replay 1\\n", then d, m, bytes per record (little-endian uint32), CRC-32 of these 28 bytes, zeros
-bytes 64 + i·b the record of transition i: number, episode, flags, reward, s, a, s', CRC-32 of all that precedes it
+bytes 64 + i·b the record of transition i: number, episode, flags, reward, s, a, s', CRC-32 of the preceding bytes
 
-Numbers are little-endian. A record that is cut short, empty (zeros, as a file system leaves blocks that it had not written
-when the power went) or anything else than what was appended as number i does not pass its check.
+Numbers are little-endian. The check fails for records that are truncated, empty (zeros, as left by a file system after a
+power failure) or otherwise different from what was appended as number i.
 """
 
 import struct
@@ -38,23 +38,27 @@ def record_dtype(state_dim: int, action_dim: int) -> np.dtype:
 
 def header(state_dim: int, action_dim: int) -> bytes:
     """The file's first `HEADER` bytes."""
-    told = MAGIC + _sizes.pack(state_dim, action_dim, record_dtype(state_dim, action_dim).itemsize)
-    return (told + _checksum.pack(zlib.crc32(told))).ljust(HEADER, b"\0")
+    checked = MAGIC + _sizes.pack(state_dim, action_dim, record_dtype(state_dim, action_dim).itemsize)
+    return (checked + _checksum.pack(zlib.crc32(checked))).ljust(HEADER, b"\0")
 
 
 def read_header(path: Path) -> tuple[int, int]:
-    """state_dim and action_dim of the replay at `path`.
+    """state_dim and action_dim of the replay buffer at `path`.
 
     Raises:
-        ValueError: no replay, or its header is damaged.
+        ValueError: the file is not a replay buffer, or its header is damaged.
     """
     with path.open("rb") as file:
         start = file.read(HEADER)
-    told = len(MAGIC) + _sizes.size
-    if len(start) == HEADER and start.startswith(MAGIC) and start[told : told + 4] == _checksum.pack(zlib.crc32(start[:told])):
+    checked = len(MAGIC) + _sizes.size
+    if (
+        len(start) == HEADER
+        and start.startswith(MAGIC)
+        and start[checked : checked + 4] == _checksum.pack(zlib.crc32(start[:checked]))
+    ):
         d, m, _ = _sizes.unpack_from(start, len(MAGIC))
         return d, m
-    raise ValueError(f"{path}: expected a replay written by jacrec, got something else or a damaged header; name another file")
+    raise ValueError(f"{path}: expected a replay buffer of jacrec, got another file or a damaged header; choose another folder")
 
 
 def seal(records: np.ndarray) -> None:
@@ -66,19 +70,18 @@ def seal(records: np.ndarray) -> None:
 
 
 def valid(records: np.ndarray, first: int) -> np.ndarray:
-    """(n,) bool: which of the records (n,) are those that were appended as number first, first + 1, …"""
+    """Which of the records (n,) are intact and have the numbers first, first + 1, …: (n,) bool."""
     size = records.dtype.itemsize
     raw = memoryview(np.ascontiguousarray(records).view(np.uint8).reshape(-1))  # pyright: ignore[reportArgumentType]
-    told = records["checksum"]
     sums = np.fromiter((zlib.crc32(raw[i * size : (i + 1) * size - 4]) for i in range(len(records))), np.uint32, len(records))
-    return (sums == told) & (records["number"] == np.arange(first, first + len(records)))
+    return (sums == records["checksum"]) & (records["number"] == np.arange(first, first + len(records)))
 
 
 class RecordFile:
-    """The records of a replay's file, mapped into memory and checked once each; the file may grow meanwhile.
+    """The memory-mapped records of a file that may be growing; each record is checked once.
 
-    `count` records are known: those after them are cut short, not yet written, or damaged up to the file's end.
-    `damaged` are the numbers of records before `count` that do not pass their check.
+    `count` is the number of known records: later ones are truncated, not yet written, or damaged up to the end of the file.
+    `damaged` lists the numbers of records below `count` that fail their check.
     """
 
     BLOCK = 8192
@@ -91,14 +94,14 @@ class RecordFile:
         self.damaged: list[int] = []
         self.map = np.empty(0, self.dtype)
 
-    def look(self) -> int:
-        """Check what has come since; the number of records known now."""
-        whole = (self.path.stat().st_size - HEADER) // self.dtype.itemsize
-        if whole > len(self.map):
-            self.map = np.memmap(self.path, self.dtype, "r", HEADER, (whole,))
+    def refresh(self) -> int:
+        """Check the records added since the last call; the number of known records."""
+        complete = (self.path.stat().st_size - HEADER) // self.dtype.itemsize
+        if complete > len(self.map):
+            self.map = np.memmap(self.path, self.dtype, "r", HEADER, (complete,))
         pending: list[int] = []
-        for start in range(self.count, whole, self.BLOCK):
-            good = valid(self.map[start : min(start + self.BLOCK, whole)], start)
+        for start in range(self.count, complete, self.BLOCK):
+            good = valid(self.map[start : min(start + self.BLOCK, complete)], start)
             for number in np.flatnonzero(~good) + start:
                 pending.append(int(number))
             if good.any():
@@ -108,7 +111,7 @@ class RecordFile:
         return self.count
 
     def sound(self, start: int = 0, stop: int | None = None) -> np.ndarray:
-        """The numbers of the undamaged records within [start, stop), ascending."""
+        """The numbers of the intact records within [start, stop), ascending."""
         start, stop, _ = slice(start, stop).indices(self.count)
         numbers = np.arange(start, stop)
         return numbers[~np.isin(numbers, self.damaged)] if self.damaged else numbers

@@ -1,9 +1,9 @@
-"""Planners that optimise actions in the policy's world model: what optimising the policy's parameters is compared with.
+"""Planners over actions in the policy's world model, for comparison with updates of the policy's parameters.
 
-PlannerConfig(planner="mppi", ...)                    settings, as frozen as `MPCConfig`
-Planner(policy, world, config, batch=N)               .act(observation) .new_episode(rows), as `MPC` has them
-model_calls(config) -> int                            transitions of the world model per decision, for MPC too
-within_budget(config, budget)                         the settings that spend at most so many
+PlannerConfig(planner="mppi", ...)                    settings, a frozen dataclass like `MPCConfig`
+Planner(policy, world, config, batch=N)               .act(observation) .new_episode(rows), like `MPC`
+model_calls(config) -> int                            transitions of the world model per decision, also of MPC
+within_budget(config, budget)                         the settings that spend at most `budget` of them
 """
 
 from jacrec.planners.budget import model_calls, within_budget

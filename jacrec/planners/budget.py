@@ -1,15 +1,16 @@
-"""What a decision costs in transitions of the world model, so that contestants can be given the same."""
+"""The cost of a decision in transitions of the world model, for comparisons at equal budget."""
 
 from dataclasses import replace
 
-from jacrec.control.controller import MPCConfig
+from jacrec.control.config import MPCConfig
+from jacrec.experimental.config import experimental_of
 from jacrec.planners.config import PlannerConfig
 from jacrec.util.errors import expect_count
 
 GRADIENT = 2
-"""calls that a transition counts where it is differentiated too: itself, and its transpose. Pulling a cotangent back through
-a layer is one product with the same matrix, so the transpose has the multiply–adds of the evaluation (`jacrec.engine.cost.costs`
-counts the adjoint alike). What the policy, the reward and the critic cost is not counted"""
+"""calls counted for a differentiated transition: itself and its transpose. Pulling a cotangent back through a layer is one
+product with the same matrix, so the transpose takes the multiply–adds of the evaluation. Policy, reward and critic are not
+counted"""
 
 
 def model_calls(config: MPCConfig | PlannerConfig) -> int:
@@ -21,11 +22,12 @@ def model_calls(config: MPCConfig | PlannerConfig) -> int:
     * action-gradient: iterations · M · H differentiated ones, and M·H more for the policy's rollout where every decision
       begins from it (carry "step"; with "episode" only an episode's first decision makes them, which is not counted).
 
-    Of MPC as set: what `deadline_ms`, `think_every`, `min_signal`, `max_growth` or another `step` than "plain" leave out or add
-    is not counted.
+    Of MPC as configured: what `deadline_ms`, a gate or a step other than the plain one save or add is not counted.
     """
     if isinstance(config, MPCConfig):
-        transition = {"return": GRADIENT, "decoupled-critic": 1, "decoupled-one-step": 1 + GRADIENT}[config.objective]
+        transition = {"return": GRADIENT, "decoupled-critic": 1, "decoupled-one-step": 1 + GRADIENT}[
+            experimental_of(config).objective
+        ]
         return transition * config.updates * config.particles * config.horizon
     rollout = config.particles * config.horizon
     if config.planner == "action-gradient":
@@ -34,18 +36,18 @@ def model_calls(config: MPCConfig | PlannerConfig) -> int:
 
 
 def spent_on(planner: str) -> str:
-    """The setting that a budget decides."""
+    """The setting that a budget determines."""
     return "iterations" if planner == "action-gradient" else "samples"
 
 
 def within_budget(config: PlannerConfig, budget: int) -> PlannerConfig:
     """The settings with as many samples (action-gradient: iterations) as `model_calls` of at most `budget` allow.
 
-    Horizon, particles and the iterations of planners that sample stay. best-of-q, which asks the critic alone, gets a sample
-    for every call.
+    Horizon, particles and the iterations of sampling planners are left unchanged. best-of-q, which evaluates the critic alone,
+    gets one sample per call.
 
     Raises:
-        ValueError: not even the fewest fit.
+        ValueError: the budget is too small for the fewest samples.
     """
     expect_count("budget", budget, 1)
     rollout, name, lowest = config.particles * config.horizon, spent_on(config.planner), 2

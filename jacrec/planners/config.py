@@ -14,52 +14,52 @@ USES = {
     "best-of-q": ("samples", "noise_std"),
     "action-gradient": ("particles", "iterations", "lr", "normalise", "carry"),
 }
-"""the settings that each planner looks at, beside the common ones"""
+"""the settings that each planner uses, besides the common ones"""
 PLANNERS = tuple(USES)
 
 
 @dataclass(frozen=True)
 class PlannerConfig:
-    """Who plans, and how. Which settings a planner looks at stands in `USES`; it leaves the others alone."""
+    """Settings of a planner. Each planner uses the settings listed in `USES` and ignores the others."""
 
     planner: str = "mppi"
     """mppi (weighted mean of noisy plans, Williams et al. 2017), cem (refitted to the best plans), best-of-return (the best of
     perturbed policy rollouts), best-of-q (the best of perturbed actions by Q(s_t, a), no world model) or action-gradient
     (ascent on the plan through the world model)"""
     horizon: int = 5
-    """H imagined steps, closed by γ^H Q(s̃_H, π(s̃_H)); best-of-q imagines none, it is 0 there"""
+    """H imagined steps, followed by γ^H Q(s̃_H, π(s̃_H)); 0 for best-of-q, which imagines none"""
     particles: int = 4
-    """M noise draws on which every candidate is imagined, the same for all of them; 1 is enough for deterministic dynamics"""
+    """M noise draws, shared by all candidates; 1 is enough for deterministic dynamics"""
     samples: int = 16
-    """candidates per iteration, the policy's own rollout among those of the first"""
+    """candidates per iteration; the first iteration includes the policy's own rollout"""
     iterations: int = 1
     """rounds of sampling (mppi, cem), or gradient steps (action-gradient)"""
     noise_std: float = 0.3
-    """standard deviation of the noise on actions in [-1, 1]; cem begins with it"""
+    """standard deviation of the noise on actions in [-1, 1]; initial value for cem"""
     temperature: float = 0.3
-    """mppi: a candidate weighs exp(J / (temperature · standard deviation of the candidates' J)), whatever the rewards' scale"""
+    """mppi: a candidate has weight exp(J / (temperature · standard deviation of the candidates' J)), independent of reward scale"""
     elites: int = 4
-    """cem: candidates that the next mean and standard deviation are taken from"""
+    """cem: number of candidates to which mean and standard deviation are refitted"""
     least_std: float = 0.05
-    """cem: the standard deviation of the candidates never falls below it"""
+    """cem: lower bound of the candidates' standard deviation"""
     noisy_steps: int = 1
-    """best-of-return: first actions that are perturbed; the policy takes all later ones"""
+    """best-of-return: number of perturbed first actions; the policy takes the later ones"""
     lr: float = 0.01
     """action-gradient: step size of plain ascent on a_0 … a_{H-1}"""
     normalise: bool = False
-    """action-gradient: divide the gradient by its norm, so that a step has the length `lr`"""
+    """action-gradient: divide the gradient by its norm, so that a step has length `lr`"""
     carry: str = "episode"
-    """"episode": a decision begins from the last plan, shifted by one step, and `new_episode` forgets it (mppi, cem,
-    action-gradient); "step": every decision begins from the policy's own rollout"""
+    """"episode": a decision starts from the last plan, shifted by one step, until `new_episode` (mppi, cem, action-gradient);
+    "step": every decision starts from the policy's own rollout"""
     max_action_change: float | None = None
-    """largest |a − π(s)| per component, as of `MPCConfig`: an action further from the policy's is drawn back into that box"""
+    """largest |a − π(s)| per component, as in `MPCConfig`: an action further from the policy's is clipped to that box"""
     seed: int = 0
-    """of the imagination's noise and of the candidates"""
+    """seed of the imagination's noise and of the candidates"""
 
     def __post_init__(self):
         expect_one_of("planner", self.planner, PLANNERS)
         if self.planner == "best-of-q":
-            # no steps are imagined, and so all particles are the same number
+            # no steps are imagined, so all particles agree
             for name, value in (("horizon", 0), ("particles", 1)):
                 if getattr(self, name) not in (value, getattr(PlannerConfig, name)):
                     raise ValueError(
@@ -84,22 +84,22 @@ class PlannerConfig:
 
     @property
     def used(self) -> tuple[str, ...]:
-        """The names of the settings that this planner looks at."""
+        """The names of the settings that this planner uses."""
         return (*COMMON, *USES[self.planner])
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What this planner looks at, by name."""
+        """The settings that this planner uses, by name."""
         return {f.name: getattr(self, f.name) for f in fields(self) if f.name in self.used}
 
     @property
     def rounds(self) -> int:
-        """How often candidates are drawn in a decision."""
+        """Number of times that candidates are drawn in a decision."""
         return self.iterations if self.planner in ("mppi", "cem") else 1
 
     @property
     def planned_steps(self) -> int:
-        """L, the actions a_0 … a_{L-1} of a plan that are its own; the policy takes the others."""
+        """L, the number of planned actions a_0 … a_{L-1}; the policy takes the later ones."""
         return {"best-of-return": self.noisy_steps, "best-of-q": 1}.get(self.planner, self.horizon)
 
     def of(self, planner: str) -> "PlannerConfig":
@@ -111,11 +111,10 @@ class PlannerConfig:
 
 
 def expect_used(planner: Any, names: Iterable[str]) -> None:
-    """Raise ValueError where one of the settings is of other planners than this one."""
+    """ValueError for a setting that this planner does not use."""
     for name in names:
         users = [other for other, own in USES.items() if name in own]
         if planner in PLANNERS and users and planner not in users:
             raise ValueError(
-                f"{name}: expected none with planner {planner!r}, which does not look at it; it is a setting of "
-                f"{', '.join(users)}"
+                f"{name}: expected none with planner {planner!r}, which does not use it; it is a setting of {', '.join(users)}"
             )

@@ -1,4 +1,4 @@
-"""∂J/∂a_0 … ∂J/∂a_{H-1} of an open-loop plan, by hand: the adjoint of (2) with the policy in its last action alone."""
+"""∂J/∂a_0 … ∂J/∂a_{H-1} of an open-loop plan, by hand: the adjoint of (2), with the policy only in the last action."""
 
 import torch
 from torch import Tensor, nn
@@ -16,10 +16,10 @@ from jacrec.models.world import World
 def action_gradient(
     policy: nn.Module, world: World, state: Tensor, plan: Tensor, noise: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """J = mean over M particles of Σ_j γ^j r(s̃_j, a_j) + γ^H Q(s̃_H, π(s̃_H)), with its gradient by the actions.
+    """J = mean over M particles of Σ_j γ^j r(s̃_j, a_j) + γ^H Q(s̃_H, π(s̃_H)), with its gradient with respect to the actions.
 
     λ_H = γ^H (Q_s + Π_sᵀ Q_a);  ∂J/∂a_j = γ^j r_a + F_aᵀ λ_{j+1},  λ_j = γ^j r_s + F_sᵀ λ_{j+1}.
-    The compiled chain is used where it serves.
+    Uses the compiled chain if it can serve.
 
     Args:
         state: (N, d).

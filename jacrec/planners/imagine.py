@@ -1,4 +1,4 @@
-"""Imagined returns of plans: actions a_0 … a_{L-1} taken as they are, the policy's own from there on."""
+"""Imagined returns of plans: actions a_0 … a_{L-1} open loop, the policy's actions afterwards."""
 
 from dataclasses import dataclass
 
@@ -18,7 +18,7 @@ class Imagined:
     """S candidates at N real states, each imagined on the same M noise sequences."""
 
     returns: Tensor
-    """mean over particles of L of (3), (N, S); −inf where it is not finite"""
+    """mean over particles of L of (3), (N, S); −inf where not finite"""
     actions: Tensor
     """ã_0 … ã_H, mean over particles where they differ, (N, S, H+1, m)"""
 
@@ -27,13 +27,13 @@ class Imagined:
 def imagine(policy: nn.Module, world: World, state: Tensor, plans: Tensor, noise: Tensor) -> Imagined:
     """Imagine S plans from each of N states, open loop for L steps and with the policy afterwards. (2), (3)
 
-    Transitions are compiled where the CPU kernels serve: measured on one core, K = 5, 3×256, in 0.35 ms for 12 rows where
-    torch's own takes 0.93, in 0.88 for 48 where it takes 1.57, in 7.6 for 240 where it takes 8.9.
+    Uses compiled transitions if the CPU kernels can serve. On one core, K = 5, 3×256, these take 0.35 ms for 12 rows (torch:
+    0.93), 0.88 for 48 (1.57) and 7.6 for 240 (8.9).
 
     Args:
         state: (N, d).
-        plans: (N, S, L, m) with 0 <= L <= H+1; with L = 0 they are all the policy's rollout, with L = H the critic is asked
-            at the policy's action, with L = H+1 at the plan's last one.
+        plans: (N, S, L, m) with 0 <= L <= H+1; with L = 0 all are the policy's rollout; with L = H the critic is
+            evaluated at the policy's action, with L = H+1 at the plan's last one.
         noise: (N, M, H, *noise_shape), common to all candidates.
     """
     N, S, L, m = plans.shape

@@ -1,4 +1,4 @@
-"""The controller around a planner: one or N environments, and the plan that is carried from one decision to the next."""
+"""The controller around a planner: one or N environments, and the plan carried between decisions."""
 
 import copy
 from dataclasses import dataclass
@@ -25,15 +25,15 @@ class PlannerStep:
     objective: Tensor
     """imagined return of the best candidate of each iteration, or of the plan before each gradient step, (E,) or (E, N)"""
     accepted: Tensor
-    """False where nothing imagined was finite, shaped as `objective`; a row without any True acts as the policy"""
+    """False where no candidate was finite, shaped as `objective`; a row without any True takes the policy's action"""
 
 
 class Planner:
-    """A controller that searches over actions before each one: `act(observation)`, as `MPC` has it; nothing is learned.
+    """A controller that searches over actions before each one: `act(observation)`, like `MPC`; nothing is learned.
 
     Args:
-        policy: the pretrained π: where plans begin, and who acts after their last step. Copied, never changed.
-        world: the `World` it imagines in, never changed.
+        policy: the pretrained π: plans start from its rollout, and it acts after their last step. Copied, never changed.
+        world: the `World` that it imagines in, never changed.
         config: `PlannerConfig`.
         batch: N to control N environments in lock-step; None for one.
     """
@@ -47,8 +47,8 @@ class Planner:
             raise ValueError(f"config: expected PlannerConfig(...) or None, got {type(config).__name__}; MPCConfig is of MPC")
         if isinstance(world.dynamics, MultiStepDynamics) and (config or PlannerConfig()).planner != "best-of-q":
             raise ValueError(
-                "world: expected dynamics that take one step at a time, got MultiStepDynamics, whose states come "
-                "at once for the policy's own actions; only planner 'best-of-q' does without"
+                "world: expected dynamics that take one step at a time, got MultiStepDynamics, which predicts all states at "
+                "once from the policy's own actions; only planner 'best-of-q' needs no transition"
             )
         if batch is not None and batch < 1:
             raise ValueError(f"batch: expected None or an integer >= 1, got {batch}")
@@ -61,7 +61,7 @@ class Planner:
         """the latest decision"""
         self.planned: Planned | None = None
         """the latest plan, a_0 … a_H"""
-        self._fresh = torch.ones(batch or 1, dtype=torch.bool, device=self.device)  # rows without a plan to go on with
+        self._fresh = torch.ones(batch or 1, dtype=torch.bool, device=self.device)  # rows without a carried plan
 
     @overload
     def act(self, observation: np.ndarray) -> np.ndarray: ...
@@ -76,7 +76,7 @@ class Planner:
             ValueError: an observation of the wrong shape or that is not finite.
         """
         state = check_observation(observation, self.batch, self.dtype, self.device)
-        state, single = check_state(self.policy, self.world, state)
+        state, single, _ = check_state(self.policy, self.world, state)
         own = policy_action(self.policy, state)
         draws = Draws.of(self.config, self.world, state, own.shape[-1], self.generator)
         action = self._decide(state, own, draws)
@@ -88,7 +88,7 @@ class Planner:
         return self.last.action.cpu().numpy() if isinstance(observation, np.ndarray) else self.last.action
 
     def _decide(self, state: Tensor, own: Tensor, draws: Draws) -> Tensor:
-        """The actions (N, m) where the policy would take `own`; the plan is kept."""
+        """The actions (N, m), given the policy's own; stores the plan."""
         c, H = self.config, self.config.horizon
         before = self.planned.actions[:, 1:] if self.planned is not None else own.new_zeros(len(own), H, own.shape[-1])
         warm = ~self._fresh & torch.isfinite(before).flatten(1).all(1) & (c.carry == "episode")
@@ -98,12 +98,12 @@ class Planner:
         action = torch.where(over_rows(self._fresh, own), own, self.planned.actions[:, 0])
         if c.max_action_change is not None:
             change, bound = action - own, c.max_action_change
-            # inside the box the action keeps its bits
+            # actions inside the box keep their bits
             action = torch.where(change.abs() <= bound, action, own + change.clamp(-bound, bound))
         return action
 
     def new_episode(self, rows=None) -> None:
-        """An episode begins in all rows or those given (indices or a mask over N; none is fine): their plans are forgotten.
+        """Begin an episode, in all rows or in those given (indices or a mask over N; may be empty): drop their plans.
 
         Raises:
             ValueError: rows that this controller does not have.

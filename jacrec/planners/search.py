@@ -35,7 +35,7 @@ class Draws:
 
 @dataclass(frozen=True)
 class Decision:
-    """What N rows plan from, and with what."""
+    """The inputs of a decision for N rows."""
 
     policy: nn.Module
     world: World
@@ -46,7 +46,7 @@ class Decision:
     carried: Tensor
     """the last plan, shifted, (N, H, m)"""
     warm: Tensor
-    """which rows have one, (N,)"""
+    """rows that have one, (N,)"""
 
     def imagine(self, plans: Tensor) -> Imagined:
         """Plans (N, S, L, m) on the decision's own noise."""
@@ -59,20 +59,20 @@ class Decision:
 
 @dataclass(frozen=True)
 class Planned:
-    """What one decision came to, after E iterations."""
+    """The outcome of a decision, after E iterations."""
 
     actions: Tensor
     """a_0 … a_H, (N, H+1, m); the last one is the policy's own at s̃_H"""
     objective: Tensor
     """of the best candidate of each iteration, or of the plan before each gradient step, (E, N)"""
     accepted: Tensor
-    """False where nothing was finite and the row stayed as it was, (E, N)"""
+    """False where nothing was finite and the row was left unchanged, (E, N)"""
 
 
 def sampled(p: Decision, update: Callable[[Imagined, PlannerConfig], tuple[Tensor, Tensor | None]]) -> Planned:
-    """Plans sampled around a mean that `update` moves; the policy's own rollout is always among the candidates.
+    """Sample plans around a mean that `update` moves; the policy's own rollout is always a candidate.
 
-    The mean begins as the carried plan, or as the actions of the policy's rollout.
+    The mean starts from the carried plan, or from the actions of the policy's rollout.
     """
     c = p.config
     own = p.policy_rollout()
@@ -97,7 +97,7 @@ def sampled(p: Decision, update: Callable[[Imagined, PlannerConfig], tuple[Tenso
 
 
 def softly(found: Imagined, config: PlannerConfig) -> tuple[Tensor, None]:
-    """mppi: all candidates, weighed by exp(J / (temperature · std of J))."""
+    """mppi: mean of all candidates, weighted by exp(J / (temperature · std of J))."""
     J, finite = found.returns, torch.isfinite(found.returns)
     mean = torch.where(finite, J, 0.0).sum(1, keepdim=True) / finite.sum(1, keepdim=True)
     variance = torch.where(finite, J - mean, 0.0).square().sum(1, keepdim=True) / finite.sum(1, keepdim=True)
@@ -118,7 +118,7 @@ def by_elites(found: Imagined, config: PlannerConfig) -> tuple[Tensor, Tensor]:
 
 
 def weighted_mean(weights: Tensor, actions: Tensor) -> Tensor:
-    """Σ_i w_i x_i over candidates: (N, S), (N, S, H+1, m) -> (N, H+1, m); what weighs nothing may be anything."""
+    """Σ_i w_i x_i over candidates: (N, S), (N, S, H+1, m) -> (N, H+1, m); entries of weight 0 may be non-finite."""
     w = weights[:, :, None, None]
     return torch.where(w == 0, 0.0, w * actions).sum(1)
 
@@ -160,7 +160,7 @@ def climbed(p: Decision) -> Planned:
 
 
 def search(p: Decision) -> Planned:
-    """The decision by its config's planner."""
+    """The decision of the planner that the config names."""
     if p.config.planner == "mppi":
         return sampled(p, softly)
     if p.config.planner == "cem":

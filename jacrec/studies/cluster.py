@@ -1,7 +1,4 @@
-"""A Ray cluster as the executor: this machine alone, or every machine of a cluster that sees the study's folder.
-
-RayExecutor(address, threads=1, gpus=0.0)
-"""
+"""Executor that runs jobs on a Ray cluster."""
 
 import logging
 import os
@@ -14,28 +11,28 @@ from jacrec.studies.jobs import Job
 
 
 class RayExecutor(Executor):
-    """Jobs as Ray tasks of `threads` processors each; Ray reuses its worker processes, so that each imports once.
+    """Runs jobs as Ray tasks. Ray reuses its worker processes, so each of them imports jacrec once.
 
-    Results travel through the study's folder, which all machines have to share; so do the data.
+    Results and data are read and written on a file system that all machines share.
 
     Args:
-        address: of a running cluster ("auto": the one that this machine belongs to); None: a cluster of this machine's own,
-            which ends with the sweep.
-        workers: tasks side by side; as many as the cluster's processors serve unless told.
-        threads: processors of a job.
-        gpus: share of a GPU of a job, for trainings on "cuda".
+        address: of a running cluster ("auto": the one this machine belongs to); None: start a cluster on this machine that
+            ends with the sweep.
+        workers: maximum number of concurrent tasks (default: as many as the cluster's processors allow).
+        threads: processors per job.
+        gpus: fraction of a GPU per job, for training on "cuda".
 
     Raises:
-        ValueError: Ray is not installed, or no cluster is at the address.
+        ValueError: Ray is not installed, or there is no cluster at the address.
     """
 
     def __init__(self, address: str | None = None, *, workers: int | None = None, threads: int = 1, gpus: float = 0.0):
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # Ray's own choice from now on: leave GPUs visible
+        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # Ray's future default: leave GPUs visible
         try:
             import ray
         except ImportError as error:
-            raise ValueError(f"ray: expected it installed, got {error}; pip install 'jacrec[cluster]'") from None
+            raise ValueError(f"ray: expected an installed package, got {error}; pip install 'jacrec[cluster]'") from None
         self.ray: Any = ray
         if address:
             _expect_listener(address)
@@ -48,29 +45,29 @@ class RayExecutor(Executor):
             raise ValueError(f"--ray-address {address}: expected a running Ray cluster, got none ({error})") from None
         self.workers, self.threads = workers, threads
         options: dict[str, Any] = dict(num_cpus=threads, num_gpus=gpus, max_retries=0)
-        options["runtime_env"] = {"env_vars": _environment(threads)}
+        options["runtime_env"] = {"env_vars": _worker_environment(threads)}
         self.task = ray.remote(**options)(_perform)
         self.running: dict[Any, tuple[Job, float]] = {}
 
     @property
     def slots(self) -> int:
-        """How many jobs the cluster takes now."""
-        there = max(1, int(self.ray.cluster_resources().get("CPU", 1)) // self.threads)
-        return min(there, self.workers or there)
+        """How many jobs the cluster can currently run at once."""
+        available = max(1, int(self.ray.cluster_resources().get("CPU", 1)) // self.threads)
+        return min(available, self.workers or available)
 
     def submit(self, job: Job) -> None:
-        """Hand a job to the cluster."""
+        """Submit a job to the cluster."""
         self.running[self.task.remote(job)] = job, time.perf_counter()
 
     def wait(self, seconds: float) -> list[Message]:
-        """The tasks that have ended."""
+        """Messages of the tasks that have ended."""
         if not self.running:
             return []
         ready, _ = self.ray.wait(list(self.running), num_returns=len(self.running), timeout=seconds)
         return [self._message(ref, *self.running.pop(ref)) for ref in ready]
 
     def close(self) -> None:
-        """Interrupt the tasks, wait for their checkpoints, leave the cluster."""
+        """Interrupt the tasks, wait for their checkpoints, and disconnect."""
         for ref in self.running:
             self.ray.cancel(ref)
         if self.running:
@@ -81,20 +78,20 @@ class RayExecutor(Executor):
     def _message(self, ref: Any, job: Job, began: float) -> Finished | Failed:
         try:
             return self.ray.get(ref)
-        except self.ray.exceptions.RayError as error:  # the task's process or machine is gone
+        except self.ray.exceptions.RayError as error:  # the task's process or machine has died
             why = f"{type(error).__name__}: {error}".strip().splitlines()[0]
             return Failed(job.id, f"the worker ended ({why})", str(error), time.perf_counter() - began, "ray")
 
 
 def _perform(job: Job) -> Finished | Failed:
-    return perform(job, f"{socket.gethostname()}:{os.getpid()}", _silent)
+    return perform(job, f"{socket.gethostname()}:{os.getpid()}", _ignore_progress)
 
 
 def _expect_listener(address: str) -> None:
-    """Raise ValueError where nobody listens at host:port; Ray itself would try for minutes."""
+    """Raise ValueError if nothing listens at host:port; Ray itself would retry for minutes."""
     host, _, port = address.rpartition("://")[2].rpartition(":")
     if not port.isdigit():
-        return  # "auto", which Ray looks up
+        return  # "auto", resolved by Ray
     try:
         socket.create_connection((host, int(port)), timeout=10).close()
     except OSError as error:
@@ -104,11 +101,11 @@ def _expect_listener(address: str) -> None:
         ) from None
 
 
-def _silent(share: float) -> None:
-    """Ray's tasks answer once, at their end."""
+def _ignore_progress(share: float) -> None:
+    """Ray tasks report only their end."""
 
 
-def _environment(threads: int) -> dict[str, str]:
-    """What workers find in their environment: threads, and where data and packages lie on a cluster alike."""
+def _worker_environment(threads: int) -> dict[str, str]:
+    """Environment variables of the workers: number of threads, and the locations of data and packages."""
     passed = {name: os.environ[name] for name in ("MINARI_DATASETS_PATH", "PYTHONPATH", "MUJOCO_GL") if name in os.environ}
     return passed | dict.fromkeys(THREAD_VARIABLES, str(threads))

@@ -1,8 +1,4 @@
-"""What a study is: tasks × training seeds × contestants.
-
-StudyConfig     .cells() .train_config(task, seed) .model_config(task, seed, model) .controller(task, contestant)
-TaskSpec  ContestantSpec
-"""
+"""The definition of a study: tasks × training seeds × contestants."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -22,96 +18,95 @@ UNSEEN_SEEDS = tuple(range(10, 20))
 
 @dataclass(frozen=True)
 class TaskSpec:
-    """One data set and the environment that it is evaluated in."""
+    """One data set and the environment for evaluation."""
 
     data: str | None = None
-    """Minari id, name of a D4RL data set, or path of a D4RL-layout file, looked up under `data_root`; {task} in it stands for
-    the task's name. None named: the D4RL data set of the task's name, its file under `data_root` or where `jacrec data get`
-    puts it"""
+    """Minari id, name of a D4RL data set, or path of a file in D4RL's layout, relative to `data_root`; {task} is replaced by
+    the task's name. Default: the D4RL data set with the task's name, under `data_root` or where `jacrec data get` stores it"""
     env_id: str | None = None
-    """gymnasium id of the environment, where the data do not say it"""
+    """gymnasium id of the environment (default: the one recorded with the data)"""
     training: TrainConfig = field(default_factory=TrainConfig)
-    """all settings of its training but the seed. In a spec: what differs from the study's `training`, which differs from
-    ReBRAC's published settings where the task is one of the 24"""
+    """all training settings except the seed. In a spec: the differences to the study's `training`, which in turn overrides
+    ReBRAC's published settings if the task is one of the 24"""
     contestants: Mapping[str, MPCConfig | PlannerConfig] = field(default_factory=dict)
-    """controllers of contestants that are set differently for this task, by name. In a spec: what differs"""
+    """controllers of contestants with other settings on this task, by name. In a spec: the differences"""
 
 
 @dataclass(frozen=True)
 class ContestantSpec:
-    """Who plays beside the base policy."""
+    """A contestant other than the base policy."""
 
     model: str = DEFAULT_MODEL
-    """the world model it imagines in: default (the training's own), or one of `models`"""
+    """the world model to imagine in: default (trained with the policy), or one of `models`"""
     controller: MPCConfig | PlannerConfig = field(default_factory=MPCConfig)
-    """MPC or, where a spec says `planner`, a planner over actions. In a spec its settings stand beside `model`; horizon 0 is
-    the control without a world model. `budget` beside `planner` sets its samples (action-gradient: its iterations) so that
-    it spends at most so many transitions of the world model per decision"""
+    """MPC or, if a spec sets `planner`, an action planner. In a spec, its settings are given next to `model`; horizon 0 is
+    the control without a world model. `budget` next to `planner` limits the world-model transitions per decision by choosing
+    the number of samples (action-gradient: of iterations)"""
     dynamics: Sampler = field(default_factory=Sampler)
-    """that model sampled otherwise than it was made, e.g. {sampler: ddim, levels: [2, 5]}"""
+    """other sampling settings for that model, e.g. {sampler: ddim, levels: [2, 5]}"""
     rehearse: tuple[str, ...] = ()
-    """no controller of its own: of these contestants the one that a rehearsal in the world model chooses, cell by cell, or
-    the base policy where none gains there"""
+    """instead of a controller: candidates, from which a rehearsal in the world model chooses one per cell, or the base policy
+    if none of them gains"""
     across_seeds: bool = False
-    """rehearse in the world models of the study's other seeds too: only what gains in all of them may act"""
+    """rehearse in the world models of the study's other seeds too; a candidate must gain in all of them"""
 
 
 @dataclass(frozen=True)
 class StudyConfig:
-    """A study: every task trained with every seed, every contestant playing every trained run.
+    """A study: every task is trained with every seed, and every contestant plays every trained run.
 
-    The defaults are the literature's protocol: settings are tuned on training seeds 0 to 3 with an evaluation seed of their
-    own, and reported on seeds that took no part in the tuning; the networks of the last update play (not the best ones).
+    The defaults follow the standard protocol: settings are tuned on training seeds 0 to 3 with a separate evaluation seed and
+    reported on seeds not used for tuning; the networks of the last update play (not the best ones).
     """
 
     name: str
-    """of the study; its folder is studies/NAME unless told"""
+    """name of the study; its default folder is studies/NAME"""
     tasks: Mapping[str, TaskSpec]
     """by name"""
     seeds: tuple[int, ...] = UNSEEN_SEEDS
-    """training seeds (the protocol: 0 to 3 for tuning, 10 to 19 for reporting)"""
+    """training seeds (standard protocol: 0 to 3 for tuning, 10 to 19 for reporting)"""
     stages: tuple[str, ...] = STAGES
-    """what is trained: rebrac (policy and critic), dynamics, reward. Where one is missing, as in a study of prediction errors
-    alone, nobody plays"""
+    """training stages: rebrac (policy and critic), dynamics, reward. If one is omitted, as in a study of prediction errors
+    only, there are no episodes"""
     models: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    """further world models, each trained on the same data and seed: by name, what differs from the task's dynamics settings"""
+    """additional world models, trained on the same data and seed: by name, the differences to the task's dynamics settings"""
     evaluation: PlayConfig = field(default_factory=PlayConfig)
-    """how everybody's episodes are played (the protocol: 10 episodes, AntMaze 100, evaluation seed 42)"""
+    """how episodes are played (standard protocol: 10 episodes, AntMaze 100, evaluation seed 42)"""
     contestants: Mapping[str, ContestantSpec] = field(default_factory=dict)
-    """by name; base, the policy as it was trained, always plays"""
+    """by name; base, the policy as trained, always plays"""
     rehearsal: RehearsalConfig = field(default_factory=RehearsalConfig)
     """how contestants with `rehearse` choose"""
     about: str = ""
-    """what a reader of its reports should know: where the data come from, how the settings were chosen"""
+    """remarks for the readers of reports: origin of the data, how settings were chosen"""
     data_root: str | None = None
-    """folder in which relative paths of data, and D4RL's files, are looked up; none named: where the sweep is started. No part
-    of what the study is: another machine may keep its data elsewhere"""
+    """folder of relative data paths and of D4RL's files (default: the working directory of the sweep). Not part of the
+    study's identity, since it may differ between machines"""
 
     def cells(self) -> list[tuple[str, int]]:
-        """(task, seed), the first seed of every task first: early results speak of all tasks."""
+        """All (task, seed), ordered by seed, so that early results cover all tasks."""
         return [(task, seed) for seed in self.seeds for task in self.tasks]
 
     def train_config(self, task: str, seed: int) -> TrainConfig:
-        """The settings of a cell's training."""
+        """The training settings of a cell."""
         return replace(self.tasks[task].training, seed=seed, env_id=self.tasks[task].env_id)
 
     def model_config(self, task: str, seed: int, model: str) -> TrainConfig:
-        """The settings of a cell's further world model."""
+        """The training settings of an additional world model in a cell."""
         config = self.train_config(task, seed)
         return replace(config, dynamics=replace(config.dynamics, **self.models[model]))
 
     def controller(self, task: str, contestant: str) -> MPCConfig | PlannerConfig | None:
-        """A contestant's controller on a task; None: the base policy, or one that a rehearsal chooses."""
+        """A contestant's controller on a task; None for the base policy and for contestants that rehearse."""
         if contestant == BASE or self.contestants[contestant].rehearse:
             return None
         return self.tasks[task].contestants.get(contestant, self.contestants[contestant].controller)
 
     def model_of(self, contestant: str) -> str:
-        """The name of the world model that a contestant imagines in."""
+        """The name of a contestant's world model."""
         return DEFAULT_MODEL if contestant == BASE else self.contestants[contestant].model
 
     def sampler_of(self, contestant: str) -> Sampler:
-        """How a contestant samples that model."""
+        """A contestant's sampling settings for its world model."""
         return Sampler() if contestant == BASE else self.contestants[contestant].dynamics
 
     def play_config(self, task: str) -> PlayConfig:
@@ -120,14 +115,14 @@ class StudyConfig:
 
     @property
     def players(self) -> tuple[str, ...]:
-        """Everybody who plays, base first; nobody where not everything is trained."""
+        """All contestants that play, base first; () if a training stage is omitted."""
         return (BASE, *self.contestants) if set(self.stages) == set(STAGES) else ()
 
 
-def published_start(task: str, data: str | None) -> TrainConfig:
-    """Settings before the study's own: ReBRAC's published ones where the task or its data is one of the 24.
+def default_training(task: str, data: str | None) -> TrainConfig:
+    """The training settings a study starts from: ReBRAC's published ones if the task or its data is one of the 24.
 
-    One thread, so that the same bits come out wherever a cell is trained.
+    One thread, so that a cell is bit-identical wherever it is trained.
     """
     name = published_name(task) or published_name(data or "")
     common: dict[str, Any] = dict(data=data or task, threads=1)

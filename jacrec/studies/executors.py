@@ -1,9 +1,4 @@
-"""What every way of running jobs has in common: messages from the workers, and the interface.
-
-Executor        .slots .submit(job) .wait(seconds) -> list[Message] .close()
-Progress(id, share)   Finished(id, note, seconds, worker)   Failed(id, error, traceback, seconds, worker)
-perform(job, worker, report) -> Finished | Failed
-"""
+"""The interface of executors, which run jobs, and the messages of their workers."""
 
 import time
 import traceback
@@ -13,23 +8,23 @@ from typing import Protocol
 from jacrec.studies.jobs import Job, Report
 
 GRACE = 20.0
-"""seconds that interrupted jobs are given to write a checkpoint"""
+"""seconds granted to interrupted jobs for writing a checkpoint"""
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
-"""where numerical libraries look, when they are loaded, for how many threads they may start"""
+"""environment variables from which numerical libraries read their number of threads at load time"""
 
 
 @dataclass(frozen=True)
 class Progress:
-    """A job is at work."""
+    """A running job has made progress."""
 
     id: str
     share: float
-    """0 to 1"""
+    """finished fraction, 0 to 1"""
 
 
 @dataclass(frozen=True)
 class Finished:
-    """A job is done, and its result in the study's folder."""
+    """A job is done and its result written to the study's folder."""
 
     id: str
     note: str
@@ -39,7 +34,7 @@ class Finished:
 
 @dataclass(frozen=True)
 class Failed:
-    """A job came to nothing."""
+    """A job failed."""
 
     id: str
     error: str
@@ -53,28 +48,28 @@ Message = Progress | Finished | Failed
 
 
 class Executor(Protocol):
-    """Runs jobs side by side."""
+    """Runs jobs concurrently."""
 
     @property
     def slots(self) -> int:
-        """How many jobs it wants at a time."""
+        """Maximum number of concurrent jobs."""
         ...
 
     def submit(self, job: Job) -> None:
-        """Begin a job; not more than `slots` at a time."""
+        """Start a job; at most `slots` at a time."""
         ...
 
     def wait(self, seconds: float) -> list[Message]:
-        """What has been heard from the workers, after at most this time."""
+        """Messages of the workers, received within this time."""
         ...
 
     def close(self) -> None:
-        """End the workers, in the middle of their jobs too: trainings write a checkpoint first."""
+        """Stop the workers, interrupting running jobs; trainings write a checkpoint first."""
         ...
 
 
 def perform(job: Job, worker: str, report: Report) -> Finished | Failed:
-    """Do a job; what went wrong is told, not raised (but for interruptions)."""
+    """Do a job; errors are returned as `Failed` (interruptions are raised)."""
     began = time.perf_counter()
     try:
         note = job.perform(report)

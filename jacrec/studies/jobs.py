@@ -1,12 +1,9 @@
-"""The jobs of a study: what each needs, whether it is done, and how it is performed; a job travels to a worker as it is.
-
-TrainJob (a run, or a further world model)      ResultJob (what leaves one JSON file)      PlayJob (one contestant's episodes)
-"""
+"""The jobs of a study: training, rehearsals and episodes. Jobs are picklable and are sent to the workers as they are."""
 
 import contextlib
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -21,8 +18,9 @@ from jacrec.evaluation.contestant import (
     open_env,
     play_contestant,
     with_dynamics,
-    with_settings,
+    with_sampling,
 )
+from jacrec.evaluation.rehearsal import RehearsalConfig, rehearse_run
 from jacrec.evaluation.versions import machine, versions
 from jacrec.models.dynamics.sampler import Sampler
 from jacrec.planners import PlannerConfig
@@ -30,21 +28,21 @@ from jacrec.studies.config import TaskSpec
 from jacrec.studies.sources import data_source
 from jacrec.training.config import TrainConfig, from_dict, to_dict
 from jacrec.training.run import PARTS, Run, load_run, read_record, torch_threads, train
-from jacrec.training.stages.tilt import policy_in
+from jacrec.training.stages.tilt import load_tilt_policy
 from jacrec.util.files import write_json
 
 Report = Callable[[float], None]
-"""called with the share of a job that is done"""
+"""called with the finished fraction of a job"""
 BOOKKEEPING = ("data", "env_id", "threads", "device", "log_every", "checkpoint_every")
-"""settings in which a run may differ from its cell's and still be adopted: what was learned from what is the same"""
+"""settings that may differ between a run and its cell, because they do not affect what is learned"""
 
 
 @dataclass(frozen=True)
 class Job:
-    """One piece of work with one result in the study's folder."""
+    """A unit of work with one result in the study's folder."""
 
     id: str
-    """where its result lies under STUDY/cells, without suffix: TASK/seed-S/run, .../models/MODEL, .../plays/CONTESTANT"""
+    """path of the result under STUDY/cells, without suffix: TASK/seed-S/run, .../models/MODEL, .../plays/CONTESTANT"""
     kind: str
     """train, model, rehearse or play"""
     task: str
@@ -52,12 +50,12 @@ class Job:
     folder: Path
     """STUDY/cells"""
     needs: tuple[str, ...]
-    """ids of the jobs whose results it reads"""
+    """ids of the jobs whose results are read"""
     threads: int
 
     @property
     def name(self) -> str:
-        """Of the result: run, or the model's or contestant's name."""
+        """Name of the result: "run", a model or a contestant."""
         return self.id.rsplit("/", 1)[-1]
 
     @property
@@ -67,27 +65,27 @@ class Job:
 
     @property
     def failure(self) -> Path:
-        """Where its failure is noted."""
+        """The file that records a failure."""
         return self.path.with_name(self.path.name + ".failed.json")
 
     def done(self) -> bool:
-        """Whether its result is there."""
+        """Whether the result exists."""
         raise NotImplementedError
 
     def seconds(self) -> float | None:
-        """How long it took, where its result tells."""
+        """Duration recorded in the result; None if unknown."""
         raise NotImplementedError
 
     def perform(self, report: Report) -> str:
-        """Do it; a note for the log."""
+        """Do the work; a note for the log."""
         raise NotImplementedError
 
 
 @dataclass(frozen=True)
 class TrainJob(Job):
-    """A run folder of `jacrec.training.run.train`; of a further world model the dynamics alone.
+    """Trains a run folder with `jacrec.training.run.train`, or only the dynamics of an additional world model.
 
-    What it needs is the run whose policy it is tilted towards.
+    A world model that is tilted towards a policy needs the run of that policy.
     """
 
     config: TrainConfig
@@ -96,18 +94,18 @@ class TrainJob(Job):
     stages: tuple[str, ...]
 
     def done(self) -> bool:
-        """Whether every network is there.
+        """Whether every network exists.
 
         Raises:
             ValueError: the folder holds another run.
         """
         if not (self.path / "config.yaml").is_file():
             return False
-        adopted(self.config, self.path)
+        adopted_config(self.config, self.path)
         return all((self.path / f"{part}.safetensors").is_file() for part, stage in PARTS.items() if stage in self.stages)
 
     def seconds(self) -> float | None:
-        """The training time in its metrics."""
+        """Training time from the metrics."""
         if not (self.path / "metrics.jsonl").is_file():
             return None
         lines = (self.path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
@@ -115,11 +113,11 @@ class TrainJob(Job):
         return sum(last.values()) or None
 
     def perform(self, report: Report) -> str:
-        """Train, or go on training."""
+        """Train, or resume training."""
         source = data_source(self.task, self.spec, self.data_root)
         config = replace(self.config, data=source)
         if (self.path / "config.yaml").is_file():
-            config = adopted(config, self.path)
+            config = adopted_config(config, self.path)
         done, total = dict.fromkeys(self.stages, 0), sum(getattr(config, stage).updates for stage in self.stages)
 
         def on_log(line: dict[str, Any]) -> None:
@@ -127,32 +125,32 @@ class TrainJob(Job):
             report(sum(done.values()) / max(total, 1))
 
         data = load_cached(source, config.env_id)
-        policy = policy_in(self.folder / self.needs[0]) if self.needs else None
+        policy = load_tilt_policy(self.folder / self.needs[0]) if self.needs else None
         train(config, self.path, stages=self.stages, data=data, policy=policy, quiet=True, on_log=on_log)
         return f"{total} updates"
 
 
 @dataclass(frozen=True)
 class ResultJob(Job):
-    """A job that leaves one record, PATH.json."""
+    """A job that writes one record, PATH.json."""
 
     @property
     def result(self) -> Path:
-        """The record's file."""
+        """The file of the record."""
         return self.path.with_name(self.path.name + ".json")
 
     def done(self) -> bool:
-        """Whether the record is there."""
+        """Whether the record exists."""
         return self.result.is_file()
 
     def seconds(self) -> float | None:
-        """The wall time in the record."""
+        """Wall time from the record."""
         return json.loads(self.result.read_text(encoding="utf-8"))["wall_seconds"]
 
 
 @dataclass(frozen=True)
 class PlayJob(ResultJob):
-    """One contestant's episodes, plays/CONTESTANT.json."""
+    """Plays the episodes of one contestant: plays/CONTESTANT.json."""
 
     contestant: str
     model: str
@@ -162,15 +160,15 @@ class PlayJob(ResultJob):
 
     def perform(self, report: Report) -> str:
         """Play, and write the record."""
-        run, *further = (self.folder / need for need in self.needs)
-        trained = with_dynamics(load_run(run), further[0]) if further else load_run(run)
-        trained = with_settings(trained, self.sampler)
+        run, *models = (self.folder / need for need in self.needs)
+        trained = with_dynamics(load_run(run), models[0]) if models else load_run(run)
+        trained = with_sampling(trained, self.sampler)
         began = time.perf_counter()
         env = open_env(trained, self.config, threads=self.config.threads)
         with contextlib.closing(env), torch_threads(self.config.threads):
             played = play_contestant(trained, self.controller, self.config, env, progress=report)
-            where = environment_record(env)
-        record = self._record(trained) | played | {"environment": where, "wall_seconds": time.perf_counter() - began}
+            environment = environment_record(env)
+        record = self._record(trained) | played | {"environment": environment, "wall_seconds": time.perf_counter() - began}
         write_json(self.result, record)
         name, values = ("return", record["returns"]) if record["scores"] is None else ("score", record["scores"])
         return f"{name} {sum(values) / len(values):.1f}"
@@ -192,11 +190,52 @@ class PlayJob(ResultJob):
         }
 
 
-def adopted(config: TrainConfig, folder: Path) -> TrainConfig:
-    """The settings with which the run in `folder` is gone on with as this cell's: its own in what is bookkeeping.
+@dataclass(frozen=True)
+class RehearsalJob(ResultJob):
+    """Rehearses the candidates of a contestant in the world model: rehearsals/CONTESTANT.json."""
+
+    candidates: Mapping[str, MPCConfig]
+    rehearsal: RehearsalConfig
+    config: PlayConfig
+
+    def perform(self, report: Report) -> str:
+        """Rehearse, and write the record."""
+        began, (own, *others) = time.perf_counter(), self.needs
+        runs = {other.split("/")[-2]: load_run(self.folder / other) for other in others}
+        record = rehearse_run(
+            load_run(self.folder / own), self.candidates, self.rehearsal, self.config, others=runs, progress=report
+        )
+        identity = {"task": self.task, "seed": self.seed, "contestant": self.name}
+        write_json(self.result, identity | record | {"wall_seconds": time.perf_counter() - began})
+        return f"chose {record['choice']}"
+
+
+@dataclass(frozen=True)
+class ChosenPlayJob(ResultJob):
+    """Copies the episodes of the candidate that a rehearsal chose: plays/CONTESTANT.json.
+
+    The same controller on the same seeds gives the same returns, so nothing has to be played again.
+    """
+
+    def seconds(self) -> float | None:
+        """None: the recorded wall time is that of the chosen candidate."""
+        return None
+
+    def perform(self, report: Report) -> str:
+        """Copy the record of the chosen candidate."""
+        rehearsal, *plays = (self.folder / f"{need}.json" for need in self.needs)
+        choice = json.loads(rehearsal.read_text(encoding="utf-8"))["choice"]
+        (play,) = (path for path in plays if path.stem == choice)
+        record = json.loads(play.read_text(encoding="utf-8"))
+        write_json(self.result, record | {"contestant": self.name, "choice": choice})
+        return f"plays as {choice}"
+
+
+def adopted_config(config: TrainConfig, folder: Path) -> TrainConfig:
+    """`config` with the `BOOKKEEPING` settings of the existing run in `folder`, so that it can be resumed as this cell's.
 
     Raises:
-        ValueError: it was trained with other settings.
+        ValueError: the run was trained with other settings.
     """
     record = read_record(folder)
     own = from_dict(record["settings"])
@@ -205,29 +244,29 @@ def adopted(config: TrainConfig, folder: Path) -> TrainConfig:
     if wrong:
         there, here = ({name: to_dict(getattr(c, name)) for name in wrong} for c in (own, kept))
         raise ValueError(
-            f"{folder}: expected a run with this study's settings, got {_differing(there, here)}; move it away, "
-            "or change the study's training"
+            f"{folder}: expected a run with this study's settings, got {_differing(there, here)}; move it away, or change the "
+            "training settings of the study"
         )
     return kept
 
 
 def _differing(there: dict[str, Any], here: dict[str, Any]) -> str:
-    """What differs, down to the single setting."""
+    """The individual settings that differ."""
     found = []
     for name, value in there.items():
         if isinstance(value, dict):
-            found += [f"{name}.{k} = {v!r} where {here[name][k]!r} is asked" for k, v in value.items() if v != here[name][k]]
+            found += [f"{name}.{k} = {v!r} instead of {here[name][k]!r}" for k, v in value.items() if v != here[name][k]]
         else:
-            found.append(f"{name} = {value!r} where {here[name]!r} is asked")
+            found.append(f"{name} = {value!r} instead of {here[name]!r}")
     return ", ".join(found)
 
 
 _loaded: dict[tuple[str, str | None], Transitions] = {}
-"""the data set that this process has last read"""
+"""the data set most recently loaded by this process"""
 
 
 def load_cached(source: str, env_id: str | None) -> Transitions:
-    """`load`, which a worker's next job on the same data does not repeat; two data sets are never held at a time."""
+    """`load` with a cache of one data set, so that consecutive jobs of a worker on the same data load it once."""
     if (source, env_id) not in _loaded:
         _loaded.clear()
         _loaded[source, env_id] = load(source, env_id=env_id)

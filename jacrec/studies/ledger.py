@@ -1,10 +1,6 @@
-"""What a study's folder remembers beside its results: failures, the log, and the lock.
-
-read_failure(job)  note_failure(job, failed)  forget_failure(job)  Log(folder)  locked(folder)  at_work(folder)
-"""
+"""Bookkeeping in a study's folder: recorded failures, the log, and the lock."""
 
 import contextlib
-import fcntl
 import json
 import time
 from collections.abc import Iterator
@@ -14,16 +10,17 @@ from typing import Any
 
 from jacrec.studies.executors import Failed, Finished
 from jacrec.studies.jobs import Job
-from jacrec.util.files import write_json
+from jacrec.util import locks
+from jacrec.util.files import append_json_line, write_json
 
 LOCK, WORKERS_LOCK, LOG = ".lock", ".workers.lock", "log.jsonl"
 PATIENCE = 30.0
-"""seconds that are waited for workers of a sweep that was killed"""
+"""seconds to wait for the workers of a killed sweep"""
 
 
 @dataclass(frozen=True)
 class Failure:
-    """Why a job's result is not there."""
+    """Why a job has no result."""
 
     error: str
     traceback: str
@@ -31,22 +28,22 @@ class Failure:
 
 
 def read_failure(job: Job) -> Failure | None:
-    """The failure noted for a job."""
+    """The recorded failure of a job; None if there is none."""
     if not job.failure.is_file():
         return None
     return Failure(**json.loads(job.failure.read_text(encoding="utf-8")))
 
 
-def note_failure(job: Job, failed: Failed) -> Failure:
-    """Count another failed attempt."""
+def record_failure(job: Job, failed: Failed) -> Failure:
+    """Record another failed attempt."""
     before = read_failure(job)
     failure = Failure(failed.error, failed.traceback, (before.attempts if before else 0) + 1)
     write_json(job.failure, vars(failure))
     return failure
 
 
-def forget_failure(job: Job) -> None:
-    """The job has succeeded."""
+def clear_failure(job: Job) -> None:
+    """Delete the recorded failure of a job that has succeeded."""
     job.failure.unlink(missing_ok=True)
 
 
@@ -55,11 +52,9 @@ class Log:
 
     def __init__(self, folder: Path):
         self.path = folder / LOG
-        if self.path.is_file() and not self.path.read_bytes().endswith(b"\n"):
-            self._append("\n")  # a kill cut the last line short
 
     def write(self, message: Finished | Failed) -> None:
-        """Append the job's line."""
+        """Append the line of a job."""
         line: dict[str, Any] = {
             "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
             "job": message.id,
@@ -68,48 +63,38 @@ class Log:
             "worker": message.worker,
         }
         line |= {"error": message.error} if isinstance(message, Failed) else {"note": message.note}
-        self._append(json.dumps(line) + "\n")
-
-    def _append(self, text: str) -> None:
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(text)
+        append_json_line(self.path, line)
 
 
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[Path]:
-    """Keep a second sweep out of the folder; the file that workers hold a shared lock on.
+    """Keep a second sweep out of the folder, and wait until the workers of a killed one have ended.
 
-    The operating system lets go of both locks whatever way their holders end. They serve one machine (a shared file system
-    may or may not pass them on): several machines work on a study as one Ray cluster.
+    The locks serve one machine (a shared file system may or may not pass them on): several machines work on a study as one
+    Ray cluster.
+
+    Yields:
+        The path from which the names of the workers' own locks derive (`worker_lock`).
 
     Raises:
-        ValueError: another sweep is at work here, or workers of one that was killed do not end.
+        ValueError: another sweep of this study is running, or workers of a killed one do not end.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / LOCK).open("a") as own, (folder / WORKERS_LOCK).open("a") as theirs:
-        if not _taken(own):
-            raise ValueError(f"{folder}: expected no sweep at work on this study, got one; wait for it, or stop it")
+    busy = ValueError(f"{folder}: expected no running sweep of this study, got one; wait for it, or stop it")
+    with locks.locked(folder / LOCK, busy):
         end = time.monotonic() + PATIENCE
-        while not _taken(theirs):
+        while any(map(locks.is_locked, folder.glob(f"{WORKERS_LOCK}.*"))):
             if time.monotonic() > end:
-                raise ValueError(f"{folder}: workers of an earlier sweep are still at work there; end them first")
+                raise ValueError(f"{folder}: expected no workers of an earlier sweep, got running ones; stop them first")
             time.sleep(0.1)
-        fcntl.flock(theirs, fcntl.LOCK_UN)
         yield folder / WORKERS_LOCK
 
 
-def at_work(folder: Path) -> bool:
-    """Whether a sweep is working on the folder."""
-    if not (folder / LOCK).is_file():
-        return False
-    with (folder / LOCK).open("a") as file:
-        return not _taken(file)
+def worker_lock(lock: Path, number: int) -> Path:
+    """The lock file that a worker holds as long as it lives."""
+    return lock.with_name(f"{lock.name}.{number}")
 
 
-def _taken(file: Any) -> bool:
-    """Take the lock, if nobody has it."""
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
+def is_locked(folder: Path) -> bool:
+    """Whether a sweep is running on the folder."""
+    return locks.is_locked(folder / LOCK)

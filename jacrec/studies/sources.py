@@ -1,8 +1,4 @@
-"""Where the data of a study's tasks lie.
-
-data_source(task, spec, data_root) -> str           a Minari id or the path of a file
-needs_root(spec) -> bool
-"""
+"""Location of the data of a study's tasks."""
 
 from pathlib import Path
 
@@ -14,32 +10,34 @@ from jacrec.training.config import published_name
 
 
 def needs_root(spec: TaskSpec) -> bool:
-    """Whether the task's data are a path that means something only with the folder it starts from."""
+    """Whether the task's data are given as a relative path."""
     return spec.data is not None and spec.data.endswith(FLAT_SUFFIXES) and not Path(spec.data).is_absolute()
 
 
 def data_source(task: str, spec: TaskSpec, data_root: str | Path | None = None) -> str:
-    """The Minari id or the path of a task's data; Minari's own ids are not looked for, its server may have them.
+    """The Minari id or the file path of a task's data; remote Minari ids are not checked.
 
-    A task without `data`, or with one of D4RL's names there, has D4RL's file: under `data_root` at any depth, or where
-    `jacrec data get` and D4RL keep theirs.
+    If `data` is None or the name of a D4RL data set, D4RL's file is searched for under `data_root` at any depth, then where
+    `jacrec data get` and D4RL store their files.
 
     Raises:
-        FileNotFoundError: no such file, or no such data set made here.
-        ValueError: the task names no data and is none of D4RL's, or `data_root` holds the file twice.
+        FileNotFoundError: there is no such file, or no such locally made data set.
+        ValueError: the task has no data and is not one of D4RL's, or `data_root` contains the file twice.
     """
     if spec.data is not None and spec.data.endswith(FLAT_SUFFIXES):
         path = Path(data_root or ".") / spec.data
         if not path.is_file():
-            raise FileNotFoundError(f"{task}: expected its data at {path}")
+            raise FileNotFoundError(f"{task}: expected the data file {path}, got none; set --data-root")
         return str(path)
     name = published_name(task) if spec.data is None else spec.data
     if name in D4RL_FILES:
         return str(_d4rl_path(name, data_root))
     if name is None:
-        raise ValueError(f"{task}: expected one of D4RL's 24 data sets, or `data` (a file or a Minari id), got neither")
+        raise ValueError(
+            f"{task}: expected the name of one of D4RL's 24 data sets, or `data` (a file or Minari id), got neither"
+        )
     if name.startswith("jacrec/") and not (dataset_path(name) / "data").exists():
-        raise FileNotFoundError(f"{task}: expected the data set {name}, made with `jacrec data make`")
+        raise FileNotFoundError(f"{task}: expected the local data set {name}, got none; make it with `jacrec data make`")
     return name
 
 
@@ -48,9 +46,9 @@ def _d4rl_path(name: str, data_root: str | Path | None) -> Path:
     root = None if data_root is None else Path(data_root)
     under = [] if root is None or not root.is_dir() else sorted(p for n in (file, f"{name}.hdf5") for p in root.rglob(n))
     if len(under) > 1:
-        raise ValueError(f"{name}: expected one file of its data, got {', '.join(map(str, under))}; name one with `data`")
+        raise ValueError(f"{name}: expected a single data file, got {', '.join(map(str, under))}; choose one with `data`")
     path = under[0] if under else find_d4rl(name)
     if path is None:
         places = f"{datasets_root()}" if root is None else f"{root} (at any depth) or {datasets_root()}"
-        raise FileNotFoundError(f"{name}: expected D4RL's file {file} in {places}; `jacrec data get {name}`")
+        raise FileNotFoundError(f"{name}: expected D4RL's file {file} in {places}, got none; run `jacrec data get {name}`")
     return path

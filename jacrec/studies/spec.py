@@ -1,12 +1,8 @@
-"""Studies as YAML: read, written resolved, compared.
-
-find_spec(name_or_path) -> Path         read_spec(path) -> StudyConfig          parse_study(content, where) -> StudyConfig
-read_study(folder) -> StudyConfig       write_study(study, folder)
-expect_same_study(study, folder)        differences(there, here) -> list[str]
-"""
+"""Studies as YAML: reading a spec, writing the resolved study, and comparing studies."""
 
 from collections.abc import Mapping
 from dataclasses import fields, replace
+from fnmatch import fnmatch
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -16,34 +12,37 @@ import yaml
 from jacrec.control.controller import MPCConfig
 from jacrec.evaluation.config import PlayConfig
 from jacrec.evaluation.rehearsal import RehearsalConfig
+from jacrec.experimental.config import current_settings
+from jacrec.models.dynamics.flow import without_solver
 from jacrec.models.dynamics.sampler import Sampler
 from jacrec.planners import PlannerConfig, within_budget
 from jacrec.planners.budget import spent_on
 from jacrec.planners.config import expect_used
-from jacrec.studies.config import BASE, DEFAULT_MODEL, ContestantSpec, StudyConfig, TaskSpec, published_start
-from jacrec.studies.parse import build, expect_known, expect_mapping
+from jacrec.studies.config import BASE, DEFAULT_MODEL, ContestantSpec, StudyConfig, TaskSpec, default_training
+from jacrec.studies.parse import build, build_mpc, expect_known, expect_mapping
 from jacrec.training.config import DynamicsConfig, TrainConfig, to_dict
 from jacrec.training.run import STAGES
 from jacrec.util.files import write_text
 
 FILE = "study.yaml"
-OWN = ("cells", "log.jsonl", ".lock", ".workers.lock", f"{FILE}.part")
-"""what may lie in a study's folder before its study.yaml does"""
-GROWING = ("tasks", "seeds", "models", "contestants")
-"""what a study may gain between two starts"""
+OWN_FILES = ("cells", "log.jsonl", ".lock", ".workers.lock*", f"{FILE}.part")
+"""patterns of what a study's folder may contain before study.yaml is written"""
+EXTENSIBLE = ("tasks", "seeds", "models", "contestants")
+"""parts to which a study may add entries between two sweeps"""
 NOT_IN_TRAINING = {"data": "the task's `data`", "seed": "the study's `seeds`", "env_id": "the task's `env_id`"}
+"""settings that do not belong in `training`, and where they belong"""
 
 
 def packaged_specs() -> list[str]:
-    """The names of the specs that come with the package, e.g. "table-1"."""
+    """The names of the specs included in the package, e.g. "table-1"."""
     return sorted(p.name.removesuffix(".yaml") for p in _packaged().iterdir() if p.name.endswith(".yaml"))
 
 
 def find_spec(name: str) -> Path:
-    """The file of a spec: a path, a study's folder, or the name of a packaged one.
+    """The file of a spec, given as a path, the folder of a study, or the name of a packaged spec.
 
     Raises:
-        FileNotFoundError: none of these.
+        FileNotFoundError: it is none of these.
     """
     path = Path(name)
     if path.is_file():
@@ -54,38 +53,45 @@ def find_spec(name: str) -> Path:
         return Path(str(_packaged() / f"{name}.yaml"))
     raise FileNotFoundError(
         f"{name}: expected the path of a study.yaml, the folder of a study, or one of "
-        f"{', '.join(packaged_specs())}; found nothing of that name"
+        f"{', '.join(packaged_specs())}; got none of these"
     )
 
 
 def read_spec(path: str | Path) -> StudyConfig:
-    """The study in a YAML file.
+    """Read a study from a YAML file.
 
     Raises:
-        ValueError: no YAML, or settings that are unknown, of the wrong type or make no sense.
+        ValueError: invalid YAML, or unknown, ill-typed or inconsistent settings.
     """
     path = Path(path)
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
-        raise ValueError(f"{path}: expected YAML, cannot read it: {error}") from None
+        raise ValueError(f"{path}: expected valid YAML, got an error: {error}") from None
     return parse_study(content, path.name)
 
 
-def read_study(folder: str | Path) -> StudyConfig:
-    """The study that a sweep keeps in a folder.
+def read_study_config(folder: str | Path) -> StudyConfig:
+    """The definition of the study in a folder.
 
     Raises:
         FileNotFoundError: no study there.
     """
     path = Path(folder) / FILE
     if not path.is_file():
-        raise FileNotFoundError(f"no study at {folder} (it has no {FILE}); begin one with `jacrec sweep SPEC --out {folder}`")
+        raise FileNotFoundError(f"no study at {folder} (it has no {FILE}); start one with `jacrec sweep SPEC --out {folder}`")
     return read_spec(path)
 
 
 def parse_study(content: Any, where: str = FILE) -> StudyConfig:
-    """The study of a mapping as it stands in YAML; what is not named takes its default."""
+    """Build a study from the content of its YAML file; omitted settings take their defaults.
+
+    Args:
+        where: name of the file, for error messages.
+
+    Raises:
+        ValueError: unknown, ill-typed or inconsistent settings.
+    """
     content = expect_mapping(content, where)
     expect_known(content, [*(f.name for f in fields(StudyConfig)), "training"], where)
     for name in ("name", "tasks"):
@@ -114,21 +120,21 @@ def parse_study(content: Any, where: str = FILE) -> StudyConfig:
     )
     for name in (study.name, *study.tasks, *study.contestants, *study.models):
         if "/" in name or name.startswith("."):
-            raise ValueError(f"{where}: expected names that can be folders, got {name!r}; leave out the slashes")
+            raise ValueError(f"{where}: expected names usable as folder names, got {name!r}; avoid slashes and a leading dot")
     for name in study.contestants:
         for task in study.tasks:
             study.evaluation.allow(study.controller(task, name) or MPCConfig(), f"{where}: contestants.{name}")
             for candidate in study.contestants[name].rehearse:
                 if getattr(study.controller(task, candidate), "deadline_ms", None) is not None:
                     raise ValueError(
-                        f"{where}: contestants.{name}.rehearse: expected candidates without deadline_ms, since a "
-                        f"rehearsal must not depend on the clock; got {candidate}"
+                        f"{where}: contestants.{name}.rehearse: expected candidates without deadline_ms, got {candidate}; a "
+                        "rehearsal must not depend on the clock"
                     )
     return study
 
 
 def to_yaml(study: StudyConfig) -> dict[str, Any]:
-    """The resolved study: `parse_study` makes the same of it whatever the defaults then are."""
+    """The study with all settings resolved; `parse_study` restores it independently of later defaults."""
     return {
         "name": study.name,
         "about": study.about,
@@ -144,37 +150,41 @@ def to_yaml(study: StudyConfig) -> dict[str, Any]:
 
 
 def expect_same_study(study: StudyConfig, folder: Path) -> None:
-    """Check that `folder` is new or this study's; tasks, seeds, models and contestants may have been added.
+    """Check that `folder` is new or holds this study; tasks, seeds, models and contestants may have been added.
 
     Raises:
         ValueError: it holds another study, or something else.
     """
     if (folder / FILE).is_file():
-        changed = differences(to_yaml(read_study(folder)), to_yaml(study))
+        changed = differences(to_yaml(read_study_config(folder)), to_yaml(study))
         if changed:
             raise ValueError(
-                f"{folder}: expected a new folder or one of the same study, got another: {'; '.join(changed)}. Choose "
-                f"another folder (--out), or go on with that study: jacrec sweep {folder}. Tasks, seeds, models and "
-                "contestants can be added, not changed or taken away; --only leaves some out of a start"
+                f"{folder}: expected a new folder or one of the same study, got another study: {'; '.join(changed)}. Choose "
+                f"another folder (--out), or resume that study: jacrec sweep {folder}. Tasks, seeds, models and contestants can "
+                "be added but not changed or removed; use --only to sweep a part of them"
             )
-    elif folder.exists() and (not folder.is_dir() or any(x.name not in OWN for x in folder.iterdir())):
+    elif folder.exists() and (not folder.is_dir() or any(not _own(x.name) for x in folder.iterdir())):
         raise ValueError(f"{folder}: expected a new or empty folder or a study, got something else; choose another folder")
 
 
+def _own(name: str) -> bool:
+    return any(fnmatch(name, pattern) for pattern in OWN_FILES)
+
+
 def write_study(study: StudyConfig, folder: Path) -> None:
-    """Write the resolved study."""
+    """Write the resolved study to `folder`/study.yaml."""
     write_text(folder / FILE, yaml.safe_dump(to_yaml(study), sort_keys=False, allow_unicode=True))
 
 
 def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
-    """What makes `here` another study than `there`, as sentences; what it has gained does not."""
+    """The differences that make `here` another study than `there`; additions are not among them."""
     found: list[str] = []
     gone = [seed for seed in there["seeds"] if seed not in here["seeds"]]
     found += [f"seeds: {gone} there, not here"] if gone else []
-    choosers = any("rehearse" in own for own in there["contestants"].values())
-    for part in ("name", "stages", "evaluation", *(("rehearsal",) if choosers else ())):
+    rehearses = any("rehearse" in own for own in there["contestants"].values())
+    for part in ("name", "stages", "evaluation", *(("rehearsal",) if rehearses else ())):
         found += _changes(there[part], here[part], part)
-    for part in GROWING:
+    for part in EXTENSIBLE:
         if part != "seeds":
             for name, own in there[part].items():
                 if name not in here[part]:
@@ -192,7 +202,7 @@ def _changes(there: Any, here: Any, where: str) -> list[str]:
 
 def _text(content: Any, where: str) -> str:
     if not isinstance(content, str):
-        raise ValueError(f"{where}: expected a text, got {content!r}")
+        raise ValueError(f"{where}: expected a string, got {content!r}")
     return " ".join(content.split())
 
 
@@ -204,13 +214,13 @@ def _task(
     data, env_id = content.get("data"), content.get("env_id")
     for key, value in (("data", data), ("env_id", env_id)):
         if not isinstance(value, str | None):
-            raise ValueError(f"{where}.{key}: expected a text, got {value!r}")
+            raise ValueError(f"{where}.{key}: expected a string, got {value!r}")
     own = expect_mapping(content.get("training"), f"{where}.training")
     for settings, place in ((common, "training"), (own, f"{where}.training")):
         for key, home in NOT_IN_TRAINING.items():
             if key in settings:
-                raise ValueError(f"{place}.{key}: expected it elsewhere, it is {home}")
-    settings = to_dict(published_start(name, data))
+                raise ValueError(f"{place}.{key}: expected no such setting, got {settings[key]!r}; use {home} instead")
+    settings = to_dict(default_training(name, data))
     for layer in (common, own):
         settings = _merged(settings, layer)
     tuned = expect_mapping(content.get("contestants"), f"{where}.contestants")
@@ -218,19 +228,20 @@ def _task(
     for who in tuned:
         if contestants[who].rehearse:
             raise ValueError(
-                f"{where}.contestants.{who}: expected a contestant with a controller of its own, got one that "
-                f"rehearses; set {', '.join(contestants[who].rehearse)} instead"
+                f"{where}.contestants.{who}: expected a contestant with its own controller, got one that rehearses; set "
+                f"{', '.join(contestants[who].rehearse)} instead"
             )
-    changed = {who: _tuned(contestants[who].controller, x, f"{where}.contestants.{who}") for who, x in tuned.items()}
+    changed = {who: _overridden(contestants[who].controller, x, f"{where}.contestants.{who}") for who, x in tuned.items()}
     data = None if data is None else data.replace("{task}", name)
     return TaskSpec(data, env_id, replace(build(TrainConfig, settings, f"{where}.training"), data=data or name), changed)
 
 
-def _tuned(controller: MPCConfig | PlannerConfig, content: Any, where: str) -> MPCConfig | PlannerConfig:
-    """A contestant's controller with what differs on a task."""
+def _overridden(controller: MPCConfig | PlannerConfig, content: Any, where: str) -> MPCConfig | PlannerConfig:
+    """A contestant's controller with a task's settings in place of its own."""
     content = expect_mapping(content, where)
     if isinstance(controller, MPCConfig):
-        return build(MPCConfig, to_dict(controller) | content, where)
+        below, content = to_dict(controller), current_settings(content, where)
+        return build_mpc(_merged(below, content), where)
     own = {k: v for k, v in controller.settings.items() if "budget" not in content or k != spent_on(controller.planner)}
     return _controller(own | content, where)
 
@@ -249,27 +260,28 @@ def _contestants(content: Any, models: Mapping[str, Any], where: str) -> dict[st
     found = {}
     for name, own in expect_mapping(content, where).items():
         if name == BASE:
-            raise ValueError(f"{where}: {BASE} is the policy as it was trained and always plays; choose another name")
+            raise ValueError(
+                f"{where}: expected a name other than {BASE}, the policy as trained, which always plays; got {name}"
+            )
         own = expect_mapping(own, f"{where}.{name}")
         if "rehearse" in own:
-            found[name] = _chooser(name, own, content, where)
+            found[name] = _rehearsing(name, own, content, where)
             continue
         model = own.pop("model", DEFAULT_MODEL)
         if model not in (DEFAULT_MODEL, *models):
-            raise ValueError(f"{where}.{name}.model: expected {', '.join((DEFAULT_MODEL, *models))}, got {model!r}")
+            raise ValueError(f"{where}.{name}.model: expected one of {', '.join((DEFAULT_MODEL, *models))}, got {model!r}")
         sampler = build(Sampler, own.pop("dynamics", {}), f"{where}.{name}.dynamics")
         found[name] = ContestantSpec(model, _controller(own, f"{where}.{name}"), sampler)
     return found
 
 
 def _controller(own: Mapping[str, Any], where: str) -> MPCConfig | PlannerConfig:
-    """A planner where `planner` is named, else MPC."""
+    """A planner if `planner` is set, otherwise MPC."""
     own = dict(own)
     if "planner" not in own:
-        expect_known(own, [f.name for f in fields(MPCConfig)], where)
         if own.get("horizon") == 0:
-            own.setdefault("particles", 1)  # at H = 0 every particle is the same number
-        return build(MPCConfig, own, where)
+            own.setdefault("particles", 1)  # at H = 0 all particles are identical
+        return build_mpc(own, where)
     expect_known(own, [*(f.name for f in fields(PlannerConfig)), "budget"], where)
     budget = own.pop("budget", None)
     try:
@@ -280,7 +292,7 @@ def _controller(own: Mapping[str, Any], where: str) -> MPCConfig | PlannerConfig
     if budget is None:
         return planner
     if spent_on(planner.planner) in own:
-        raise ValueError(f"{where}: expected budget or {spent_on(planner.planner)}, which it decides, got both")
+        raise ValueError(f"{where}: expected either budget or {spent_on(planner.planner)}, which budget determines, got both")
     try:
         return within_budget(planner, budget)
     except ValueError as error:
@@ -291,18 +303,18 @@ def _controller_to_yaml(own: MPCConfig | PlannerConfig) -> dict[str, Any]:
     return own.settings if isinstance(own, PlannerConfig) else to_dict(own)
 
 
-def _chooser(name: str, own: Mapping[str, Any], contestants: Mapping[str, Any], where: str) -> ContestantSpec:
-    """A contestant that a rehearsal chooses among others."""
+def _rehearsing(name: str, own: Mapping[str, Any], contestants: Mapping[str, Any], where: str) -> ContestantSpec:
+    """A contestant that rehearses other contestants."""
     named = own["rehearse"]
     others = {other: expect_mapping(o, f"{where}.{other}") for other, o in contestants.items()}
-    foreign = {"rehearse", "planner", "dynamics"}
-    able = [other for other, o in others.items() if not o.keys() & foreign and o.get("model", DEFAULT_MODEL) == DEFAULT_MODEL]
-    fine = isinstance(named, list) and bool(named) and all(x in able and named.count(x) == 1 for x in named)
+    excluded = {"rehearse", "planner", "dynamics"}
+    able = [other for other, o in others.items() if not o.keys() & excluded and o.get("model", DEFAULT_MODEL) == DEFAULT_MODEL]
+    valid = isinstance(named, list) and bool(named) and all(x in able and named.count(x) == 1 for x in named)
     across = own.get("across_seeds", False)
-    if set(own) - {"rehearse", "across_seeds"} or not fine or not isinstance(across, bool):
+    if set(own) - {"rehearse", "across_seeds"} or not valid or not isinstance(across, bool):
         raise ValueError(
-            f"{where}.{name}: expected rehearse: [names of MPC contestants with the default model], perhaps "
-            f"across_seeds: true, and no other setting, got {dict(own)}; known are {', '.join(able)}"
+            f"{where}.{name}: expected rehearse: [names of MPC contestants with the default model], optionally "
+            f"across_seeds: true, and no other setting, got {dict(own)}; available are {', '.join(able)}"
         )
     return ContestantSpec(rehearse=tuple(named), across_seeds=across)
 
@@ -322,19 +334,18 @@ def _models(content: Any, where: str) -> dict[str, dict[str, Any]]:
         changes = expect_mapping(own.get("dynamics"), f"{where}.{name}.dynamics")
         if name == DEFAULT_MODEL or not changes:
             raise ValueError(
-                f"{where}.{name}: expected another name than {DEFAULT_MODEL} (the training's own model) and "
-                "dynamics: {what differs from it}, "
-                f"got {own}"
+                f"{where}.{name}: expected a name other than {DEFAULT_MODEL} (the model trained with the policy) and "
+                f"dynamics: {{settings that differ}}, got {own}"
             )
-        whole = build(DynamicsConfig, changes, f"{where}.{name}.dynamics")
-        found[name] = {key: getattr(whole, key) for key in changes}
+        config = build(DynamicsConfig, changes, f"{where}.{name}.dynamics")
+        found[name] = {key: getattr(config, key) for key in without_solver(changes, f"{where}.{name}.dynamics")}
     return found
 
 
 def _seeds(content: Any, where: str) -> tuple[int, ...]:
     seeds = content if isinstance(content, list | tuple) else [content]
     if not seeds or any(type(s) is not int for s in seeds) or len(set(seeds)) != len(seeds):
-        raise ValueError(f"{where}: expected a list of different whole numbers, got {content!r}")
+        raise ValueError(f"{where}: expected a list of distinct integers, got {content!r}")
     return tuple(seeds)
 
 
@@ -342,15 +353,17 @@ def _stages(content: Any, contestants: Mapping[str, Any], where: str) -> tuple[s
     stages = tuple(content) if isinstance(content, list | tuple) else (content,)
     expect_known(stages, STAGES, where)
     if contestants and set(stages) != set(STAGES):
-        raise ValueError(f"{where}: expected {', '.join(STAGES)}, since contestants play; got {', '.join(stages)}")
+        raise ValueError(f"{where}: expected {', '.join(STAGES)}, which contestants need, got {', '.join(stages)}")
     return tuple(stage for stage in STAGES if stage in stages)
 
 
-def _merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
-    both = dict(below)
-    for key, value in above.items():
-        both[key] = _merged(both[key], value) if isinstance(value, Mapping) and isinstance(both.get(key), Mapping) else value
-    return both
+def _merged(base: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """`base` with `overrides`, merged recursively."""
+    merged = dict(base)
+    for key, value in overrides.items():
+        nested = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
+        merged[key] = _merged(merged[key], value) if nested else value
+    return merged
 
 
 def _packaged() -> Any:

@@ -1,7 +1,4 @@
-"""The sweep: every job of a study that is not done, side by side, each after what it needs.
-
-plan(study, folder, ...) -> Plan        sweep(plan, executor, ...) -> Outcome
-"""
+"""Sweeps: run all missing jobs of a study concurrently, in order of their dependencies."""
 
 import graphlib
 import heapq
@@ -13,35 +10,35 @@ from typing import Protocol
 
 from jacrec.studies.config import StudyConfig
 from jacrec.studies.executors import Executor, Failed, Finished, Progress
+from jacrec.studies.job_graph import study_jobs
 from jacrec.studies.jobs import Job, TrainJob
-from jacrec.studies.ledger import Failure, Log, forget_failure, note_failure
-from jacrec.studies.listing import jobs_of
+from jacrec.studies.ledger import Failure, Log, clear_failure, record_failure
 from jacrec.studies.sources import data_source
 
 KINDS = ("train", "model", "rehearse", "play")
 POLL = 0.5
-"""seconds between two looks at the clock while workers are silent"""
+"""maximum seconds to wait for a message before the display is updated"""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """The jobs of a study that were asked for, and which of them are done."""
+    """The selected jobs of a study."""
 
     folder: Path
     jobs: tuple[Job, ...]
     done: frozenset[str]
-    """ids"""
+    """ids of the jobs with a result"""
     kinds: tuple[str, ...] = KINDS
-    """what is to be done: train, model, rehearse, play"""
+    """kinds of jobs to run: train, model, rehearse, play"""
 
     @property
     def missing(self) -> list[Job]:
-        """The jobs without a result, in the order in which they are wanted."""
+        """The jobs without a result, in order of priority."""
         return [job for job in self.jobs if job.id not in self.done]
 
     @property
     def todo(self) -> list[Job]:
-        """The jobs to be done now: those missing, without the ones of other kinds than `kinds` and what needs these."""
+        """The missing jobs that can run now, excluding other kinds than `kinds` and the jobs that depend on them."""
         found: dict[str, Job] = {}
         for job in self.missing:
             if job.kind in self.kinds and all(need in self.done or need in found for need in job.needs):
@@ -50,9 +47,9 @@ class Plan:
 
 
 class Watcher(Protocol):
-    """Shows a sweep."""
+    """Displays the progress of a sweep."""
 
-    def begun(self, job: Job) -> None: ...
+    def started(self, job: Job) -> None: ...
 
     def progress(self, id: str, share: float) -> None: ...
 
@@ -65,35 +62,38 @@ class Watcher(Protocol):
 
 @dataclass
 class Outcome:
-    """What came of a start."""
+    """Result of a sweep, by job id."""
 
     finished: list[str] = field(default_factory=list)
     failed: dict[str, Failure] = field(default_factory=dict)
     waiting: dict[str, list[str]] = field(default_factory=dict)
-    """jobs that could not begin, and which of what they need is missing"""
+    """jobs that could not start, with their missing dependencies"""
 
     @property
     def complete(self) -> bool:
+        """Whether all jobs have finished."""
         return not self.failed and not self.waiting
 
 
 def plan(study: StudyConfig, folder: Path, *, only: Sequence[str] = (), kinds: tuple[str, ...] = KINDS) -> Plan:
-    """The jobs, all or those whose id fits one of the patterns `only` (with what they need), and which are done.
+    """Select the jobs of a study and find out which are done.
 
     Args:
-        kinds: what is to be done; without "train", what needs a training that is not finished is left for later.
-
-    A pattern is a shell's: hopper-*, */seed-10, */seed-1[0-4]/plays/mpc*; what it fits includes everything below.
+        only: shell patterns of job ids, such as hopper-*, */seed-10 or */seed-1[0-4]/plays/mpc*; a pattern also selects
+            everything below its matches and all dependencies. Default: all jobs.
+        kinds: kinds of jobs to run; without "train", jobs that need an unfinished training are skipped.
 
     Raises:
-        ValueError: a run folder in the study was trained with other settings; a pattern fits nothing.
+        ValueError: a run folder of the study was trained with other settings; a pattern matches nothing.
     """
-    jobs = jobs_of(study, folder)
-    chosen = {job.id for job in jobs if not only or any(_fits(job.id, pattern) for pattern in only)}
+    jobs = study_jobs(study, folder)
+    chosen = {job.id for job in jobs if not only or any(_matches(job.id, pattern) for pattern in only)}
     for pattern in only:
-        if not any(_fits(job.id, pattern) for job in jobs):
-            raise ValueError(f"--only {pattern!r}: expected a pattern of jobs like {jobs[-1].id}, got one that fits none")
-    for job in reversed(jobs):  # what a job needs stands before it
+        if not any(_matches(job.id, pattern) for job in jobs):
+            raise ValueError(
+                f"--only {pattern!r}: expected a pattern of job ids such as {jobs[-1].id}, got one without a match"
+            )
+    for job in reversed(jobs):  # dependencies within a cell precede the job
         if job.id in chosen:
             chosen.update(job.needs)
     kept = tuple(job for job in jobs if job.id in chosen)
@@ -101,7 +101,7 @@ def plan(study: StudyConfig, folder: Path, *, only: Sequence[str] = (), kinds: t
 
 
 def expect_data(plan: Plan) -> None:
-    """Raise FileNotFoundError where the data of a training that is to be done are not there."""
+    """Raise FileNotFoundError if the data of a training to be run are missing."""
     missing: dict[str, str] = {}
     for job in plan.todo:
         if isinstance(job, TrainJob) and job.task not in missing:
@@ -112,15 +112,15 @@ def expect_data(plan: Plan) -> None:
     if missing:
         lines = "\n  ".join(missing.values())
         raise FileNotFoundError(
-            f"data of {len(missing)} task(s) are missing:\n  {lines}\nsay where they are with --data-root, make or fetch them, "
-            "or sweep the other tasks alone with --only"
+            f"data of {len(missing)} task(s) are missing:\n  {lines}\nset --data-root, make or download the data, or select "
+            "the other tasks with --only"
         )
 
 
 def sweep(plan: Plan, executor: Executor, watcher: Watcher, *, retries: int = 1) -> Outcome:
-    """Do what is missing; results are whole files, so this can be killed at any moment and begun again.
+    """Run the missing jobs. Results are written atomically, so a sweep can be killed at any moment and resumed.
 
-    A job that fails is tried `retries` times more, after the others. What needs it waits.
+    A failed job is retried up to `retries` times, after all other jobs; the jobs that depend on it wait.
     """
     by_id = {job.id: job for job in plan.todo}
     order = {id: i for i, id in enumerate(by_id)}
@@ -136,7 +136,7 @@ def sweep(plan: Plan, executor: Executor, watcher: Watcher, *, retries: int = 1)
         while ready and len(running) < executor.slots:
             _, id = heapq.heappop(ready)
             running.add(id)
-            watcher.begun(by_id[id])
+            watcher.started(by_id[id])
             executor.submit(by_id[id])
         if not running:
             break
@@ -148,7 +148,7 @@ def sweep(plan: Plan, executor: Executor, watcher: Watcher, *, retries: int = 1)
             if isinstance(message, Finished) and not job.done():
                 message = Failed(
                     job.id,
-                    f"the worker finished, but its result is not at {job.path}: do all machines share this folder?",
+                    f"the worker finished, but there is no result at {job.path}: do all machines share this folder?",
                     "",
                     message.seconds,
                     message.worker,
@@ -156,13 +156,13 @@ def sweep(plan: Plan, executor: Executor, watcher: Watcher, *, retries: int = 1)
             running.discard(job.id)
             log.write(message)
             if isinstance(message, Finished):
-                forget_failure(job)
+                clear_failure(job)
                 outcome.failed.pop(job.id, None)
                 outcome.finished.append(job.id)
                 graph.done(job.id)
                 watcher.finished(job, message)
                 continue
-            outcome.failed[job.id] = note_failure(job, message)
+            outcome.failed[job.id] = record_failure(job, message)
             tries[job.id] = tries.get(job.id, 0) + 1
             again = tries[job.id] <= retries
             if again:
@@ -178,5 +178,5 @@ def _waiting(jobs: Sequence[Job], by_id: Mapping[str, Job], finished: set[str]) 
     return {job.id: [need for need in job.needs if need in by_id and need not in finished] for job in jobs}
 
 
-def _fits(id: str, pattern: str) -> bool:
+def _matches(id: str, pattern: str) -> bool:
     return fnmatchcase(id, pattern) or fnmatchcase(id, f"{pattern}/*")

@@ -1,10 +1,9 @@
-"""Local worker processes: each imports once and does one job after the other; one that dies takes only its job with it.
+"""Executor with worker processes on this machine.
 
-LocalExecutor(workers, lock)
+A worker imports jacrec once and performs one job after another; if it dies, only its current job fails.
 """
 
 import contextlib
-import fcntl
 import multiprocessing
 import os
 import signal
@@ -17,21 +16,23 @@ from typing import Any
 
 from jacrec.studies.executors import GRACE, THREAD_VARIABLES, Failed, Finished, Message, Progress, perform
 from jacrec.studies.jobs import Job
+from jacrec.studies.ledger import worker_lock
+from jacrec.util import locks
 
 REPORT_EVERY = 0.3
-"""seconds between a worker's reports of its progress"""
+"""minimum seconds between two progress reports of a worker"""
 
 
 class LocalExecutor:
-    """`workers` processes of this machine, started when they are first needed.
+    """Up to `workers` processes, started on demand with `threads` threads each.
 
-    Every worker holds a shared lock on the file `lock` as long as it lives.
+    Every worker holds a lock file of its own as long as it lives, whose name is `lock` with its number appended.
     """
 
     def __init__(self, workers: int, lock: Path, threads: int = 1):
         self.slots, self.lock, self.threads = workers, lock, threads
         self.workers: list[_Worker] = []
-        self.deaths = 0
+        self.deaths = 0  # consecutive ones, without a finished job in between
 
     def submit(self, job: Job) -> None:
         """Give the job to an idle worker."""
@@ -43,13 +44,13 @@ class LocalExecutor:
         idle.begin(job)
 
     def wait(self, seconds: float) -> list[Message]:
-        """What the workers say, or that one is dead.
+        """Messages of the workers, including failures of workers that died.
 
         Raises:
-            ChildProcessError: workers die one after the other, and none gets anything done.
+            ChildProcessError: workers die one after another without finishing a job.
         """
-        if self.deaths > self.slots + 2:  # what the last of them did has been told by the call before
-            raise ChildProcessError(f"workers: expected processes that live, {self.deaths} died in a row; try fewer")
+        if self.deaths > self.slots + 2:  # the previous call has reported the last death
+            raise ChildProcessError(f"workers: expected running processes, {self.deaths} died in a row; use fewer workers")
         found: list[Message] = []
         handles = [h for w in self.workers for h in (w.pipe, w.process.sentinel)]
         ready = set(connection.wait(handles, timeout=seconds)) if handles else set()
@@ -57,21 +58,21 @@ class LocalExecutor:
             if worker.pipe in ready:
                 found += worker.messages()
             if worker.process.sentinel in ready:
-                found += worker.messages()  # its last words
+                found += worker.messages()  # sent before it died
                 self.workers.remove(worker)
-                found += worker.obituary()
+                found += worker.failure()
                 self.deaths += 1
         if any(isinstance(m, Finished) for m in found):
             self.deaths = 0
         return found
 
     def close(self) -> None:
-        """Interrupt the workers, wait for their checkpoints, kill what is left; a second interruption kills at once."""
+        """Interrupt the workers, wait for their checkpoints, then kill the rest; a second interrupt kills at once."""
         try:
             for worker in self.workers:
                 if worker.job is not None and worker.process.is_alive():
                     worker.process.terminate()
-                worker.pipe.close()  # which ends those that wait for a job
+                worker.pipe.close()  # idle workers exit
             end = time.monotonic() + GRACE
             for worker in self.workers:
                 worker.process.join(max(0.0, end - time.monotonic()))
@@ -86,7 +87,7 @@ class LocalExecutor:
 
 
 class _Worker:
-    """One process, seen from the parent."""
+    """The parent's view of a worker process."""
 
     def __init__(self, number: int, lock: Path):
         context = multiprocessing.get_context("spawn")
@@ -100,10 +101,11 @@ class _Worker:
 
     def begin(self, job: Job) -> None:
         self.job, self.began = job, time.perf_counter()
-        with contextlib.suppress(BrokenPipeError):  # it is dead, which its sentinel tells
+        with contextlib.suppress(BrokenPipeError):  # it has died: `wait` finds out by its sentinel
             self.pipe.send(job)
 
     def messages(self) -> list[Message]:
+        """Everything received since the last call."""
         found: list[Message] = []
         with contextlib.suppress(EOFError, OSError):
             while self.pipe.poll():
@@ -112,32 +114,36 @@ class _Worker:
                     self.job = None
         return found
 
-    def obituary(self) -> list[Message]:
+    def failure(self) -> list[Message]:
+        """The failure of the current job, if any, of a worker that has died."""
         self.process.join()
         self.pipe.close()
         if self.job is None:
             return []
         code = self.process.exitcode or 0
         how = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
-        hint = "; killed by the system when memory ran out? Try fewer --workers" if code == -signal.SIGKILL else ""
+        hint = "; if the system ran out of memory, use fewer --workers" if code == -signal.SIGKILL else ""
         seconds = time.perf_counter() - self.began
         return [Failed(self.job.id, f"the worker process ended ({how}){hint}", "", seconds, str(self.number))]
 
 
 def _work(pipe: Any, number: int, lock: str) -> None:
-    """A worker's life."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a Ctrl-C reaches the whole group; the parent decides
+    """Main function of a worker process."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole process group; the parent handles it
     signal.signal(signal.SIGTERM, _interrupt)
-    threading.Thread(target=_end_with_the_parent, daemon=True).start()
-    with contextlib.suppress(KeyboardInterrupt, EOFError, BrokenPipeError, ConnectionResetError), open(lock, "a") as held:
-        fcntl.flock(held, fcntl.LOCK_SH)
+    threading.Thread(target=_exit_with_parent, daemon=True).start()
+    busy = ValueError(f"{lock}: expected no other worker {number}, got one")
+    with (
+        contextlib.suppress(KeyboardInterrupt, EOFError, BrokenPipeError, ConnectionResetError),
+        locks.locked(worker_lock(Path(lock), number), busy),
+    ):
         while True:
             job: Job = pipe.recv()
             pipe.send(perform(job, str(number), _Reporter(job.id, pipe)))
 
 
 class _Reporter:
-    """Tells the parent of progress, not too often."""
+    """Sends progress to the parent, at most every `REPORT_EVERY` seconds."""
 
     def __init__(self, id: str, pipe: Any):
         self.id, self.pipe, self.next = id, pipe, 0.0
@@ -146,7 +152,7 @@ class _Reporter:
         now = time.monotonic()
         if now >= self.next:
             self.next = now + REPORT_EVERY
-            with contextlib.suppress(OSError):  # the parent is closing: the work at hand ends in order
+            with contextlib.suppress(OSError):  # the parent is closing and will interrupt this worker
                 self.pipe.send(Progress(self.id, share))
 
 
@@ -155,7 +161,7 @@ def _interrupt(number: int, frame: Any) -> None:
     raise KeyboardInterrupt
 
 
-def _end_with_the_parent() -> None:
+def _exit_with_parent() -> None:
     parent = multiprocessing.parent_process()
     if parent is not None:
         connection.wait([parent.sentinel])
@@ -164,7 +170,7 @@ def _end_with_the_parent() -> None:
 
 @contextlib.contextmanager
 def _thread_limits(threads: int) -> Iterator[None]:
-    """Libraries in processes that are started here take this many threads: they look when they are loaded."""
+    """Limit the threads of numerical libraries in processes started inside the block."""
     before = {name: os.environ.get(name) for name in THREAD_VARIABLES}
     os.environ.update(dict.fromkeys(THREAD_VARIABLES, str(threads)))
     try:

@@ -1,4 +1,4 @@
-"""Offline training: ReBRAC, the world model, the reward model, and the run folders they fill."""
+"""Offline training of policy, critic, world model and reward model into run folders."""
 
 from jacrec.training.config import DynamicsConfig, ReBRACConfig, RewardConfig, TrainConfig
 from jacrec.training.run import Run, load_run, train

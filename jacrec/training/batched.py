@@ -1,8 +1,8 @@
-"""Several seeds of a stage as one batched model: the loop of `jacrec.training.loop` for all of them at once.
+"""Train a stage for several seeds as one batched model: the loop of `jacrec.training.loop` for all of them at once.
 
-Every seed keeps the batches, the checkpoints and the lines of metrics that it has when trained alone, and its numbers are the
-same up to rounding: matrix products of a batch add in another order. On a GPU a few updates at a time are one CUDA graph,
-nothing is read back between two lines of metrics, and the batches are gathered on the device. Speed on a GPU: not measured.
+Every seed has the batches, checkpoints and metrics that it has when trained alone, and the same numbers up to rounding:
+batched matrix products sum in a different order. On a GPU several updates form one CUDA graph, nothing is read back
+between two lines of metrics, and batches are gathered on the device. GPU speed has not been measured.
 """
 
 import contextlib
@@ -19,127 +19,126 @@ import torch
 from rich.progress import Progress
 from torch import Tensor
 
-from jacrec.training.cuda_graph import Replay
-from jacrec.training.loop import Metrics, Position, Stage, load_checkpoint, metrics_line, note_of, save_checkpoint
-from jacrec.training.streams import BLOCK, BatchStream, Blocks, drawn_together
+from jacrec.training.cuda_graph import CapturedStep
+from jacrec.training.loop import LoopState, Metrics, Stage, load_checkpoint, metrics_line, progress_note, save_checkpoint
+from jacrec.training.streams import BLOCK, BatchStream, BlockPrefetcher, stack_blocks
 
 CHUNK = 8
-"""updates that one CUDA graph holds; divides `BLOCK`"""
+"""updates per CUDA graph; divides `BLOCK`"""
 
 
-class JointStep(Protocol):
-    """An update of S stages at once, on their joint memory."""
+class BatchedStep(Protocol):
+    """One update of S stages at once, on their shared memory."""
 
-    def kind(self, update: int) -> bool:
-        """Updates of one kind do the same operations."""
+    def variant(self, update: int) -> bool:
+        """Which of two sequences of operations update number `update` performs."""
         ...
 
-    def numbers(self, update: int) -> tuple[float, ...]:
-        """What changes from update to update, for all seeds alike."""
+    def schedule(self, update: int) -> tuple[float, ...]:
+        """Hyperparameters that change from update to update, common to all seeds."""
         ...
 
-    def scalars(self, kind: bool) -> tuple[str, ...]:
-        """The names of what an update answers with, in order."""
+    def scalar_names(self, variant: bool) -> tuple[str, ...]:
+        """Names of the scalars that an update returns, in order."""
         ...
 
-    def __call__(self, kind: bool, numbers: Tensor, *drawn: Tensor) -> dict[str, Tensor]:
-        """An update on the S streams' tensors (S, ...); scalars (S,)."""
+    def __call__(self, variant: bool, schedule: Tensor, *drawn: Tensor) -> dict[str, Tensor]:
+        """Perform an update with the S streams' tensors (S, ...); return scalars (S,)."""
         ...
 
 
-class Member(Stage, Protocol):
-    """A stage that can be trained beside others of its make."""
+class BatchableStage(Stage, Protocol):
+    """A stage that can be trained together with others of the same architecture."""
 
     stream: BatchStream
 
     @staticmethod
-    def side_by_side(stages: Sequence) -> JointStep:
-        """Their step as one batched model's; they can no longer step alone."""
+    def batched_step(stages: Sequence) -> BatchedStep:
+        """The stages' step as one batched model's. They can no longer step alone."""
         ...
 
 
-class Together:
-    """Members as one batched model. Their own `state`, `evaluate` and `modules` go on showing each one's share.
+class BatchedStages:
+    """Stages as one batched model. Their own `state`, `evaluate` and `modules` remain valid and show each one's share.
+
+    Call `close` when done: it ends the threads and frees the graphs and tables.
 
     Args:
-        graphs: whether updates run on tensors that keep their addresses, `CHUNK` at a time; None: on a GPU, where they are
-            CUDA graphs then.
-
-    `close` it: only then its threads end, and its graphs and tables are freed with it.
+        graphs: run updates on tensors with fixed addresses, `CHUNK` at a time (on a GPU, as CUDA graphs).
+            Default: on a GPU.
     """
 
-    def __init__(self, members: Sequence[Member], graphs: bool | None = None):
+    def __init__(self, members: Sequence[BatchableStage], graphs: bool | None = None):
         self.members = list(members)
-        self.joint = type(self.members[0]).side_by_side(self.members)
-        device = self.members[0].stream.blocks.device
-        self.graphs = device.type == "cuda" if graphs is None else graphs
-        self.device = device
+        self.batched_step = type(self.members[0]).batched_step(self.members)
+        self.device = self.members[0].stream.blocks.device
+        self.graphs = self.device.type == "cuda" if graphs is None else graphs
         self.pool = ThreadPoolExecutor(min(len(self.members), os.cpu_count() or 1), "draw seed")
-        joint, streams, pool = self.joint, [member.stream for member in self.members], self.pool
+        batched_step, streams, pool = self.batched_step, [member.stream for member in self.members], self.pool
 
-        def drawn(block: int) -> tuple[Tensor, ...]:
-            numbers = [joint.numbers(block * BLOCK + row) for row in range(BLOCK)]
-            return torch.tensor(numbers, dtype=torch.float64), *drawn_together(streams, block, pool)
+        def draw(block: int) -> tuple[Tensor, ...]:
+            schedule = [batched_step.schedule(block * BLOCK + row) for row in range(BLOCK)]
+            return torch.tensor(schedule, dtype=torch.float64), *stack_blocks(streams, block, pool)
 
-        self.blocks = Blocks(drawn, device)
+        self.blocks = BlockPrefetcher(draw, self.device)
         self.block, self.tensors = -1, ()
         self.steps: dict[tuple[bool, ...], Callable[..., dict[str, Tensor]]] = {}
-        # [sums…, count] of the scalars that come together, by their joined names, (k + 1, S): as `Position.sums`
+        # as `LoopState.sums`, with an axis of seeds: [sums…, count] (k + 1, S) by the joined names of k scalars
         self.sums: dict[str, Tensor] = {}
 
     def advance(self, update: int, at_most: int) -> int:
-        """Do update number `update` and perhaps some that follow, `at_most` in all; how many were done."""
+        """Perform update number `update` and possibly some that follow, `at_most` in total; return how many."""
         block, row = divmod(update, BLOCK)
         if block != self.block:
             self.block, self.tensors = block, self.blocks(block)
         count = CHUNK if self.graphs and at_most >= CHUNK and row % CHUNK == 0 else 1
-        kinds = tuple(self.joint.kind(update + i) for i in range(count))
-        if kinds not in self.steps:
-            self._prepare(kinds)
-        self.steps[kinds](*(t[row : row + count] for t in self.tensors))
+        variants = tuple(self.batched_step.variant(update + i) for i in range(count))
+        if variants not in self.steps:
+            self._prepare(variants)
+        self.steps[variants](*(t[row : row + count] for t in self.tensors))
         return count
 
-    def _prepare(self, kinds: tuple[bool, ...]) -> None:
-        for kind in kinds:
-            names = self.joint.scalars(kind)
+    def _prepare(self, variants: tuple[bool, ...]) -> None:
+        for variant in variants:
+            names = self.batched_step.scalar_names(variant)
             shape = len(names) + 1, len(self.members)
             self.sums.setdefault(" ".join(names), torch.zeros(shape, dtype=torch.float64, device=self.device))
-        step = partial(self._several, kinds)
-        self.steps[kinds] = Replay(step, self.changing) if self.graphs else step
+        step = partial(self._run_updates, variants)
+        self.steps[variants] = CapturedStep(step, self.mutable_tensors) if self.graphs else step
 
     def close(self) -> None:
-        """No further update is wanted."""
-        self.steps.clear()  # they hold this object
+        """End the threads and release the memory."""
+        self.steps.clear()  # they hold a reference to this object
         self.blocks.close()
         self.pool.shutdown()
 
-    def changing(self) -> list[Tensor]:
-        """All that updates change."""
+    def mutable_tensors(self) -> list[Tensor]:
+        """All tensors that updates change."""
         return [*(t for member in self.members for t in member.state().values()), *self.sums.values()]
 
     @torch.no_grad()
-    def _several(self, kinds: tuple[bool, ...], *inputs: Tensor) -> dict[str, Tensor]:
-        for i, kind in enumerate(kinds):
-            scalars = self.joint(kind, *(t[i] for t in inputs))
+    def _run_updates(self, variants: tuple[bool, ...], *inputs: Tensor) -> dict[str, Tensor]:
+        for i, variant in enumerate(variants):
+            scalars = self.batched_step(variant, *(t[i] for t in inputs))
             values = list(scalars.values())
-            self.sums[" ".join(self.joint.scalars(kind))] += torch.stack([*values, torch.ones_like(values[0])])
+            self.sums[" ".join(self.batched_step.scalar_names(variant))] += torch.stack([*values, torch.ones_like(values[0])])
         return {}
 
-    def take_sums(self, positions: Sequence[Position]) -> None:
-        """Go on from the sums of the members' positions."""
-        for key in dict.fromkeys(key for here in positions for key in here.sums):
+    def load_sums(self, states: Sequence[LoopState]) -> None:
+        """Continue from the sums of the stages' loop states."""
+        for key in dict.fromkeys(key for state in states for key in state.sums):
             width = len(key.split()) + 1
             zero = torch.zeros(width, dtype=torch.float64, device=self.device)
-            self.sums[key] = torch.stack([here.sums.get(key, zero) for here in positions], 1)
+            self.sums[key] = torch.stack([state.sums.get(key, zero) for state in states], 1)
 
-    def give_sums(self, positions: Sequence[Position]) -> None:
-        """Put the sums into the members' positions."""
-        for s, here in enumerate(positions):
-            here.sums = {key: sums[:, s].clone() for key, sums in self.sums.items() if sums[-1, s] > 0}
+    def store_sums(self, states: Sequence[LoopState]) -> None:
+        """Copy the sums to the stages' loop states."""
+        for s, state in enumerate(states):
+            state.sums = {key: sums[:, s].clone() for key, sums in self.sums.items() if sums[-1, s] > 0}
 
 
-def run_together(
-    members: Sequence[Member],
+def run_batched(
+    members: Sequence[BatchableStage],
     checkpoints: Sequence[Path],
     metrics: Sequence[Metrics],
     *,
@@ -149,53 +148,53 @@ def run_together(
     stop: threading.Event | None = None,
     graphs: bool | None = None,
 ) -> bool:
-    """`jacrec.training.loop.run_stage` for several members at once, each with its own checkpoint and metrics.
+    """`jacrec.training.loop.run_stage` for several stages at once, each with its own checkpoint and metrics.
 
-    Where their checkpoints stand at different updates, those behind go first until all are level. `seconds` in the metrics
-    is the time of all members together.
+    If their checkpoints are at different updates, those behind are trained first until all are level. `seconds` in the
+    metrics is the time for all stages together.
 
     Raises:
-        FloatingPointError: a metric is no longer finite; a note names the folder. The last checkpoints stay.
+        FloatingPointError: a metric is not finite; a note names the folder. The last checkpoints are kept.
     """
-    positions = [load_checkpoint(member, path) for member, path in zip(members, checkpoints, strict=True)]
+    states = [load_checkpoint(member, path) for member, path in zip(members, checkpoints, strict=True)]
     name, updates = members[0].name, members[0].updates
-    for own, here in zip(metrics, positions, strict=True):
-        own.trim(name, here.update)
-    task = progress.add_task(f"{name} x {len(members)}", total=updates, completed=min(p.update for p in positions), note="")
-    places = [_Place(*place) for place in zip(positions, checkpoints, metrics, strict=True)]
-    while (rear := min(here.update for here in positions)) < updates:
-        chosen = [i for i, here in enumerate(positions) if here.update == rear]
-        goal = min((here.update for here in positions if here.update > rear), default=updates)
-        with contextlib.closing(Together([members[i] for i in chosen], graphs)) as group:
+    for own, state in zip(metrics, states, strict=True):
+        own.trim(name, state.update)
+    task = progress.add_task(f"{name} x {len(members)}", total=updates, completed=min(s.update for s in states), note="")
+    outputs = [_Output(*output) for output in zip(states, checkpoints, metrics, strict=True)]
+    while (rear := min(state.update for state in states)) < updates:
+        selected = [i for i, state in enumerate(states) if state.update == rear]
+        goal = min((state.update for state in states if state.update > rear), default=updates)
+        with contextlib.closing(BatchedStages([members[i] for i in selected], graphs)) as group:
             show = partial(progress.update, task)
-            if not _until(goal, group, [places[i] for i in chosen], log_every, checkpoint_every, show, stop):
+            if not _train_until(goal, group, [outputs[i] for i in selected], log_every, checkpoint_every, show, stop):
                 return False
     progress.update(task, completed=updates)
     return True
 
 
-class _Place(NamedTuple):
-    """Where a member stands, and where it writes."""
+class _Output(NamedTuple):
+    """A stage's loop state and the files it writes."""
 
-    here: Position
+    state: LoopState
     checkpoint: Path
     metrics: Metrics
 
 
-def _until(
+def _train_until(
     goal: int,
-    group: Together,
-    places: Sequence[_Place],
+    group: BatchedStages,
+    outputs: Sequence[_Output],
     log_every: int,
     checkpoint_every: int,
     show: Callable[..., None],
     stop: threading.Event | None,
 ) -> bool:
-    """Train a group, whose members are level, up to update `goal`; False if it was stopped before."""
-    positions = [place.here for place in places]
-    group.take_sums(positions)
-    before, start = [here.seconds for here in positions], time.perf_counter()
-    update, updates = positions[0].update, group.members[0].updates
+    """Train a group, whose stages are at the same update, up to update `goal`; False if it was stopped earlier."""
+    states = [output.state for output in outputs]
+    group.load_sums(states)
+    before, start = [state.seconds for state in states], time.perf_counter()
+    update, updates = states[0].update, group.members[0].updates
     while update < goal:
         stopped = stop is not None and stop.is_set()
         if not stopped:
@@ -205,23 +204,23 @@ def _until(
         save = update % checkpoint_every == 0 or update == updates
         if not (stopped or log or save or update == goal):
             continue
-        group.give_sums(positions)  # waits for the device
-        for here, seconds in zip(positions, before, strict=True):
-            here.update, here.seconds = update, seconds + time.perf_counter() - start
+        group.store_sums(states)  # waits for the device
+        for state, seconds in zip(states, before, strict=True):
+            state.update, state.seconds = update, seconds + time.perf_counter() - start
         if log and not stopped:
-            for member, place in zip(group.members, places, strict=True):
+            for member, output in zip(group.members, outputs, strict=True):
                 try:
-                    line = metrics_line(member, place.here)
+                    line = metrics_line(member, output.state)
                 except FloatingPointError as error:
-                    error.add_note(f"(in {place.metrics.path.parent})")
+                    error.add_note(f"(in {output.metrics.path.parent})")
                     raise
-                place.metrics.write(line)
-                show(completed=update, note=note_of(line))
+                output.metrics.write(line)
+                show(completed=update, note=progress_note(line))
             for sums in group.sums.values():
                 sums.zero_()
         if save or stopped:
-            for member, place in zip(group.members, places, strict=True):
-                save_checkpoint(member, place.here, place.checkpoint)
+            for member, output in zip(group.members, outputs, strict=True):
+                save_checkpoint(member, output.state, output.checkpoint)
         if stopped:
             return False
     return True

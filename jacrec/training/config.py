@@ -1,4 +1,4 @@
-"""The settings of a training run: frozen dataclasses whose field texts are the command line's help."""
+"""Settings of a training run: frozen dataclasses whose field docstrings are the command line's help."""
 
 import math
 import re
@@ -10,10 +10,12 @@ from typing import Any
 
 import yaml
 
+from jacrec.data.d4rl_files import ANTMAZE, KINDS, LOCOMOTION
+from jacrec.models.dynamics.flow import without_solver
 from jacrec.util.errors import expect_one_of
 
 LR_SCHEDULES = ("constant", "cosine")
-PREDICTIONS = {  # by kind of world model; the last three predict states and take no notice
+PREDICTIONS = {  # by kind of world model; the last three always predict states and ignore the setting
     "diffusion": ("epsilon", "x0"),
     "flow": ("velocity", "x0"),
     "meanflow": ("velocity", "x0"),
@@ -29,14 +31,13 @@ USED_BY: dict[str, tuple[str, ...]] = {
     "eta": ("diffusion",),
     "levels": ("diffusion",),
     "prediction": ("diffusion", "flow", "meanflow"),
-    "solver": ("flow",),
     **dict.fromkeys(("sampling_steps", "times", "times_mean", "times_std"), ("flow", "meanflow")),
     **dict.fromkeys(("flow_ratio", "adaptive_power"), ("meanflow",)),
     "members": ("ensemble",),
     **dict.fromkeys(("horizon", "stochastic", "sweeps"), ("multistep",)),
     **dict.fromkeys(("target", "tilt", "tilt_std", "tilt_clip"), tuple(kind for kind in PREDICTIONS if kind != "multistep")),
 }
-"""the settings of the world model that only some kinds look at, and which"""
+"""settings of the world model that only some kinds use, and those kinds"""
 
 
 @dataclass(frozen=True)
@@ -48,25 +49,25 @@ class ReBRACConfig:
     critic_bc_coef: float = 0.01
     """β₂, weight of ‖a' − â'‖² in the critic's target; published per data set"""
     actor_lr: float = 1e-3
-    """Adam's step for the actor"""
+    """Adam's learning rate for the actor"""
     critic_lr: float = 1e-3
-    """Adam's step for the critics"""
+    """Adam's learning rate for the critics"""
     batch_size: int = 1024
     """transitions per update"""
     discount: float = 0.99
-    """γ; the world's discount is the same"""
+    """γ, also the world's discount"""
     tau: float = 0.005
-    """rate at which the targets follow"""
+    """averaging rate of the target networks"""
     policy_freq: int = 2
-    """critic updates per update of the actor and the targets; the first of them moves all"""
+    """critic updates per update of the actor and the targets; the first one updates all"""
     policy_noise: float = 0.2
-    """σ of the noise on the target's action"""
+    """σ of the noise on the target action"""
     noise_clip: float = 0.5
-    """bound on that noise"""
+    """bound on the noise on the target action"""
     normalize_q: bool = True
-    """divide the actor's Q by its mean absolute value (λ)"""
+    """divide Q in the actor's loss by its mean absolute value (λ)"""
     reward_scale: float = 1.0
-    """factor on every reward, for the critic and the reward model alike: 1 for locomotion, 100 for AntMaze"""
+    """factor on every reward, for critic and reward model: 1 for locomotion, 100 for AntMaze"""
     hidden: tuple[int, ...] = (256, 256, 256)
     """widths of the hidden layers of actor and critics"""
     actor_layer_norm: bool = False
@@ -74,7 +75,7 @@ class ReBRACConfig:
     critic_layer_norm: bool = True
     """LayerNorm after each hidden activation of the critics"""
     updates: int = 1_000_000
-    """critic updates"""
+    """number of critic updates"""
 
     def __post_init__(self):
         _check_counts(self, "batch_size", "policy_freq")
@@ -83,55 +84,53 @@ class ReBRACConfig:
 
 @dataclass(frozen=True)
 class DynamicsConfig:
-    """The world model f_θ (section 3.1). The paper names no sizes; these are modest ones that train on a CPU."""
+    """The world model f_θ (section 3.1). The paper states no sizes; the defaults are small enough to train on a CPU."""
 
     kind: str = "diffusion"
-    """diffusion, flow (flow matching), meanflow (one step), deterministic, ensemble (probabilistic, as of PETS and MBPO), or
+    """diffusion, flow (flow matching), meanflow (one step), deterministic, ensemble (probabilistic, as in PETS and MBPO), or
     multistep (all steps of a horizon at once)"""
     steps: int = 10
-    """K, the diffusion's levels"""
+    """diffusion: number of levels K"""
     schedule: str = "vp"
-    """vp, cosine or linear"""
+    """diffusion: variance schedule, vp, cosine or linear"""
     prediction: str = "x0"
-    """what the network predicts: x0, the clean sample; or epsilon (diffusion; the paper's: more than twice x0's
-    one-step error after 8000 updates) or velocity (flow and meanflow; their papers')"""
+    """what the network predicts: x0 (the clean sample), epsilon (diffusion, as in the paper; more than twice x0's one-step error
+    after 8000 updates) or velocity (flow and meanflow, as in their papers)"""
     sampler: str = "ddpm"
-    """ddpm or ddim"""
+    """diffusion: ddpm or ddim"""
     eta: float = 0.0
-    """noise of the ddim sampler: 0 none, 1 as ddpm"""
+    """diffusion: noise of the ddim sampler, 0 for none, 1 as ddpm"""
     levels: tuple[int, ...] | None = None
-    """the levels that sampling visits; none named: all"""
-    solver: str = "euler"
-    """flow: euler or heun"""
+    """diffusion: levels used in sampling; None for all"""
     sampling_steps: int | None = None
-    """flow and meanflow: intervals that sampling takes; none named: 4 and 1. Training does not depend on it"""
+    """flow and meanflow: integration steps in sampling, not used in training; None for 4 (flow) or 1 (meanflow)"""
     times: str = "uniform"
-    """flow and meanflow: how training draws times, uniform or logit-normal (with the mean and std below)"""
+    """flow and meanflow: distribution of training times, uniform or logit-normal (with the mean and std below)"""
     times_mean: float = -0.4
-    """of the logit of a time"""
+    """flow and meanflow: mean of the logit of a time"""
     times_std: float = 1.0
-    """of the logit of a time"""
+    """flow and meanflow: standard deviation of the logit of a time"""
     flow_ratio: float = 0.75
-    """meanflow: share of a batch that learns the instantaneous velocity (r = t), which costs no tangent"""
+    """meanflow: share of a batch trained on the instantaneous velocity (r = t), which needs no tangent"""
     adaptive_power: float = 0.5
-    """meanflow: p of a row's weight 1/(‖Δ‖² + 0.01)^p, ‖Δ‖² its mean square error; 0 weighs all alike"""
+    """meanflow: p in a row's weight 1/(‖Δ‖² + 0.01)^p, where ‖Δ‖² is its mean squared error; 0 for equal weights"""
     members: int = 5
-    """ensemble: networks, each with initial weights of its own and batches of its own from all of the data"""
+    """ensemble: number of networks, each with its own initial weights and its own batches from all of the data"""
     horizon: int = 5
-    """multistep: the steps that it predicts, the most that a controller can imagine in it"""
+    """multistep: number of predicted steps, the maximum horizon of a controller"""
     stochastic: bool = False
-    """multistep: whether it learns how uncertain each state is, and imagines noise of that size"""
+    """multistep: also learn the uncertainty of each state, and sample noise of that size"""
     sweeps: int | None = None
-    """multistep: batched passes of an imagination; none named: as many as make it exact, a row of the network each"""
+    """multistep: batched passes per rollout; None for as many as an exact rollout needs"""
     tilt: float = 0.0
-    """η of a policy-tilted model: each transition counts, and is drawn, in proportion to exp(η l) over the training set, with
-    l = log π(a|s) of the trained policy; 0: all alike. The stage then comes after rebrac"""
+    """η of a policy-tilted model: transitions are sampled in proportion to exp(η l), where l = log π(a|s) of the trained policy; 0
+    for uniform sampling. The policy must be trained first"""
     tilt_std: float = 0.2
-    """standard deviation of the Gaussian around the deterministic policy's action that stands in for π(a|s)"""
+    """standard deviation of the Gaussian around the deterministic policy's action that defines π(a|s) for tilt"""
     tilt_clip: float = 20.0
-    """largest weight, as a multiple of their mean"""
+    """maximum tilting weight, as a multiple of the mean weight"""
     target: str = "difference"
-    """what is modelled: difference (s' − s) or state (s'); multistep always takes differences"""
+    """prediction target: difference (s' − s) or state (s'); multistep always predicts differences"""
     hidden: tuple[int, ...] = (256, 256, 256)
     """widths of the hidden layers"""
     activation: str = "relu"
@@ -139,23 +138,23 @@ class DynamicsConfig:
     layer_norm: bool = False
     """LayerNorm after each hidden activation"""
     residual: bool = False
-    """hidden layers of equal width add their input"""
+    """residual connections between hidden layers of equal width"""
     updates: int = 200_000
-    """gradient steps"""
+    """number of gradient steps"""
     batch_size: int = 256
-    """transitions per step"""
+    """transitions per gradient step"""
     lr: float = 1e-3
-    """Adam's step"""
+    """Adam's learning rate"""
     lr_schedule: str = "cosine"
-    """constant, or cosine: down to nothing over the updates"""
+    """constant, or cosine: decays to zero over the updates"""
     max_grad_norm: float | None = 1.0
-    """bound on the gradient's norm"""
+    """clip the gradient to this norm; None for no clipping"""
     ema: float = 0.999
-    """decay of the moving average of the weights, which is what is saved and tested; 0 for none"""
+    """decay of the moving average of the weights, which is saved and evaluated; 0 for no averaging"""
     eval_transitions: int = 1000
-    """held-out transitions of the RMSE (Figure 2 uses 1000)"""
+    """held-out transitions for the RMSE (Figure 2 uses 1000)"""
     eval_samples: int = 4
-    """sampled successors per held-out transition"""
+    """samples per held-out transition"""
 
     def __post_init__(self):
         expect_one_of("dynamics.kind", self.kind, PREDICTIONS)
@@ -166,43 +165,43 @@ class DynamicsConfig:
         _check_range(self, 0.0, 1.0, "ema", "eta", "flow_ratio")
         _check_range(self, 0.0, math.inf, "tilt", "adaptive_power", "times_std")
         if self.tilt and self.kind == "multistep":
-            raise ValueError(f"dynamics.tilt: expected 0 with kind 'multistep', got {self.tilt}; it weighs single transitions")
-        if not self.tilt_std > 0 or not self.tilt_clip > 1:
-            raise ValueError(f"DynamicsConfig: expected tilt_std > 0, tilt_clip > 1, got {self.tilt_std} and {self.tilt_clip}")
+            raise ValueError(f"dynamics.tilt: expected 0 with kind 'multistep', got {self.tilt}; it weights single transitions")
+        for name, bound in (("tilt_std", 0), ("tilt_clip", 1)):
+            if not getattr(self, name) > bound:
+                raise ValueError(f"dynamics.{name}: expected a number > {bound}, got {getattr(self, name)}")
         for name in ("sampling_steps", "sweeps"):
             value = getattr(self, name)
             if value is not None and (type(value) is not int or value < 1):
-                raise ValueError(f"DynamicsConfig.{name}: expected a whole number >= 1 or none, got {value!r}")
-        expect_one_of("dynamics.solver", self.solver, ("euler", "heun"))
+                raise ValueError(f"dynamics.{name}: expected an integer >= 1 or None, got {value!r}")
 
     @property
     def used(self) -> tuple[str, ...]:
-        """The names of the settings that this kind of world model looks at."""
+        """Names of the settings that this kind of world model uses."""
         return tuple(f.name for f in fields(self) if self.kind in USED_BY.get(f.name, PREDICTIONS))
 
 
 @dataclass(frozen=True)
 class RewardConfig:
-    """The reward model r_ξ (section 3.2), with the settings reported for the authors' runs."""
+    """The reward model r_ξ (section 3.2). The defaults are the settings reported for the authors' runs."""
 
     hidden: tuple[int, ...] = (512, 512, 512)
     """widths of the hidden layers"""
     activation: str = "relu"
     """relu, silu, mish, tanh or gelu"""
     updates: int = 200_000
-    """gradient steps"""
+    """number of gradient steps"""
     batch_size: int = 2048
-    """transitions per step"""
+    """transitions per gradient step"""
     lr: float = 3e-4
-    """Adam's step"""
+    """Adam's learning rate"""
     lr_schedule: str = "constant"
-    """constant, or cosine: down to nothing over the updates"""
+    """constant, or cosine: decays to zero over the updates"""
     max_grad_norm: float | None = 1.0
-    """bound on the gradient's norm"""
+    """clip the gradient to this norm; None for no clipping"""
     ema: float = 0.0
-    """decay of the moving average of the weights; 0 for none"""
+    """decay of the moving average of the weights, which is saved and evaluated; 0 for no averaging"""
     eval_transitions: int = 1000
-    """held-out transitions of the RMSE (Figure 3 uses 1000)"""
+    """held-out transitions for the RMSE (Figure 3 uses 1000)"""
 
     def __post_init__(self):
         expect_one_of("reward.lr_schedule", self.lr_schedule, LR_SCHEDULES)
@@ -212,14 +211,14 @@ class RewardConfig:
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """A whole run: data, policy and critic, world model, reward model."""
+    """A complete run: data, policy and critic, world model, reward model."""
 
     data: str = ""
-    """Minari id, path of a D4RL-layout HDF5 file, or a data set made by `jacrec data make`"""
+    """name of a D4RL data set, Minari id, or path of a D4RL-layout file"""
     env_id: str | None = None
-    """gymnasium id of the evaluating environment, where the data does not say it or says it wrongly"""
+    """gymnasium id of the evaluation environment; None for the one named in the data"""
     seed: int = 0
-    """the one seed: initial weights, batches, noise, the choice of held-out episodes"""
+    """seed of initial weights, batches, noise and the choice of held-out episodes"""
     rebrac: ReBRACConfig = field(default_factory=ReBRACConfig)
     """policy and critic"""
     dynamics: DynamicsConfig = field(default_factory=DynamicsConfig)
@@ -227,27 +226,27 @@ class TrainConfig:
     reward: RewardConfig = field(default_factory=RewardConfig)
     """reward model"""
     held_out: float = 0.1
-    """share of the episodes kept from the world and reward models for their test (ReBRAC uses all, as the reference does)"""
+    """share of the episodes held out from the world and reward models for evaluation (ReBRAC uses all, as in the reference)"""
     threads: int | None = None
-    """threads of torch for each stage; none named: all that torch takes. Equal bits need equal numbers of threads"""
+    """torch threads per stage; None for torch's own number. Results are bit-identical only for equal numbers of threads"""
     device: str = "cpu"
-    """torch device of the training, e.g. cuda; the batches are drawn on the CPU and are the same everywhere"""
+    """torch device, e.g. cuda; batches are drawn on the CPU and are the same on every device"""
     deterministic: bool = False
-    """equal bits for equal seeds on a GPU too, on one machine with one version of torch: only operations without atomic sums,
-    fixed workspaces, no TF32. A CPU gives equal bits for equal numbers of threads without it"""
+    """bit-identical results for equal seeds on a GPU too, on one machine with one version of torch: no atomic sums, fixed
+    workspaces, no TF32. On a CPU, equal numbers of threads suffice"""
     log_every: int = 1000
     """updates between lines of metrics.jsonl, each with the errors on held-out transitions"""
     checkpoint_every: int = 5000
-    """updates between checkpoints, at most that many are lost to an interruption"""
+    """updates between checkpoints; a kill loses at most this many"""
 
     def __post_init__(self):
         _check_counts(self, "log_every", "checkpoint_every")
         if not 0.0 < self.held_out < 1.0:
-            raise ValueError(f"held_out: expected a share of the episodes between 0 and 1, got {self.held_out}")
+            raise ValueError(f"held_out: expected a share of the episodes in (0, 1), got {self.held_out}")
 
     @classmethod
     def for_dataset(cls, data: str, **changes: Any) -> "TrainConfig":
-        """The settings for a data set: ReBRAC's published ones where its name is one of the 24, else the defaults."""
+        """Settings for a data set: ReBRAC's published settings if its name is one of the 24, otherwise the defaults."""
         name = published_name(data)
         return cls(data=data, rebrac=ReBRACConfig() if name is None else rebrac_config(name), **changes)
 
@@ -263,7 +262,7 @@ def _published() -> dict[str, dict[str, Any]]:
 
 
 def published_datasets() -> list[str]:
-    """The names of the 24 data sets with published settings, e.g. "hopper-medium-replay-v2"."""
+    """Names of the 24 data sets with published settings, e.g. "hopper-medium-replay-v2"."""
     return list(_published())
 
 
@@ -273,31 +272,23 @@ def rebrac_config(name: str, **changes: Any) -> ReBRACConfig:
     return replace(_part(ReBRACConfig, _published()[name]), **changes)
 
 
-KINDS = "random|medium|expert|medium-expert|medium-replay|full-replay"
-ANTMAZE_FILES = {  # D4RL's file names, by maze and by whether goals vary
-    ("u", "False"): "umaze",
-    ("u", "True"): "umaze-diverse",
-    ("big", "False"): "medium-play",
-    ("big", "True"): "medium-diverse",
-    ("hardest", "False"): "large-play",
-    ("hardest", "True"): "large-diverse",
-}
+# names by maze and random goals as spelled in D4RL's file names; random starts follow from the two
+ANTMAZE_FILES = {(maze, str(goals)): name for name, (maze, _, goals) in ANTMAZE.items()}
 
 
 def published_name(data: str) -> str | None:
-    """Which of the 24 a Minari id, a D4RL name or a D4RL file is, or None.
+    """The one of the 24 that a Minari id, a D4RL name or a D4RL file refers to; None if there is none.
 
-    "hopper-medium-replay-v2", "some/folder/hopper_medium_replay-v2.hdf5", "mujoco/hopper/medium-v0",
-    "D4RL/antmaze/umaze-diverse-v1" and D4RL's own AntMaze files are recognised. Of jacrec's own sets those of AntMaze are,
-    whose task is D4RL's though the walker is not.
+    Recognised are e.g. "hopper-medium-replay-v2", "some/folder/hopper_medium_replay-v2.hdf5", "mujoco/hopper/medium-v0",
+    "D4RL/antmaze/umaze-diverse-v1", D4RL's own AntMaze files, and jacrec's own AntMaze data sets, whose task is D4RL's.
     """
     file = re.fullmatch(r"(.*)\.(hdf5|h5)", data)
     name = (PurePath(file[1]).name if file else data).replace("_", "-")
-    maze = re.match(r"Ant-maze-(u|big|hardest)-maze-noisy-multistart-(?:True|False)-multigoal-(True|False)", name)
+    maze = re.match(r"Ant-maze-((?:u|big|hardest)-maze)-noisy-multistart-(?:True|False)-multigoal-(True|False)", name)
     if maze:
-        return f"antmaze-{ANTMAZE_FILES[maze[1], maze[2]]}-v2"
+        return ANTMAZE_FILES[maze[1], maze[2]]
     name = re.sub(r"^(mujoco|d4rl|jacrec(?=/antmaze-))/", "", name.lower()).replace("/", "-")
-    known = re.fullmatch(rf"(?:(?:hopper|halfcheetah|walker2d)-(?:{KINDS})|antmaze-[a-z-]+)(-v\d+)?", name)
+    known = re.fullmatch(rf"(?:(?:{'|'.join(LOCOMOTION)})-(?:{'|'.join(KINDS)})|antmaze-[a-z-]+)(-v\d+)?", name)
     if known is None:
         return None
     name = name.removesuffix(known[1] or "") + "-v2"
@@ -305,7 +296,7 @@ def published_name(data: str) -> str | None:
 
 
 def to_dict(config: Any) -> Any:
-    """A configuration as plain dicts and lists, ready for YAML."""
+    """A configuration as plain dicts and lists, for YAML."""
     if is_dataclass(config):
         return {f.name: to_dict(getattr(config, f.name)) for f in fields(config)}
     return list(config) if isinstance(config, tuple) else config
@@ -315,18 +306,20 @@ PARTS = {"rebrac": ReBRACConfig, "dynamics": DynamicsConfig, "reward": RewardCon
 
 
 def from_dict(content: dict[str, Any]) -> TrainConfig:
-    """The configuration of `to_dict`, or of a part of it: what is not named keeps its default.
+    """The inverse of `to_dict`. Missing settings take their defaults.
 
     Raises:
         ValueError: an unknown setting.
     """
+    if content.get("dynamics"):
+        content = content | {"dynamics": without_solver(content["dynamics"], "settings.dynamics")}
     known = {f.name for f in fields(TrainConfig)}
     unknown = [k for k in content if k not in known]
     for part, kind in PARTS.items():
         unknown += [f"{part}.{k}" for k in content.get(part) or {} if k not in {f.name for f in fields(kind)}]
     if unknown:
         known = ", ".join(sorted(known))
-        raise ValueError(f"settings: expected names of TrainConfig, got {', '.join(unknown)}; known are {known}")
+        raise ValueError(f"settings: expected fields of TrainConfig ({known}), got {', '.join(unknown)}")
     values = dict(content)
     for part, kind in PARTS.items():
         if part in values:
@@ -340,13 +333,18 @@ def _part(kind: type, content: dict[str, Any]) -> Any:
 
 def _check_counts(config: Any, *names: str) -> None:
     for name in (*names, *(n for n in ("updates",) if hasattr(config, n))):
-        value, least = getattr(config, name), 0 if name == "updates" else 1
-        if not isinstance(value, int) or value < least:
-            raise ValueError(f"{type(config).__name__}.{name}: expected a whole number >= {least}, got {value!r}")
+        value, lowest = getattr(config, name), 0 if name == "updates" else 1
+        if not isinstance(value, int) or value < lowest:
+            raise ValueError(f"{_prefix(config)}{name}: expected an integer >= {lowest}, got {value!r}")
 
 
 def _check_range(config: Any, low: float, high: float, *names: str) -> None:
     for name in names:
         value = getattr(config, name)
         if not low <= value <= high:
-            raise ValueError(f"{type(config).__name__}.{name}: expected {low} <= value <= {high}, got {value!r}")
+            raise ValueError(f"{_prefix(config)}{name}: expected {low} <= value <= {high}, got {value!r}")
+
+
+def _prefix(config: Any) -> str:
+    """What precedes a setting's name on the command line."""
+    return next((f"{part}." for part, kind in PARTS.items() if isinstance(config, kind)), "")

@@ -1,7 +1,7 @@
-"""A training step over inputs that stay where they are, so that a CUDA graph can hold it: one launch instead of hundreds.
+"""Run a training step from a CUDA graph: one launch instead of hundreds.
 
-What a graph holds must not ask the device for an answer, allocate anew or read numbers of the host: rows are chosen by
-masks instead of indices, and learning rates and other rates that change live in tensors. Speed on a GPU: not measured.
+A captured step must not synchronise with the device, allocate memory or read numbers from the host: rows are selected by
+masks instead of indices, and changing learning rates are stored in tensors. GPU speed has not been measured.
 """
 
 from collections.abc import Callable, Iterable
@@ -12,12 +12,12 @@ from torch import Tensor
 Step = Callable[..., dict[str, Tensor]]
 
 
-class Replay:
-    """`step(*inputs)` -> scalars, on copies of the inputs that keep their addresses; captured on a GPU, called on a CPU.
+class CapturedStep:
+    """`step(*inputs)` -> scalars, on copies of the inputs with fixed addresses; captured on a GPU, called directly on a CPU.
 
     Args:
-        step: reads its inputs and changes state in place; every call does the same operations on the same addresses.
-        state: the tensors that it changes; they are put back after the runs that a capture needs first.
+        step: reads its inputs and changes state in place; every call performs the same operations on the same addresses.
+        state: the tensors that it changes; they are restored after the warm-up runs before a capture.
     """
 
     def __init__(self, step: Step, state: Callable[[], Iterable[Tensor]]):
@@ -27,13 +27,13 @@ class Replay:
         self.graph: torch.cuda.CUDAGraph | None = None
 
     def __call__(self, *inputs: Tensor) -> dict[str, Tensor]:
-        """The step on these inputs, shaped as at the first call; the scalars are overwritten by the next one."""
+        """Run the step on inputs of the same shapes as in the first call. The next call overwrites the returned scalars."""
         if not self.inputs:
             self.inputs = tuple(x.clone() for x in inputs)
             if inputs[0].is_cuda:
                 self._capture()
-        for kept, new in zip(self.inputs, inputs, strict=True):
-            kept.copy_(new)
+        for fixed, new in zip(self.inputs, inputs, strict=True):
+            fixed.copy_(new)
         if self.graph is None:
             self.scalars = self.step(*self.inputs)
         else:
@@ -42,12 +42,12 @@ class Replay:
 
     def _capture(self) -> None:
         before = [(tensor, tensor.clone()) for tensor in self.state()]
-        aside = torch.cuda.Stream()
-        aside.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(aside):
-            for _ in range(3):  # libraries set themselves up at their first calls, which a graph cannot hold
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(3):  # the first calls initialise libraries, which cannot be captured
                 self.step(*self.inputs)
-        torch.cuda.current_stream().wait_stream(aside)
+        torch.cuda.current_stream().wait_stream(stream)
         for tensor, value in before:
             tensor.copy_(value)
         graph = torch.cuda.CUDAGraph()

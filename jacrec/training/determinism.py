@@ -1,4 +1,4 @@
-"""Equal bits for equal seeds, on a GPU as on a CPU."""
+"""Bit-identical results for equal seeds, on a GPU as on a CPU."""
 
 import contextlib
 import os
@@ -10,22 +10,22 @@ import torch.utils.deterministic
 
 from jacrec.training.config import TrainConfig
 
-FILLING: Any = torch.utils.deterministic  # the switch is no attribute to a type checker
+FILLING: Any = torch.utils.deterministic  # type checkers do not know the attribute
 WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"
 FIXED_WORKSPACES = (":4096:8", ":16:8")
-"""the values with which cuBLAS promises equal bits from run to run (its manual, "Results reproducibility")"""
+"""values for which cuBLAS guarantees reproducible results (its manual, "Results reproducibility")"""
 
 
 @contextlib.contextmanager
 def determinism(config: TrainConfig) -> Iterator[None]:
-    """What config.deterministic promises, inside the block, for the whole process.
+    """Apply config.deterministic to the whole process inside the block.
 
-    Torch then refuses operations that have no deterministic form, cuBLAS keeps to workspaces of fixed size, and matrix
-    products are in full precision. The bits are those of one machine, one version of torch, and one way of training: a seed
-    beside others differs from the seed alone by rounding. On a GPU: not measured.
+    Torch then rejects operations without a deterministic implementation, cuBLAS uses workspaces of fixed size, and matrix
+    products use full precision. Results are bit-identical for one machine, one version of torch and one way of training: a
+    seed trained in a batched model differs by rounding from the seed trained alone. Not measured on a GPU.
 
     Raises:
-        ValueError: CUDA is in use already with other workspaces; they can be set only before.
+        ValueError: CUDA was already initialised with other workspaces; they can only be set before.
     """
     if not config.deterministic:
         yield
@@ -36,7 +36,7 @@ def determinism(config: TrainConfig) -> Iterator[None]:
     precision, filling = torch.get_float32_matmul_precision(), FILLING.fill_uninitialized_memory
     torch.use_deterministic_algorithms(True)
     torch.set_float32_matmul_precision("highest")
-    FILLING.fill_uninitialized_memory = False  # nothing here reads what it has not written
+    FILLING.fill_uninitialized_memory = False  # no code here reads uninitialised memory
     try:
         yield
     finally:
@@ -51,7 +51,7 @@ def _fix_workspaces() -> None:
         return
     if torch.cuda.is_initialized():
         raise ValueError(
-            f"deterministic: expected {WORKSPACE} to be one of {', '.join(FIXED_WORKSPACES)} before CUDA is first used, got "
-            f"{setting!r}; set it in the environment, or train in a process of its own"
+            f"deterministic: expected {WORKSPACE} to be one of {', '.join(FIXED_WORKSPACES)} before CUDA is initialised, got "
+            f"{setting!r}; set it in the environment, or train in a new process"
         )
     os.environ[WORKSPACE] = FIXED_WORKSPACES[0]

@@ -1,11 +1,9 @@
-"""A run's folder: whose it is, and that one process at a time trains in it."""
+"""A run's folder: its record of settings and data, and the lock that allows one training process at a time."""
 
-import contextlib
-import fcntl
 import json
 import platform
 import zlib
-from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -17,6 +15,7 @@ import yaml
 import jacrec
 from jacrec.data.transitions import Transitions
 from jacrec.training.config import TrainConfig, to_dict
+from jacrec.util import locks
 from jacrec.util.files import write_text
 
 
@@ -24,11 +23,11 @@ def read_record(path: Path) -> dict[str, Any]:
     """A run's config.yaml: {"settings", "data", "versions"}.
 
     Raises:
-        FileNotFoundError: none there.
+        FileNotFoundError: there is none.
     """
     file = Path(path) / "config.yaml"
     if not file.is_file():
-        raise FileNotFoundError(f"no run at {path} (it has no config.yaml); train one with `jacrec train`")
+        raise FileNotFoundError(f"{path}: expected a run, got no config.yaml; train one with `jacrec train`")
     return yaml.safe_load(file.read_text(encoding="utf-8"))
 
 
@@ -41,10 +40,10 @@ def digest(data: Transitions) -> str:
 
 
 def claim(out: Path, config: TrainConfig, data: Transitions) -> None:
-    """Make `out` this run's folder, or find that it is; a setting that an older run does not name has its default there.
+    """Create `out` as this run's folder, or verify that it is. Settings missing in an older run's record take their defaults.
 
     Raises:
-        ValueError: `out` holds something else.
+        ValueError: `out` contains something else.
     """
     record = {
         "settings": to_dict(config),
@@ -65,51 +64,52 @@ def claim(out: Path, config: TrainConfig, data: Transitions) -> None:
     }
     if (out / "config.yaml").is_file():
         other = read_record(out)
-        differences = _differences(_completed(other["settings"], to_dict(TrainConfig())), record["settings"])
+        differences = _differences(_with_defaults(other["settings"], to_dict(TrainConfig())), record["settings"])
         if other["data"]["digest"] != record["data"]["digest"]:
             differences.append(
-                f"data: {other['data']['name']} ({other['data']['digest']}) there, "
-                f"{data.info.name} ({record['data']['digest']}) here"
+                f"data: {other['data']['name']} ({other['data']['digest']}) in the run, "
+                f"{data.info.name} ({record['data']['digest']}) now"
             )
         if differences:
             raise ValueError(
-                f"{out}: expected a new folder or a run with the same settings, got another run: {'; '.join(differences)}. "
-                f"Choose another folder, or go on with this one's own settings: --settings {out / 'config.yaml'}"
+                f"{out}: expected a new folder or a run with the same settings, got another run: {'; '.join(differences)}; "
+                f"choose another folder, or resume with the run's own settings: --settings {out / 'config.yaml'}"
             )
         return
-    part = out / "config.yaml.part"  # all that a kill right here leaves behind
+    part = out / "config.yaml.part"  # all that a kill at this point leaves behind
     if out.exists() and (not out.is_dir() or any(path != part for path in out.iterdir())):
         raise ValueError(f"{out}: expected a new or empty folder or a run, got something else; choose another folder")
     write_text(out / "config.yaml", yaml.safe_dump(record, sort_keys=False, allow_unicode=True))
 
 
-def _differences(there: dict, here: dict, prefix: str = "") -> list[str]:
+def _differences(recorded: dict, current: dict, prefix: str = "") -> list[str]:
     found = []
-    for key in dict.fromkeys([*there, *here]):
-        a, b = there.get(key), here.get(key)
+    for key in dict.fromkeys([*recorded, *current]):
+        a, b = recorded.get(key), current.get(key)
         if isinstance(a, dict) and isinstance(b, dict):
             found += _differences(a, b, f"{prefix}{key}.")
         elif a != b:
-            found.append(f"{prefix}{key} = {a!r} there, {b!r} here")
+            found.append(f"{prefix}{key} = {a!r} in the run, {b!r} now")
     return found
 
 
-def _completed(settings: dict, defaults: dict) -> dict:
-    """`settings` with `defaults` where they name nothing."""
+def _with_defaults(settings: dict, defaults: dict) -> dict:
+    """`settings`, with missing entries taken from `defaults`."""
     nested = {
-        k: _completed(v, defaults[k]) for k, v in settings.items() if isinstance(v, dict) and isinstance(defaults.get(k), dict)
+        k: _with_defaults(v, defaults[k])
+        for k, v in settings.items()
+        if isinstance(v, dict) and isinstance(defaults.get(k), dict)
     }
     return defaults | settings | nested
 
 
-@contextlib.contextmanager
-def locked(out: Path) -> Iterator[None]:
-    """Keep a second process out of the folder; the operating system lets go of the lock whatever way this one ends."""
+def locked(out: Path) -> AbstractContextManager[None]:
+    """Keep a second process from training in the folder.
+
+    Raises:
+        ValueError: on entry, if one does.
+    """
     folder = out / "checkpoints"
     folder.mkdir(exist_ok=True)
-    with (folder / ".lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ValueError(f"{out}: expected a run not in training, got one that is; wait for it, or stop it") from None
-        yield
+    busy = ValueError(f"{out}: expected a run that is not being trained, got one that is; wait for it, or stop it")
+    return locks.locked(folder / ".lock", busy)

@@ -1,8 +1,8 @@
-"""The one training loop: steps, progress, metrics, checkpoints; a killed run goes on with the same bits.
+"""The training loop: steps, progress, metrics and checkpoints. A killed run resumes bit-identically.
 
-A stage keeps all of its state in tensors that it changes in place, and takes its randomness from the update's number
-(`jacrec.training.streams`). A checkpoint is those tensors, the sums behind the next line of metrics, and the number of
-updates done.
+A stage keeps all of its state in tensors that it changes in place, and derives its randomness from the update's number
+(`jacrec.training.streams`). A checkpoint consists of those tensors, the sums behind the next line of metrics, and the
+number of updates done.
 """
 
 import json
@@ -26,13 +26,13 @@ OnLog = Callable[[dict[str, Any]], None]
 
 
 class Stage(Protocol):
-    """One of the trainings of a run."""
+    """One training stage of a run."""
 
     name: str
     updates: int
 
     def step(self, update: int) -> dict[str, Tensor]:
-        """Do update number `update` (from 0); scalars to be averaged into the metrics."""
+        """Perform update number `update` (from 0); return scalars to be averaged in the metrics."""
         ...
 
     def evaluate(self) -> dict[str, float]:
@@ -40,34 +40,34 @@ class Stage(Protocol):
         ...
 
     def state(self) -> dict[str, Tensor]:
-        """The live tensors that everything later depends on; a resumed run copies into them."""
+        """The live tensors that determine everything later; resuming copies into them."""
         ...
 
     def modules(self) -> dict[str, nn.Module]:
-        """The networks to be stored, by file name without suffix."""
+        """The networks to be saved, by file stem."""
         ...
 
 
 @dataclass
-class Position:
-    """Where a stage stands."""
+class LoopState:
+    """Progress of a stage."""
 
     update: int = 0
     """updates done"""
     seconds: float = 0.0
-    """time they took"""
+    """training time so far"""
     sums: dict[str, Tensor] = field(default_factory=dict)
-    """since the last line of metrics, [sums…, count] of the scalars that come together, by their joined names; float64"""
+    """since the last line of metrics: [sums…, count] of the scalars returned together, by their joined names; float64"""
 
 
 class Metrics:
-    """A run's `metrics.jsonl`, written by one stage or by several at a time."""
+    """A run's `metrics.jsonl`, written by one or several stages at a time."""
 
     def __init__(self, path: Path, on_log: OnLog | None = None):
         self.path, self.on_log, self.lock = path, on_log, threading.Lock()
 
     def write(self, line: dict[str, Any]) -> None:
-        """Append a line, flush, and call `on_log`; one line at a time."""
+        """Append a line, flush, and call `on_log`, one line at a time."""
         with self.lock:
             with self.path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
@@ -75,7 +75,7 @@ class Metrics:
                 self.on_log(line)
 
     def trim(self, stage: str, update: int) -> None:
-        """Drop the lines that a stage wrote after the checkpoint it goes on from, and a last line cut short by a kill."""
+        """Drop the lines that a stage wrote after the checkpoint it resumes from, and a truncated last line."""
         with self.lock:
             if not self.path.is_file():
                 return
@@ -91,7 +91,7 @@ class Metrics:
 
 
 def make_progress(quiet: bool = False) -> Progress:
-    """The progress display: bar, count, time spent, time left."""
+    """The progress display: bar, count, elapsed and remaining time."""
     name, note = TextColumn("{task.description:>9}"), TextColumn("{task.fields[note]}")
     columns = (name, BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn(), note)
     return Progress(*columns, disable=quiet, speed_estimate_period=30)
@@ -107,44 +107,44 @@ def run_stage(
     progress: Progress,
     stop: threading.Event | None = None,
 ) -> bool:
-    """Train `stage` to its end, from its last checkpoint where there is one; whether the end was reached.
+    """Train `stage` to its end, resuming from its last checkpoint; return whether the end was reached.
 
-    Writes to `metrics` one line per `log_every` updates: stage, update, the scalars' means since the line before, the
-    stage's `evaluate()`, and `seconds` of training so far, the only entry that a repetition does not reproduce. When
-    `stop` is set, the update at hand is finished and a checkpoint written.
+    Writes one line of metrics per `log_every` updates: stage, update, the means of the scalars since the previous line, the
+    result of `evaluate`, and `seconds` of training so far, the only entry that is not reproducible. When `stop` is set, the
+    current update is finished and a checkpoint written.
 
     Raises:
-        FloatingPointError: a metric is no longer finite. The last checkpoint stays.
+        FloatingPointError: a metric is not finite. The last checkpoint is kept.
     """
-    here = load_checkpoint(stage, checkpoint)
-    metrics.trim(stage.name, here.update)
-    task = progress.add_task(stage.name, total=stage.updates, completed=here.update, note="")
+    state = load_checkpoint(stage, checkpoint)
+    metrics.trim(stage.name, state.update)
+    task = progress.add_task(stage.name, total=stage.updates, completed=state.update, note="")
     shown = start = time.perf_counter()
-    before = here.seconds
-    while here.update < stage.updates:
+    before = state.seconds
+    while state.update < stage.updates:
         if stop is not None and stop.is_set():
-            save_checkpoint(stage, here, checkpoint)
+            save_checkpoint(stage, state, checkpoint)
             return False
-        _add(here.sums, stage.step(here.update))
-        here.update += 1
+        _add(state.sums, stage.step(state.update))
+        state.update += 1
         now = time.perf_counter()
-        here.seconds = before + now - start
+        state.seconds = before + now - start
         if now - shown > 0.2:
-            progress.update(task, completed=here.update)
+            progress.update(task, completed=state.update)
             shown = now
-        last = here.update == stage.updates
-        if here.update % log_every == 0 or last:
-            line = metrics_line(stage, here)
+        last = state.update == stage.updates
+        if state.update % log_every == 0 or last:
+            line = metrics_line(stage, state)
             metrics.write(line)
-            progress.update(task, completed=here.update, note=note_of(line))
-        if here.update % checkpoint_every == 0 or last:
-            save_checkpoint(stage, here, checkpoint)
-    progress.update(task, completed=here.update)
+            progress.update(task, completed=state.update, note=progress_note(line))
+        if state.update % checkpoint_every == 0 or last:
+            save_checkpoint(stage, state, checkpoint)
+    progress.update(task, completed=state.update)
     return True
 
 
 def _add(sums: dict[str, Tensor], scalars: dict[str, Tensor]) -> None:
-    """Add an update's scalars to the sums; nothing is read back from the device."""
+    """Add an update's scalars to the sums, without reading from the device."""
     values = list(scalars.values())
     row = torch.stack([*values, torch.ones_like(values[0])])
     key = " ".join(scalars)
@@ -164,56 +164,56 @@ def _means(sums: dict[str, Tensor]) -> dict[str, float]:
     return {name: value / count for name, (value, count) in totals.items()}
 
 
-def metrics_line(stage: Stage, here: Position) -> dict[str, Any]:
-    """A line of metrics from the sums since the line before, which are cleared.
+def metrics_line(stage: Stage, state: LoopState) -> dict[str, Any]:
+    """A line of metrics from the sums since the previous line, which are cleared.
 
     Raises:
-        FloatingPointError: a metric is no longer finite.
+        FloatingPointError: a metric is not finite.
     """
-    means = _means(here.sums)
-    here.sums.clear()
-    line = {"stage": stage.name, "update": here.update, **means, **stage.evaluate(), "seconds": round(here.seconds, 3)}
+    means = _means(state.sums)
+    state.sums.clear()
+    line = {"stage": stage.name, "update": state.update, **means, **stage.evaluate(), "seconds": round(state.seconds, 3)}
     broken = [f"{k} = {v}" for k, v in line.items() if isinstance(v, float) and not math.isfinite(v)]
     if broken:
         raise FloatingPointError(
-            f"{stage.name}, update {here.update}: expected finite metrics, got {', '.join(broken)}; "
-            "look for extreme values in the data, or start a new run with a smaller learning rate"
+            f"{stage.name}, update {state.update}: expected finite metrics, got {', '.join(broken)}; "
+            "check the data for extreme values, or start a new run with a smaller learning rate"
         )
     return line
 
 
-def note_of(line: dict[str, Any]) -> str:
-    """A line of metrics in a few words."""
+def progress_note(line: dict[str, Any]) -> str:
+    """A line of metrics, shortened for the progress display."""
     names = ("one_step_rmse", "reward_rmse", "loss", "critic_loss", "bc")
     return "  ".join(f"{name} {line[name]:.4g}" for name in names if name in line)
 
 
-def save_checkpoint(stage: Stage, here: Position, path: Path) -> None:
-    """Write the checkpoint so that a kill at any moment leaves the old one or the new one."""
+def save_checkpoint(stage: Stage, state: LoopState, path: Path) -> None:
+    """Write the checkpoint atomically: a kill leaves either the old one or the new one."""
     tensors = {f"state.{k}": v.detach().cpu().clone() for k, v in stage.state().items()}
-    tensors |= {f"sums.{k}": v.cpu() for k, v in here.sums.items()}
+    tensors |= {f"sums.{k}": v.cpu() for k, v in state.sums.items()}
     with atomic_write(path) as part:
-        save_file(tensors, part, metadata={"update": str(here.update), "seconds": repr(here.seconds)})
+        save_file(tensors, part, metadata={"update": str(state.update), "seconds": repr(state.seconds)})
 
 
-def load_checkpoint(stage: Stage, path: Path) -> Position:
-    """Put the stage where its checkpoint left it; the start if there is none.
+def load_checkpoint(stage: Stage, path: Path) -> LoopState:
+    """Restore the stage from its checkpoint; the initial state if there is none.
 
     Raises:
         ValueError: the checkpoint belongs to other networks.
     """
     if not path.is_file():
-        return Position()
+        return LoopState()
     with safe_open(path, "pt") as file:
         metadata = file.metadata()
-        tensors = {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118 (safe_open is no mapping)
+        tensors = {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118 (safe_open is not a mapping)
     live = stage.state()
     stored = {k.removeprefix("state."): v for k, v in tensors.items() if k.startswith("state.")}
     shapes = {k: tuple(v.shape) for k, v in live.items()}
     if shapes != {k: tuple(v.shape) for k, v in stored.items()}:
-        raise ValueError(f"{path}: expected a checkpoint of tensors {shapes}, got others; it belongs to another run")
+        raise ValueError(f"{path}: expected a checkpoint with tensors {shapes}, got others; it belongs to another run")
     for name, tensor in stored.items():
         live[name].copy_(tensor)
     device = next(iter(live.values())).device
     sums = {k.removeprefix("sums."): v.to(device) for k, v in tensors.items() if k.startswith("sums.")}
-    return Position(int(metadata["update"]), float(metadata["seconds"]), sums)
+    return LoopState(int(metadata["update"]), float(metadata["seconds"]), sums)

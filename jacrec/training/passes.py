@@ -1,8 +1,8 @@
-"""Value and cotangent passes of an `MLP` for training: few operations, in place where that is safe, no autograd graph.
+"""Value, tangent and cotangent passes of an `MLP` for training: few operations, in place where safe, no autograd graph.
 
-The same mathematics as `jacrec.engine.jacobians.mlp`, with other aims: gradients summed over the batch are written straight
-into the optimiser's vector, and a stacked network is worked through one head after the other, which is what a CPU's
-cache likes best.
+The mathematics is that of `jacrec.engine.jacobians.mlp`, with different goals: parameter gradients, summed over the batch,
+are written directly into the optimiser's vector, and the heads of a stacked network are processed one after the other,
+which suits a CPU's cache.
 """
 
 import importlib
@@ -17,7 +17,7 @@ from jacrec.models.networks import MLP, LayerNorm
 
 @dataclass
 class Tape:
-    """What the value pass of a batch of B rows leaves for the cotangents."""
+    """What the value pass of a batch of B rows stores for the cotangents."""
 
     inputs: list[Tensor] = field(default_factory=list)  # x_l of every layer, (B, in_l)
     gates: list[Tensor] = field(default_factory=list)  # ReLU: its output; else act'(z_l); (B, hidden[l])
@@ -26,41 +26,41 @@ class Tape:
     output: Tensor | None = None  # (B, out), for the slope of tanh
 
     def rows(self, index: Tensor) -> "Tape":
-        """The tape of some of the rows, for input cotangents alone."""
+        """The tape of some of the rows, for input cotangents only."""
         gates = [t.index_select(0, index) for t in self.gates]
         return Tape(
             gates=gates,
-            # after a ReLU the gate and the LayerNorm's input are one tensor
+            # for ReLU the gate and the LayerNorm's input are the same tensor
             values=[g if v is t else v.index_select(0, index) for g, t, v in zip(gates, self.gates, self.values, strict=False)],
             moments=[(m.index_select(0, index), r.index_select(0, index)) for m, r in self.moments],
             output=None if self.output is None else self.output.index_select(0, index),
         )
 
 
-def why_not_fused(parameters: Tensor) -> str | None:
-    """Why compiled code cannot update networks with these parameters; None where it can."""
+def fused_unsupported_reason(parameters: Tensor) -> str | None:
+    """Why compiled code cannot update networks with these parameters; None if it can."""
     if parameters.device.type != "cpu":
-        return f"the networks are on {parameters.device}, and the fused update is for a CPU"
+        return f"the networks are on {parameters.device}, and the fused update requires a CPU"
     if parameters.dtype not in (torch.float32, torch.float64):
-        return f"the networks are {parameters.dtype}, and the fused update is for float32 and float64"
+        return f"the networks are {parameters.dtype}, and the fused update requires float32 or float64"
     try:
         importlib.import_module("numba")
     except ImportError as error:
-        return f"Numba is missing ({error})"
+        return f"Numba is not installed ({error})"
     return None
 
 
 class MLPPass:
-    """One head of an `MLP` (head = None: an unstacked one) whose parameters are read and whose gradients are written in place.
+    """Passes of an `MLP`, or of one head of a stack. Parameters are read, and gradients written, in place.
 
-    With parameters that lead with an axis of S networks of this make, every batch below is (S, B, ·) instead of (B, ·).
+    With parameters that have a leading axis of S networks, every batch below is (S, B, ·) instead of (B, ·).
 
     Args:
-        mlp: the network; later changes of its parameters in place are seen.
-        gradients: where `pull` writes, by `mlp.named_parameters()` names; None if no parameter gradients are wanted.
-        head: which network of a stack.
-        parameters: to be read instead of the network's own, by the same names; S of each, or one.
-        stacked: the S networks are the heads of a stack, all of them.
+        mlp: the network; later in-place changes of its parameters take effect.
+        gradients: where `pull` writes, by `mlp.named_parameters()` names; None for no parameter gradients.
+        head: index of the network in a stack; None for an unstacked one.
+        parameters: parameters to use instead of the network's own, by the same names; one set, or S.
+        stacked: whether the S networks are all the heads of a stack.
     """
 
     def __init__(
@@ -73,7 +73,7 @@ class MLPPass:
         stacked: bool = False,
     ):
         if (mlp.stack is None) != (head is None) and not (stacked and mlp.stack is not None):
-            raise ValueError(f"MLPPass: expected head = {None if mlp.stack is None else 'an index'}, got {head}")
+            raise ValueError(f"head: expected {None if mlp.stack is None else f'an index below {mlp.stack}'}, got {head}")
         self.mlp = mlp
         read: Mapping[str, Tensor] = dict(mlp.named_parameters()) if parameters is None else parameters
         self.several = stacked or read["layers.0.bias"].dim() > mlp.layers[0].bias.dim()
@@ -94,7 +94,7 @@ class MLPPass:
         return self._forward(x, None)
 
     def record(self, x: Tensor) -> tuple[Tensor, Tape]:
-        """(B, in) -> (B, out) and the tape. Until the tape is used, x must stay as it is."""
+        """(B, in) -> (B, out) and the tape. x must not change until the tape is used."""
         tape = Tape()
         return self._forward(x, tape), tape
 
@@ -134,7 +134,7 @@ class MLPPass:
         return y, (mean, inv_std)
 
     def push(self, tape: Tape, tangents: Tensor) -> Tensor:
-        """Of tangents (J, in) of the inputs of the tape's first J rows, those of their outputs (J, out)."""
+        """Map tangents (J, in) of the inputs of the tape's first J rows to tangents (J, out) of their outputs."""
         mlp, h = self.mlp, tangents
         rows = tangents.shape[-2]
         for i in range(len(mlp.hidden)):
@@ -154,7 +154,7 @@ class MLPPass:
         return (centred - hat * (hat * tangents).mean(-1, keepdim=True)) * inv_std * gain
 
     def pull(self, tape: Tape, y_bar: Tensor, *, parameters: bool = True, inputs: bool = False) -> Tensor | None:
-        """Cotangents for the output's y_bar (B, out): the parameters' into their vector, the input's (B, in) as the answer."""
+        """Backpropagate y_bar (B, out): write the parameters' cotangents to `gradients`, return the input's (B, in) if requested."""
         mlp = self.mlp
         bar = y_bar if tape.output is None else torch.ops.aten.tanh_backward(y_bar, tape.output)
         skipped = bar
@@ -170,12 +170,12 @@ class MLPPass:
                 x_bar += skipped  # the cotangent of this layer's own output
             skipped = x_bar
             bar = self._hidden(tape, x_bar, i - 1, parameters)
-        raise AssertionError("a network has a first layer")
+        raise AssertionError("unreachable: the loop returns at layer 0")
 
     def _hidden(self, tape: Tape, bar: Tensor, i: int, parameters: bool) -> Tensor:
         """z̄_i of hidden layer i from its output's cotangent."""
         if self.mlp.norms and self.several:
-            bar = self._several_norms(tape, bar, i, parameters)
+            bar = self._stacked_norm_backward(tape, bar, i, parameters)
         elif self.mlp.norms:
             mean, inv_std = tape.moments[i]
             bar, gain_bar, offset_bar = torch.ops.aten.native_layer_norm_backward(
@@ -193,8 +193,8 @@ class MLPPass:
                 self.offset_bars[i].copy_(offset_bar)
         return self.mlp.act.times(bar, tape.gates[i])
 
-    def _several_norms(self, tape: Tape, bar: Tensor, i: int, parameters: bool) -> Tensor:
-        """The cotangent of LayerNorm i's input, where gain and offset are S of each."""
+    def _stacked_norm_backward(self, tape: Tape, bar: Tensor, i: int, parameters: bool) -> Tensor:
+        """The cotangent of LayerNorm i's input, for S gains and offsets."""
         value, (mean, inv_std) = tape.values[i], tape.moments[i]
         if parameters:
             torch.sum(bar * ((value - mean) * inv_std), -2, out=self.gain_bars[i])

@@ -1,9 +1,9 @@
-"""A run: data in, a folder out, with everything that evaluation needs.
+"""Train a run into a folder, and load it.
 
 config.yaml           settings, data (name, environment, digest), versions
 metrics.jsonl         one line per stage and `log_every` updates
 actor.safetensors, critic.safetensors, dynamics.safetensors, reward.safetensors
-checkpoints/          one per stage, for going on
+checkpoints/          one per stage, for resuming
 """
 
 import contextlib
@@ -30,8 +30,8 @@ from jacrec.training.stages.multistep import MultiStepStage
 from jacrec.training.stages.objectives import make_dynamics
 from jacrec.training.stages.rebrac import ReBRACStage
 from jacrec.training.stages.reward import RewardStage
-from jacrec.training.stages.tilt import policy_in
-from jacrec.training.streams import seed_of
+from jacrec.training.stages.tilt import load_tilt_policy
+from jacrec.training.streams import derive_seed
 from jacrec.util.errors import expect_one_of
 
 STAGES = ("rebrac", "dynamics", "reward")
@@ -47,7 +47,7 @@ class Run:
     world: World
     """f_θ, r_ξ, Q_φ and γ"""
     info: DatasetInfo
-    """the data it was trained on, with the environment that evaluates it"""
+    """metadata of the training data, including the evaluation environment"""
     config: TrainConfig
     """its settings"""
     path: Path
@@ -65,24 +65,24 @@ def train(
     quiet: bool = False,
     on_log: OnLog | None = None,
 ) -> Path:
-    """Train the `stages` ("rebrac", "dynamics", "reward") into the folder `out`; the folder.
+    """Train the `stages` ("rebrac", "dynamics", "reward") into the folder `out`; return the folder.
 
-    A new folder is filled. One that holds a run with the same settings on the same data is gone on with: from the last
-    checkpoint, to the bits that an undisturbed run gives (same machine, same number of threads). Any other is left alone.
-    An interruption from the keyboard ends the update at hand and loses nothing; a kill loses what came after the last
+    A new folder is created. A folder with a run of the same settings and data is resumed from the last checkpoint,
+    bit-identically to an uninterrupted run (on the same machine with the same number of threads). Any other folder is left
+    unchanged. A keyboard interrupt finishes the current update and loses nothing; a kill loses the updates since the last
     checkpoint.
 
     Args:
-        stages: which to train, in this order; a tilted world model comes after the policy that it is tilted towards.
-        data: transitions to learn from instead of loading `config.data`.
-        parallel_stages: how many stages train at a time; they share torch's threads unless config.threads gives each its number.
-            Small batches gain more from this than from more threads.
-        policy: what a tilted world model is tilted towards; None: the folder's own, which is trained before.
+        stages: the stages to train, in this order; a tilted world model is trained after the policy.
+        data: transitions to train on, instead of loading `config.data`.
+        parallel_stages: number of stages to train at a time. They share torch's threads unless config.threads sets the number
+            of each. Small batches gain more from parallel stages than from more threads.
+        policy: the policy for a tilted world model; default: the folder's own, which must be trained first.
         quiet: no progress display.
         on_log: called with every line of metrics as it is written, in the thread of its stage.
 
     Raises:
-        ValueError: `out` holds something else, or the data cannot be learned from.
+        ValueError: `out` contains something else, or the data are unsuitable.
         FileNotFoundError: a tilted world model without a policy.
         FloatingPointError: training diverged.
     """
@@ -90,15 +90,15 @@ def train(
     for stage in stages:
         expect_one_of("stages", stage, STAGES)
     if parallel_stages < 1:
-        raise ValueError(f"parallel_stages: expected at least 1 stage at a time, got {parallel_stages}")
-    data = transitions_of(config, data)
+        raise ValueError(f"parallel_stages: expected an integer >= 1, got {parallel_stages}")
+    data = load_transitions(config, data)
     check_device(config)
     metrics, stop, saving = Metrics(out / "metrics.jsonl", on_log), threading.Event(), threading.Lock()
     threads = config.threads or max(1, torch.get_num_threads() // parallel_stages)
 
     def run(stage: Stage) -> None:
         torch.set_num_threads(threads)
-        checkpoint = checkpoint_of(out, stage.name)
+        checkpoint = checkpoint_path(out, stage.name)
         try:
             finished = run_stage(
                 stage,
@@ -114,19 +114,19 @@ def train(
             raise
         if finished:
             with saving:
-                store(stage, out)
+                save_networks(stage, out)
 
     with contextlib.ExitStack() as stack:
         stack.enter_context(determinism(config))
-        first, then = phases(stages, config)
-        # a setting that cannot be built leaves no folder behind
+        first, then = split_stages(stages, config)
+        # built before the folder is created, so that invalid settings leave no folder behind
         ready = [make_stage(name, config, data, policy or out) for name in first]
         make_dynamics(data.state_dim, data.action_dim, config.dynamics)
         claim(out, config, data)
         stack.enter_context(locked(out))
         stack.enter_context(torch_threads(threads))
         progress = stack.enter_context(make_progress(quiet))
-        # the stages run in threads even one by one: the main thread stays free to take an interruption between two updates
+        # even a single stage runs in a thread: the main thread stays free to handle keyboard interrupts
         pool = stack.enter_context(ThreadPoolExecutor(parallel_stages))
         try:
             for future in as_completed([pool.submit(run, stage) for stage in ready]):
@@ -139,12 +139,12 @@ def train(
     return out
 
 
-def checkpoint_of(out: Path, stage: str) -> Path:
-    """Where a run keeps a stage's checkpoint."""
+def checkpoint_path(out: Path, stage: str) -> Path:
+    """A stage's checkpoint in a run's folder."""
     return out / "checkpoints" / f"{stage}.safetensors"
 
 
-def transitions_of(config: TrainConfig, data: Transitions | None = None) -> Transitions:
+def load_transitions(config: TrainConfig, data: Transitions | None = None) -> Transitions:
     """The configuration's data, or `data` with the configuration's environment."""
     if data is None:
         from jacrec.data.readers.load import load
@@ -161,18 +161,20 @@ def check_device(config: TrainConfig) -> torch.device:
     """
     device = torch.device(config.device)
     if device.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"device: expected one that torch can use here, got {config.device!r}; `jacrec doctor` tells why not")
+        raise ValueError(
+            f"device: expected one that torch can use here, got {config.device!r}; `jacrec doctor` gives the reason"
+        )
     return device
 
 
-def store(stage: Stage, out: Path) -> None:
-    """Write a finished stage's networks."""
+def save_networks(stage: Stage, out: Path) -> None:
+    """Save a finished stage's networks."""
     for part, module in stage.modules().items():
-        save_module(_fresh(module), out / f"{part}.safetensors")
+        save_module(_detached_copy(module), out / f"{part}.safetensors")
 
 
-def phases(stages: Sequence[str], config: TrainConfig) -> tuple[list[str], list[str]]:
-    """The stages that can be made at once, and those that first need the policy which is trained among them."""
+def split_stages(stages: Sequence[str], config: TrainConfig) -> tuple[list[str], list[str]]:
+    """The stages that can be built at once, and those that depend on the policy trained by another one."""
     waits = config.dynamics.tilt > 0 and "rebrac" in stages
     return [s for s in stages if not (waits and s == "dynamics")], [s for s in stages if waits and s == "dynamics"]
 
@@ -181,18 +183,18 @@ def make_stage(name: str, config: TrainConfig, data: Transitions, policy: nn.Mod
     """One of the `STAGES`, untrained.
 
     Args:
-        policy: that a tilted world model is tilted towards, or the run's folder that holds it.
+        policy: the policy for a tilted world model, or the run's folder that contains it.
 
     Raises:
-        FileNotFoundError: the folder does not.
+        FileNotFoundError: the folder does not contain it.
     """
     if name == "rebrac":
         return ReBRACStage(data, config.rebrac, config.seed, config.device)
-    kept, held_out = data.split(config.held_out, seed_of(config.seed, "held out"))
+    kept, held_out = data.split(config.held_out, derive_seed(config.seed, "held out"))
     if name == "dynamics":
         if config.dynamics.kind == "multistep":
             return MultiStepStage(kept, held_out, config.dynamics, config.seed, config.device)
-        towards = policy_in(policy) if isinstance(policy, Path) and config.dynamics.tilt else policy
+        towards = load_tilt_policy(policy) if isinstance(policy, Path) and config.dynamics.tilt else policy
         return DynamicsStage(
             kept,
             held_out,
@@ -205,10 +207,10 @@ def make_stage(name: str, config: TrainConfig, data: Transitions, policy: nn.Mod
 
 
 def load_run(path: str | Path) -> Run:
-    """The run in a folder that `train` filled.
+    """Load the run in a folder created by `train`.
 
     Raises:
-        FileNotFoundError: no run there, or one of its parts is not trained yet.
+        FileNotFoundError: no run there, or one of its networks is not trained yet.
     """
     path = Path(path)
     record = read_record(path)
@@ -216,7 +218,7 @@ def load_run(path: str | Path) -> Run:
     if missing:
         stages = " ".join(untrained_stages(path))
         raise FileNotFoundError(
-            f"{path}: expected a finished run, got one without {', '.join(missing)}; go on with "
+            f"{path}: expected a finished run, got one without {', '.join(missing)}; resume it with "
             f"`jacrec train {record['settings']['data']} --settings {path / 'config.yaml'} --out {path} --stages {stages}`"
         )
     parts: dict[str, Any] = {part: load_module(path / f"{part}.safetensors") for part in PARTS}
@@ -228,7 +230,7 @@ def load_run(path: str | Path) -> Run:
 
 
 def untrained_stages(path: str | Path) -> list[str]:
-    """The stages that have not left all their parts in a run's folder."""
+    """The stages whose networks are missing in a run's folder."""
     return list(dict.fromkeys(PARTS[part] for part in _missing(Path(path))))
 
 
@@ -236,8 +238,8 @@ def _missing(path: Path) -> list[str]:
     return [part for part in PARTS if not (path / f"{part}.safetensors").is_file()]
 
 
-def _fresh(module: nn.Module) -> nn.Module:
-    """The same network with tensors of its own."""
+def _detached_copy(module: nn.Module) -> nn.Module:
+    """A copy of the network with its own storage."""
     with torch.random.fork_rng(devices=[]):
         copy = type(module)(**module.config)  # pyright: ignore[reportArgumentType, reportCallIssue]
     copy.load_state_dict(module.state_dict())

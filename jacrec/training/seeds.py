@@ -1,8 +1,8 @@
-"""One configuration with several seeds: a folder each, as `jacrec.training.run.train` fills it.
+"""Train one configuration with several seeds, each into its own folder as `jacrec.training.run.train` does.
 
-On a GPU all seeds are one batched model (`jacrec.training.batched`). On a CPU they are processes of their own, as many at a
-time as there are processors: one seed's compiled update keeps a processor busy with little but matrix products, and a batched
-model has nothing to add to that.
+On a GPU all seeds are one batched model (`jacrec.training.batched`). On a CPU they are separate processes, as many at a
+time as there are processors: one seed's compiled update keeps a processor busy with little but matrix products, which a
+batched model could not improve.
 """
 
 import contextlib
@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from jacrec.data.transitions import Transitions
-from jacrec.training.batched import Member, run_together
+from jacrec.training.batched import BatchableStage, run_batched
 from jacrec.training.config import TrainConfig
 from jacrec.training.determinism import determinism
 from jacrec.training.folder import claim, locked
@@ -28,23 +28,23 @@ from jacrec.training.loop import Metrics, OnLog, make_progress
 from jacrec.training.run import (
     STAGES,
     check_device,
-    checkpoint_of,
+    checkpoint_path,
+    load_transitions,
     make_stage,
-    phases,
-    store,
+    save_networks,
+    split_stages,
     torch_threads,
     train,
-    transitions_of,
 )
 from jacrec.training.stages.rebrac import ReBRACStage
 from jacrec.util.errors import expect_count, expect_one_of
 from jacrec.util.processors import processors
 
-START = multiprocessing.get_context("spawn")  # a fork would take over torch's threads in whatever state they are
+SPAWN = multiprocessing.get_context("spawn")  # fork would copy torch's thread pool in an undefined state
 
 
-def folder_of(out: str | Path, seed: int) -> Path:
-    """A seed's folder: `out` with {seed} filled in, or the folder seed-SEED in it."""
+def seed_folder(out: str | Path, seed: int) -> Path:
+    """A seed's folder: `out` with {seed} filled in, or the subfolder seed-SEED."""
     return Path(str(out).replace("{seed}", str(seed))) if "{seed}" in str(out) else Path(out) / f"seed-{seed}"
 
 
@@ -60,43 +60,42 @@ def train_seeds(
     quiet: bool = False,
     on_log: OnLog | None = None,
 ) -> list[Path]:
-    """`train` for every seed; the folders. Each is an ordinary run, gone on with, evaluated and read like one trained alone.
+    """`train` for every seed; return the folders. Each is an ordinary run that can be resumed, evaluated and loaded as such.
 
-    A seed has the initial weights, batches and noise that it has alone. In processes it comes to the same bits as alone with
-    that number of threads; as part of a batched model it differs by rounding, and may change over to being trained alone, and
-    back, at any checkpoint. Interrupted as `train` is.
+    A seed has the same initial weights, batches and noise as when trained alone. In processes it is bit-identical to training
+    alone with the same number of threads. In a batched model it differs by rounding; the two can be exchanged at any
+    checkpoint. Interruptions are handled as in `train`.
 
     Args:
         config: its seed is not used.
-        out: where the folders are, see `folder_of`.
-        batched: one batched model instead of processes; None: on a GPU.
-        at_once: how many processes run at a time; None: as many as there are processors for config.threads each (one, if
-            that is None).
-        on_log: called with every line of metrics and its "seed"; by threads of several seeds where they are processes.
+        out: the folders, see `seed_folder`.
+        batched: train one batched model instead of processes; default: on a GPU.
+        at_once: number of processes at a time; default: the number of processors divided by config.threads (or by 1).
+        on_log: called with every line of metrics and its "seed", from the threads of several seeds if they are processes.
 
     Raises:
-        ValueError: a folder holds something else, the seeds are not distinct, or the data cannot be learned from.
-        FloatingPointError: training diverged. In processes the other seeds are finished before that is said.
-        ChildProcessError: a process died, likewise. Notes of all these errors name the folders concerned.
+        ValueError: a folder contains something else, the seeds are not distinct, or the data are unsuitable.
+        FloatingPointError: training diverged. With processes, the other seeds are finished first.
+        ChildProcessError: a process died, likewise. Notes on all these errors name the folders concerned.
     """
     seeds = list(seeds)
     if not seeds or len(set(seeds)) < len(seeds):
-        raise ValueError(f"seeds: expected one or more distinct numbers, got {seeds}")
+        raise ValueError(f"seeds: expected one or more distinct integers, got {seeds}")
     for stage in stages:
         expect_one_of("stages", stage, STAGES)
     configs = [replace(config, seed=seed) for seed in seeds]
-    folders = [folder_of(out, seed) for seed in seeds]
+    folders = [seed_folder(out, seed) for seed in seeds]
     device = check_device(config)
     if batched is None:
         batched = device.type == "cuda"
     if batched:
-        _as_one_model(configs, folders, stages, transitions_of(config, data), quiet, on_log)
+        _train_batched(configs, folders, stages, load_transitions(config, data), quiet, on_log)
         return folders
     threads = config.threads or 1
     if at_once is None:
         at_once = max(1, processors() // threads)
     expect_count("at_once", at_once, 1)
-    _in_processes(configs, folders, stages, data, threads, min(at_once, len(seeds)), quiet, on_log)
+    _train_in_processes(configs, folders, stages, data, threads, min(at_once, len(seeds)), quiet, on_log)
     return folders
 
 
@@ -104,7 +103,7 @@ def _with_seed(on_log: OnLog | None, seed: int) -> OnLog | None:
     return None if on_log is None else lambda line: on_log({"seed": seed, **line})
 
 
-def _as_one_model(
+def _train_batched(
     configs: list[TrainConfig], folders: list[Path], stages: Sequence[str], data: Transitions, quiet: bool, on_log: OnLog | None
 ) -> None:
     first, stop = configs[0], threading.Event()
@@ -112,9 +111,9 @@ def _as_one_model(
 
     def run(name: str) -> None:
         torch.set_num_threads(threads)
-        members = make_members(name, configs, data, folders)
-        checkpoints = [checkpoint_of(out, name) for out in folders]
-        if run_together(
+        members = make_batchable_stages(name, configs, data, folders)
+        checkpoints = [checkpoint_path(out, name) for out in folders]
+        if run_batched(
             members,
             checkpoints,
             metrics,
@@ -124,7 +123,7 @@ def _as_one_model(
             stop=stop,
         ):
             for member, out in zip(members, folders, strict=True):
-                store(member, out)
+                save_networks(member, out)
 
     with contextlib.ExitStack() as stack:
         stack.enter_context(determinism(first))
@@ -134,21 +133,21 @@ def _as_one_model(
         threads = first.threads or torch.get_num_threads()
         stack.enter_context(torch_threads(threads))
         progress = stack.enter_context(make_progress(quiet))
-        pool = stack.enter_context(ThreadPoolExecutor(1))  # the main thread stays free to take an interruption
+        pool = stack.enter_context(ThreadPoolExecutor(1))  # the main thread stays free to handle keyboard interrupts
         try:
-            first_stages, then = phases(stages, first)
+            first_stages, then = split_stages(stages, first)
             for name in (*first_stages, *then):
                 pool.submit(run, name).result()
         finally:
             stop.set()
 
 
-def make_members(
+def make_batchable_stages(
     name: str, configs: Sequence[TrainConfig], data: Transitions, folders: Sequence[Path | None] | None = None
-) -> Sequence[Member]:
-    """A stage for each configuration, untrained, fit to be put side by side; ReBRAC's share their rows on the device.
+) -> Sequence[BatchableStage]:
+    """One untrained stage per configuration, suitable for a batched model. ReBRAC stages share their rows on the device.
 
-    `folders` hold the policies that tilted world models are tilted towards.
+    `folders` contain the policies for tilted world models.
     """
     if name != "rebrac":
         where = [None] * len(configs) if folders is None else folders
@@ -160,7 +159,7 @@ def make_members(
     return members
 
 
-def _in_processes(
+def _train_in_processes(
     configs: list[TrainConfig],
     folders: list[Path],
     stages: Sequence[str],
@@ -180,13 +179,13 @@ def _in_processes(
             total = sum(getattr(config, name).updates for name in stages)
             task = progress.add_task(f"seed {config.seed}", total=total, note="")
 
-            def heard(line: dict[str, Any]) -> None:
+            def on_line(line: dict[str, Any]) -> None:
                 done[line["stage"]] = line["update"]
                 progress.update(task, completed=sum(done.values()), note=line["stage"])
                 if log is not None:
                     log(line)
 
-            _watch((config, out, list(stages), data, threads), heard, stop)
+            _run_process((config, out, list(stages), data, threads), on_line, stop)
             if not stop.is_set():
                 progress.update(task, completed=total)
 
@@ -206,24 +205,24 @@ def _in_processes(
         raise first
 
 
-def _watch(work: tuple, heard: OnLog, stop: threading.Event) -> None:
-    """Train in a process of its own, hearing its lines of metrics; when `stop` is set, tell it to leave off."""
-    ours, theirs = START.Pipe(duplex=False)
-    process = START.Process(target=_train_one, args=(*work, theirs))
+def _run_process(work: tuple, on_line: OnLog, stop: threading.Event) -> None:
+    """Train in a separate process and pass on its lines of metrics; terminate it when `stop` is set."""
+    receiver, sender = SPAWN.Pipe(duplex=False)
+    process = SPAWN.Process(target=_process_main, args=(*work, sender))
     process.start()
-    theirs.close()
-    error, told = None, False
+    sender.close()
+    error, terminated = None, False
     try:
         while True:
-            while not ours.poll(0.2):
-                if stop.is_set() and not told:
+            while not receiver.poll(0.2):
+                if stop.is_set() and not terminated:
                     process.terminate()
-                    told = True
-            said = ours.recv()
-            if isinstance(said, BaseException):
-                error = said
+                    terminated = True
+            message = receiver.recv()
+            if isinstance(message, BaseException):
+                error = message
             else:
-                heard(said)
+                on_line(message)
     except EOFError:
         process.join()
     except BaseException:
@@ -234,18 +233,18 @@ def _watch(work: tuple, heard: OnLog, stop: threading.Event) -> None:
         raise error
     if process.exitcode and not stop.is_set():
         raise ChildProcessError(
-            f"{work[1]}: expected a finished training, its process ended with code {process.exitcode}; "
-            "the same call goes on from its last checkpoint"
+            f"{work[1]}: expected training to finish, got exit code {process.exitcode} of its process; "
+            "repeat the call to resume from the last checkpoint"
         )
 
 
-def _train_one(
+def _process_main(
     config: TrainConfig, out: Path, stages: list[str], data: Transitions | None, threads: int, pipe: Connection
 ) -> None:
-    """A process's work; told to end, it finishes the update at hand and writes its checkpoint."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the keyboard's goes to the parent as well, which tells us once
+    """Entry point of a process. On SIGTERM it finishes the current update and writes its checkpoint."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent receives it too and sends SIGTERM
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    threading.Thread(target=_exit_with_parent, daemon=True).start()
     torch.set_num_threads(threads)
     try:
         train(config, out, stages=stages, data=data, quiet=True, on_log=pipe.send)
@@ -257,7 +256,7 @@ def _train_one(
         pipe.close()
 
 
-def _end_with_parent() -> None:
+def _exit_with_parent() -> None:
     parent = multiprocessing.parent_process()
     assert parent is not None
     parent.join()

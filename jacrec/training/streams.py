@@ -1,7 +1,7 @@
-"""Randomness as a function of (seed, stage, update): what an interrupted run needs in order to go on with the same bits.
+"""Randomness as a function of (seed, stage, update), so that an interrupted run resumes bit-identically.
 
-All of it is drawn on the CPU, so that a run has the same batches whatever device it trains on, alone or beside other seeds.
-For a GPU the blocks are drawn one ahead, by threads of their own, and brought over without waiting.
+Everything is drawn on the CPU: a run has the same batches on every device, trained alone or together with other seeds. For
+a GPU, blocks are drawn one ahead in separate threads and transferred asynchronously.
 """
 
 import zlib
@@ -12,28 +12,29 @@ import numpy as np
 import torch
 from torch import Tensor
 
-BLOCK = 64  # updates whose randomness is drawn together
+BLOCK = 64
+"""updates whose random tensors are drawn together"""
 
 Draw = Callable[[torch.Generator, int], tuple[Tensor, ...]]
 
 
-def seed_of(seed: int, *key: str | int) -> int:
-    """An independent 63-bit seed for each key: words and numbers, e.g. ("rebrac", "batches", 3)."""
+def derive_seed(seed: int, *key: str | int) -> int:
+    """An independent 63-bit seed for each key of words and numbers, e.g. ("rebrac", "batches", 3)."""
     words = [zlib.crc32(k.encode()) if isinstance(k, str) else k for k in key]
     return int(np.random.SeedSequence([seed, *words]).generate_state(1, np.uint64)[0] >> 1)
 
 
 def generator(seed: int, *key: str | int) -> torch.Generator:
-    """A CPU generator on the stream of `key`."""
-    return torch.Generator().manual_seed(seed_of(seed, *key))
+    """A CPU generator seeded for `key`."""
+    return torch.Generator().manual_seed(derive_seed(seed, *key))
 
 
-class Blocks:
-    """`blocks(b)` -> the tensors of block b on the device; where `ahead`, a thread draws block b + 1 meanwhile.
+class BlockPrefetcher:
+    """`blocks(b)` -> the tensors of block b on the device; with `ahead`, a thread draws block b + 1 in the meantime.
 
     Args:
-        draw: block's number -> its tensors on the CPU.
-        ahead: None: where the device is a GPU.
+        draw: maps a block's number to its tensors on the CPU.
+        ahead: default: if the device is a GPU.
     """
 
     def __init__(
@@ -42,16 +43,16 @@ class Blocks:
         self.draw, self.device = draw, torch.device(device)
         self.pinned = self.device.type == "cuda"
         self.pool = ThreadPoolExecutor(1, "draw") if (self.pinned if ahead is None else ahead) else None
-        self.coming: tuple[int, Future[tuple[Tensor, ...]]] | None = None
+        self.pending: tuple[int, Future[tuple[Tensor, ...]]] | None = None
 
     def __call__(self, block: int) -> tuple[Tensor, ...]:
-        """Block `block`, in whatever order they are asked for."""
+        """The tensors of block `block`; blocks may be requested in any order."""
         if self.pool is None:
             return tuple(t.to(self.device) for t in self.draw(block))
-        if self.coming is None or self.coming[0] != block:
-            self.coming = block, self.pool.submit(self._drawn, block)
-        tensors = self.coming[1].result()
-        self.coming = block + 1, self.pool.submit(self._drawn, block + 1)
+        if self.pending is None or self.pending[0] != block:
+            self.pending = block, self.pool.submit(self._draw, block)
+        tensors = self.pending[1].result()
+        self.pending = block + 1, self.pool.submit(self._draw, block + 1)
         return tuple(t.to(self.device, non_blocking=self.pinned) for t in tensors)
 
     def close(self) -> None:
@@ -59,27 +60,27 @@ class Blocks:
         if self.pool is not None:
             self.pool.shutdown(cancel_futures=True)
 
-    def _drawn(self, block: int) -> tuple[Tensor, ...]:
+    def _draw(self, block: int) -> tuple[Tensor, ...]:
         tensors = self.draw(block)
-        # from pinned memory a copy to the device needs no waiting
+        # copies from pinned memory are asynchronous
         return tuple(t.pin_memory() for t in tensors) if self.pinned else tensors
 
 
 class BatchStream:
     """The random tensors of every update, drawn in blocks on the CPU.
 
-    `draw(generator, BLOCK)` answers with tensors whose first axis is the update within the block. Block b has its own
-    generator, so update t needs no history: only (seed, stage, t).
+    `draw(generator, BLOCK)` returns tensors whose first axis is the update within the block. Every block has its own
+    generator, so the tensors of update t depend on (seed, stage, t) only.
     """
 
     def __init__(self, seed: int, stage: str, draw: Draw, device: str | torch.device = "cpu", ahead: bool | None = None):
         self.seed, self.stage, self.draw = seed, stage, draw
-        self.blocks = Blocks(lambda block: _drawn(seed, stage, draw, block), device, ahead)
+        self.blocks = BlockPrefetcher(lambda block: _draw_block(seed, stage, draw, block), device, ahead)
         self.block, self.tensors = -1, ()
 
-    def drawn(self, block: int) -> tuple[Tensor, ...]:
+    def draw_block(self, block: int) -> tuple[Tensor, ...]:
         """The tensors of updates block · BLOCK, …, on the CPU."""
-        return _drawn(self.seed, self.stage, self.draw, block)
+        return _draw_block(self.seed, self.stage, self.draw, block)
 
     def at(self, update: int) -> tuple[Tensor, ...]:
         """The tensors of update 0, 1, …"""
@@ -89,11 +90,11 @@ class BatchStream:
         return tuple(t[row] for t in self.tensors)
 
 
-def _drawn(seed: int, stage: str, draw: Draw, block: int) -> tuple[Tensor, ...]:
+def _draw_block(seed: int, stage: str, draw: Draw, block: int) -> tuple[Tensor, ...]:
     return draw(generator(seed, stage, "batches", block), BLOCK)
 
 
-def drawn_together(streams: Sequence[BatchStream], block: int, pool: ThreadPoolExecutor) -> tuple[Tensor, ...]:
-    """The block of every stream, each tensor (BLOCK, S, ...), on the CPU."""
-    blocks = pool.map(lambda stream: stream.drawn(block), streams)
+def stack_blocks(streams: Sequence[BatchStream], block: int, pool: ThreadPoolExecutor) -> tuple[Tensor, ...]:
+    """A block of every stream, each tensor (BLOCK, S, ...), on the CPU."""
+    blocks = pool.map(lambda stream: stream.draw_block(block), streams)
     return tuple(torch.stack(tensors, 1) for tensors in zip(*blocks, strict=True))

@@ -31,3 +31,22 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, content: Any) -> None:
     """`write_text` of JSON."""
     write_text(path, json.dumps(content))
+
+
+def read_json_lines(path: Path) -> list[Any]:
+    """The lines of a JSON Lines file, skipping lines cut short by an interruption; [] if there is no file."""
+    lines = []
+    for text in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
+        with contextlib.suppress(json.JSONDecodeError):
+            lines.append(json.loads(text))
+    return lines
+
+
+def append_json_line(path: Path, content: Any) -> None:
+    """Append a line to a JSON Lines file; a last line cut short by an interruption is terminated first."""
+    with path.open("ab+") as file:
+        torn = False
+        if file.tell():
+            file.seek(-1, os.SEEK_END)
+            torn = file.read(1) != b"\n"
+        file.write((b"\n" if torn else b"") + json.dumps(content).encode() + b"\n")

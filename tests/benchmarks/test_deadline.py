@@ -1,22 +1,14 @@
-"""The benchmark of deadlines: what it counts, what it waits for, what it writes."""
+"""The benchmark of deadlines: counts, pacing, and results."""
 
-import importlib
 import itertools
 import json
 import time
 
 import pytest
 
-from tests.benchmarks.test_benchmarks import FOLDER, run
+from tests.benchmarks.scripts import run
 
 TINY = {"M": 1, "H": 1, "width": 8}
-
-
-@pytest.fixture
-def load(monkeypatch):
-    """A benchmark module by name, as the scripts import each other."""
-    monkeypatch.syspath_prepend(str(FOLDER))
-    return importlib.import_module
 
 
 @pytest.fixture
@@ -41,12 +33,12 @@ def test_misses_are_counted_against_the_deadline(logged):
     assert found["environment"]["cores"] >= 1
 
 
-def test_a_paced_loop_begins_at_multiples_of_the_interval(load):
+def test_a_paced_loop_starts_at_multiples_of_the_interval(load):
     loop = load("control_loop")
     log = loop.Log(loop.Setting("meanflow", 1, 1, 1, 9, deadline_ms=4.0, paced=True))
     log.begin()
     ticks = [log.next_tick() for _ in range(3)]
-    time.sleep(0.009)  # a late answer: the intervals that it took are gone
+    time.sleep(0.009)  # a late answer skips the elapsed intervals
     ticks.append(log.next_tick())
     assert time.perf_counter() >= ticks[-1]
     counts = [(tick - log.started) / 0.004 for tick in ticks]
@@ -55,7 +47,7 @@ def test_a_paced_loop_begins_at_multiples_of_the_interval(load):
     assert counts[3] - counts[2] > 2
 
 
-def test_the_loop_decides_on_a_real_hopper(load):
+def test_loop_on_a_real_hopper(load):
     loop = load("control_loop")
     setting = loop.Setting("meanflow", 1, 2, 1, 30, deadline_ms=1e6, **TINY)
     with pytest.MonkeyPatch.context() as patch:
@@ -69,19 +61,19 @@ def test_the_loop_decides_on_a_real_hopper(load):
     assert rows[-1]["warm_up_seconds"] > 0
 
 
-def test_results_are_written_as_page_and_json(load, logged, tmp_path, monkeypatch):
+def test_results_are_written_as_markdown_and_json(load, logged, tmp_path, monkeypatch):
     script = load("deadline")
-    asked = []
+    settings = []
 
     def rows(setting, every):
-        asked.append(setting)
+        settings.append(setting)
         for _ in range(2):
             yield {**script.asdict(setting), **logged.summary()}
 
     monkeypatch.setattr(script, "rows", rows)
     path = tmp_path / "x.json"
     done = script.main(["--models", "meanflow", "--threads", "1", "--decisions", "6", "--json", str(path)])
-    assert [setting.updates_asked for setting in asked] == [1, script.MANY]
+    assert [setting.updates_asked for setting in settings] == [1, script.MANY]
     written = json.loads(path.read_text())["rows"]
     assert written == json.loads(json.dumps(done))
     assert len(written) == 2
@@ -89,7 +81,7 @@ def test_results_are_written_as_page_and_json(load, logged, tmp_path, monkeypatc
     assert "| meanflow K 1, E many, 1 thread | 4 | 2 (50.000%) | 1 |" in page
 
 
-def test_the_script_runs_by_itself(tmp_path):
+def test_script_in_a_subprocess(tmp_path):
     path = tmp_path / "deadline.json"
     options = ("--models", "meanflow", "--threads", "1", "--updates", "1", "--decisions", "4", "--json", str(path))
     done = run("benchmarks/deadline.py", *options)

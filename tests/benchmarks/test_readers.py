@@ -9,7 +9,7 @@ from tests import ROOT
 SCRIPT = ROOT / "benchmarks" / "readers.py"
 
 
-def test_every_reader_is_measured_and_the_results_have_their_fields(tmp_path):
+def test_all_readers_are_measured(tmp_path):
     path = tmp_path / "readers.json"
     command = [sys.executable, str(SCRIPT), "--rows", "3000", "--json", str(path)]
     printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
@@ -23,5 +23,5 @@ def test_every_reader_is_measured_and_the_results_have_their_fields(tmp_path):
         assert x["read"]["peak"] > 0
     width = {"locomotion": 17 * 2 + 6 * 2, "antmaze": 29 * 2 + 8 * 2}
     for name, numbers in width.items():
-        per_row = 4 * numbers + 4 + 2 + 8  # the reward, two flags, the episode
+        per_row = 4 * numbers + 4 + 2 + 8  # reward, two flags, episode
         assert result["readers"][name]["arrays_mib"] == round(rows[name][0] * per_row / 2**20, 1)

@@ -1,5 +1,6 @@
 """The command line end to end on tiny budgets, and how it fails."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -7,8 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
+import jacrec
 from jacrec import cli
 from jacrec.commands import train as train_verb
+from tests import ROOT
 
 TINY = [
     "--rebrac.hidden",
@@ -128,7 +131,7 @@ def test_an_interruption_says_how_to_go_on(monkeypatch, capsys, folder):
 
     monkeypatch.setattr(train_verb, "train", interrupted)
     assert cli.main(["train", "a file.hdf5", "--seed", "3"]) == 130
-    assert "to go on: jacrec train 'a file.hdf5' --seed 3" in capsys.readouterr().err
+    assert "to resume: jacrec train 'a file.hdf5' --seed 3" in capsys.readouterr().err
 
 
 def test_settings_come_from_the_data_set_then_the_file_then_the_options(monkeypatch, folder):
@@ -165,6 +168,26 @@ def test_a_setting_that_cannot_be_built_leaves_no_folder(folder, capsys, monkeyp
     Path("file").write_text("")
     assert cli.main(["train", "jacrec/hopper-random-v0", "--out", "file/x", "--rebrac.updates", "2"]) == 2
     assert "file" in capsys.readouterr().err.splitlines()[-1]
+
+
+@pytest.mark.parametrize("option", ["--help", "--version"])
+def test_help_and_version_are_fast(option):
+    """In processor time, of which a busy machine does not take more."""
+    code = (
+        f"import sys, time\nfrom jacrec import cli\ncli.main(['{option}'])\nprint('torch' in sys.modules, time.process_time())"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    torch_imported, seconds = done.stdout.splitlines()[-1].split()
+    assert torch_imported == "False"
+    assert float(seconds) < 0.5
+
+
+def test_the_version_stands_in_one_place(capsys):
+    assert cli.main(["--version"]) == 0
+    assert capsys.readouterr().out == f"jacrec {jacrec.__version__}\n"
+    assert f"version: {jacrec.__version__}\n" in (ROOT / "CITATION.cff").read_text()
+    changes = re.findall(r"(?m)^## \[(.+?)\]", (ROOT / "CHANGELOG.md").read_text())
+    assert jacrec.__version__ in changes[:2]
 
 
 def test_the_module_is_the_command():

@@ -6,7 +6,7 @@ import imageio.v3 as iio
 import pytest
 
 from jacrec import cli
-from jacrec.commands.demo_run import QUICK, demo
+from jacrec.commands.demo import QUICK, demo
 from jacrec.evaluation.rendering import probe
 from jacrec.evaluation.video import record_video
 from jacrec.training.run import load_run
@@ -40,7 +40,7 @@ def test_the_command_goes_on_with_what_is_there_and_prints_the_table(folder, mon
     assert [path.read_bytes() for path in kept] == before
     out = capsys.readouterr().out
     assert "over H = 0" in out
-    assert "together" in out
+    assert "total" in out
     assert out.rstrip().endswith(f"report: {folder / 'run' / 'report.md'}")
 
 

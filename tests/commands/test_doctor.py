@@ -5,10 +5,12 @@ import sys
 
 import pytest
 
+import jacrec
 from jacrec import cli
-from jacrec.commands import doctor_checks as doctor
-from jacrec.commands.doctor_checks import Check
+from jacrec.commands import doctor
+from jacrec.commands.doctor import Check
 from jacrec.evaluation import rendering, video
+from tests import ROOT
 
 
 @pytest.fixture
@@ -21,7 +23,7 @@ def test_a_working_installation_passes(no_rendering, capsys):
     found = {check.name: check for check in doctor.checks()}
     assert [check.name for check in found.values() if check.status == "broken"] == []
     devices = {"cpu", "gpu", "cpu kernels", "gpu kernels"}
-    assert {"python", "packages", *devices, "gradient", "physics", "rendering", "data"} <= set(found)
+    assert {"python", "packages", "modules", *devices, "gradient", "physics", "rendering", "data"} <= set(found)
     assert found["rendering"].status == "note"
     assert "apt-get install" in found["rendering"].remedy
     assert cli.main(["doctor"]) == 0
@@ -50,6 +52,44 @@ def test_missing_packages_are_named(monkeypatch):
     assert (broken.status, broken.remedy) == ("broken", "pip install no-such-package")
 
 
+def test_every_module_is_imported():
+    names = set(doctor.module_names(jacrec))
+    assert {"jacrec.cli", "jacrec.commands.doctor", "jacrec.studies.cluster"} <= names
+    assert {"jacrec.kernels", "jacrec.kernels.gradient", "jacrec.kernels.cpu.gradient.gradient"} <= names
+    sources = [path for folder in ("jacrec", "kernels") for path in (ROOT / folder).rglob("*.py")]
+    assert len(names) == len(sources) - len([x for x in sources if x.name == "__main__.py"]) - 2  # jacrec, and kernels twice
+
+
+def test_a_module_that_cannot_be_imported_is_broken(monkeypatch):
+    real = doctor.import_module
+
+    def fail(name):
+        if name == "jacrec.studies.sweep":
+            raise ModuleNotFoundError("No module named 'jacrec.studies.planners'", name="jacrec.studies.planners")
+        return real(name)
+
+    monkeypatch.setattr(doctor, "import_module", fail)
+    (check,) = doctor.check_modules()
+    assert check.status == "broken"
+    assert "1 of" in check.found
+    assert "jacrec.studies.sweep (ModuleNotFoundError: No module named 'jacrec.studies.planners')" in check.found
+
+
+def test_a_missing_optional_package_is_a_note(monkeypatch):
+    real = doctor.import_module
+
+    def fail(name):
+        if name in ("jacrec.kernels.pull", "jacrec.kernels.reverse"):
+            raise ModuleNotFoundError("No module named 'triton'", name="triton")
+        return real(name)
+
+    monkeypatch.setattr(doctor, "import_module", fail)
+    (check,) = doctor.check_modules()
+    assert check.status == "note"
+    assert check.found.startswith("2 of")
+    assert "triton" in check.remedy
+
+
 def test_a_check_that_crashes_is_reported_and_the_exit_code_says_so(monkeypatch, capsys):
     def check_world():
         raise RuntimeError("no world")
@@ -68,11 +108,11 @@ def test_data_folder_has_to_be_writable(monkeypatch, tmp_path):
 
 
 def test_rendering_that_kills_its_process_is_survived():
-    reason = rendering.run_apart([sys.executable, "-c", "import os; os.abort()"], 30)
+    reason = rendering.run_renderer([sys.executable, "-c", "import os; os.abort()"], 30)
     assert reason == "the process was killed by signal 6"
-    reason = rendering.run_apart([sys.executable, "-c", "raise OSError('no display')"], 30)
+    reason = rendering.run_renderer([sys.executable, "-c", "raise OSError('no display')"], 30)
     assert reason == "OSError: no display"
-    assert rendering.run_apart([sys.executable, "-c", "import time; time.sleep(9)"], 0.2) == "no picture within 0 s"
+    assert rendering.run_renderer([sys.executable, "-c", "import time; time.sleep(9)"], 0.2) == "no image within 0 s"
 
 
 def test_a_video_that_cannot_be_made_says_why(monkeypatch, tmp_path):

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from jacrec import MPC, Actor, DiffusionDynamics, MPCConfig, RewardModel, TwinCritic, World
 from jacrec.control.deadline import FEW, PATIENCE, RECENT, Best, Pace, expected, realtime
+from jacrec.experimental import Gated
 from jacrec.models.world import BatchedPolicy
 
 d, m = 4, 2
@@ -40,7 +41,7 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch):
     own = Clock()
-    monkeypatch.setattr("jacrec.control.controller.perf_counter", own)
+    monkeypatch.setattr("jacrec.control.deadline.perf_counter", own)
     return own
 
 
@@ -126,12 +127,12 @@ def test_a_single_pause_is_not_expected_again(seconds):
 
 
 @pytest.mark.parametrize("batch", [None, 3])
-@pytest.mark.parametrize("more", [{}, {"deadline_ms": 1e6}, {"deadline_ms": 1e6, "think_every": 3, "min_signal": 0.1}])
-def test_a_warm_up_leaves_no_trace(setup, batch, more):
+@pytest.mark.parametrize(("more", "update"), [({}, None), ({"deadline_ms": 1e6}, None), ({"deadline_ms": 1e6}, Gated(0.1))])
+def test_a_warm_up_leaves_no_trace(setup, batch, more, update):
     config = MPCConfig(horizon=1, particles=2, updates=3, lr=1e-2, **more)
     shape = (4, d) if batch is None else (4, batch, d)
     states = torch.randn(shape)
-    cold, warm = MPC(*setup, config, batch=batch), MPC(*setup, config, batch=batch)
+    cold, warm = (MPC(*setup, config, batch=batch, update=update) for _ in range(2))
     assert warm.warm_up() > 0
     assert warm.last is None
     assert warm.config is config
@@ -149,9 +150,9 @@ def test_a_warm_up_measures_what_an_update_takes(setup):
     control = MPC(*setup, MPCConfig(horizon=1, particles=2, updates=10**6, deadline_ms=50))
     began = perf_counter()
     control.warm_up(decisions=6)
-    assert len(control.pace.updates) == 8, "two each, without the first two decisions"
+    assert len(control.deadline.pace.updates) == 8, "two each, without the first two decisions"
     # each of them took its part of the warm-up's own time, however loaded the machine is
-    assert 0 < expected(control.pace.updates) <= sum(control.pace.updates) <= perf_counter() - began
+    assert 0 < expected(control.deadline.pace.updates) <= sum(control.deadline.pace.updates) <= perf_counter() - began
 
 
 def test_a_warm_up_says_what_it_cannot_do(setup):

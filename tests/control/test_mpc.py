@@ -1,5 +1,6 @@
 """Algorithm 1 and the controller around it."""
 
+import inspect
 from dataclasses import replace
 
 import numpy as np
@@ -22,6 +23,7 @@ from jacrec import (
     mpc_update,
     policy_gradient,
 )
+from jacrec.engine.methods import METHODS
 from tests.conftest import property_cases
 from tests.strategies import ForeignDynamics, shake
 
@@ -344,6 +346,13 @@ def test_a_generator_has_to_be_one(setup):
 def test_bad_settings_say_what_was_expected(options, message):
     with pytest.raises(ValueError, match=message):
         MPCConfig(**options)
+
+
+def test_the_help_names_every_method():
+    source = inspect.getsource(MPCConfig)
+    help_text = source[source.index("method: str") : source.index("seed: int")]
+    assert all(f'"{name}"' in help_text for name in METHODS)
+    assert all(MPCConfig(method=name).method == name for name in METHODS)
 
 
 @given(st.floats(1e-4, 0.5), st.floats(1e-3, 30.0), st.booleans(), st.sampled_from(["episode", "step"]))

@@ -1,4 +1,4 @@
-"""AntMaze data without downloads: gait, follower, protocol, rewards, data sets; the search behind the gait."""
+"""AntMaze data without downloads: follower, rewards, data sets, settings."""
 
 import dataclasses
 
@@ -11,20 +11,25 @@ from hypothesis import strategies as st
 
 from jacrec.cli import main
 from jacrec.data import describe, load, make_dataset
-from jacrec.data.behaviour import antmaze, antmaze_search
-from jacrec.data.behaviour.antmaze import ACTION_NOISE, Follower, Rewarded, evaluation_goal, relabel, require_reward
-from jacrec.data.behaviour.antmaze_gait import ANKLE_SIGN, Gait, joints, load_gait, yaw
-from jacrec.data.behaviour.antmaze_search import FIRST, Plain, judge, search, upright, walk
-from jacrec.data.behaviour.cmaes import minimise
+from jacrec.data.behaviour import antmaze
+from jacrec.data.behaviour.ant_gait import load_gait
+from jacrec.data.behaviour.ant_gait_search import evaluate_gait
+from jacrec.data.behaviour.antmaze import ACTION_NOISE, RewardCount, WaypointFollower, evaluation_goal, relabel, require_reward
 from jacrec.data.behaviour.collect import Episode
-from jacrec.data.behaviour.make import ANTMAZE_KINDS, default_id, env_id_of, kinds_of, make_episodes, stages_of
+from jacrec.data.behaviour.make import (
+    ANTMAZE_KINDS,
+    available_kinds,
+    behaviour_stages,
+    default_id,
+    make_episodes,
+    resolve_env_id,
+)
 from jacrec.envs.antmaze import ENV_IDS
 from jacrec.envs.antmaze_layout import MAZES, TASKS, centre, reached
 from jacrec.training.config import TrainConfig, from_dict, published_name, rebrac_config
 from tests import ROOT
 
 SEEDS = st.integers(0, 2**31 - 1)
-ACTUATOR_LEG, ACTUATOR_JOINT = np.repeat([3, 0, 1, 2], 2), np.tile([0, 1], 4)
 
 
 @pytest.fixture(autouse=True)
@@ -33,118 +38,35 @@ def root(tmp_path, monkeypatch):
     return tmp_path / "datasets"
 
 
-# --- the gait
-
-
-def random_states(seed: int, n: int = 6) -> np.ndarray:
-    rng = np.random.default_rng(seed)
-    state = rng.standard_normal((n, 29))
-    state[:, 3:7] /= np.linalg.norm(state[:, 3:7], axis=1, keepdims=True)
-    return state
-
-
-def turned(state: np.ndarray, angle: float) -> np.ndarray:
-    """The same ants in a world turned about the vertical axis: only position, quaternion and velocity of the torso change."""
-    w, x, y, z = state[:, 3:7].T
-    c, s = np.cos(angle / 2), np.sin(angle / 2)
-    found = state.copy()
-    found[:, 3:7] = np.stack((c * w - s * z, c * x - s * y, c * y + s * x, c * z + s * w), axis=1)
-    return found
-
-
-def by_leg(action: np.ndarray) -> np.ndarray:
-    """(n, 2, 4) actions of hips, and of ankles with equal signs, legs 1 to 4."""
-    found = np.empty((len(action), 2, 4))
-    found[:, ACTUATOR_JOINT, ACTUATOR_LEG] = action
-    found[:, 1] *= ANKLE_SIGN
-    return found
-
-
-def with_joints(state: np.ndarray, angles: np.ndarray, speeds: np.ndarray) -> np.ndarray:
-    found = state.copy()
-    for values, begin in ((angles, 7), (speeds, 21)):
-        values = values.copy()
-        values[:, 1] *= ANKLE_SIGN
-        found[:, begin : begin + 8] = values.transpose(0, 2, 1).reshape(-1, 8)
-    return found
-
-
-@given(SEEDS, st.floats(-3, 3), st.floats(-3, 3))
-def test_walking_any_way_is_the_same_walk(seed, heading, angle):
-    state, gait = random_states(seed), load_gait()
-    heading = np.full(len(state), heading)
-    there = turned(state, angle)
-    assert np.exp(1j * yaw(there)) == pytest.approx(np.exp(1j * (yaw(state) + angle)), abs=1e-9)
-    assert gait(there, heading + angle) == pytest.approx(gait(state, heading), abs=1e-6)
-    assert gait.clocked(there, heading + angle, 0.7) == pytest.approx(gait.clocked(state, heading, 0.7), abs=1e-6)
-
-
-@given(SEEDS, st.floats(-3, 3))
-def test_legs_are_equal_at_quarter_turns(seed, heading):
-    """With legs renamed one on, walking a quarter turn further needs the same actions of the renamed legs."""
-    state, gait = random_states(seed), load_gait()
-    heading = np.full(len(state), heading)
-    angles, speeds = joints(state)
-    assert np.array_equal(with_joints(state, angles, speeds), state)
-    renamed = with_joints(state, np.roll(angles, 1, axis=2), np.roll(speeds, 1, axis=2))
-    assert by_leg(gait(renamed, heading + np.pi / 2)) == pytest.approx(np.roll(by_leg(gait(state, heading)), 1, 2), abs=1e-6)
-
-
-@given(st.lists(st.floats(-2, 2), min_size=20, max_size=20), SEEDS)
-def test_a_gait_is_twenty_numbers_and_its_actions_are_bounded(numbers, seed):
-    gait = Gait.from_numbers(np.array([1.0, *numbers[1:19], 1.0]))
-    assert gait.numbers().tolist() == [1.0, *numbers[1:19], 1.0]
-    action = gait(random_states(seed), np.zeros(6))
-    assert action.shape == (6, 8)
-    assert np.abs(action).max() <= 1.0
-    with pytest.raises(ValueError, match="gait: expected 20 numbers, got 19"):
-        Gait.from_numbers(np.zeros(19))
-
-
-def test_the_gait_walks_with_and_without_a_clock():
-    plain = Plain(16)
-    for clock in (True, False):
-        found = walk([load_gait()], plain, np.random.default_rng(0), steps=80, clock=clock, noise=ACTION_NOISE)
-        assert found.speed[0] > 0.9
-        assert found.drift[0] < 0.15
-        assert found.fallen[0] == 0
-
-
-# --- the follower
-
-
 @given(st.sampled_from(sorted(MAZES)), SEEDS)
-def test_the_follower_heads_along_the_way(name, seed):
+def test_the_follower_heads_along_the_path(name, seed):
     maze, rng = MAZES[name], np.random.default_rng(seed)
-    follower = Follower.of(name)
+    follower = WaypointFollower.of(name)
     here, there = (maze.free_cells[rng.integers(len(maze.free_cells))] for _ in range(2))
     xy, goal = centre(here) + rng.uniform(-1.9, 1.9, 2), centre(there) + rng.uniform(-1.9, 1.9, 2)
     angle = follower.heading(xy[None], goal[None])[0]
-    way = np.array([np.cos(angle), np.sin(angle)])
+    direction = np.array([np.cos(angle), np.sin(angle)])
     if here == there:
-        assert way == pytest.approx((goal - xy) / np.linalg.norm(goal - xy), abs=1e-6)
+        assert direction == pytest.approx((goal - xy) / np.linalg.norm(goal - xy), abs=1e-6)
         return
     ahead = follower.next_cell[(*here, *there)]
     assert maze.free[tuple(ahead)]
     along = (centre(ahead) - centre(here)) / 4
-    assert way @ along > 0.4  # always forward, within about 63 degrees of the line
+    assert direction @ along > 0.4  # always forward, within about 63 degrees of the line
     aside = (xy - centre(here)) - ((xy - centre(here)) @ along) * along
-    assert way @ aside <= 1e-12  # and towards the line between the centres
+    assert direction @ aside <= 1e-12  # and towards the line between the centres
     assert follower.heading(centre(here)[None], goal[None])[0] == pytest.approx(np.arctan2(along[1], along[0]))
 
 
 @pytest.mark.parametrize("task", ["umaze", "medium-play", "large-diverse"])
-def test_the_follower_arrives(task):
-    success, steps, _ = judge(load_gait(), task, episodes=6)
+def test_the_follower_reaches_the_goal(task):
+    success, steps, _ = evaluate_gait(load_gait(), task, episodes=6)
     assert success == 1.0
     assert steps < MAZES[TASKS[task].maze].max_episode_steps
 
 
-# --- rewards
-
-
 @given(SEEDS, st.integers(1, 40))
-def test_relabelling_is_that_of_d4rl(seed, length):
+def test_relabelling_equals_d4rls(seed, length):
     rng = np.random.default_rng(seed)
     observations = rng.uniform(-1, 1, (length + 1, 31))
     goal = rng.uniform(-1, 1, 2)
@@ -160,15 +82,15 @@ def test_relabelling_is_that_of_d4rl(seed, length):
     assert len(half) == len(half.terminals) == length - 1
 
 
-def test_data_without_reward_are_refused():
+def test_data_without_reward_are_rejected():
     quiet = Episode(np.zeros((3, 29)), np.zeros((2, 8), np.float32), np.zeros(2), False)
     paid = dataclasses.replace(quiet, rewards=np.array([0.0, 1.0]))
-    with pytest.raises(ValueError, match=r"at least 2 episodes .* got 1 of 3; .* make more steps"):
+    with pytest.raises(ValueError, match=r"^antmaze: .*at least 2 .*got 1 of 3; .*more steps"):
         require_reward("antmaze", [quiet, paid, quiet])
-    assert require_reward("antmaze", [quiet, paid, paid]) == Rewarded(2, 2, 3)
+    assert require_reward("antmaze", [quiet, paid, paid]) == RewardCount(2, 2, 3)
 
 
-def test_the_goal_of_the_rewards_is_drawn_as_an_evaluation_draws_it():
+def test_the_reward_goal_is_drawn_as_in_an_evaluation():
     for task in ANTMAZE_KINDS:
         goals = np.array([evaluation_goal(task, seed) for seed in range(50)])
         offset = goals - centre(MAZES[TASKS[task].maze].evaluation_goal)
@@ -178,12 +100,9 @@ def test_the_goal_of_the_rewards_is_drawn_as_an_evaluation_draws_it():
         assert np.array_equal(evaluation_goal(task, 3), evaluation_goal(task, 3))
 
 
-# --- data sets
-
-
 @pytest.mark.parametrize("kind", ANTMAZE_KINDS)
-def test_every_kind_can_be_made_and_read(kind, root, monkeypatch):
-    monkeypatch.setattr(antmaze, "LEAST_REWARDED", 0)  # so few steps seldom come to the evaluation's goal
+def test_every_kind_can_be_generated_and_read(kind, root, monkeypatch):
+    monkeypatch.setattr(antmaze, "MIN_REWARDED_EPISODES", 0)  # so few steps seldom reach the evaluation goal
     made = make_dataset("antmaze", kind, steps=1100, seed=4)
     assert made.dataset_id == default_id("antmaze", kind) == f"jacrec/antmaze-{kind}-v0"
     data = load(made.dataset_id)
@@ -192,7 +111,7 @@ def test_every_kind_can_be_made_and_read(kind, root, monkeypatch):
     record = minari.load_dataset(made.dataset_id).storage.metadata["jacrec"]
     assert record["goal"] == evaluation_goal(kind, 4).tolist()
     assert record["rewarded"] == dataclasses.asdict(made.rewarded)
-    assert record["policies"][0]["gait"] == load_gait().numbers().tolist()
+    assert record["policies"][0]["gait"] == load_gait().parameters().tolist()
     near = reached(data.next_state[:, :2].astype(np.float64), np.array(record["goal"]))
     close = np.abs(np.linalg.norm(data.next_state[:, :2] - record["goal"], axis=1) - 0.5) < 1e-5
     assert (close | (near == (data.reward == 1))).all()
@@ -201,7 +120,7 @@ def test_every_kind_can_be_made_and_read(kind, root, monkeypatch):
     assert (data.info.ref_min, data.info.ref_max) == (0.0, 1.0)
 
 
-def test_umaze_data_come_to_the_goal_and_go_on(root, capsys):
+def test_umaze_episodes_continue_past_the_goal(root, capsys):
     assert main(["data", "make", "antmaze", "umaze", "--steps", "1400", "--seed", "1"]) == 0
     data = load("jacrec/antmaze-umaze-v0")
     assert f"reward: {int(data.reward.sum())} steps in 2 of 2 episodes" in capsys.readouterr().out
@@ -209,7 +128,7 @@ def test_umaze_data_come_to_the_goal_and_go_on(root, capsys):
     assert ends.tolist() == [699, 1399]
     first = int(np.argmax(data.terminal))
     assert 100 < first < 400
-    assert data.has_next_action[first]  # the episode goes on behind the first reward
+    assert data.has_next_action[first]  # the episode continues after the first reward
     assert np.array_equal(data.state[first + 1], data.next_state[first])
     td = data.for_td()
     assert td.terminal.sum() == data.terminal.sum()
@@ -217,39 +136,39 @@ def test_umaze_data_come_to_the_goal_and_go_on(root, capsys):
     assert (shown.lengths.min, shown.lengths.max) == (700, 700)
 
 
-def test_actions_are_the_followers_with_noise():
-    (stage,) = stages_of("antmaze", "medium-play")
+def test_actions_are_those_of_the_follower_with_noise():
+    (stage,) = behaviour_stages("antmaze", "medium-play")
     assert stage.noise == ACTION_NOISE == 0.2
     episodes = make_episodes("antmaze", "umaze", steps=300, seed=2)
     state, action = episodes[0].observations[:-1], episodes[0].actions
     goal = centre((3, 1)) + 0.75
-    wish = Follower.of("umaze")(np.concatenate((state, np.tile(goal, (300, 1))), axis=1))
-    inside = (np.abs(wish) < 0.3) & (np.arange(300) < 100)[:, None]  # far from the goal, which is not exactly there
+    wish = WaypointFollower.of("umaze")(np.concatenate((state, np.tile(goal, (300, 1))), axis=1))
+    inside = (np.abs(wish) < 0.3) & (np.arange(300) < 100)[:, None]  # far from the goal, whose position is only approximate
     noise = (action - wish)[inside]
     assert len(noise) > 200
     assert noise.std() == pytest.approx(0.2, rel=0.15)
     assert abs(noise.mean()) < 0.05
 
 
-def test_data_depend_on_the_seed_alone():
+def test_data_depend_only_on_the_seed():
     one, same, other = (make_episodes("antmaze", "umaze-diverse", steps=200, seed=seed) for seed in (5, 5, 6))
-    for ours, theirs in zip(one, same, strict=True):
-        assert np.array_equal(ours.observations, theirs.observations)
-        assert np.array_equal(ours.actions, theirs.actions)
-        assert np.array_equal(ours.rewards, theirs.rewards)
+    for actual, expected in zip(one, same, strict=True):
+        assert np.array_equal(actual.observations, expected.observations)
+        assert np.array_equal(actual.actions, expected.actions)
+        assert np.array_equal(actual.rewards, expected.rewards)
     assert not np.array_equal(one[0].observations[0], other[0].observations[0])
 
 
 def test_names_and_kinds():
-    assert kinds_of("antmaze") == ANTMAZE_KINDS == tuple(TASKS)
-    assert env_id_of("antmaze", "large-play") == "jacrec/antmaze-large-play-v2"
-    with pytest.raises(ValueError, match=r"kind of antmaze: expected one of 'umaze', .* got 'medium'"):
+    assert available_kinds("antmaze") == ANTMAZE_KINDS == tuple(TASKS)
+    assert resolve_env_id("antmaze", "large-play") == "jacrec/antmaze-large-play-v2"
+    with pytest.raises(ValueError, match=r"^kind of antmaze: .*'umaze', .*got 'medium'"):
         make_dataset("antmaze", "medium", steps=10)
-    with pytest.raises(ValueError, match="kind of hopper: expected one of 'random'"):
+    with pytest.raises(ValueError, match=r"^kind of hopper: .*'random', .*got 'umaze'"):
         make_dataset("hopper", "umaze", steps=10)
 
 
-def test_training_takes_the_published_settings_of_the_task():
+def test_training_uses_the_published_settings():
     assert published_name("jacrec/antmaze-large-diverse-v0") == "antmaze-large-diverse-v2"
     settings = TrainConfig.for_dataset("jacrec/antmaze-umaze-v0").rebrac
     assert settings == rebrac_config("antmaze-umaze-v2")
@@ -257,70 +176,7 @@ def test_training_takes_the_published_settings_of_the_task():
     assert published_name("jacrec/hopper-medium-v0") is None
 
 
-# --- the search
-
-
-@pytest.mark.parametrize(("d", "condition"), [(3, 1.0), (10, 1e3)])
-def test_cmaes_finds_the_minimum(d, condition):
-    scale = condition ** (np.arange(d) / (d - 1) / 2)
-    goal = np.linspace(-1, 2, d)
-    seen = []
-    found = minimise(
-        lambda x: np.square(scale * (x - goal)).sum(1),
-        np.zeros(d),
-        np.ones(d),
-        generations=50 * d,
-        rng=np.random.default_rng(0),
-        report=lambda generation, costs, mean: seen.append(costs.min()),
-    )
-    assert found == pytest.approx(goal, abs=1e-3)
-    assert len(seen) == 50 * d
-    assert seen[-1] < 1e-6 < seen[0]
-
-
-def test_cmaes_searches_in_units_of_the_spread_and_repeats_itself():
-    spread = np.array([1e-3, 1e3])
-
-    def run(scale):
-        rng = np.random.default_rng(7)
-        return minimise(lambda x: np.square(x / scale - 1).sum(1), np.zeros(2), scale, generations=20, rng=rng)
-
-    assert run(spread) / spread == pytest.approx(run(np.ones(2)), rel=1e-9)
-
-
-def test_the_search_gets_better(capsys):
-    plain = Plain(16)
-
-    def cost(gait):
-        return walk([gait], plain, np.random.default_rng(3), steps=60, clock=False, noise=ACTION_NOISE).cost[0]
-
-    found = search(seed=0, generations=4, population=8, ants=2, steps=40)
-    assert cost(found) < cost(Gait.from_numbers(FIRST))
-    assert np.array_equal(found.numbers(), np.round(found.numbers(), 4))
-    assert np.array_equal(
-        search(seed=0, generations=1, population=4, ants=1, steps=5, quiet=True).numbers(),
-        search(seed=0, generations=1, population=4, ants=1, steps=5, quiet=True).numbers(),
-    )
-
-
-def test_all_gaits_of_a_generation_meet_the_same_ants_and_noise():
-    gait = load_gait()
-    found = walk([gait, gait, gait], Plain(9), np.random.default_rng(0), steps=20, clock=True, noise=0.3)
-    assert len(set(found.cost.tolist())) == 1
-    assert upright(np.eye(29)[3:6]).tolist() == [1.0, -1.0, -1.0]  # quaternions 1, i, j
-
-
-def test_the_command_line_measures_what_it_found(monkeypatch, capsys):
-    monkeypatch.setattr(antmaze_search, "search", lambda **options: load_gait())
-    monkeypatch.setattr(antmaze_search, "Plain", lambda n, threads: Plain(4, threads))
-    monkeypatch.setattr(antmaze_search, "judge", lambda gait, task, **options: (1.0, 100.0, 0.0))
-    antmaze_search.main(["--seed", "3"])
-    out = capsys.readouterr().out
-    assert "m/s" in out
-    assert str(load_gait().numbers().tolist()) in out
-
-
-def test_the_small_runs_settings_are_known():
+def test_settings_of_the_small_run_are_valid():
     folder = ROOT / "paper_checks/settings"
     settings = from_dict(yaml.safe_load((folder / "antmaze-umaze-small.yaml").read_text(encoding="utf-8")))
     assert settings.rebrac.updates == 30_000

@@ -1,4 +1,4 @@
-"""Data sets by name from the network: fetched, found, checked, absent."""
+"""Data sets downloaded by name: stored, found, verified, missing."""
 
 import h5py
 import numpy as np
@@ -14,15 +14,7 @@ from jacrec.data.fetch import DownloadError, check_sum
 from jacrec.data.readers.minari import local_ids, write_minari
 from jacrec.envs.physics import make_env
 from jacrec.training.config import published_name
-from tests.file_server import Server, serving
-
-
-@pytest.fixture
-def server(monkeypatch):
-    monkeypatch.setenv("no_proxy", "127.0.0.1")
-    monkeypatch.setattr(fetching, "WAIT", 0.0)
-    with serving() as state:
-        yield state
+from tests.file_server import Server
 
 
 @pytest.fixture
@@ -34,7 +26,7 @@ def folders(tmp_path, monkeypatch):
 
 
 def hdf5_bytes(path) -> bytes:
-    """A small file in the layout of D4RL's Hopper sets."""
+    """A small file in the layout of D4RL's Hopper data sets."""
     rng, n = np.random.default_rng(1), 40
     states = rng.standard_normal((n + 1, 11)).astype(np.float32)
     with h5py.File(path, "w") as file:
@@ -45,27 +37,28 @@ def hdf5_bytes(path) -> bytes:
 
 
 def serve(server, monkeypatch, name: str, sha256: str | None = None) -> None:
-    """Let the server stand in for D4RL's host for one of the 24."""
+    """Let the server replace D4RL's host for one of the 24 data sets."""
     entry = D4RL_FILES[name]
     own = D4RLFile(name, server.url.replace("set.hdf5", entry.file), entry.env_id, sha256)
     monkeypatch.setitem(D4RL_FILES, name, own)
 
 
-def test_get_then_load_and_train_find_it_by_name(server, folders, monkeypatch, capsys):
+def test_load_and_train_find_a_downloaded_data_set_by_name(server, folders, monkeypatch, capsys):
     name = "hopper-medium-replay-v2"
     server.content = hdf5_bytes(folders / "made.hdf5")
     serve(server, monkeypatch, name)
     with pytest.raises(
-        FileNotFoundError, match=r"no file hopper_medium_replay-v2\.hdf5 in .*ours; fetch it with `jacrec data get"
+        FileNotFoundError,
+        match=r"^hopper-medium-replay-v2: .*hopper_medium_replay-v2\.hdf5 in .*ours, got no file; .*`jacrec data get",
     ):
         load(name)
     assert cli.main(["data", "get", name]) == 0
     path = folders / "ours" / "hopper_medium_replay-v2.hdf5"
-    assert f"fetched, {path.stat().st_size / 1e6:.1f} MB, SHA-256 {check_sum(path)}, at {path}" in capsys.readouterr().out
+    assert f"downloaded, {path.stat().st_size / 1e6:.1f} MB, SHA-256 {check_sum(path)}, at {path}" in capsys.readouterr().out
     data = load(name)
     assert (data.info.name, data.info.env_id, len(data)) == (name, "Hopper-v4", 40)
     assert cli.main(["data", "get", name]) == 0
-    assert "was here and is unchanged" in capsys.readouterr().out
+    assert "already here and unchanged" in capsys.readouterr().out
     assert len(server.asked) == 1
     assert cli.main(["data", "list"]) == 0
     assert name in capsys.readouterr().out
@@ -76,46 +69,49 @@ def test_get_then_load_and_train_find_it_by_name(server, folders, monkeypatch, c
     assert (folders / "runs" / "hopper-medium-replay-v2-s0" / "reward.safetensors").is_file()
 
 
-def test_get_fetches_again_only_when_told(server, folders, monkeypatch):
+def test_get_downloads_again_only_with_overwrite(server, folders, monkeypatch):
     name = "hopper-medium-v2"
     server.content = hdf5_bytes(folders / "made.hdf5")
     serve(server, monkeypatch, name)
     got = get(name)
     assert got.fetched
     got.path.write_bytes(server.content + b"a bit more")
-    with pytest.raises(DownloadError, match="the file has changed since"):
+    with pytest.raises(DownloadError, match=r"expected SHA-256 .* as recorded in hopper_medium-v2\.hdf5\.sha256"):
         get(name)
     assert get(name, overwrite=True).fetched
     assert got.path.read_bytes() == server.content
     assert not get("hopper_medium-v2.hdf5").fetched
 
 
-def test_get_refuses_what_is_not_the_reported_file(server, folders, monkeypatch):
+def test_get_rejects_a_file_with_another_checksum(server, folders, monkeypatch):
     name = "antmaze-umaze-v2"
     server.content = hdf5_bytes(folders / "made.hdf5")
     serve(server, monkeypatch, name, sha256="12ab")
-    with pytest.raises(DownloadError, match=r"expected a file of SHA-256 12ab(.|\n)*without a network: copy Ant_maze_u-maze"):
+    with pytest.raises(
+        DownloadError,
+        match=r"^antmaze-umaze-v2: .*expected a file of SHA-256 12ab(.|\n)*without a network: copy Ant_maze_u-maze",
+    ):
         get(name)
     by_hand = datasets_root() / f"{name}.hdf5"
     by_hand.parent.mkdir(exist_ok=True)
     by_hand.write_bytes(server.content)
-    with pytest.raises(DownloadError, match="expected SHA-256 12ab, which users report of antmaze-umaze-v2"):
+    with pytest.raises(DownloadError, match="expected SHA-256 12ab, as reported for antmaze-umaze-v2"):
         get(name)
 
 
-def test_without_a_network_the_alternatives_are_named(folders, monkeypatch, capsys):
+def test_without_a_network_alternatives_are_listed(folders, monkeypatch, capsys):
     monkeypatch.setattr(fetching, "WAIT", 0.0)
     monkeypatch.setenv("no_proxy", "127.0.0.1")
-    nowhere = Server(url="http://127.0.0.1:9/set.hdf5")  # nobody listens to the discard port
+    nowhere = Server(url="http://127.0.0.1:9/set.hdf5")  # nothing listens on the discard port
     for name in ("hopper-medium-v2", "antmaze-umaze-v2", "walker2d-medium-v2"):
         serve(nowhere, monkeypatch, name)
     assert cli.main(["data", "get", "hopper-medium-v2", "antmaze-umaze-v2", "walker2d-medium-v2"]) == 2
     error = capsys.readouterr().err
-    assert "cannot be fetched ([Errno 111] Connection refused)" in error
+    assert "([Errno 111] Connection refused)" in error
     assert f"copy hopper_medium-v2.hdf5 from a machine that has it to {folders / 'ours'}" in error
     assert "`jacrec data make hopper medium`" in error
     assert "`jacrec data make antmaze umaze`" in error
-    assert "3 of 3 not fetched" in error
+    assert "3 of 3 not downloaded" in error
     assert not list((folders / "ours").iterdir())
 
 
@@ -126,8 +122,8 @@ def test_unknown_names_list_the_known_ones(capsys):
     assert "e.g. `jacrec data get hopper-medium-replay-v2`" in capsys.readouterr().err
 
 
-def test_minari_sets_are_fetched_by_minari_and_checked(folders, monkeypatch):
-    """Minari's client is replaced: it has no server here."""
+def test_minari_data_sets_are_downloaded_by_minari_and_verified(folders, monkeypatch):
+    """Minari's client is replaced: there is no server here."""
     asked = []
 
     def download_dataset(dataset_id, force_download=False):
@@ -147,7 +143,9 @@ def test_minari_sets_are_fetched_by_minari_and_checked(folders, monkeypatch):
     with file.open("r+b") as out:
         out.seek(-1, 2)
         out.write(b"?")
-    with pytest.raises(DownloadError, match=r"got others: data/main_data\.hdf5; fetch it again with --overwrite"):
+    with pytest.raises(
+        DownloadError, match=r"^mujoco/hopper/medium-v0: .*jacrec\.sha256, got different files: data/main_data\.hdf5;"
+    ):
         get(name)
     assert get(name, overwrite=True).fetched
     assert asked[1:] == [(name, True)]
@@ -157,13 +155,13 @@ def test_minari_sets_are_fetched_by_minari_and_checked(folders, monkeypatch):
 
     monkeypatch.setattr("minari.download_dataset", unreachable)
     with pytest.raises(
-        DownloadError, match=r"Minari cannot fetch it \(ConnectionError: no route\)\nwithout a network: copy the folder"
+        DownloadError, match=r"^D4RL/antmaze/umaze-v1: .*\(ConnectionError: no route\)\nwithout a network: copy the folder"
     ):
         get("D4RL/antmaze/umaze-v1")
 
 
-def test_a_part_of_a_minari_set_is_neither_taken_for_the_whole_nor_left(folders, monkeypatch):
-    """Files arrive one by one; the metadata are there before the data."""
+def test_a_partial_minari_data_set_is_replaced(folders, monkeypatch):
+    """Files arrive one by one; the metadata arrive before the data."""
     name, asked, arrives = "mujoco/hopper/expert-v0", [], True
 
     def download_dataset(dataset_id, force_download=False):
@@ -179,10 +177,10 @@ def test_a_part_of_a_minari_set_is_neither_taken_for_the_whole_nor_left(folders,
 
     monkeypatch.setattr("minari.download_dataset", download_dataset)
     arrives = False
-    with pytest.raises(DownloadError, match=r"expected a complete set at .*expert-v0 after fetching it, got a part; fetch it"):
+    with pytest.raises(DownloadError, match=r"^mujoco/hopper/expert-v0: .*complete .*expert-v0 .*got a partial one"):
         get(name)
     assert local_ids() == []
-    with pytest.raises(FileNotFoundError, match="a data set that is not complete at"):
+    with pytest.raises(FileNotFoundError, match=r"^mujoco/hopper/expert-v0: incomplete data set at"):
         load(name)
     arrives = True
     assert len(load(name)) == 3
@@ -190,7 +188,7 @@ def test_a_part_of_a_minari_set_is_neither_taken_for_the_whole_nor_left(folders,
     assert not get(name).fetched
 
 
-def test_the_24_files():
+def test_the_24_data_sets():
     assert len(D4RL_FILES) == 24
     assert len({entry.url for entry in D4RL_FILES.values()}) == 24
     assert len({entry.env_id for entry in D4RL_FILES.values()}) == 9
@@ -209,7 +207,7 @@ def test_the_24_files():
     assert d4rl_file("kitchen-complete-v0") is None
 
 
-def test_files_are_found_in_both_folders_by_both_names(folders):
+def test_files_are_found_in_both_folders_under_both_names(folders):
     name = "antmaze-large-play-v2"
     assert find_d4rl(name) is None
     assert find_d4rl("mine-v2") is None

@@ -1,4 +1,4 @@
-"""Embedded data: collection, data sets on disk, what an interruption leaves, catalogue."""
+"""Generated data: collection, data sets on disk, interrupted writers, catalogue."""
 
 import multiprocessing
 import os
@@ -13,9 +13,9 @@ import pytest
 
 from jacrec.data import catalog, describe, list_datasets, load, make_dataset
 from jacrec.data.behaviour import make as make_module
-from jacrec.data.behaviour.collect import Episode, Stage, collect
-from jacrec.data.behaviour.linear import load_action_noise, load_snapshots
-from jacrec.data.behaviour.make import KINDS, default_id, kinds_of, make_episodes, medium_of, stages_of
+from jacrec.data.behaviour.collect import BehaviourStage, Episode, collect
+from jacrec.data.behaviour.linear_policy import load_action_noise, load_snapshots
+from jacrec.data.behaviour.make import KINDS, available_kinds, behaviour_stages, default_id, make_episodes, medium_index
 from jacrec.data.readers import minari as minari_module
 from jacrec.envs.physics import make_env
 
@@ -27,7 +27,7 @@ def root(tmp_path, monkeypatch):
 
 
 def test_collected_episodes_replay_in_gymnasium():
-    stages = stages_of("hopper", "medium-replay")
+    stages = behaviour_stages("hopper", "medium-replay")
     episodes = collect("Hopper-v4", stages, steps=600, seed=3, threads=1)
     assert sum(map(len, episodes)) == 600
     env = make_env("Hopper-v4")
@@ -46,23 +46,23 @@ def test_collected_episodes_replay_in_gymnasium():
     assert terminated
 
 
-def test_data_do_not_depend_on_how_many_episodes_run_at_once():
-    stages = stages_of("hopper", "medium-expert")
+def test_data_do_not_depend_on_rows_and_threads():
+    stages = behaviour_stages("hopper", "medium-expert")
     found = [
         collect("Hopper-v4", stages, steps=3000, seed=1, threads=threads, rows=rows)
         for rows, threads in ((1, 1), (5, 2), (30, 2))
     ]
     for other in found[1:]:
         assert len(other) == len(found[0])
-        for ours, theirs in zip(other, found[0], strict=True):
-            assert np.array_equal(ours.observations, theirs.observations)
-            assert np.array_equal(ours.actions, theirs.actions)
-            assert np.array_equal(ours.rewards, theirs.rewards)
-            assert ours.terminated == theirs.terminated
+        for actual, expected in zip(other, found[0], strict=True):
+            assert np.array_equal(actual.observations, expected.observations)
+            assert np.array_equal(actual.actions, expected.actions)
+            assert np.array_equal(actual.rewards, expected.rewards)
+            assert actual.terminated == expected.terminated
 
 
-def test_shares_are_equal_and_only_the_last_episode_is_cut():
-    still, fall = Stage("still", lambda s: np.zeros((len(s), 3))), Stage("random", None)
+def test_shares_are_equal_and_only_the_last_episode_is_truncated():
+    still, fall = BehaviourStage("still", lambda s: np.zeros((len(s), 3))), BehaviourStage("random", None)
     seen = []
     episodes = collect("Hopper-v4", [still, fall], steps=500, seed=0, progress=seen.append)
     steps = np.cumsum([len(episode) for episode in episodes])
@@ -73,7 +73,7 @@ def test_shares_are_equal_and_only_the_last_episode_is_cut():
     assert steps[quiet.sum() - 1] >= 250 > steps[quiet.sum() - 2]
     assert seen == sorted(seen)
     assert seen[-1] == 500
-    with pytest.raises(ValueError, match=r"at least one per stage \(2 stages\), got 1"):
+    with pytest.raises(ValueError, match=r"^steps: .*2 stages.*got 1"):
         collect("Hopper-v4", [still, fall], steps=1, seed=0)
 
 
@@ -83,38 +83,38 @@ def test_snapshots_go_from_nearly_random_to_good(env_name):
     assert len(returns) >= 6
     assert returns[0] < 0.1 * returns[-1]
     assert returns[-1] == returns.max() > {"hopper": 2500, "halfcheetah": 2500}[env_name]
-    medium = medium_of(load_snapshots(env_name))
+    medium = medium_index(load_snapshots(env_name))
     assert 0.3 * returns[-1] < returns[medium] < 0.7 * returns[-1]
     assert 0 < medium < len(returns) - 1
     assert load_action_noise(env_name) > 0
 
 
-def test_best_hopper_snapshot_earns_what_the_file_says():
+def test_the_best_hopper_snapshot_has_its_recorded_return():
     snapshot, noise = load_snapshots("hopper")[-1], load_action_noise("hopper")
-    episodes = collect("Hopper-v4", [Stage("best", snapshot.policy, noise)], steps=10_000, seed=5)
-    whole = [episode.rewards.sum() for episode in episodes[:-1]]
-    assert np.mean(whole) == pytest.approx(snapshot.mean_return, rel=0.2)
+    episodes = collect("Hopper-v4", [BehaviourStage("best", snapshot.policy, noise)], steps=10_000, seed=5)
+    complete = [episode.rewards.sum() for episode in episodes[:-1]]
+    assert np.mean(complete) == pytest.approx(snapshot.mean_return, rel=0.2)
 
 
 def test_kinds_are_built_from_the_snapshots():
     snapshots = load_snapshots("hopper")
-    medium, best = snapshots[medium_of(snapshots)].policy, snapshots[-1].policy
-    policies = {kind: [stage.policy for stage in stages_of("hopper", kind)] for kind in KINDS}
+    medium, best = snapshots[medium_index(snapshots)].policy, snapshots[-1].policy
+    policies = {kind: [stage.policy for stage in behaviour_stages("hopper", kind)] for kind in KINDS}
     assert policies["random"] == [None]
     assert policies["medium"] == [medium]
     assert policies["expert"] == [best]
     assert policies["medium-expert"] == [medium, best]
-    assert policies["medium-replay"] == [s.policy for s in snapshots[: medium_of(snapshots) + 1]]
+    assert policies["medium-replay"] == [s.policy for s in snapshots[: medium_index(snapshots) + 1]]
     assert policies["full-replay"] == [s.policy for s in snapshots]
-    with pytest.raises(ValueError, match="env_name: expected one of"):
-        stages_of("walker", "medium")
-    with pytest.raises(ValueError, match="kind of hopper: expected one of 'random', 'medium'"):
-        stages_of("hopper", "simple")
-    with pytest.raises(ValueError, match="kind of pointmaze-umaze: expected one of 'random', 'expert', got 'medium'"):
-        stages_of("pointmaze-umaze", "medium")
+    with pytest.raises(ValueError, match=r"^env_name: .*'hopper', .*got 'walker'"):
+        behaviour_stages("walker", "medium")
+    with pytest.raises(ValueError, match=r"^kind of hopper: .*'random', 'medium', .*got 'simple'"):
+        behaviour_stages("hopper", "simple")
+    with pytest.raises(ValueError, match=r"^kind of pointmaze-umaze: .*'random', 'expert', got 'medium'"):
+        behaviour_stages("pointmaze-umaze", "medium")
 
 
-def test_made_set_reads_back_as_collected(root):
+def test_a_generated_data_set_reads_back_as_collected(root):
     made = make_dataset("hopper", "medium-replay", steps=500, seed=2)
     assert made.dataset_id == "jacrec/hopper-medium-replay-v0"
     assert made.path == root / made.dataset_id
@@ -137,7 +137,7 @@ def test_made_set_reads_back_as_collected(root):
     assert len(data.for_td()) == 500 - (not episodes[-1].terminated)
 
 
-def test_made_set_is_a_minari_data_set(root):
+def test_a_generated_data_set_is_a_minari_data_set(root):
     make_dataset("hopper", "random", steps=200)
     dataset = minari.load_dataset("jacrec/hopper-random-v0")
     assert dataset.total_steps == 200
@@ -151,9 +151,9 @@ def test_made_set_is_a_minari_data_set(root):
     assert (record["kind"], record["seed"], record["env_name"]) == ("random", 0, "hopper")
 
 
-def test_existing_sets_are_not_replaced_silently(root):
+def test_existing_data_sets_are_replaced_only_with_overwrite(root):
     make_dataset("hopper", "random", steps=100)
-    with pytest.raises(FileExistsError, match=r"exists already at .*; overwrite=True"):
+    with pytest.raises(FileExistsError, match=r"^jacrec/hopper-random-v0: already exists at .*overwrite=True"):
         make_dataset("hopper", "random", steps=150)
     assert len(load("jacrec/hopper-random-v0")) == 100
     make_dataset("hopper", "random", steps=150, overwrite=True)
@@ -161,7 +161,7 @@ def test_existing_sets_are_not_replaced_silently(root):
     assert hidden(root) == []
 
 
-def test_a_failed_write_leaves_nothing_and_keeps_the_old_set(root, monkeypatch):
+def test_a_failed_write_keeps_the_old_data_set(root, monkeypatch):
     make_dataset("hopper", "random", steps=100)
 
     def fail(self, episodes):
@@ -189,7 +189,7 @@ def _write_slowly(ready) -> None:
     make_dataset("hopper", "random", steps=100)
 
 
-def test_a_killed_writer_leaves_no_set_and_does_not_block_the_next(root):
+def test_a_killed_writer_leaves_no_data_set_and_does_not_block_the_next(root):
     context = multiprocessing.get_context("spawn")
     ready = context.Event()
     process = context.Process(target=_write_slowly, args=(ready,))
@@ -204,28 +204,40 @@ def test_a_killed_writer_leaves_no_set_and_does_not_block_the_next(root):
     assert hidden(root) == []
 
 
-def test_half_a_set_left_by_minari_itself_is_replaced(root):
+def test_an_incomplete_data_set_is_replaced(root):
     (root / "jacrec/hopper-random-v0/data").mkdir(parents=True)
     assert list_datasets() == []
-    with pytest.raises(FileNotFoundError, match=r"a data set that is not complete at .*; make it with `jacrec data make`"):
+    with pytest.raises(FileNotFoundError, match=r"^jacrec/hopper-random-v0: incomplete data set at .*`jacrec data make`"):
         load("jacrec/hopper-random-v0")
     make_dataset("hopper", "random", steps=100)
     assert len(load("jacrec/hopper-random-v0")) == 100
 
 
-def test_wrong_shapes_are_refused_before_anything_is_written(root):
+def test_wrong_shapes_are_rejected_before_anything_is_written(root):
     env = gymnasium.make("InvertedPendulum-v5").unwrapped
     good = Episode(np.zeros((4, 4)), np.zeros((3, 1), np.float32), np.zeros(3), True)
     for bad, message in [
-        (Episode(good.observations[:3], good.actions, good.rewards, True), r"observations: expected shape \(4, 4\)"),
-        (Episode(np.zeros((4, 5)), good.actions, good.rewards, True), r"observations: expected shape \(4, 4\)"),
-        (Episode(good.observations, np.zeros((3, 2)), good.rewards, True), r"episode 1: actions: expected shape \(3, 1\)"),
+        (
+            Episode(good.observations[:3], good.actions, good.rewards, True),
+            r"^test/pendulum-v0: episode 1: observations: .*\(4, 4\) .*got \(3, 4\)",
+        ),
+        (
+            Episode(np.zeros((4, 5)), good.actions, good.rewards, True),
+            r"^test/pendulum-v0: episode 1: observations: .*\(4, 4\) .*got \(4, 5\)",
+        ),
+        (
+            Episode(good.observations, np.zeros((3, 2)), good.rewards, True),
+            r"^test/pendulum-v0: episode 1: actions: .*\(3, 1\) .*got \(3, 2\)",
+        ),
         (Episode(np.zeros((1, 4)), np.zeros((0, 1)), np.zeros(0), True), "at least one step"),
-        (Episode(good.observations + np.nan, good.actions, good.rewards, True), "expected finite numbers, got .* at step 0"),
+        (
+            Episode(good.observations + np.nan, good.actions, good.rewards, True),
+            r"episode 1: observations: .*finite .*at step 0",
+        ),
     ]:
         with pytest.raises(ValueError, match=message):
             minari_module.write_minari("test/pendulum-v0", [good, bad], env=env, metadata={})
-    with pytest.raises(ValueError, match="expected episodes, got none"):
+    with pytest.raises(ValueError, match=r"^test/pendulum-v0: expected episodes, got none"):
         minari_module.write_minari("test/pendulum-v0", [], env=env, metadata={})
     assert not root.exists() or list(root.iterdir()) == []
     minari_module.write_minari("test/pendulum-v0", [good, good], env=env, metadata={})
@@ -233,9 +245,11 @@ def test_wrong_shapes_are_refused_before_anything_is_written(root):
     assert (len(data), data.info.env_id, data.info.ref_min) == (6, "InvertedPendulum-v5", None)
 
 
-def test_missing_sets_say_what_is_here_and_what_to_do(monkeypatch):
+def test_missing_data_sets_list_local_ones_and_remedies(monkeypatch):
     make_dataset("hopper", "random", steps=100)
-    with pytest.raises(FileNotFoundError, match="local data sets: jacrec/hopper-random-v0; make it with `jacrec data make`"):
+    with pytest.raises(
+        FileNotFoundError, match=r"^jacrec/hopper-medium-v0: .*local data sets: jacrec/hopper-random-v0; .*`jacrec data make`"
+    ):
         load("jacrec/hopper-medium-v0")
 
     def unreachable(dataset_id, force_download=False):
@@ -243,12 +257,13 @@ def test_missing_sets_say_what_is_here_and_what_to_do(monkeypatch):
 
     monkeypatch.setattr(minari, "download_dataset", unreachable)
     with pytest.raises(
-        FileNotFoundError, match=r"pip install 'minari\[hf\]'.* cannot fetch it \(ConnectionError: no route to host\)"
+        FileNotFoundError,
+        match=r"^mujoco/hopper/expert-v0: .*pip install 'minari\[hf\]'.*\(ConnectionError: no route to host\)",
     ):
         load("mujoco/hopper/expert-v0")
-    with pytest.raises(FileNotFoundError, match="download: not asked"):
+    with pytest.raises(FileNotFoundError, match=r"^mujoco/hopper/expert-v0: .*download: not attempted"):
         load("mujoco/hopper/expert-v0", download=False)
-    with pytest.raises(ValueError, match=r"expected \(namespace/\)name-v<number>"):
+    with pytest.raises(ValueError, match=r"^dataset_id: .*\(namespace/\)name-v<number>.*got 'hopper'"):
         load("hopper")
 
 
@@ -263,7 +278,7 @@ def test_downloads_are_read(monkeypatch, root):
     assert len(load("mujoco/hopper/simple-v0")) == 100
 
 
-def test_catalogue_counts_what_is_there():
+def test_the_catalogue_describes_local_data_sets():
     make_dataset("halfcheetah", "random", steps=2500)
     make_dataset("hopper", "expert", steps=300)
     cheetah, hopper = list_datasets()
@@ -284,7 +299,7 @@ def test_catalogue_counts_what_is_there():
 
 def test_default_ids_are_minari_ids():
     for name in make_module.ENV_NAMES:
-        for kind in kinds_of(name):
+        for kind in available_kinds(name):
             assert minari_module.dataset_path(default_id(name, kind)).name == f"{name}-{kind}-v0"
 
 
@@ -292,7 +307,7 @@ def hidden(root) -> list[str]:
     return [path.name for path in root.iterdir() if path.name.startswith(".")]
 
 
-def test_any_gymnasium_environment_can_be_made_at_random(root):
+def test_random_data_can_be_generated_for_any_gymnasium_environment(root):
     made = make_dataset("MountainCarContinuous-v0", "random", steps=1200, seed=1)
     assert made.dataset_id == "jacrec/MountainCarContinuous-v0-random-v0"
     data = load(made.dataset_id)
@@ -305,12 +320,12 @@ def test_any_gymnasium_environment_can_be_made_at_random(root):
 @pytest.mark.parametrize(
     ("name", "kind", "message"),
     [
-        ("Pendulum-v1", "random", r"expected actions in \[-1, 1\], got 'Pendulum-v1'"),
-        ("CartPole-v1", "random", "CartPole-v1"),
-        ("Walker2d-v4", "medium", "kind of Walker2d-v4: expected one of 'random', got 'medium'"),
-        ("Nothing-v0", "random", "or the id of a gymnasium environment, got 'Nothing-v0'"),
+        ("Pendulum-v1", "random", r"^env_id: .*\[-1, 1\], got 'Pendulum-v1'"),
+        ("CartPole-v1", "random", "^env_id: .*got 'CartPole-v1'"),
+        ("Walker2d-v4", "medium", "^kind of Walker2d-v4: .*'random', got 'medium'"),
+        ("Nothing-v0", "random", "^env_name: .*got 'Nothing-v0'"),
     ],
 )
-def test_environments_that_cannot_be_made(root, name, kind, message):
+def test_unsuitable_environments_are_rejected(root, name, kind, message):
     with pytest.raises(ValueError, match=message):
         make_dataset(name, kind, steps=300)

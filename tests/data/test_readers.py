@@ -1,4 +1,4 @@
-"""Readers against slow obvious loops, on small random data with terminals and timeouts in all combinations."""
+"""Readers against explicit loops on small random data with terminals and timeouts in all combinations."""
 
 import h5py
 import numpy as np
@@ -15,7 +15,7 @@ FLAGS = st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=1
 
 
 def flat_data(flags, seed: int = 0, d: int = 3, m: int = 2) -> dict[str, np.ndarray]:
-    """D4RL-layout arrays whose every number is distinct; successors at the ends of episodes are states of their own."""
+    """D4RL-layout arrays of distinct numbers; successors at the ends of episodes are separate states."""
     n, rng = len(flags), np.random.default_rng(seed)
     data = {
         "observations": rng.standard_normal((n, d)).astype(np.float32),
@@ -43,7 +43,7 @@ def read_flat(data: dict[str, np.ndarray], with_next: bool) -> Transitions:
     )
 
 
-def slow_transitions(data, with_next: bool) -> list[tuple]:
+def expected_transitions(data, with_next: bool) -> list[tuple]:
     """(row, s, a, r, s', a' or None, terminal, episode) wherever the successor is known, one row at a time."""
     found, episode, n = [], 0, len(data["rewards"])
     for k in range(n):
@@ -58,8 +58,8 @@ def slow_transitions(data, with_next: bool) -> list[tuple]:
     return found
 
 
-def slow_td(data) -> list[tuple]:
-    """(s, a, r, a' or None, terminal) as ReBRAC's reader keeps them: no timeouts, nothing after the end of the file."""
+def expected_td_rows(data) -> list[tuple]:
+    """(s, a, r, a' or None, terminal) as kept by ReBRAC's reader: no timeouts, and not the last row of the file."""
     found, n = [], len(data["rewards"])
     for k in range(n):
         if data["terminals"][k]:
@@ -71,9 +71,9 @@ def slow_td(data) -> list[tuple]:
 
 
 @given(flags=FLAGS, with_next=st.booleans(), seed=st.integers(0, 99))
-def test_transitions_equal_the_slow_loop(flags, with_next, seed):
+def test_transitions_equal_an_explicit_loop(flags, with_next, seed):
     data = flat_data(flags, seed)
-    read, slow = read_flat(data, with_next), slow_transitions(data, with_next)
+    read, slow = read_flat(data, with_next), expected_transitions(data, with_next)
     assert len(read) == len(slow)
     for k, (s, a, r, successor, next_action, terminal, episode) in enumerate(slow):
         assert np.array_equal(read.state[k], s)
@@ -87,9 +87,9 @@ def test_transitions_equal_the_slow_loop(flags, with_next, seed):
 
 
 @given(flags=FLAGS, with_next=st.booleans(), seed=st.integers(0, 99))
-def test_td_rows_equal_the_slow_loop(flags, with_next, seed):
+def test_td_rows_equal_an_explicit_loop(flags, with_next, seed):
     data = flat_data(flags, seed)
-    read, slow = read_flat(data, with_next).for_td(), slow_td(data)
+    read, slow = read_flat(data, with_next).for_td(), expected_td_rows(data)
     assert len(read) == len(slow)
     assert read.blind_ends is None
     for k, (s, a, r, next_action, terminal) in enumerate(slow):
@@ -100,12 +100,12 @@ def test_td_rows_equal_the_slow_loop(flags, with_next, seed):
 
 
 @given(flags=st.lists(st.tuples(st.booleans(), st.booleans()), min_size=8, max_size=40), seed=st.integers(0, 99))
-def test_split_keeps_episodes_whole_and_loses_nothing(flags, seed):
+def test_split_keeps_episodes_whole_and_drops_no_rows(flags, seed):
     data = read_flat(flat_data(flags, seed), with_next=False)
     everything = data.for_td()
     episodes = set(data.episode) | (set(data.blind_ends.episode) if data.blind_ends else set())
     if len(episodes) < 2:
-        with pytest.raises(ValueError, match="at least two episodes"):
+        with pytest.raises(ValueError, match=r"^split: .*at least two episodes, got 1"):
             data.split(0.3, seed)
         return
     train, held = data.split(0.3, seed)
@@ -119,7 +119,7 @@ def test_split_keeps_episodes_whole_and_loses_nothing(flags, seed):
     assert np.array_equal(again.reward, train.reward)
 
 
-def test_statistics_are_those_of_float64_and_never_zero():
+def test_statistics_are_computed_in_float64_and_never_zero():
     data = flat_data([(False, False)] * 50)
     data["observations"][:, 1] = 7.0
     data["observations"][:, 2] += 1e4
@@ -175,41 +175,41 @@ def test_small_overshoot_of_actions_is_clipped():
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("actions", 1.5, r"actions: expected \[-1, 1\], got .* in row 2; rescale"),
-        ("actions", np.nan, "actions: expected finite numbers, got .* in row 2"),
-        ("observations", np.inf, "observations: expected finite numbers, got .* in row 2"),
-        ("rewards", -np.inf, "rewards: expected finite numbers, got -inf in row 2"),
-        ("next_observations", np.nan, "next_observations: expected finite numbers, got .* in row 2"),
+        ("actions", 1.5, r"^test: actions: .*\[-1, 1\], got .*in row 2"),
+        ("actions", np.nan, r"^test: actions: .*finite .*in row 2"),
+        ("observations", np.inf, r"^test: observations: .*finite .*in row 2"),
+        ("rewards", -np.inf, r"^test: rewards: .*finite .*got -inf in row 2"),
+        ("next_observations", np.nan, r"^test: next_observations: .*finite .*in row 2"),
     ],
 )
-def test_bad_numbers_are_named_with_their_row(key, value, message):
+def test_invalid_numbers_are_reported_with_their_row(key, value, message):
     data = flat_data([(False, False)] * 5)
     data[key][2] = value
     with pytest.raises(ValueError, match=message):
         read_flat(data, with_next=True)
 
 
-def test_bad_shapes_and_files_are_told(tmp_path):
+def test_invalid_shapes_and_files_are_rejected(tmp_path):
     data = flat_data([(False, False)] * 5)
-    with pytest.raises(ValueError, match=r"actions: expected shape \(n, width\) with n = 5, got \(4, 2\)"):
+    with pytest.raises(ValueError, match=r"^test: actions: .*n = 5, got \(4, 2\)"):
         read_flat({**data, "actions": data["actions"][:4]}, with_next=True)
-    with pytest.raises(ValueError, match=r"next_observations: expected shape \(5, 3\), got \(5, 2\)"):
+    with pytest.raises(ValueError, match=r"^test: next_observations: .*\(5, 3\), got \(5, 2\)"):
         read_flat({**data, "next_observations": data["next_observations"][:, :2]}, with_next=True)
-    with pytest.raises(ValueError, match="expected transitions, got none"):
+    with pytest.raises(ValueError, match=r"^test: expected transitions, got none"):
         read_flat(flat_data([]) | {"terminals": np.zeros(0, bool), "timeouts": np.zeros(0, bool)}, with_next=True)
     with pytest.raises(FileNotFoundError, match=r"absent\.hdf5: no such file"):
         load(tmp_path / "absent.hdf5")
     (tmp_path / "text.hdf5").write_text("not HDF5")
-    with pytest.raises(ValueError, match="expected an HDF5 file, cannot read it"):
+    with pytest.raises(ValueError, match=r"text\.hdf5: expected an HDF5 file"):
         load(tmp_path / "text.hdf5")
     (tmp_path / "text.npz").write_text("not an archive")
-    with pytest.raises(ValueError, match=r"expected a \.npz file of arrays"):
+    with pytest.raises(ValueError, match=r"text\.npz: expected a \.npz archive"):
         load(tmp_path / "text.npz")
     write_flat(tmp_path / "part.npz", {key: data[key] for key in ("observations", "actions", "rewards", "terminals")})
-    with pytest.raises(ValueError, match="without timeouts; where a file has no timeouts, add them"):
+    with pytest.raises(ValueError, match=r"part\.npz: .*timeouts, got .*without timeouts"):
         load(tmp_path / "part.npz")
     (tmp_path / "data.csv").write_text("1,2")
-    with pytest.raises(ValueError, match=r"expected a file ending in \.hdf5, \.h5, \.npz, got '\.csv'"):
+    with pytest.raises(ValueError, match=r"data\.csv: .*\.hdf5, \.h5, \.npz, got '\.csv'"):
         load(tmp_path / "data.csv")
 
 

@@ -1,4 +1,4 @@
-"""Which reference belongs to which name and environment."""
+"""References looked up by name and by environment."""
 
 import pytest
 
@@ -24,7 +24,7 @@ def test_names_find_their_reference(name, key):
 
 
 @pytest.mark.parametrize("name", ["hoppers-v2", "pen-human-v1", "", "medium-hopper"])
-def test_other_names_find_none(name):
+def test_other_names_have_no_reference(name):
     assert reference_by_name(name) is None
 
 
@@ -37,5 +37,5 @@ def test_environments_find_their_reference_in_any_version(env_id, key):
 
 
 @pytest.mark.parametrize("env_id", ["PointMaze_UMazeDense-v3", "AntMaze_UMaze-v5", "CartPole-v1", "Hopper"])
-def test_other_environments_find_none(env_id):
+def test_other_environments_have_no_reference(env_id):
     assert reference_by_env(env_id) is None

@@ -6,9 +6,7 @@ import pytest
 import torch
 from hypothesis import assume, given
 
-from jacrec import Auto, Autograd, World, gradient_signal, linearize, policy_gradient, state_growth
-from jacrec.engine.diagnostics import groups_of, in_groups, trusted_horizon
-from jacrec.engine.shapes import problem
+from jacrec import Autograd, World, gradient_signal, linearize, policy_gradient, state_growth
 from tests.conftest import property_cases
 from tests.engine.test_linearize import setup
 from tests.oracles import relative_error, well_posed
@@ -69,27 +67,6 @@ def test_signal_and_noise_are_without_bias():
     error = signals.std() / math.sqrt(len(few))
     assert abs(signals.mean() - many.signal) < 3 * error
     assert error < 0.2 * many.signal, "the test has to be able to see a bias"
-
-
-@pytest.mark.parametrize("particles", [2, 5, 16])
-def test_groups_of_particles_weigh_like_particles(particles):
-    """Five single particles are five groups; sixteen are four groups of four, and their means scatter."""
-    policy, world, state, noise = setup()
-    torch.manual_seed(4)
-    p = problem(policy, world, state, torch.randn(particles, *noise.shape[1:]).double())
-    groups = in_groups(p, Auto())
-    assert len(groups.estimates) == {2: 2, 5: 5, 16: 4}[particles]
-    found, exact = groups.signal(p), gradient_signal(policy, world, state, p.noise[0])
-    assert relative_error(found.estimate.gradient, exact.estimate.gradient) <= 1e-11
-    torch.testing.assert_close(found.square, exact.square)
-    if particles < 16:
-        torch.testing.assert_close((found.noise, found.snr), (exact.noise, exact.snr))
-    flat = torch.stack([torch.cat([g.flatten() for g in x.gradient.values()]) for x in groups.estimates])
-    torch.testing.assert_close(found.noise, flat.var(0).sum() / len(flat))
-
-
-def test_the_number_of_groups_divides_the_particles():
-    assert [groups_of(M) for M in (1, 2, 3, 4, 5, 6, 8, 9, 12, 16, 25, 64)] == [1, 2, 3, 2, 5, 2, 2, 3, 3, 4, 5, 4]
 
 
 def test_particles_needed_reach_the_ratio():
@@ -156,10 +133,3 @@ class Rescaled:
 
     def __call__(self, state, action, noise):
         return self.dynamics(state * self.unit, action, noise) / self.unit
-
-
-def test_the_trusted_horizon_ends_where_the_mean_growth_first_leaves_the_bound():
-    growth = torch.tensor([[[1.0, 2.0, 4.0, 3.0], [1.0, 4.0, 8.0, 1.0]], [[1.0, 0.5, 0.2, 0.1], [1.0, 0.5, math.inf, 0.1]]])
-    assert trusted_horizon(growth, 3.0).tolist() == [1, 1], "row 0 comes back at step 3, but step 2 lies between"
-    assert trusted_horizon(growth, 2.9).tolist() == [0, 1]
-    assert trusted_horizon(growth[:1], 10.0).tolist() == [3]

@@ -29,6 +29,7 @@ from jacrec import (
 from jacrec.engine.multistep import multistep_growth
 from jacrec.engine.shapes import problem as checked
 from jacrec.evaluation.probes import jacobian_growth
+from jacrec.experimental import Decoupled, FisherStep
 from jacrec.models.io import load_module, save_module
 from jacrec.planners import Planner
 from tests.conftest import property_cases
@@ -212,7 +213,7 @@ def test_what_it_cannot_serve_says_so(setup):
     for method in (Auto(), Autograd()):
         with pytest.raises(ValueError, match=r"horizon: expected at most 3.*got 4; take a shorter horizon"):
             policy_gradient(policy, world, state, far, method=method)
-    with pytest.raises(ValueError, match="expected a world of MultiStepDynamics"):
+    with pytest.raises(ValueError, match=r"MultiStep: expected .*MultiStepDynamics"):
         policy_gradient(
             policy, replace(world, dynamics=Changed(4, 2, (8,)).double()), state, noise[:, :, :0], method=MultiStep()
         )
@@ -269,17 +270,17 @@ def test_growth_is_the_norm_of_the_jacobian(setup, sweeps):
 
 
 @pytest.mark.parametrize(
-    ("options", "name"),
+    ("options", "update", "name"),
     [
-        ({"max_growth": 2.0}, "max_growth"),
-        ({"step": "fisher"}, "step"),
-        ({"objective": "decoupled-critic"}, "objective"),
-        ({"method": "forward"}, "method"),
+        ({}, FisherStep(), "FisherStep"),
+        ({}, Decoupled(), "Decoupled"),
+        ({"method": "forward"}, None, "method"),
+        ({"method": "fused-adjoint"}, None, "method"),
     ],
 )
-def test_what_a_controller_cannot_do_with_it_is_said_when_it_is_made(options, name):
+def test_what_a_controller_cannot_do_with_it_is_said_when_it_is_made(options, update, name):
     world = World(MultiStepDynamics(3, 2, (8,), horizon=2), RewardModel(3, 2, (8,)), TwinCritic(3, 2, (8,)), 0.9)
-    with pytest.raises(ValueError, match=f"{name}: expected its default with MultiStepDynamics"):
-        MPC(Actor(3, 2, (8,)), world, MPCConfig(horizon=2, particles=2, **options))
+    with pytest.raises(ValueError, match=f"{name}.*MultiStepDynamics"):
+        MPC(Actor(3, 2, (8,)), world, MPCConfig(horizon=2, particles=2, **options), update=update)
     with pytest.raises(ValueError, match="one step at a time, got MultiStepDynamics"):
         Planner(Actor(3, 2, (8,)), world)

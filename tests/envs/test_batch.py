@@ -1,11 +1,11 @@
-"""Lock-step episodes against gymnasium's own stepping, bit for bit."""
+"""Parallel episodes against gymnasium's own stepping, bit for bit."""
 
 import gymnasium
 import numpy as np
 import pytest
 from gymnasium.envs.registration import WrapperSpec
 
-from jacrec.data.behaviour.antmaze import Follower
+from jacrec.data.behaviour.antmaze import WaypointFollower
 from jacrec.envs.batch import BatchedEnv
 from jacrec.envs.physics import make_env
 
@@ -43,8 +43,8 @@ def test_threaded_rows_are_bit_identical_to_gymnasium(env_id, physics):
     assert running.any() == never_ends or env_id == "Ant-v4"
 
 
-def test_ants_walk_to_their_own_goals_as_in_gymnasium():
-    seeds, follower = [0, 1, 2], Follower.of("umaze")
+def test_antmaze_rows_equal_gymnasium_up_to_their_goals():
+    seeds, follower = [0, 1, 2], WaypointFollower.of("umaze")
     batch = BatchedEnv("jacrec/antmaze-umaze-v2", len(seeds), threads=2)
     envs = [make_env("jacrec/antmaze-umaze-v2") for _ in seeds]
     goals = np.array([env.reset(seed=seed)[1]["goal"] for env, seed in zip(envs, seeds, strict=True)])
@@ -65,7 +65,7 @@ def test_ants_walk_to_their_own_goals_as_in_gymnasium():
     assert (np.linalg.norm(observation[:, :2] - goals, axis=1) <= 0.5).all()
 
 
-def test_rows_reset_at_different_times_follow_their_own_episodes():
+def test_rows_can_be_reset_independently():
     batch, env = BatchedEnv("Hopper-v4", 3), make_env("Hopper-v4")
     batch.reset([1, 2, 3])
     actions = actions_of(0, (60, 3))
@@ -82,17 +82,17 @@ def test_rows_reset_at_different_times_follow_their_own_episodes():
         assert reward[1] == pay
 
 
-def test_engines_agree_and_say_which_they_are():
+def test_engines_agree():
     threaded, looped = BatchedEnv("Hopper-v4", 4), BatchedEnv("Hopper-v4", 4, engine="gymnasium")
     assert (threaded.engine, looped.engine) == ("mujoco.batch", "gymnasium")
     assert np.array_equal(threaded.reset([0, 1, 2, 3]), looped.reset([0, 1, 2, 3]))
     for action in actions_of(5, (150, 4, 3)):
-        for ours, theirs in zip(threaded.step(action), looped.step(action), strict=True):
-            assert np.array_equal(ours, theirs)
+        for actual, expected in zip(threaded.step(action), looped.step(action), strict=True):
+            assert np.array_equal(actual, expected)
     assert threaded.done.all()
 
 
-def test_finished_rows_are_frozen_and_pay_nothing():
+def test_finished_rows_are_frozen_with_zero_reward():
     batch = BatchedEnv("Hopper-v4", 2)
     batch.reset([0, 1])
     for action in actions_of(2, (400, 2, 3)):
@@ -117,7 +117,7 @@ def test_time_limit_truncates():
     assert batch.step(np.zeros((2, 6)))[1].tolist() == [0.0, 0.0]
 
 
-def test_other_environments_run_in_a_loop():
+def test_other_environments_use_gymnasium():
     batch = BatchedEnv("InvertedPendulum-v5", 3)
     env = make_env("InvertedPendulum-v5")
     assert batch.engine == "gymnasium"
@@ -125,8 +125,8 @@ def test_other_environments_run_in_a_loop():
     assert np.array_equal(batch.step(np.full((3, 1), 0.5))[0][2], env.step(np.array([0.5]))[0])
 
 
-def test_options_and_wrappers_of_an_id_are_heeded():
-    """The lock-step rows know the classes alone."""
+def test_options_and_wrappers_of_an_id_take_effect():
+    """The batched tasks reproduce classes without options."""
     half = {"min_action": np.float32(-0.5), "max_action": np.float32(0.5)}
     wrapper = WrapperSpec("RescaleAction", "gymnasium.wrappers:RescaleAction", half)
     ids = {"Weighed-v0": {"kwargs": {"ctrl_cost_weight": 5.0}}, "Rescaled-v0": {"additional_wrappers": (wrapper,)}}
@@ -145,26 +145,28 @@ def test_options_and_wrappers_of_an_id_are_heeded():
 @pytest.mark.parametrize(
     ("env_id", "seconds"), [("PointMaze_UMaze-v3", 0.01), ("AntMaze_UMaze-v4", 0.05), ("Hopper-v4", 0.008)]
 )
-def test_the_time_of_a_step_is_known_in_mazes_too(env_id, seconds):
+def test_step_time(env_id, seconds):
     assert BatchedEnv(env_id, 1).step_time == pytest.approx(seconds)
 
 
-def test_wrong_use_is_told():
-    with pytest.raises(ValueError, match="at least one episode, got 0"):
+def test_invalid_arguments_are_rejected():
+    with pytest.raises(ValueError, match=r"^n: .*at least 1 .*got 0"):
         BatchedEnv("Hopper-v4", 0)
-    with pytest.raises(ValueError, match="engine: expected one of"):
+    with pytest.raises(ValueError, match=r"^engine: .*got 'async'"):
         BatchedEnv("Hopper-v4", 1, engine="async")
-    with pytest.raises(ValueError, match=r"'mujoco\.batch' serves AntEnv, AntMazeEnv, HalfCheetahEnv, HopperEnv"):
+    with pytest.raises(
+        ValueError, match=r"^engine: 'mujoco\.batch' .*AntEnv, AntMazeEnv, HalfCheetahEnv, HopperEnv.*got 'InvertedPendulum-v5'"
+    ):
         BatchedEnv("InvertedPendulum-v5", 1, engine="mujoco.batch")
     batch = BatchedEnv("Hopper-v4", 2)
-    with pytest.raises(ValueError, match=r"rows \[0, 1\] were never reset"):
+    with pytest.raises(ValueError, match=r"^step: .*rows \[0, 1\]"):
         batch.step(np.zeros((2, 3)))
-    with pytest.raises(ValueError, match=r"one per row \(2 rows\), got 1"):
+    with pytest.raises(ValueError, match=r"^seeds: expected 2, .*got 1"):
         batch.reset([0])
-    with pytest.raises(ValueError, match=r"numbers in \[0, 2\), got \[2\]"):
+    with pytest.raises(ValueError, match=r"^rows: .*\[0, 2\), got \[2\]"):
         batch.reset([0], rows=[2])
     batch.reset([0, 1])
-    with pytest.raises(ValueError, match=r"expected shape \(2, 3\), got \(3,\)"):
+    with pytest.raises(ValueError, match=r"^actions: .*\(2, 3\), got \(3,\)"):
         batch.step(np.zeros(3))
-    with pytest.raises(ValueError, match=r"finite numbers, got .* in row 1"):
+    with pytest.raises(ValueError, match=r"^actions: .*finite .*in row 1"):
         batch.step(np.array([[0, 0, 0], [0, np.nan, 0]]))

@@ -1,4 +1,4 @@
-"""Evaluation on small untrained networks: fairness, reproducibility, resumption, and what lands in the record."""
+"""Evaluation on small networks: fairness, reproducibility, resumption, and contents of the record."""
 
 import json
 from dataclasses import replace
@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from jacrec.control.controller import MPCConfig
+from jacrec.control.config import MPCConfig
 from jacrec.envs.batch import BatchedEnv
 from jacrec.envs.physics import make_env
 from jacrec.evaluation import evaluate as module
@@ -15,22 +15,16 @@ from jacrec.evaluation.config import EvalConfig, PlayConfig
 from jacrec.evaluation.contestant import digests, open_env, play_contestant, with_dynamics
 from jacrec.evaluation.episodes import PolicyController, play
 from jacrec.evaluation.evaluate import evaluate, read_evaluation
-from jacrec.evaluation.report import write_report
 from jacrec.evaluation.results import compare
+from jacrec.evaluation.run_report import write_run_report
+from jacrec.experimental.config import ExperimentalConfig, experimental_of
 from jacrec.models.dynamics import DeterministicDynamics
 from jacrec.models.dynamics.sampler import Sampler
 from jacrec.models.io import save_module
 from jacrec.training.run import load_run
-from tests.small_run import hardly_trained
 
 MPC_CONFIG = MPCConfig(horizon=2, particles=2, lr=1e-3)
 CONFIG = EvalConfig(episodes=3, mpc=MPC_CONFIG, probe_every=4, probe_particles=3, growth_horizon=3)
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory):
-    """A run whose networks were hardly trained, on a few hundred steps of Hopper."""
-    return hardly_trained(tmp_path_factory.mktemp("study"))
 
 
 @pytest.fixture(scope="module")
@@ -57,23 +51,23 @@ def test_lock_step_equals_one_episode_at_a_time(trained):
 
 
 class Counting:
-    """A controller that acts on nothing and counts the episodes it is told of."""
+    """A controller that does nothing and counts episodes."""
 
     def __init__(self, n, m):
-        self.action, self.begun = np.zeros((n, m)), np.zeros(n, int)
+        self.action, self.started = np.zeros((n, m)), np.zeros(n, int)
 
     def act(self, observation):
         return self.action
 
     def new_episode(self, rows=None):
-        self.begun[slice(None) if rows is None else rows] += 1
+        self.started[slice(None) if rows is None else rows] += 1
 
 
-def test_a_queue_of_seeds_is_played_whole_and_every_episode_is_announced():
+def test_all_seeds_of_the_queue_are_played():
     controller, shares = Counting(2, 3), []
     log = play(BatchedEnv("Hopper-v4", 2), controller, range(5), progress=shares.append)
     assert log.seeds == list(range(5))
-    assert controller.begun.sum() == 5
+    assert controller.started.sum() == 5
     assert min(log.lengths) > 1
     assert log.decisions == sum(log.lengths)
     assert all(log.terminated)
@@ -81,13 +75,13 @@ def test_a_queue_of_seeds_is_played_whole_and_every_episode_is_announced():
     assert np.all(np.diff(shares) >= 0)
 
 
-def test_base_in_the_record_is_the_policy_on_its_seeds(trained, record):
+def test_base_contestant_is_the_policy(trained, record):
     log = play(BatchedEnv("Hopper-v4", 3), PolicyController(load_run(trained).policy), [42000, 42001, 42002])
     assert record["contestants"]["base"]["returns"] == log.returns
     assert record["contestants"]["base"]["scores"] == pytest.approx([100 * (r + 20.272305) / 3254.572305 for r in log.returns])
 
 
-def test_a_contestant_played_by_itself_is_the_one_in_the_record(trained, record):
+def test_play_contestant_equals_the_evaluation(trained, record):
     run, general = load_run(trained), PlayConfig(episodes=3, probe_every=4, probe_particles=3)
     env = open_env(run, general, threads=1)
     for name, controller in (("base", None), ("h0", CONFIG.controller("h0")), ("mpc", MPC_CONFIG)):
@@ -97,7 +91,7 @@ def test_a_contestant_played_by_itself_is_the_one_in_the_record(trained, record)
         assert {k: v for k, v in played.items() if k not in timed} == {k: v for k, v in recorded.items() if k not in timed}
 
 
-def test_a_contestant_may_imagine_in_another_world_model(trained, record, tmp_path):
+def test_playing_with_another_world_model(trained, record, tmp_path):
     run = load_run(trained)
     other = DeterministicDynamics(run.policy.state_dim, run.policy.action_dim, (8,))
     save_module(other, tmp_path / "dynamics.safetensors")
@@ -110,13 +104,13 @@ def test_a_contestant_may_imagine_in_another_world_model(trained, record, tmp_pa
     assert played["thinking"]["updates"] == played["decisions"] > 0
 
 
-def test_a_trained_model_is_sampled_in_fewer_steps_without_training(trained, record, tmp_path):
+def test_sampling_settings_without_retraining(trained, record, tmp_path):
     config = replace(CONFIG, dynamics=Sampler(sampler="ddim", levels=(1,)), contestants=("base", "mpc"))
     few = evaluate(trained, config, out=tmp_path, quiet=True)
     assert few["networks"] == record["networks"]
     assert few["contestants"]["base"]["returns"] == record["contestants"]["base"]["returns"]
     assert few["contestants"]["mpc"]["returns"] != record["contestants"]["mpc"]["returns"]
-    with pytest.raises(ValueError, match=r"got one that differs in settings.dynamics"):
+    with pytest.raises(ValueError, match=r"settings\.dynamics: "):
         evaluate(trained, replace(config, dynamics=Sampler()), out=tmp_path, quiet=True)
 
 
@@ -128,10 +122,10 @@ def test_contestants_differ_only_in_their_horizon(record):
     assert seeds == [[42000, 42001, 42002]] * 3
 
 
-def test_probes_measure_what_the_update_did(record):
+def test_probes_measure_the_effect_of_updates(record):
     thinking = record["contestants"]["mpc"]["thinking"]
     first = {name: rows[0] for name, rows in thinking["objective"].items()}
-    # before the first decision of an episode ψ is ψ₀; a small step upwards raises Ĵ
+    # ψ = ψ₀ before the first decision of an episode, and a small ascent step increases Ĵ
     assert first["before"] == pytest.approx(first["pretrained"], rel=1e-6)
     assert np.all(np.array(first["after"]) > np.array(first["before"]))
     assert thinking["updates"] == record["contestants"]["mpc"]["decisions"]
@@ -154,7 +148,7 @@ def test_rejected_updates_are_counted(trained):
     assert entry["thinking"]["mean_objective"]["after"] is None
 
 
-def test_finished_contestants_are_kept_and_an_interrupted_one_comes_out_the_same(trained, record, monkeypatch):
+def test_interrupted_evaluations_are_resumed_with_the_same_results(trained, record, monkeypatch):
     out = trained.parent / "interrupted"
     real = module._contestant
 
@@ -167,14 +161,14 @@ def test_finished_contestants_are_kept_and_an_interrupted_one_comes_out_the_same
     with pytest.raises(KeyboardInterrupt):
         evaluate(trained, CONFIG, out=out, quiet=True)
     assert list(read_evaluation(out)["contestants"]) == ["base", "h0"]
-    asked = []
-    monkeypatch.setattr(module, "_contestant", lambda name, *args: (asked.append(name), real(name, *args))[1])
+    played = []
+    monkeypatch.setattr(module, "_contestant", lambda name, *args: (played.append(name), real(name, *args))[1])
     resumed = evaluate(trained, CONFIG, out=out, quiet=True)
-    assert asked == ["mpc"]
+    assert played == ["mpc"]
     assert resumed["contestants"]["mpc"]["returns"] == record["contestants"]["mpc"]["returns"]
 
 
-def test_another_evaluation_is_never_overwritten(trained, record):
+def test_other_evaluations_are_not_overwritten(trained, record):
     other = replace(CONFIG, mpc=replace(CONFIG.mpc, lr=1e-4))
     before = read_evaluation(trained)
     with pytest.raises(ValueError, match=r"settings\.mpc.*--out.*--again"):
@@ -186,11 +180,11 @@ def test_another_evaluation_is_never_overwritten(trained, record):
     assert read_evaluation(trained.parent / "again")["settings"]["mpc"]["lr"] == again["settings"]["mpc"]["lr"] == 1e-3
 
 
-def test_an_evaluation_of_other_networks_is_not_continued(trained, record):
+def test_evaluations_of_other_networks_are_not_resumed(trained, record):
     run = load_run(trained)
     with torch.no_grad():
         next(run.policy.parameters()).add_(1e-3)
-    with pytest.raises(ValueError, match=r"networks\.actor"):
+    with pytest.raises(ValueError, match=r"networks\.actor: "):
         evaluate(run, CONFIG, quiet=True)
 
 
@@ -202,8 +196,8 @@ def test_comparison_is_paired_by_seed(record):
     assert results["mpc"].over_h0.mean == pytest.approx(results["mpc"].gain.mean - results["h0"].gain.mean)
 
 
-def test_report_states_the_numbers_of_the_record(trained, record):
-    path = write_report(trained, stages={"data": 12.3})
+def test_report_contains_the_numbers_of_the_record(trained, record):
+    path = write_run_report(trained, stages={"data": 12.3})
     text = path.read_text()
     gain = next(r.gain for r in compare(record) if r.name == "mpc")
     assert f"{gain.mean:+.1f} [{gain.low:+.1f}, {gain.high:+.1f}]" in text
@@ -211,53 +205,54 @@ def test_report_states_the_numbers_of_the_record(trained, record):
     assert "| data | 12.3 |" in text
     assert "train: dynamics" in text
     for name in ("scores", "learning", "objective", "growth"):
-        picture = trained / "plots" / f"{name}.png"
-        assert picture.read_bytes().startswith(b"\x89PNG")
+        plot = trained / "plots" / f"{name}.png"
+        assert plot.read_bytes().startswith(b"\x89PNG")
         assert f"plots/{name}.png" in text
 
 
-def test_report_without_training_logs_or_thinking(trained, tmp_path):
+def test_report_with_the_base_policy_only(trained, tmp_path):
     config = EvalConfig(episodes=1, contestants=())
     record = evaluate(trained, config, out=tmp_path, quiet=True)
     record["contestants"]["base"]["scores"] = None
     (tmp_path / "evaluation.json").write_text(json.dumps(record))
-    text = write_report(trained, tmp_path).read_text()
+    text = write_run_report(trained, tmp_path).read_text()
     assert "return (mean ± std)" in text
-    assert "What thinking did" not in text
+    assert "Effect of the updates" not in text
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"episodes": 0}, "at least 1"),
-        ({"rows": 4}, "1 to 3"),
-        ({"contestants": ("milp",)}, "'base', 'h0', 'mpc'"),
-        ({"mpc": MPCConfig(deadline_ms=5.0)}, "rows = 1"),
+        ({"episodes": 0}, "episodes: .*got 0"),
+        ({"rows": 4}, "rows: .*1 to 3.*got 4"),
+        ({"contestants": ("milp",)}, "contestants: .*'base', 'h0', 'mpc'.*'milp'"),
+        ({"mpc": MPCConfig(deadline_ms=5.0)}, r"mpc\.deadline_ms: .*rows = 1.*got 3"),
     ],
 )
-def test_settings_that_make_no_sense(changes, message):
+def test_invalid_settings_are_rejected(changes, message):
     with pytest.raises(ValueError, match=message):
         replace(CONFIG, **changes)
 
 
-def test_environment_has_to_fit_the_policy(trained):
-    with pytest.raises(ValueError, match="states of 11 and actions of 3"):
+def test_environment_must_fit_the_policy(trained):
+    with pytest.raises(ValueError, match=r"HalfCheetah-v4: .*11 and 3.*got 17 and 6"):
         evaluate(trained, replace(CONFIG, env_id="HalfCheetah-v4"), quiet=True)
     run = load_run(trained)
     nameless = replace(run, info=replace(run.info, env_id=None))
-    with pytest.raises(ValueError, match="give env_id"):
+    with pytest.raises(ValueError, match="got none; set env_id"):
         evaluate(nameless, CONFIG, quiet=True)
 
 
-def test_nothing_to_read(tmp_path):
+def test_missing_files(tmp_path):
     with pytest.raises(FileNotFoundError, match="jacrec eval"):
         read_evaluation(tmp_path)
     with pytest.raises(FileNotFoundError, match="jacrec train"):
         evaluate(tmp_path, CONFIG, quiet=True)
 
 
-def test_the_critic_alone_has_no_signal_to_gate():
-    config = EvalConfig(mpc=MPCConfig(min_signal=1.0, max_particles=32))
+def test_h0_has_no_gate():
+    config = EvalConfig(experimental=ExperimentalConfig(min_signal=1.0, max_particles=32))
     h0 = config.controller("h0")
     assert isinstance(h0, MPCConfig)
-    assert (h0.horizon, h0.particles, h0.min_signal, h0.max_particles) == (0, 1, None, None)
+    assert (h0.horizon, h0.particles) == (0, 1)
+    assert (experimental_of(h0).min_signal, experimental_of(h0).max_particles) == (None, None)

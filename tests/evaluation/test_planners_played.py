@@ -1,4 +1,4 @@
-"""Planners as contestants: in an evaluation, on the command line, in a study's YAML and as a job of its sweep."""
+"""Planners as contestants in evaluations, on the command line, in specs and in sweeps."""
 
 import importlib
 import json
@@ -18,19 +18,18 @@ from jacrec.evaluation.contestant import make_controller, open_env, play_contest
 from jacrec.evaluation.episodes import play
 from jacrec.evaluation.evaluate import evaluate
 from jacrec.evaluation.rendering import Rendering
-from jacrec.evaluation.report import write_report
 from jacrec.evaluation.results import compare, table
-from jacrec.evaluation.video import Film
+from jacrec.evaluation.run_report import write_run_report
+from jacrec.evaluation.video import Video
 from jacrec.planners import PLANNERS, Planner, PlannerConfig, model_calls
 from jacrec.planners.imagine import imagine
-from jacrec.studies.analysis.films import film_study
 from jacrec.studies.analysis.read import read_study
-from jacrec.studies.analysis.settings import describe, settings_of, thinks_ahead
-from jacrec.studies.listing import jobs_of
+from jacrec.studies.analysis.settings import describe, settings_of, uses_world_model
+from jacrec.studies.analysis.videos import record_study_videos
+from jacrec.studies.job_graph import study_jobs
 from jacrec.studies.spec import parse_study, read_spec, to_yaml
 from jacrec.training.run import load_run
 from tests import ROOT
-from tests.small_run import hardly_trained
 from tests.study_folder import fill, write_study
 
 STUDY = ROOT / "paper_checks" / "studies" / "planners.yaml"
@@ -47,17 +46,11 @@ CONFIG = EvalConfig(
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory):
-    """A run whose networks were hardly trained, on a few hundred steps of Hopper."""
-    return hardly_trained(tmp_path_factory.mktemp("study"))
-
-
-@pytest.fixture(scope="module")
 def record(trained):
     return evaluate(trained, CONFIG, quiet=True)
 
 
-def test_every_planner_plays_the_same_seeds_within_the_same_budget(record):
+def test_planners_share_seeds_and_budget(record):
     assert list(record["contestants"]) == ["base", *PLANNERS]
     for name in PLANNERS:
         entry = record["contestants"][name]
@@ -69,14 +62,14 @@ def test_every_planner_plays_the_same_seeds_within_the_same_budget(record):
         assert 0 < entry["thinking"]["mean_action_change"] < 1
 
 
-def test_a_planner_in_the_record_is_the_planner_played(trained, record):
+def test_recorded_returns_are_those_of_the_planner(trained, record):
     run = load_run(trained)
     player = make_controller(run, CONFIG.controller("cem"), 2)
     assert isinstance(player, Planner)
     assert play(BatchedEnv("Hopper-v4", 2), player, CONFIG.seeds).returns == record["contestants"]["cem"]["returns"]
 
 
-def test_a_planners_probe_measures_its_plan_on_noise_of_its_own(trained):
+def test_planner_probe_uses_independent_noise(trained):
     run, general = load_run(trained), PlayConfig(episodes=2, probe_every=3, probe_particles=4)
     controller = PlannerConfig(planner="action-gradient", horizon=2, particles=3, iterations=1, lr=1e-3)
     entry = play_contestant(run, controller, general, open_env(run, general, threads=1))
@@ -93,7 +86,7 @@ def test_a_planners_probe_measures_its_plan_on_noise_of_its_own(trained):
     for name, plan in (("after", player.planned.actions[:, None, :2]), ("pretrained", torch.zeros(2, 1, 0, 3))):
         expected = imagine(run.policy, run.world, s, plan, noise).returns[:, 0]
         assert first[name] == pytest.approx(expected.tolist(), rel=1e-5)
-    # a small step upwards raises the return, on noise that it has not seen too
+    # a small ascent step increases the return on independent noise, too
     assert np.all(np.array(first["after"]) > np.array(first["pretrained"]))
     assert thinking["updates"] == entry["decisions"]
     assert thinking["rejected"] == 0
@@ -104,11 +97,11 @@ def test_planners_appear_in_tables_and_reports(trained, record):
     names = [r.name for r in compare(record)]
     assert names == ["base", *PLANNERS]
     assert table(record).row_count == len(names)
-    text = write_report(trained).read_text()
+    text = write_run_report(trained).read_text()
     assert all(f"| {name} |" in text for name in PLANNERS)
 
 
-def test_on_the_command_line(trained, capsys, tmp_path):
+def test_planners_on_the_command_line(trained, capsys, tmp_path):
     args = [
         "eval",
         str(trained),
@@ -151,7 +144,7 @@ def spec(**contestants):
     }
 
 
-def test_in_a_studys_yaml():
+def test_planners_in_a_spec():
     study = parse_study(
         spec(plan={"planner": "cem", "horizon": 2, "particles": 1, "budget": 20, "noise_std": "1e-1"}, mpc={"horizon": 2})
     )
@@ -177,20 +170,23 @@ def test_in_a_studys_yaml():
         ({"p": {"horizon": 3, "samples": 3}}, "unknown setting 'samples'"),
         ({"p": {"planner": "cem", "budget": 5}}, r"contestants\.p: budget: expected enough calls for 4 samples of cem"),
         ({"p": {"planner": "cem", "budget": "5"}}, r"contestants\.p: budget: expected an integer"),
-        ({"p": {"planner": "cem", "budget": 99, "samples": 9}}, "expected budget or samples, which it decides"),
-        ({"p": {"planner": "action-gradient", "budget": 99, "iterations": 9}}, "expected budget or iterations, which"),
-        ({"p": {"planner": "cem"}, "best": {"rehearse": ["p"]}}, "names of MPC contestants"),
+        ({"p": {"planner": "cem", "budget": 99, "samples": 9}}, r"contestants\.p: .*budget or samples.*got both"),
+        (
+            {"p": {"planner": "action-gradient", "budget": 99, "iterations": 9}},
+            r"contestants\.p: .*budget or iterations.*got both",
+        ),
+        ({"p": {"planner": "cem"}, "best": {"rehearse": ["p"]}}, r"best: .*'rehearse': \['p'\]"),
     ],
 )
-def test_yaml_that_makes_no_sense(contestants, message):
+def test_invalid_planners_in_a_spec(contestants, message):
     with pytest.raises(ValueError, match=message):
         parse_study(spec(**contestants))
 
 
-def test_a_sweeps_job_plays_a_planner(trained, record, tmp_path):
+def test_sweep_job_with_a_planner(trained, record, tmp_path):
     own = {"planner": "mppi", "horizon": 2, "particles": 2, "budget": 24}
     (tmp_path / "study.yaml").write_text(yaml.safe_dump(spec(plan=own)))
-    jobs = {job.id: job for job in jobs_of(read_spec(tmp_path / "study.yaml"), tmp_path)}
+    jobs = {job.id: job for job in study_jobs(read_spec(tmp_path / "study.yaml"), tmp_path)}
     cell = tmp_path / "cells" / "hopper-random" / "seed-0"
     cell.mkdir(parents=True)
     (cell / "run").symlink_to(trained)
@@ -200,10 +196,10 @@ def test_a_sweeps_job_plays_a_planner(trained, record, tmp_path):
     assert found["controller"] == record["contestants"]["mppi"]["controller"]
 
 
-def test_summaries_say_what_a_planner_looks_at(tmp_path):
+def test_descriptions_contain_the_settings_a_planner_uses(tmp_path):
     players = {"h0": {"horizon": 0}, "plan": {"planner": "mppi", "horizon": 3}, "q": {"planner": "best-of-q"}}
     study = read_study(write_study(tmp_path / "s", contestants=players))
-    assert [thinks_ahead(study, name) for name in players] == [False, True, False]
+    assert [uses_world_model(study, name) for name in players] == [False, True, False]
     assert "lr" not in settings_of(study, "plan")
     text = describe(study, "plan")
     assert text.startswith("planner mppi, H 3, M 4")
@@ -211,20 +207,20 @@ def test_summaries_say_what_a_planner_looks_at(tmp_path):
     assert "noise std 0.3" in describe(study, "q")
 
 
-def test_a_planner_is_filmed(trained, tmp_path, monkeypatch):
+def test_video_of_a_planner(trained, tmp_path, monkeypatch):
     players = {"h0": {"horizon": 0}, "plan": {"planner": "mppi", "horizon": 1, "samples": 2}}
     path = fill(write_study(tmp_path / "s", contestants=players), lambda task, seed, name: 9.0 * (name == "plan"))
-    asked = []
+    calls = []
 
     def record(run, config, folder, **options):
-        asked.append((config, options))
-        return Film(folder / "x.gif", "")
+        calls.append((config, options))
+        return Video(folder / "x.gif", "")
 
-    monkeypatch.setattr("jacrec.studies.analysis.films.probe", lambda: Rendering(True, "egl", ""))
-    monkeypatch.setattr("jacrec.studies.analysis.films.load_run", lambda run: run)
-    monkeypatch.setattr("jacrec.studies.analysis.films.record_video", record)
-    film_study(read_study(path), tmp_path)
-    config, options = asked[0]
+    monkeypatch.setattr("jacrec.studies.analysis.videos.probe", lambda: Rendering(True, "egl", ""))
+    monkeypatch.setattr("jacrec.studies.analysis.videos.load_run", lambda run: run)
+    monkeypatch.setattr("jacrec.studies.analysis.videos.record_video", record)
+    record_study_videos(read_study(path), tmp_path)
+    config, options = calls[0]
     assert (options["who"], options["label"]) == ("mppi", "plan")
     assert config.controller("mppi") == PlannerConfig(planner="mppi", horizon=1, samples=2)
     played = []
@@ -248,7 +244,7 @@ def test_a_planner_is_filmed(trained, tmp_path, monkeypatch):
     assert (tmp_path / "x.gif").is_file()
 
 
-def test_speed_is_measured_within_one_budget(monkeypatch, tmp_path):
+def test_planner_speed_benchmark(monkeypatch, tmp_path):
     monkeypatch.syspath_prepend(str(STUDY.parent.parent.parent / "benchmarks"))
     speed, path = importlib.import_module("planner_speed"), tmp_path / "speed.json"
     small = ["--width", "16", "--steps", "2", "--calls", "48", "--horizon", "2", "--batch", "1", "2", "--repetitions", "10"]
@@ -265,7 +261,7 @@ def test_speed_is_measured_within_one_budget(monkeypatch, tmp_path):
         speed.main(small)
 
 
-def test_the_study_of_planners_gives_everybody_the_same_budget():
+def test_planners_study_gives_equal_budgets():
     study = read_spec(STUDY)
     gains = read_spec(STUDY.with_name("gains.yaml"))
     calls = {name: model_calls(study.contestants[name].controller) for name in study.players[1:]}
@@ -276,7 +272,7 @@ def test_the_study_of_planners_gives_everybody_the_same_budget():
     kinds = [own.controller.planner for own in study.contestants.values() if isinstance(own.controller, PlannerConfig)]
     assert set(kinds) == set(PLANNERS)
     assert kinds.count("action-gradient") == 2
-    # its runs are those of the study of gains
+    # same runs as the study of gains
     for task in study.tasks:
         assert study.train_config(task, 10) == gains.train_config(task, 10)
     assert replace(study.evaluation, episodes=10) == gains.evaluation

@@ -144,8 +144,8 @@ def test_what_cannot_be_is_refused(setup):
 
 def test_the_controller_ascends_it(setup):
     policy, world = setup
-    config = MPCConfig(horizon=2, particles=4, updates=2, lr=1e-2, objective="decoupled-one-step", objective_weights="uniform")
-    mpc = MPC(policy, world, config)
+    config = MPCConfig(horizon=2, particles=4, updates=2, lr=1e-2)
+    mpc = MPC(policy, world, config, update=Decoupled("one-step", "uniform"))
     state = torch.randn(4).double()
     noise = noise_like(world, state, 4, 2, torch.Generator().manual_seed(0))
     mpc.act(state)
@@ -162,8 +162,10 @@ def test_the_controller_ascends_it(setup):
         torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-13)
 
 
-def test_an_objective_that_no_method_computes_is_refused():
-    with pytest.raises(ValueError, match="objective: expected one of 'return', 'decoupled-critic'"):
-        MPCConfig(objective="value")
-    with pytest.raises(ValueError, match='method: expected "auto" with objective="decoupled-critic"'):
-        MPCConfig(objective="decoupled-critic", method="adjoint")
+def test_an_objective_is_not_a_method(setup):
+    policy, world = setup
+    state, noise = torch.randn(4).double(), torch.randn(3, 1, *world.dynamics.noise_shape).double()
+    with pytest.raises(ValueError, match=r"method: expected .* got Decoupled.*MPC\(..., update=...\)"):
+        policy_gradient(policy, world, state, noise, method=Decoupled())
+    with pytest.raises(ValueError, match=r"method: expected .auto. .* got .adjoint."):
+        MPC(policy, world, MPCConfig(method="adjoint"), update=Decoupled())

@@ -253,6 +253,6 @@ def test_old_gpus_and_rocm_are_refused(hip, capability, words):
         mock.patch.object(torch.version, "hip", hip),
     )
     with compiled, version, mock.patch.multiple(torch.cuda, **cuda):
-        reason = served.device_unserved(device)
+        reason = served._device_reason(device)
     served.compute_capability.cache_clear()
     assert reason is None if words is None else re.search(words, reason)

@@ -15,7 +15,7 @@ from jacrec.kernels import gradient, graphs, launch, rollout
 from jacrec.models.activations import ACTIVATIONS
 from tests.oracles import relative_error, well_posed
 from tests.strategies import foreign_reward
-from tests.triton_cases import COMPILED, few, imagine, problems
+from tests.triton_cases import COMPILED, DEVICE, few, imagine, problems
 
 
 @few(8, 3)
@@ -168,6 +168,30 @@ def test_recordings_are_bounded_and_the_least_recently_used_goes():
     get("larger", 200)
     assert list(recordings.entries) == ["larger"]
     assert recordings.bytes == 200
+
+
+def test_the_oldest_recording_goes_before_the_next_is_made():
+    args = imagine(1, 2, 1, False, dict(hidden=(7,)), 0)
+    made = []
+
+    class Recording:
+        bytes = 0
+
+        def __init__(self, p):
+            made.append(p.H)
+            assert len(graphs._RECORDINGS) < 2  # the oldest one's memory is free by now
+
+        def replay(self, p):
+            return p.H
+
+    graphs.forget()
+    fake = mock.patch.object(graphs, "record", lambda p, compute, alive: Recording(p))
+    with fake, mock.patch.object(graphs._RECORDINGS, "most", 2):
+        for H in (0, 1, 0, 2, 1):
+            p = problem(*args[:3], torch.zeros(1, 2, H, *args[3].shape[3:], dtype=torch.float64, device=DEVICE))
+            assert graphs.replayed(p, lambda: None) == H
+    assert made == [0, 1, 2, 1]
+    graphs.forget()
 
 
 def test_a_vector_holds_value_and_gradient():

@@ -25,7 +25,7 @@ from tests.strategies import shake
         RewardModel(3, 2, (4,)),
         DiffusionDynamics(3, 2, (4,), steps=7, levels=[1, 4, 7], sampler="ddim"),
         DeterministicDynamics(3, 2, (4, 4), residual=True),
-        FlowDynamics(3, 2, (4,), steps=3, solver="heun", prediction="x0"),
+        FlowDynamics(3, 2, (4,), steps=3, prediction="x0"),
         MeanFlowDynamics(3, 2, (4,), steps=2, embedding_dim=6, prediction="velocity"),
         EnsembleDynamics(3, 2, (4, 4), members=3, layer_norm=True),
     ],
@@ -77,3 +77,13 @@ def test_rebracs_networks_start_as_in_its_reference():
             assert (layer.bias == 0.1).all()
             bound = layer.weight.shape[-1] ** -0.5
             assert 0.9 * bound < layer.weight.abs().max() <= bound
+
+
+def test_a_flow_model_of_an_earlier_version_is_loaded_if_it_takes_euler_steps(tmp_path):
+    f = FlowDynamics(3, 2, (4,), steps=3)
+    own = f.config
+    f.config = own | {"solver": "euler"}
+    assert load_module(save_module(f, tmp_path / "euler.safetensors")).config == own
+    f.config = own | {"solver": "heun"}
+    with pytest.raises(ValueError, match=r"heun\.safetensors: expected solver .euler.*got 'heun'"):
+        load_module(save_module(f, tmp_path / "heun.safetensors"))

@@ -1,4 +1,4 @@
-"""The scripts of paper_checks/ report that the paper's equations hold, and say so when they do not."""
+"""The scripts of paper_checks/: equations hold, and violations are reported."""
 
 import importlib
 import json
@@ -19,14 +19,14 @@ SCRIPTS = ROOT / "paper_checks"
 
 @pytest.fixture
 def script(monkeypatch):
-    """Import a script of paper_checks/ by name, with its neighbours in reach as for `python paper_checks/<name>.py`."""
+    """Import a script of paper_checks/ by name, with its folder on the path."""
     monkeypatch.syspath_prepend(str(SCRIPTS))
     return importlib.import_module
 
 
 @pytest.fixture
 def spoil(monkeypatch):
-    """Replace an engine function, named as the module that uses it sees it, by one that alters its result."""
+    """Make a function, named in the module that uses it, return an altered result."""
 
     def replace(module, name, alter):
         module = importlib.import_module(module)
@@ -45,7 +45,7 @@ def test_every_equation_of_the_theorem_holds(script, capsys):
     assert "DOES NOT HOLD" not in printed
 
 
-def test_every_equation_is_found_by_one_search():
+def test_every_equation_occurs_once():
     source = (SCRIPTS / "theorem_4_1.py").read_text()
     assert [source.count(f'"({i})"') for i in range(1, 33)] == [1] * 32
 
@@ -65,9 +65,9 @@ def test_every_equation_is_found_by_one_search():
     ],
     ids=["sign in state_step", "adjoint off by 1e-9", "step embedding in float32", "reward gradient not a number"],
 )
-def test_a_broken_engine_does_not_pass(script, spoil, monkeypatch, capsys, module, name, alter, fails):
+def test_a_broken_engine_is_detected(script, spoil, monkeypatch, capsys, module, name, alter, fails):
     theorem = script("theorem_4_1")
-    monkeypatch.setattr(chain, "_embedded", chain._embedded.__wrapped__)  # nothing is remembered from before or for later
+    monkeypatch.setattr(chain, "_embedded", chain._embedded.__wrapped__)  # without its cache
     spoil(module, name, alter)
     failed = {row.label for row in theorem.main(("default",)).failed}
     assert fails <= failed
@@ -84,23 +84,23 @@ def test_algorithm_1_agrees_line_by_line(script, capsys):
     assert capsys.readouterr().out.splitlines()[-1].startswith("All 9 lines hold")
 
 
-def test_algorithm_1_notices_descent(script, monkeypatch, capsys):
-    """By the step in plain torch or by the compiled one, whichever `Auto` takes here."""
+def test_descent_is_detected(script, monkeypatch, capsys):
+    """Whether `Auto` uses the torch step or the compiled one."""
     ascend, compiled = (
         importlib.import_module(name) for name in ("jacrec.control.ascent", "jacrec.kernels.cpu.gradient.gradient")
     )
-    ascend, take = ascend.ascend, compiled.Ascent.take
+    ascend, step = ascend.ascend, compiled.CompiledUpdate.step
     monkeypatch.setattr(
         "jacrec.control.update.ascend", lambda p, estimate, lr, clip, **more: ascend(p, estimate, -lr, clip, **more)
     )
-    monkeypatch.setattr(compiled.Ascent, "take", lambda self, lr, clip: take(self, -lr, clip))
+    monkeypatch.setattr(compiled.CompiledUpdate, "step", lambda self, lr, clip: step(self, -lr, clip))
     failed = {row.label for row in script("algorithm_1").main().failed}
     assert {"1", "3", "16", "18"} <= failed
     assert "4" not in failed
     assert "do not hold" in capsys.readouterr().out
 
 
-def test_the_right_reverse_step_meets_the_truth_and_the_printed_one_does_not(script, capsys):
+def test_right_and_printed_reverse_steps(script, capsys):
     check = script("eq_1_reverse_step")
     result = check.main(updates=1500)
     assert check.holds(result)
@@ -117,7 +117,7 @@ def test_exact_denoiser_of_a_gaussian(script):
         assert check.gaussian_chain(variant, 1000, 0.5, 0.6).distance > 0.3
 
 
-def test_a_ledger_refuses_shapes_and_nan(script):
+def test_distance_of_other_shapes_and_nan_is_infinite(script):
     distance = script("ledger").distance
     assert distance(torch.ones(3), torch.ones(3)) == 0
     assert distance(torch.ones(3), torch.ones(1, 3)) == float("inf")
@@ -135,7 +135,7 @@ def notation_rows():
             yield line, re.findall(r"`(\w+)`", column), files
 
 
-def test_notation_names_what_exists():
+def test_names_in_notation_exist():
     rows = list(notation_rows())
     assert len(rows) > 30
     for line, names, files in rows:
@@ -145,12 +145,12 @@ def test_notation_names_what_exists():
             assert re.search(rf"\b{name}\b", text), f"{name} is not in {files}: {line}"
 
 
-def test_notation_places_every_equation():
+def test_notation_lists_every_equation():
     text = "".join(line for line, _, _ in notation_rows())
     assert [i for i in range(1, 33) if f"({i})" not in text] == []
 
 
-def test_one_of_the_papers_averages_does_not_add_up(script, monkeypatch, tmp_path, capsys):
+def test_averages_of_the_papers_tables(script, monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(script("record"), "RESULTS", tmp_path)
     tables = script("tables")
     found = tables.main()
@@ -165,7 +165,7 @@ def test_one_of_the_papers_averages_does_not_add_up(script, monkeypatch, tmp_pat
     assert "results/tables.md" in capsys.readouterr().out
 
 
-def test_the_recorded_tables_are_what_the_script_makes(script, monkeypatch, tmp_path, capsys):
+def test_recorded_tables_are_reproduced(script, monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(script("record"), "RESULTS", tmp_path)
     script("tables").main()
     assert (tmp_path / "tables.md").read_text() == (SCRIPTS / "results" / "tables.md").read_text()
@@ -179,7 +179,7 @@ def results(script, monkeypatch, tmp_path):
     return tmp_path / "results"
 
 
-def test_gains_are_told_with_the_control_and_every_factor(script, results, tmp_path, capsys):
+def test_gains_with_control_and_factors(script, results, tmp_path, capsys):
     gain = {"base": 0.0, "h0": 1.0, "mpc": 4.0, "h1": 2.0, "slow": -3.0, "plain": 3.0, "both": 9.0}
     path = write_study(tmp_path / "study", seeds=(10, 11, 12), contestants=CONTESTANTS | {"both": {"horizon": 1, "lr": 1e-3}})
     fill(path, lambda task, seed, name: 40.0 + seed + gain[name])
@@ -208,18 +208,18 @@ def test_gains_are_told_with_the_control_and_every_factor(script, results, tmp_p
     assert "**mpc** gains" in capsys.readouterr().out
 
 
-def test_gains_of_nothing_are_refused(script, results, tmp_path):
+def test_gains_require_paired_scores(script, results, tmp_path):
     path = write_study(tmp_path / "study")
-    with pytest.raises(ValueError, match="expected normalised scores of mpc and the base policy"):
+    with pytest.raises(ValueError, match=r"study: .*scores of mpc and the base policy.*got none"):
         script("gains").main(path)
-    with pytest.raises(ValueError, match="expected a contestant besides the base policy"):
+    with pytest.raises(ValueError, match=r"alone: .*contestant.*got none"):
         script("gains").main(write_study(tmp_path / "alone", contestants={}))
 
 
-def test_figures_of_a_study_and_of_a_run(script, results, tmp_path, capsys):
+def test_figures_of_studies_and_runs(script, results, tmp_path, capsys):
     path = fill(write_study(tmp_path / "study"), lambda task, seed, name: 1.0)
     figures = script("figures")
-    assert [fell for _, fell in figures.main(path)] == [True] * 12
+    assert [decreased for _, decreased in figures.main(path)] == [True] * 12
     text = (results / "figures.md").read_text()
     assert "fell from the first to the last measurement in 8 of 8 trainings" in text
     assert "Updates 20000 to 60000; the paper's 20000 to 200000." in text
@@ -227,21 +227,21 @@ def test_figures_of_a_study_and_of_a_run(script, results, tmp_path, capsys):
     lines = (run / "metrics.jsonl").read_text().splitlines()
     (run / "metrics.jsonl").write_text("\n".join([*lines, lines[0].replace("20000", "80000")]))
     judged = figures.main(run)
-    assert [(curve.updates[-1], fell) for curve, fell in judged] == [(80000, False), (60000, True)]
+    assert [(curve.updates[-1], decreased) for curve, decreased in judged] == [(80000, False), (60000, True)]
     assert "None is a medium-replay set" in (results / "figures.md").read_text()
     assert {path.name for path in results.iterdir()} >= {"figure_2.png", "figure_2.csv", "figure_3.png", "figure_3.csv"}
-    with pytest.raises(ValueError, match="expected a study or a run whose models have logged errors"):
+    with pytest.raises(ValueError, match=r"metrics\.jsonl, got none"):
         figures.main(tmp_path)
 
 
-def test_results_speak_of_no_machines_folders(script):
+def test_results_contain_no_absolute_paths(script):
     record = script("record")
     assert record.without_paths("see /home/me/data/x.hdf5, 3/4 and a/b or ~/c/d") == "see x.hdf5, 3/4 and a/b or ~/c/d"
     assert record.command("gains.py", Path("/home/me/my study")) == "python paper_checks/gains.py 'my study'"
     assert record.readable_json({"a": [1.5, -2], "b": ["x"]}) == '{\n "a": [1.5, -2],\n "b": [\n  "x"\n ]\n}'
 
 
-def test_gains_say_whether_the_rehearsal_foresaw_them(script, tmp_path, capsys):
+def test_gains_with_rehearsals(script, tmp_path, capsys):
     path = write_rehearsed(tmp_path / "study")
     before = sorted(p.name for p in (SCRIPTS / "results").iterdir())
     kept = script("gains").main(path, out=tmp_path / "kept")
@@ -250,8 +250,8 @@ def test_gains_say_whether_the_rehearsal_foresaw_them(script, tmp_path, capsys):
     text = kept.read_text()
     assert "**mpc**, rehearsed: h3, h8 or base, chosen cell by cell" in text
     assert "**h0-rehearsed**, the control without a world model" in text
-    assert "Of h0-rehearsed: it acts without a world model, but the rehearsal that chooses it imagines in one." in text
-    assert "## Does the rehearsal foresee reality?" in text
+    assert "h0-rehearsed acts without a world model, but the rehearsal that chooses it uses one." in text
+    assert "## Do rehearsals predict real gains?" in text
     assert "at most 400 steps in the world model" in text
     assert "| all | 0 | 4 | 0 | 4 |" in text
     assert "| always h8 | -4.0 | 9.0 |" in text
@@ -260,12 +260,12 @@ def test_gains_say_whether_the_rehearsal_foresaw_them(script, tmp_path, capsys):
         assert (kept.parent / f"gains_rehearsal_{name}.png").is_file()
     record = json.loads((kept.parent / "gains.json").read_text())
     assert len(record["rehearsals"]["mpc"]) == 8
-    assert f"kept in {tmp_path / 'kept'}" in capsys.readouterr().out
+    assert f"written to {tmp_path / 'kept'}" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("name", ["gains", "figures"])
 def test_scripts_that_read_studies_take_a_folder(name, tmp_path):
-    """As their docstrings say: the folder stands by itself."""
+    """The folder is a positional argument."""
     call = [sys.executable, str(SCRIPTS / f"{name}.py"), str(tmp_path / "none")]
     done = subprocess.run(call, capture_output=True, text=True, check=False)
     assert done.returncode != 0

@@ -1,4 +1,4 @@
-"""What TrainConfig.deterministic sets, and which bits are equal on a CPU with it and without."""
+"""TrainConfig.deterministic: the switches it sets, and bit-identical training on a CPU with and without it."""
 
 from dataclasses import replace
 
@@ -24,8 +24,8 @@ def switches():
 
 
 @pytest.fixture
-def as_torch_begins():
-    """The switches as a fresh torch has them, but for the precision, which a user has lowered; put back at the end."""
+def default_switches():
+    """Torch's default switches, except for the precision, which a user has lowered; restored afterwards."""
     enabled, precision, filling = switches()
     torch.use_deterministic_algorithms(False)
     torch.set_float32_matmul_precision("high")
@@ -35,31 +35,31 @@ def as_torch_begins():
     torch.utils.deterministic.fill_uninitialized_memory = filling
 
 
-def test_the_switches_are_on_inside_and_as_before_after(as_torch_begins):
+def test_switches_are_set_inside_the_block_and_restored_after_it(default_switches):
     x, index = torch.zeros(4), torch.tensor([0, 0])
     with determinism(ON), pytest.raises(RuntimeError, match="does not have a deterministic implementation"):
-        x.put_(index, torch.ones(2))  # which of the two stays is a matter of luck
-    assert switches() == as_torch_begins
+        x.put_(index, torch.ones(2))  # which of the two values remains is undefined
+    assert switches() == default_switches
     with determinism(ON):
         assert switches() == (True, "highest", False)
     with determinism(TrainConfig()):
-        assert switches() == as_torch_begins
+        assert switches() == default_switches
 
 
 @pytest.mark.parametrize(
-    ("setting", "in_use", "accepted"),
+    ("setting", "initialised", "accepted"),
     [(None, False, True), (None, True, False), (":16:8", True, True), (":0:0", False, True), (":0:0", True, False)],
 )
-def test_the_workspaces_of_a_gpu(monkeypatch, setting, in_use, accepted):
-    """No GPU is needed: the environment and torch's word on whether CUDA has been used are stood in for."""
+def test_cublas_workspaces(monkeypatch, setting, initialised, accepted):
+    """Needs no GPU: the environment and torch's record of CUDA's initialisation are replaced."""
     monkeypatch.setenv(WORKSPACE, setting or "")
     if setting is None:
         monkeypatch.delenv(WORKSPACE)
-    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: in_use)
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: initialised)
     cuda = replace(ON, device="cuda")
     if not accepted:
         with (
-            pytest.raises(ValueError, match=rf"expected {WORKSPACE} to be one of :4096:8, :16:8 before CUDA is first used"),
+            pytest.raises(ValueError, match=rf"^deterministic: .*{WORKSPACE} .*:4096:8, :16:8 .*got {setting!r};"),
             determinism(cuda),
         ):
             pass
@@ -71,7 +71,7 @@ def test_the_workspaces_of_a_gpu(monkeypatch, setting, in_use, accepted):
 
 
 @pytest.mark.parametrize("threads", [1, 2])
-def test_equal_threads_give_equal_bits_with_it_and_without(tmp_path, threads):
+def test_equal_threads_are_bit_identical_with_and_without_the_setting(tmp_path, threads):
     config = replace(SMALL, threads=threads)
     folders = [
         train(replace(config, deterministic=flag), tmp_path / name, data=linear_system(), quiet=True)
@@ -82,7 +82,7 @@ def test_equal_threads_give_equal_bits_with_it_and_without(tmp_path, threads):
         assert metrics(folders[0]) == metrics(other)
 
 
-def test_deterministic_training_interrupted_is_undisturbed(tmp_path, as_torch_begins):
+def test_interrupted_deterministic_training_resumes_bit_identically(tmp_path, default_switches):
     config = replace(SMALL, deterministic=True)
 
     def enough(line):
@@ -91,7 +91,7 @@ def test_deterministic_training_interrupted_is_undisturbed(tmp_path, as_torch_be
 
     with pytest.raises(RuntimeError, match="enough"):
         train(config, tmp_path / "a", data=linear_system(), quiet=True, on_log=enough)
-    assert switches() == as_torch_begins
+    assert switches() == default_switches
     for name in ("a", "b"):
         train(config, tmp_path / name, data=linear_system(), quiet=True)
     assert same_bits(weights(tmp_path / "a"), weights(tmp_path / "b"))

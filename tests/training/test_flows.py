@@ -1,4 +1,4 @@
-"""Flow matching's and MeanFlow's training steps are those of the models' own losses under automatic differentiation."""
+"""Training steps of flow matching and MeanFlow against autograd of the models' own losses."""
 
 import torch
 from hypothesis import given
@@ -29,10 +29,10 @@ DATA = linear_system()
     times=st.sampled_from(["logit-normal", "uniform"]),
     seed=st.integers(0, 9),
 )
-def test_the_step_is_that_of_the_models_own_loss(
+def test_step_equals_autograd_of_the_models_loss(
     kind, prediction, activation, hidden, norm, residual, batch, ratio, power, times, seed
 ):
-    """Value, goal and gradient of the written-out step, tangents included, against `torch.func.jvp` and autograd."""
+    """Value, goal and gradient of the hand-written step, tangents included, against `torch.func.jvp` and autograd."""
     config = DynamicsConfig(
         kind=kind,
         prediction=prediction,

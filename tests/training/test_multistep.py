@@ -1,4 +1,4 @@
-"""Training of the multi-step model: which segments there are, what a batch is made of, and that it learns."""
+"""Training of the multi-step model: segments, batches, steps and learning."""
 
 from dataclasses import replace
 
@@ -13,13 +13,13 @@ from jacrec.data.transitions import DatasetInfo, Transitions
 from jacrec.models.io import load_module, save_module
 from jacrec.training.config import DynamicsConfig
 from jacrec.training.stages.dynamics import DynamicsStage
-from jacrec.training.stages.multistep import GaussianSteps, MultiStepStage, lengths, multi_step_errors, segments
+from jacrec.training.stages.multistep import GaussianStepBatch, MultiStepStage, multi_step_errors, segment_lengths, segments
 from jacrec.training.stages.objectives import make_dynamics, objective
 from tests.conftest import property_cases
 
 
 def episodes(steps, d=3, m=2, seed=0):
-    """Episodes of the given lengths in a linear world."""
+    """Episodes of the given lengths from a linear system."""
     rng = np.random.default_rng(seed)
     A, B = np.eye(d) + 0.1 * rng.standard_normal((d, d)), 0.3 * rng.standard_normal((d, m))
     state, action, following, episode = [], [], [], []
@@ -57,7 +57,7 @@ def test_segments_stay_within_their_episode_and_cross_no_gap(steps, horizon, dro
     if not kept.any():
         return
     data = data.rows(kept)
-    n_k = lengths(data, horizon)
+    n_k = segment_lengths(data, horizon)
     for k in range(len(data)):
         count = 1
         while count < horizon and k + count < len(data) and data.episode[k + count] == data.episode[k]:
@@ -73,7 +73,7 @@ def test_segments_stay_within_their_episode_and_cross_no_gap(steps, horizon, dro
             assert not actions[k, count:].any()
             assert not following[k, count:].any()
     else:
-        with pytest.raises(ValueError, match=f"expected segments of {horizon} consecutive transitions"):
+        with pytest.raises(ValueError, match=rf"^dynamics\.horizon: .* {horizon} consecutive .*got at most {n_k.max()}"):
             segments(data, horizon)
 
 
@@ -81,8 +81,8 @@ CONFIG = DynamicsConfig(kind="multistep", horizon=3, hidden=(16,), updates=150, 
 
 
 @pytest.mark.parametrize("stochastic", [False, True])
-def test_a_step_descends_the_loss_written_out(stochastic):
-    """One update from autograd's gradient of the model's own prediction, with plain Adam."""
+def test_step_equals_autograd_of_the_explicit_loss(stochastic):
+    """Updates with autograd's gradient of the model's own prediction and plain Adam."""
     data = episodes([5, 7, 2])
     config = replace(CONFIG, stochastic=stochastic, max_grad_norm=None, ema=0.0, lr_schedule="constant")
     stage = MultiStepStage(data, data, config, 3, dtype=torch.float64)
@@ -97,23 +97,23 @@ def test_a_step_descends_the_loss_written_out(stochastic):
         predicted = twin.predict(state[index], actions[index].double(), 0 * noise)[torch.arange(len(index)), j]
         error = (predicted - following[index, j].double()) / twin.out_std[j]
         loss = error.square().mean()
-        descended = loss
+        objective_value = loss
         if stochastic:
-            # standard noise at every step: ε_1 = 1 and what brings each partial sum to √j
+            # noise whose partial sums are √j: one standard deviation at every step
             ones = torch.arange(4).double().sqrt().diff()[:, None, None].expand(3, 1, 3)
             moved = twin.predict(state[index], actions[index].double(), ones.expand(len(index), 3, 1, 3))
             sigma = (moved[torch.arange(len(index)), j] - predicted) / twin.out_std[j]
             terms = 0.5 * (error / sigma).square() + sigma.log()
-            loss, descended = terms.mean(), (sigma.detach().square() * terms).mean()
+            loss, objective_value = terms.mean(), (sigma.detach().square() * terms).mean()
         adam.zero_grad()
-        descended.backward()
+        objective_value.backward()
         adam.step()
         assert stage.step(update)["loss"].item() == pytest.approx(loss.item(), rel=1e-9)
     for a, b in zip(stage.model.parameters(), twin.parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-7, atol=1e-9)
 
 
-def test_it_learns_every_step_of_a_linear_world(tmp_path):
+def test_it_learns_every_step_of_a_linear_system(tmp_path):
     data, held_out = episodes([12] * 40), episodes([12] * 10, seed=0)
     stage = MultiStepStage(data, held_out, CONFIG, 0)
     before = stage.evaluate()
@@ -139,22 +139,22 @@ def test_a_one_step_model_is_rolled_out():
     torch.testing.assert_close(errors, (torch.stack([s_1, s_2], 1) - following).square().mean(-1).detach())
 
 
-def test_the_scale_of_a_mean_that_is_right_goes_down():
-    batch = GaussianSteps(torch.zeros(2, 1), torch.zeros(2, 1))
-    _, bar = batch.judge(torch.zeros(2, 2), lambda x: x)
+def test_the_scale_decreases_if_the_mean_is_exact():
+    batch = GaussianStepBatch(torch.zeros(2, 1), torch.zeros(2, 1))
+    _, bar = batch.loss_and_gradient(torch.zeros(2, 2), lambda x: x)
     assert not bar[:, 0].any()
     assert bool((bar[:, 1] > 0).all())
 
 
-def test_tilting_is_refused():
+def test_tilting_is_rejected():
     data = episodes([5])
-    with pytest.raises(ValueError, match=r"dynamics\.tilt: expected 0 with kind 'multistep'"):
+    with pytest.raises(ValueError, match=r"^dynamics\.tilt: expected 0 .*'multistep', got 1\.0"):
         MultiStepStage(data, data, replace(CONFIG, tilt=1.0), 0)
 
 
-def test_a_stage_of_single_transitions_does_not_take_it():
+def test_the_one_step_stage_rejects_it():
     f = make_dynamics(3, 2, CONFIG)
-    with pytest.raises(ValueError, match="learns from segments of episodes; use"):
+    with pytest.raises(ValueError, match=r"^dynamics\.kind: .*got 'multistep'.*MultiStepStage"):
         objective(f, torch.zeros(4, 8), CONFIG)
-    with pytest.raises(ValueError, match="learns from segments of episodes; use"):
+    with pytest.raises(ValueError, match=r"^dynamics\.kind: .*got 'multistep'.*MultiStepStage"):
         DynamicsStage(episodes([5]), episodes([5]), CONFIG, 0)

@@ -1,4 +1,4 @@
-"""What one-step samples of trained models come to, on a linear system whose noise is known."""
+"""One-step samples of trained models on a linear system with known noise."""
 
 import importlib
 import json
@@ -23,8 +23,8 @@ KEPT, HELD_OUT = DATA.split(0.25, 0)
 STATE, ACTION, NEXT = (as_tensor(x, "cpu") for x in (HELD_OUT.state, HELD_OUT.action, HELD_OUT.next_state))
 
 
-def truth():
-    """The conditional mean of the data: s' = s A + a B, by least squares over all of it."""
+def true_coefficients():
+    """Coefficients of the conditional mean s' = s A + a B, by least squares over all of the data."""
     x = np.concatenate([DATA.state, DATA.action], -1)
     return torch.from_numpy(np.linalg.lstsq(x, DATA.next_state, rcond=None)[0])
 
@@ -33,15 +33,15 @@ def truth():
     ("kind", "options", "sampler"),
     [
         ("meanflow", {"prediction": "velocity", "adaptive_power": 0.0}, Sampler()),
-        ("flow", {}, Sampler(steps=8, solver="heun")),
+        ("flow", {}, Sampler(steps=16)),
         ("diffusion", {"steps": 40}, Sampler(sampler="ddim", levels=tuple(range(2, 41, 2)))),
         ("ensemble", {"members": 3}, Sampler()),
     ],
 )
-def test_samples_have_the_moments_of_the_true_conditional(kind, options, sampler):
-    """In standard deviations of the noise: the mean's error under 0.3, the samples' deviation within 0.2 of 1, W1 under 0.2.
+def test_samples_match_the_true_conditional_distribution(kind, options, sampler):
+    """In standard deviations of the noise: error of the mean < 0.3, samples' deviation within 0.2 of 1, W1 < 0.2.
 
-    Measured: 0.13 to 0.26, 0.88 to 0.94, 0.12 to 0.15. A model without noise has deviation 0 and a W1 of 0.8.
+    Measured: 0.13 to 0.26, 0.88 to 0.94, 0.12 to 0.15. A model without noise has deviation 0 and W1 0.8.
     """
     config = DynamicsConfig(kind=kind, hidden=(64, 64), updates=2500, batch_size=256, lr=2e-3, ema=0.99, **options)
     stage = DynamicsStage(KEPT, HELD_OUT, config, seed=0)
@@ -51,7 +51,7 @@ def test_samples_have_the_moments_of_the_true_conditional(kind, options, sampler
     noise = torch.randn(len(STATE), 128, *model.noise_shape, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         samples = model(*(x.unsqueeze(1).expand(-1, 128, -1) for x in (STATE, ACTION)), noise)
-    expected = torch.cat([STATE, ACTION], -1) @ truth()
+    expected = torch.cat([STATE, ACTION], -1) @ true_coefficients()
     assert (samples.mean(1) - expected).square().mean().sqrt() < 0.3 * NOISE
     assert samples.std(1).mean() == pytest.approx(NOISE, rel=0.2)
     check = sample_check(model, STATE, ACTION, NEXT, noise)
@@ -61,10 +61,10 @@ def test_samples_have_the_moments_of_the_true_conditional(kind, options, sampler
     assert check.rmse == pytest.approx(NOISE * 2**0.5, rel=0.15)
 
 
-def test_a_model_that_knows_nothing_of_the_noise_is_found_out():
-    A = truth()
+def test_miscalibrated_models_are_detected():
+    A = true_coefficients()
 
-    class Certain:
+    class LinearGaussian:
         noise_shape = (3,)
 
         def __call__(self, state, action, noise):
@@ -72,21 +72,21 @@ def test_a_model_that_knows_nothing_of_the_noise_is_found_out():
 
         width, offset = NOISE, 0.0
 
-    f, noise = Certain(), torch.randn(len(STATE), 16, 3, generator=torch.Generator().manual_seed(2))
-    right = sample_check(f, STATE, ACTION, NEXT, noise)
+    f, noise = LinearGaussian(), torch.randn(len(STATE), 16, 3, generator=torch.Generator().manual_seed(2))
+    calibrated = sample_check(f, STATE, ACTION, NEXT, noise)
     f.width = 0.5 * NOISE
     narrow = sample_check(f, STATE, ACTION, NEXT, noise)
     f.width, f.offset = NOISE, 0.5
     shifted = sample_check(f, STATE, ACTION, NEXT, noise)
-    assert right.spread == pytest.approx(1, abs=0.05)
+    assert calibrated.spread == pytest.approx(1, abs=0.05)
     assert narrow.spread == pytest.approx(0.5, abs=0.05)
-    assert right.wasserstein < 0.3 * min(narrow.wasserstein, shifted.wasserstein)
-    assert right.bias < 0.1 * shifted.bias
-    with pytest.raises(ValueError, match="at least 3 samples per transition, got 2"):
+    assert calibrated.wasserstein < 0.3 * min(narrow.wasserstein, shifted.wasserstein)
+    assert calibrated.bias < 0.1 * shifted.bias
+    with pytest.raises(ValueError, match=r"^noise: .*at least 3 .*got 2"):
         sample_check(f, STATE, ACTION, NEXT, noise[:, :2])
 
 
-def test_wasserstein_of_shifted_and_stretched_samples():
+def test_wasserstein_of_shifted_and_scaled_samples():
     a = torch.randn(4000, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     assert wasserstein(a, a.flip(0)).tolist() == [0, 0]
     torch.testing.assert_close(wasserstein(a, a + torch.tensor([0.3, -0.1])), torch.tensor([0.3, 0.1]).double())
@@ -101,7 +101,7 @@ def script(monkeypatch):
     return module
 
 
-def test_models_beside_each_other(script, tmp_path):
+def test_the_script_compares_models(script, tmp_path):
     small = {"hidden": (8,), "updates": 2, "batch_size": 8}
     config = TrainConfig(
         data="linear",

@@ -1,1 +1,1 @@
-"""Scripted and linear policies, and the data sets they make."""
+"""Scripted and linear behaviour policies, and the data sets generated with them."""

@@ -1,9 +1,7 @@
-"""Minimisation without derivatives: CMA-ES.
-
-    minimise(cost, mean, spread, *, generations, rng, population=None, report=None) -> mean (d,)
+"""Derivative-free minimisation by CMA-ES.
 
 Hansen, "The CMA evolution strategy: a tutorial" (2016), with its standard constants: weighted recombination, cumulative
-adaptation of the step size, rank-one and rank-μ updates of the covariance.
+step-size adaptation, rank-one and rank-μ updates of the covariance.
 """
 
 from collections.abc import Callable
@@ -14,20 +12,20 @@ import numpy as np
 def minimise(
     cost: Callable[[np.ndarray], np.ndarray],
     mean: np.ndarray,
-    spread: np.ndarray,
+    std: np.ndarray,
     *,
     generations: int,
     rng: np.random.Generator,
     population: int | None = None,
     report: Callable[[int, np.ndarray, np.ndarray], None] | None = None,
 ) -> np.ndarray:
-    """The mean (d,) of the search's distribution after `generations`.
+    """Minimise `cost`; return the mean (d,) of the search distribution after `generations`.
 
     Args:
-        cost: points (population, d) to costs (population,); may be noisy.
-        mean: where to start (d,).
-        spread: standard deviation of each coordinate at first (d,); all are searched in units of it.
-        population: points per generation, 4 + ⌊3 ln d⌋ unless told.
+        cost: maps points (population, d) to costs (population,); may be noisy.
+        mean: initial mean (d,).
+        std: initial standard deviation of each coordinate (d,), which also sets its scale.
+        population: points per generation; default: 4 + ⌊3 ln d⌋.
         report: called with the generation, the costs and the mean.
     """
     d = len(mean)
@@ -47,13 +45,13 @@ def minimise(
         values, B = np.linalg.eigh(C)
         D = np.sqrt(np.maximum(values, 1e-20))
         y = (rng.standard_normal((n, d)) * D) @ B.T  # (n, d), distributed as N(0, C)
-        costs = cost(mean + spread * (center + sigma * y))
+        costs = cost(mean + std * (center + sigma * y))
         best = y[np.argsort(costs, kind="stable")[: len(weights)]]
         step = weights @ best
         center = center + sigma * step
         path_sigma = (1 - c_sigma) * path_sigma + np.sqrt(c_sigma * (2 - c_sigma) * mu) * (B @ ((B.T @ step) / D))
         length = np.linalg.norm(path_sigma)
-        # a path that grows fast is not yet to stretch the covariance
+        # h_σ: no rank-one update while the step size is still growing fast
         keep = length / np.sqrt(1 - (1 - c_sigma) ** (2 * generation)) < (1.4 + 2 / (d + 1)) * expected
         path = (1 - c_path) * path + keep * np.sqrt(c_path * (2 - c_path) * mu) * step
         C = (
@@ -64,5 +62,5 @@ def minimise(
         C = (C + C.T) / 2
         sigma *= float(np.exp((length / expected - 1) * c_sigma / damping))
         if report is not None:
-            report(generation, costs, mean + spread * center)
-    return mean + spread * center
+            report(generation, costs, mean + std * center)
+    return mean + std * center

@@ -1,10 +1,7 @@
-"""Whole episodes from scripted behaviour, in lock-step.
+"""Collect whole episodes under scripted behaviour, many in parallel.
 
-    collect(env_id, stages, *, steps, seed, physics="d4rl", threads=None, rows=None, progress=None) -> list[Episode]
-    Stage(name, policy, noise)
-
-An episode is a function of (seed, stage, its number in the stage) alone: how many run at once, on how many threads, on
-whose machine, changes nothing.
+An episode depends on (seed, stage, its number within the stage) alone, not on the number of parallel episodes, the number
+of threads or the machine.
 """
 
 from collections.abc import Callable
@@ -17,12 +14,12 @@ from jacrec.envs.batch import BatchedEnv
 
 
 @dataclass(frozen=True)
-class Stage:
-    """Behaviour for a share of the data: clip(policy(s) + noise n, ±1) with n standard normal, drawn per step."""
+class BehaviourStage:
+    """Behaviour for a share of the data: clip(policy(s) + noise n, ±1) with n standard normal, drawn at every step."""
 
     name: str
     policy: Callable[[np.ndarray], np.ndarray] | None
-    """states (n, d) to actions (n, m); None: actions uniform in [-1, 1], `noise` unused"""
+    """maps states (n, d) to actions (n, m); None: actions uniform in [-1, 1], `noise` unused"""
     noise: float = 0.0
 
 
@@ -34,14 +31,14 @@ class Episode:
     actions: np.ndarray  # (T, m) float32, exactly as executed
     rewards: np.ndarray  # (T,) float64
     terminated: bool
-    """the last step ended the MDP; otherwise it was cut by the time limit or by the step budget"""
-    terminals: np.ndarray | None = None  # (T,) bool: steps that end the MDP of a critic though the episode went on (AntMaze)
+    """the last step terminated the MDP; otherwise the time limit or the step budget truncated the episode"""
+    terminals: np.ndarray | None = None  # (T,) bool: terminal for a critic although the episode continues (AntMaze)
 
     def __len__(self) -> int:
         return len(self.rewards)
 
     def first(self, steps: int) -> "Episode":
-        """The first `steps` steps: itself, or a cut episode that did not terminate."""
+        """The first `steps` steps: the episode itself, or a truncated copy that did not terminate."""
         if steps >= len(self):
             return self
         terminals = None if self.terminals is None else self.terminals[:steps]
@@ -50,7 +47,7 @@ class Episode:
 
 def collect(
     env_id: str,
-    stages: list[Stage],
+    stages: list[BehaviourStage],
     *,
     steps: int,
     seed: int,
@@ -59,14 +56,14 @@ def collect(
     rows: int | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> list[Episode]:
-    """Exactly `steps` steps, an equal share per stage; only the very last episode may be cut short.
+    """Collect exactly `steps` steps, in equal shares per stage. Only the very last episode may be truncated.
 
-    A stage runs whole episodes; what it exceeds its share by, the next one has less. `rows` episodes run at once
-    (default: as many as full-length ones make a stage, 8 to 64). `progress` is called with the number of steps collected
-    so far.
+    A stage runs whole episodes; what it collects beyond its share is deducted from the next one. `rows` is the number of
+    parallel episodes (default: as many full-length episodes as a stage holds, between 8 and 64). `progress` is called with
+    the number of steps collected so far.
 
     Raises:
-        ValueError: fewer steps than stages, or an environment without a time limit.
+        ValueError: fewer steps than stages, actions not in [-1, 1], or an environment without a time limit.
     """
     if steps < len(stages):
         raise ValueError(f"steps: expected at least one per stage ({len(stages)} stages), got {steps}")
@@ -77,8 +74,8 @@ def collect(
     if not np.array_equal(space.low, -np.ones_like(space.low)) or not np.array_equal(space.high, np.ones_like(space.high)):
         raise ValueError(f"env_id: expected actions in [-1, 1], got {env_id!r} with {space}; wrap it with RescaleAction")
     if limit is None:
-        raise ValueError(f"env_id: expected an environment with a time limit, got {env_id!r} without")
-    # behaviour that never falls then wastes nothing
+        raise ValueError(f"env_id: expected an environment with a time limit, got {env_id!r} without one")
+    # with full-length episodes, no steps are collected beyond a stage's share
     full = -(-steps // (len(stages) * limit))
     env = BatchedEnv(env_id, rows or min(max(full, 8), 64), physics=physics, threads=threads)
     episodes: list[Episode] = []
@@ -99,7 +96,7 @@ def collect(
 
 
 def _run_stage(
-    env: BatchedEnv, limit: int, stage: Stage, key: list[int], wanted: int, progress: Callable[[int], None] | None
+    env: BatchedEnv, limit: int, stage: BehaviourStage, key: list[int], wanted: int, progress: Callable[[int], None] | None
 ) -> list[Episode]:
     """Episodes 0, 1, 2, ... of a stage until they hold `wanted` steps."""
     n, d, m = env.n, env.state_dim, env.action_dim
@@ -107,9 +104,9 @@ def _run_stage(
     actions = np.empty((n, limit, m), np.float32)
     rewards = np.empty((n, limit))
     draws = np.empty((n, limit, m))
-    number = np.full(n, -1)  # which episode a row is running
+    number = np.full(n, -1)  # the episode that each row is running
     finished: dict[int, Episode] = {}
-    started, complete, held = 0, 0, 0  # `complete`: episodes before it are all finished, holding `held` steps
+    started, complete, steps = 0, 0, 0  # all episodes before `complete` are finished and hold `steps` steps
     state, rows = np.zeros((n, d)), np.arange(n)
     while True:
         seeds = []
@@ -140,9 +137,9 @@ def _run_stage(
                 observations[row, : T + 1].copy(), actions[row, :T].copy(), rewards[row, :T].copy(), bool(terminated[row])
             )
         while complete in finished:
-            held += len(finished[complete])
+            steps += len(finished[complete])
             complete += 1
             if progress is not None:
-                progress(min(held, wanted))
-            if held >= wanted:
+                progress(min(steps, wanted))
+            if steps >= wanted:
                 return [finished[i] for i in range(complete)]

@@ -1,1 +1,1 @@
-"""Readers of D4RL, Minari and plain arrays."""
+"""Readers for D4RL files, Minari data sets and plain arrays."""

@@ -1,13 +1,8 @@
-"""Transitions from arrays: numpy's, HDF5's, or episode by episode; one pass, float32, nothing copied twice.
+"""Build `Transitions` from arrays: numpy arrays, HDF5 data sets or a stream of episodes.
 
-    from_arrays(observations, actions, rewards, terminals, *, ends=None, lengths=None, next_observations=None,
-                env_id=None, name="arrays") -> Transitions
-    from_flat(observations, actions, rewards, terminal, last, info, next_observations=None) -> Transitions
-    from_episodes(episodes, steps, info) -> Transitions
-
-`from_arrays` is for your own data; the readers use the other two. Sources are read in blocks of rows straight into the
-arrays of the result, so that beyond these only a block and a few bytes per row are in memory, whatever the sources'
-precision. Every number is looked at on the way: it must be finite, and actions must lie in [-1, 1].
+`from_arrays` is the public entry point; the readers use the other two. Sources are read in blocks of rows, directly into
+the float32 result: peak memory is the result plus one block and a few bytes per row, whatever the sources' precision.
+Every number is checked on the way: it must be finite, and actions must lie in [-1, 1].
 """
 
 import warnings
@@ -22,11 +17,11 @@ from jacrec.data.references import reference_by_env
 from jacrec.data.transitions import DatasetInfo, Transitions
 
 BLOCK = 1 << 16
-"""rows that are read at once"""
+"""rows read at a time"""
 JUMP = 1e-3
-"""relative difference from which a recorded successor and the next row are two different states"""
+"""relative difference above which a recorded successor and the next row count as different states"""
 UNMARKED_SHARE = 0.01
-"""share of rows with such a difference above which the order of the rows, and not a flag, must be wrong"""
+"""share of rows with such a difference above which the row order, rather than a missing flag, must be wrong"""
 
 
 def from_arrays(
@@ -41,25 +36,25 @@ def from_arrays(
     env_id: str | None = None,
     name: str = "arrays",
 ) -> Transitions:
-    """Transitions from your own arrays, rows in the order of collection, ready for `jacrec.training.run.train(data=...)`.
+    """Transitions from your own arrays, in the order of collection, ready for `jacrec.training.train(data=...)`.
 
     Args:
         observations: (n, d), the state before each action.
         actions: (n, m) in [-1, 1].
         rewards: (n,).
-        terminals: (n,) bool, the MDP ended with this row's action. Such a row always ends its episode.
-        ends: (n,) bool, this row is the last one of its episode for whatever reason (D4RL calls the others timeouts).
-        lengths: instead of `ends`, rows of each episode, summing to n. With neither, only terminals end episodes.
-        next_observations: (n, d), the state after each action. Without them the successor of a row is the next row of its
-            episode, and a world model does not see last rows, whose successor nobody recorded.
-        env_id: gymnasium id of the environment that evaluates what is learned.
+        terminals: (n,) bool, the MDP terminated with this row's action. Such a row always ends its episode.
+        ends: (n,) bool, the row is the last of its episode for any reason (D4RL calls the non-terminal ones timeouts).
+        lengths: alternative to `ends`: rows of each episode, summing to n. Without either, only terminals end episodes.
+        next_observations: (n, d), the state after each action. If omitted, the successor of a row is the next row of its
+            episode, and last rows, whose successor is unknown, are not used to train world models.
+        env_id: gymnasium id of the evaluation environment.
 
     Raises:
-        ValueError: arrays that do not fit each other or the environment, episodes longer than its limit, non-finite
-            numbers, actions beyond ±1; with the row.
+        ValueError: arrays that do not match each other or the environment, episodes longer than its time limit,
+            non-finite numbers, or actions outside [-1, 1]. The message names the row.
     """
     if ends is not None and lengths is not None:
-        raise ValueError("episodes: expected `ends` or `lengths`, got both; they say the same")
+        raise ValueError("ends, lengths: expected at most one of them, got both; they carry the same information")
     terminal = as_flags(np.asarray(terminals).reshape(-1), name, "terminals")
     n = len(terminal)
     last = terminal.copy()
@@ -70,8 +65,8 @@ def from_arrays(
     if lengths is not None:
         stops = np.cumsum(np.asarray(lengths, np.int64))
         if len(stops) == 0 or stops[-1] != n or np.min(lengths) < 1:
-            got = f"{len(stops)} of them summing to {int(stops[-1]) if len(stops) else 0}"
-            raise ValueError(f"{name}: lengths: expected positive numbers summing to the {n} rows, got {got}")
+            got = f"{len(stops)} summing to {int(stops[-1]) if len(stops) else 0}"
+            raise ValueError(f"{name}: lengths: expected positive integers summing to the {n} rows, got {got}")
         last[stops - 1] = True
     reference = reference_by_env(env_id) if env_id else None
     refs = (reference.ref_min, reference.ref_max) if reference else (None, None)
@@ -90,15 +85,15 @@ def from_flat(
     info: DatasetInfo,
     next_observations: Any = None,
 ) -> Transitions:
-    """Transitions from rows in the order of collection; sources are numpy arrays or HDF5 data sets.
+    """Transitions from rows in the order of collection. Sources are numpy arrays or HDF5 data sets.
 
-    observations (n, d), actions (n, m), rewards (n,), terminal (n,) bool, last (n,) bool: the row is the last one of
-    its episode. Without `next_observations` the successor of a row is the next row of its episode; last rows then have
-    none and are dropped, the terminal ones among them into `blind_ends`. With them, a row inside an episode whose
-    recorded successor is not the next row ends its episode there, and a warning says how many such rows there are.
+    observations (n, d), actions (n, m), rewards (n,), terminal (n,) bool, last (n,) bool: the row is the last of its
+    episode. Without `next_observations` the successor of a row is the next row of its episode; last rows have none and are
+    dropped, with the terminal ones kept in `blind_ends`. With `next_observations`, a row inside an episode whose recorded
+    successor is not the next row ends its episode, and a warning states the number of such rows.
 
     Raises:
-        ValueError: see `from_arrays`.
+        ValueError: as `from_arrays`.
     """
     check_shapes(info.name, observations, actions, rewards, terminal, last, next_observations)
     n, d, m = len(rewards), observations.shape[1], actions.shape[1]
@@ -111,35 +106,35 @@ def from_flat(
     blind = np.flatnonzero(terminal & ~known)
     found, ends = _empty(int(known.sum()), d, m, info), _empty(len(blind), d, m, info)
     reward = as_finite(rewards, 0, info.name, "rewards")
-    done, astray = 0, []  # rows of `found` that are filled; rows whose successor is another state than the next row
+    done, discontinuous = 0, []  # rows of `found` filled so far; rows whose successor is not the next row
     for a in range(0, n, step := _block(observations, n)):
         b = min(a + step, n)
         state = as_finite(observations[a:b], a, info.name, "observations")
         action = as_actions(actions[a:b], a, info.name)
         own, c = known[a:b], int(known[a:b].sum())
-        found.state[done : done + c], found.action[done : done + c] = _kept(state, own), _kept(action, own)
+        found.state[done : done + c], found.action[done : done + c] = _select(state, own), _select(action, own)
         mine = slice(*np.searchsorted(blind, (a, b)))
         ends.state[mine], ends.action[mine] = state[blind[mine] - a], action[blind[mine] - a]
-        # the rows before: from the last of the block before this one to the last but one of this one
+        # the predecessors of this block's rows: from the last row of the previous block to the last but one of this block
         before, first = known[max(a - 1, 0) : b - 1], 0 if a else 1
         start = done - int(before[0]) if a else 0
         behind = slice(start, start + int(before.sum()))
-        found.next_action[behind] = _kept(action[first:], before)
+        found.next_action[behind] = _select(action[first:], before)
         if next_observations is None:
-            found.next_state[behind] = _kept(state[first:], before)
+            found.next_state[behind] = _select(state[first:], before)
         else:
             found.next_state[a:b] = as_finite(next_observations[a:b], a, info.name, "next_observations")
             inside = np.flatnonzero(~last[behind])
-            apart = _apart(found.next_state[behind], state[first:], inside)
-            astray.append(apart + behind.start)
+            apart = _discontinuities(found.next_state[behind], state[first:], inside)
+            discontinuous.append(apart + behind.start)
         done += c
     if next_observations is not None:
-        _cut(info, last, np.concatenate(astray))
+        _end_episodes(info, last, np.concatenate(discontinuous))
         found.next_action[last] = 0.0
     episode = np.zeros(n, np.int64)
     np.cumsum(last[:-1], out=episode[1:])
     for part, rows in ((found, known), (ends, blind)):
-        part.reward[:], part.terminal[:], part.episode[:] = _kept(reward, rows), terminal[rows], _kept(episode, rows)
+        part.reward[:], part.terminal[:], part.episode[:] = _select(reward, rows), terminal[rows], _select(episode, rows)
         part.has_next_action[:] = ~last[rows]
     ends.next_state[:] = ends.state
     return replace(found, blind_ends=ends if len(ends) else None)
@@ -150,11 +145,11 @@ def from_episodes(
 ) -> Transitions:
     """Transitions from (states (T + 1, d), actions (T, m), rewards (T,), terminations (T,)) per episode.
 
-    `steps` is the sum of the T, known beforehand; every successor is known. A termination inside an episode marks its row
-    terminal and leaves the episode whole.
+    `steps` is the sum of all T, known in advance; every successor is known. A termination inside an episode marks its row
+    as terminal without splitting the episode.
 
     Raises:
-        ValueError: as `from_flat`, with the episode and the step, or another sum than `steps`.
+        ValueError: as `from_flat`, naming episode and step, or the steps do not sum to `steps`.
     """
     found, done = None, 0
     for number, (states, actions, rewards, terminations) in enumerate(episodes):
@@ -171,11 +166,11 @@ def from_episodes(
             found = _empty(steps, states.shape[1], actions.shape[1], info)
         if (states.shape[1], actions.shape[1]) != (found.state_dim, found.action_dim):
             raise ValueError(
-                f"{where}: expected states of {found.state_dim} numbers and actions of {found.action_dim} as in episode 0, "
-                f"got {states.shape[1]} and {actions.shape[1]}"
+                f"{where}: expected state_dim = {found.state_dim}, action_dim = {found.action_dim} as in episode 0, "
+                f"got {states.shape[1]}, {actions.shape[1]}"
             )
         if done + T > steps:
-            raise ValueError(f"{where}: expected {steps} steps in all, got at least {done + T}; the metadata are wrong")
+            raise ValueError(f"{where}: expected {steps} steps in total, got at least {done + T}; the metadata are wrong")
         rows = slice(done, done + T)
         state = as_finite(states, 0, where, "observations")
         found.state[rows], found.next_state[rows] = state[:-1], state[1:]
@@ -189,12 +184,14 @@ def from_episodes(
     if found is None or done == 0:
         raise ValueError(f"{info.name}: expected transitions, got none")
     if done != steps:
-        raise ValueError(f"{info.name}: expected {steps} steps as the metadata say, got {done}; copy or download it again")
+        raise ValueError(
+            f"{info.name}: expected {steps} steps according to the metadata, got {done}; copy or download it again"
+        )
     return found
 
 
 def _empty(n: int, d: int, m: int, info: DatasetInfo) -> Transitions:
-    """Room for n transitions; next actions are zeros until they are filled."""
+    """Uninitialised arrays for n transitions; next actions are zeros."""
     floats, flags = np.float32, np.bool_
     return Transitions(
         np.empty((n, d), floats),
@@ -210,33 +207,33 @@ def _empty(n: int, d: int, m: int, info: DatasetInfo) -> Transitions:
 
 
 def _block(source: Any, n: int) -> int:
-    """Rows to read at once: whole chunks of a compressed data set, so that none is unpacked twice."""
+    """Rows to read at a time: whole chunks of a compressed data set, so that none is decompressed twice."""
     chunks = getattr(source, "chunks", None)
     return min(BLOCK, n) if not chunks else max(1, round(BLOCK / chunks[0])) * chunks[0]
 
 
-def _kept(block: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    """block[rows], without the copy where the mask keeps everything."""
+def _select(block: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """block[rows], without a copy if the mask selects everything."""
     return block if rows.dtype == bool and rows.all() else block[rows]
 
 
-def _apart(successor: np.ndarray, following: np.ndarray, inside: np.ndarray) -> np.ndarray:
-    """Which of the rows `inside` an episode have a successor that is not the row that follows."""
+def _discontinuities(successor: np.ndarray, following: np.ndarray, inside: np.ndarray) -> np.ndarray:
+    """Those of the rows `inside` an episode whose successor is not the next row."""
     differing = inside[(successor[inside] != following[inside]).any(1)]
     gap = np.abs(successor[differing] - following[differing])
     return differing[(gap > JUMP * (1.0 + np.abs(following[differing]))).any(1)]
 
 
-def _cut(info: DatasetInfo, last: np.ndarray, astray: np.ndarray) -> None:
-    """End episodes at the rows `astray`, in place; a few are unmarked ends, many another order than that of collection."""
-    if not len(astray):
+def _end_episodes(info: DatasetInfo, last: np.ndarray, discontinuous: np.ndarray) -> None:
+    """End episodes at the rows `discontinuous`, in place. A few are unmarked episode ends; many mean a wrong row order."""
+    if not len(discontinuous):
         return
-    row = int(astray[0])
-    what = f"next_observations of {len(astray)} rows inside an episode are not the next row, the first in row {row}"
-    if len(astray) > max(1, UNMARKED_SHARE * len(last)):
+    row = int(discontinuous[0])
+    what = f"next_observations: {len(discontinuous)} rows inside an episode differ from the next row, first at row {row}"
+    if len(discontinuous) > max(1, UNMARKED_SHARE * len(last)):
         raise ValueError(
-            f"{info.name}: {what}; expected rows in the order of collection with the last row of each episode marked; "
-            "mark them (timeouts, ends), or every row if they are shuffled"
+            f"{info.name}: {what}; expected rows in the order of collection with the last row of each episode marked: "
+            "mark those rows (timeouts, ends), or every row if the rows are shuffled"
         )
-    warnings.warn(f"{info.name}: {what}: these rows are taken for the ends of episodes", UserWarning, stacklevel=3)
-    last[astray] = True
+    warnings.warn(f"{info.name}: {what}; these rows are treated as episode ends", UserWarning, stacklevel=3)
+    last[discontinuous] = True

@@ -1,27 +1,20 @@
-"""What is asked of data before anything learns from them; every refusal names the row and the remedy.
-
-check_shapes(name, observations, actions, rewards, terminal, last, next_observations)
-check_environment(info, state_dim, action_dim)     dimensions, against the environment the data name
-check_lengths(info, last)                          no episode longer than the environment lets it be
-as_finite(block, first_row, name, key) -> float32  as_actions(block, first_row, name) -> float32 in [-1, 1]
-as_flags(values, name, key) -> bool
-"""
+"""Validation of data before training; every error names the row and the remedy."""
 
 from typing import Any
 
 import numpy as np
 
-from jacrec.data.spaces import episode_limit, known_dimensions
+from jacrec.data.known_envs import episode_limit, known_dimensions
 from jacrec.data.transitions import DatasetInfo
 
 ACTION_SLACK = 1e-4
-"""how far beyond ±1 rounding may carry an action, which is then clipped"""
+"""tolerance beyond ±1 for rounded actions, which are then clipped"""
 
 
 def check_shapes(
     name: str, observations: Any, actions: Any, rewards: Any, terminal: Any, last: Any, next_observations: Any = None
 ) -> None:
-    """Raise ValueError unless the sources (anything with a shape) fit together and hold a row."""
+    """Raise ValueError unless the sources (anything with a shape) are consistent and not empty."""
     n = len(rewards)
     sources = {
         "observations": observations,
@@ -42,19 +35,19 @@ def check_shapes(
 
 
 def check_environment(info: DatasetInfo, state_dim: int, action_dim: int) -> None:
-    """Raise ValueError where the data name an environment of other dimensions; unknown environments are not asked."""
+    """Raise ValueError if the data name a known environment with different dimensions."""
     known = known_dimensions(info.env_id) if info.env_id else None
     if known is not None and known != (state_dim, action_dim):
         raise ValueError(
-            f"{info.name}: expected states of {known[0]} numbers and actions of {known[1]} as {info.env_id} has, got "
-            f"{state_dim} and {action_dim}; name the environment that made the data (env_id, --env-id)"
+            f"{info.name}: expected state_dim = {known[0]}, action_dim = {known[1]} for {info.env_id}, got "
+            f"{state_dim}, {action_dim}; specify the environment of the data (env_id, --env-id)"
         )
 
 
 def check_lengths(info: DatasetInfo, last: np.ndarray, limit: int | None = None) -> None:
-    """Raise ValueError if an episode has more rows than a recorder of this environment can have written.
+    """Raise ValueError if an episode has more rows than the environment's time limit plus one.
 
-    That is the time limit and one: D4RL's AntMaze recorder counts so. `limit` replaces the environment's own.
+    The extra row allows for D4RL's AntMaze recorder, which counts one more. `limit` overrides the environment's own.
     """
     limit = limit or (episode_limit(info.env_id) if info.env_id else None)
     stops = np.flatnonzero(last)
@@ -64,9 +57,9 @@ def check_lengths(info: DatasetInfo, last: np.ndarray, limit: int | None = None)
         return
     number = int(np.argmax(lengths > limit + 1))
     raise ValueError(
-        f"{info.name}: episode {number} (rows {starts[number]} to {stops[number]}): expected at most {limit + 1} rows, the "
-        f"limit of {info.env_id} and one, got {lengths[number]}; the end of an episode is not marked there, so a state of "
-        "the next one would be taken for its successor: mark it in timeouts, or give next_observations"
+        f"{info.name}: episode {number} (rows {starts[number]} to {stops[number]}): expected at most {limit + 1} rows (the "
+        f"time limit of {info.env_id} plus one), got {lengths[number]}; an unmarked episode end would make a state of the "
+        "next episode a successor: mark it in timeouts, or provide next_observations"
     )
 
 
@@ -87,10 +80,10 @@ def as_finite(block: Any, first_row: int, name: str, key: str) -> np.ndarray:
 
 
 def as_flags(values: np.ndarray, name: str, key: str) -> np.ndarray:
-    """(n,) bool of flags (n,), however they are stored.
+    """Flags (n,) of any storage type as bool.
 
     Raises:
-        ValueError: a number is neither 0 nor 1.
+        ValueError: a value is neither 0 nor 1.
     """
     flags = values.astype(bool)
     wrong = flags != values
@@ -104,13 +97,13 @@ def as_actions(block: Any, first_row: int, name: str) -> np.ndarray:
     """The rows as float32 in [-1, 1].
 
     Raises:
-        ValueError: a number is not finite, or beyond ±1 by more than rounding.
+        ValueError: a number is not finite, or outside [-1, 1] by more than `ACTION_SLACK`.
     """
     numbers = as_finite(block, first_row, name, "actions")
     if numbers.size and max(numbers.max(), -numbers.min()) > 1.0:
-        beyond = (np.abs(numbers) > 1.0 + ACTION_SLACK).any(1)
-        if beyond.any():
-            row = int(np.argmax(beyond))
+        outside = (np.abs(numbers) > 1.0 + ACTION_SLACK).any(1)
+        if outside.any():
+            row = int(np.argmax(outside))
             raise ValueError(
                 f"{name}: actions: expected [-1, 1], got {numbers[row]} in row {first_row + row}; "
                 "rescale the actions of the data set to [-1, 1]"

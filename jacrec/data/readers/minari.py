@@ -1,12 +1,8 @@
-"""Minari data sets on disk: read any of them, write our own whole or not at all.
+"""Read and write Minari data sets on disk.
 
-    read_minari(dataset_id, *, env_id=None) -> Transitions
-    write_minari(dataset_id, episodes, *, env, metadata, overwrite=False) -> Path
-    local_ids() -> list[str]   dataset_path(dataset_id) -> Path   read_metadata(dataset_id) -> dict
-
-The root is $MINARI_DATASETS_PATH, or ~/.minari/datasets. Goal environments keep their dict observations on disk; as states
-they are (observation, desired_goal), and (achieved_goal, observation, desired_goal) in Gymnasium-Robotics' AntMaze, whose
-observation lacks the position. Episodes are read one by one into float32.
+The root is $MINARI_DATASETS_PATH, or ~/.minari/datasets. Goal environments keep their dict observations on disk. In memory
+their state is (observation, desired_goal), or (achieved_goal, observation, desired_goal) for Gymnasium-Robotics' AntMaze,
+whose observation lacks the position. Episodes are read one at a time into float32. Data sets are written atomically.
 """
 
 import json
@@ -29,14 +25,14 @@ from jacrec.data.behaviour.collect import Episode
 from jacrec.data.readers.arrays import from_episodes
 from jacrec.data.references import reference_by_env, reference_by_name
 from jacrec.data.transitions import DatasetInfo, Transitions
-from jacrec.envs.physics import goal_in_state, is_goal_space, position_apart
+from jacrec.envs.physics import goal_in_state, is_goal_space, needs_achieved_goal
 
 HDF5_FILE = "main_data.hdf5"
-"""the file of all episodes in a set of Minari's format hdf5"""
+"""file with all episodes of a data set in Minari's HDF5 format"""
 
 
 def dataset_path(dataset_id: str) -> Path:
-    """The folder of a data set, there or not.
+    """Folder of a data set, whether it exists or not.
 
     Raises:
         ValueError: not an id of the form ``namespace/name-v0``.
@@ -45,7 +41,7 @@ def dataset_path(dataset_id: str) -> Path:
         parse_dataset_id(dataset_id)
     except (ValueError, TypeError) as error:
         raise ValueError(
-            f"dataset id: expected (namespace/)name-v<number>, such as 'jacrec/hopper-medium-replay-v0', got {dataset_id!r}"
+            f"dataset_id: expected (namespace/)name-v<number>, such as 'jacrec/hopper-medium-replay-v0', got {dataset_id!r}"
         ) from error
     return Path(get_dataset_path(dataset_id))
 
@@ -59,26 +55,26 @@ def local_ids() -> list[str]:
 
 
 def read_metadata(dataset_id: str) -> dict[str, Any]:
-    """The raw metadata of a local data set.
+    """Raw metadata of a local data set.
 
     Raises:
-        FileNotFoundError: no complete data set of that id is on disk.
+        FileNotFoundError: no complete data set with that id on disk.
     """
     path = dataset_path(dataset_id)
     if not is_complete(path):
-        raise FileNotFoundError(f"{dataset_id}: no complete Minari data set at {path}")
+        raise FileNotFoundError(f"{dataset_id}: expected a complete Minari data set at {path}, got none")
     return MinariStorage.read_raw_metadata(path / "data")
 
 
 def read_minari(dataset_id: str, *, env_id: str | None = None) -> Transitions:
-    """Read a local Minari data set; `env_id` overrides the environment its metadata name.
+    """Read a local Minari data set. `env_id` overrides the environment named in its metadata.
 
-    An episode holds T + 1 observations, so every successor is known. A termination inside an episode (goal environments
-    that go on) masks the bootstrap of its row and leaves the episode whole; so does a truncation, which masks nothing.
+    An episode stores T + 1 observations, so every successor is known. A termination inside an episode (in goal environments
+    that continue) masks the bootstrap of its row without splitting the episode; a truncation does neither.
 
     Raises:
-        FileNotFoundError: no complete data set of that id is on disk.
-        ValueError: observations that are not vectors (or goal dicts of vectors), or contents that do not fit.
+        FileNotFoundError: no complete data set with that id on disk.
+        ValueError: observations that are not vectors (or goal dicts of vectors), or inconsistent contents.
     """
     metadata = read_metadata(dataset_id)
     storage = MinariStorage.read(dataset_path(dataset_id) / "data")
@@ -96,21 +92,21 @@ def read_minari(dataset_id: str, *, env_id: str | None = None) -> Transitions:
 
 
 def dataset_info(dataset_id: str, metadata: dict[str, Any], env_id: str | None = None) -> DatasetInfo:
-    """What the metadata say, with D4RL's references where they bring none."""
+    """`DatasetInfo` from metadata, with D4RL's references if the metadata contain none."""
     if env_id is None and "env_spec" in metadata:
         env_id = json.loads(metadata["env_spec"])["id"]
     reference = reference_by_env(env_id) if env_id else reference_by_name(dataset_id.rpartition("/")[2])
     ref_min, ref_max = metadata.get("ref_min_score"), metadata.get("ref_max_score")
     if (ref_min is None or ref_max is None) and reference is not None:
         ref_min, ref_max = reference.ref_min, reference.ref_max
-    ours = metadata.get("jacrec", {})
+    own = metadata.get("jacrec", {})
     return DatasetInfo(
         name=dataset_id,
         env_id=env_id,
         ref_min=ref_min,
         ref_max=ref_max,
         source=metadata.get("description") or f"Minari data set {dataset_id}",
-        physics=ours.get("physics", {}),
+        physics=own.get("physics", {}),
     )
 
 
@@ -124,21 +120,23 @@ def write_minari(
 ) -> Path:
     """Write episodes of flat states as a Minari data set and return its folder.
 
-    `env` is the plain gymnasium environment whose spaces and spec go with the data. The set is built in a hidden
-    folder and moved into place in one step: whatever interrupts it, no half-written set is left under its id. What an
-    interrupted writer of another kind left there (a folder without complete metadata) is replaced.
+    The data set is built in a hidden folder and moved into place in one step, so an interruption never leaves a partial
+    data set under its id. A folder without complete metadata, left by another interrupted writer, is replaced.
+
+    Args:
+        env: the unwrapped gymnasium environment whose spaces and spec are stored with the data.
 
     Raises:
-        FileExistsError: the set exists and `overwrite` is False.
-        ValueError: episodes whose shapes do not fit the spaces, or that hold non-finite numbers.
+        FileExistsError: the data set exists and `overwrite` is False.
+        ValueError: episodes whose shapes do not match the spaces, or non-finite numbers.
     """
     path = dataset_path(dataset_id)
-    refuse_existing(dataset_id, overwrite)
+    refuse_to_replace(dataset_id, overwrite)
     buffers = [_buffer(f"{dataset_id}: episode {i}", episode, env) for i, episode in enumerate(episodes)]
     if not buffers:
         raise ValueError(f"{dataset_id}: expected episodes, got none")
     root = Path(get_dataset_path())
-    _sweep(root)
+    _remove_stale(root)
     staging = Path(tempfile.mkdtemp(prefix=f".making-{os.getpid()}-", dir=root))
     try:
         storage = MinariStorage.new(
@@ -149,36 +147,36 @@ def write_minari(
         )
         storage.update_metadata({"dataset_id": dataset_id, "minari_version": version("minari"), **metadata})
         storage.update_episodes(buffers)
-        (staging / "whole").mkdir()
-        (staging / "set").rename(staging / "whole" / "data")
+        (staging / "complete").mkdir()
+        (staging / "set").rename(staging / "complete" / "data")
         _make_namespace(root, dataset_id)
         if path.exists():
             path.rename(staging / "old")
-        (staging / "whole").rename(path)
+        (staging / "complete").rename(path)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
     return path
 
 
-def refuse_existing(dataset_id: str, overwrite: bool) -> None:
-    """Raise FileExistsError if a complete data set of that id is there and may not be replaced."""
+def refuse_to_replace(dataset_id: str, overwrite: bool) -> None:
+    """Raise FileExistsError if a complete data set with that id exists and `overwrite` is False."""
     path = dataset_path(dataset_id)
     if not overwrite and is_complete(path):
-        raise FileExistsError(f"{dataset_id}: exists already at {path}; overwrite=True (--overwrite) replaces it")
+        raise FileExistsError(f"{dataset_id}: already exists at {path}; pass overwrite=True (--overwrite) to replace it")
 
 
 def _state(observations: Any, env_id: str | None) -> np.ndarray:
     if isinstance(observations, dict):
-        return goal_in_state(observations, with_position=position_apart(env_id))
+        return goal_in_state(observations, with_position=needs_achieved_goal(env_id))
     return np.asarray(observations)
 
 
 def _buffer(where: str, episode: Episode, env: gymnasium.Env) -> EpisodeBuffer:
-    """An episode as Minari takes it, checked: Minari stores wrong shapes without a word."""
+    """Convert an episode to Minari's type and validate it: Minari stores wrong shapes without an error."""
     space: Any = env.observation_space
     T, goal = len(episode), is_goal_space(space)
-    apart = goal and env.spec is not None and position_apart(env.spec.id)
-    keys = (*(("achieved_goal",) if apart else ()), "observation", "desired_goal")
+    with_position = goal and env.spec is not None and needs_achieved_goal(env.spec.id)
+    keys = (*(("achieved_goal",) if with_position else ()), "observation", "desired_goal")
     width = sum(space[key].shape[0] for key in keys) if goal else space.shape[0]
     expected = {
         "observations": (T + 1, width),
@@ -211,17 +209,17 @@ def _buffer(where: str, episode: Episode, env: gymnasium.Env) -> EpisodeBuffer:
 
 
 def is_complete(path: Path) -> bool:
-    """Whether the folder holds a finished data set; Minari writes the step count last, and downloads file by file."""
+    """Whether the folder contains a finished data set. Minari writes the step count last, and downloads file by file."""
     try:
         metadata = MinariStorage.read_raw_metadata(path / "data")
     except (ValueError, OSError):
         return False
-    here = metadata.get("data_format") != "hdf5" or (path / "data" / HDF5_FILE).is_file()
-    return here and bool(metadata.get("dataset_id")) and metadata.get("total_steps", 0) > 0
+    has_data = metadata.get("data_format") != "hdf5" or (path / "data" / HDF5_FILE).is_file()
+    return has_data and bool(metadata.get("dataset_id")) and metadata.get("total_steps", 0) > 0
 
 
 def _make_namespace(root: Path, dataset_id: str) -> None:
-    """The folders above the data set, each with the file by which Minari knows a namespace."""
+    """Create the folders above the data set, each with Minari's namespace marker file."""
     folder = root
     for part in dataset_id.split("/")[:-1]:
         folder = folder / part
@@ -231,8 +229,8 @@ def _make_namespace(root: Path, dataset_id: str) -> None:
             marker.write_text("{}")
 
 
-def _sweep(root: Path) -> None:
-    """Remove what killed writers left behind."""
+def _remove_stale(root: Path) -> None:
+    """Remove the staging folders of writers that were killed."""
     for folder in root.glob(".making-*"):
         pid = folder.name.split("-")[1]
         if pid.isdigit() and not _is_running(int(pid)):

@@ -63,19 +63,14 @@ def chain_forward(
     c_u, c_net, sigma = dynamics.c_u, dynamics.c_net, dynamics.sigma
     u = torch.zeros_like(conditioning[..., : dynamics.state_dim])  # (B, 1+T, d), tangents 0: (27)
     u[:, 0] = dynamics.g(noise[:, -1])  # (23)
-    p = None  # what a sampler of second order looks back to
     for k in range(K, 0, -1):
         z = u @ W_u.mT
         z += constant
         z[:, 0] += table[k - 1]
         y = mlp_push(dynamics.denoiser.mlp, z)
-        kept = _keep(dynamics, k, u, y)
         u = u.mul_(c_u[k - 1]).add_(y, alpha=c_net[k - 1])  # (24) in row 0, (29) and (31) below
         if sigma[k - 1]:
             u[:, 0].add_(noise[:, k - 1], alpha=sigma[k - 1])
-        if p is not None and dynamics.c_p is not None:
-            u.add_(p, alpha=dynamics.c_p[k - 1])
-        p = kept
     x, dx = split(u)
     tangents = dx * dynamics.out_std
     return dynamics.decode(state, x), tangents + ds if dynamics.target == "difference" else tangents
@@ -115,7 +110,7 @@ def chain_record(
     _, W_sa, _, _ = dynamics.denoiser.split()
     table = level_table(dynamics) if table is None else table
     constant = torch.cat([dynamics.standardise(state), action], -1) @ W_sa.mT  # (B, w)
-    u, p = dynamics.g(noise[:, -1]), None
+    u = dynamics.g(noise[:, -1])
     tapes: list[MLPTape] = []
     latents: list[Tensor] = []
     for k in range(K, 0, -1):
@@ -124,13 +119,9 @@ def chain_record(
             latents.append(u)
         else:
             tapes.append(tape)
-        kept = _keep(dynamics, k, u, y)
         u = (dynamics.c_u[k - 1] * u).add_(y, alpha=dynamics.c_net[k - 1])
         if dynamics.sigma[k - 1]:
             u.add_(noise[:, k - 1], alpha=dynamics.sigma[k - 1])
-        if p is not None and dynamics.c_p is not None:
-            u.add_(p, alpha=dynamics.c_p[k - 1])
-        p = kept
     return dynamics.decode(state, u), ChainTape(tapes[::-1], latents[::-1], constant, table)
 
 
@@ -138,23 +129,14 @@ def chain_adjoint(dynamics: ChainDynamics, tape: ChainTape, cotangent: Tensor) -
     """The transposed chain: λ (B, d) -> F_sᵀ λ (B, d), F_aᵀ λ (B, m).
 
     μ_0 = λ; for k = 1…K: v += (h_s, h_a)ᵀ μ, μ ← h_uᵀ μ. W_sa is applied once, to the sum over k of the first layer's z̄.
-    With samplers of second order ν is the cotangent of what step k keeps for step k−1, (keep_u, keep_net)ᵀ of which is added.
     """
     W_u, W_sa, _, _ = dynamics.denoiser.split()
     mu = cotangent * dynamics.out_std
     total = torch.zeros_like(tape.constant)
-    nu: Tensor | None = None
     for k in range(1, dynamics.diffusion_steps + 1):
-        y_bar, c_u = dynamics.c_net[k - 1] * mu, dynamics.c_u[k - 1]
-        earlier = None if dynamics.c_p is None else dynamics.c_p[k - 1] * mu
-        if nu is not None and dynamics.keep is not None:
-            keep_u, keep_net = dynamics.keep[k - 1]
-            y_bar.add_(nu, alpha=keep_net)
-            mu, c_u = c_u * mu + keep_u * nu, 1.0
-        nu = earlier
-        z_bar = mlp_pull(dynamics.denoiser.mlp, tape.denoiser(dynamics, k), y_bar)
+        z_bar = mlp_pull(dynamics.denoiser.mlp, tape.denoiser(dynamics, k), dynamics.c_net[k - 1] * mu)
         total += z_bar
-        mu = torch.addmm(mu, z_bar, W_u, beta=c_u)
+        mu = torch.addmm(mu, z_bar, W_u, beta=dynamics.c_u[k - 1])
     v = total @ W_sa
     v_s, v_a = v[:, : dynamics.state_dim] / dynamics.state_std, v[:, dynamics.state_dim :]
     return v_s + cotangent if dynamics.target == "difference" else v_s, v_a
@@ -164,11 +146,3 @@ def _denoise(dynamics: ChainDynamics, u: Tensor, constant: Tensor, row: Tensor) 
     """The denoiser at one level: u (B, d), the constant part (B, w), the level's table row (w,) -> (B, d) and its tape."""
     W_u, _, _, _ = dynamics.denoiser.split()
     return mlp_record(dynamics.denoiser.mlp, torch.addmm(constant, u, W_u.mT).add_(row))
-
-
-def _keep(dynamics: ChainDynamics, k: int, u: Tensor, y: Tensor) -> Tensor | None:
-    """p of a sampler of second order, for the step after k."""
-    if dynamics.keep is None:
-        return None
-    keep_u, keep_net = dynamics.keep[k - 1]
-    return (keep_u * u).add_(y, alpha=keep_net)

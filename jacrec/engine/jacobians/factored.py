@@ -32,7 +32,7 @@ class FactoredRows:
     """T gradients at each of R visited states, for n independent sets of states."""
 
     outer: list[Outer]
-    vectors: dict[str, Tensor]  # (n, R, T, *shape): LayerNorm's parameters; of a stranger's policy, all of them
+    vectors: dict[str, Tensor]  # (n, R, T, *shape): LayerNorm's parameters; all of those of a third-party policy
     counted: Collection[str] | None
     """the parameters that inner products count; None: all"""
 
@@ -84,7 +84,7 @@ class FactoredRows:
 def factored_rows(pi: PolicyPass, w: Tensor, counted: Collection[str] | None) -> FactoredRows:
     """The gradients w Π_ψ of a policy pass at (n, R) states, for w (n, R, T, m).
 
-    An `Actor` stays factored. A stranger's policy is differentiated row by row: n·R·T·P numbers.
+    An `Actor` stays factored. A third-party policy is differentiated row by row: n·R·T·P numbers.
 
     Args:
         counted: names of the parameters that inner products count; None: all.

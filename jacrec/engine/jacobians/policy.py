@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from jacrec.engine.jacobians import generic
 from jacrec.engine.jacobians.mlp import MLPTape, mlp_parameter_pull, mlp_parameter_rows, mlp_pull, mlp_record
-from jacrec.models.networks import MLP, Actor, affine, has_manual_derivatives
+from jacrec.models.networks import MLP, Actor, affine, has_manual_derivatives, is_unmodified
 from jacrec.models.world import BatchedPolicy
 
 
@@ -52,7 +52,7 @@ def has_written_jacobian(policy: nn.Module) -> bool:
             or not has_manual_derivatives(policy._modules["mlp"])
         ):
             return False
-        if policy._forward_hooks or policy._forward_pre_hooks or "forward" in policy.__dict__:
+        if not is_unmodified(policy):
             return False
     elif type(policy) is not Actor or not has_manual_derivatives(policy):
         return False

@@ -1,4 +1,4 @@
-"""What all of jacrec's own dynamics share: the scales of the data."""
+"""The base of jacrec's own dynamics: the scales of the data."""
 
 import torch
 from torch import Tensor, nn
@@ -8,7 +8,7 @@ class ScaledDynamics(nn.Module):
     """Dynamics f(s, a, ε) = offset(s) + out_mean + out_std ⊙ x with x a network's output on standardised states.
 
     With target = "difference" offset(s) = s and (out_mean, out_std) standardise s' − s; with "state" offset is 0 and
-    they standardise s' itself. The buffers are identities until `set_scales`.
+    they standardise s' itself. The buffers are the identity until `set_scales`.
     """
 
     state_mean: Tensor
@@ -26,7 +26,7 @@ class ScaledDynamics(nn.Module):
 
     @torch.no_grad()
     def set_scales(self, state_mean, state_std, out_mean, out_std) -> None:
-        """Take the data's means and standard deviations, each (d,)."""
+        """Set the data's means and standard deviations, each (d,)."""
         scales = {"state_mean": state_mean, "state_std": state_std, "out_mean": out_mean, "out_std": out_std}
         for name, value in scales.items():
             value = torch.as_tensor(value)

@@ -1,4 +1,4 @@
-"""Another sampler for a trained world model: the same weights, another chain of maps h_k, no training."""
+"""Resampling of a trained world model: the same weights with another chain of maps h_k, without training."""
 
 from dataclasses import dataclass, fields
 from typing import Any, TypeVar
@@ -14,15 +14,15 @@ AnyModule = TypeVar("AnyModule", bound=nn.Module)
 
 KNOBS = {
     DiffusionDynamics: ("sampler", "eta", "levels"),
-    FlowDynamics: ("steps", "solver"),
+    FlowDynamics: ("steps",),
     MeanFlowDynamics: ("steps",),
 }
-"""what sampling may change, by class"""
+"""settings of sampling, by class"""
 
 
 @dataclass(frozen=True)
 class Sampler:
-    """How a trained world model is sampled where it is to differ from how it was made; nothing named: no difference."""
+    """Sampling settings of a trained world model that differ from those it was constructed with; default: none."""
 
     sampler: str | None = None
     """diffusion: ddpm or ddim"""
@@ -30,24 +30,22 @@ class Sampler:
     """diffusion: noise of the ddim sampler, 0 none, 1 as ddpm"""
     levels: tuple[int, ...] | None = None
     """diffusion: the levels visited, ascending within those of training; one network evaluation each"""
-    solver: str | None = None
-    """flow: euler or heun"""
     steps: int | None = None
     """flow and meanflow: intervals from noise to the next state"""
 
     @property
     def changes(self) -> dict[str, object]:
-        """What is named."""
+        """The settings that are not None."""
         return {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) is not None}
 
 
 def with_sampler(dynamics: AnyModule, sampler: Sampler) -> AnyModule:
-    """`dynamics` sampled otherwise: a model with the same weights, which are shared, and the named settings changed.
+    """A model that shares the weights of `dynamics` and is sampled with other settings.
 
-    Few-step DDIM is Sampler(sampler="ddim", levels=(4, 10)) for a model with K = 10. Nothing named: `dynamics` itself.
+    Few-step DDIM is Sampler(sampler="ddim", levels=(4, 10)) for a model with K = 10. Without changes: `dynamics` itself.
 
     Raises:
-        ValueError: a setting that this kind of model has not, or that it refuses.
+        ValueError: a setting that this kind of model does not have, or a value that it refuses.
     """
     changes = sampler.changes
     if not changes:

@@ -1,1 +1,1 @@
-"""What a whole study says: tasks × training seeds × contestants, read from its folder, beside the paper's numbers."""
+"""Analysis of whole studies: statistics, tables, plots and a report, compared with the paper's numbers."""

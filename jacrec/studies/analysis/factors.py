@@ -1,4 +1,4 @@
-"""One factor at a time: what each setting does to the gain, and how well a setting can be chosen without looking."""
+"""Effects of single settings on the gain, and cross-validated selection of settings."""
 
 from dataclasses import dataclass, replace
 
@@ -15,16 +15,15 @@ STEPS = "K"
 OWN_FACTORS = {key: LETTERS[key] for key in ("horizon", "particles", "updates", "lr", "carry", "deadline_ms")} | {
     "objective": "objective",
     "step": "step",
-    "think_every": "think every",
 }
-"""settings that are a factor each, and its name"""
+"""settings that are factors by themselves, with the names of the factors"""
 ORDER = ("H", "M", "E", "lr", STEPS, "carry", WORLD_MODEL, GUARD)
-CHAIN = {"steps", "levels"}  # a diffusion's settings that are its number of denoising steps
+CHAIN = {"steps", "levels"}  # settings that determine the number of denoising steps
 
 
 @dataclass(frozen=True)
 class Level:
-    """One value of a factor, all else as the centre's."""
+    """One value of a factor; all other settings equal those of the centre."""
 
     value: str
     contestant: str
@@ -33,25 +32,26 @@ class Level:
 
 @dataclass(frozen=True)
 class Choice:
-    """A setting chosen by the mean gain on all training seeds but one, judged on that one."""
+    """A contestant selected by its mean gain on all training seeds but one, and evaluated on that one."""
 
     seed: int
+    """the held-out training seed"""
     chosen: str
-    """a contestant, or one per task joined by commas"""
+    """the contestant, or the contestants of the tasks separated by commas"""
     gain: float
-    """over base on the held-back seed, averaged over tasks"""
+    """gain over base on the held-out seed, averaged over tasks"""
 
 
 def factor_of(study: Study, contestant: str, centre: str) -> str | None:
-    """The one factor in which two contestants differ; None where they differ in none or several, as who plans otherwise does.
+    """The single factor in which two contestants differ; None if they differ in none or several, or are of different kinds.
 
-    Settings that keep ψ from following a wrong model (trust radius, gradient clip and whatever else is no `OWN_FACTORS`)
-    are one factor together, the guard. World models that differ in their denoising steps alone are the factor K.
+    All settings that are not in `OWN_FACTORS`, such as trust radius and gradient clip, form one factor, the guard: they keep
+    ψ from exploiting a wrong model. World models that differ only in their denoising steps form the factor K.
     """
     ours, theirs = settings_of(study, contestant), settings_of(study, centre)
-    if not ours or not theirs:  # one that rehearses has no settings of its own
+    if not ours or not theirs:  # contestants that rehearse have no settings
         return None
-    if ours.get("planner") != theirs.get("planner"):  # their settings are not the same ones
+    if ours.get("planner") != theirs.get("planner"):  # different kinds of settings
         return None
     keys = differing(ours, theirs)
     factors = {_factor(study, key, ours, theirs) for key in keys}
@@ -59,9 +59,9 @@ def factor_of(study: Study, contestant: str, centre: str) -> str | None:
 
 
 def factors(study: Study, centre: str) -> dict[str, list[Level]]:
-    """Every factor with two values or more, the centre's own among them, in the paper's order and then as they come.
+    """Every factor with at least two values, including the centre's, in the paper's order.
 
-    Numbers are sorted; of other values the centre's stands first.
+    Numeric values are sorted; otherwise the centre's value comes first.
     """
     found: dict[str, list[Level]] = {}
     for name in study.contestants[1:]:
@@ -78,47 +78,47 @@ def factors(study: Study, centre: str) -> dict[str, list[Level]]:
 
 
 def centre_of(study: Study, main: str) -> str:
-    """The contestant with a world model with the most others at one factor from it: `main`, unless another has more."""
+    """The contestant with a world model from which most others differ in a single factor; `main` in case of a tie."""
     able = [c for c in study.contestants[1:] if settings_of(study, c).get("horizon", 0) > 0]
     counts = {c: sum(map(len, factors(study, c).values())) for c in [main, *able]}
     return max(counts, key=lambda c: counts[c])
 
 
-def elsewhere(study: Study, centre: str) -> list[str]:
-    """Contestants that differ from the centre in several factors, or in none that matters."""
+def differ_in_several(study: Study, centre: str) -> list[str]:
+    """Contestants that do not differ from the centre in exactly one factor."""
     return [c for c in study.contestants[1:] if c != centre and factor_of(study, c, centre) is None]
 
 
-def chosen_without_looking(study: Study, *, per_task: bool = False) -> list[Choice]:
-    """For every training seed the contestant that is best on the other seeds, judged on this one; [] with one seed.
+def leave_one_seed_out(study: Study, *, per_task: bool = False) -> list[Choice]:
+    """For every training seed, the contestant that is best on the other seeds, evaluated on this seed; [] with one seed.
 
-    The best of several in hindsight flatters itself; this does not, since no seed judges what it chose. Contestants that
-    lack a scored task or seed, or that rehearse, do not stand for choice.
+    The best of several contestants is overestimated if the same episodes select and evaluate it; cross-validation avoids that.
+    Contestants that lack a scored task or seed, or that rehearse, are not candidates.
 
     Args:
-        per_task: choose for every task on its own.
+        per_task: select a contestant for each task separately.
     """
     table = {c: _gain_table(study, c) for c in study.contestants[1:] if settings_of(study, c)}
-    whole = {c: gain for c, gain in table.items() if gain is not None}
-    if not whole or len(study.seeds) < 2:
+    complete = {c: gain for c, gain in table.items() if gain is not None}
+    if not complete or len(study.seeds) < 2:
         return []
-    names, gain = list(whole), np.stack(list(whole.values()))  # (contestants, tasks, seeds)
+    names, gain = list(complete), np.stack(list(complete.values()))  # (contestants, tasks, seeds)
     choices = []
     for i, seed in enumerate(study.seeds):
         others = np.delete(gain, i, axis=2).mean(2)  # (contestants, tasks)
         if per_task:
             best = others.argmax(0)
-            judged = float(np.mean([gain[b, t, i] for t, b in enumerate(best)]))
+            held_out = float(np.mean([gain[b, t, i] for t, b in enumerate(best)]))
             chosen = ", ".join(dict.fromkeys(names[b] for b in best))
         else:
             b = int(others.mean(1).argmax())
-            judged, chosen = float(gain[b, :, i].mean()), names[b]
-        choices.append(Choice(seed, chosen, judged))
+            held_out, chosen = float(gain[b, :, i].mean()), names[b]
+        choices.append(Choice(seed, chosen, held_out))
     return choices
 
 
 def _gain_table(study: Study, contestant: str) -> np.ndarray | None:
-    """Mean paired gain over base, (tasks, seeds); None where a cell is missing or no task has scores."""
+    """Mean paired gain over base, (tasks, seeds); None if a cell is missing or no task has scores."""
     rows = []
     for task in study.scored_tasks:
         gain = paired(study, task, contestant, BASE)
@@ -143,7 +143,7 @@ def _model_changes(study: Study, model: str) -> set[tuple[str, str]]:
 
 
 def _keys(study: Study, names: list[str], centre: str, factor: str) -> list[str]:
-    """The settings that a factor is made of: several only for the guard."""
+    """The settings that make up a factor; more than one only for the guard."""
     if factor in (WORLD_MODEL, STEPS):
         return ["model"]
     if factor != GUARD:

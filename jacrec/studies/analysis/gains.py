@@ -1,4 +1,4 @@
-"""Paired gains: one contestant minus another on the same training seeds and environment seeds."""
+"""Paired gains: differences of two contestants on the same training seeds and environment seeds."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ from jacrec.studies.analysis.read import Study
 from jacrec.studies.config import BASE
 
 HARM = -1.0
-"""points of normalised score below which a loss counts as harm"""
+"""threshold, in points of normalised score, below which a loss counts as harm"""
 
 
 @dataclass(frozen=True)
@@ -32,30 +32,30 @@ class Gain:
     unit: str
     """ "score" or "return" """
     seeds: tuple[int, ...]
-    """training seeds that both have played"""
+    """training seeds played by both"""
     runs: tuple[np.ndarray, ...]
-    """per training seed the differences of episodes with the same environment seed"""
+    """per training seed, the differences of episodes with the same environment seed"""
     estimate: Estimate
     """hierarchical bootstrap; std and n over training seeds"""
     t: Estimate
-    """Student's t on the seeds' means"""
+    """Student's t over the seeds' means"""
 
     @property
     def episodes(self) -> int:
-        """Pairs of episodes over all seeds."""
+        """Number of episode pairs over all seeds."""
         return sum(len(x) for x in self.runs)
 
 
 @dataclass(frozen=True)
 class Average:
-    """The paired difference averaged over the tasks with normalised scores, each of the same weight."""
+    """The paired difference averaged over tasks with normalised scores, with equal weights."""
 
     contestant: str
     against: str
     gains: tuple[Gain, ...]
-    """one per task that both have played"""
+    """one per task played by both"""
     absent: tuple[str, ...]
-    """scored tasks that are not in it"""
+    """scored tasks not included"""
     estimate: Estimate
     t: Estimate
 
@@ -66,28 +66,28 @@ class Average:
 
     @property
     def harmed(self) -> list[Gain]:
-        """Tasks worse than `HARM` beyond noise: the whole interval lies below it."""
+        """Tasks significantly worse than `HARM`: the whole interval lies below it."""
         return [g for g in self.gains if g.estimate.high < HARM]
 
     @property
     def undecided(self) -> list[Gain]:
-        """Tasks whose interval reaches below `HARM` without lying below it."""
+        """Tasks whose interval contains `HARM`."""
         return [g for g in self.gains if g.estimate.low < HARM <= g.estimate.high]
 
     @property
     def harmless(self) -> list[Gain]:
-        """Tasks shown to be no worse than `HARM`: the whole interval lies above it."""
+        """Tasks that are not worse than `HARM`: the whole interval lies above it."""
         return [g for g in self.gains if g.estimate.low >= HARM]
 
     @property
     def seeds(self) -> int:
-        """The smallest number of training seeds of a task."""
+        """The smallest number of training seeds per task."""
         return min(len(g.seeds) for g in self.gains)
 
 
 @dataclass(frozen=True)
 class Aggregate:
-    """One contestant over all scored tasks that it has played."""
+    """One contestant over all scored tasks it has played."""
 
     contestant: str
     tasks: tuple[str, ...]
@@ -100,19 +100,12 @@ class Aggregate:
 
 @cache
 def paired(study: Study, task: str, contestant: str, against: str, *, level: float = 0.95) -> Gain | None:
-    """contestant − against on one task, None where they share no training seed."""
-    ours, theirs = study.of(task, contestant), study.of(task, against)
+    """contestant − against on one task; None if they share no training seed."""
     unit = study.unit(task)
-    runs = {}
-    for seed in ours.keys() & theirs.keys():
-        a, b = ours[seed].values(unit + "s"), theirs[seed].values(unit + "s")
-        shared = sorted(a.keys() & b.keys())
-        if shared:
-            runs[seed] = np.array([a[s] - b[s] for s in shared])
-    if not runs:
+    pairs = _pairs(study, task, contestant, against, unit + "s")
+    if not pairs:
         return None
-    seeds = tuple(sorted(runs))
-    differences = tuple(runs[s] for s in seeds)
+    seeds, differences = tuple(pairs), tuple(a - b for a, b in pairs.values())
     return Gain(
         task,
         contestant,
@@ -128,7 +121,11 @@ def paired(study: Study, task: str, contestant: str, against: str, *, level: flo
 def average_gain(
     study: Study, contestant: str, against: str = BASE, *, tasks: Sequence[str] | None = None, level: float = 0.95
 ) -> Average | None:
-    """contestant − against averaged over the scored tasks (those given, or all); None where there is none of them."""
+    """contestant − against averaged over the scored tasks; None if there are none.
+
+    Args:
+        tasks: tasks to average over (default: all with normalised scores).
+    """
     wanted = [t for t in (study.scored_tasks if tasks is None else tasks) if study.unit(t) == "score"]
     found = {task: paired(study, task, contestant, against, level=level) for task in wanted}
     gains = tuple(g for g in found.values() if g is not None)
@@ -146,7 +143,7 @@ def average_gain(
 
 
 def aggregate(study: Study, contestant: str, *, level: float = 0.95) -> Aggregate | None:
-    """Mean and interquartile mean over the scored tasks, and the probability of improvement over base; None without any."""
+    """Mean and interquartile mean over the scored tasks, and the probability of improvement over base; None without tasks."""
     tasks = [t for t in study.scored_tasks if study.of(t, contestant)]
     if not tasks:
         return None
@@ -166,20 +163,24 @@ def _improvement(study: Study, contestant: str, tasks: list[str], level: float) 
         return None
     ours, theirs = [], []
     for task in tasks:
-        sides = [study.of(task, name) for name in (contestant, BASE)]
-        pairs = []
-        for seed in sorted(sides[0].keys() & sides[1].keys()):
-            a, b = (side[seed].values("scores") for side in sides)
-            shared = sorted(a.keys() & b.keys())
-            if shared:
-                pairs.append([np.array([x[s] for s in shared]) for x in (a, b)])
-        if pairs:
-            ours.append([p[0] for p in pairs])
-            theirs.append([p[1] for p in pairs])
+        if pairs := _pairs(study, task, contestant, BASE, "scores").values():
+            ours.append([a for a, _ in pairs])
+            theirs.append([b for _, b in pairs])
     return probability_of_improvement(ours, theirs, level=level) if ours else None
 
 
+def _pairs(study: Study, task: str, contestant: str, against: str, key: str) -> dict[int, tuple[np.ndarray, np.ndarray]]:
+    """By shared training seed, the values of both contestants' episodes with the same environment seeds."""
+    ours, theirs = study.of(task, contestant), study.of(task, against)
+    pairs = {}
+    for seed in sorted(ours.keys() & theirs.keys()):
+        a, b = ours[seed].values(key), theirs[seed].values(key)
+        if shared := sorted(a.keys() & b.keys()):
+            pairs[seed] = np.array([a[s] for s in shared]), np.array([b[s] for s in shared])
+    return pairs
+
+
 def cost(study: Study, contestant: str) -> tuple[float, float, float] | None:
-    """Milliseconds per decision of the controller: median, least and most over the plays; None without any."""
+    """Milliseconds per decision of the controller: median, minimum and maximum over the plays; None without plays."""
     times = [p.milliseconds for (_, _, name), p in study.plays.items() if name == contestant]
     return (float(np.median(times)), min(times), max(times)) if times else None

@@ -1,12 +1,12 @@
-"""Statistics of several tasks, each with a few training seeds, each seed with some episodes.
+"""Hierarchical statistics: several tasks, each with a few training seeds, each seed with several episodes.
 
 A task is a sequence of runs, one per training seed; a run is the array of its episodes' scores, or of their differences
-to another contestant's. Two things vary: training seeds and, within them, episodes. The hierarchical bootstrap draws seeds
-with replacement and then, within each drawn seed, episodes; tasks are strata and are never drawn. With few seeds S its
-intervals are too narrow, since the spread between S drawn seeds is (S − 1)/S of the true one on average: `t_over_seeds` and
-`t_over_tasks`, which look at one number per seed, stand beside them.
+to another contestant's. There are two sources of variation: training seeds and, within them, episodes. The hierarchical
+bootstrap draws seeds with replacement and then episodes within each drawn seed; tasks are strata and are not drawn. With a
+small number S of seeds its intervals are too narrow, since the variance between drawn seeds is on average (S − 1)/S of the
+true one. `t_over_seeds` and `t_over_tasks`, which use one number per seed, are reported alongside.
 
-How often 95 % intervals hold the truth in simulated Gaussian studies of 3 seeds × 10 episodes (300 of each):
+Coverage of 95 % intervals in simulated Gaussian studies of 3 seeds × 10 episodes (300 of each):
 
     standard deviation between trainings, episodes     3, 1     1, 3
     average over 12 tasks   bootstrap                  85 %     95 %
@@ -23,24 +23,24 @@ import numpy as np
 from jacrec.evaluation.statistics import RESAMPLES, Estimate, check_level, check_sample, t_mean, t_quantile
 
 FEW_SEEDS = 10
-CHUNK = 2_000_000  # numbers drawn at a time
+CHUNK = 2_000_000  # random numbers drawn at a time
 
 Runs = Sequence[np.ndarray]
 """one task: an array of episodes (E_s,) per training seed s"""
 
 
 def hierarchical_mean(runs: Runs, *, level: float = 0.95, resamples: int = RESAMPLES, seed: int = 0) -> Estimate:
-    """Mean over training seeds of their mean episode, with the hierarchical bootstrap's percentile interval.
+    """Mean over training seeds of the mean over episodes, with the percentile interval of the hierarchical bootstrap.
 
-    `std` is the standard deviation over training seeds (the ± of the literature's tables), `n` their number.
+    `std` is the standard deviation over training seeds (the ± of published tables), `n` their number.
     """
     return average_over_tasks([runs], level=level, resamples=resamples, seed=seed)
 
 
 def average_over_tasks(tasks: Sequence[Runs], *, level: float = 0.95, resamples: int = RESAMPLES, seed: int = 0) -> Estimate:
-    """The average over tasks of their means, each task of the same weight, with the stratified hierarchical interval.
+    """Average of the tasks' means with equal weights, with the stratified hierarchical interval.
 
-    For one task `std` and `n` are over its training seeds, for several over the tasks' means.
+    For a single task, `std` and `n` refer to its training seeds, otherwise to the tasks' means.
     """
     tasks = _checked(tasks)
     means = np.array([_run_means(runs).mean() for runs in tasks])
@@ -52,9 +52,9 @@ def average_over_tasks(tasks: Sequence[Runs], *, level: float = 0.95, resamples:
 def interquartile_mean_of_runs(
     tasks: Sequence[Runs], *, level: float = 0.95, resamples: int = RESAMPLES, seed: int = 0
 ) -> Estimate:
-    """The interquartile mean of all runs' scores of all tasks (Agarwal et al. 2021), with the stratified interval.
+    """Interquartile mean of the scores of all runs of all tasks (Agarwal et al. 2021), with the stratified interval.
 
-    A run's score is the mean of its episodes. `std` and `n` are over the runs.
+    A run's score is the mean of its episodes. `std` and `n` refer to the runs.
     """
     tasks = _checked(tasks)
     runs = np.concatenate([_run_means(runs) for runs in tasks])
@@ -63,7 +63,7 @@ def interquartile_mean_of_runs(
 
 
 def trimmed_mean(x: np.ndarray) -> np.ndarray:
-    """The mean of the middle half of each row, (R, n) -> (R,); a quarter of the values, fractions included, is cut per end."""
+    """The mean of the middle half of each row, (R, n) -> (R,); a quarter of the values is cut off at either end."""
     n = x.shape[1]
     edges = np.arange(n + 1) / n
     weight = np.clip(edges[1:], 0.25, 0.75) - np.clip(edges[:-1], 0.25, 0.75)
@@ -73,13 +73,13 @@ def trimmed_mean(x: np.ndarray) -> np.ndarray:
 def probability_of_improvement(
     ours: Sequence[Runs], theirs: Sequence[Runs], *, level: float = 0.95, resamples: int = RESAMPLES, seed: int = 0
 ) -> Estimate:
-    """How likely a run of ours scores above an independent run of theirs, averaged over tasks; ties count half.
+    """Probability that a run of ours scores above an independent run of theirs, averaged over tasks; ties count half.
 
-    The Mann-Whitney statistic of Agarwal et al. (2021). Seeds and episodes are drawn for both sides together, since run s of
-    the one and run s of the other share their training. `std` and `n` are over the tasks.
+    The Mann-Whitney statistic of Agarwal et al. (2021). Seeds and episodes are drawn jointly for both sides, since run s of
+    either side shares its training. `std` and `n` refer to the tasks.
 
     Raises:
-        ValueError: the sides do not have the same tasks, seeds and numbers of episodes.
+        ValueError: the sides differ in tasks, seeds or numbers of episodes.
     """
     ours, theirs = _checked(ours), _checked(theirs)
     if [[len(x) for x in runs] for runs in ours] != [[len(x) for x in runs] for runs in theirs]:
@@ -96,14 +96,14 @@ def probability_of_improvement(
 
 
 def t_over_seeds(runs: Runs, *, level: float = 0.95) -> Estimate:
-    """Student's t on the training seeds' means: honest with few of them, infinite with one."""
+    """Student's t interval over the means of the training seeds; infinite for a single seed."""
     return t_mean(_run_means(_checked([runs])[0]), level=level)
 
 
 def t_over_tasks(tasks: Sequence[Runs], *, level: float = 0.95) -> Estimate:
-    """Student's t for the average over tasks: variances over seeds added up, degrees of freedom by Welch and Satterthwaite.
+    """Student's t interval of the average over tasks: summed variances over seeds, Welch-Satterthwaite degrees of freedom.
 
-    Infinite if a task has one seed. `std` and `n` are over the tasks' means.
+    Infinite if a task has a single seed. `std` and `n` refer to the tasks' means.
     """
     tasks = _checked(tasks)
     seeds = [_run_means(runs) for runs in tasks]
@@ -114,7 +114,7 @@ def t_over_tasks(tasks: Sequence[Runs], *, level: float = 0.95) -> Estimate:
         parts = np.array([x.var(ddof=1) / x.size for x in seeds])
         total = float(parts.sum())
         weights = np.array([x.size - 1 for x in seeds])
-        # rounded down, the wider way
+        # rounded down, to the wider interval
         degrees = math.floor(total**2 / float((parts**2 / weights).sum()) + 1e-9) if total > 0 else int(weights.sum())
         half = t_quantile(0.5 + check_level(level) / 2, max(degrees, 1)) * math.sqrt(total) / len(tasks)
     mean = float(means.mean())
@@ -134,10 +134,10 @@ def _run_means(runs: Runs) -> np.ndarray:
 
 
 def _resampled(runs: Runs, resamples: int, seed: int, task: int) -> np.ndarray:
-    """Means of drawn runs, (R, S): seeds with replacement, then within each its episodes with replacement.
+    """Means of resampled runs, (R, S): seeds are drawn with replacement, then episodes within each seed.
 
-    The draw depends on the seed, the task's number and the numbers of seeds and episodes alone, so contestants that are
-    compared are drawn alike.
+    The draw depends only on the random seed, the index of the task and the numbers of seeds and episodes, so contestants
+    under comparison are resampled identically.
     """
     rng = np.random.default_rng([seed, task])
     count = np.array([len(x) for x in runs])
@@ -157,7 +157,7 @@ def _resampled(runs: Runs, resamples: int, seed: int, task: int) -> np.ndarray:
 
 
 def _above(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """The share of pairs with a above b, ties half, (R, S), (R, S) -> (R,)."""
+    """The fraction of pairs with a above b, ties counting half, (R, S), (R, S) -> (R,)."""
     difference = a[:, :, None] - b[:, None, :]
     return ((difference > 0) + 0.5 * (difference == 0)).mean((1, 2))
 

@@ -1,4 +1,4 @@
-"""Gain against cost: who is on the front, and what share of one contestant's gain is left for what share of its cost."""
+"""Gain against cost: the Pareto front, timed decisions, and the gain and cost of contestants relative to a reference."""
 
 import time
 from collections.abc import Mapping, Sequence
@@ -8,12 +8,10 @@ from typing import TypeVar
 import numpy as np
 import torch
 
-from jacrec.control.controller import MPCConfig
 from jacrec.evaluation.config import PlayConfig
-from jacrec.evaluation.contestant import make_controller, open_env, with_dynamics, with_settings
+from jacrec.evaluation.contestant import make_controller, open_env, with_dynamics, with_sampling
 from jacrec.evaluation.episodes import PolicyController, play
 from jacrec.evaluation.statistics import Estimate
-from jacrec.planners import PlannerConfig
 from jacrec.studies.analysis.gains import Average, average_gain
 from jacrec.studies.analysis.hierarchy import average_over_tasks
 from jacrec.studies.analysis.read import Study, cell_folder
@@ -22,12 +20,12 @@ from jacrec.training.run import Run, load_run, torch_threads
 
 Name = TypeVar("Name")
 WARM_UP = 30
-"""decisions that are made before the clock runs"""
+"""untimed decisions at the start"""
 
 
 @dataclass(frozen=True)
 class Milliseconds:
-    """One environment's decisions, one after the other."""
+    """Time per decision of a single environment, measured sequentially."""
 
     median: float
     low: float
@@ -38,25 +36,24 @@ class Milliseconds:
 
 @dataclass(frozen=True)
 class Share:
-    """A contestant beside the one whose gain and cost are the unit."""
+    """Gain and cost of a contestant relative to a reference contestant, the unit."""
 
     contestant: str
     gain: Estimate
     """average paired gain over base"""
     left: Estimate
-    """average paired difference to the unit, in points: what is lost or won against it"""
+    """average paired difference to the unit, in points"""
     of_gain: float | None
-    """its gain over the unit's, on the tasks that both have played; None where the unit's own gain is not clear
-    of zero"""
+    """gain divided by the unit's gain, on the tasks played by both; None if the unit's gain is not significant"""
     beyond: Estimate | None
-    """average paired difference of its gain and a given share of the unit's, in points: above zero, it keeps more than that
-    share, whatever the unit gains; None where they share no training seed"""
+    """average paired difference between the gain and a given share of the unit's gain, in points; if positive, the contestant
+    keeps more than that share; None if they share no training seed"""
     milliseconds: Milliseconds
     of_cost: float
 
 
-def front(points: Mapping[Name, tuple[float, float]]) -> list[Name]:
-    """Those that nobody beats: points by name as (cost, gain); in order of cost."""
+def pareto_front(points: Mapping[Name, tuple[float, float]]) -> list[Name]:
+    """The points (cost, gain) that no other point dominates, in order of cost."""
     found, best = [], -np.inf
     for name, (_, gain) in sorted(points.items(), key=lambda item: (item[1][0], -item[1][1])):
         if gain > best:
@@ -68,17 +65,18 @@ def front(points: Mapping[Name, tuple[float, float]]) -> list[Name]:
 def decision_times(
     study: Study, contestants: Sequence[str], *, decisions: int = 200, turns: int = 3, threads: int | None = None
 ) -> dict[str, Milliseconds]:
-    """Time of one environment's decision, by contestant, on the study's first finished cell.
+    """Time per decision of a single environment, by contestant, measured on the study's first complete cell.
 
-    Everybody answers the same observations, which the base policy has met in the run's environment; turn by turn, so that a
-    machine's moods are shared. Contestants that rehearse have no decision of their own and are left out.
+    All contestants get the same observations, recorded with the base policy in the run's environment. They take turns, so
+    that fluctuations of the machine affect all of them. Contestants that rehearse are omitted, since they have no controller
+    of their own.
 
     Args:
-        decisions: timed per contestant and turn.
-        threads: of torch; none named: all that torch takes.
+        decisions: timed decisions per contestant and turn.
+        threads: torch threads (default: torch's current setting).
 
     Raises:
-        ValueError: no cell of the study holds all networks.
+        ValueError: no cell of the study contains all networks.
     """
     names = [c for c in contestants if c in study.config.contestants and not study.config.contestants[c].rehearse]
     cell, run = _first_run(study, names)
@@ -88,26 +86,23 @@ def decision_times(
         for name in names:
             spec = study.config.contestants[name]
             own = run if spec.model == DEFAULT_MODEL else with_dynamics(run, cell / "models" / spec.model)
-            own = with_settings(own, spec.dynamics)
+            own = with_sampling(own, spec.dynamics)
             players[name] = make_controller(own, spec.controller, None)
         taken: dict[str, list[float]] = {name: [] for name in names}
         for _ in range(turns):
             for name, player in players.items():
                 player.new_episode()
                 for i, observation in enumerate(observations):
-                    begun = time.perf_counter()
+                    started = time.perf_counter()
                     player.act(observation)
                     if i >= WARM_UP:
-                        taken[name].append(1e3 * (time.perf_counter() - begun))
-    return {name: milliseconds(t, study.config.contestants[name].controller) for name, t in taken.items()}
+                        taken[name].append(1e3 * (time.perf_counter() - started))
+    return {name: milliseconds(t) for name, t in taken.items()}
 
 
-def milliseconds(taken: Sequence[float], controller: MPCConfig | PlannerConfig) -> Milliseconds:
-    """Of decisions one after the other. One that thinks every n-th time costs the mean of n, since the median would be an
-    answer without thinking."""
-    n = controller.think_every if isinstance(controller, MPCConfig) else 1
-    means = np.reshape(taken[: len(taken) // n * n], (-1, n)).mean(1)
-    return Milliseconds(*(float(x) for x in np.percentile(means, (50, 20, 80))))
+def milliseconds(taken: Sequence[float]) -> Milliseconds:
+    """Percentiles of sequential decision times."""
+    return Milliseconds(*(float(x) for x in np.percentile(taken, (50, 20, 80))))
 
 
 def _first_run(study: Study, names: Sequence[str]):
@@ -121,13 +116,13 @@ def _first_run(study: Study, names: Sequence[str]):
                 except FileNotFoundError:
                     continue
     raise ValueError(
-        f"{study.path}: expected a cell with a whole run and the models {sorted(models)}, got none; jacrec sweep "
-        "goes on with the study"
+        f"{study.path}: expected a cell with a complete run and the models {sorted(models)}, got none; finish the study with "
+        "`jacrec sweep`"
     )
 
 
 def _observations(run: Run, count: int) -> list[np.ndarray]:
-    """The first `count` states that the base policy meets."""
+    """The first `count` states visited by the base policy."""
     config = PlayConfig(episodes=1, seed=0)
     env, met = open_env(run, config, threads=1), []
     while len(met) < count:
@@ -144,18 +139,19 @@ def shares(
     keep: float = 1.0,
     level: float = 0.95,
 ) -> list[Share]:
-    """Everybody with a time and a gain beside `unit`, in order of cost.
+    """All contestants with a time and a gain relative to `unit`, in order of cost.
 
     Args:
-        keep: the share of the unit's gain of `Share.beyond`.
-        tasks: over which gains are averaged; None: all with normalised scores.
+        times: of the contestants (`decision_times`).
+        tasks: tasks to average gains over (default: all with normalised scores).
+        keep: the share of the unit's gain used for `Share.beyond`.
 
     Raises:
         ValueError: the unit has no gain or no time.
     """
     whole = average_gain(study, unit, tasks=tasks, level=level)
     if whole is None or unit not in times:
-        raise ValueError(f"{unit}: expected a contestant with a paired gain and a decision of its own, got none")
+        raise ValueError(f"{unit}: expected a contestant with a paired gain and a decision time, got one without")
     found = []
     for name, ms in times.items():
         gain = average_gain(study, name, tasks=tasks, level=level)
@@ -173,8 +169,8 @@ def shares(
 
 
 def _beyond(gain: Average, difference: Average, keep: float) -> list[list[np.ndarray]]:
-    """Gain − keep · the unit's gain, episode by episode, as (1 − keep) · gain + keep · the difference of the two; of the
-    training seeds that all three have played."""
+    """Gain − keep · the unit's gain per episode, computed as (1 − keep) · gain + keep · difference, for the training seeds
+    played by all three."""
     found = []
     for ours in gain.gains:
         theirs = next((g for g in difference.gains if g.task == ours.task), None)

@@ -1,11 +1,11 @@
-"""A study's folder, read: what has been played, and everything that is missing, failed or not comparable.
+"""Reading a study's folder: finished plays, and everything that is missing, failed or not comparable.
 
 STUDY/study.yaml
 STUDY/cells/<task>/seed-<s>/run/                    a run of `jacrec train`
-STUDY/cells/<task>/seed-<s>/models/<model>/         further world models of that run
+STUDY/cells/<task>/seed-<s>/models/<model>/         additional world models of that run
 STUDY/cells/<task>/seed-<s>/rehearsals/<contestant>.json
 STUDY/cells/<task>/seed-<s>/plays/<contestant>.json
-**/*.failed.json                                    {"error", "attempts", ...} of what did not finish
+**/*.failed.json                                    {"error", "attempts", ...} of failed jobs
 """
 
 import json
@@ -17,17 +17,16 @@ from typing import Any
 import numpy as np
 
 from jacrec.studies.config import BASE, StudyConfig
-from jacrec.studies.spec import FILE
-from jacrec.studies.spec import read_study as read_config
+from jacrec.studies.spec import FILE, read_study_config
 from jacrec.training.config import to_dict
 from jacrec.training.run import PARTS
 
-PLAYED_BY = ("actor", "critic", "reward")  # networks that all contestants of a cell share
+SHARED_NETWORKS = ("actor", "critic", "reward")  # of all contestants of a cell
 
 
 @dataclass(frozen=True)
 class Play:
-    """One contestant's episodes with one training seed on one task."""
+    """Episodes of one contestant with one training seed on one task."""
 
     task: str
     seed: int
@@ -37,7 +36,7 @@ class Play:
 
     @property
     def scored(self) -> bool:
-        """Whether the task has reference returns, hence normalised scores."""
+        """Whether the task has reference returns and therefore normalised scores."""
         return self.record.get("scores") is not None
 
     def values(self, key: str) -> dict[int, float]:
@@ -52,7 +51,7 @@ class Play:
 
 @dataclass(frozen=True)
 class Gap:
-    """Something that the study asks for and that no number stands for."""
+    """A result of the study that is missing, failed or not comparable."""
 
     task: str
     seed: int
@@ -65,19 +64,21 @@ class Gap:
 
 @dataclass(frozen=True, eq=False)
 class Study:
-    """A study as its folder shows it. `plays` holds the comparable ones alone; the rest is in `gaps`."""
+    """A study as read from its folder."""
 
     path: Path
     config: StudyConfig
     """study.yaml"""
     plays: dict[tuple[str, int, str], Play]
+    """the comparable plays, by (task, seed, contestant)"""
     gaps: list[Gap]
+    """everything else"""
     rehearsals: dict[tuple[str, int, str], dict[str, Any]] = field(default_factory=dict)
-    """rehearsals/<contestant>.json of contestants that rehearse, of the networks that played alone"""
+    """rehearsals/<contestant>.json by (task, seed, contestant), only of the networks that played"""
 
     @property
     def tasks(self) -> list[str]:
-        """Names, in study.yaml's order."""
+        """Names of the tasks, in order of study.yaml."""
         return list(self.config.tasks)
 
     @property
@@ -87,7 +88,7 @@ class Study:
 
     @property
     def contestants(self) -> list[str]:
-        """Base first, then as in study.yaml; nobody where the study is of models alone."""
+        """Base first, then as in study.yaml; empty if the study only trains models."""
         return list(self.config.players)
 
     def cell(self, task: str, seed: int) -> Path:
@@ -100,7 +101,7 @@ class Study:
         return {s: play for s, play in found if play is not None}
 
     def unit(self, task: str) -> str:
-        """ "score" where every play of the task has a normalised score, else "return"."""
+        """ "score" if every play of the task has a normalised score, else "return"."""
         plays = [p for (t, _, _), p in self.plays.items() if t == task]
         return "score" if plays and all(p.scored for p in plays) else "return"
 
@@ -110,24 +111,24 @@ class Study:
 
     @property
     def scored_tasks(self) -> list[str]:
-        """Tasks that averages run over."""
+        """Tasks with normalised scores, over which averages are taken."""
         return [task for task in self.tasks if self.unit(task) == "score"]
 
 
 def is_study(path: str | Path) -> bool:
-    """Whether a folder is a study's."""
+    """Whether a folder is the folder of a study."""
     return (Path(path) / FILE).is_file()
 
 
 def read_study(path: str | Path) -> Study:
-    """The study in a folder.
+    """Read the study in a folder.
 
     Raises:
         FileNotFoundError: no study.yaml there.
-        ValueError: study.yaml is not a study's.
+        ValueError: study.yaml is invalid.
     """
     path = Path(path)
-    study = Study(path, read_config(path), {}, [])
+    study = Study(path, read_study_config(path), {}, [])
     for task in study.tasks:
         for seed in study.seeds:
             _read_cell(study, task, seed)
@@ -140,7 +141,7 @@ def cell_folder(study: Path, task: str, seed: int) -> Path:
 
 
 def is_trained(run: Path, stage: str) -> bool:
-    """Whether a stage of a run has finished: its networks are there."""
+    """Whether a stage of a run has finished, i.e. its networks exist."""
     return all((run / f"{part}.safetensors").is_file() for part, own in PARTS.items() if own == stage)
 
 
@@ -191,7 +192,7 @@ def _read_rehearsals(study: Study, task: str, seed: int, base: Play | None) -> N
                 study.gaps.append(Gap(task, seed, f"rehearsal {name}", "failed", f"{file.name} cannot be read: {error}"))
                 continue
             if base is not None and record["networks"] != base.record["networks"]:
-                reason = "of other networks than the base policy played with"
+                reason = "rehearsed with other networks than the base policy played with"
                 study.gaps.append(Gap(task, seed, f"rehearsal {name}", "not comparable", reason))
                 continue
             study.rehearsals[task, seed, name] = record
@@ -221,24 +222,24 @@ def _read_play(file: Path, task: str, seed: int, name: str) -> Play | Gap:
 
 
 def _difference(study: Study, base: Play, play: Play) -> str:
-    """What keeps a play from being compared with the base policy's; empty where nothing does."""
+    """Why a play cannot be compared with the base policy's; empty if it can."""
     ours, theirs = play.record, base.record
     found = [
         f"{name} network"
-        for name in PLAYED_BY
+        for name in SHARED_NETWORKS
         if (ours.get("networks") or {}).get(name) != (theirs.get("networks") or {}).get(name)
     ]
     found += ["environment"] if ours.get("environment") != theirs.get("environment") else []
     found += ["reference returns"] if (ours.get("scores") is None) != (theirs.get("scores") is None) else []
     found += ["environment seeds"] if not set(ours["seeds"]) & set(theirs["seeds"]) else []
     if found:
-        return f"another {', '.join(found)} than the base policy's"
+        return f"{', '.join(found)} different from the base policy's"
     candidates = study.config.contestants[play.contestant].rehearse
     who = str(ours.get("choice")) if candidates else play.contestant
     if candidates and who not in (BASE, *candidates):
-        return f"chose {who!r}, which is no candidate of study.yaml's"
+        return f"chose {who!r}, which is not a candidate in study.yaml"
     if who == BASE:
         return ""
-    asked, played = to_dict(study.config.controller(play.task, who)), ours["controller"]
-    changed = [k for k in asked if k in played and asked[k] != played[k]]
-    return f"played with other settings than study.yaml's: {', '.join(changed)}" if changed else ""
+    defined, played = to_dict(study.config.controller(play.task, who)), ours["controller"]
+    changed = [k for k in defined if k in played and defined[k] != played[k]]
+    return f"played with settings different from study.yaml's: {', '.join(changed)}" if changed else ""

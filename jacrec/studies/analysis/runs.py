@@ -1,4 +1,4 @@
-"""What the runs of a study say about their models: errors on held-out transitions, now and over training."""
+"""Model errors of a study's runs on held-out transitions over training, and the data of the runs."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -6,17 +6,17 @@ from typing import Any
 
 import yaml
 
-from jacrec.evaluation.report import read_metrics
 from jacrec.studies.analysis.read import Study, is_trained
 from jacrec.studies.config import DEFAULT_MODEL
+from jacrec.util.files import read_json_lines
 
 KEYS = {"dynamics": ("one_step_rmse", "still_rmse"), "reward": ("reward_rmse", "reward_std")}
-"""stage -> the error, and what an error without a model would be"""
+"""stage -> keys of the error and of the reference error without a model"""
 
 
 @dataclass(frozen=True)
 class Curve:
-    """An error on held-out transitions over one model's training."""
+    """The error of one model on held-out transitions over training."""
 
     task: str
     seed: int
@@ -26,16 +26,17 @@ class Curve:
     se: list[float]
     """standard errors over the transitions"""
     reference: list[float]
-    """of s' = s, or the rewards' own spread"""
+    """error of s' = s, or standard deviation of the rewards"""
     transitions: int
     state_dim: int
 
 
 def run_curve(run: Path, stage: str, *, task: str = "", seed: int = 0, model: str = DEFAULT_MODEL) -> Curve | None:
-    """The error of "dynamics" or "reward" over a run's training; None where none was logged."""
+    """The error of stage "dynamics" or "reward" over a run's training; None if none was logged."""
     key, reference = KEYS[stage]
-    # a run that was continued may have logged an update twice: the later line holds
-    lines = {line["update"]: line for line in read_metrics(run) if line.get("stage") == stage and key in line}
+    # a resumed run may have logged an update twice: the later line is valid
+    metrics = read_json_lines(run / "metrics.jsonl")
+    lines = {line["update"]: line for line in metrics if line.get("stage") == stage and key in line}
     if not lines:
         return None
     points = [lines[update] for update in sorted(lines)]
@@ -53,7 +54,7 @@ def run_curve(run: Path, stage: str, *, task: str = "", seed: int = 0, model: st
 
 
 def curves(study: Study, stage: str) -> list[Curve]:
-    """All of a study's finished trainings, further world models included."""
+    """The curves of all finished trainings of a study, including additional world models."""
     found = []
     for task in study.tasks:
         for seed in study.seeds:
@@ -67,13 +68,13 @@ def curves(study: Study, stage: str) -> list[Curve]:
 
 
 def run_record(run: Path) -> dict[str, Any]:
-    """config.yaml of a run, {} without one."""
+    """config.yaml of a run; {} if there is none."""
     file = run / "config.yaml"
     return yaml.safe_load(file.read_text(encoding="utf-8")) if file.is_file() else {}
 
 
 def data_of(study: Study, task: str) -> dict[str, Any]:
-    """What a task's runs were trained on, from the first run there is; the name in study.yaml alone without one."""
+    """The data that a task's runs were trained on, from the first run found; only "path", from study.yaml, if there is none."""
     for seed in study.seeds:
         record = run_record(study.cell(task, seed) / "run")
         if record:

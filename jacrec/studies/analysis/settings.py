@@ -1,9 +1,10 @@
-"""What tells contestants apart: their settings, the control of each, and the one factor in which two differ."""
+"""Settings of contestants, the control of each, and the differences between them."""
 
 from dataclasses import asdict
 from typing import Any
 
-from jacrec.control.controller import MPCConfig
+from jacrec.control.config import MPCConfig
+from jacrec.experimental.config import ExperimentalConfig, experimental_of
 from jacrec.planners import PlannerConfig
 from jacrec.studies.analysis.read import Study
 from jacrec.studies.config import BASE
@@ -21,75 +22,82 @@ LETTERS = {
     "trust_radius": "trust radius",
     "deadline_ms": "deadline",
 }
-UNMEANT = ("method", "seed")  # settings that are no part of what a contestant is
-WITHOUT_MODEL = ("horizon", "particles", "model")  # what a contestant without a world model does not have
-CANDIDATES = "candidates"  # in what a contestant that rehearses differs from others
+IGNORED = ("method", "seed")  # settings that do not distinguish contestants
+WITHOUT_MODEL = ("horizon", "particles", "model")  # settings without meaning for a contestant without a world model
+CANDIDATES = "candidates"  # the difference of contestants that rehearse
 
 
 def candidates_of(study: Study, contestant: str) -> tuple[str, ...]:
-    """Among whom a contestant's rehearsal chooses, cell by cell; () for one with a controller of its own."""
+    """The candidates of a contestant that rehearses; () for a contestant with its own controller."""
     return () if contestant == BASE else study.config.contestants[contestant].rehearse
 
 
-def choosers(study: Study) -> list[str]:
-    """The contestants that a rehearsal in the world model chooses."""
+def rehearsing_contestants(study: Study) -> list[str]:
+    """The contestants that rehearse."""
     return [name for name in study.contestants[1:] if candidates_of(study, name)]
 
 
-def settings_of(study: Study, contestant: str) -> dict[str, Any]:
-    """MPCConfig's fields, or what a planner looks at, and "model" as the study sets them for all tasks.
+def rehearsed_contestants(study: Study) -> list[str]:
+    """The contestants with at least one finished rehearsal."""
+    finished = {name for _, _, name in study.rehearsals}
+    return [name for name in rehearsing_contestants(study) if name in finished]
 
-    {} for base, and for one that rehearses.
-    """
+
+def settings_of(study: Study, contestant: str) -> dict[str, Any]:
+    """The settings of a contestant's controller, and "model", as set for all tasks; {} for base and those that rehearse."""
     if contestant == BASE or candidates_of(study, contestant):
         return {}
     own = study.config.contestants[contestant]
-    settings = own.controller.settings if isinstance(own.controller, PlannerConfig) else asdict(own.controller)
+    if isinstance(own.controller, PlannerConfig):
+        settings = own.controller.settings
+    else:
+        settings = {k: v for k, v in asdict(own.controller).items() if k != "experimental"}
+        settings |= asdict(experimental_of(own.controller))
     sampled = "".join(f", {name} {value}" for name, value in own.dynamics.changes.items())
     return settings | {"model": own.model + sampled}
 
 
 def tuned_tasks(study: Study, contestant: str) -> list[str]:
-    """Tasks on which a contestant has settings of its own."""
+    """Tasks on which a contestant has other settings."""
     return [name for name, task in study.config.tasks.items() if contestant in task.contestants]
 
 
 def differing(ours: dict[str, Any], theirs: dict[str, Any]) -> list[str]:
-    """Names of the settings in which two contestants differ; at H = 0 neither M nor the model counts."""
+    """Names of the settings in which two contestants differ; M and the model are ignored at H = 0."""
     without_model = 0 in (ours["horizon"], theirs["horizon"])
-    ignored = UNMEANT + (WITHOUT_MODEL[1:] if without_model else ())
+    ignored = IGNORED + (WITHOUT_MODEL[1:] if without_model else ())
     return [key for key in {**theirs, **ours} if key not in ignored and ours.get(key) != theirs.get(key)]
 
 
 def without_world_model(study: Study) -> list[str]:
-    """The contestants that act by ascent on the critic alone: with H = 0, or chosen among such ones.
+    """The contestants that only ascend the critic: those with H = 0, or with only such candidates.
 
-    The rehearsal that chooses one of them does use the world model.
+    Their rehearsals, if any, still use the world model.
     """
-    return [name for name in study.contestants[1:] if not thinks_ahead(study, name)]
+    return [name for name in study.contestants[1:] if not uses_world_model(study, name)]
 
 
-def thinks_ahead(study: Study, contestant: str) -> bool:
-    """Whether a contestant imagines in a world model when it acts, or may be one that does."""
-    own = candidates_of(study, contestant) or (contestant,)
-    return contestant != BASE and any(settings_of(study, name)["horizon"] > 0 for name in own)
+def uses_world_model(study: Study, contestant: str) -> bool:
+    """Whether a contestant, or one of its candidates, uses a world model when it acts."""
+    names = candidates_of(study, contestant) or (contestant,)
+    return contestant != BASE and any(settings_of(study, name)["horizon"] > 0 for name in names)
 
 
 def control_of(study: Study, contestant: str) -> tuple[str, list[str]] | None:
-    """The H = 0 contestant nearest in its other settings, and the names of those in which it differs; None without any.
+    """The H = 0 contestant with the most similar settings, and the other settings in which it differs; None if there is none.
 
-    Of a contestant that rehearses it is one that rehearses, and the other way round, where there is one.
+    The control of a contestant that rehearses also rehearses, if possible, and vice versa.
     """
-    if not thinks_ahead(study, contestant):
+    if not uses_world_model(study, contestant):
         return None
     rehearses = bool(candidates_of(study, contestant))
-    alike = [name for name in without_world_model(study) if bool(candidates_of(study, name)) == rehearses]
-    found = [(name, _unlike(study, contestant, name)) for name in alike or without_world_model(study)]
+    same_kind = [name for name in without_world_model(study) if bool(candidates_of(study, name)) == rehearses]
+    found = [(name, _other_differences(study, contestant, name)) for name in same_kind or without_world_model(study)]
     return min(found, key=lambda pair: len(pair[1]), default=None)
 
 
-def _unlike(study: Study, contestant: str, control: str) -> list[str]:
-    """In what a control differs from a contestant, H apart."""
+def _other_differences(study: Study, contestant: str, control: str) -> list[str]:
+    """The settings other than H in which a control differs from a contestant."""
     ours, theirs = settings_of(study, contestant), settings_of(study, control)
     if not ours or not theirs:
         return [CANDIDATES]
@@ -97,24 +105,22 @@ def _unlike(study: Study, contestant: str, control: str) -> list[str]:
 
 
 def main_contestant(study: Study, name: str | None = None) -> str | None:
-    """The contestant that the tables lead with: the named one, else "mpc", "default", or the first with a world model.
-
-    None where nobody plays besides the base policy.
+    """The featured contestant: `name`, else "mpc", "default", or the first with a world model; None if there is only base.
 
     Raises:
-        ValueError: no such contestant.
+        ValueError: there is no such contestant.
     """
     players = study.contestants[1:]
     if name is not None:
         if name not in players:
             raise ValueError(f"contestant: expected one of {', '.join(players) or 'none'}, got {name!r}")
         return name
-    with_model = [c for c in players if thinks_ahead(study, c)]
+    with_model = [c for c in players if uses_world_model(study, c)]
     return next((c for c in ("mpc", "default") if c in players), None) or next(iter(with_model or players), None)
 
 
 def model_text(study: Study, model: str) -> str:
-    """What a world model, named as by `settings_of`, is: "diffusion, K = 10", with its levels where not all are visited."""
+    """Description of a world model named as in `settings_of`, e.g. "diffusion, K = 10"."""
     name = trained_model(model)
     kinds = dict.fromkeys(
         _model_kind(
@@ -126,7 +132,7 @@ def model_text(study: Study, model: str) -> str:
 
 
 def trained_model(model: str) -> str:
-    """Which of a study's world models "model" of `settings_of` is, however it is sampled."""
+    """The trained world model behind "model" of `settings_of`, without its sampling settings."""
     return model.partition(", ")[0]
 
 
@@ -135,7 +141,7 @@ def _model_kind(config: TrainConfig) -> str:
     steps = "" if own.sampling_steps is None else f", {own.sampling_steps} steps"
     text = {
         "diffusion": f"diffusion, K = {own.steps}" + (f", levels {list(own.levels)}" if own.levels else ""),
-        "flow": f"flow{steps}" + (", Heun" if own.solver == "heun" else ""),
+        "flow": f"flow{steps}",
         "meanflow": f"MeanFlow{steps}",
         "ensemble": f"ensemble of {own.members}",
         "multistep": f"multi-step, H = {own.horizon}",
@@ -144,7 +150,7 @@ def _model_kind(config: TrainConfig) -> str:
 
 
 def describe(study: Study, contestant: str, against: str | None = None) -> str:
-    """The settings in a line: all that matter, or those in which it differs from another contestant of its kind."""
+    """The settings in one line: all relevant ones, or only the differences to another contestant of the same kind."""
     ours = settings_of(study, contestant)
     if against is not None and ours.get("planner") != settings_of(study, against).get("planner"):
         against = None
@@ -157,7 +163,7 @@ def describe(study: Study, contestant: str, against: str | None = None) -> str:
         return f"rehearsed{where}: {among} or base, chosen cell by cell"
     if against is None or not settings_of(study, against):
         keys = [k for k in LETTERS if ours.get(k) is not None and not (ours["horizon"] == 0 and k in WITHOUT_MODEL[1:])]
-        keys += [k for k, v in ours.items() if k not in LETTERS and k not in UNMEANT and v != _default(k)]
+        keys += [k for k, v in ours.items() if k not in LETTERS and k not in IGNORED and v != _default(k)]
     else:
         keys = differing(ours, settings_of(study, against))
     text = ", ".join(f"{label(k)} {value_text(study, k, ours.get(k))}" for k in keys) or "the same"
@@ -166,7 +172,7 @@ def describe(study: Study, contestant: str, against: str | None = None) -> str:
 
 
 def label(key: str) -> str:
-    """A setting's name in tables: the paper's letter where there is one."""
+    """A setting's name in tables: the paper's letter if there is one."""
     return LETTERS.get(key, key.replace("_", " "))
 
 
@@ -180,4 +186,4 @@ def value_text(study: Study, key: str, value: Any) -> str:
 
 
 def _default(key: str) -> Any:
-    return getattr(MPCConfig(), key, None)
+    return (asdict(MPCConfig()) | asdict(ExperimentalConfig())).get(key)

@@ -1,1 +1,1 @@
-"""One module per trained part: ReBRAC, world models, reward model."""
+"""Training stages: ReBRAC, the world model and the reward model."""

@@ -1,4 +1,4 @@
-"""The world model's training (section 3.1.3) on standardised transitions, whatever its kind (`jacrec.training.stages.objectives`)."""
+"""Training of one-step world models (section 3.1.3) on standardised transitions; `objectives` defines what each kind learns."""
 
 from collections.abc import Sequence
 
@@ -8,23 +8,23 @@ from torch import Tensor, nn
 
 from jacrec.data.transitions import Transitions
 from jacrec.training.config import DynamicsConfig
-from jacrec.training.stages.objectives import make_dynamics, network_of, objective, one_step
-from jacrec.training.stages.supervised import JointRegression, Regression, SupervisedStage, descending, rmse
+from jacrec.training.stages.objectives import OneStep, make_dynamics, objective, one_step
+from jacrec.training.stages.supervised import BatchedRegression, SupervisedStage, rmse
 from jacrec.training.stages.tilt import effective_share, tilt_weights
-from jacrec.training.streams import BatchStream, generator, seed_of
+from jacrec.training.streams import derive_seed, generator
 
 
 def scales(data: Transitions, target: str = "difference") -> tuple[np.ndarray, ...]:
-    """state mean and std, target mean and std, each (d,) float32.
+    """Mean and std of the states, then of the targets, each (d,) float32.
 
-    A coordinate that never changes is left unscaled as an input, and scaled to almost nothing as a target.
+    A constant coordinate is not scaled as an input, and scaled to almost zero as a target.
     """
     state = data.state.astype(np.float64)
     goal = data.next_state - state if target == "difference" else data.next_state.astype(np.float64)
-    return (state.mean(0).astype(np.float32), spread(state), goal.mean(0).astype(np.float32), spread(goal, 1e-6))
+    return (state.mean(0).astype(np.float32), safe_std(state), goal.mean(0).astype(np.float32), safe_std(goal, 1e-6))
 
 
-def spread(x: np.ndarray, where_constant: float = 1.0) -> np.ndarray:
+def safe_std(x: np.ndarray, where_constant: float = 1.0) -> np.ndarray:
     """Standard deviation over the first axis, float32; `where_constant` where it is below 1e-6."""
     std = np.asarray(x, dtype=np.float64).std(0)
     return np.where(std < 1e-6, where_constant, std).astype(np.float32)
@@ -33,9 +33,13 @@ def spread(x: np.ndarray, where_constant: float = 1.0) -> np.ndarray:
 def one_step_errors(dynamics, state: Tensor, action: Tensor, next_state: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
     """Squared errors of one-step predictions per transition, in the data's units, averaged over the d dimensions: (n,), (n,).
 
-    state, next_state (n, d), action (n, m), noise (n, S, *noise_shape). The first is the mean over the S samples of
-    each sample's own squared error (what an imagined trajectory suffers); the second is that of the samples' mean (the
-    model as a point predictor).
+    The first is the mean over the S samples of each sample's squared error (the error of an imagined trajectory); the second
+    is the squared error of the samples' mean (the error of the model as a point predictor).
+
+    Args:
+        state, next_state: (n, d).
+        action: (n, m).
+        noise: (n, S, *noise_shape).
     """
     samples = noise.shape[1]
     predicted = dynamics(_repeat(state, samples), _repeat(action, samples), noise)  # (n, S, d)
@@ -43,27 +47,41 @@ def one_step_errors(dynamics, state: Tensor, action: Tensor, next_state: Tensor,
     return own, (predicted.mean(1) - next_state).square().mean(-1)
 
 
+def one_step_metrics(own: Tensor, of_mean: Tensor, state: Tensor, next_state: Tensor) -> dict[str, float]:
+    """Metrics from the results of `one_step_errors` (n,), (n,) and the transitions' states (n, d)."""
+    value, error = rmse(own)
+    return {
+        "one_step_rmse": value,
+        "one_step_rmse_se": error,
+        "one_step_rmse_mean": rmse(of_mean)[0],
+        "still_rmse": rmse((next_state - state).square().mean(-1))[0],
+    }
+
+
 def _repeat(x: Tensor, samples: int) -> Tensor:
     return x.unsqueeze(1).expand(-1, samples, -1)
 
 
 class DynamicsStage(SupervisedStage):
-    """The world model on the training episodes, tested on held-out ones; a stage of `jacrec.training.loop`.
+    """A one-step world model trained on the training episodes and tested on held-out ones; a stage of `jacrec.training.loop`.
 
-    What `evaluate` reports, on `eval_transitions` fixed held-out transitions with S = `eval_samples` fixed noises each:
+    `evaluate` reports, on `eval_transitions` fixed held-out transitions with S = `eval_samples` fixed noises each:
 
     * one_step_rmse: √ of the mean over transitions, samples and dimensions of (ŝ' − s')², in the data's units: the
       Monte-Carlo one-step RMSE of the paper's Table 3 and Figure 2 (per dimension; times √d for the norm of the error).
     * one_step_rmse_se: its standard error over the transitions (delta method). Table 3 prints it divided by their number.
     * one_step_rmse_mean: the same for the mean of the S samples.
-    * still_rmse: of the prediction s' = s, for scale.
+    * still_rmse: the same for the prediction s' = s, as a baseline.
 
-    `capturable` makes a step fit for a CUDA graph; None: on a GPU, where the graph then is used. `start` is a world model of
-    this configuration to go on from, with its weights and its scales. `policy` is the trained one that config.tilt asks for;
-    then `evaluate` reports too
+    With config.tilt it also reports:
 
-    * one_step_rmse_tilted: one_step_rmse under the held-out transitions' own weights.
-    * effective_share: (Σ w)² / (n Σ w²) of the training transitions, what the weights leave of them.
+    * one_step_rmse_tilted: one_step_rmse with the tilting weights of the held-out transitions.
+    * effective_share: (Σ w)² / (n Σ w²) of the training transitions, their effective share under the weights.
+
+    Args:
+        capturable: whether a step can be part of a CUDA graph; default: on a GPU, where a graph is then used.
+        start: a world model of this configuration whose weights and scales to continue from.
+        policy: the trained policy; required if config.tilt is not 0.
 
     Raises:
         ValueError: config.tilt without a policy, or a multi-step model.
@@ -86,81 +104,59 @@ class DynamicsStage(SupervisedStage):
     ):
         if config.tilt and policy is None:
             raise ValueError(
-                f"dynamics.tilt: expected a trained policy to tilt towards, got none with tilt = {config.tilt}; "
-                "hand it over (`policy`), or set tilt to 0"
+                f"dynamics.tilt: expected a trained policy with tilt = {config.tilt}, got none; pass `policy`, or set tilt to 0"
             )
-        self.config, self.updates, self.device = config, config.updates, device
-        d, m = data.state_dim, data.action_dim
+        self.config = config
 
-        def network():
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(seed_of(seed, self.name, "networks"))
-                model = one_step(make_dynamics(d, m, config))
-            if start is None:
-                model.set_scales(*scales(data, config.target))
-            else:
-                model.load_state_dict(start.state_dict())
-            return model.to(device) if dtype == torch.float32 else model.to(device, dtype)
+        def make() -> OneStep:
+            return one_step(make_dynamics(data.state_dim, data.action_dim, config))
 
-        self.model = network()
-        mlp, prefix = network_of(self.model)
-        capturable = torch.device(device).type == "cuda" if capturable is None else capturable
-        self.regression = Regression(self.model, network(), mlp, prefix, config, capturable)
+        def set_scales(model: OneStep) -> None:
+            model.set_scales(*scales(data, config.target))
+
+        self.model = self._build(make, set_scales, config, seed, device, dtype, capturable, start)
         state, action, next_state = (as_tensor(a, device, dtype) for a in (data.state, data.action, data.next_state))
         # rows [standardised s, a, target x]
         rows = torch.cat([self.model.standardise(state), action, self.model.encode(state, next_state)], -1)
         self.weights = None if policy is None or not config.tilt else tilt_weights(policy, data, config)
-        self.examples, draw = objective(self.model, rows, config, self.weights)
-        self.stream = BatchStream(seed, self.name, draw, device)
-        self.descend = descending(self.regression, self.examples, capturable)
-        held_out = held_out.rows(choose_rows(len(held_out), config.eval_transitions, seed_of(seed, self.name, "held out")))
+        self._learn_from(*objective(self.model, rows, config, self.weights), seed, device)
+        held_out = held_out.rows(choose_rows(len(held_out), config.eval_transitions, derive_seed(seed, self.name, "held out")))
         self.test_weights = None if self.weights is None or policy is None else tilt_weights(policy, held_out, config)
         self.test = tuple(as_tensor(a, device, dtype) for a in (held_out.state, held_out.action, held_out.next_state))
         shape = (len(held_out), config.eval_samples if self.model.noise_shape[0] else 1, *self.model.noise_shape)
         self.test_noise = torch.randn(shape, generator=generator(seed, self.name, "held out noise")).to(device, dtype)
 
     @staticmethod
-    def side_by_side(stages: "Sequence[DynamicsStage]") -> JointRegression:
-        """Their step as one batched model's; they can no longer step alone.
+    def batched_step(stages: "Sequence[DynamicsStage]") -> BatchedRegression:
+        """The stages' step as one batched model's. They can no longer step alone.
 
         Raises:
-            ValueError: an ensemble, which is several networks already.
+            ValueError: an ensemble, which already consists of several networks.
         """
         if stages[0].config.kind == "ensemble":
             raise ValueError(
-                "dynamics: expected a kind of one network for seeds side by side, got 'ensemble'; "
-                "train the seeds one by one (`batched=False`, --device cpu, or a command for each)"
+                "dynamics.kind: expected a kind with a single network to train seeds as one batched model, got 'ensemble'; "
+                "train the seeds separately (`batched=False`, --device cpu, or one command each)"
             )
-        return SupervisedStage.side_by_side(stages)
+        return SupervisedStage.batched_step(stages)
 
     @torch.no_grad()
     def evaluate(self) -> dict[str, float]:
-        """The held-out errors of the averaged weights; see the class."""
+        """Held-out errors of the averaged weights; see the class."""
         state, action, next_state = self.test
         own, of_mean = one_step_errors(self.regression.averaged, state, action, next_state, self.test_noise)
-        value, error = rmse(own)
-        still, _ = rmse((next_state - state).square().mean(-1))
-        tilted: dict[str, float] = {}
+        errors = one_step_metrics(own, of_mean, state, next_state)
         if self.weights is not None and self.test_weights is not None:
-            tilted = {
-                "one_step_rmse_tilted": rmse(own * self.test_weights.to(own))[0],
-                "effective_share": effective_share(self.weights),
-            }
-        return {
-            "one_step_rmse": value,
-            "one_step_rmse_se": error,
-            "one_step_rmse_mean": rmse(of_mean)[0],
-            **tilted,
-            "still_rmse": still,
-            "held_out_transitions": len(state),
-        }
+            errors["one_step_rmse_tilted"] = rmse(own * self.test_weights.to(own))[0]
+            errors["effective_share"] = effective_share(self.weights)
+        return {**errors, "held_out_transitions": len(state)}
 
 
 def as_tensor(array: np.ndarray, device, dtype=torch.float32) -> Tensor:
-    """The array in single precision, as the data are, brought to the device as `dtype`."""
+    """The array in single precision, as the data are stored, moved to the device as `dtype`."""
     return torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32)).to(device, dtype)
 
 
 def choose_rows(rows: int, at_most: int, seed: int) -> np.ndarray:
-    """At most `at_most` distinct row numbers, in order."""
+    """At most `at_most` distinct random row indices, sorted."""
     return np.sort(np.random.default_rng(seed).choice(rows, min(rows, at_most), replace=False))

@@ -1,4 +1,4 @@
-"""The untrained world model of a configuration, and what each kind of model learns from."""
+"""Untrained world models, and the training objective of each kind of one-step model."""
 
 from typing import Any
 
@@ -6,7 +6,6 @@ import torch
 from torch import Tensor
 
 from jacrec.models.dynamics import (
-    ChainDynamics,
     DeterministicDynamics,
     DiffusionDynamics,
     EnsembleDynamics,
@@ -14,11 +13,11 @@ from jacrec.models.dynamics import (
     MeanFlowDynamics,
     MultiStepDynamics,
 )
-from jacrec.models.networks import MLP, step_embedding, step_frequencies
+from jacrec.models.networks import step_embedding, step_frequencies
 from jacrec.training.config import DynamicsConfig
+from jacrec.training.stages.ensemble import GaussianExamples
 from jacrec.training.stages.examples import Examples, NoisedExamples
-from jacrec.training.stages.flows import FlowExamples, MeanFlowExamples, draw_times, spans
-from jacrec.training.stages.gaussians import GaussianExamples
+from jacrec.training.stages.flows import FlowExamples, MeanFlowExamples, draw_times, times_and_spans
 from jacrec.training.streams import Draw
 
 OneStep = DiffusionDynamics | DeterministicDynamics | FlowDynamics | MeanFlowDynamics | EnsembleDynamics
@@ -40,7 +39,7 @@ def make_dynamics(state_dim: int, action_dim: int, config: DynamicsConfig) -> Tr
         return EnsembleDynamics(state_dim, action_dim, c.hidden, members=c.members, **common)
     common["prediction"] = c.prediction
     if c.kind == "flow":
-        return FlowDynamics(state_dim, action_dim, c.hidden, steps=c.sampling_steps or 4, solver=c.solver, **common)
+        return FlowDynamics(state_dim, action_dim, c.hidden, steps=c.sampling_steps or 4, **common)
     if c.kind == "meanflow":
         return MeanFlowDynamics(state_dim, action_dim, c.hidden, steps=c.sampling_steps or 1, **common)
     return DiffusionDynamics(
@@ -57,45 +56,40 @@ def make_dynamics(state_dim: int, action_dim: int, config: DynamicsConfig) -> Tr
 
 
 def one_step(model: Trainable) -> OneStep:
-    """The model, if it is one of single transitions.
+    """The model, if it predicts single transitions.
 
     Raises:
-        ValueError: it is not.
+        ValueError: a multi-step model.
     """
     if isinstance(model, MultiStepDynamics):
         raise ValueError(
-            "dynamics.kind: expected a model of single transitions, got 'multistep', which learns from segments "
-            "of episodes; use jacrec.training.stages.multistep.MultiStepStage"
+            "dynamics.kind: expected a one-step model, got 'multistep', which is trained on segments of episodes; "
+            "use jacrec.training.stages.multistep.MultiStepStage"
         )
     return model
 
 
-def network_of(model: Trainable) -> tuple[MLP, str]:
-    """The network inside a model, and the prefix of its parameters' names."""
-    return (model.denoiser.mlp, "denoiser.mlp.") if isinstance(model, ChainDynamics) else (model.mlp, "mlp.")
-
-
 def objective(model: Trainable, rows: Tensor, config: DynamicsConfig, weights: Tensor | None = None) -> tuple[Examples, Draw]:
-    """The examples that `model` learns from, and what draws the random tensors that they are called with.
+    """The examples that `model` learns from, and a function that draws the random tensors to call them with.
 
     Args:
         rows: [standardised s, a, target x], (n, 2d + m).
-        weights: how often a row is drawn, (n,) with mean 1, on the CPU; None: all alike.
+        weights: sampling weights of the rows, (n,) with mean 1, on the CPU; None: uniform.
     """
     model = one_step(model)
     d, split = model.state_dim, model.state_dim + model.action_dim
     n, dtype = len(rows), rows.dtype
 
-    below = None if weights is None else weights.double().cumsum(0)
+    cumulative = None if weights is None else weights.double().cumsum(0)
 
-    def drawn(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
-        if below is None:
+    def draw_rows(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+        if cumulative is None:
             return torch.randint(n, shape, generator=generator)
-        at = torch.rand(shape, generator=generator, dtype=torch.float64) * below[-1]
-        return torch.searchsorted(below, at, right=True).clamp_(max=n - 1)
+        u = torch.rand(shape, generator=generator, dtype=torch.float64) * cumulative[-1]
+        return torch.searchsorted(cumulative, u, right=True).clamp_(max=n - 1)
 
     def indices(generator: torch.Generator, block: int) -> tuple[Tensor, ...]:
-        return (drawn((block, config.batch_size), generator),)
+        return (draw_rows((block, config.batch_size), generator),)
 
     def noise(generator: torch.Generator, block: int) -> Tensor:
         return torch.randn(block, config.batch_size, d, generator=generator, dtype=dtype)
@@ -104,10 +98,10 @@ def objective(model: Trainable, rows: Tensor, config: DynamicsConfig, weights: T
         return Examples(rows, split), indices
     if isinstance(model, EnsembleDynamics):
 
-        def own_indices(generator: torch.Generator, block: int) -> tuple[Tensor, ...]:
-            return (drawn((block, config.members, config.batch_size), generator),)
+        def member_indices(generator: torch.Generator, block: int) -> tuple[Tensor, ...]:
+            return (draw_rows((block, config.members, config.batch_size), generator),)
 
-        return GaussianExamples(rows, split), own_indices
+        return GaussianExamples(rows, split), member_indices
     if isinstance(model, DiffusionDynamics):
 
         def with_levels(generator: torch.Generator, block: int) -> tuple[Tensor, ...]:
@@ -129,7 +123,7 @@ def objective(model: Trainable, rows: Tensor, config: DynamicsConfig, weights: T
         index = indices(generator, block)
         shape = (*index[0].shape, 2 if average else 1)
         times = draw_times(shape, config.times, config.times_mean, config.times_std, generator)
-        return *index, (spans(times, moving) if average else times).to(dtype), noise(generator, block)
+        return *index, (times_and_spans(times, moving) if average else times).to(dtype), noise(generator, block)
 
     frequency = step_frequencies(model.denoiser.embedding_dim, rows.device).to(dtype)
     of_velocity = config.prediction == "velocity"

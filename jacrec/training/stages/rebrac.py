@@ -1,11 +1,11 @@
-"""ReBRAC (Tarasov et al. 2023), which gives π_ψ and Q_φ (section 3.3): the reference's updates, derivatives by hand.
+"""ReBRAC (Tarasov et al. 2023), which trains π_ψ and Q_φ (section 3.3): the reference's updates, with hand-written derivatives.
 
     critic:  y = r + γ (1−d) [min_i Q̄_i(s', a') − β₂ ‖a' − â'‖²],   a' = clip(π̄(s') + clip(σ n, ±c), ±1)
              minimise Σ_i mean (Q_i(s, a) − y)²
-    actor:   minimise mean [β₁ ‖π(s) − a‖² − λ min_i Q_i(s, π(s))],   λ = 1 / mean|min_i Q_i|, held constant
+    actor:   minimise mean [β₁ ‖π(s) − a‖² − λ min_i Q_i(s, π(s))],   λ = 1 / mean|min_i Q_i|, without gradient
 
-The actor and both targets move at every `policy_freq`-th critic update, the first included. As in the reference, the
-actor's target is mixed with the actor from before its update, the critics' with the critics from after theirs.
+The actor and both targets move at every `policy_freq`-th critic update, including the first. As in the reference, the
+actor's target follows the actor before its update, and the critics' target follows the critics after theirs.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,13 +16,13 @@ from torch import Tensor
 from jacrec.data.transitions import Transitions
 from jacrec.models.networks import MLP, Actor, TwinCritic
 from jacrec.training.config import ReBRACConfig
-from jacrec.training.cuda_graph import Replay
-from jacrec.training.flat import Adam, Flat, FlatRows
-from jacrec.training.passes import why_not_fused
-from jacrec.training.stages.examples import take
-from jacrec.training.stages.rebrac_update import Flats, PlainUpdate
-from jacrec.training.stages.supervised import pooled
-from jacrec.training.streams import BatchStream, seed_of
+from jacrec.training.cuda_graph import CapturedStep
+from jacrec.training.flat import Adam, FlatParameterRows, FlatParameters
+from jacrec.training.passes import fused_unsupported_reason
+from jacrec.training.stages.examples import gather_rows
+from jacrec.training.stages.rebrac_update import LearnerParameters, PlainUpdate
+from jacrec.training.stages.supervised import concat_tables
+from jacrec.training.streams import BatchStream, derive_seed
 
 
 class ReBRAC:
@@ -31,12 +31,12 @@ class ReBRAC:
     A batch is a tensor of rows [s, a, s', â', r, 1−d] (B, 2d+2m+2), see `pack`.
 
     Args:
-        fused: whether an update is one call of compiled code (`jacrec.kernels.cpu.rebrac.fused`); None: where that is possible, on a
-            CPU with Numba where an update need not be capturable.
-        capturable: whether an update can be part of a CUDA graph; None: on a GPU.
+        fused: run an update as one call of compiled code (`jacrec.kernels.cpu.rebrac.fused`). Default: if possible, i.e. on a
+            CPU with Numba, unless updates must be capturable.
+        capturable: whether an update can be part of a CUDA graph; default: on a GPU.
 
     Raises:
-        ValueError: `fused` is True where it is not possible; says why.
+        ValueError: `fused=True` where it is not supported; the message gives the reason.
     """
 
     def __init__(
@@ -56,25 +56,25 @@ class ReBRAC:
 
         def networks() -> tuple[Actor, TwinCritic]:
             with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(seed_of(seed, "rebrac", "networks"))
+                torch.manual_seed(derive_seed(seed, "rebrac", "networks"))
                 actor = Actor(state_dim, action_dim, config.hidden, layer_norm=config.actor_layer_norm)
                 critic = TwinCritic(state_dim, action_dim, config.hidden, layer_norm=config.critic_layer_norm)
             return actor.to(device, dtype), critic.to(device, dtype)
 
         self.actor, self.critic = networks()
         target_actor, target_critic = networks()
-        self.flat_actor, self.flat_critic = Flat(self.actor), Flat(self.critic)
-        self.flat_target_actor, self.flat_target_critic = Flat(target_actor), Flat(target_critic)
+        self.flat_actor, self.flat_critic = FlatParameters(self.actor), FlatParameters(self.critic)
+        self.flat_target_actor, self.flat_target_critic = FlatParameters(target_actor), FlatParameters(target_critic)
         self.actor_adam = Adam(self.flat_actor, config.actor_lr)
         self.critic_adam = Adam(self.flat_critic, config.critic_lr)
-        obstacle = "an update has to be capturable" if self.capturable else why_not_fused(self.flat_actor.value)
-        if fused and obstacle:
-            raise ValueError(f"fused: expected True where the fused update can serve, got it where {obstacle}; leave it out")
+        reason = "updates must be capturable" if self.capturable else fused_unsupported_reason(self.flat_actor.value)
+        if fused and reason:
+            raise ValueError(f"fused: expected a supported configuration, got True although {reason}; omit it")
         self.fused = None
-        if fused is not False and obstacle is None:
+        if fused is not False and reason is None:
             from jacrec.kernels.cpu.rebrac.fused import FusedReBRAC, Rule, Trained
 
-            def trained(mlp: MLP, target: Flat, adam: Adam) -> Trained:
+            def trained(mlp: MLP, target: FlatParameters, adam: Adam) -> Trained:
                 flat, steps = adam.flat, adam.state()["step"]
                 return Trained(mlp, flat.value, target.value, flat.gradient, *adam.moments(), steps)
 
@@ -83,13 +83,13 @@ class ReBRAC:
                 trained(self.critic.mlp, self.flat_target_critic, self.critic_adam),
                 Rule(*(getattr(config, name) for name in Rule._fields)),
             )
-        flats = Flats(self.flat_actor, self.flat_critic, self.flat_target_actor, self.flat_target_critic)
+        flats = LearnerParameters(self.flat_actor, self.flat_critic, self.flat_target_actor, self.flat_target_critic)
         adams = self.actor_adam, self.critic_adam
         self.plain = PlainUpdate(config, self.actor.mlp, self.critic.mlp, flats, adams, self.capturable)
 
     @torch.no_grad()
     def update(self, batch: Tensor, noise: Tensor, move_actor: bool) -> dict[str, Tensor]:
-        """One critic update, and one of the actor and the targets if `move_actor`. `noise` n (B, m) is standard normal.
+        """Update the critics, and with `move_actor` the actor and the targets. `noise` n (B, m) is standard normal.
 
         `batch` is overwritten. Returns scalars: critic_loss, q (mean of the critics on the data), and with `move_actor`
         actor_loss, bc (mean ‖π(s) − a‖²) and q_policy (mean min_i Q_i(s, π(s))).
@@ -99,7 +99,7 @@ class ReBRAC:
         return self.plain.update(batch, noise, move_actor)
 
     def state(self) -> dict[str, Tensor]:
-        """The live tensors that the rest of the training depends on."""
+        """The live tensors that further training depends on."""
         return {
             **{f"actor.{k}": v for k, v in self.actor_adam.state().items()},
             **{f"critic.{k}": v for k, v in self.critic_adam.state().items()},
@@ -126,8 +126,8 @@ def pack(transitions: Transitions, reward_scale: float = 1.0) -> Tensor:
 class ReBRACStage:
     """ReBRAC on a data set, as a stage of `jacrec.training.loop`; see `ReBRAC` for `fused` and `capturable`.
 
-    Capturable updates are held by two CUDA graphs, with and without the actor's. `rows` is what `pack` makes of the data,
-    where another stage has it on the device already.
+    Capturable updates are stored in two CUDA graphs, with and without the actor's update. `rows` is the result of `pack`, if
+    another stage already has it on the device.
     """
 
     name = "rebrac"
@@ -147,7 +147,7 @@ class ReBRACStage:
         self.config, self.updates = config, config.updates
         self.learner = ReBRAC(data.state_dim, data.action_dim, config, seed, device, dtype, fused=fused, capturable=capturable)
         rows = pack(data, config.reward_scale).to(device, dtype) if rows is None else rows
-        # nothing below holds the stage itself: its table is freed with it, and waits for no collection of cycles
+        # the closures below hold no reference to the stage, so its table is freed with it, without garbage collection
         learner, n, m = self.learner, len(rows), data.action_dim
         self.rows = rows
 
@@ -161,70 +161,70 @@ class ReBRACStage:
             def update(index: Tensor, noise: Tensor) -> dict[str, Tensor]:
                 return learner.update(rows.index_select(0, index), noise, move_actor)
 
-            return Replay(update, lambda: learner.state().values()) if learner.capturable else update
+            return CapturedStep(update, lambda: learner.state().values()) if learner.capturable else update
 
         self.updates_of = {move_actor: updating(move_actor) for move_actor in (False, True)}
 
     def step(self, update: int) -> dict[str, Tensor]:
-        """Update number `update`, counted from 0."""
+        """Perform update number `update`, counted from 0."""
         return self.updates_of[update % self.config.policy_freq == 0](*self.stream.at(update))
 
     @staticmethod
-    def side_by_side(stages: "Sequence[ReBRACStage]") -> "JointReBRAC":
-        """Their step as one batched model's; they can no longer step alone."""
-        return JointReBRAC(stages)
+    def batched_step(stages: "Sequence[ReBRACStage]") -> "BatchedReBRAC":
+        """The stages' step as one batched model's. They can no longer step alone."""
+        return BatchedReBRAC(stages)
 
     def evaluate(self) -> dict[str, float]:
-        """Nothing is held out: the policy's test is the environment (`jacrec eval`)."""
+        """Nothing is held out: the policy is tested in the environment (`jacrec eval`)."""
         return {}
 
     def state(self) -> dict[str, Tensor]:
-        """The live tensors that a checkpoint holds."""
+        """The live tensors to be stored in a checkpoint."""
         return self.learner.state()
 
     def modules(self) -> dict[str, torch.nn.Module]:
-        """The finished networks by file name."""
+        """The trained networks by file stem."""
         return {"actor": self.learner.actor, "critic": self.learner.critic}
 
 
-class JointReBRAC:
-    """Several learners of one make as one batched model; a `jacrec.training.batched.JointStep`.
+class BatchedReBRAC:
+    """Several learners of the same architecture as one batched model; a `jacrec.training.batched.BatchedStep`.
 
-    Their vectors become its rows. Learners of compiled code keep addresses of their own: build them with fused=False.
+    Their parameter vectors become its rows. Fused learners hold addresses of their own: build them with fused=False.
     """
 
     def __init__(self, stages: Sequence[ReBRACStage]):
         learners = [stage.learner for stage in stages]
         if any(learner.fused is not None for learner in learners):
             raise ValueError(
-                "side by side: expected learners with fused=False, got fused ones; train those in processes of their own"
+                "fused: expected False to train seeds as one batched model, got fused learners; train those in processes"
             )
         first, self.config = learners[0], stages[0].config
-        actors = FlatRows([learner.flat_actor for learner in learners])
-        critics = FlatRows([learner.flat_critic for learner in learners])
-        target_actors = FlatRows([learner.flat_target_actor for learner in learners])
-        target_critics = FlatRows([learner.flat_target_critic for learner in learners])
-        flats = Flats(actors, critics, target_actors, target_critics)
+        actors = FlatParameterRows([learner.flat_actor for learner in learners])
+        critics = FlatParameterRows([learner.flat_critic for learner in learners])
+        target_actors = FlatParameterRows([learner.flat_target_actor for learner in learners])
+        target_critics = FlatParameterRows([learner.flat_target_critic for learner in learners])
+        flats = LearnerParameters(actors, critics, target_actors, target_critics)
         adams = (
-            Adam.of_rows([learner.actor_adam for learner in learners], actors),
-            Adam.of_rows([learner.critic_adam for learner in learners], critics),
+            Adam.from_rows([learner.actor_adam for learner in learners], actors),
+            Adam.from_rows([learner.critic_adam for learner in learners], critics),
         )
         self.plain = PlainUpdate(self.config, first.actor.mlp, first.critic.mlp, flats, adams, masked=True)
-        self.rows, self.start = pooled([stage.rows for stage in stages])
+        self.rows, self.start = concat_tables([stage.rows for stage in stages])
 
-    def kind(self, update: int) -> bool:
+    def variant(self, update: int) -> bool:
         """Whether an update moves the actor."""
         return update % self.config.policy_freq == 0
 
-    def numbers(self, update: int) -> tuple[float, ...]:
+    def schedule(self, update: int) -> tuple[float, ...]:
         """Nothing changes from update to update."""
         return ()
 
-    def scalars(self, kind: bool) -> tuple[str, ...]:
-        """What an update answers with."""
-        return ("critic_loss", "q", *(("actor_loss", "bc", "q_policy") if kind else ()))
+    def scalar_names(self, variant: bool) -> tuple[str, ...]:
+        """Names of the scalars that an update returns."""
+        return ("critic_loss", "q", *(("actor_loss", "bc", "q_policy") if variant else ()))
 
-    def __call__(self, kind: bool, numbers: Tensor, *drawn: Tensor) -> dict[str, Tensor]:
-        """An update; drawn are index (S, B), counting within each one's own rows, and noise (S, B, m)."""
+    def __call__(self, variant: bool, schedule: Tensor, *drawn: Tensor) -> dict[str, Tensor]:
+        """Perform an update. `drawn` is index (S, B), relative to each one's own rows, and noise (S, B, m)."""
         index, noise = drawn
-        return self.plain.update(take(self.rows, index + self.start), noise, kind)
+        return self.plain.update(gather_rows(self.rows, index + self.start), noise, variant)

@@ -1,4 +1,4 @@
-"""ReBRAC's update in plain torch, derivatives by hand; for one learner, or for several side by side as one batched model."""
+"""ReBRAC's update in plain torch with hand-written derivatives, for one learner or for several as one batched model."""
 
 from typing import NamedTuple
 
@@ -7,36 +7,38 @@ from torch import Tensor
 
 from jacrec.models.networks import MLP
 from jacrec.training.config import ReBRACConfig
-from jacrec.training.flat import Adam, Flat, FlatRows
+from jacrec.training.flat import Adam, FlatParameterRows, FlatParameters
 from jacrec.training.passes import MLPPass
 
 
-class Flats(NamedTuple):
-    """A learner's parameters, or those of S learners as rows."""
+class LearnerParameters(NamedTuple):
+    """Parameters of a learner, or of S learners as rows."""
 
-    actor: Flat | FlatRows
-    critic: Flat | FlatRows
-    target_actor: Flat | FlatRows
-    target_critic: Flat | FlatRows
+    actor: FlatParameters | FlatParameterRows
+    critic: FlatParameters | FlatParameterRows
+    target_actor: FlatParameters | FlatParameterRows
+    target_critic: FlatParameters | FlatParameterRows
 
 
 class PlainUpdate:
-    """`update(batch, noise, move_actor)` as `jacrec.training.stages.rebrac.ReBRAC.update`.
+    """`update(batch, noise, move_actor)` as in `jacrec.training.stages.rebrac.ReBRAC.update`.
 
-    With S learners side by side, batch and noise lead with S, (S, B, ·), and every scalar of the answer is (S,).
+    With S learners, batch and noise have a leading axis S, (S, B, ·), and every returned scalar is (S,).
 
     Args:
-        actor, critic: networks of the make that `flats` hold.
-        masked: choose a critic's rows by masks instead of indices: no answer is asked of the device.
+        actor, critic: networks of the architecture that `flats` holds.
+        masked: select a critic's rows by masks instead of indices, without synchronising with the device.
     """
 
-    def __init__(self, config: ReBRACConfig, actor: MLP, critic: MLP, flats: Flats, adams: tuple[Adam, Adam], masked: bool):
+    def __init__(
+        self, config: ReBRACConfig, actor: MLP, critic: MLP, flats: LearnerParameters, adams: tuple[Adam, Adam], masked: bool
+    ):
         self.config, self.d, self.m = config, actor.in_dim, actor.out_dim
         self.flats, self.masked = flats, masked
         self.actor_adam, self.critic_adam = adams
         heads = range(critic.stack or 1)
 
-        def passes(mlp: MLP, flat: Flat | FlatRows, moving: bool, head: int | None = None) -> MLPPass:
+        def passes(mlp: MLP, flat: FlatParameters | FlatParameterRows, moving: bool, head: int | None = None) -> MLPPass:
             return MLPPass(mlp, _inner(flat.gradient_of) if moving else None, head, _inner(flat.value_of))
 
         self.pi = passes(actor, flats.actor, True)
@@ -82,27 +84,27 @@ class PlainUpdate:
         values, tapes = zip(*(q.record(s_a) for q in self.q), strict=True)
         smallest, which = torch.cat(values, -1).min(-1)
         scale = 1 / smallest.abs().mean(-1) if c.normalize_q else smallest.new_ones(smallest.shape[:-1])
-        away = action - data_action
-        action_bar = away * (2 * c.actor_bc_coef / rows)
+        deviation = action - data_action
+        action_bar = deviation * (2 * c.actor_bc_coef / rows)
         for head, (q, q_tape) in enumerate(zip(self.q, tapes, strict=True)):
-            # only the rows in which this critic is the smaller one carry a cotangent
-            mine = which == head
-            if self.masked:  # how many they are the host must not ask
-                q_bar = torch.where(mine, (-scale / rows).unsqueeze(-1), 0.0).unsqueeze(-1)
+            # only rows in which this critic is the smaller one have a cotangent
+            selected = which == head
+            if self.masked:  # their number would require a synchronisation
+                q_bar = torch.where(selected, (-scale / rows).unsqueeze(-1), 0.0).unsqueeze(-1)
                 s_a_bar = q.pull(q_tape, q_bar, parameters=False, inputs=True)
                 assert s_a_bar is not None
                 action_bar += s_a_bar[..., self.d :]
                 continue
-            index = mine.nonzero().squeeze(-1)
+            index = selected.nonzero().squeeze(-1)
             q_bar = (-scale / rows).expand(len(index), 1)
             s_a_bar = q.pull(q_tape.rows(index), q_bar, parameters=False, inputs=True)
             assert s_a_bar is not None
             action_bar.index_add_(0, index, s_a_bar[:, self.d :])
         self.pi.pull(tape, action_bar)
-        self.flats.target_actor.move_towards(self.flats.actor, c.tau)  # before the actor moves, as the reference does
+        self.flats.target_actor.move_towards(self.flats.actor, c.tau)  # before the actor's step, as in the reference
         self.actor_adam.step()
         self.flats.target_critic.move_towards(self.flats.critic, c.tau)
-        bc, q_policy = away.square().sum(-1).mean(-1), smallest.mean(-1)
+        bc, q_policy = deviation.square().sum(-1).mean(-1), smallest.mean(-1)
         return {"actor_loss": c.actor_bc_coef * bc - scale * q_policy, "bc": bc, "q_policy": q_policy}
 
 

@@ -1,4 +1,4 @@
-"""Do one-step samples look like what really came next? Errors, moments and distances on held-out transitions."""
+"""Compare one-step samples of a world model with recorded successors: errors, moments and distances."""
 
 from dataclasses import dataclass
 
@@ -11,26 +11,26 @@ from jacrec.training.stages.supervised import rmse
 
 @dataclass(frozen=True)
 class SampleCheck:
-    """Sampled successors beside the real ones; all per dimension, averaged over the dimensions."""
+    """Samples compared with the recorded successors; all values per dimension, averaged over dimensions."""
 
     rmse: float
     """√ mean (ŝ' − s')² over transitions and samples, in the data's units"""
     rmse_se: float
-    """its standard error over the transitions"""
+    """standard error of `rmse` over the transitions"""
     rmse_mean: float
-    """the same of the samples' mean"""
+    """the same for the mean of the samples"""
     bias: float
     """√ mean over dimensions of the squared mean residual of s' about the samples' mean, in standard deviations of s' − s"""
     spread: float
-    """the samples' standard deviation over that of s' about their mean: 1 where the model knows its own uncertainty"""
+    """standard deviation of the samples over that of s' about their mean; 1 for a calibrated model"""
     wasserstein: float
-    """1-Wasserstein distance of the residuals of s' and those of a sample, both about the mean of the other samples, in
-    standard deviations of s' − s"""
+    """1-Wasserstein distance between the residuals of s' and of one sample, both about the mean of the other samples, in standard
+    deviations of s' − s"""
 
 
 @torch.no_grad()
 def sample_check(dynamics: Dynamics, state: Tensor, action: Tensor, next_state: Tensor, noise: Tensor) -> SampleCheck:
-    """Compare S >= 3 samples per transition with what came next.
+    """Compare S ≥ 3 samples per transition with the recorded next state.
 
     Args:
         state, next_state: (n, d).
@@ -42,14 +42,14 @@ def sample_check(dynamics: Dynamics, state: Tensor, action: Tensor, next_state: 
     """
     samples = noise.shape[1]
     if samples < 3:
-        raise ValueError(f"sample_check: expected at least 3 samples per transition, got {samples}; their spread is asked for")
+        raise ValueError(f"noise: expected at least 3 samples per transition, got {samples}; draw more")
     s, a = (x.unsqueeze(1).expand(-1, samples, -1) for x in (state, action))
     predicted = dynamics(s, a, noise).double()  # (n, S, d)
     real, mean = next_state.double(), predicted.mean(1)
     scale = (real - state.double()).std(0)
     value, error = rmse((predicted - real.unsqueeze(1)).square().mean((1, 2)))
     residual = real - mean
-    # of a calibrated model E (s' − mean)² = σ² (1 + 1/S)
+    # for a calibrated model, E (s' − mean)² = σ² (1 + 1/S)
     own = predicted.var(1).mean(0) * (1 + 1 / samples)
     spread = (own.sum() / residual.square().mean(0).sum()).sqrt()
     others = predicted[:, 1:].mean(1)
@@ -65,5 +65,5 @@ def sample_check(dynamics: Dynamics, state: Tensor, action: Tensor, next_state: 
 
 
 def wasserstein(a: Tensor, b: Tensor) -> Tensor:
-    """1-Wasserstein distance of two samples (n, d) of equal size, dimension by dimension: (d,)."""
+    """1-Wasserstein distance of two samples (n, d) of equal size, per dimension: (d,)."""
     return (a.sort(0).values - b.sort(0).values).abs().mean(0)

@@ -1,74 +1,84 @@
-"""What the supervised stages share: descent on an `MLP`, the stage around it, and errors with their uncertainty."""
+"""Shared parts of the supervised stages: regression by an `MLP`, the stage around it, and RMSE with standard errors."""
 
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from jacrec.models.networks import MLP
 from jacrec.training.config import DynamicsConfig, RewardConfig
-from jacrec.training.cuda_graph import Replay
-from jacrec.training.flat import Adam, Flat, FlatRows
+from jacrec.training.cuda_graph import CapturedStep
+from jacrec.training.flat import Adam, FlatParameterRows, FlatParameters
 from jacrec.training.passes import MLPPass
 from jacrec.training.stages.examples import Batch, Examples
-from jacrec.training.streams import BatchStream
+from jacrec.training.streams import BatchStream, Draw, derive_seed
+
+Module = TypeVar("Module", bound=nn.Module)
 
 
-class Scheduled(NamedTuple):
-    """What changes from update to update."""
+class Schedule(NamedTuple):
+    """Hyperparameters that change from update to update."""
 
-    rate: float
-    """Adam's step"""
-    pace: float
-    """how far the averaged weights move"""
+    lr: float
+    """Adam's learning rate"""
+    averaging: float
+    """step of the averaged weights towards the current ones"""
 
 
-class Descent:
-    """`descend(batch)`: a step on a batch's loss by Adam, with averaged weights; of one network, or of S side by side.
+class MLPTrainer:
+    """`step(batch, averaging)`: one Adam step on a batch's loss and one of the averaged weights, for one network or S.
 
-    The batch's tensors lead with S where `flat` holds S rows; then the losses are (S,).
+    If `flat` holds S rows, the batch's tensors have a leading axis S and the losses are (S,).
 
     Args:
-        mlp: a network of the make that `flat` holds; the heads of a stack learn side by side, each from its own (B, ·).
-        prefix: of the network's parameters among those of `flat`.
-        averaged: where the averaged weights are; None for none.
+        mlp: a network of the architecture that `flat` holds; the heads of a stack are trained in parallel, each on its
+            own (B, ·).
+        prefix: of the network's parameter names within `flat`.
+        averaged: the averaged weights, or None.
     """
 
-    def __init__(self, mlp: MLP, prefix: str, flat: Flat | FlatRows, averaged: Flat | FlatRows | None, adam: Adam):
+    def __init__(
+        self,
+        mlp: MLP,
+        prefix: str,
+        flat: FlatParameters | FlatParameterRows,
+        averaged: FlatParameters | FlatParameterRows | None,
+        adam: Adam,
+    ):
         self.flat, self.averaged, self.adam = flat, averaged, adam
 
-        def inner(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        def strip(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
             return {name.removeprefix(prefix): t for name, t in tensors.items()}
 
-        self.net = MLPPass(mlp, inner(flat.gradient_of), parameters=inner(flat.value_of), stacked=mlp.stack is not None)
+        self.net = MLPPass(mlp, strip(flat.gradient_of), parameters=strip(flat.value_of), stacked=mlp.stack is not None)
 
     @torch.no_grad()
-    def descend(self, batch: Batch, pace: float | Tensor) -> Tensor:
-        """A step; the loss before it."""
+    def step(self, batch: Batch, averaging: float | Tensor) -> Tensor:
+        """Perform an update; return the loss before it."""
         prediction, tape = self.net.record(batch.x)
-        loss, bar = batch.judge(prediction, partial(self.net.push, tape))
+        loss, bar = batch.loss_and_gradient(prediction, partial(self.net.push, tape))
         self.net.pull(tape, bar)
         self.adam.step()
         if self.averaged is not None:
-            self.averaged.move_towards(self.flat, pace)
+            self.averaged.move_towards(self.flat, averaging)
         return loss
 
 
 class Regression:
-    """Regression by an `MLP` inside `module`, with Adam with a bound on the gradient's norm and averaged weights.
+    """Regression by an `MLP` inside `module`: Adam with gradient clipping, and averaged weights.
 
     Args:
-        module: what is trained.
-        averaged: a second module of the same make, for the moving average of the weights; with config.ema = 0 it is
-            not used, and `self.averaged` is `module`.
+        module: the module to train.
+        averaged: a second module of the same architecture for the moving average of the weights. With config.ema = 0 it
+            is unused, and `self.averaged` is `module`.
         mlp: the network inside `module`.
-        prefix: of the network's parameters among the module's.
+        prefix: of the network's parameter names within the module.
         config: updates, lr, lr_schedule, max_grad_norm, ema.
-        capturable: whether `descend` can be part of a CUDA graph.
+        capturable: whether `step` can be part of a CUDA graph.
     """
 
     def __init__(
@@ -82,123 +92,173 @@ class Regression:
     ):
         self.module, self.config, self.mlp, self.prefix = module, config, mlp, prefix
         self.averaged = averaged if config.ema else module
-        self.flat = Flat(module)
-        self.flat_averaged = Flat(averaged) if config.ema else self.flat
-        self.adam = Adam(self.flat, config.lr, config.max_grad_norm, held=capturable)
-        # how far the average moves: a number, or a tensor where a graph has to see it change
-        self.pace: float | Tensor = self.flat.value.new_ones(()) if capturable else 1.0
-        self.descent = Descent(mlp, prefix, self.flat, self.flat_averaged if config.ema else None, self.adam)
+        self.flat = FlatParameters(module)
+        self.flat_averaged = FlatParameters(averaged) if config.ema else self.flat
+        self.adam = Adam(self.flat, config.lr, config.max_grad_norm, tensor_lr=capturable)
+        # a tensor if a CUDA graph must see it change, otherwise a number
+        self.averaging: float | Tensor = self.flat.value.new_ones(()) if capturable else 1.0
+        self.trainer = MLPTrainer(mlp, prefix, self.flat, self.flat_averaged if config.ema else None, self.adam)
 
     def update(self, x: Tensor, goal: Tensor, update: int) -> Tensor:
-        """Step number `update` on mean (net(x) − goal)², x (B, in), goal (B, out); the loss before it."""
-        self.schedule(update)
-        return self.descend(Batch(x, goal))
+        """Perform update number `update` on mean (net(x) − goal)², x (B, in), goal (B, out); return the loss before it."""
+        self.apply_schedule(update)
+        return self.step(Batch(x, goal))
 
-    def scheduled(self, update: int) -> Scheduled:
-        """What update number `update` goes by."""
+    def schedule(self, update: int) -> Schedule:
+        """The learning rate and averaging step of update number `update`."""
         c = self.config
         scale = 1.0 if c.lr_schedule == "constant" else 0.5 * (1 + math.cos(math.pi * update / c.updates))
-        return Scheduled(scale * c.lr, 1 - min(c.ema, (1 + update) / (10 + update)))
+        return Schedule(scale * c.lr, 1 - min(c.ema, (1 + update) / (10 + update)))
 
-    def schedule(self, update: int) -> None:
-        """Set what changes from update to update: the learning rate and the average's pace."""
-        rate, pace = self.scheduled(update)
-        self.adam.set_rate(rate)
-        if isinstance(self.pace, Tensor):
-            self.pace.fill_(pace)
+    def apply_schedule(self, update: int) -> None:
+        """Set the learning rate and averaging step of update number `update`."""
+        lr, averaging = self.schedule(update)
+        self.adam.set_lr(lr)
+        if isinstance(self.averaging, Tensor):
+            self.averaging.fill_(averaging)
         else:
-            self.pace = pace
+            self.averaging = averaging
 
-    def descend(self, batch: Batch) -> Tensor:
-        """A step as scheduled; the loss before it."""
-        return self.descent.descend(batch, self.pace)
+    def step(self, batch: Batch) -> Tensor:
+        """Perform an update with the current schedule; return the loss before it."""
+        return self.trainer.step(batch, self.averaging)
 
     def state(self) -> dict[str, Tensor]:
-        """The live tensors that a checkpoint holds."""
+        """The live tensors to be stored in a checkpoint."""
         average = {"averaged": self.flat_averaged.value} if self.config.ema else {}
         return {**self.adam.state(), **average}
 
 
-def descending(regression: Regression, examples: Examples, capturable: bool) -> Callable[..., dict[str, Tensor]]:
-    """An update on the examples of an index, as scheduled; where `capturable`, a `Replay`.
+def make_update(regression: Regression, examples: Examples, capturable: bool) -> Callable[..., dict[str, Tensor]]:
+    """A function that performs an update on the examples of an index; a `CapturedStep` if `capturable`.
 
-    It holds no stage: a stage's table is freed with the stage, and waits for no collection of cycles.
+    It holds no reference to the stage, so that a stage's table is freed with the stage, without garbage collection.
     """
 
     @torch.no_grad()
-    def descend(index: Tensor, *random: Tensor) -> dict[str, Tensor]:
-        return {"loss": regression.descend(examples(index, *random))}
+    def update(index: Tensor, *random: Tensor) -> dict[str, Tensor]:
+        return {"loss": regression.step(examples(index, *random))}
 
-    return Replay(descend, lambda: regression.state().values()) if capturable else descend
+    return CapturedStep(update, lambda: regression.state().values()) if capturable else update
 
 
-class JointRegression:
-    """Several regressions of one make as one batched model; a `jacrec.training.batched.JointStep`.
+class BatchedRegression:
+    """Several regressions of the same architecture as one batched model; a `jacrec.training.batched.BatchedStep`.
 
-    Their vectors become its rows; they can no longer descend alone.
+    Their parameter vectors become its rows. They can no longer step alone.
     """
 
     def __init__(self, regressions: Sequence[Regression], examples: Sequence[Examples]):
         first = self.first = regressions[0]
-        rows = FlatRows([r.flat for r in regressions])
-        averaged = FlatRows([r.flat_averaged for r in regressions]) if first.config.ema else None
-        adam = Adam.of_rows([r.adam for r in regressions], rows, held=True)
-        self.descent = Descent(first.mlp, first.prefix, rows, averaged, adam)
-        pool, self.start = pooled([e.rows for e in examples])
-        self.examples = replace(examples[0], rows=pool)
+        rows = FlatParameterRows([r.flat for r in regressions])
+        averaged = FlatParameterRows([r.flat_averaged for r in regressions]) if first.config.ema else None
+        adam = Adam.from_rows([r.adam for r in regressions], rows, tensor_lr=True)
+        self.trainer = MLPTrainer(first.mlp, first.prefix, rows, averaged, adam)
+        table, self.start = concat_tables([e.rows for e in examples])
+        self.examples = replace(examples[0], rows=table)
 
-    def kind(self, update: int) -> bool:
-        """All updates are of one kind."""
+    def variant(self, update: int) -> bool:
+        """All updates perform the same operations."""
         return True
 
-    def numbers(self, update: int) -> tuple[float, ...]:
-        """Learning rate and pace of an update."""
-        return self.first.scheduled(update)
+    def schedule(self, update: int) -> tuple[float, ...]:
+        """Learning rate and averaging step of an update."""
+        return self.first.schedule(update)
 
-    def scalars(self, kind: bool) -> tuple[str, ...]:
-        """What an update answers with."""
+    def scalar_names(self, variant: bool) -> tuple[str, ...]:
+        """Names of the scalars that an update returns."""
         return ("loss",)
 
-    def __call__(self, kind: bool, numbers: Tensor, *drawn: Tensor) -> dict[str, Tensor]:
-        """An update; drawn are index (S, B), counting within each one's own rows, and what the examples need besides."""
+    def __call__(self, variant: bool, schedule: Tensor, *drawn: Tensor) -> dict[str, Tensor]:
+        """Perform an update. `drawn` is index (S, B), relative to each one's own rows, and the examples' random tensors."""
         index, *random = drawn
-        rate, pace = numbers.unbind()
-        self.descent.adam.set_rate(rate)
+        lr, averaging = schedule.unbind()
+        self.trainer.adam.set_lr(lr)
         batch = self.examples(index + self.start, *random)
-        return {"loss": self.descent.descend(batch, pace.to(batch.x.dtype))}
+        return {"loss": self.trainer.step(batch, averaging.to(batch.x.dtype))}
 
 
 class SupervisedStage:
-    """A stage of `jacrec.training.loop` that is a regression; what it learns from and is tested on is a subclass's own."""
+    """A stage of `jacrec.training.loop` that is a regression. Subclasses define the examples and the evaluation."""
 
     name: str
-    """of the network's file too"""
+    """also the stem of the network's file"""
+    updates: int
     regression: Regression
     examples: Examples
     stream: BatchStream
-    descend: Callable[..., dict[str, Tensor]]
+    run_update: Callable[..., dict[str, Tensor]]
+
+    def _build(
+        self,
+        make: Callable[[], Module],
+        set_scales: Callable[[Module], None],
+        config: DynamicsConfig | RewardConfig,
+        seed: int,
+        device,
+        dtype: torch.dtype,
+        capturable: bool | None,
+        start: nn.Module | None,
+    ) -> Module:
+        """Create the network and its regression; return the network.
+
+        Args:
+            make: builds the network; its initial weights depend on (seed, stage) alone.
+            set_scales: sets the network's scales from the data, unless it continues from `start`.
+            capturable: whether `step` can be part of a CUDA graph; default: on a GPU, where a graph is then used.
+            start: a network of this configuration whose weights and scales to continue from.
+        """
+
+        def network() -> Module:
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(derive_seed(seed, self.name, "networks"))
+                model = make()
+            if start is None:
+                set_scales(model)
+            else:
+                model.load_state_dict(start.state_dict())
+            # float32 is the parameters' own precision; buffers in float64 then keep theirs
+            return model.to(device) if dtype == torch.float32 else model.to(device, dtype)
+
+        model = network()
+        self.updates = config.updates
+        self.capturable = torch.device(device).type == "cuda" if capturable is None else capturable
+        self.regression = Regression(model, network(), *network_of(model), config, self.capturable)
+        return model
+
+    def _learn_from(self, examples: Examples, draw: Draw, seed: int, device) -> None:
+        """Set the examples and the stream of random tensors that select them."""
+        self.examples = examples
+        self.stream = BatchStream(seed, self.name, draw, device)
+        self.run_update = make_update(self.regression, examples, self.capturable)
 
     def step(self, update: int) -> dict[str, Tensor]:
-        """Update number `update`, counted from 0."""
-        self.regression.schedule(update)
-        return self.descend(*self.stream.at(update))
+        """Perform update number `update`, counted from 0."""
+        self.regression.apply_schedule(update)
+        return self.run_update(*self.stream.at(update))
 
     @staticmethod
-    def side_by_side(stages: "Sequence[SupervisedStage]") -> JointRegression:
-        """Their step as one batched model's; they can no longer step alone."""
-        return JointRegression([stage.regression for stage in stages], [stage.examples for stage in stages])
+    def batched_step(stages: "Sequence[SupervisedStage]") -> BatchedRegression:
+        """The stages' step as one batched model's. They can no longer step alone."""
+        return BatchedRegression([stage.regression for stage in stages], [stage.examples for stage in stages])
 
     def state(self) -> dict[str, Tensor]:
-        """The live tensors that a checkpoint holds."""
+        """The live tensors to be stored in a checkpoint."""
         return self.regression.state()
 
     def modules(self) -> dict[str, nn.Module]:
-        """The finished network by file name: the averaged weights."""
+        """The trained network by file stem: the averaged weights."""
         return {self.name: self.regression.averaged}
 
 
-def pooled(tables: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """Tables of rows as one, and where each begins, (S, 1); a table shared by all stays as it is."""
+def network_of(model: nn.Module) -> tuple[MLP, str]:
+    """The network inside a model, and the prefix of its parameter names."""
+    name, mlp = next((name, module) for name, module in model.named_modules() if isinstance(module, MLP))
+    return mlp, f"{name}."
+
+
+def concat_tables(tables: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """Concatenate tables of rows; return the offset of each, (S, 1), too. A table shared by all is not copied."""
     if all(table is tables[0] for table in tables):
         return tables[0], torch.zeros(len(tables), 1, dtype=torch.int64, device=tables[0].device)
     lengths = torch.tensor([len(table) for table in tables], device=tables[0].device)

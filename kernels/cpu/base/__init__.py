@@ -1,1 +1,1 @@
-"""Tiles, layers, threads and the compiler: what all CPU kernels are made of."""
+"""Tiles, layers, threads and the compiler: the building blocks of all CPU kernels."""

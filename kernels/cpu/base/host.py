@@ -1,4 +1,4 @@
-"""What the processor's vector registers look like, and how the CPU kernels are compiled and kept on disk."""
+"""The processor's vector registers, and how the CPU kernels are compiled and cached on disk."""
 
 import hashlib
 import inspect
@@ -20,7 +20,7 @@ from numba.core.compiler import Compiler
 
 try:
     FEATURES = dict(binding.get_host_cpu_features())
-except RuntimeError:  # LLVM does not know this processor: the vectors that all have
+except RuntimeError:  # LLVM does not know this processor: the vectors that every one has
     FEATURES = {}
 VECTOR_BYTES = 64 if FEATURES.get("avx512f") else 32 if FEATURES.get("avx2") else 16
 ACCUMULATORS = 16 if VECTOR_BYTES == 64 or platform.machine().lower() in ("aarch64", "arm64") else 8
@@ -31,33 +31,55 @@ _log = logging.getLogger("jacrec")
 SOURCES = sorted(Path(__file__).parent.parent.rglob("*.py"))
 DIGEST = hashlib.sha256(b"".join(path.read_bytes() for path in SOURCES)).hexdigest()
 KEY = (DIGEST, VECTOR_BYTES, ACCUMULATORS, numba.__version__, llvmlite.__version__)
-"""what compiled code depends on besides the processor that it was compiled for"""
+"""what compiled code depends on beside the processor"""
 
 
 class SourceCache(FunctionCache):
-    """Numba's cache on disk, keyed by all sources of the CPU kernels: its own key misses what a called function is made of."""
+    """Numba's cache on disk, keyed by all sources of the CPU kernels: its own key does not cover called functions."""
 
     def _index_key(self, sig, codegen):
         return (sig, codegen.magic_tuple(), KEY)
 
 
+class _UnoptimisedLibrary(JITCodeLibrary):
+    """Code that is optimised only as a part of its callers."""
+
+    def _optimize_final_module(self):
+        pass
+
+
+class _GlueCompiler(Compiler):
+    def compile_extra(self, func):
+        self.state.library = _UnoptimisedLibrary(self.state.targetctx.codegen(), func.__qualname__)
+        return super().compile_extra(func)
+
+
 def part(function):
-    """Decorator of what is compiled into its callers."""
+    """Decorator: compile a function into its callers."""
     return numba.njit(**OPTIONS)(function)
 
 
+def glue(function):
+    """Decorator: the same for a function that mostly calls others; they are optimised again only in the entry."""
+    return numba.njit(pipeline_class=_GlueCompiler, **OPTIONS)(function)
+
+
+def ordered_part(function):
+    """Decorator: the same for sums that must not be reordered; a product and a sum may still be fused."""
+    return numba.njit(**{**OPTIONS, "fastmath": {"contract"}})(function)  # pyright: ignore
+
+
 def exact_part(function):
-    """The same for arithmetic whose order of rounding matters."""
-    options = {**OPTIONS, "fastmath": False}
-    return numba.njit(**options)(function)
+    """Decorator: the same for arithmetic of which no rounding may change."""
+    return numba.njit(**{**OPTIONS, "fastmath": False})(function)  # pyright: ignore
 
 
-class _Whole(JITCodeLibrary):
+class _SelfContained(JITCodeLibrary):
     """Compiled code that calls its own copy of every part.
 
-    Numba leaves the parts' names open to its linker, which takes the first code of a name that the process holds. Where the
-    parts were compiled that is their own, optimised apart from here; where they came from disk, the copy in here: sums
-    would round otherwise in the process that compiled than in those after it.
+    Numba leaves the parts' symbols to its linker, which binds the first definition that the process holds: the part's own
+    code in the process that compiled it, optimised separately, and the copy in here where it came from the cache. Sums
+    would round differently in the process that compiles than in later ones.
     """
 
     def _optimize_final_module(self):
@@ -69,29 +91,29 @@ class _Whole(JITCodeLibrary):
 
 class _Pipeline(Compiler):
     def compile_extra(self, func):
-        self.state.library = _Whole(self.state.targetctx.codegen(), func.__qualname__)
+        self.state.library = _SelfContained(self.state.targetctx.codegen(), func.__qualname__)
         self.state.library.enable_object_caching()
         return super().compile_extra(func)
 
 
 class _Compiled(CFunc):
     def _compile_uncached(self):
-        _log.warning("compiling %s for this machine, some seconds; it is kept on disk for later processes", self.__name__)
+        _log.warning("compiling %s for this machine; this takes up to a minute and is cached on disk", self.__name__)
         return super()._compile_uncached()  # pyright: ignore[reportAttributeAccessIssue]
 
 
 @cache
 def entry(function, dtype) -> Any:
-    """Compile function(like, job) for an element type into a C function of the job's address, kept on disk.
+    """Compile function(like, job) for an element type into a C function of the job's address, cached on disk.
 
-    Called through ctypes or by a thread that Python knows nothing of; holds no lock of Python's.
+    It may be called through ctypes or from a thread that Python does not know; it does not take the GIL.
     """
     like = dtype(0)
 
     def task(job):
         function(like, job)
 
-    # the cache's files are named so: whoever writes to one of them at once, on whatever machine, writes the same
+    # names the cache's files: processes that write one at the same time, on any machine, write the same content
     name = f"{function.py_func.__name__}_{dtype.__name__}"
     code = inspect.getsource(function.py_func).encode()
     own = hashlib.sha256(repr((KEY, code, binding.get_host_cpu_name(), sorted(FEATURES.items()))).encode()).hexdigest()[:16]
@@ -99,7 +121,7 @@ def entry(function, dtype) -> Any:
     compiled: Any = _Compiled(task, ((types.int64,), types.void), locals={}, options=OPTIONS, pipeline_class=_Pipeline)
     try:
         compiled._cache = SourceCache(task)
-    except RuntimeError as error:  # no folder can be written
-        warnings.warn(f"the CPU kernels are compiled anew by every process: {error}", RuntimeWarning, stacklevel=2)
+    except RuntimeError as error:  # no folder is writable
+        warnings.warn(f"every process will compile the CPU kernels again, no cache: {error}", RuntimeWarning, stacklevel=2)
     compiled.compile()
     return compiled

@@ -1,30 +1,93 @@
-"""Where the numbers of a network lie: a row of int64 that the compiled code reads, one for every network.
+"""How compiled code sees a network: NamedTuples of sizes, addresses and offsets.
 
-Addresses are bytes, sizes and offsets count elements. A hidden layer's width is padded to whole vectors (`PADDED`); weights
+Addresses are bytes, sizes and offsets count elements. A hidden layer's width is padded to whole vectors (`padded`); weights
 whose widths are whole vectors already are read where torch keeps them.
 
 A tape of `J` calls with R rows holds, for every array of a call (width w, offset o per row), its J copies side by side:
 copy j starts at (o·J + j·w)·R. So the rows of one layer over all calls are one matrix.
 """
 
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
 from jacrec.kernels.cpu.base.host import part
+from jacrec.kernels.cpu.base.rows import WORD, reader
 from jacrec.kernels.cpu.base.tiles import size_of
 
-# the head of a network's row
-DEPTH, ACTIVATION, NORM, RESIDUAL, TANH, IN, OUT, WIDEST, TAPE, BARS = range(10)
-FIRST, LAST_WEIGHT, LAST_BIAS, LAST_BAR = range(10, 14)
-"""FIRST: the first layer's weight transposed, (IN, padded width); LAST_…: the output layer; LAST_BAR: offset of its z̄"""
-GRADIENT, FIRST_GRADIENT, LAST_WEIGHT_GRADIENT, LAST_BIAS_GRADIENT = range(14, 18)
-"""offsets in the vector of parameter gradients, and its length (`GRADIENT`); FIRST_GRADIENT is transposed as FIRST"""
-LAYERS = 18
-
-# what follows for every hidden layer
-WIDTH, PADDED, WEIGHT, BIAS, GAIN, SHIFT, GATE, OUTPUT, HAT, INV_STD, BAR = range(11)
-WEIGHT_GRADIENT, BIAS_GRADIENT, GAIN_GRADIENT, SHIFT_GRADIENT = range(11, 15)
-LAYER = 15
-
+DTYPES = {torch.float32: np.float32, torch.float64: np.float64}
+"""the element types that kernels are compiled for"""
 ACTIVATION_CODES = {"relu": 0, "silu": 1, "mish": 2, "tanh": 3, "gelu": 4}
 RELU, SILU, MISH, TANH_HIDDEN, GELU = range(5)
+
+
+class Network(NamedTuple):
+    """A network, or one of a stack of networks."""
+
+    layers: int  # address of its hidden layers' rows, see `Layer`
+    depth: int  # hidden layers
+    activation: int  # see `ACTIVATION_CODES`
+    norm: int  # whether every hidden layer ends with a LayerNorm
+    residual: int
+    tanh: int  # whether the output goes through tanh
+    inputs: int
+    outputs: int
+    widest: int  # the widest layer, padded
+    tape: int  # elements of a tape for each row and call
+    bars: int  # elements of the cotangents z̄ of all layers for each row and call
+    first: int  # address of the first layer's weight, transposed: (inputs, padded width)
+    last_weight: int
+    last_bias: int
+    last_bar: int  # offset of the output layer's z̄
+    gradient: int  # length of the vector of parameter gradients
+    first_gradient: int  # offsets in that vector; this one is transposed as `first` is
+    last_weight_gradient: int
+    last_bias_gradient: int
+
+
+class Layer(NamedTuple):
+    """A hidden layer."""
+
+    width: int
+    padded: int
+    weight: int
+    bias: int
+    gain: int
+    shift: int
+    gate: int  # offsets on the tape
+    output: int
+    hat: int
+    inv_std: int
+    bar: int  # offset of its z̄
+    weight_gradient: int  # offsets in the vector of parameter gradients
+    bias_gradient: int
+    gain_gradient: int
+    shift_gradient: int
+
+
+class Stack(NamedTuple):
+    """Networks of one architecture, each a row of `Network` and its `Layer`s."""
+
+    rows: int  # address of the first row
+    count: int
+    length: int  # int64 in a row
+
+
+NETWORK, LAYER = len(Network._fields), len(Layer._fields)
+read_network, read_layer = reader(Network), reader(Layer)
+
+
+@part
+def network_of(stack, n):
+    """Network n of a stack."""
+    return read_network(stack.rows + n * stack.length * WORD)
+
+
+@part
+def layer_of(net, i):
+    """Hidden layer i of a network."""
+    return read_layer(net.layers + i * LAYER * WORD)
 
 
 @part

@@ -1,60 +1,23 @@
 """Value and cotangent passes of a network for a tile of rows, in buffers that the caller owns.
 
-The mathematics is that of `jacrec.engine.jacobians.mlp`. `net` is a row of `jacrec.kernels.cpu.base.layout`; matrices are addresses of
-row-major arrays, hidden ones with padded width.
+The mathematics is that of `jacrec.engine.jacobians.mlp`. `net` is a `jacrec.kernels.cpu.base.layout.Network`; matrices are
+addresses of row-major arrays, hidden ones with padded width. A `team` shares the columns of every layer.
 """
 
 from jacrec.kernels.cpu.base.host import part
-from jacrec.kernels.cpu.base.layout import (
-    ACTIVATION,
-    BAR,
-    BIAS,
-    BIAS_GRADIENT,
-    DEPTH,
-    FIRST_GRADIENT,
-    GAIN,
-    GAIN_GRADIENT,
-    GATE,
-    GELU,
-    HAT,
-    IN,
-    INV_STD,
-    LAST_BAR,
-    LAST_BIAS,
-    LAST_BIAS_GRADIENT,
-    LAST_WEIGHT,
-    LAST_WEIGHT_GRADIENT,
-    LAYER,
-    LAYERS,
-    MISH,
-    NORM,
-    OUT,
-    OUTPUT,
-    PADDED,
-    RELU,
-    RESIDUAL,
-    SHIFT,
-    SHIFT_GRADIENT,
-    SILU,
-    TANH,
-    WEIGHT,
-    WEIGHT_GRADIENT,
-    WIDEST,
-    WIDTH,
-    slot,
-)
+from jacrec.kernels.cpu.base.layout import GELU, MISH, RELU, SILU, layer_of, slot
 from jacrec.kernels.cpu.base.norms import normalise, normalise_back, normalise_push
 from jacrec.kernels.cpu.base.products import axpy, axpy_add, dot
 from jacrec.kernels.cpu.base.scalar import gelu, mish, silu, tanh
-from jacrec.kernels.cpu.base.team import columns, meet
+from jacrec.kernels.cpu.base.team import barrier, columns
 from jacrec.kernels.cpu.base.tiles import at, size_of
 
 
 @part
 def activate(like, kind, R, width, padded, bias, z, h, begin, end):
-    """z + bias -> value in h and gate in z, both (R, padded) with zeros behind `width`; they may be one array for ReLU.
+    """z + bias -> value in h and gate in z, both (R, padded) with zeros behind `width`; for ReLU they may be one array.
 
-    Only columns begin … end − 1 are done.
+    Only columns begin … end − 1 are computed.
     """
     b = at(like, bias)
     full = min(width, end)
@@ -135,106 +98,106 @@ def copy_to(like, count, x, y):
 @part
 def skips(net, layer):
     """Whether hidden layer `layer` adds its input to its output."""
-    here = LAYERS + layer * LAYER
-    return net[RESIDUAL] != 0 and layer > 0 and net[here + WIDTH] == net[here - LAYER + WIDTH]
+    return net.residual != 0 and layer > 0 and layer_of(net, layer).width == layer_of(net, layer - 1).width
 
 
 @part
 def first_slot(like, net, tape, J, j, R):
-    """Where the caller puts the first layer's products, (R, padded width of layer 0)."""
-    return slot(like, tape, net[LAYERS + GATE], net[LAYERS + PADDED], J, j, R)
+    """The address of the first layer's products (R, padded width of layer 0), which the caller computes."""
+    layer = layer_of(net, 0)
+    return slot(like, tape, layer.gate, layer.padded, J, j, R)
 
 
 @part
-def record(like, net, tape, J, j, R, first_bias, y, crew):
-    """The network's value y (R, OUT) from the first layer's products in `first_slot`, to which `first_bias` is added.
+def record(like, net, tape, J, j, R, first_bias, y, team):
+    """The network's value y (R, outputs) from the first layer's products in `first_slot`, to which `first_bias` is added.
 
-    Every thread of a crew has put its columns of the products there, and has a y of its own; the tape is everybody's.
+    Every thread of the team has written its columns of the products there, and has its own y; the tape is shared.
     """
     size = size_of(like)
     below, below_padded = type(J)(0), type(J)(0)
-    for layer in range(net[DEPTH]):
-        here = LAYERS + layer * LAYER
-        width, padded = net[here + WIDTH], net[here + PADDED]
-        z = slot(like, tape, net[here + GATE], padded, J, j, R)
-        h = slot(like, tape, net[here + OUTPUT], padded, J, j, R)
-        begin, end = columns(like, crew, padded)
+    for i in range(net.depth):
+        layer = layer_of(net, i)
+        width, padded = layer.width, layer.padded
+        z = slot(like, tape, layer.gate, padded, J, j, R)
+        h = slot(like, tape, layer.output, padded, J, j, R)
+        begin, end = columns(like, team, padded)
         outputs = min(end, width) - min(begin, width)
-        if layer and outputs:
-            weight = net[here + WEIGHT] + begin * below_padded * size
+        if i and outputs:
+            weight = layer.weight + begin * below_padded * size
             dot(like, below, below_padded, R, weight, below_padded, outputs, below_padded, z + begin * size, padded)
-        bias = net[here + BIAS] if layer else first_bias
-        activate(like, net[ACTIVATION], R, width, padded, bias, z, h, begin, end)
-        if net[NORM]:
-            hat = slot(like, tape, net[here + HAT], padded, J, j, R)
-            inv_std = slot(like, tape, net[here + INV_STD], 1, J, j, R)
-            normalise(like, R, width, padded, net[here + GAIN], net[here + SHIFT], h, hat, inv_std, begin, end, crew)
-        if skips(net, layer):
+        bias = layer.bias if i else first_bias
+        activate(like, net.activation, R, width, padded, bias, z, h, begin, end)
+        if net.norm:
+            hat = slot(like, tape, layer.hat, padded, J, j, R)
+            inv_std = slot(like, tape, layer.inv_std, 1, J, j, R)
+            normalise(like, R, width, padded, layer.gain, layer.shift, h, hat, inv_std, begin, end, team)
+        if skips(net, i):
             add_columns(like, R, padded, below, h, begin, end)
-        meet(crew)
+        barrier(team)
         below, below_padded = h, padded
-    out = net[OUT]
-    dot(like, below, below_padded, R, net[LAST_WEIGHT], below_padded, out, below_padded, y, out)
-    bias = at(like, net[LAST_BIAS])
+    out = net.outputs
+    dot(like, below, below_padded, R, net.last_weight, below_padded, out, below_padded, y, out)
+    bias = at(like, net.last_bias)
     for r in range(R):
         row = at(like, y + r * out * size)
         for i in range(out):
             row[i] += bias[i]
-        if net[TANH]:
+        if net.tanh:
             for i in range(out):
                 row[i] = tanh(row[i])
 
 
 @part
-def cotangents(like, net, tape, J, j, R, y_bar, y, work, bars, gradient, crew):
-    """z̄_1 (R, padded width of layer 0) for output cotangents y_bar (R, OUT): its address.
+def cotangents(like, net, tape, J, j, R, y_bar, y, work, bars, gradient, team):
+    """z̄_1 (R, padded width of layer 0) for output cotangents y_bar (R, outputs): its address.
 
-    `work` has room for 4·R·WIDEST numbers; it, the tape, `bars` and `gradient` are the whole crew's. With `bars` (else 0)
+    `work` has room for 4·R·widest numbers; it, the tape, `bars` and `gradient` are shared by the team. With `bars` (else 0)
     every layer's z̄ is kept there, laid out as a tape, and the LayerNorms' parameter cotangents are added to `gradient`. A
     network with tanh output needs `bars` and its value y.
     """
     size = size_of(like)
-    buffer = R * net[WIDEST] * size
-    above, above_weight, above_width = y_bar, net[LAST_WEIGHT], net[OUT]
+    buffer = R * net.widest * size
+    above, above_weight, above_width = y_bar, net.last_weight, net.outputs
     if bars:
-        kept = slot(like, bars, net[LAST_BAR], net[OUT], J, j, R)
+        kept = slot(like, bars, net.last_bar, net.outputs, J, j, R)
         source, target, value = at(like, y_bar), at(like, kept), at(like, y)
-        if net[TANH]:
-            for i in range(R * net[OUT]):
+        if net.tanh:
+            for i in range(R * net.outputs):
                 target[i] = source[i] * (1 - value[i] * value[i])
         else:
-            for i in range(R * net[OUT]):
+            for i in range(R * net.outputs):
                 target[i] = source[i]
         above = kept
-    above_stride = net[OUT]
+    above_stride = net.outputs
     result, skip = work + 2 * buffer, work + 3 * buffer
     x = result
-    if net[DEPTH] == 1:
-        meet(crew)  # deeper networks meet before `result`, which may still be read, is written again
-    for layer in range(net[DEPTH] - 1, -1, -1):
-        here = LAYERS + layer * LAYER
-        width, padded = net[here + WIDTH], net[here + PADDED]
-        begin, end = columns(like, crew, padded)
-        x = work + (layer % 2) * buffer if layer else result
+    if net.depth == 1:
+        barrier(team)  # deeper networks have one before `result`, which may still be read, is overwritten
+    for i in range(net.depth - 1, -1, -1):
+        layer = layer_of(net, i)
+        width, padded = layer.width, layer.padded
+        begin, end = columns(like, team, padded)
+        x = work + (i % 2) * buffer if i else result
         if bars:
-            x = slot(like, bars, net[here + BAR], padded, J, j, R)
+            x = slot(like, bars, layer.bar, padded, J, j, R)
         if end > begin:
             weight = above_weight + begin * size
             axpy(like, above, above_stride, 1, R, weight, padded, above_width, end - begin, x + begin * size, padded)
-        if layer + 1 < net[DEPTH] and skips(net, layer + 1):
+        if i + 1 < net.depth and skips(net, i + 1):
             add_columns(like, R, padded, skip, x, begin, end)
-        if skips(net, layer):
+        if skips(net, i):
             copy_columns(like, R, padded, x, skip, begin, end)
-        if net[NORM]:
-            hat = slot(like, tape, net[here + HAT], padded, J, j, R)
-            inv_std = slot(like, tape, net[here + INV_STD], 1, J, j, R)
-            to_gain = gradient + net[here + GAIN_GRADIENT] * size if bars else type(J)(0)
-            to_shift = gradient + net[here + SHIFT_GRADIENT] * size if bars else type(J)(0)
-            normalise_back(like, R, width, padded, net[here + GAIN], x, hat, inv_std, to_gain, to_shift, begin, end, crew)
-        gate = slot(like, tape, net[here + GATE], padded, J, j, R)
-        times_gate(like, net[ACTIVATION], R, padded, x, gate, begin, end)
-        meet(crew)
-        above, above_stride, above_weight, above_width = x, padded, net[here + WEIGHT], width
+        if net.norm:
+            hat = slot(like, tape, layer.hat, padded, J, j, R)
+            inv_std = slot(like, tape, layer.inv_std, 1, J, j, R)
+            to_gain = gradient + layer.gain_gradient * size if bars else type(J)(0)
+            to_shift = gradient + layer.shift_gradient * size if bars else type(J)(0)
+            normalise_back(like, R, width, padded, layer.gain, x, hat, inv_std, to_gain, to_shift, begin, end, team)
+        gate = slot(like, tape, layer.gate, padded, J, j, R)
+        times_gate(like, net.activation, R, padded, x, gate, begin, end)
+        barrier(team)
+        above, above_stride, above_weight, above_width = x, padded, layer.weight, width
     return x
 
 
@@ -242,38 +205,38 @@ def cotangents(like, net, tape, J, j, R, y_bar, y, work, bars, gradient, crew):
 def push(like, net, particles, T, first_bias, x, gate, y):
     """Value and T tangents of each particle: rows (particles·(1+T), ·), the value first, as in `jacrec.engine.jacobians.mlp`.
 
-    x holds the first layer's products, without the bias, and as much room again behind 2·rows·WIDEST numbers in all; `gate`
-    has room for WIDEST numbers; y (rows, OUT) is written.
+    x holds the first layer's products without the bias and has room for 2·rows·widest numbers; `gate` has room for widest
+    numbers; y (rows, outputs) is written.
     """
     size, rows = size_of(like), particles * (1 + T)
-    other = x + rows * net[WIDEST] * size
-    below_padded = net[LAYERS + PADDED]
-    for layer in range(net[DEPTH]):
-        here = LAYERS + layer * LAYER
-        width, padded = net[here + WIDTH], net[here + PADDED]
-        z = other if layer else x
-        if layer:
-            dot(like, x, below_padded, rows, net[here + WEIGHT], below_padded, width, below_padded, z, padded)
+    other = x + rows * net.widest * size
+    below_padded = layer_of(net, 0).padded
+    for i in range(net.depth):
+        layer = layer_of(net, i)
+        width, padded = layer.width, layer.padded
+        z = other if i else x
+        if i:
+            dot(like, x, below_padded, rows, layer.weight, below_padded, width, below_padded, z, padded)
         for p in range(particles):
             value = z + p * (1 + T) * padded * size
-            bias = net[here + BIAS] if layer else first_bias
-            activate(like, net[ACTIVATION], 1, width, padded, bias, value, gate, 0, padded)
+            bias = layer.bias if i else first_bias
+            activate(like, net.activation, 1, width, padded, bias, value, gate, 0, padded)
             for t in range(1, 1 + T):
                 row = at(like, value + t * padded * size)
-                for i in range(width, padded):
-                    row[i] = type(like)(0)
-                times_gate(like, net[ACTIVATION], 1, padded, value + t * padded * size, value, 0, padded)
+                for c in range(width, padded):
+                    row[c] = type(like)(0)
+                times_gate(like, net.activation, 1, padded, value + t * padded * size, value, 0, padded)
             copy_to(like, padded, gate, value)
-            if net[NORM]:
-                normalise_push(like, T, width, padded, net[here + GAIN], net[here + SHIFT], value, gate)
-        if skips(net, layer):
+            if net.norm:
+                normalise_push(like, T, width, padded, layer.gain, layer.shift, value, gate)
+        if skips(net, i):
             add_to(like, rows * padded, x, z)
-        if layer:
+        if i:
             x, other = z, x
         below_padded = padded
-    out = net[OUT]
-    dot(like, x, below_padded, rows, net[LAST_WEIGHT], below_padded, out, below_padded, y, out)
-    offset, values = at(like, net[LAST_BIAS]), at(like, y)
+    out = net.outputs
+    dot(like, x, below_padded, rows, net.last_weight, below_padded, out, below_padded, y, out)
+    offset, values = at(like, net.last_bias), at(like, y)
     for p in range(particles):
         for i in range(out):
             values[p * (1 + T) * out + i] += offset[i]
@@ -290,30 +253,30 @@ def column_sums(like, rows, stride, x, y, begin, end):
 
 
 @part
-def parameter_gradients(like, net, inputs, tape, bars, J, R, gradient, crew):
-    """Adds Σ z̄ᵀ x of every layer, over the J·R rows on the tape, to `gradient`; inputs (J·R, IN)."""
+def parameter_gradients(like, net, inputs, tape, bars, J, R, gradient, team):
+    """Adds Σ z̄ᵀ x of every layer, over the J·R rows on the tape, to `gradient`; inputs (J·R, net.inputs)."""
     size, rows = size_of(like), J * R
-    for layer in range(net[DEPTH] + 1):
-        here = LAYERS + layer * LAYER
-        if layer < net[DEPTH]:
-            width, stride = net[here + WIDTH], net[here + PADDED]
-            begin, end = columns(like, crew, stride)
+    for i in range(net.depth + 1):
+        if i < net.depth:
+            layer = layer_of(net, i)
+            width, stride = layer.width, layer.padded
+            begin, end = columns(like, team, stride)
             begin, end = min(begin, width), min(end, width)
-            z_bar = slot(like, bars, net[here + BAR], stride, J, 0, R)
-            to_weight, to_bias = net[here + WEIGHT_GRADIENT], net[here + BIAS_GRADIENT]
+            z_bar = slot(like, bars, layer.bar, stride, J, 0, R)
+            to_weight, to_bias = layer.weight_gradient, layer.bias_gradient
         else:
-            width, stride = net[OUT], net[OUT]
-            begin, end = (width * 0, width) if crew[0] == 0 else (width, width)
-            z_bar = slot(like, bars, net[LAST_BAR], stride, J, 0, R)
-            to_weight, to_bias = net[LAST_WEIGHT_GRADIENT], net[LAST_BIAS_GRADIENT]
-        if layer:
-            below = here - LAYER
-            padded = net[below + PADDED]
-            x = slot(like, tape, net[below + OUTPUT], padded, J, 0, R)
+            width, stride = net.outputs, net.outputs
+            begin, end = (0, width) if team.thread == 0 else (width, width)
+            z_bar = slot(like, bars, net.last_bar, net.outputs, J, 0, R)
+            to_weight, to_bias = net.last_weight_gradient, net.last_bias_gradient
+        if i:
+            below = layer_of(net, i - 1)
+            padded = below.padded
+            x = slot(like, tape, below.output, padded, J, 0, R)
             target = gradient + (to_weight + begin * padded) * size
             axpy_add(like, z_bar + begin * size, 1, stride, end - begin, x, padded, rows, padded, target, padded)
         else:
-            first, last = columns(like, crew, stride)
-            target = gradient + (net[FIRST_GRADIENT] + first) * size
-            axpy_add(like, inputs, 1, net[IN], net[IN], z_bar + first * size, stride, rows, last - first, target, stride)
+            first, last = columns(like, team, stride)
+            target = gradient + (net.first_gradient + first) * size
+            axpy_add(like, inputs, 1, net.inputs, net.inputs, z_bar + first * size, stride, rows, last - first, target, stride)
         column_sums(like, rows, stride, z_bar, gradient + to_bias * size, begin, end)

@@ -3,7 +3,7 @@
 import math
 
 from jacrec.kernels.cpu.base.host import part
-from jacrec.kernels.cpu.base.team import meet
+from jacrec.kernels.cpu.base.team import barrier
 from jacrec.kernels.cpu.base.tiles import at, size_of
 
 EPS = 1e-6
@@ -12,7 +12,7 @@ EPS = 1e-6
 
 @part
 def _means(like, width, x, hat):
-    """The means of x and of x ⊙ x̂: what a tangent or cotangent loses on its way through."""
+    """The means of x and of x ⊙ x̂: the components that its tangents and cotangents lose."""
     mean, along = type(like)(0), type(like)(0)
     for i in range(width):
         mean += x[i]
@@ -21,12 +21,12 @@ def _means(like, width, x, hat):
 
 
 @part
-def normalise(like, R, width, padded, gain, shift, h, hat, inv_std, begin, end, crew):
+def normalise(like, R, width, padded, gain, shift, h, hat, inv_std, begin, end, team):
     """LayerNorm of h (R, padded) in place, in columns begin … end − 1; its x̂ in hat, 1/σ in inv_std (R,)."""
     row = padded * size_of(like)
     g, b, inverse = at(like, gain), at(like, shift), at(like, inv_std)
     full = min(width, end)
-    meet(crew)
+    barrier(team)
     for r in range(R):
         v = at(like, h + r * row)
         mean = type(like)(0)
@@ -38,11 +38,11 @@ def normalise(like, R, width, padded, gain, shift, h, hat, inv_std, begin, end, 
             square += (v[i] - mean) * (v[i] - mean)
         n = at(like, hat + r * row)
         inv = type(like)(1) / type(like)(math.sqrt(square / type(like)(width) + type(like)(EPS)))
-        # the whole crew knows it, and writes the same
+        # every thread of the team has computed it, and writes the same
         inverse[r] = inv
         for i in range(begin, full):
             n[i] = (v[i] - mean) * inv
-    meet(crew)
+    barrier(team)
     for r in range(R):
         v, n = at(like, h + r * row), at(like, hat + r * row)
         for i in range(begin, full):
@@ -50,7 +50,7 @@ def normalise(like, R, width, padded, gain, shift, h, hat, inv_std, begin, end, 
 
 
 @part
-def normalise_back(like, R, width, padded, gain, x, hat, inv_std, gain_bar, shift_bar, begin, end, crew):
+def normalise_back(like, R, width, padded, gain, x, hat, inv_std, gain_bar, shift_bar, begin, end, team):
     """LayerNorm's cotangent of x (R, padded) in place, in columns begin … end − 1.
 
     Adds its parameters' to gain_bar and shift_bar (width,) if they are not 0.
@@ -67,12 +67,12 @@ def normalise_back(like, R, width, padded, gain, x, hat, inv_std, gain_bar, shif
                 to_shift[i] += v[i]
         for i in range(begin, full):
             v[i] *= g[i]
-    meet(crew)
+    barrier(team)
     for r in range(R):
         v, n = at(like, x + r * row), at(like, hat + r * row)
         mean, along = _means(like, width, v, n)
-        # the others still read this row: it is changed when all have its sums
-        meet(crew)
+        # other threads still read this row: it changes when all have their sums
+        barrier(team)
         for i in range(begin, full):
             v[i] = (v[i] - mean - n[i] * along) * inverse[r]
 

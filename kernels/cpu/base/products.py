@@ -1,7 +1,7 @@
-"""Matrix products of any size out of the tiles: blocks of four rows, then two, then one.
+"""Matrix products of any size from tiles: blocks of four rows, then two, then one.
 
 Arguments as in `jacrec.kernels.cpu.base.tiles`: addresses in bytes, strides in elements, `like` for the element's type. A tile
-of R rows is as wide as the accumulators allow; what is left over goes through tiles of width one.
+of R rows is as wide as the accumulators allow; the remaining columns use tiles of width one.
 """
 
 from jacrec.kernels.cpu.base.host import ACCUMULATORS, VECTOR_BYTES, part
@@ -43,7 +43,7 @@ def _axpy_rows(R: int, add: bool):
         for c in range(0, whole, vectors * lanes):
             for b in range(blocks):
                 wide(like, x + b * x_block, x_stride, x_step, w + c * size, w_stride, n, y + b * y_block + c * size, y_stride)
-        # at most one: a tile of one vector alone would wait for its own sums
+        # at most one: a tile of a single vector would wait for its own sums
         for c in range(whole, most, half * lanes):
             for b in range(blocks):
                 middle(like, x + b * x_block, x_stride, x_step, w + c * size, w_stride, n, y + b * y_block + c * size, y_stride)

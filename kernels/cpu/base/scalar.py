@@ -1,6 +1,6 @@
-"""The activations and their slopes, one number at a time, written so that the compiler does many at once.
+"""The activations and their slopes, one number at a time, written so that the compiler vectorises them.
 
-An exponential from the C library would be called number by number; this one is arithmetic. tanh and erf are the library's.
+An exponential of the C library would be called for each number; this one is arithmetic. tanh and erf are the library's.
 """
 
 import math
@@ -14,7 +14,7 @@ LOG2_E = 1.4426950408889634
 LN_2_HIGH, LN_2_LOW = 6.93145751953125e-1, 1.42860682030941723212e-6
 """ln 2 in two parts, the first with so few bits that its product with a whole number up to 1024 is exact in float32 too"""
 BOUND_32, BOUND_64 = 87.0, 708.0
-"""beyond these e^x is taken for e^bound, below the negative bound for 0"""
+"""above the bound e^x is e^bound, below the negative bound 0"""
 
 
 @exact_part

@@ -1,99 +1,108 @@
-"""Several threads on one tile: each takes some columns of every layer, and they meet before the next layer reads them all.
+"""Thread teams: several threads on one tile, each with some columns of every layer, and a barrier between layers.
 
-For fewer rows than threads: one particle's matrices are read at the rate of all cores' caches instead of one's. A crew is a
-tuple (who, size, door): the thread's number, how many there are, and the address of their flags, `FLAG` int64 apart.
+For fewer rows than threads: one particle's matrices are read at the rate of all cores' caches instead of one's.
 """
 
 import os
+from typing import NamedTuple
 
 from numba.core import types
 
 from jacrec.kernels.cpu.base.host import VECTOR_BYTES, part
+from jacrec.kernels.cpu.base.rows import WORD
 from jacrec.kernels.cpu.base.tiles import atomic_load, atomic_store, fetch_add, size_of
 
-ALONE = (0, 1, 0)
 FLAG = 16
 """int64 from one thread's flag to the next: two cache lines, since processors fetch lines in pairs"""
-PATIENCE = 200_000
-"""looks, each of a few cycles, that the first thread waits for the others before it does the work alone"""
-LOOKS = 4_000
-"""looks before a waiting thread lets others run"""
+JOIN_SPINS = 200_000
+"""polls, each of a few cycles, after which the first thread stops waiting for the others and works alone"""
+YIELD_SPINS = 4_000
+"""polls after which a waiting thread yields its core"""
+
+
+class Team(NamedTuple):
+    """A thread's place in its team."""
+
+    thread: int
+    size: int
+    flags: int  # address of the barrier's flags, one for each thread, `FLAG` int64 apart
+
+
+ALONE = Team(0, 1, 0)
 
 if os.name == "posix":
-    give_way = types.ExternalFunction("sched_yield", types.int32())
+    yield_core = types.ExternalFunction("sched_yield", types.int32())
 else:
 
     @part
-    def give_way():
-        """Nothing: a waiting thread keeps looking."""
+    def yield_core():
+        """Keep polling."""
         return 0
 
 
 @part
-def columns(like, crew, padded):
-    """The thread's share of `padded` columns, whole vectors: first, last + 1."""
-    who, size, _ = crew
+def columns(like, team, padded):
+    """The thread's share of `padded` columns in whole vectors: first, last + 1."""
     lanes = VECTOR_BYTES // size_of(like)
     vectors = padded // lanes
-    return vectors * who // size * lanes, vectors * (who + 1) // size * lanes
+    return vectors * team.thread // team.size * lanes, vectors * (team.thread + 1) // team.size * lanes
 
 
 @part
-def meet(crew):
-    """Wait until the whole crew is here; what each has written the others then read.
+def barrier(team):
+    """Wait for the whole team; every thread then sees what the others wrote before.
 
-    Every thread raises its own flag by one and looks at the others': a line changes hands once, and nothing is locked.
+    Each thread increments its own flag and polls those of the others: a cache line changes hands once, nothing is locked.
     """
-    who, size, door = crew
-    if size == 1:
+    if team.size == 1:
         return
-    mine = door + who * FLAG * 8
-    meeting = atomic_load(mine) + 1
-    atomic_store(mine, meeting)
-    for other in range(size):
-        looks = 0
-        while atomic_load(door + other * FLAG * 8) < meeting:
-            looks += 1
-            if looks > LOOKS:
-                give_way()
+    mine = team.flags + team.thread * FLAG * WORD
+    generation = atomic_load(mine) + 1
+    atomic_store(mine, generation)
+    for other in range(team.size):
+        spins = 0
+        while atomic_load(team.flags + other * FLAG * WORD) < generation:
+            spins += 1
+            if spins > YIELD_SPINS:
+                yield_core()
 
 
 @part
-def muster(who, size, arrivals, decision):
-    """How large the crew is: `size` if all come in good time, else 1 for the first thread and 0 for the others.
+def join_team(thread, size, arrivals, agreed):
+    """The size of the thread's team: `size` if all threads arrive in time, else 1 for thread 0 and 0 for the others.
 
-    arrivals, decision: addresses of int64, 0 before. A team of threads may be smaller than was asked for; nobody waits for
-    a thread that does not come.
+    arrivals, agreed: addresses of int64 that are initially 0. The runtime may start fewer threads than were requested, so
+    thread 0 waits for a bounded time only.
     """
     fetch_add(arrivals)
-    if who == 0:
-        looks = 0
-        while atomic_load(arrivals) < size and looks < PATIENCE:
-            looks += 1
-        everybody = atomic_load(arrivals) >= size
-        atomic_store(decision, size if everybody else size * 0 + 1)
-        return size if everybody else size * 0 + 1
-    looks = 0
-    decided = atomic_load(decision)
-    while decided == 0:
-        looks += 1
-        if looks > LOOKS:
-            give_way()
-        decided = atomic_load(decision)
-    return decided if decided > 1 else decided * 0
+    if thread == 0:
+        spins = 0
+        while atomic_load(arrivals) < size and spins < JOIN_SPINS:
+            spins += 1
+        team_size = size if atomic_load(arrivals) >= size else 1
+        atomic_store(agreed, team_size)
+        return team_size
+    spins = 0
+    team_size = atomic_load(agreed)
+    while team_size == 0:
+        spins += 1
+        if spins > YIELD_SPINS:
+            yield_core()
+        team_size = atomic_load(agreed)
+    return team_size if team_size > 1 else 0
 
 
 @part
-def meet_at(counter, threads, meeting):
-    """Wait until all threads have come to their `meeting`-th meeting (1, 2, …) at a counter, an int64 that was zero before.
+def counter_barrier(counter, threads, generation):
+    """Wait until all threads have reached barrier number `generation` (1, 2, …) of a counter, an int64 that was 0 before.
 
-    For threads that do not share a crew's flags, and meet seldom.
+    For threads that are not a team and synchronise rarely.
     """
     if threads == 1:
         return
     fetch_add(counter)
-    looks = 0
-    while atomic_load(counter) < meeting * threads:
-        looks += 1
-        if looks > LOOKS:
-            give_way()
+    spins = 0
+    while atomic_load(counter) < generation * threads:
+        spins += 1
+        if spins > YIELD_SPINS:
+            yield_core()

@@ -1,7 +1,7 @@
-"""Threads and workspaces of the CPU kernels: as many threads as torch would take, nobody's settings touched.
+"""Threads and workspaces of the CPU kernels: as many threads as torch would use, without changing any setting.
 
-Where torch runs on an OpenMP library that is called as GNU's, the kernels run on torch's own team of threads: it is awake
-when torch has just used it, and never competes with it for the cores. Elsewhere a pool of Python threads serves.
+If torch uses an OpenMP library with GNU's interface, the kernels run on torch's own threads: they are awake when torch has
+just used them, and do not compete with it for the cores. Elsewhere a pool of Python threads is used.
 """
 
 import ctypes
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 LEAST_WORK = 2e6
-"""multiply–adds that are worth waking a thread for: about 40 µs of one core"""
+"""multiply–adds that justify another thread: about 40 µs of one core"""
 
 _pool: ThreadPoolExecutor | None = None
 _lock = threading.Lock()
@@ -30,13 +30,13 @@ def _forget_pool() -> None:
     _pool, _lock, _forked = None, threading.Lock(), True
 
 
-# a forked child has none of its parent's threads, and OpenMP does not know: a pool of its own serves it
+# a forked child has none of its parent's threads, which OpenMP does not notice: it uses its own pool
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_forget_pool)
 
 
 @cache
-def team():
+def openmp_parallel():
     """GOMP_parallel of the OpenMP library that torch has loaded, or None."""
     maps = Path("/proc/self/maps")
     if not maps.exists():
@@ -57,11 +57,11 @@ def team():
 
 
 def run(task, job: np.ndarray, threads: int) -> None:
-    """Call the compiled `task` on the job, in `threads` threads at once; they divide the work themselves."""
+    """Call the compiled `task` on the job, in `threads` threads at once, which divide the work among themselves."""
     address = job.ctypes.data
     if threads == 1:
         task.ctypes(address)
-    elif not _forked and (parallel := team()) is not None:
+    elif not _forked and (parallel := openmp_parallel()) is not None:
         parallel(task.address, address, threads, 0)
     else:
         run_together(task.ctypes, [job] * threads)
@@ -76,9 +76,9 @@ def _wait_for(futures: list[Future]) -> None:
 
 
 def run_together(call, jobs: Iterable[np.ndarray]) -> None:
-    """call(address) for every job, all of them under way at once, so that they may wait for one another.
+    """call(address) for every job, all running at once, so that they may wait for one another.
 
-    `call` is a compiled task's `ctypes`, which releases Python's lock.
+    `call` is a compiled task's `ctypes`, which releases the GIL.
     """
     global _pool
     mine, *others = (job.ctypes.data for job in jobs)
@@ -92,12 +92,12 @@ def run_together(call, jobs: Iterable[np.ndarray]) -> None:
                     futures.append(_pool.submit(call, address))
         call(mine)
     finally:
-        # whatever happens: they work in memory that is the caller's
+        # in any case: they use the caller's memory
         _wait_for(futures)
 
 
 def workspace(count: int, dtype: torch.dtype) -> Tensor:
-    """At least `count` numbers of memory that belongs to the calling thread; kept for its next call, contents undefined."""
+    """Memory of the calling thread for at least `count` elements, reused by its next call; contents undefined."""
     held: Tensor | None = getattr(_own, "memory", None)
     if held is None or held.dtype != dtype or held.numel() < count:
         held = _own.memory = torch.empty(count, dtype=dtype, device="cpu")
@@ -110,5 +110,5 @@ def forget_workspace() -> None:
 
 
 def threads_for(rows: int, work: float) -> int:
-    """How many threads `rows` rows of `work` multiply–adds each are worth, at most torch's own number."""
+    """How many threads `rows` rows of `work` multiply–adds each justify, at most torch's own number."""
     return max(1, min(torch.get_num_threads(), rows, int(rows * work / LEAST_WORK)))

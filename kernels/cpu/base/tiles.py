@@ -1,4 +1,4 @@
-"""The inner loops of every matrix product, written in LLVM's vector instructions: they decide the speed of all else.
+"""The inner loops of every matrix product, written in LLVM's vector instructions: the speed of everything else depends on them.
 
 Two shapes serve values, tangents, cotangents and parameter gradients alike, on row-major matrices as torch has them:
 
@@ -23,7 +23,7 @@ from jacrec.kernels.cpu.base.host import VECTOR_BYTES
 ELEMENTS = {types.float32: (ir.FloatType(), 4, "f32"), types.float64: (ir.DoubleType(), 8, "f64")}
 INT = ir.IntType(64)
 carray: Any = numba.carray  # pyright: ignore[reportPrivateImportUsage]
-intrinsic: Any = extending.intrinsic  # its callers pass one argument fewer than its functions take
+intrinsic: Any = extending.intrinsic  # its callers do not pass the typing context
 
 
 class Emitter:
@@ -40,12 +40,12 @@ class Emitter:
         return self.builder.add(address, self.builder.mul(index, ir.Constant(INT, self.size)))
 
     def load(self, address, kind=None):
-        """What lies at the address: a vector unless told otherwise."""
+        """The value at the address, by default a vector."""
         pointer = self.builder.inttoptr(address, ir.PointerType(kind or self.vector))
         return self.builder.load(pointer, align=self.size)
 
     def store(self, value, address):
-        """Put a scalar or vector at the address."""
+        """Store a scalar or vector at the address."""
         self.builder.store(value, self.builder.inttoptr(address, ir.PointerType(value.type)), align=self.size)
 
     def spread(self, scalar):
@@ -61,7 +61,7 @@ class Emitter:
         return self.builder.call(get_or_insert_function(self.builder.module, kind, name), [a, b, c])
 
     def shuffle(self, a, b, lanes):
-        """The lanes of a (0…) and b (L…) in the order given."""
+        """The lanes of a (0…) and b (L…) in the given order."""
         mask = ir.Constant(ir.VectorType(ir.IntType(32), len(lanes)), list(lanes))
         return self.builder.shuffle_vector(a, b, mask)
 
@@ -237,7 +237,7 @@ def integers(typing, address):
 
 @intrinsic
 def fetch_add(typing, address):
-    """The int64 at an address, which is one more afterwards; no two threads get the same."""
+    """Atomically increment the int64 at an address; its value before."""
 
     def emit(context, builder, signature, args):
         pointer = builder.inttoptr(args[0], ir.PointerType(INT))
@@ -248,7 +248,7 @@ def fetch_add(typing, address):
 
 @intrinsic
 def atomic_load(typing, address):
-    """The int64 at an address, and with it all that its writer had written before."""
+    """The int64 at an address, loaded with acquire order: what its writer wrote before is visible."""
 
     def emit(context, builder, signature, args):
         return builder.load_atomic(builder.inttoptr(args[0], ir.PointerType(INT)), "acquire", 8)
@@ -258,7 +258,7 @@ def atomic_load(typing, address):
 
 @intrinsic
 def atomic_store(typing, address, value):
-    """Put an int64 at an address, for threads that read it by `atomic_load`."""
+    """Store an int64 at an address with release order, for threads that read it by `atomic_load`."""
 
     def emit(context, builder, signature, args):
         builder.store_atomic(args[1], builder.inttoptr(args[0], ir.PointerType(INT)), "release", 8)
@@ -269,7 +269,7 @@ def atomic_store(typing, address, value):
 
 @intrinsic
 def prefetch_to_write(typing, address):
-    """Ask for the cache line at the address, to be changed here: other cores give theirs up meanwhile."""
+    """Prefetch the cache line at the address for writing."""
 
     def emit(context, builder, signature, args):
         pointer, small = ir.PointerType(ir.IntType(8)), ir.IntType(32)

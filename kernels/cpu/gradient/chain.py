@@ -1,6 +1,6 @@
 """The fused reverse chain on the CPU: twins of `jacrec.engine.jacobians.chain` with its arguments and returns.
 
-A tile of particles goes through all K steps before the next one starts, on as many threads as torch would take.
+A tile of particles goes through all K steps before the next one starts, on as many threads as torch would use.
 `DeterministicDynamics` are served too, as a chain of one step.
 """
 
@@ -11,24 +11,22 @@ import torch
 from torch import Tensor
 
 from jacrec.engine.jacobians.chain import level_table
-from jacrec.kernels.cpu.base import layout
-from jacrec.kernels.cpu.base.host import entry, part
-from jacrec.kernels.cpu.base.layout import LAYERS, PADDED, TAPE, WIDEST
-from jacrec.kernels.cpu.base.team import ALONE
+from jacrec.kernels.cpu.base.host import entry
+from jacrec.kernels.cpu.base.layout import DTYPES
 from jacrec.kernels.cpu.base.threads import run, threads_for, workspace
-from jacrec.kernels.cpu.base.tiles import at, carray, fetch_add, integers, size_of
-from jacrec.kernels.cpu.gradient.plan import DTYPES, Plan, describe_chain
-from jacrec.kernels.cpu.gradient.transition import (
-    ACTION_DIM,
+from jacrec.kernels.cpu.gradient.addresses import Addresses, describe_dynamics
+from jacrec.kernels.cpu.gradient.chain_passes import (
     CHAIN,
-    NOISES,
-    STATE_DIM,
-    STEPS,
-    pull_transition,
-    push_room,
-    push_transition,
-    record_transition,
+    JOB,
+    STACK,
+    WORK,
+    Work,
+    pull_chain,
+    push_chain,
+    record_chain,
 )
+from jacrec.kernels.cpu.gradient.transition import push_room
+from jacrec.kernels.cpu.gradient.unsupported import dynamics_reason
 from jacrec.models.dynamics import ChainDynamics, DeterministicDynamics
 from jacrec.util.errors import expect_shape
 
@@ -38,213 +36,105 @@ PUSHED_ROWS = 32
 """rows, values and tangents together, that `chain_forward` takes through all layers at once"""
 RECORDED_ROWS = 16
 
-# a job: int64, counted up by its threads: the next tile to be taken, and the number of the next thread to come
-NEXT, COMERS = range(2)
-TILES, ROWS, TANGENTS, CHAIN_ROW, STEP_COEFFICIENTS, NET, NET_LENGTH, MEMORY, MEMORY_LENGTH, TAPES = range(2, 12)
-STATE, ACTION, NOISE, DS, DA, NEXT_STATE, NEXT_TANGENTS, LAMBDA, V_S, V_A = range(12, 22)
-JOB = 22
-
-
-@part
-def _described(like, job):
-    chain = carray(integers(job[CHAIN_ROW]), (CHAIN,))
-    steps = carray(at(like, job[STEP_COEFFICIENTS]), (3, chain[STEPS]))
-    return chain, steps, carray(integers(job[NET]), (job[NET_LENGTH],))
-
-
-@part
-def push_chain(like, job_address):
-    """`chain_forward` of a job's tiles, until none is left."""
-    job = integers(job_address)
-    chain, steps, net = _described(like, job)
-    d, m, T, tiles, size = chain[STATE_DIM], chain[ACTION_DIM], job[TANGENTS], job[TILES], size_of(like)
-    noise_row = chain[NOISES] * d
-    memory = job[MEMORY] + fetch_add(job_address + 8 * COMERS) * job[MEMORY_LENGTH] * size
-    while True:
-        i = fetch_add(job_address)
-        if i >= tiles:
-            break
-        first, last = job[ROWS] * i // tiles, job[ROWS] * (i + 1) // tiles
-        push_transition(
-            like,
-            chain,
-            steps,
-            net,
-            job[STATE] + first * d * size,
-            job[ACTION] + first * m * size,
-            job[NOISE] + first * noise_row * size,
-            job[DS] + first * T * d * size,
-            job[DA] + first * T * m * size,
-            last - first,
-            T,
-            memory,
-            job[NEXT_STATE] + first * d * size,
-            job[NEXT_TANGENTS] + first * T * d * size,
-        )
-
-
-@part
-def record_chain(like, job_address):
-    """`chain_record` of a job's tiles, until none is left."""
-    job = integers(job_address)
-    chain, steps, net = _described(like, job)
-    d, m, K, tiles, size = chain[STATE_DIM], chain[ACTION_DIM], chain[STEPS], job[TILES], size_of(like)
-    noise_row = chain[NOISES] * d
-    memory = job[MEMORY] + fetch_add(job_address + 8 * COMERS) * job[MEMORY_LENGTH] * size
-    while True:
-        i = fetch_add(job_address)
-        if i >= tiles:
-            break
-        first, last = job[ROWS] * i // tiles, job[ROWS] * (i + 1) // tiles
-        R = last - first
-        x = memory
-        constant = x + R * (d + m) * size
-        u = constant + R * net[LAYERS + PADDED] * size
-        record_transition(
-            like,
-            chain,
-            steps,
-            net,
-            job[STATE] + first * d * size,
-            job[ACTION] + first * m * size,
-            job[NOISE] + first * noise_row * size,
-            noise_row,
-            R,
-            job[TAPES] + first * K * net[TAPE] * size,
-            K,
-            K * 0,
-            x,
-            constant,
-            u,
-            u + R * d * size,
-            job[NEXT_STATE] + first * d * size,
-            ALONE,
-        )
-
-
-@part
-def pull_chain(like, job_address):
-    """`chain_adjoint` of a job's tiles, until none is left."""
-    job = integers(job_address)
-    chain, steps, net = _described(like, job)
-    d, m, K, tiles, size = chain[STATE_DIM], chain[ACTION_DIM], chain[STEPS], job[TILES], size_of(like)
-    memory = job[MEMORY] + fetch_add(job_address + 8 * COMERS) * job[MEMORY_LENGTH] * size
-    while True:
-        i = fetch_add(job_address)
-        if i >= tiles:
-            break
-        first, last = job[ROWS] * i // tiles, job[ROWS] * (i + 1) // tiles
-        R = last - first
-        mu = memory
-        y_bar = mu + R * d * size
-        v = y_bar + R * d * size
-        total = v + R * (d + m) * size
-        pull_transition(
-            like,
-            chain,
-            steps,
-            net,
-            R,
-            job[TAPES] + first * K * net[TAPE] * size,
-            K,
-            K * 0,
-            job[LAMBDA] + first * d * size,
-            mu,
-            y_bar,
-            total,
-            v,
-            total + R * net[LAYERS + PADDED] * size,
-            job[V_S] + first * d * size,
-            job[V_A] + first * m * size,
-            ALONE,
-        )
+Chained = ChainDynamics | DeterministicDynamics
 
 
 class _Job:
-    """A row of int64 on its way to a kernel, with what it points to."""
+    """A row of int64 for the passes, and what it points to.
 
-    def __init__(self, dynamics: ChainDynamics | DeterministicDynamics, table: Tensor | None):
-        self.dtype = next(dynamics.parameters()).dtype
-        self.plan = Plan(self.dtype)
-        self.chain, self.steps, nets = describe_chain(self.plan, dynamics, table)
-        self.net = nets[0]
-        self.row = np.zeros(JOB, dtype=np.int64)
-        self.row[CHAIN_ROW], self.row[STEP_COEFFICIENTS] = self.plan.array(self.chain), self.plan.array(self.steps)
-        self.row[NET], self.row[NET_LENGTH] = self.plan.array(self.net), len(self.net)
+    Raises:
+        ValueError: the kernels cannot serve these dynamics.
+    """
 
-    def point(self, **tensors: tuple[int, Tensor, tuple[int, ...]]) -> list[Tensor]:
-        """Let entries of the row point to tensors of the shapes given; to be held until the job has run.
+    def __init__(self, dynamics: Chained, table: Tensor | None, checked: bool):
+        reason = None if checked else dynamics_reason(dynamics, dynamics.out_std)
+        if reason is not None:
+            raise ValueError(f"{reason}; or use the plain twin, jacrec.engine.jacobians.chain")
+        self.dtype = dynamics.out_std.dtype
+        self.addresses = Addresses(self.dtype)
+        self.chain, self.nets = describe_dynamics(self.addresses, dynamics, table)
+        self.net, self.first = self.nets.network, self.nets.layers[0].padded
+        widths = [layer.width for layer in self.nets.layers]
+        self.weights = sum(a * b for a, b in zip(widths, [*widths[1:], self.net.outputs], strict=True))
+        """multiply–adds of one row through the network"""
+
+    def pointers(self, **tensors: tuple[Tensor, tuple[int, ...]]) -> tuple[dict[str, int], list[Tensor]]:
+        """Addresses of tensors of the shapes given, as fields of `Work`; and the tensors, to be held until the job has run.
 
         Raises:
             ValueError: another shape, dtype or device.
         """
         held = []
-        for name, (index, tensor, shape) in tensors.items():
+        for name, (tensor, shape) in tensors.items():
             expect_shape(name, tensor, shape)
             if tensor.dtype != self.dtype or tensor.device.type != "cpu":
                 raise ValueError(f"{name}: expected {self.dtype} on the CPU, got {tensor.dtype} on {tensor.device}")
             held.append(tensor.contiguous())
-            self.row[index] = held[-1].data_ptr()
-        return held
+        return {name: tensor.data_ptr() for name, tensor in zip(tensors, held, strict=True)}, held
 
-    def run(self, function, rows: int, tile: int, room: int, macs: float) -> None:
+    def run(self, function, rows: int, tile: int, room: int, macs: float, **fields: int) -> None:
         """All rows in tiles of at most `tile` rows, each with `room` numbers of scratch and `macs` multiply–adds a row."""
         threads = threads_for(rows, macs)
         tiles = max(-(-rows // tile), min(threads, rows))
-        self.row[NEXT] = self.row[COMERS] = 0
-        self.row[TILES], self.row[ROWS] = tiles, rows
         room = -(-room // 16) * 16
-        self.row[MEMORY], self.row[MEMORY_LENGTH] = workspace(threads * room, self.dtype).data_ptr(), room
-        run(entry(function, DTYPES[self.dtype]), self.row, threads)
+        memory = workspace(threads * room, self.dtype).data_ptr()
+        row = np.zeros(JOB, dtype=np.int64)
+        row[WORK:STACK] = Work(tiles=tiles, rows=rows, memory=memory, memory_length=room, **fields)
+        row[STACK:CHAIN], row[CHAIN:] = self.nets.stack, self.chain  # pyright: ignore
+        run(entry(function, DTYPES[self.dtype]), row, threads)
 
 
 @torch.no_grad()
 def chain_forward(
-    dynamics: ChainDynamics | DeterministicDynamics,
+    dynamics: Chained,
     state: Tensor,
     action: Tensor,
     noise: Tensor,
     ds: Tensor,
     da: Tensor,
     table: Tensor | None = None,
+    *,
+    checked: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """`jacrec.engine.jacobians.chain.chain_forward`: next state (B, d) and its tangents (B, T, d)."""
+    """`jacrec.engine.jacobians.chain.chain_forward`: next state (B, d) and its tangents (B, T, d).
+
+    checked: whether the kernels are known to serve the dynamics.
+    """
     B, T, d, m = *ds.shape[:2], dynamics.state_dim, dynamics.action_dim
-    job = _Job(dynamics, table)
+    job = _Job(dynamics, table, checked)
     next_state, tangents = (torch.empty(shape, dtype=job.dtype, device="cpu") for shape in ((B, d), (B, T, d)))
-    held = job.point(
-        state=(STATE, state, (B, d)),
-        action=(ACTION, action, (B, m)),
-        noise=(NOISE, noise, (B, *dynamics.noise_shape)),
-        ds=(DS, ds, (B, T, d)),
-        da=(DA, da, (B, T, m)),
-        next_state=(NEXT_STATE, next_state, (B, d)),
-        tangents=(NEXT_TANGENTS, tangents, (B, T, d)),
+    pointers, held = job.pointers(
+        state=(state, (B, d)),
+        action=(action, (B, m)),
+        noise=(noise, (B, *dynamics.noise_shape)),
+        ds=(ds, (B, T, d)),
+        da=(da, (B, T, m)),
+        next_state=(next_state, (B, d)),
+        next_tangents=(tangents, (B, T, d)),
     )
-    job.row[TANGENTS] = T
     tile = max(1, PUSHED_ROWS // (1 + T))
-    macs = float((1 + T) * job.chain[STEPS] * _weights(job.net))
-    job.run(push_chain, B, tile, int(push_room.py_func(job.chain, job.net, tile, T)), macs)
+    macs = float((1 + T) * job.chain.K * job.weights)
+    job.run(push_chain, B, tile, push_room(d, m, job.first, job.net.widest, tile, T), macs, T=T, **pointers)
     del held
     return next_state, tangents
 
 
 @dataclass
 class ChainTape:
-    """What `chain_adjoint` needs: the activations of all K calls, or with `recompute` only what the pass began from."""
+    """What `chain_adjoint` needs: the activations of all K calls, or with `recompute` only the inputs of the pass."""
 
     job: _Job
     inputs: list[Tensor]  # state, action, noise
     tape: Tensor | None
 
     def recorded(self) -> Tensor:
-        """The activations; recorded now if they have not been kept."""
+        """The activations; recorded now if they were not kept."""
         return _record(self.job, self.inputs)[1] if self.tape is None else self.tape
 
 
 @torch.no_grad()
 def chain_record(
-    dynamics: ChainDynamics | DeterministicDynamics,
+    dynamics: Chained,
     state: Tensor,
     action: Tensor,
     noise: Tensor,
@@ -252,50 +142,43 @@ def chain_record(
     *,
     recompute: bool = False,
 ) -> tuple[Tensor, ChainTape]:
-    """`jacrec.engine.jacobians.chain.chain_record`: next state (B, d) and the tape; with `recompute` the pass is made again later."""
-    job = _Job(dynamics, table)
+    """`jacrec.engine.jacobians.chain.chain_record`: next state (B, d) and the tape; with `recompute` the pass is repeated later."""
+    job = _Job(dynamics, table, checked=False)
     inputs = [state, action, noise]
     next_state, tape = _record(job, inputs)
     return next_state, ChainTape(job, inputs, None if recompute else tape)
 
 
 @torch.no_grad()
-def chain_adjoint(dynamics: ChainDynamics | DeterministicDynamics, tape: ChainTape, cotangent: Tensor) -> tuple[Tensor, Tensor]:
+def chain_adjoint(dynamics: Chained, tape: ChainTape, cotangent: Tensor) -> tuple[Tensor, Tensor]:
     """`jacrec.engine.jacobians.chain.chain_adjoint`: λ (B, d) -> F_sᵀ λ (B, d), F_aᵀ λ (B, m)."""
     job, kept, B, d, m = tape.job, tape.recorded(), tape.inputs[0].shape[0], dynamics.state_dim, dynamics.action_dim
     v_s, v_a = (torch.empty(B, n, dtype=job.dtype, device="cpu") for n in (d, m))
-    held = job.point(
-        tape=(TAPES, kept, tuple(kept.shape)),
-        cotangent=(LAMBDA, cotangent, (B, d)),
-        v_s=(V_S, v_s, (B, d)),
-        v_a=(V_A, v_a, (B, m)),
+    expect_shape("cotangent", cotangent, (B, d))
+    pointers, held = job.pointers(
+        tapes=(kept, tuple(kept.shape)), lam=(cotangent, (B, d)), v_s=(v_s, (B, d)), v_a=(v_a, (B, m))
     )
-    room = RECORDED_ROWS * int(3 * d + m + job.net[LAYERS + PADDED] + 4 * job.net[WIDEST])
-    job.run(pull_chain, B, RECORDED_ROWS, room, float(job.chain[STEPS] * _weights(job.net)))
+    room = RECORDED_ROWS * (3 * d + m + job.first + 4 * job.net.widest)
+    job.run(pull_chain, B, RECORDED_ROWS, room, float(job.chain.K * job.weights), **pointers)
     del held
     return v_s, v_a
 
 
 def _record(job: _Job, inputs: list[Tensor]) -> tuple[Tensor, Tensor]:
     """Next state (B, d) and the tape."""
-    d, m, K, noises = (int(job.chain[i]) for i in (STATE_DIM, ACTION_DIM, STEPS, NOISES))
-    B = inputs[0].shape[0]
-    shapes = (B, d), (B, m), (B, noises, d)
-    tape = torch.empty(B * K * int(job.net[TAPE]), dtype=job.dtype, device="cpu")
+    d, m, K, noises = job.chain.d, job.chain.m, job.chain.K, job.chain.noises
+    state, action, noise = inputs
+    B = state.shape[0]
+    tape = torch.empty(B * K * job.net.tape, dtype=job.dtype, device="cpu")
     next_state = torch.empty(B, d, dtype=job.dtype, device="cpu")
-    named = zip(("state", "action", "noise"), (STATE, ACTION, NOISE), inputs, shapes, strict=True)
-    held = job.point(
-        **{name: (index, tensor, shape) for name, index, tensor, shape in named},
-        tape=(TAPES, tape, tuple(tape.shape)),
-        next_state=(NEXT_STATE, next_state, (B, d)),
+    pointers, held = job.pointers(
+        state=(state, (B, d)),
+        action=(action, (B, m)),
+        noise=(noise, (B, noises, d)),
+        tapes=(tape, tuple(tape.shape)),
+        next_state=(next_state, (B, d)),
     )
-    room = RECORDED_ROWS * (3 * d + m + int(job.net[LAYERS + PADDED]))
-    job.run(record_chain, B, RECORDED_ROWS, room, float(K * _weights(job.net)))
+    room = RECORDED_ROWS * (3 * d + m + job.first)
+    job.run(record_chain, B, RECORDED_ROWS, room, float(K * job.weights), **pointers)
     del held
     return next_state, tape
-
-
-def _weights(net: np.ndarray) -> int:
-    """Multiply–adds of one row through the hidden layers."""
-    widths = [int(net[layout.LAYERS + i * layout.LAYER + layout.WIDTH]) for i in range(net[layout.DEPTH])]
-    return sum(a * b for a, b in zip(widths, [*widths[1:], int(net[layout.OUT])], strict=True))

@@ -1,91 +1,63 @@
 """What follows the gradient in a decision: its norm, the step (4) in place, and the action, without a tensor in between.
 
-They go on with the job of `rollout`, whose networks, states and gradients they read.
+Works on the job of `rollout`, whose networks, states and gradients it reads.
 """
 
 import math
 
 from jacrec.kernels.cpu.base.host import part
-from jacrec.kernels.cpu.base.layout import BIAS, GRADIENT, LAYERS
-from jacrec.kernels.cpu.base.mlp import add_to, record
-from jacrec.kernels.cpu.base.tiles import at, carray, fetch_add, integers, prefetch_to_write, size_of
-from jacrec.kernels.cpu.gradient.copies import copy_again
-from jacrec.kernels.cpu.gradient.rollout import (
-    ACCEPTED,
-    ACTION_DIM,
-    ACTIONS,
-    ASCENDING,
-    BATCHED,
-    GRADIENTS,
-    MEMORY,
-    NORMS,
-    OWN_COPIES,
-    PARTICLES,
-    PARTS,
-    PIECE_COUNT,
-    PIECES,
-    POLICIES,
-    POLICY,
-    POLICY_LENGTH,
-    RATES,
-    RETURNS,
-    ROWS,
-    SETTLING,
-    SHARES,
-    SQUARES,
-    STATE,
-    STATE_DIM,
-    TILE,
-    VALUES,
-    sum_shares,
-)
+from jacrec.kernels.cpu.base.layout import layer_of, network_of
+from jacrec.kernels.cpu.base.mlp import add_to, copy_to, record
+from jacrec.kernels.cpu.base.rows import WORD
+from jacrec.kernels.cpu.base.team import ALONE
+from jacrec.kernels.cpu.base.tiles import at, fetch_add, integers, prefetch_to_write, size_of
+from jacrec.kernels.cpu.gradient.copies import update_copies
+from jacrec.kernels.cpu.gradient.job import NEXT_REDUCTION, NEXT_STEP, Piece, read_piece, task_of
 from jacrec.kernels.cpu.gradient.values import first_layer
 
-TO, TO_STEP, TO_ROW_STEP, TO_COLUMN_STEP, FROM, FROM_ROW_STEP, PIECE_ROWS, PIECE_COLUMNS = range(8)
-"""of a parameter of ψ: where it lies, elements from one policy, row and column to the next; where its gradient starts in a
-policy's vector, elements from row to row there, and the sizes of both. Columns are what lies side by side in the gradient"""
-PIECE = 8
-AHEAD = 2
-"""rows of ψ that are asked for before they are changed: the threads of the gradient have all read them"""
+PIECE = len(Piece._fields)
+PREFETCH = 2
+"""rows of ψ that are prefetched for writing: the threads of the gradient have all read them"""
 
 
 @part
-def settle(like, job_address):
-    """After `rollout_gradient`: the shares' gradients added up, Ĵ (N,) in VALUES, and what ascends by how much.
+def reduce_gradient(like, job):
+    """After `rollout_gradient`: the sum of the shares' gradients, Ĵ (N,) in `values`, and ‖∇Ĵ‖².
 
-    ‖∇Ĵ‖ of the PIECES goes to NORMS where there is one part; else they are all of ψ, which all N states share, and every part's
-    square goes to SQUARES.
+    With one part, ‖∇Ĵ‖ of the pieces goes to `norms`. With several, the pieces are all of ψ, which all N states share, and
+    each part's square goes to `squares`.
     """
-    job, size = integers(job_address), size_of(like)
-    parts, length = job[PARTS], carray(integers(job[POLICY]), (job[POLICIES], job[POLICY_LENGTH]))[0, GRADIENT]
+    task = task_of(job)
+    call, shares, size = task.call, task.sizes.shares, size_of(like)
+    parts, length = call.parts, network_of(task.policies, 0).gradient
     while True:
-        s = fetch_add(job_address + 8 * SETTLING)
+        s = fetch_add(job + NEXT_REDUCTION * WORD)
         if s >= parts:
             break
         if s == 0:
-            _values(like, job)
+            _values(like, task)
         if parts == 1:
-            if job[SHARES] > 1:
-                sum_shares(like, job_address)
-            norms = at(like, job[NORMS])
-            for n in range(job[POLICIES]):
-                norms[n] = type(like)(math.sqrt(_square(like, job, job[GRADIENTS] + n * length * size)))
+            if shares > 1:
+                _sum_shares(like, task)
+            norms = at(like, call.norms)
+            for n in range(task.policies.count):
+                norms[n] = type(like)(math.sqrt(_square(like, call, call.gradients + n * length * size)))
             continue
         first, last = length * s // parts, length * (s + 1) // parts
-        own = job[GRADIENTS] + first * size
-        for t in range(1, job[SHARES]):
+        own = call.gradients + first * size
+        for t in range(1, shares):
             add_to(like, last - first, own + t * length * size, own)
         g, square = at(like, own), type(like)(0)
-        for i in range(last - first):  # the ends of padded rows are zero
+        for i in range(last - first):  # the padding of rows is zero
             square += g[i] * g[i]
-        at(0.0, job[SQUARES])[s] = square
+        at(0.0, call.squares)[s] = square
 
 
 @part
-def _values(like, job):
+def _values(like, task):
     """Ĵ: the mean of each state's returns."""
-    M, returns, values = job[PARTICLES], at(like, job[RETURNS]), at(like, job[VALUES])
-    for n in range(job[ROWS] // M):
+    M, returns, values = task.sizes.M, at(like, task.call.returns), at(like, task.call.values)
+    for n in range(task.sizes.rows // M):
         total = type(like)(0)
         for i in range(n * M, (n + 1) * M):
             total += returns[i]
@@ -93,29 +65,47 @@ def _values(like, job):
 
 
 @part
-def _square(like, job, gradient):
-    """‖·‖² of the pieces of a policy's gradient, in the elements' type: what overflows is refused."""
-    pieces, square = carray(integers(job[PIECES]), (job[PIECE_COUNT], PIECE)), type(like)(0)
-    for i in range(job[PIECE_COUNT]):
-        for r in range(pieces[i, PIECE_ROWS]):
-            g = at(like, gradient + (pieces[i, FROM] + r * pieces[i, FROM_ROW_STEP]) * size_of(like))
-            for c in range(pieces[i, PIECE_COLUMNS]):
+def _sum_shares(like, task):
+    """Adds the gradients of all shares to those of the first share that has the policy: policy n in row n afterwards."""
+    sizes, call = task.sizes, task.call
+    M, rows, batched, shares = sizes.M, sizes.rows, sizes.batched, sizes.shares
+    length = network_of(task.policies, 0).gradient
+    row = length * size_of(like)
+    for t in range(1, shares):
+        first, last = rows * t // shares, rows * (t + 1) // shares
+        n, end = (first // M, (last - 1) // M + 1) if batched else (0, 1)
+        shared = not batched or first % M > 0
+        for policy in range(n, end):
+            source, target = call.gradients + (policy + t) * row, call.gradients + policy * row
+            if shared and policy == n:
+                add_to(like, length, source, target)
+            else:
+                copy_to(like, length, source, target)
+
+
+@part
+def _square(like, call, gradient):
+    """‖·‖² of the pieces of a policy's gradient, in the elements' type: a step whose norm overflows is rejected."""
+    square = type(like)(0)
+    for i in range(call.piece_count):
+        piece = read_piece(call.pieces + i * PIECE * WORD)
+        for r in range(piece.rows):
+            g = at(like, gradient + (piece.start + r * piece.gradient_stride) * size_of(like))
+            for c in range(piece.columns):
                 square += g[c] * g[c]
     return square
 
 
 @part
-def ascend(like, job_address):
-    """ψ ← ψ + α ∇Ĵ (4) where all that it takes is finite: then ACCEPTED is 1, else 0. After `settle`.
-
-    RATES: α and the longest gradient, 0 for any, in float64. ACCEPTED is of int64.
-    """
-    job, size = integers(job_address), size_of(like)
-    parts, policies, N = job[PARTS], job[POLICIES], job[ROWS] // job[PARTICLES]
-    length = carray(integers(job[POLICY]), (policies, job[POLICY_LENGTH]))[0, GRADIENT]
-    rates, values, norms = at(0.0, job[RATES]), at(like, job[VALUES]), at(like, job[NORMS])
+def apply_step(like, job):
+    """ψ ← ψ + α ∇Ĵ (4) where everything involved is finite: then `accepted` is 1, else 0. After `reduce_gradient`."""
+    task = task_of(job)
+    sizes, call, size = task.sizes, task.call, size_of(like)
+    parts, policies, N = call.parts, task.policies.count, sizes.rows // sizes.M
+    length = network_of(task.policies, 0).gradient
+    rates, values, norms = at(0.0, call.rates), at(like, call.values), at(like, call.norms)
     while True:
-        s = fetch_add(job_address + 8 * ASCENDING)
+        s = fetch_add(job + NEXT_STEP * WORD)
         if s >= parts:
             break
         for n in range(policies):
@@ -123,35 +113,36 @@ def ascend(like, job_address):
             if parts > 1:
                 square = 0.0
                 for i in range(parts):
-                    square += at(0.0, job[SQUARES])[i]
+                    square += at(0.0, call.squares)[i]
                 norm = type(like)(math.sqrt(square))
-            fine = math.isfinite(norm * type(like)(rates[0]))
-            for i in range(n if job[BATCHED] else 0, n + 1 if job[BATCHED] else N):
-                fine = fine and math.isfinite(values[i])
+            finite = math.isfinite(norm * type(like)(rates[0]))
+            for i in range(n if sizes.batched else 0, n + 1 if sizes.batched else N):
+                finite = finite and math.isfinite(values[i])
             if s == 0:
                 norms[n] = norm
-                integers(job[ACCEPTED])[n] = 1 if fine else 0
-            if fine:
+                integers(call.accepted)[n] = 1 if finite else 0
+            if finite:
                 rate = rates[0]
                 if rates[1] > 0 and norm > rates[1]:
                     rate *= rates[1] / norm
                 first, last = length * s // parts, length * (s + 1) // parts
-                _step(like, job, type(like)(rate), job[GRADIENTS] + n * length * size, n, first, last)
+                _move(like, call, type(like)(rate), call.gradients + n * length * size, n, first, last)
 
 
 @part
-def _step(like, job, rate, gradient, n, first, last):
-    """ψ_n ← ψ_n + rate · gradient, the rows that begin in first … last − 1: they are in this core's cache since `settle`."""
-    pieces, size = carray(integers(job[PIECES]), (job[PIECE_COUNT], PIECE)), size_of(like)
-    for i in range(job[PIECE_COUNT]):
-        to, step, columns = pieces[i, TO] + n * pieces[i, TO_STEP] * size, pieces[i, TO_COLUMN_STEP], pieces[i, PIECE_COLUMNS]
-        begin, end = _rows_before(first, pieces[i]), _rows_before(last, pieces[i])
+def _move(like, call, rate, gradient, n, first, last):
+    """ψ_n ← ψ_n + rate · gradient, in the rows that begin in first … last − 1: this core has them in its cache."""
+    size = size_of(like)
+    for i in range(call.piece_count):
+        piece = read_piece(call.pieces + i * PIECE * WORD)
+        to, step, columns = piece.to + n * piece.policy_stride * size, piece.column_stride, piece.columns
+        begin, end = _rows_before(first, piece), _rows_before(last, piece)
         for r in range(begin, end):
-            g = at(like, gradient + (pieces[i, FROM] + r * pieces[i, FROM_ROW_STEP]) * size)
-            psi = at(like, to + r * pieces[i, TO_ROW_STEP] * size)
+            g = at(like, gradient + (piece.start + r * piece.gradient_stride) * size)
+            psi = at(like, to + r * piece.row_stride * size)
             if step == 1:
-                ahead = to + (r + AHEAD) * pieces[i, TO_ROW_STEP] * size
-                if r + AHEAD < end:
+                ahead = to + (r + PREFETCH) * piece.row_stride * size
+                if r + PREFETCH < end:
                     for line in range(ahead, ahead + columns * size, 64):
                         prefetch_to_write(line)
                 for c in range(columns):
@@ -164,24 +155,23 @@ def _step(like, job, rate, gradient, n, first, last):
 @part
 def _rows_before(offset, piece):
     """How many rows of a piece begin before an offset in a policy's vector."""
-    beyond, step = offset - piece[FROM], piece[FROM_ROW_STEP]
+    beyond, step = offset - piece.start, piece.gradient_stride
     if beyond <= 0 or step == 0:
-        return piece[PIECE_ROWS] if beyond > 0 else beyond * 0
-    return min(piece[PIECE_ROWS], (beyond + step - 1) // step)
+        return piece.rows if beyond > 0 else 0
+    return min(piece.rows, (beyond + step - 1) // step)
 
 
 @part
-def act(like, job_address):
-    """π_ψ at the N states, (N, m) at ACTIONS; ψ as it is now."""
-    job, size = integers(job_address), size_of(like)
-    copy_again(like, job[OWN_COPIES])
-    d, m, N, batched = job[STATE_DIM], job[ACTION_DIM], job[ROWS] // job[PARTICLES], job[BATCHED]
-    policies = carray(integers(job[POLICY]), (job[POLICIES], job[POLICY_LENGTH]))
-    n = N * 0
-    alone, zero, one = (n, n + 1, n), n, n + 1
+def evaluate_policy(like, job):
+    """π_ψ at the N states, (N, m) in `actions`; ψ as it is now."""
+    task = task_of(job)
+    sizes, call, size = task.sizes, task.call, size_of(like)
+    update_copies(like, task.constants.policy_copies)
+    d, m, N = sizes.d, sizes.m, sizes.rows // sizes.M
+    n = 0
     while n < N:
-        rows = one if batched else min(N - n, job[TILE])
-        net = policies[n if batched else zero]
-        first_layer(like, net, job[STATE] + n * d * size, rows, job[MEMORY], one, zero, alone)
-        record(like, net, job[MEMORY], one, zero, rows, net[LAYERS + BIAS], job[ACTIONS] + n * m * size, alone)
+        rows = 1 if sizes.batched else min(N - n, sizes.tile)
+        net = network_of(task.policies, n if sizes.batched else 0)
+        first_layer(like, net, call.state + n * d * size, rows, call.memory, 1, 0, ALONE)
+        record(like, net, call.memory, 1, 0, rows, layer_of(net, 0).bias, call.actions + n * m * size, ALONE)
         n += rows

@@ -1,6 +1,9 @@
-"""The fused adjoint form on the CPU: twin of `jacrec.engine.gradient.adjoint_gradient`, and the decision that follows from it."""
+"""The fused adjoint form on the CPU: twin of `jacrec.engine.gradient.adjoint_gradient`, and the update that follows from it."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
+from types import ModuleType, SimpleNamespace
+from typing import cast
 
 import numpy as np
 import torch
@@ -11,13 +14,20 @@ from jacrec.engine import gradient as engine
 from jacrec.engine.problem import Problem
 from jacrec.engine.types import PolicyGradient
 from jacrec.kernels.cpu.base.host import entry
+from jacrec.kernels.cpu.base.layout import DTYPES
 from jacrec.kernels.cpu.base.threads import run, workspace
-from jacrec.kernels.cpu.gradient import chain, decision, rollout
+from jacrec.kernels.cpu.gradient import chain as chain
 from jacrec.kernels.cpu.gradient.action import action
-from jacrec.kernels.cpu.gradient.plan import DTYPES
-from jacrec.kernels.cpu.gradient.prepared import Moved, Prepared, named_gradients, plan_or_reason
-from jacrec.kernels.cpu.gradient.prepared import kept as kept
+from jacrec.kernels.cpu.gradient.chain import chain_forward
+from jacrec.kernels.cpu.gradient.decision import apply_step, evaluate_policy, reduce_gradient
+from jacrec.kernels.cpu.gradient.job import CALL, Call
+from jacrec.kernels.cpu.gradient.moves import Moved, named_gradients
+from jacrec.kernels.cpu.gradient.plans import Plan, plan_or_reason
+from jacrec.kernels.cpu.gradient.plans import kept_plan as kept_plan
+from jacrec.kernels.cpu.gradient.rollout import rollout_gradient
 from jacrec.models.dynamics import ChainDynamics, EnsembleDynamics, MultiStepDynamics
+
+_SLOT = {name: CALL.start + i for i, name in enumerate(Call._fields)}
 
 
 def unsupported_reason(p: Problem, form: str) -> str | None:
@@ -28,50 +38,50 @@ def unsupported_reason(p: Problem, form: str) -> str | None:
     if isinstance(f, MultiStepDynamics) != (form == "multistep"):
         return f"the {form} form is not that of {type(f).__name__}"
     if isinstance(f, MultiStepDynamics) and f.passes(p.H) < p.H:
-        return f"the kernels imagine exactly, not in sweeps={f.sweeps} of {p.H}"
+        return f"the kernels compute exact rollouts of multi-step models, got sweeps={f.sweeps} of {p.H}"
     if form == "forward" and not isinstance(f, ChainDynamics):
         return f"the fused forward form needs a chain (diffusion, flow or MeanFlow), got {type(f).__name__}"
     found = _plan(p)
     return found if isinstance(found, str) else None
 
 
-def _plan(p: Problem) -> Prepared | str:
+def _plan(p: Problem) -> Plan | str:
     """The problem's plan, or why there is none."""
-    if isinstance(p.plan, Prepared):
+    if isinstance(p.plan, Plan):
         return p.plan
     if config.DISABLE_JIT:  # pyright: ignore[reportAttributeAccessIssue]
-        return "numba is told not to compile (NUMBA_DISABLE_JIT)"
+        return "numba does not compile here (NUMBA_DISABLE_JIT)"
     return plan_or_reason(p.policy, p.world, p.state)
 
 
 @dataclass
-class Ascent:
-    """A gradient that has been computed and lies where the compiled step finds it."""
+class CompiledUpdate:
+    """A gradient in compiled code's memory, and the step along it."""
 
     problem: Problem
-    plan: Prepared
+    plan: Plan
     job: np.ndarray
     value: Tensor
     """Ĵ, () or (N,)"""
     gradient: Tensor
-    """the policies' rows, and behind them what was added up"""
+    """vectors of the policies' gradients, (policies, …), then those of other shares"""
     norm: Tensor
-    """‖∇Ĵ‖ of what requires a gradient, () or (N,) for a `BatchedPolicy`; known when the step has been taken"""
+    """‖∇Ĵ‖ over the parameters with requires_grad, () or (N,) for a `BatchedPolicy`; valid after `step`"""
     moved: Moved
-    memory: int  # numbers of memory that the job needs
-    held: tuple  # what it points to besides
-    taken: bool = False
+    memory: int  # elements of memory that the job needs
+    held: tuple = field(repr=False)  # what else the job points to
+    stepped: bool = False
 
-    def take(self, lr: float, max_grad_norm: float | None) -> Tensor:
-        """`jacrec.control.ascent.ascend`, the plain step, in compiled code: whether it was taken, shaped as `norm`."""
-        if self.taken:
-            raise RuntimeError("take: expected to be asked once; the gradient belongs to ψ as it was before the step")
+    def step(self, lr: float, max_grad_norm: float | None) -> Tensor:
+        """`jacrec.control.ascent.ascend`, the plain step, in compiled code: whether it was accepted, shaped as `norm`."""
+        if self.stepped:
+            raise RuntimeError("step: expected one call, got a second; the gradient belongs to ψ as it was before the step")
         if not self.moved.parameters:
             raise ValueError("policy: expected parameters with requires_grad=True to improve, got none; thaw some of them")
-        self.taken = True
+        self.stepped = True
         rates, accepted = np.array([lr, max_grad_norm or 0.0]), torch.empty_like(self.norm, dtype=torch.int64)
-        self.job[rollout.RATES], self.job[rollout.ACCEPTED] = rates.ctypes.data, accepted.data_ptr()
-        run(entry(decision.ascend, DTYPES[self.plan.dtype]), self.job, int(self.job[rollout.PARTS]))
+        self.job[_SLOT["rates"]], self.job[_SLOT["accepted"]] = rates.ctypes.data, accepted.data_ptr()
+        run(entry(apply_step, DTYPES[self.plan.dtype]), self.job, int(self.job[_SLOT["parts"]]))
         accepted = accepted.bool()
         if accepted.any():
             torch.autograd.graph.increment_version(self.moved.parameters)
@@ -82,53 +92,55 @@ class Ascent:
         p = self.problem
         if policy is not p.policy or state is not p.state:
             return action(policy, state)
-        result = state.new_empty(len(state), int(self.job[rollout.ACTION_DIM]))
-        self.job[rollout.ACTIONS] = result.data_ptr()
-        self.job[rollout.MEMORY] = workspace(self.memory, self.plan.dtype).data_ptr()
-        entry(decision.act, DTYPES[self.plan.dtype]).ctypes(self.job.ctypes.data)
+        result = state.new_empty(len(state), self.plan.policy.action_dim)
+        self.job[_SLOT["actions"]] = result.data_ptr()
+        self.job[_SLOT["memory"]] = workspace(self.memory, self.plan.dtype).data_ptr()
+        entry(evaluate_policy, DTYPES[self.plan.dtype]).ctypes(self.job.ctypes.data)
         return result
 
 
 @torch.no_grad()
-def ascent(p: Problem, *, precision: str | None = None, crew: int = 1) -> Ascent:
+def compute_update(p: Problem, *, precision: str | None = None, team: int = 1) -> CompiledUpdate:
     """Ĵ and its gradient; `unsupported_reason(p, "adjoint")` must be None. Options as in `adjoint_gradient`."""
     check_precision(precision)
-    found = _plan(p)
-    if isinstance(found, str):
-        raise ValueError(f'kernel="fused": {found}')
-    found.refresh()
-    job, sized = found.job(p, crew)
+    plan = _plan(p)
+    if isinstance(plan, str):
+        raise ValueError(f'kernel="fused": {plan}')
+    plan.refresh()
+    job, sized = plan.job(p, team)
     N, single, batched = p.N, p.single, p.batched
-    state, moved = p.state.contiguous(), found.moved()
+    state, moved = p.state.contiguous(), plan.policy.moved()
     noise, member = _noise(p)
     value = state.new_empty(() if single else N)
     norm = state.new_empty(N if batched and not single else ())
-    own = state.new_empty((N if batched else 1) + sized.shares - 1, sized.length)
-    memory = workspace(sized.memory, found.dtype).data_ptr()
-    # the returns of all rows lie before the threads' shares of the memory
-    job[rollout.STATE : rollout.NORMS + 1] = (
-        state.data_ptr(),
-        noise.data_ptr(),
-        memory,
-        own.data_ptr(),
-        memory + sized.first,
-        sized.room,
-        value.data_ptr(),
-        norm.data_ptr(),
-    )
-    if member is not None:
-        job[rollout.MEMBER] = member.data_ptr()
-    job[rollout.PIECES], job[rollout.PIECE_COUNT] = moved.pieces.ctypes.data, len(moved.pieces)
-    parts = 1 if batched or len(moved.pieces) < len(found.parameters) else sized.threads
+    vectors = state.new_empty((N if batched else 1) + sized.shares - 1, sized.length)
+    # the returns of all rows lie before the threads' memory
+    memory = workspace(sized.memory, plan.dtype).data_ptr()
+    # several threads can share the step only if all of ψ moves, and all states share it
+    parts = 1 if batched or len(moved.pieces) < len(plan.policy.parameters) else sized.threads
     squares = np.empty(parts)
-    job[rollout.PARTS], job[rollout.SQUARES] = parts, squares.ctypes.data
-    run(entry(rollout.rollout_gradient, DTYPES[found.dtype]), job, sized.threads)
-    run(entry(decision.settle, DTYPES[found.dtype]), job, parts)
-    return Ascent(p, found, job, value, own, norm, moved, sized.memory, (sized, state, noise, member, squares))
+    job[CALL] = Call(
+        state=state.data_ptr(),
+        noise=noise.data_ptr(),
+        member=0 if member is None else member.data_ptr(),
+        returns=memory,
+        gradients=vectors.data_ptr(),
+        memory=memory + sized.first,
+        memory_length=sized.room,
+        values=value.data_ptr(),
+        norms=norm.data_ptr(),
+        pieces=moved.pieces.ctypes.data,
+        piece_count=len(moved.pieces),
+        parts=parts,
+        squares=squares.ctypes.data,
+    )
+    run(entry(rollout_gradient, DTYPES[plan.dtype]), job, sized.threads)
+    run(entry(reduce_gradient, DTYPES[plan.dtype]), job, parts)
+    return CompiledUpdate(p, plan, job, value, vectors, norm, moved, sized.memory, (sized, state, noise, member, squares))
 
 
 def _noise(p: Problem) -> tuple[Tensor, Tensor | None]:
-    """The noise as the kernels read it, (N, M, H, rows, d), and the networks that an ensemble's has drawn, (N, M, H)."""
+    """The noise as the kernels read it, (N, M, H, rows, d), and the networks that an ensemble's noise selects, (N, M, H)."""
     f, noise = p.world.dynamics, p.noise
     if isinstance(f, EnsembleDynamics):
         # nothing is read past the last network, whatever the noise is
@@ -145,21 +157,21 @@ def multistep_gradient(p: Problem) -> PolicyGradient:
     return adjoint_gradient(p)
 
 
-def adjoint_gradient(p: Problem, *, recompute: bool = False, precision: str | None = None, crew: int = 1) -> PolicyGradient:
+def adjoint_gradient(p: Problem, *, recompute: bool = False, precision: str | None = None, team: int = 1) -> PolicyGradient:
     """`jacrec.engine.gradient.adjoint_gradient` in compiled code, tile by tile; `unsupported_reason(p, "adjoint")` must be None.
 
-    `recompute` changes nothing here: the memory of a tile is bounded anyway (`TAPE_BYTES`). `precision` is that of the
-    tensors; anything but None and "ieee" raises ValueError. `crew`: as in `Adjoint`.
+    `recompute` has no effect here: the memory of a tile is bounded anyway (`sized.TAPE_BYTES`). `precision` is that of the
+    tensors; anything but None and "ieee" raises ValueError. `team`: as in `Adjoint`.
     """
-    done = ascent(p, precision=precision, crew=crew)
-    gradient = named_gradients(done.plan, done.gradient, p.N if p.batched else 1, p.batched)
-    return PolicyGradient(done.value, gradient)
+    done = compute_update(p, precision=precision, team=team)
+    return PolicyGradient(done.value, named_gradients(done.plan.policy.pieces, done.gradient, p.N if p.batched else None))
 
 
 def forward_gradient(p: Problem, *, precision: str | None = None) -> PolicyGradient:
     """`jacrec.engine.gradient.forward_gradient` with the fused chain, values and tangents together; the rest is plain torch."""
     check_precision(precision)
-    return engine.forward_gradient(p, chain=chain)
+    own = SimpleNamespace(chain_forward=partial(chain_forward, checked=True))  # `unsupported_reason` has checked the dynamics
+    return engine.forward_gradient(p, chain=cast(ModuleType, own))
 
 
 def check_precision(precision: str | None) -> None:

@@ -4,443 +4,206 @@ A tile of rows goes through all H steps and back before the next one starts: wha
 nearest caches, and does not grow with the number of particles.
 """
 
-import numpy as np
+from typing import NamedTuple
 
-from jacrec.kernels.cpu.base.host import part
-from jacrec.kernels.cpu.base.layout import BARS, BIAS, GRADIENT, LAYERS, OUT, PADDED, TAPE, WIDEST
-from jacrec.kernels.cpu.base.mlp import add_to, copy_to, cotangents, parameter_gradients, record
-from jacrec.kernels.cpu.base.team import FLAG, meet, muster
-from jacrec.kernels.cpu.base.tiles import at, carray, fetch_add, integers, size_of
+from jacrec.kernels.cpu.base.host import glue, part
+from jacrec.kernels.cpu.base.layout import layer_of, network_of
+from jacrec.kernels.cpu.base.mlp import copy_to, cotangents, parameter_gradients, record
+from jacrec.kernels.cpu.base.rows import WORD
+from jacrec.kernels.cpu.base.team import ALONE, Team, barrier, join_team
+from jacrec.kernels.cpu.base.tiles import at, fetch_add, size_of
 from jacrec.kernels.cpu.gradient.ensemble import pull_members, record_members
-from jacrec.kernels.cpu.gradient.multistep import pull_step, record_step
-from jacrec.kernels.cpu.gradient.transition import CHAIN as CHAIN_LENGTH
-from jacrec.kernels.cpu.gradient.transition import (
-    FROM_ACTIONS,
-    MEMBERS,
-    NOISES,
-    SCALED,
-    STEPS,
-    pull_transition,
-    record_transition,
+from jacrec.kernels.cpu.gradient.job import (
+    ARRIVALS,
+    AT,
+    NEXT_SHARE,
+    NEXT_THREAD,
+    TEAM_SIZE,
+    read_scratch,
+    read_tapes,
+    task_of,
 )
+from jacrec.kernels.cpu.gradient.multistep import pull_step, record_step
+from jacrec.kernels.cpu.gradient.transition import pull_transition, record_transition
 from jacrec.kernels.cpu.gradient.values import critic_gradient, first_layer, input_cotangent, reward_gradient
 
-# the job that threads share: a row of int64. First how it is divided, then sizes and addresses
-NEXT, COMERS, ARRIVALS, DECISION = range(4)
-"""counted up by the threads: the next share to be taken, the number of the next thread to come, how many of a crew are here;
-and how many it has"""
-SETTLING, ASCENDING = range(4, 6)
-"""the next share of what `decision` does with the gradient"""
-SHARES, CREW = range(6, 8)
-"""shares of rows, one thread each; or CREW threads that carry out one share together"""
-STATE_DIM, ACTION_DIM, HORIZON, PARTICLES, ROWS, BATCHED, TILE = range(8, 15)
-"""ROWS: N·M, row n·M + m is particle m of state n; BATCHED: whether every real state has a policy of its own"""
-POLICY, POLICIES, POLICY_LENGTH, REWARD, REWARD_LENGTH = range(15, 20)
-CRITIC, CRITICS, CRITIC_LENGTH, DENOISER, DENOISER_LENGTH = range(20, 25)
-"""networks as in `layout`, with their numbers and the lengths of their rows"""
-CHAIN, STEP_COEFFICIENTS, SCALES, DISCOUNTS, WEIGHTS = range(25, 30)
-"""the chain's row as in `transition`, c_u, c_net, σ (3, K), the reward's scales, γ^j (H+1,), γ^j times a row's share"""
-STATE, NOISE, RETURNS, GRADIENTS, MEMORY, MEMORY_LENGTH = range(30, 36)
-"""state (N, d), noise (N, M, H, K+1, d); returns (N·M,) and gradients, which are written; workspace of each share"""
-VALUES, NORMS, ACCEPTED, ACTIONS, PIECES, PIECE_COUNT, RATES, OWN_COPIES, PARTS, SQUARES = range(36, 46)
-"""of `decision`, which goes on with the job: Ĵ (N,), ‖∇Ĵ‖ and whether the step was taken (policies,), π_ψ (N, m), the pieces
-of ψ that move, how far, the job of `copies` for the policy alone, in how many parts all this is done, and ‖·‖² of each"""
-MEMBER, DENOISERS = range(46, 48)
-"""of an ensemble: the network of every transition (N, M, H) of int64; how many there are, 1 for a chain"""
-DOOR = 48
-"""the flags of a crew, at the end of the job: `job_length`"""
 
+class Tile(NamedTuple):
+    """Rows that pass through all layers together."""
 
-def job_length(crew: int) -> int:
-    """Numbers of a job, for so many threads in its crew."""
-    return DOOR + crew * FLAG
+    begin: int  # the first one's number among all rows
+    R: int
+    gradient: int  # address of the gradient of policy 0
 
 
 @part
-def buffers(d, m, H, policy, reward, critic, chain, denoiser, R):
-    """Where the buffers of a tile of R rows start, in numbers; the last entry is their length."""
-    K, first, critics, ensemble = chain[STEPS], denoiser[0, LAYERS + PADDED], critic.shape[0], min(1, chain[MEMBERS])
-    scaled = chain[SCALED]
-    widest = max(policy[0, WIDEST], reward[WIDEST], critic[0, WIDEST], denoiser[0, WIDEST])
-    counts = (
-        (H + 1) * d,
-        (H + 1) * m,
-        (H + 1) * d,
-        (H + 1) * m,  # states, actions, gradients of the values by both
-        d + m,
-        d + m,
-        first,
-        d,
-        denoiser[0, OUT],
-        d,
-        d,
-        m,
-        m,
-        d,
-        critics,
-        1,  # scratch of one step
-        first,
-        (H + 1) * d,
-        1,  # what a thread of a crew also has for itself; the rest is shared
-        4 * widest,
-        (H + 1) * policy[0, TAPE],
-        (H + 1) * policy[0, BARS],
-        reward[TAPE],
-        critics * critic[0, TAPE],
-        H * K * denoiser[0, TAPE],
-        # of an ensemble the order of rows, two numbers for an int64, and rows in that order; ∂x/∂y of what scales noise
-        2 * H * ensemble,
-        (d + m) * ensemble,
-        H * d * scaled,
-    )
-    starts = np.zeros(len(counts) + 1, dtype=np.int64)
-    for i in range(len(counts)):
-        starts[i + 1] = starts[i] + (counts[i] * R + 15) // 16 * 16
-    return starts
-
-
-@part
-def rollout_gradient(like, job_address):
+def rollout_gradient(like, job):
     """L of (3) for every row, and Σ w_i Π_ψ(i) of (22): takes shares of the job until none is left.
 
-    A share is a run of rows. Its gradients are added up in rows of `GRADIENTS` that no other share writes: policy n of
+    A share is a run of rows. Its gradients are summed in rows of `Call.gradients` that no other share writes: policy n of
     share t in row n + t (n = 0 for all where the policy is shared).
     """
-    job = integers(job_address)
-    d, m, H, M, rows, batched = job[STATE_DIM], job[ACTION_DIM], job[HORIZON], job[PARTICLES], job[ROWS], job[BATCHED]
-    policy = carray(integers(job[POLICY]), (job[POLICIES], job[POLICY_LENGTH]))
-    reward = carray(integers(job[REWARD]), (job[REWARD_LENGTH],))
-    critic = carray(integers(job[CRITIC]), (job[CRITICS], job[CRITIC_LENGTH]))
-    denoiser = carray(integers(job[DENOISER]), (job[DENOISERS], job[DENOISER_LENGTH]))
-    chain = carray(integers(job[CHAIN]), (CHAIN_LENGTH,))
-    steps = carray(at(like, job[STEP_COEFFICIENTS]), (3, chain[STEPS]))
-    scales = carray(integers(job[SCALES]), (4,))
-    discounts, weights = carray(at(like, job[DISCOUNTS]), (H + 1,)), carray(at(like, job[WEIGHTS]), (H + 1,))
-    size, length, shares = size_of(like), policy[0, GRADIENT], job[SHARES]
-    who = fetch_add(job_address + 8 * COMERS)
-    crew = (who * 0, who * 0 + 1, who * 0)
-    if job[CREW] > 1:
-        strength = muster(who, job[CREW], job_address + 8 * ARRIVALS, job_address + 8 * DECISION)
-        if strength == 0:
+    task = task_of(job)
+    sizes, call, size = task.sizes, task.call, size_of(like)
+    length, room = network_of(task.policies, 0).gradient, call.memory_length * size
+    thread = fetch_add(job + NEXT_THREAD * WORD)
+    team = ALONE
+    if sizes.team > 1:
+        members = join_team(thread, sizes.team, job + ARRIVALS * WORD, job + TEAM_SIZE * WORD)
+        if members == 0:
             return
-        crew = (who, strength, job_address + 8 * DOOR)
+        team = Team(thread, members, job + AT.flags * WORD)
     while True:
-        # a crew has one share, and its threads go through it side by side
-        t = fetch_add(job_address) if crew[1] == 1 else who * 0
-        if t >= shares:
+        # a team has one share, which its threads work on side by side
+        t = fetch_add(job + NEXT_SHARE * WORD) if team.size == 1 else 0
+        if t >= sizes.shares:
             break
-        first, last = rows * t // shares, rows * (t + 1) // shares
-        shared = job[MEMORY] + t * job[MEMORY_LENGTH] * size
-        memory = shared + crew[0] * job[MEMORY_LENGTH] * size
-        n = first // M if batched else first * 0
-        own = (last - 1) // M - n + 1 if batched else first * 0 + 1
-        gradient = job[GRADIENTS] + (n + t) * length * size
+        first, last = sizes.rows * t // sizes.shares, sizes.rows * (t + 1) // sizes.shares
+        shared = call.memory + t * room
+        b = read_scratch(job + AT.scratch * WORD, shared + team.thread * room)
+        tapes = read_tapes(job + AT.tapes * WORD, shared)
+        n = first // sizes.M if sizes.batched else 0
+        own = (last - 1) // sizes.M - n + 1 if sizes.batched else 1
+        gradient = call.gradients + (n + t) * length * size
         sums = at(like, gradient)
-        for i in range(own * length * crew[0] // crew[1], own * length * (crew[0] + 1) // crew[1]):
+        for i in range(own * length * team.thread // team.size, own * length * (team.thread + 1) // team.size):
             sums[i] = type(like)(0)
-        meet(crew)
+        barrier(team)
         # tiles of equal height: the last one would otherwise be a sliver
-        tiles = -(-(last - first) // job[TILE])
+        tiles = -(-(last - first) // sizes.tile)
         for i in range(tiles):
             begin, end = first + (last - first) * i // tiles, first + (last - first) * (i + 1) // tiles
-            _tile(
-                like,
-                d,
-                m,
-                H,
-                M,
-                batched,
-                discounts,
-                weights,
-                steps,
-                policy,
-                reward,
-                scales,
-                critic,
-                chain,
-                denoiser,
-                job[STATE],
-                job[NOISE],
-                job[MEMBER],
-                begin,
-                end,
-                job[RETURNS],
-                gradient - n * length * size,
-                memory,
-                shared,
-                crew,
-            )
-        if crew[1] > 1:
+            tile = Tile(begin, end - begin, gradient - n * length * size)
+            _forward(like, task, tile, b, tapes, team)
+            _backward(like, task, tile, b, tapes, team)
+            if team.thread == 0:
+                copy_to(like, tile.R, b.returns, call.returns + begin * size)
+            barrier(team)
+        if team.size > 1:
             break
 
 
-@part
-def sum_shares(like, job_address):
-    """Adds the gradients of all shares up in those of the first share that has the policy: policy n in row n afterwards."""
-    job = integers(job_address)
-    M, rows, batched, shares = job[PARTICLES], job[ROWS], job[BATCHED], job[SHARES]
-    length = carray(integers(job[POLICY]), (job[POLICIES], job[POLICY_LENGTH]))[0, GRADIENT]
-    bytes_ = length * size_of(like)
-    for t in range(1, shares):
-        first, last = rows * t // shares, rows * (t + 1) // shares
-        n, end = (first // M, (last - 1) // M + 1) if batched else (first * 0, first * 0 + 1)
-        shared = not batched or first % M > 0
-        for policy in range(n, end):
-            source, target = job[GRADIENTS] + (policy + t) * bytes_, job[GRADIENTS] + policy * bytes_
-            if shared and policy == n:
-                add_to(like, length, source, target)
-            else:
-                copy_to(like, length, source, target)
-
-
-@part
-def _tile(
-    like,
-    d,
-    m,
-    H,
-    M,
-    batched,
-    discounts,
-    weights,
-    steps,
-    policy,
-    reward,
-    scales,
-    critic,
-    chain,
-    denoisers,
-    state,
-    noise,
-    member,
-    begin,
-    end,
-    returns,
-    gradient,
-    memory,
-    shared,
-    crew,
-):
-    K, size, R = chain[STEPS], size_of(like), end - begin
-    # unpacked one by one: a comprehension here would start a pass of numba's that drops stores through pointers
-    b = memory + buffers(d, m, H, policy, reward, critic, chain, denoisers, R) * size
-    s, a, v_s, v_a, x, x_bar, constant, u, y, mu = b[0], b[1], b[2], b[3], b[4], b[5], b[6], b[7], b[8], b[9]
-    p_s, p_a, w, lam, q, r_y, total, inputs, L = b[10], b[11], b[12], b[13], b[14], b[15], b[16], b[17], b[18]
-    c = shared + (b - memory)
-    work, policy_tape, bars, reward_tape, critic_tape, tape = c[19], c[20], c[21], c[22], c[23], c[24]
-    order, xs, spread, denoiser = c[25], c[26], c[27], denoisers[0]
-    step_s, step_a = R * d * size, R * m * size  # bytes of one step's states and actions
-    zero = type(R)(0)
-    noise_row = chain[NOISES] * d
-    first_states, totals = at(like, s), at(like, L)
+@glue
+def _forward(like, task, tile, b, tapes, team):
+    """The rollout of a tile, with the gradients of rewards and critic."""
+    sizes, R, size = task.sizes, tile.R, size_of(like)
+    d, H = sizes.d, sizes.H
+    states, returns = at(like, b.states), at(like, b.returns)
     for r in range(R):
-        source = at(like, state + (begin + r) // M * d * size)
+        source = at(like, task.call.state + (tile.begin + r) // sizes.M * d * size)
         for i in range(d):
-            first_states[r * d + i] = source[i]
-        totals[r] = type(like)(0)
+            states[r * d + i] = source[i]
+        returns[r] = type(like)(0)
+    for j in range(H):
+        _act(like, task, tile, j, b, tapes, team)
+        reward_gradient(like, task, tile, j, b, tapes, team)
+        _step(like, task, tile, j, b, tapes, team)
+    _act(like, task, tile, H, b, tapes, team)
+    critic_gradient(like, task, tile, b, tapes, team)
 
-    for j in range(H + 1):
-        s_j, a_j = s + j * step_s, a + j * step_a
-        r = zero
-        while r < R:
-            n, rows = _segment(begin, r, R, M, batched)
-            net = policy[n]
-            own = policy_tape + r * (H + 1) * net[TAPE] * size
-            own_inputs = inputs + (r * (H + 1) + j * rows) * d * size
-            to, source = at(like, own_inputs), at(like, s_j + r * d * size)
-            for i in range(rows * d):
-                to[i] = source[i]
-            first_layer(like, net, own_inputs, rows, own, H + 1, j, crew)
-            record(like, net, own, H + 1, j, rows, net[LAYERS + BIAS], a_j + r * m * size, crew)
-            r += rows
-        if j < H:
-            reward_gradient(
-                like,
-                reward,
-                scales,
-                discounts[j],
-                weights[j],
-                R,
-                d,
-                m,
-                s_j,
-                a_j,
-                reward_tape,
-                x,
-                r_y,
-                work,
-                L,
-                v_s + j * step_s,
-                v_a + j * step_a,
-                crew,
-            )
-            noise_j = noise + (begin * H + j) * noise_row * size
-            if chain[MEMBERS]:
-                record_members(
-                    like,
-                    chain,
-                    denoisers,
-                    s_j,
-                    a_j,
-                    noise_j,
-                    H * noise_row,
-                    member + 8 * (begin * H + j),
-                    H,
-                    R,
-                    tape + j * R * denoiser[TAPE] * size,
-                    order + 8 * j * R,
-                    x,
-                    xs,
-                    y,
-                    spread + j * step_s,
-                    s_j + step_s,
-                )
-            elif chain[FROM_ACTIONS]:
-                record_step(
-                    like,
-                    chain,
-                    denoiser,
-                    j,
-                    s,
-                    a_j,
-                    noise_j,
-                    H * noise_row,
-                    R,
-                    tape,
-                    H,
-                    constant,
-                    x,
-                    y,
-                    spread + j * step_s,
-                    s_j + step_s,
-                )
-            else:
-                record_transition(
-                    like,
-                    chain,
-                    steps,
-                    denoiser,
-                    s_j,
-                    a_j,
-                    noise_j,
-                    H * noise_row,
-                    R,
-                    tape,
-                    H * K,
-                    j * K,
-                    x,
-                    constant,
-                    u,
-                    y,
-                    s_j + step_s,
-                    crew,
-                )
-        else:
-            critic_gradient(
-                like,
-                critic,
-                discounts[H],
-                weights[H],
-                R,
-                d,
-                m,
-                s_j,
-                a_j,
-                critic_tape,
-                x,
-                x_bar,
-                q,
-                work,
-                L,
-                v_s + j * step_s,
-                v_a + j * step_a,
-                crew,
-            )
 
-    pulled_s, pulled_a, w_j, lam_j = at(like, p_s), at(like, p_a), at(like, w), at(like, lam)
+@glue
+def _act(like, task, tile, j, b, tapes, team):
+    """a_j = π_ψ(s_j), recorded."""
+    sizes, R, size = task.sizes, tile.R, size_of(like)
+    d, m, calls = sizes.d, sizes.m, sizes.H + 1
+    r = 0
+    while r < R:
+        n, rows = _segment(sizes, tile, r)
+        net = network_of(task.policies, n)
+        tape = tapes.policy + r * calls * net.tape * size
+        inputs = b.inputs + (r * calls + j * rows) * d * size
+        to, source = at(like, inputs), at(like, b.states + (j * R + r) * d * size)
+        for i in range(rows * d):
+            to[i] = source[i]
+        first_layer(like, net, inputs, rows, tape, calls, j, team)
+        record(like, net, tape, calls, j, rows, layer_of(net, 0).bias, b.actions + (j * R + r) * m * size, team)
+        r += rows
+
+
+@glue
+def _step(like, task, tile, j, b, tapes, team):
+    """s_{j+1} from s_j and a_j, recorded."""
+    chain, R, size = task.chain, tile.R, size_of(like)
+    if chain.members:
+        record_members(like, task, tile, j, b, tapes)
+    elif chain.from_actions:
+        record_step(like, task, tile, j, b, tapes)
+    else:
+        d, m, H, K, net = chain.d, chain.m, task.sizes.H, chain.K, network_of(task.dynamics, 0)
+        s, a, next_s = b.states + j * R * d * size, b.actions + j * R * m * size, b.states + (j + 1) * R * d * size
+        row = chain.noises * d
+        noise, tape = task.call.noise + (tile.begin * H + j) * row * size, tapes.dynamics
+        record_transition(
+            like, chain, net, s, a, noise, H * row, R, tape, H * K, j * K, b.x, b.constant, b.u, b.y, next_s, team
+        )
+
+
+@glue
+def _backward(like, task, tile, b, tapes, team):
+    """The cotangents of a tile back to its real states, and the parameter gradients, which are added up."""
+    sizes, R, size = task.sizes, tile.R, size_of(like)
+    d, m, H = sizes.d, sizes.m, sizes.H
+    pulled_s, pulled_a, w, lam = at(like, b.pulled_s), at(like, b.pulled_a), at(like, b.w), at(like, b.lam)
     for i in range(R * d):
         pulled_s[i] = type(like)(0)
     for i in range(R * m):
         pulled_a[i] = type(like)(0)
     for j in range(H, -1, -1):
-        direct_s, direct_a = at(like, v_s + j * step_s), at(like, v_a + j * step_a)
+        direct_s, direct_a = at(like, b.values_s + j * R * d * size), at(like, b.values_a + j * R * m * size)
         for i in range(R * m):
-            w_j[i] = direct_a[i] + pulled_a[i]
-        r = zero
-        while r < R:
-            n, rows = _segment(begin, r, R, M, batched)
-            net = policy[n]
-            own, own_bars = policy_tape + r * (H + 1) * net[TAPE] * size, bars + r * (H + 1) * net[BARS] * size
-            z_bar = cotangents(
-                like,
-                net,
-                own,
-                H + 1,
-                j,
-                rows,
-                w + r * m * size,
-                a + j * step_a + r * m * size,
-                work,
-                own_bars,
-                gradient + (n * net[GRADIENT] if batched else zero) * size,
-                crew,
-            )
-            if j:
-                input_cotangent(like, net, z_bar, rows, lam + r * d * size)
-            r += rows
+            w[i] = direct_a[i] + pulled_a[i]
+        _pull_action(like, task, tile, j, b, tapes, team)
         if j:
             for i in range(R * d):
-                lam_j[i] += direct_s[i] + pulled_s[i]
-            if chain[MEMBERS]:
-                pull_members(
-                    like,
-                    chain,
-                    denoisers,
-                    member + 8 * (begin * H + j - 1),
-                    H,
-                    R,
-                    tape + (j - 1) * R * denoiser[TAPE] * size,
-                    order + 8 * (j - 1) * R,
-                    spread + (j - 1) * step_s,
-                    lam,
-                    y,
-                    xs,
-                    work,
-                    p_s,
-                    p_a,
-                )
-            elif chain[FROM_ACTIONS]:
-                pull_step(like, chain, denoiser, j - 1, R, tape, H, lam, spread + (j - 1) * step_s, y, total, work, p_s, p_a)
-            else:
-                pull_transition(
-                    like, chain, steps, denoiser, R, tape, H * K, (j - 1) * K, lam, mu, y, total, x, work, p_s, p_a, crew
-                )
-
-    r = zero
+                lam[i] += direct_s[i] + pulled_s[i]
+            _pull_step(like, task, tile, j - 1, b, tapes, team)
+    r = 0
     while r < R:
-        n, rows = _segment(begin, r, R, M, batched)
-        net = policy[n]
-        parameter_gradients(
-            like,
-            net,
-            inputs + r * (H + 1) * d * size,
-            policy_tape + r * (H + 1) * net[TAPE] * size,
-            bars + r * (H + 1) * net[BARS] * size,
-            H + 1,
-            rows,
-            gradient + (n * net[GRADIENT] if batched else zero) * size,
-            crew,
-        )
+        n, rows = _segment(sizes, tile, r)
+        net = network_of(task.policies, n)
+        inputs, tape = b.inputs + r * (H + 1) * d * size, tapes.policy + r * (H + 1) * net.tape * size
+        bars, gradient = tapes.bars + r * (H + 1) * net.bars * size, tile.gradient + n * net.gradient * size
+        parameter_gradients(like, net, inputs, tape, bars, H + 1, rows, gradient, team)
         r += rows
-    if crew[0] == 0:
-        copy_to(like, R, L, returns + begin * size)
-    meet(crew)
+
+
+@glue
+def _pull_action(like, task, tile, j, b, tapes, team):
+    """w_j -> the policy's cotangents at step j, and for j > 0 their part of λ_j."""
+    sizes, R, size = task.sizes, tile.R, size_of(like)
+    d, m, calls = sizes.d, sizes.m, sizes.H + 1
+    r = 0
+    while r < R:
+        n, rows = _segment(sizes, tile, r)
+        net = network_of(task.policies, n)
+        tape, bars = tapes.policy + r * calls * net.tape * size, tapes.bars + r * calls * net.bars * size
+        w, a = b.w + r * m * size, b.actions + (j * R + r) * m * size
+        gradient = tile.gradient + n * net.gradient * size
+        z_bar = cotangents(like, net, tape, calls, j, rows, w, a, tapes.work, bars, gradient, team)
+        if j:
+            input_cotangent(like, net, z_bar, rows, b.lam + r * d * size)
+        r += rows
+
+
+@glue
+def _pull_step(like, task, tile, j, b, tapes, team):
+    """λ_{j+1} -> F_sᵀ λ and F_aᵀ λ of step j."""
+    chain = task.chain
+    if chain.members:
+        pull_members(like, task, tile, j, b, tapes)
+    elif chain.from_actions:
+        pull_step(like, task, tile, j, b, tapes)
+    else:
+        R, H, K, net, tape, work = tile.R, task.sizes.H, chain.K, network_of(task.dynamics, 0), tapes.dynamics, tapes.work
+        v_s, v_a = b.pulled_s, b.pulled_a
+        pull_transition(like, chain, net, R, tape, H * K, j * K, b.lam, b.mu, b.y, b.total, b.x, work, v_s, v_a, team)
 
 
 @part
-def _segment(begin, r, R, M, batched):
+def _segment(sizes, tile, r):
     """The policy of the tile's row r, and how many rows from there on share it."""
-    if not batched:
-        return type(R)(0), R - r
-    n = (begin + r) // M
-    return n, min(R - r, (n + 1) * M - begin - r)
+    if not sizes.batched:
+        return 0, tile.R - r
+    n = (tile.begin + r) // sizes.M
+    return n, min(tile.R - r, (n + 1) * sizes.M - tile.begin - r)

@@ -1,50 +1,62 @@
-"""Reward and critic with their gradients for a tile of rows: what `jacrec.engine.jacobians.values` does, inside a kernel."""
+"""Reward and critic with their gradients for a tile of rows: `jacrec.engine.jacobians.values` inside compiled code."""
+
+from typing import NamedTuple
 
 from jacrec.kernels.cpu.base.host import part
-from jacrec.kernels.cpu.base.layout import BIAS, FIRST, IN, LAYERS, PADDED, TAPE
+from jacrec.kernels.cpu.base.layout import layer_of, network_of
 from jacrec.kernels.cpu.base.mlp import cotangents, first_slot, record
 from jacrec.kernels.cpu.base.products import axpy, dot
 from jacrec.kernels.cpu.base.team import columns
 from jacrec.kernels.cpu.base.tiles import at, size_of
 from jacrec.kernels.cpu.gradient.transition import standardise
 
-STATE_MEAN, STATE_STD, REWARD_MEAN, REWARD_STD = range(4)
+
+class Scales(NamedTuple):
+    """Addresses of the reward model's scales."""
+
+    state_mean: int
+    state_std: int
+    reward_mean: int
+    reward_std: int
 
 
 @part
-def first_layer(like, net, x, R, tape, J, j, crew):
-    """The products of a network's first layer, from inputs x (R, IN), onto the tape; the crew's share of their columns."""
-    width, size = net[LAYERS + PADDED], size_of(like)
-    begin, end = columns(like, crew, width)
+def first_layer(like, net, x, R, tape, J, j, team):
+    """The products of a network's first layer, from inputs x (R, inputs), onto the tape; the thread's share of their columns."""
+    width, size = layer_of(net, 0).padded, size_of(like)
+    begin, end = columns(like, team, width)
     z_1 = first_slot(like, net, tape, J, j, R) + begin * size
-    axpy(like, x, net[IN], 1, R, net[FIRST] + begin * size, width, net[IN], end - begin, z_1, width)
+    axpy(like, x, net.inputs, 1, R, net.first + begin * size, width, net.inputs, end - begin, z_1, width)
 
 
 @part
 def input_cotangent(like, net, z_bar, R, x_bar):
-    """z̄_1 (R, padded width) -> x̄ (R, IN)."""
-    width = net[LAYERS + PADDED]
-    dot(like, z_bar, width, R, net[FIRST], width, net[IN], width, x_bar, net[IN])
+    """z̄_1 (R, padded width) -> x̄ (R, inputs)."""
+    width = layer_of(net, 0).padded
+    dot(like, z_bar, width, R, net.first, width, net.inputs, width, x_bar, net.inputs)
 
 
 @part
-def reward_gradient(like, net, scales, weight, grad_weight, R, d, m, state, action, tape, x, y, work, returns, r_s, r_a, crew):
-    """Adds weight·r to returns (R,), writes grad_weight·(r_s, r_a), (R, d) and (R, m). Scratch: x (R, d+m), y (R,)."""
-    size = size_of(like)
-    standardise(like, R, d, m, scales[STATE_MEAN], scales[STATE_STD], state, action, x)
-    first_layer(like, net, x, R, tape, type(R)(1), type(R)(0), crew)
-    record(like, net, tape, type(R)(1), type(R)(0), R, net[LAYERS + BIAS], y, crew)
-    mean, std = at(like, scales[REWARD_MEAN])[0], at(like, scales[REWARD_STD])[0]
-    value, total = at(like, y), at(like, returns)
+def reward_gradient(like, task, tile, j, b, tapes, team):
+    """Adds γ^j r to the returns; writes the weighted r_s and r_a of step j."""
+    size, net, scales = size_of(like), network_of(task.reward, 0), task.scales
+    R, d, m = tile.R, task.sizes.d, task.sizes.m
+    state, action = b.states + j * R * d * size, b.actions + j * R * m * size
+    discount, weight = at(like, task.constants.discounts)[j], at(like, task.constants.weights)[j]
+    standardise(like, R, d, m, scales.state_mean, scales.state_std, state, action, b.x)
+    first_layer(like, net, b.x, R, tapes.reward, 1, 0, team)
+    record(like, net, tapes.reward, 1, 0, R, layer_of(net, 0).bias, b.r, team)
+    mean, std = at(like, scales.reward_mean)[0], at(like, scales.reward_std)[0]
+    value, total = at(like, b.r), at(like, b.returns)
     for r in range(R):
-        total[r] += weight * (mean + std * value[r])
-        value[r] = grad_weight * std
-    z_bar = cotangents(like, net, tape, type(R)(1), type(R)(0), R, y, y, work, type(R)(0), type(R)(0), crew)
-    input_cotangent(like, net, z_bar, R, x)
-    scale = at(like, scales[STATE_STD])
+        total[r] += discount * (mean + std * value[r])
+        value[r] = weight * std
+    z_bar = cotangents(like, net, tapes.reward, 1, 0, R, b.r, b.r, tapes.work, 0, 0, team)
+    input_cotangent(like, net, z_bar, R, b.x)
+    scale = at(like, scales.state_std)
     for r in range(R):
-        both = at(like, x + r * (d + m) * size)
-        to_s, to_a = at(like, r_s + r * d * size), at(like, r_a + r * m * size)
+        both = at(like, b.x + r * (d + m) * size)
+        to_s, to_a = at(like, b.values_s + (j * R + r) * d * size), at(like, b.values_a + (j * R + r) * m * size)
         for i in range(d):
             to_s[i] = both[i] / scale[i]
         for i in range(m):
@@ -52,48 +64,47 @@ def reward_gradient(like, net, scales, weight, grad_weight, R, d, m, state, acti
 
 
 @part
-def critic_gradient(like, nets, weight, grad_weight, R, d, m, state, action, tape, x, x_bar, y, work, returns, Q_s, Q_a, crew):
-    """Adds weight·min_i Q_i to returns (R,), writes grad_weight·(Q_s, Q_a); where critics tie, the mean of their gradients.
-
-    Scratch: x, x_bar (R, d+m), y (critics, R); the tape holds one call of every critic.
-    """
-    size = size_of(like)
-    critics, one, zero = nets.shape[0], type(R)(1), type(R)(0)
+def critic_gradient(like, task, tile, b, tapes, team):
+    """Adds γ^H min_i Q_i to the returns; writes the weighted Q_s and Q_a. Where critics tie, the mean of their gradients."""
+    size, nets, critics = size_of(like), task.critics, task.critics.count
+    R, d, m, H = tile.R, task.sizes.d, task.sizes.m, task.sizes.H
+    states, actions = b.states + H * R * d * size, b.actions + H * R * m * size
+    discount, weight = at(like, task.constants.discounts)[H], at(like, task.constants.weights)[H]
     for r in range(R):
-        s, a, row = at(like, state + r * d * size), at(like, action + r * m * size), at(like, x + r * (d + m) * size)
+        s, a, row = at(like, states + r * d * size), at(like, actions + r * m * size), at(like, b.x + r * (d + m) * size)
         for i in range(d):
             row[i] = s[i]
         for i in range(m):
             row[d + i] = a[i]
     for c in range(critics):
-        net = nets[c]
-        own = tape + c * R * net[TAPE] * size
-        first_layer(like, net, x, R, own, one, zero, crew)
-        record(like, net, own, one, zero, R, net[LAYERS + BIAS], y + c * R * size, crew)
-    value, total = at(like, y), at(like, returns)
+        net = network_of(nets, c)
+        tape = tapes.critic + c * R * net.tape * size
+        first_layer(like, net, b.x, R, tape, 1, 0, team)
+        record(like, net, tape, 1, 0, R, layer_of(net, 0).bias, b.q + c * R * size, team)
+    value, total = at(like, b.q), at(like, b.returns)
     for r in range(R):
         least = value[r]
         for c in range(1, critics):
             other = value[c * R + r]
-            # not (other >= least): a NaN wins, as in torch.amin
+            # not (other >= least): NaN propagates, as in torch.amin
             if not (other >= least) and least == least:
                 least = other
-        total[r] += weight * least
+        total[r] += discount * least
         ties = type(like)(0)
         for c in range(critics):
             ties += type(like)(1) if value[c * R + r] == least else type(like)(0)
         for c in range(critics):
             share = type(like)(1) / ties if value[c * R + r] == least else type(like)(0)
-            # without a least (NaN) the shares are 0/0, as in the plain form
-            value[c * R + r] = grad_weight * (share if ties > 0 else least)
+            # if the least is NaN the shares are 0/0, as in the plain form
+            value[c * R + r] = weight * (share if ties > 0 else least)
     for c in range(critics):
-        net = nets[c]
-        own = tape + c * R * net[TAPE] * size
-        z_bar = cotangents(like, net, own, one, zero, R, y + c * R * size, y, work, zero, zero, crew)
-        input_cotangent(like, net, z_bar, R, x_bar)
+        net = network_of(nets, c)
+        tape = tapes.critic + c * R * net.tape * size
+        z_bar = cotangents(like, net, tape, 1, 0, R, b.q + c * R * size, b.q, tapes.work, 0, 0, team)
+        input_cotangent(like, net, z_bar, R, b.x_bar)
         for r in range(R):
-            both = at(like, x_bar + r * (d + m) * size)
-            to_s, to_a = at(like, Q_s + r * d * size), at(like, Q_a + r * m * size)
+            both = at(like, b.x_bar + r * (d + m) * size)
+            to_s, to_a = at(like, b.values_s + (H * R + r) * d * size), at(like, b.values_a + (H * R + r) * m * size)
             for i in range(d):
                 to_s[i] = both[i] + (to_s[i] if c else type(like)(0))
             for i in range(m):

@@ -1,35 +1,46 @@
-"""Modules as they were when a plan was made for them: compared at every use, so that a stale plan is never followed."""
+"""Detects changes of modules since a plan was made for them: compared at every use, so that a stale plan is never followed."""
 
 import operator
+import weakref
 from collections.abc import Collection, Iterator
 from itertools import chain
 
 from torch import Tensor, nn
 
-from jacrec.models.networks import Affine, LayerNorm
+from jacrec.models.networks import HOOKS, Affine, LayerNorm, global_hooks, methods_of
 from jacrec.models.world import BatchedPolicy
 
 LAYER, MODULE = ("_parameters",), ("_modules", "_parameters", "_buffers")
-"""where a layer, which has no parts, and any other module keep what is watched"""
+"""where a layer, which has no submodules, and any other module keep what is watched"""
 
 
 class Watch:
-    """The parts of some modules, which run their classes' forward, as they are now: classes, hooks, submodules, tensors and
-    where they lie.
+    """The state of some modules: classes, methods, hooks, submodules, tensors and their addresses.
 
-    What a plan reads besides, plain attributes, is the plan's own to compare.
+    The modules themselves are referred to weakly, their submodules and tensors strongly. Plain attributes that a plan
+    depends on are compared by the plan.
     """
 
     def __init__(self, modules: list[nn.Module]):
-        self.modules = modules
+        self.roots = [weakref.ref(module) for module in modules]
         parts = [part for module in modules for part in _tree(module)]
-        self.parts = parts
         self.types = list(map(type, parts))
+        self.root_indices = [i for i, part in enumerate(parts) if any(part is module for module in modules)]
+        self.parts: list[nn.Module | None] = [None if i in self.root_indices else part for i, part in enumerate(parts)]
         self.attributes = [x.__dict__ for x in parts]
+        self.counts = list(map(len, self.attributes))
+        leaf = [type(x) in (Affine, LayerNorm) for x in parts]
+        self.layers = [own for own, is_leaf in zip(self.attributes, leaf, strict=True) if is_leaf]
+        self.others = [
+            (own.keys(), methods_of(type(x)))
+            for x, own, is_leaf in zip(parts, self.attributes, leaf, strict=True)
+            if not is_leaf
+        ]
+        self.hooks = [own[name] for own in self.attributes for name in HOOKS]
         self.places = [
             (own, name)
-            for x, own in zip(parts, self.attributes, strict=True)
-            for name in (LAYER if type(x) in (Affine, LayerNorm) else MODULE)
+            for own, is_leaf in zip(self.attributes, leaf, strict=True)
+            for name in (*(LAYER if is_leaf else MODULE), *HOOKS)
         ]
         self.found = self._found()
         self.empty = [held for held in self.found if not held]
@@ -43,21 +54,33 @@ class Watch:
     def _found(self) -> list[dict]:
         return [own[name] for own, name in self.places]
 
-    def _changed(self) -> bool:
-        """Whether a hook or a forward of its own has come to one of the modules."""
-        return any(own["_forward_hooks"] or own["_forward_pre_hooks"] or "forward" in own for own in self.attributes)
-
     def _held(self) -> list[object]:
         return list(chain.from_iterable(map(dict.values, self.holders)))
 
     def _answers(self) -> list:
         return [*[[ask() for ask in questions] for questions in self.questions], [x.dtype for x in self.tensors]]
 
-    def unchanged(self, modules: list[nn.Module]) -> bool:
-        """Whether they still are those, with the same parts, at the same addresses."""
+    def _types(self, modules: list[nn.Module]) -> list[type]:
+        types = list(map(type, self.parts))
+        for i, module in zip(self.root_indices, modules, strict=True):
+            types[i] = type(module)
+        return types
+
+    def _changed(self) -> bool:
+        """Whether a module has a hook or another forward, or another one than a layer has another method."""
         return (
-            same(self.modules, modules)
-            and list(map(type, self.parts)) == self.types
+            list(map(len, self.attributes)) != self.counts
+            or any("forward" in own for own in self.layers)
+            or any(not names.isdisjoint(methods) for names, methods in self.others)
+            or global_hooks()
+        )
+
+    def unchanged(self, modules: list[nn.Module]) -> bool:
+        """Whether these are the modules, with the same submodules and methods, and tensors at the same addresses."""
+        return (
+            len(modules) == len(self.roots)
+            and all(root() is module for root, module in zip(self.roots, modules, strict=True))
+            and self._types(modules) == self.types
             and not self._changed()
             and same(self.found, self._found())
             and not any(self.empty)

@@ -1,6 +1,6 @@
-"""Adam and the averaging of weights on one thread's share of a flat vector of parameters: twins of `jacrec.training.flat`.
+"""Adam and target averaging on one thread's share of a flat vector of parameters: twins of `jacrec.training.flat`.
 
-A network lies in a flat vector as `Net` says. A thread's share are its outputs of every layer, so that it moves the
+A network lies in a flat vector as `Net` says. A thread's share is some outputs of every layer, so that it updates the
 parameters whose gradients it has just computed.
 """
 
@@ -18,13 +18,13 @@ class Net(NamedTuple):
 
     value: Any  # (P,): the vector
     widths: Any  # (L + 2,): from input to output
-    places: Any  # (L + 1, 4): offsets of weight, bias, gain and offset of each layer; the last has no gain and offset
+    offsets: Any  # (L + 1, 4): offsets of weight, bias, gain and offset of each layer; the last has no gain and offset
     norm: bool
     tanh: bool
 
 
-class Moving(NamedTuple):
-    """What moves with a network's parameters; vectors with their layout."""
+class OptimiserState(NamedTuple):
+    """Vectors with the layout of a network's parameters that an update changes."""
 
     target: Any
     gradient: Any
@@ -32,16 +32,16 @@ class Moving(NamedTuple):
     second_moment: Any
 
 
-def places_of(mlp: MLP, value: Tensor) -> np.ndarray:
-    """Where the vector `value` holds the parameters of `mlp`: (n, L + 1, 4) offsets for a stack of n, 1 if there is none."""
+def offsets_of(mlp: MLP, value: Tensor) -> np.ndarray:
+    """Where the parameters of `mlp` lie in the vector `value`: (n, L + 1, 4) offsets for a stack of n, 1 if there is none."""
     start, stack = value.data_ptr(), 1 if mlp.stack is None else mlp.stack
-    places = np.zeros((stack, len(mlp.layers), 4), dtype=np.int64)
+    offsets = np.zeros((stack, len(mlp.layers), 4), dtype=np.int64)
     for l, layer in enumerate(mlp.layers):
         norm = [mlp.norms[l].weight, mlp.norms[l].bias] if mlp.norms and l < len(mlp.hidden) else []
         for kind, parameter in enumerate([layer.weight, layer.bias, *norm]):
             first = (parameter.data_ptr() - start) // parameter.element_size()
-            places[:, l, kind] = first + np.arange(stack) * (parameter.numel() // stack)
-    return places
+            offsets[:, l, kind] = first + np.arange(stack) * (parameter.numel() // stack)
+    return offsets
 
 
 @part
@@ -62,19 +62,19 @@ def span(net, l, kind, thread, threads):
     """The elements of a thread's outputs in layer l's weight (kind 0), bias (1), gain (2) or offset (3)."""
     first, count = share(net.widths[l + 1], thread, threads)
     each = net.widths[l] if kind == 0 else 1
-    begin = net.places[l, kind] + first * each
+    begin = net.offsets[l, kind] + first * each
     return slice(begin, begin + count * each)
 
 
 @part
-def adam(net, moving, lr, steps, thread, threads):
-    """Adam (β 0.9, 0.999, ε 1e-8), its update number `steps` (from 1), on what belongs to the thread's outputs."""
+def adam(net, state, lr, steps, thread, threads):
+    """Adam (β 0.9, 0.999, ε 1e-8), its update number `steps` (from 1), for the thread's outputs."""
     real = net.value.dtype.type
     rate, root = real(lr / (1 - 0.9**steps)), real(1 / np.sqrt(1 - 0.999**steps))
     for l in range(len(net.widths) - 1):
         for kind in range(kinds(net, l)):
             mine = span(net, l, kind, thread, threads)
-            p, g, m, v = net.value[mine], moving.gradient[mine], moving.first_moment[mine], moving.second_moment[mine]
+            p, g, m, v = net.value[mine], state.gradient[mine], state.first_moment[mine], state.second_moment[mine]
             for i in range(len(p)):
                 m[i] += real(0.1) * (g[i] - m[i])
                 v[i] = real(0.999) * v[i] + real(0.001) * g[i] * g[i]
@@ -82,12 +82,12 @@ def adam(net, moving, lr, steps, thread, threads):
 
 
 @part
-def move_towards(net, moving, rate, thread, threads):
-    """target ← target + rate (value − target) on what belongs to the thread's outputs."""
+def update_target(net, state, rate, thread, threads):
+    """target ← target + rate (value − target) for the thread's outputs."""
     rate = net.value.dtype.type(rate)
     for l in range(len(net.widths) - 1):
         for kind in range(kinds(net, l)):
             mine = span(net, l, kind, thread, threads)
-            t, p = moving.target[mine], net.value[mine]
+            t, p = state.target[mine], net.value[mine]
             for i in range(len(p)):
                 t[i] += rate * (p[i] - t[i])

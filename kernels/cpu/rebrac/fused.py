@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 
 from jacrec.kernels.cpu.base.host import VECTOR_BYTES, entry
+from jacrec.kernels.cpu.base.layout import DTYPES
 from jacrec.kernels.cpu.base.threads import run_together
-from jacrec.kernels.cpu.gradient.plan import DTYPES
 from jacrec.kernels.cpu.rebrac import job
-from jacrec.kernels.cpu.rebrac.flat import places_of
+from jacrec.kernels.cpu.rebrac.flat import offsets_of
 from jacrec.kernels.cpu.rebrac.job import Rule
 from jacrec.kernels.cpu.rebrac.update import AWAY, BLOCK, LOSS, Q_POLICY, SIZE, Q, rebrac_update
 from jacrec.models.networks import MLP
@@ -64,7 +64,7 @@ class FusedReBRAC:
         def network(part: Trained) -> int:
             mlp, L, n = part.mlp, len(part.mlp.hidden), part.mlp.stack or 1
             widths = np.array([mlp.in_dim, *mlp.hidden, mlp.out_dim])
-            places = np.ascontiguousarray(places_of(mlp, part.value))
+            offsets = np.ascontiguousarray(offsets_of(mlp, part.value))
             shapes = (n, L, B, W), (n, L, B, W), (n, L, B), (n, L, B), (n, threads, L + 1, 3, W)
             tape = [space(*shape).ctypes.data for shape in shapes]
             row = np.zeros(job.NETWORK, dtype=np.int64)
@@ -76,10 +76,10 @@ class FusedReBRAC:
                 part.value.numel(),
                 *(t.data_ptr() for t in part[1:6]),
                 widths.ctypes.data,
-                places.ctypes.data,
+                offsets.ctypes.data,
                 *tape,
             )
-            self.kept += [widths, places, row]
+            self.kept += [widths, offsets, row]
             return row.ctypes.data
 
         self.totals = np.zeros((threads, job.TOTALS_KEPT))
@@ -90,7 +90,7 @@ class FusedReBRAC:
             job.BLOCK: block,
             job.ACTOR: network(self.actor),
             job.CRITIC: network(self.critic),
-            job.TURNED_LENGTH: largest,
+            job.TRANSPOSED_LENGTH: largest,
         }
         arrays = {
             job.COUNTER: self.counter,
@@ -109,9 +109,9 @@ class FusedReBRAC:
         for thread, row in enumerate(self.jobs):
             row[job.THREAD] = thread
             own = {
-                job.ROOM: space(2, block, W),
-                job.ROOM_MOMENTS: space(2, block),
-                job.TURNED: space(largest),
+                job.WORKSPACE: space(2, block, W),
+                job.WORKSPACE_MOMENTS: space(2, block),
+                job.TRANSPOSED: space(largest),
                 job.INDEX: space(block, dtype=torch.int64),
                 job.INPUT_BAR: space(block, x),
             }

@@ -1,25 +1,25 @@
-"""What an update of ReBRAC works on: rows of int64 that Python writes, and the arrays that compiled code makes of them.
+"""The job of a ReBRAC update: rows of int64 that Python writes, and the NamedTuples of arrays that compiled code makes of them.
 
-Addresses are bytes, sizes count elements. W is the number of elements by which the rows of tapes and rooms are spaced.
+Addresses are bytes, sizes count elements. W is the number of elements between the rows of tapes and workspaces.
 """
 
 from typing import Any, NamedTuple
 
 from jacrec.kernels.cpu.base.host import part
 from jacrec.kernels.cpu.base.tiles import at, carray, integers
-from jacrec.kernels.cpu.rebrac.flat import Moving, Net, share
-from jacrec.kernels.cpu.rebrac.passes import Room, Tape
+from jacrec.kernels.cpu.rebrac.flat import Net, OptimiserState, share
+from jacrec.kernels.cpu.rebrac.passes import Tape, Workspace
 
 # a network's row
 DEPTH, HEADS, NORM, TANH, LENGTH = range(5)
-VALUE, TARGET, GRADIENT, FIRST_MOMENT, SECOND_MOMENT, WIDTHS, PLACES = range(5, 12)
+VALUE, TARGET, GRADIENT, FIRST_MOMENT, SECOND_MOMENT, WIDTHS, OFFSETS = range(5, 12)
 TAPE_H, TAPE_Y, TAPE_MEAN, TAPE_INV_STD, TAPE_SUMS = range(12, 17)
 NETWORK = 17
 
 # a job: one row for every thread
 THREAD, THREADS, ROWS, SPACING, BLOCK, COUNTER, RULE, ACTOR, CRITIC = range(9)
 BATCH, NOISE, ACTION, Q, PENALTY, ERROR, STATE_ACTION, SLOPE, TOTALS = range(9, 18)
-ROOM, ROOM_MOMENTS, TURNED, TURNED_LENGTH, INDEX, INPUT_BAR = range(18, 24)
+WORKSPACE, WORKSPACE_MOMENTS, TRANSPOSED, TRANSPOSED_LENGTH, INDEX, INPUT_BAR = range(18, 24)
 JOB = 24
 
 # the rule, in float64: the constants of `Rule`, then what changes from update to update
@@ -45,14 +45,14 @@ class Rule(NamedTuple):
 
 
 class Network(NamedTuple):
-    """A stack of networks (one for the actor) in compiled code; see `Net`, `Moving` and `Tape`, whose heads lie in front."""
+    """A stack of networks (one for the actor) in compiled code; see `Net`, `OptimiserState` and `Tape`; their heads are the leading axis."""
 
     value: Any
     widths: Any
-    places: Any
+    offsets: Any
     norm: bool
     tanh: bool
-    moving: Moving
+    state: OptimiserState
     tape: Tape
 
 
@@ -61,8 +61,8 @@ class Task(NamedTuple):
 
     thread: int
     threads: int
-    mate: int  # which of the threads that share its critics
-    mates: int
+    group_rank: int  # its number among the threads that share its critics
+    group_size: int
     low: int  # its critics: low <= head < high
     high: int
     first: int  # its rows of these: first <= row < end
@@ -82,7 +82,7 @@ class Task(NamedTuple):
     s_a: Any  # (B, d + m)
     slope: Any  # (B, m)
     totals: Any  # (threads, 5), float64
-    room: Room
+    workspace: Workspace
     index: Any  # (block,), int64
     x_bar: Any  # (block, d + m)
 
@@ -94,10 +94,10 @@ def _network(like, row, B, W, threads):
     return Network(
         carray(at(like, j[VALUE]), (P,)),
         carray(integers(j[WIDTHS]), (L + 2,)),
-        carray(integers(j[PLACES]), (heads, L + 1, 4)),
+        carray(integers(j[OFFSETS]), (heads, L + 1, 4)),
         j[NORM] != 0,
         j[TANH] != 0,
-        Moving(
+        OptimiserState(
             carray(at(like, j[TARGET]), (P,)),
             carray(at(like, j[GRADIENT]), (P,)),
             carray(at(like, j[FIRST_MOMENT]), (P,)),
@@ -116,13 +116,13 @@ def _network(like, row, B, W, threads):
 @part
 def net_of(network, head):
     """One network of the stack."""
-    return Net(network.value, network.widths, network.places[head], network.norm, network.tanh)
+    return Net(network.value, network.widths, network.offsets[head], network.norm, network.tanh)
 
 
 @part
 def target_of(network, head):
     """Its target."""
-    return Net(network.moving.target, network.widths, network.places[head], network.norm, network.tanh)
+    return Net(network.state.target, network.widths, network.offsets[head], network.norm, network.tanh)
 
 
 @part
@@ -138,21 +138,21 @@ def task_of(like, address):
     j = integers(address)
     thread, threads, B, W, block = j[THREAD], j[THREADS], j[ROWS], j[SPACING], j[BLOCK]
     actor, critic = _network(like, j[ACTOR], B, W, threads), _network(like, j[CRITIC], B, W, threads)
-    m, x, heads = actor.widths[-1], critic.widths[0], len(critic.places)
-    # threads that a critic can have for themselves keep its parameters in their cache
+    m, x, heads = actor.widths[-1], critic.widths[0], len(critic.offsets)
+    # threads that work for one critic only keep its parameters in their caches
     groups = heads if threads % heads == 0 else 1
-    mates = threads // groups
-    mate, group = thread % mates, thread // mates
+    group_size = threads // groups
+    group_rank, group = thread % group_size, thread // group_size
     my_first, my_rows = share(B, thread, threads)
-    first, rows = share(B, mate, mates)
-    room = carray(at(like, j[ROOM]), (2, block, W))
-    moments = carray(at(like, j[ROOM_MOMENTS]), (2, block))
-    turned = carray(at(like, j[TURNED]), (j[TURNED_LENGTH],))
+    first, rows = share(B, group_rank, group_size)
+    workspace = carray(at(like, j[WORKSPACE]), (2, block, W))
+    moments = carray(at(like, j[WORKSPACE_MOMENTS]), (2, block))
+    transposed = carray(at(like, j[TRANSPOSED]), (j[TRANSPOSED_LENGTH],))
     return Task(
         thread,
         threads,
-        mate,
-        mates,
+        group_rank,
+        group_size,
         group * heads // groups,
         (group + 1) * heads // groups,
         first,
@@ -172,7 +172,7 @@ def task_of(like, address):
         carray(at(like, j[STATE_ACTION]), (B, x)),
         carray(at(like, j[SLOPE]), (B, m)),
         carray(at(0.0, j[TOTALS]), (threads, TOTALS_KEPT)),
-        Room(room[0], room[1], moments[0], moments[1], turned),
+        Workspace(workspace[0], workspace[1], moments[0], moments[1], transposed),
         carray(integers(j[INDEX]), (block,)),
         carray(at(like, j[INPUT_BAR]), (block, x)),
     )

@@ -1,4 +1,4 @@
-"""Matrix products and transposes of any width: whole vectors as in `products`, what is left over in masked ones.
+"""Matrix products and transposes of any width: whole vectors as in `products`, the remainder in masked ones.
 
 Arguments as in `jacrec.kernels.cpu.base.tiles`: addresses in bytes, strides in elements, `like` for the element's type.
 """
@@ -35,7 +35,7 @@ class Masked(Emitter):
         )
 
     def store_some(self, value, address, mask):
-        """Put the masked lanes at the address; what lies where the others would is not touched."""
+        """Put the masked lanes at the address; memory of the other lanes is not touched."""
         place, align = ir.PointerType(self.vector), ir.Constant(ir.IntType(32), self.size)
         kind = ir.FunctionType(ir.VoidType(), [self.vector, place, align.type, mask.type])
         function = get_or_insert_function(self.builder.module, kind, f"llvm.masked.store.v{self.lanes}{self.suffix}.p0")
@@ -77,7 +77,7 @@ def axpy_rest(R: int):
 
 
 @intrinsic
-def turn_tile(typing, like, x, x_stride, y, y_stride):
+def transpose_tile(typing, like, x, x_stride, y, y_stride):
     """y = xᵀ for as many rows and columns as a vector has lanes."""
     if like not in ELEMENTS:
         return None
@@ -89,7 +89,7 @@ def turn_tile(typing, like, x, x_stride, y, y_stride):
         rows: list[Any] = [e.load(e.offset(x, builder.mul(x_stride, i))) for i in lines]
         step = 1
         while step < e.lanes:
-            # the off-diagonal blocks of `step` change places within every pair of rows that are `step` apart
+            # the off-diagonal blocks of `step` change offsets within every pair of rows that are `step` apart
             low = [j + (e.lanes - step if j & step else 0) for j in range(e.lanes)]
             high = [j + (e.lanes if j & step else step) for j in range(e.lanes)]
             for i in range(e.lanes):
@@ -108,14 +108,14 @@ _rest_4, _rest_1 = axpy_rest(4), axpy_rest(1)
 
 
 @part
-def turn(like, x, x_stride, R, C, y, y_stride):
+def transpose(like, x, x_stride, R, C, y, y_stride):
     """y (C, R) = xᵀ for x (R, C)."""
     size = size_of(like)
     lanes = VECTOR_BYTES // size
     rows, columns = R - R % lanes, C - C % lanes
     for i in range(0, rows, lanes):
         for j in range(0, columns, lanes):
-            turn_tile(like, x + (i * x_stride + j) * size, x_stride, y + (j * y_stride + i) * size, y_stride)
+            transpose_tile(like, x + (i * x_stride + j) * size, x_stride, y + (j * y_stride + i) * size, y_stride)
     source, target = at(like, x), at(like, y)
     for i in range(R):
         for j in range(columns if i < rows else 0, C):
@@ -139,14 +139,14 @@ def any_axpy(like, x, x_stride, x_step, R, w, w_stride, n, columns, y, y_stride)
 
 
 @part
-def any_dot(like, x, x_stride, R, w, w_stride, O, n, y, y_stride, turned):
-    """y (R, O) = x (R, n) w (O, n)ᵀ; `turned` has room for O·n elements.
+def any_dot(like, x, x_stride, R, w, w_stride, O, n, y, y_stride, transposed):
+    """y (R, O) = x (R, n) w (O, n)ᵀ; `transposed` has space for O·n elements.
 
-    Many outputs are had from wᵀ: with no sums across lanes that is faster, the transposing included.
+    Many outputs are computed from wᵀ: without sums across lanes that is faster, including the transpose.
     """
     lanes = VECTOR_BYTES // size_of(like)
     if lanes > O and n % lanes == 0:
         dot(like, x, x_stride, R, w, w_stride, O, n, y, y_stride)
     else:
-        turn(like, w, w_stride, O, n, turned, O)
-        any_axpy(like, x, x_stride, 1, R, turned, O, n, O, y, y_stride)
+        transpose(like, w, w_stride, O, n, transposed, O)
+        any_axpy(like, x, x_stride, 1, R, transposed, O, n, O, y, y_stride)

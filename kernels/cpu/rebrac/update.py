@@ -1,13 +1,13 @@
 """One update of ReBRAC as one call of compiled code on every thread.
 
-Rows of the batch are dealt out to the threads, which carry them through targets, values and cotangents without waiting
-for one another; then the outputs of the weight gradients are dealt out, then the elements of the parameters. A thread
-takes its rows in blocks whose activations stay in its cache.
+The rows of the batch are divided among the threads, which compute targets, values and cotangents without waiting for one
+another; then the outputs of the weight gradients are divided, then the elements of the parameters. A thread processes its
+rows in blocks whose activations stay in its cache.
 """
 
 from jacrec.kernels.cpu.base.host import part
-from jacrec.kernels.cpu.base.team import meet_at
-from jacrec.kernels.cpu.rebrac.flat import adam, move_towards
+from jacrec.kernels.cpu.base.team import counter_barrier
+from jacrec.kernels.cpu.rebrac.flat import adam, update_target
 from jacrec.kernels.cpu.rebrac.job import (
     ACTOR_LR,
     ACTOR_STEPS,
@@ -39,7 +39,7 @@ def _next_actions(task, first, rows):
     """The rows' â' in the batch become a'; `penalty` is ‖a' − â'‖²."""
     batch, rule, real = task.batch, task.rule, task.batch.dtype.type
     d, m, stride = task.actor.widths[0], task.actor.widths[-1], batch.shape[1]
-    value(target_of(task.actor, 0), address(batch, first * stride + d + m), stride, first, rows, task.room, task.action)
+    value(target_of(task.actor, 0), address(batch, first * stride + d + m), stride, first, rows, task.workspace, task.action)
     for r in range(first, first + rows):
         penalty = real(0)
         for j in range(m):
@@ -53,7 +53,7 @@ def _next_actions(task, first, rows):
 
 @part
 def _least(q, i):
-    """Which critic values row i least."""
+    """The critic with the smallest value for row i."""
     least = 0
     for head in range(1, len(q)):
         if q[head, i, 0] < q[least, i, 0]:
@@ -68,7 +68,9 @@ def _next_values(task):
     for r in range(task.first, task.end, BLOCK):
         for head in range(task.low, task.high):
             rows = min(BLOCK, task.end - r)
-            value(target_of(task.critic, head), address(task.batch, r * stride + x), stride, r, rows, task.room, task.q[head])
+            value(
+                target_of(task.critic, head), address(task.batch, r * stride + x), stride, r, rows, task.workspace, task.q[head]
+            )
 
 
 @part
@@ -93,22 +95,22 @@ def _pull_critics(task):
     stride = task.batch.shape[1]
     for head in range(task.low, task.high):
         net, tape, error = net_of(task.critic, head), tape_of(task.critic, head), task.error[head]
-        tape.sums[task.mate] = 0
+        tape.sums[task.group_rank] = 0
         for r in range(task.first, task.end, BLOCK):
             rows = min(BLOCK, task.end - r)
-            record(net, tape, address(task.batch, r * stride), stride, r, rows, task.room, True, error)
+            record(net, tape, address(task.batch, r * stride), stride, r, rows, task.workspace, True, error)
             _errors(task, error, r, rows)
-            pull(net, tape, error, r, rows, task.room, tape.sums[task.mate])
+            pull(net, tape, error, r, rows, task.workspace, tape.sums[task.group_rank])
 
 
 @part
 def _step_critics(task):
     """Gradients and Adam's step for this thread's outputs of its critics."""
-    moving, rule, stride = task.critic.moving, task.rule, task.batch.shape[1]
+    state, rule, stride = task.critic.state, task.rule, task.batch.shape[1]
     for head in range(task.low, task.high):
         net, tape, x = net_of(task.critic, head), tape_of(task.critic, head), address(task.batch, 0)
-        weights(net, tape, moving.gradient, x, stride, task.error[head], task.room, task.mate, task.mates)
-        adam(net, moving, rule[CRITIC_LR], rule[CRITIC_STEPS], task.mate, task.mates)
+        weights(net, tape, state.gradient, x, stride, task.error[head], task.workspace, task.group_rank, task.group_size)
+        adam(net, state, rule[CRITIC_LR], rule[CRITIC_STEPS], task.group_rank, task.group_size)
 
 
 @part
@@ -119,7 +121,7 @@ def _record_actor(task):
     tape.sums[task.thread] = 0
     for r in range(task.my_first, task.my_end, BLOCK):
         rows = min(BLOCK, task.my_end - r)
-        record(net, tape, address(task.batch, r * stride), stride, r, rows, task.room, True, task.action)
+        record(net, tape, address(task.batch, r * stride), stride, r, rows, task.workspace, True, task.action)
         for i in range(r, r + rows):
             task.s_a[i, :d] = task.batch[i, :d]
             task.s_a[i, d:] = task.action[i]
@@ -133,7 +135,7 @@ def _record_critics(task):
         net, tape = net_of(task.critic, head), tape_of(task.critic, head)
         for r in range(task.first, task.end, BLOCK):
             rows = min(BLOCK, task.end - r)
-            record(net, tape, address(task.s_a, r * x), x, r, rows, task.room, False, task.q[head])
+            record(net, tape, address(task.s_a, r * x), x, r, rows, task.workspace, False, task.q[head])
 
 
 @part
@@ -152,7 +154,7 @@ def _slopes(task):
                     size += abs(q[head, i, 0])
             if some == 0:
                 continue
-            pull_inputs(net, tape, task.index, some, task.room, task.x_bar)
+            pull_inputs(net, tape, task.index, some, task.workspace, task.x_bar)
             for i in range(some):
                 task.slope[task.index[i]] = task.x_bar[i, d:]
     task.totals[task.thread, Q_POLICY], task.totals[task.thread, SIZE] = total_q, size
@@ -176,18 +178,18 @@ def _pull_actor(task):
                 away_2 += away * away
                 bar = away * real(2 * rule[BC_ACTOR] / B) - real(scale / B) * task.slope[i, j]
                 task.slope[i, j] = bar * (1 - action[i, j] * action[i, j])
-        pull(net, tape, task.slope, r, rows, task.room, tape.sums[task.thread])
+        pull(net, tape, task.slope, r, rows, task.workspace, tape.sums[task.thread])
     task.totals[task.thread, AWAY] = away_2
 
 
 @part
 def _step_actor(task):
     """The actor's gradients, its target's step and its own, for this thread's outputs."""
-    net, tape, moving, rule = net_of(task.actor, 0), tape_of(task.actor, 0), task.actor.moving, task.rule
+    net, tape, state, rule = net_of(task.actor, 0), tape_of(task.actor, 0), task.actor.state, task.rule
     x, stride, thread, threads = address(task.batch, 0), task.batch.shape[1], task.thread, task.threads
-    weights(net, tape, moving.gradient, x, stride, task.slope, task.room, thread, threads)
-    move_towards(net, moving, rule[TAU], thread, threads)  # before the actor moves, as the reference does
-    adam(net, moving, rule[ACTOR_LR], rule[ACTOR_STEPS], thread, threads)
+    weights(net, tape, state.gradient, x, stride, task.slope, task.workspace, thread, threads)
+    update_target(net, state, rule[TAU], thread, threads)  # before the actor moves, as the reference does
+    adam(net, state, rule[ACTOR_LR], rule[ACTOR_STEPS], thread, threads)
 
 
 @part
@@ -198,24 +200,24 @@ def rebrac_update(like, job_address):
     task.totals[task.thread] = 0
     for r in range(task.my_first, task.my_end, BLOCK):
         _next_actions(task, r, min(BLOCK, task.my_end - r))
-    meet_at(counter, threads, 1)
+    counter_barrier(counter, threads, 1)
     _next_values(task)
-    meet_at(counter, threads, 2)
+    counter_barrier(counter, threads, 2)
     _pull_critics(task)
-    if task.mates > 1:
-        meet_at(counter, threads, 3)
+    if task.group_size > 1:
+        counter_barrier(counter, threads, 3)
     _step_critics(task)
     if not task.rule[MOVE]:
         return
-    met = 3 if task.mates > 1 else 2
+    met = 3 if task.group_size > 1 else 2
     _record_actor(task)
-    meet_at(counter, threads, met + 1)
+    counter_barrier(counter, threads, met + 1)
     _record_critics(task)
-    meet_at(counter, threads, met + 2)
+    counter_barrier(counter, threads, met + 2)
     _slopes(task)
-    meet_at(counter, threads, met + 3)
+    counter_barrier(counter, threads, met + 3)
     _pull_actor(task)
-    meet_at(counter, threads, met + 4)
+    counter_barrier(counter, threads, met + 4)
     _step_actor(task)
     for head in range(task.low, task.high):
-        move_towards(net_of(task.critic, head), task.critic.moving, task.rule[TAU], task.mate, task.mates)
+        update_target(net_of(task.critic, head), task.critic.state, task.rule[TAU], task.group_rank, task.group_size)

@@ -8,16 +8,16 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from jacrec import MPC, Actor, Adjoint, Auto, BatchedPolicy, MPCConfig, PolicyGradient, mpc_update, policy_gradient
-from jacrec.control.update import CompiledProposal, Rule, propose
+from jacrec.control.update import KernelUpdate, compute_update
 from jacrec.engine.dispatch import kept_plan
 from jacrec.engine.shapes import problem as check
 from jacrec.kernels.cpu.base import threads
-from jacrec.kernels.cpu.gradient import action as actions
-from jacrec.kernels.cpu.gradient import prepared, rollout
+from jacrec.kernels.cpu.gradient import plans
+from jacrec.kernels.cpu.gradient.action import action
 from jacrec.models.networks import LayerNorm
 from jacrec.models.world import apply_policy
 from tests.conftest import property_cases
-from tests.cpu_cases import FUSED, decide, problem_of, same_decision
+from tests.cpu_cases import FUSED, decide, problem_of, same_decision, team_of
 from tests.oracles import well_posed
 from tests.strategies import cases
 
@@ -26,8 +26,7 @@ PLAIN = Adjoint()
 
 @pytest.fixture(autouse=True)
 def _fresh():
-    prepared.forget()
-    actions.forget()
+    plans.forget()
 
 
 UPDATES, LONGEST, FROZEN = st.integers(0, 3), st.none() | st.floats(0.01, 10.0), st.integers(0, 3)
@@ -68,7 +67,7 @@ def test_threads_share_the_step(threads_asked, batched, updates):
     results = []
     for count in (1, 2, 3):
         threads_asked(count)
-        prepared.forget()
+        plans.forget()
         one, again = (decide(problem, FUSED, updates=updates, lr=1e-2) for _ in range(2))
         assert all(torch.equal(a, b) for a, b in zip(one[1].parameters(), again[1].parameters(), strict=True))
         results.append(one)
@@ -83,21 +82,20 @@ def test_threads_share_the_step(threads_asked, batched, updates):
 def test_the_compiled_step_is_the_one_taken(method):
     """Else all of these tests would compare plain torch with itself."""
     problem = check(*problem_of())
-    assert isinstance(propose(problem, method, Rule(1e-3)), CompiledProposal)
-    assert not isinstance(propose(problem, PLAIN, Rule(1e-3)), CompiledProposal)
-    assert not isinstance(propose(problem, method, Rule(1e-3, step="normalised")), CompiledProposal)
+    assert isinstance(compute_update(problem, method, 1e-3), KernelUpdate)
+    assert not isinstance(compute_update(problem, PLAIN, 1e-3), KernelUpdate)
 
 
 def test_options_of_the_method_count_in_a_decision(threads_asked):
     threads_asked(2)
     problem = problem_of(N=1, M=1)
-    for crew in (1, 2):
-        ascent = propose(check(*problem), Adjoint(kernel="fused", crew=crew), Rule(1e-2)).ascent
-        assert ascent.job[rollout.CREW] == crew
+    for team in (1, 2):
+        update = compute_update(check(*problem), Adjoint(kernel="fused", team=team), 1e-2).compiled
+        assert team_of(update.job) == team
     with pytest.raises(ValueError, match="a format of GPUs"):
         decide(problem, Adjoint(kernel="fused", precision="tf32"))
-    crewed, alone = (decide(problem, Adjoint(kernel="fused", crew=crew), lr=1e-2) for crew in (2, 1))
-    same_decision(crewed[0], alone[0], crewed[1], alone[1])
+    together, alone = (decide(problem, Adjoint(kernel="fused", team=team), lr=1e-2) for team in (2, 1))
+    same_decision(together[0], alone[0], together[1], alone[1])
 
 
 def test_what_is_derived_from_a_method_is_asked_itself():
@@ -123,7 +121,7 @@ def test_what_is_not_finite_moves_nothing(threads_asked, batched, poison, count)
     p = check(policy, world, state, torch.zeros_like(noise))
     before = {k: v.clone() for k, v in policy.named_parameters()}
     object.__setattr__(p, "noise", noise)
-    taken = propose(p, FUSED, Rule(1e-2)).take()
+    taken = compute_update(p, FUSED, 1e-2).apply()
     assert taken.accepted.tolist() == ([True, False, True] if batched else False)
     for name, parameter in policy.named_parameters():
         if batched:
@@ -184,10 +182,10 @@ def test_autograd_goes_on_where_nothing_has_changed():
 
 
 def test_a_step_is_taken_once():
-    proposal = propose(check(*problem_of()), FUSED, Rule(1e-2))
-    proposal.take()
-    with pytest.raises(RuntimeError, match="expected to be asked once"):
-        proposal.take()
+    update = compute_update(check(*problem_of()), FUSED, 1e-2)
+    update.apply()
+    with pytest.raises(RuntimeError, match="expected one call, got a second"):
+        update.apply()
 
 
 def test_a_policy_that_is_frozen_meanwhile_is_refused():
@@ -233,14 +231,14 @@ def test_weights_that_another_hand_changes_between_updates_are_seen():
     policy, world, state, noise = problem_of(N=1, M=3, hidden=(32, 32))
     p = check(policy, world, state, noise)
     for _ in range(3):
-        proposal = propose(p, FUSED, Rule(1e-2))
+        update = compute_update(p, FUSED, 1e-2)
         expected = policy_gradient(policy, world, state, noise, method=PLAIN)
-        torch.testing.assert_close(proposal.value, expected.value, rtol=1e-12, atol=1e-12)
-        taken = proposal.take()
+        torch.testing.assert_close(update.value, expected.value, rtol=1e-12, atol=1e-12)
+        taken = update.apply()
         torch.testing.assert_close(taken.gradient_norm, torch.stack([g.norm() for g in expected.gradient.values()]).norm())
         for parameter in policy.parameters():
             parameter.data.mul_(0.9)
-        torch.testing.assert_close(proposal.act(policy, p.state), policy(p.state), rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(update.act(policy, p.state), policy(p.state), rtol=1e-12, atol=1e-12)
         p = check(policy, world, state, noise)
 
 
@@ -251,7 +249,7 @@ def test_an_action_is_that_of_the_policy(case):
     state = state.reshape(-1, state.shape[-1])
     for _ in range(2):
         expected = apply_policy(policy, None, state.unsqueeze(1)).squeeze(1)
-        torch.testing.assert_close(actions.action(policy, state), expected, rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(action(policy, state), expected, rtol=1e-12, atol=1e-12)
         for parameter in policy.parameters():
             parameter.data.mul_(1.1)
 
@@ -259,23 +257,23 @@ def test_an_action_is_that_of_the_policy(case):
 def test_an_action_follows_whatever_happens_to_the_policy():
     torch.manual_seed(0)
     policy, state = Actor(4, 2, (16, 16)).double(), torch.randn(5, 4, dtype=torch.float64)
-    actions.action(policy, state)
+    action(policy, state)
     policy.mlp.layers[1] = copy.deepcopy(policy.mlp.layers[1])
     policy.mlp.layers[1].weight.data.mul_(1.5)
-    torch.testing.assert_close(actions.action(policy, state), policy(state))
+    torch.testing.assert_close(action(policy, state), policy(state))
     policy.mlp.norms.extend([LayerNorm(16).double(), LayerNorm(16).double()])
-    torch.testing.assert_close(actions.action(policy, state), policy(state))
+    torch.testing.assert_close(action(policy, state), policy(state))
     handle = policy.mlp.layers[0].register_forward_hook(lambda module, inputs, output: 2 * output)
-    torch.testing.assert_close(actions.action(policy, state), policy(state))
+    torch.testing.assert_close(action(policy, state), policy(state))
     handle.remove()
-    torch.testing.assert_close(actions.action(policy, state), policy(state))
+    torch.testing.assert_close(action(policy, state), policy(state))
     for wrong in (state.float(), state[:, :3]):
         with pytest.raises(ValueError, match="expected to take states of shape"):
-            actions.action(policy, wrong)
+            action(policy, wrong)
     both = BatchedPolicy(policy, 5)
-    torch.testing.assert_close(actions.action(both, state), policy(state))
+    torch.testing.assert_close(action(both, state), policy(state))
     with pytest.raises(ValueError, match="expected 5 rows"):
-        actions.action(both, state[:3])
+        action(both, state[:3])
 
 
 @pytest.mark.parametrize("where", ["policy", "template", "world"])
@@ -284,7 +282,7 @@ def test_a_hook_that_comes_later_ends_the_compiled_decision(where):
     mpc_update(policy, world, state, noise=noise, method=FUSED)
     layer = {"policy": policy.get_submodule("mlp"), "template": policy.template, "world": world.reward}[where]
     handle = layer.register_forward_hook(lambda module, inputs, output: 2 * output)
-    with pytest.raises(ValueError, match="as it was made"):
+    with pytest.raises(ValueError, match="expected an unmodified jacrec"):
         mpc_update(policy, world, state, noise=noise, method=FUSED)
     handle.remove()
     mpc_update(policy, world, state, noise=noise, method=FUSED)
@@ -294,7 +292,7 @@ def test_a_parameter_that_comes_later_ends_it_too():
     policy, world, state, noise = problem_of()
     mpc_update(policy, world, state, noise=noise, method=FUSED)
     policy.register_parameter("temperature", torch.nn.Parameter(torch.ones((), dtype=torch.float64)))
-    with pytest.raises(ValueError, match="not jacrec's own Actor, as it was made"):
+    with pytest.raises(ValueError, match="policy: expected an unmodified jacrec Actor, no parameter added or tied"):
         mpc_update(policy, world, state, noise=noise, method=FUSED)
 
 
@@ -309,7 +307,6 @@ def test_a_controller_with_and_without_kept_plans_acts_alike_to_the_last_bit(bat
     for observation in observations:
         answers = [kept.act(observation) for _ in range(2)]
         for answer in answers:
-            prepared.forget()
-            actions.forget()
+            plans.forget()
             assert torch.equal(forgetful.act(observation), answer)
     assert all(torch.equal(a, b) for a, b in zip(kept.policy.parameters(), forgetful.policy.parameters(), strict=True))

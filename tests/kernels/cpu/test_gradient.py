@@ -17,20 +17,20 @@ from jacrec.engine.shapes import problem as check
 from jacrec.kernels.cpu.base import host, products, threads
 from jacrec.kernels.cpu.base.tiles import integers
 from jacrec.kernels.cpu.gradient import chain as fused_chain
-from jacrec.kernels.cpu.gradient import gradient, prepared, rollout
+from jacrec.kernels.cpu.gradient import gradient, plans, sized
 from tests.conftest import property_cases
-from tests.cpu_cases import FUSED, problem_of
+from tests.cpu_cases import FUSED, problem_of, team_of
 from tests.oracles import looped_gradient, relative_error, well_posed
 from tests.strategies import ForeignDynamics, cases, shake
 
-CREW = Adjoint(kernel="fused", crew=2)
+TEAM = Adjoint(kernel="fused", team=2)
 
 
 @pytest.fixture(autouse=True)
 def _fresh():
-    """Every test starts with memory full of NaN, and without plans."""
+    """Start every test with no workspace and no plans."""
     threads.forget_workspace()
-    prepared.forget()
+    plans.forget()
 
 
 def served(**options):
@@ -129,11 +129,11 @@ def test_float32_error_is_at_most_twice_plain_torchs(activation):
 
 
 @pytest.mark.parametrize("batched", [False, True])
-@pytest.mark.parametrize("team", [True, False], ids=["torch's threads", "python's threads"])
-def test_any_number_of_threads(monkeypatch, batched, team):
-    if not team:
-        monkeypatch.setattr(threads, "team", lambda: None)
-    elif threads.team() is None:
+@pytest.mark.parametrize("openmp", [True, False], ids=["torch's threads", "python's threads"])
+def test_any_number_of_threads(monkeypatch, batched, openmp):
+    if not openmp:
+        monkeypatch.setattr(threads, "openmp_parallel", lambda: None)
+    elif threads.openmp_parallel() is None:
         pytest.skip("torch's OpenMP library offers no GOMP_parallel here")
     problem = problem_of(N=3, M=7, batched=batched)
     monkeypatch.setattr(threads, "LEAST_WORK", 1.0)
@@ -142,7 +142,7 @@ def test_any_number_of_threads(monkeypatch, batched, team):
     try:
         for count in (1, 2, 3, 5):
             torch.set_num_threads(count)
-            prepared._plans.clear()  # so that LEAST_WORK is asked again
+            plans.forget()  # so that LEAST_WORK is asked again
             got = policy_gradient(*problem, method=FUSED)
             again = policy_gradient(*problem, method=FUSED)
             assert torch.get_num_threads() == count
@@ -178,8 +178,8 @@ def test_two_callers_at_once(monkeypatch, shared):
 def test_small_tiles_where_the_tape_is_long(monkeypatch):
     problem = problem_of(M=9)
     expected = policy_gradient(*problem, method=FUSED).gradient
-    monkeypatch.setattr(prepared, "TAPE_BYTES", 1)
-    prepared._plans.clear()
+    monkeypatch.setattr(sized, "TAPE_BYTES", 1)
+    plans.forget()
     assert relative_error(policy_gradient(*problem, method=FUSED).gradient, expected) < 1e-13
 
 
@@ -208,11 +208,11 @@ def test_a_chains_tape_is_as_long_as_it_says():
     f = DiffusionDynamics(11, 3, (16,), steps=2)
     arguments = torch.zeros(2, 11), torch.zeros(2, 3), torch.zeros(2, 3, 11)
     _, tape = fused_chain.chain_record(f, *arguments, recompute=True)
-    before = len(tape.job.plan.kept)
+    before = len(tape.job.addresses.kept)
     for _ in range(3):
         fused_chain.chain_adjoint(f, tape, torch.ones(2, 11))
     assert tape.tape is None
-    assert len(tape.job.plan.kept) == before
+    assert len(tape.job.addresses.kept) == before
 
 
 @pytest.mark.parametrize("H", [0, 1, 3])
@@ -225,30 +225,30 @@ def test_a_chains_tape_is_as_long_as_it_says():
         {"hidden": (64, 48)},
     ],
 )
-@pytest.mark.parametrize("team", [True, False], ids=["torch's threads", "python's threads"])
-def test_a_crew_on_one_particle(monkeypatch, networks, H, team):
-    """Two threads go through one particle's layers side by side."""
-    if not team:
-        monkeypatch.setattr(threads, "team", lambda: None)
+@pytest.mark.parametrize("openmp", [True, False], ids=["torch's threads", "python's threads"])
+def test_a_team_on_one_particle(monkeypatch, networks, H, openmp):
+    """Two threads share one particle's layers."""
+    if not openmp:
+        monkeypatch.setattr(threads, "openmp_parallel", lambda: None)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
     for seed in range(3):
         problem = problem_of(M=1, H=H, seed=seed, **networks)
-        assert prepared.plan_or_reason(*problem[:3]).job(check(*problem), 2)[0][rollout.CREW] == 2
-        got, again = (policy_gradient(*problem, method=CREW).gradient for _ in range(2))
+        assert team_of(plans.plan_or_reason(*problem[:3]).job(check(*problem), 2)[0]) == 2
+        got, again = (policy_gradient(*problem, method=TEAM).gradient for _ in range(2))
         assert relative_error(got, policy_gradient(*problem, method=Autograd()).gradient) < 1e-12
         assert all(torch.equal(got[k], again[k]) for k in got)
 
 
-def test_a_crew_that_does_not_come_is_not_waited_for(monkeypatch):
-    """A team of one where two were asked for: the first does it all, to the same bits."""
+def test_missing_team_members_are_not_waited_for(monkeypatch):
+    """One thread where two were requested: it does all the work, with the same bits."""
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
     for hidden in ((33, 33), (64, 48), (256, 256)):
         problem = problem_of(M=1, hidden=hidden, layer_norm=hidden[0] == 64)
         expected = policy_gradient(*problem, method=Autograd()).gradient
         with monkeypatch.context() as patch:
             patch.setattr(gradient, "run", lambda task, job, count: task.ctypes(job.ctypes.data))
-            alone = policy_gradient(*problem, method=CREW).gradient
-        together = policy_gradient(*problem, method=CREW).gradient
+            alone = policy_gradient(*problem, method=TEAM).gradient
+        together = policy_gradient(*problem, method=TEAM).gradient
         assert relative_error(alone, expected) < 1e-12
         assert all(torch.equal(alone[k], together[k]) for k in alone)
 
@@ -257,8 +257,8 @@ def test_a_forked_child_has_threads_of_its_own():
     """OpenMP's are gone after a fork; a child that waited for them would wait for ever."""
     script = (
         "import os, torch\n"
-        "from jacrec.kernels.cpu import threads\n"
-        "from jacrec import DeterministicDynamics, World, policy_gradient\nfrom tests.cpu_cases import FUSED, problem_of\n"
+        "from jacrec.kernels.cpu.base import threads\n"
+        "from jacrec import DeterministicDynamics, World, policy_gradient\nfrom tests.cpu_cases import FUSED, problem_of, team_of\n"
         "torch.set_num_threads(2)\n"
         "threads.LEAST_WORK = 1.0\n"
         "policy, world, state, _ = problem_of()\n"
@@ -292,19 +292,19 @@ def test_a_choice_that_cannot_be_served_raises_and_auto_falls_back(caplog):
     policy, world, state, _ = problem_of()
     foreign = World(ForeignDynamics(11, 3).double(), world.reward, world.critic, 0.9)
     noise = torch.randn(1, 2, 2, 2, dtype=torch.float64)
-    with pytest.raises(ValueError, match=r"kernels serve jacrec's own world models.*ForeignDynamics.*Auto"):
+    with pytest.raises(ValueError, match=r"dynamics: expected .*MultiStepDynamics.*, got ForeignDynamics.*Auto"):
         policy_gradient(policy, foreign, state, noise, method=FUSED)
     strange = torch.nn.Sequential(policy)
     noise = torch.randn(1, 2, 2, 4, 11, dtype=torch.float64)
-    with pytest.raises(ValueError, match=r"policy is not jacrec's own Actor.*got Sequential"):
+    with pytest.raises(ValueError, match=r"policy: expected .*Actor.*, got Sequential"):
         policy_gradient(strange, world, state, noise, method=FUSED)
-    from jacrec.engine import cost
+    from jacrec.engine import choice
 
-    cost._told.clear()
+    choice._logged.clear()
     for _ in range(2):
         policy_gradient(strange, world, state, noise, method=Auto())
     assert Auto().choose(check(strange, world, state, noise)) == Adjoint()
-    assert sum("policy is not jacrec's own Actor" in record.message for record in caplog.records) == 1
+    assert sum("policy: expected an unmodified jacrec Actor" in record.message for record in caplog.records) == 1
 
 
 @pytest.mark.parametrize(
@@ -313,8 +313,8 @@ def test_a_choice_that_cannot_be_served_raises_and_auto_falls_back(caplog):
         lambda: Adjoint(kernel="fast"),
         lambda: Forward(precision="ieee"),
         lambda: Adjoint(kernel="fused", precision="bf16"),
-        lambda: Adjoint(crew=2),
-        lambda: Adjoint(kernel="fused", crew=0),
+        lambda: Adjoint(team=2),
+        lambda: Adjoint(kernel="fused", team=0),
         lambda: Forward("dense", kernel="fused"),
     ],
 )
@@ -358,7 +358,7 @@ def test_another_process_compiles_nothing(tmp_path):
     script = (
         "import torch\n"
         "from numba.core.ccallback import CFunc\n"
-        "from jacrec import policy_gradient\nfrom tests.cpu_cases import FUSED, problem_of\n"
+        "from jacrec import policy_gradient\nfrom tests.cpu_cases import FUSED, problem_of, team_of\n"
         "made = []\n"
         "old = CFunc._compile_uncached\n"
         "CFunc._compile_uncached = lambda self: (made.append(1), old(self))[1]\n"

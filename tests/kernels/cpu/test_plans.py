@@ -1,13 +1,15 @@
 """Plans of the CPU kernels: kept between calls, and given up or brought up to date whatever a user does to the networks."""
 
 import copy
+import gc
 from dataclasses import replace
 
 import pytest
 import torch
 
-from jacrec import Actor, Adjoint, Auto, Autograd, BatchedPolicy, Forward, mpc_update, policy_gradient
-from jacrec.kernels.cpu.gradient import prepared
+from jacrec import MPC, Actor, Adjoint, Auto, Autograd, BatchedPolicy, Forward, MPCConfig, mpc_update, policy_gradient
+from jacrec.kernels.cpu.gradient import plans
+from jacrec.kernels.store import LruStore
 from jacrec.models.activations import ACTIVATIONS
 from jacrec.models.networks import Affine, LayerNorm
 from tests.cpu_cases import FUSED, problem_of
@@ -16,7 +18,7 @@ from tests.oracles import relative_error
 
 @pytest.fixture(autouse=True)
 def _fresh():
-    prepared.forget()
+    plans.forget()
 
 
 @pytest.mark.parametrize("hidden", [(33, 33), (32, 32)], ids=["padded", "whole vectors"])
@@ -113,18 +115,14 @@ CHANGES = [
 
 @pytest.mark.parametrize("hidden", [(32, 32), (33, 33)], ids=["whole vectors", "padded"])
 @pytest.mark.parametrize("change", CHANGES)
-def test_a_prepared_plan_is_given_up_or_brought_up_to_date(change, hidden):
+def test_a_plan_is_given_up_or_brought_up_to_date(change, hidden):
     problem = problem_of(hidden=hidden)
     before = policy_gradient(*problem, method=FUSED).gradient
-    assert prepared.kept(*problem[:3]) is not None
+    assert plans.kept_plan(*problem[:3]) is not None
     change(*problem[:2])
     expected, got = (policy_gradient(*problem, method=method).gradient for method in (Autograd(), FUSED))
     assert relative_error(got, expected) < 1e-12
     assert relative_error({k: before[k] for k in expected}, expected) > 1e-6
-
-
-def look_back(policy, world):
-    world.dynamics.c_p, world.dynamics.keep = [0.5] * 3, [(0.1, 0.2)] * 3
 
 
 def own_forward(policy, world):
@@ -137,7 +135,11 @@ def same_name(policy, world):
 
 
 @pytest.mark.parametrize(
-    ("change", "words"), [(look_back, "looks back"), (own_forward, "as it was made"), (same_name, "activation of the policy")]
+    ("change", "words"),
+    [
+        (own_forward, "policy: expected the methods of Actor, got its own forward"),
+        (same_name, "policy: expected mlp.act to be the 'relu'"),
+    ],
 )
 def test_a_plan_is_given_up_where_the_kernels_no_longer_serve(change, words):
     problem = problem_of(hidden=(32, 32))
@@ -149,10 +151,90 @@ def test_a_plan_is_given_up_where_the_kernels_no_longer_serve(change, words):
     assert relative_error(got, expected) < 1e-12
 
 
-def test_plans_do_not_pile_up():
-    for seed in range(prepared.KEPT + 3):
+def counts():
+    """How many plans there are: of pairs, policies and worlds."""
+    gc.collect()
+    return tuple(len(store) for store in (plans._plans, plans._policies, plans._worlds))
+
+
+def test_plans_go_with_the_modules_that_they_are_of():
+    for seed in range(5):
         policy_gradient(*problem_of(hidden=(32, 32), seed=seed), method=FUSED)
-    assert len(prepared._plans) == prepared.KEPT
+    assert counts() == (0, 0, 0)
+    problem = problem_of(hidden=(32, 32))
+    policy_gradient(*problem, method=FUSED)
+    assert counts() == (1, 1, 1)
+    policy_gradient(copy.deepcopy(problem[0]), *problem[1:], method=FUSED)
+    assert counts() == (1, 1, 1)
+    problem = problem[0], *problem[2:]  # the world is dropped
+    assert counts() == (0, 1, 0)
+
+
+def test_as_many_plans_are_kept_as_were_used_last(monkeypatch):
+    monkeypatch.setattr(plans._plans, "limit", 3)
+    monkeypatch.setattr(plans._worlds, "limit", 2)
+    problems = [problem_of(hidden=(32, 32), seed=seed) for seed in range(5)]
+    for problem in problems:
+        policy_gradient(*problem, method=FUSED)
+    assert counts() == (3, 5, 2)
+    assert [plans.kept_plan(*problem[:3]) is not None for problem in problems] == [False, False, True, True, True]
+
+
+def test_controllers_of_one_world_share_its_plan(monkeypatch):
+    """Ten in turn cost ten times one: no plan is made again."""
+    policy, world, _, _ = problem_of(hidden=(32, 32), dtype=torch.float32)
+    made = []
+    for kind in (plans.Plan, plans.PolicyPlan, plans.WorldPlan):
+
+        def make(self, *arguments, kind=kind, before=kind.__init__):
+            made.append(kind)
+            before(self, *arguments)
+
+        monkeypatch.setattr(kind, "__init__", make)
+    controllers = [MPC(policy, world, MPCConfig(horizon=2, particles=4)) for _ in range(10)]
+    for _ in range(3):
+        for controller in controllers:
+            controller.act(torch.zeros(11))
+    assert [made.count(kind) for kind in (plans.Plan, plans.PolicyPlan, plans.WorldPlan)] == [10, 10, 1]
+    assert counts() == (10, 10, 1)
+    del controllers, controller
+    assert counts() == (0, 0, 1)
+
+
+def test_a_store_keeps_what_was_used_last_while_its_owners_live():
+    class Owner:
+        pass
+
+    store, owners = LruStore(2), [Owner() for _ in range(3)]
+    for i, owner in enumerate(owners):
+        store.put(i, f"thing {i}", (owner, owners[-1]))
+    assert [store.get(i) for i in range(3)] == [None, "thing 1", "thing 2"]
+    assert store.get(1) == "thing 1"
+    store.make_room()
+    assert [store.get(i) for i in range(3)] == [None, "thing 1", None]
+    del owner
+    owners.clear()
+    gc.collect()
+    assert len(store) == 0
+    store.put(1, "a thing without owners")
+    assert store.get(1) == "a thing without owners"
+    store.clear()
+    assert len(store) == 0
+
+
+def test_an_owner_may_die_while_the_store_is_used():
+    """In any thread, and in this one between two looks: the collector runs when it likes."""
+
+    class Owner:
+        def __init__(self):
+            self.myself = self  # only the collector finds it
+
+    store = LruStore(50)
+    for i in range(2000):
+        store.put(i % 60, i, (Owner(),))
+        store.get(i % 7)
+    gc.collect()
+    assert len(store) == 0
 
 
 def test_weights_that_are_not_contiguous():
@@ -232,7 +314,11 @@ def test_networks_that_are_not_what_they_say(change):
 
 
 @pytest.mark.parametrize(
-    ("change", "words"), [(other_sizes, "as it says: 11 to 40"), (other_stack, "layers of the reward are not")]
+    ("change", "words"),
+    [
+        (other_sizes, r"policy: expected mlp with \(in_dim, out_dim, tanh_output\) = \(11, 3, True\), got \(11, 40, True\)"),
+        (other_stack, r"reward.mlp.layers.0.weight: expected shape \(16, 14\), got \(2, 16, 14\)"),
+    ],
 )
 def test_sizes_that_are_not_what_they_say(change, words):
     problem = problem_of(hidden=(16, 16))
@@ -244,12 +330,12 @@ def test_sizes_that_are_not_what_they_say(change, words):
 def test_a_stack_of_policies_of_another_number_is_refused():
     policy, world, state, noise = problem_of(N=3, batched=True, hidden=(16, 16))
     policy.mlp = BatchedPolicy(Actor(11, 3, (16, 16)).double(), 2).mlp
-    with pytest.raises(ValueError, match="layers of the policy are not"):
+    with pytest.raises(ValueError, match=r"policy.mlp.layers.0.weight: expected shape \(3, 16, 11\), got \(2, 16, 11\)"):
         policy_gradient(policy, world, state, noise, method=FUSED)
 
 
 def test_a_layer_of_another_dtype_is_refused():
     problem = problem_of(hidden=(32, 32))
     problem[1].dynamics.denoiser.mlp.layers[1].float()
-    with pytest.raises(ValueError, match=r"float64 on the CPU like the state, got torch\.float32"):
+    with pytest.raises(ValueError, match=r"dynamics.mlp.layers.1.weight: expected torch.float64 on cpu, got torch.float32"):
         policy_gradient(*problem, method=FUSED)

@@ -1,0 +1,96 @@
+"""The settings of the controller, and the rule by which it updates ψ."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+from jacrec.control.update import Update, compute_update
+from jacrec.engine.methods import METHODS, Method
+from jacrec.engine.problem import Problem
+from jacrec.models.world import World
+from jacrec.util.errors import expect_count, expect_one_of, expect_positive
+
+Draw = Callable[[int], Tensor]
+"""further noise i = 1, 2, … of a decision, shaped as the problem's own; the same for every update of the decision"""
+
+
+@dataclass(frozen=True)
+class MPCConfig:
+    """Settings of the controller; the defaults are those of `mpc_update`."""
+
+    horizon: int = 5
+    """H imagined steps per trajectory; 0: ascent on the critic at the observed state, without world model (Algorithm 1)"""
+    particles: int = 16
+    """M imagined trajectories per decision (section 4.2)"""
+    updates: int = 1
+    """E gradient steps per decision (4)"""
+    lr: float = 5e-5
+    """step size α of (4)"""
+    max_grad_norm: float | None = None
+    """scale longer gradients down to this norm; default: no clipping"""
+    trust_radius: float | None = None
+    """largest ‖ψ − ψ₀‖ from the pretrained parameters; ψ is projected onto the ball; default: unbounded"""
+    max_action_change: float | None = None
+    """largest |a − π_ψ₀(s)| per component; an action further from the pretrained policy's is clipped to that box; default:
+    unbounded"""
+    carry: str = "episode"
+    """what becomes of ψ between decisions: "episode" keeps it until `new_episode` restores the pretrained parameters,
+    "persist" keeps it across episodes, "step" restarts every decision from the pretrained parameters"""
+    deadline_ms: float | None = None
+    """time for a decision in milliseconds; an update is begun only if it is expected to end in time, and the best ψ so far
+    answers; default: no deadline"""
+    method: str = "auto"
+    """how the gradient is computed: "auto", "forward", "adjoint", "fused-forward", "fused-adjoint", "multistep",
+    "fused-multistep", "autograd" or "finite-difference"; the gradient is the same"""
+    seed: int = 0
+    """seed of the imagination's noise"""
+
+    def __post_init__(self):
+        check_settings(self.horizon, self.particles, self.updates, self.lr, self.max_grad_norm)
+        expect_one_of("carry", self.carry, ("episode", "persist", "step"))
+        expect_one_of("method", self.method, METHODS)
+        for name in ("trust_radius", "max_action_change", "deadline_ms"):
+            if getattr(self, name) is not None:
+                expect_positive(name, getattr(self, name))
+
+    def make_update(self) -> "UpdateRule":
+        """The update rule that these settings describe: the plain gradient step."""
+        return GradientStep()
+
+
+class UpdateRule(Protocol):
+    """How a controller updates ψ: `GradientStep`, or one from `jacrec.experimental`."""
+
+    def check(self, config: MPCConfig, world: World | None = None) -> None:
+        """ValueError for settings or a world that it cannot serve."""
+        ...
+
+    def compute(self, problem: Problem, method: Method, config: MPCConfig, draw: Draw) -> Update:
+        """The next update of ψ."""
+        ...
+
+
+@dataclass(frozen=True)
+class GradientStep:
+    """The plain step (4) along the gradient of the return."""
+
+    def check(self, config: MPCConfig, world: World | None = None) -> None:
+        """Serves everything."""
+
+    def compute(self, problem: Problem, method: Method, config: MPCConfig, draw: Draw) -> Update:
+        """The update with the config's step size and clipping."""
+        return compute_update(problem, method, config.lr, config.max_grad_norm)
+
+
+def check_settings(horizon: int, particles: int, updates: int, lr: float, max_grad_norm: float | None) -> None:
+    """ValueError for a setting of Algorithm 1 outside its range."""
+    expect_count("horizon", horizon, 0)
+    expect_count("particles", particles, 1)
+    expect_count("updates", updates, 0)
+    if not isinstance(lr, int | float) or not 0 <= lr < math.inf:
+        raise ValueError(f"lr: expected a finite step size >= 0 (gradient ascent), got {lr!r}")
+    if max_grad_norm is not None:
+        expect_positive("max_grad_norm", max_grad_norm)

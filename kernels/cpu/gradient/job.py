@@ -1,0 +1,229 @@
+"""A gradient's job: one row of int64 that its threads share, and the NamedTuples that compiled code reads from it.
+
+The row begins with counters, which the threads increment; the sections of `Task`, `Scratch` and `Tapes` follow, then the
+flags of a thread team. Addresses are bytes, everything else counts elements unless stated otherwise.
+"""
+
+from itertools import accumulate
+from typing import NamedTuple
+
+from jacrec.kernels.cpu.base.host import part
+from jacrec.kernels.cpu.base.layout import Network, Stack
+from jacrec.kernels.cpu.base.rows import WORD, reader, relative_reader
+from jacrec.kernels.cpu.base.team import FLAG
+from jacrec.kernels.cpu.gradient.transition import Chain
+from jacrec.kernels.cpu.gradient.values import Scales
+
+NEXT_SHARE, NEXT_THREAD, ARRIVALS, TEAM_SIZE, NEXT_REDUCTION, NEXT_STEP = range(6)
+"""counters: the next share of rows, the next thread's number, threads of a team that have arrived, its agreed size, and the
+next share of the reduction and of the step"""
+COUNTERS = 8
+
+
+class Sizes(NamedTuple):
+    """Sizes of a job."""
+
+    shares: int  # shares of rows, each taken by one thread, or the only one by a team
+    team: int  # threads of a team; 1: none
+    d: int
+    m: int
+    H: int
+    M: int
+    rows: int  # N·M: row n·M + m is particle m of state n
+    batched: int  # whether every real state has its own policy
+    tile: int  # rows that pass through all layers together
+
+
+class Constants(NamedTuple):
+    """Addresses of what does not change from call to call."""
+
+    discounts: int  # γ^j, (H+1,)
+    weights: int  # γ^j times a row's share of the mean, (H+1,)
+    policy_copies: int  # the policy's `copies.CopyJob`
+
+
+class Call(NamedTuple):
+    """Addresses of a call's tensors, and its memory."""
+
+    state: int = 0  # (N, d)
+    noise: int = 0  # (N, M, H, rows, d)
+    member: int = 0  # ensembles: the network of every transition, (N, M, H) int64
+    returns: int = 0  # (N·M,), written
+    gradients: int = 0  # (policies + shares − 1, length), written
+    memory: int = 0  # workspace, `memory_length` elements for each share or thread of a team
+    memory_length: int = 0
+    values: int = 0  # Ĵ (N,), written
+    norms: int = 0  # ‖∇Ĵ‖ (policies,), written
+    pieces: int = 0  # the parameters that an update moves: rows of `Piece`
+    piece_count: int = 0
+    parts: int = 0  # shares of the reduction and of the step
+    squares: int = 0  # each part's ‖·‖², float64
+    rates: int = 0  # α and the largest gradient norm, 0 for any; float64
+    accepted: int = 0  # whether a policy's step was taken, (policies,) int64, written
+    actions: int = 0  # π_ψ (N, m), written
+
+
+class Piece(NamedTuple):
+    """A parameter of ψ. Columns are contiguous in the gradient."""
+
+    to: int  # its address
+    policy_stride: int  # elements from one policy to the next
+    row_stride: int
+    column_stride: int
+    start: int  # where its gradient starts in a policy's vector
+    gradient_stride: int  # elements from row to row there
+    rows: int
+    columns: int
+
+
+class Scratch(NamedTuple):
+    """Addresses of a thread's buffers for a tile of R rows; in a job, bytes from the start of its memory."""
+
+    states: int  # (H+1, R, d)
+    actions: int  # (H+1, R, m)
+    values_s: int  # γ^j-weighted gradients of reward and critic by state, (H+1, R, d)
+    values_a: int  # and by action, (H+1, R, m)
+    x: int
+    x_bar: int
+    constant: int
+    u: int
+    y: int
+    mu: int
+    pulled_s: int
+    pulled_a: int
+    w: int
+    lam: int
+    q: int
+    r: int
+    total: int
+    inputs: int  # the policy's inputs, (H+1, R, d), grouped by policy
+    returns: int  # (R,)
+
+
+class Tapes(NamedTuple):
+    """Addresses of the buffers that a team shares; in a job, bytes from the start of its first thread's memory."""
+
+    work: int
+    policy: int
+    bars: int
+    reward: int
+    critic: int
+    dynamics: int
+    order: int  # ensembles: the rows in the order of their networks, (H, R) int64
+    xs: int  # and their inputs in that order
+    spread: int  # ∂x/∂y of outputs that scale the noise, (H, R, d)
+
+
+class Task(NamedTuple):
+    """A job in compiled code."""
+
+    sizes: Sizes
+    policies: Stack
+    reward: Stack
+    critics: Stack
+    dynamics: Stack
+    chain: Chain
+    scales: Scales
+    constants: Constants
+    call: Call
+
+
+class Sections(NamedTuple):
+    """Where each section of a job begins."""
+
+    sizes: int
+    policies: int
+    reward: int
+    critics: int
+    dynamics: int
+    chain: int
+    scales: int
+    constants: int
+    call: int
+    scratch: int
+    tapes: int
+    flags: int
+
+
+_KINDS = (Sizes, Stack, Stack, Stack, Stack, Chain, Scales, Constants, Call, Scratch, Tapes)
+AT = Sections(*accumulate((len(kind._fields) for kind in _KINDS), initial=COUNTERS))
+CALL = slice(AT.call, AT.call + len(Call._fields))
+_read_sizes, _read_stack, _read_chain, _read_scales = reader(Sizes), reader(Stack), reader(Chain), reader(Scales)
+_read_constants, _read_call = reader(Constants), reader(Call)
+read_piece, read_scratch, read_tapes = reader(Piece), relative_reader(Scratch), relative_reader(Tapes)
+
+
+def job_length(team: int) -> int:
+    """The length of a job's row for a team of so many threads."""
+    return AT.flags + team * FLAG
+
+
+@part
+def task_of(job):
+    """The task that the row at an address describes."""
+    return Task(
+        _read_sizes(job + AT.sizes * WORD),
+        _read_stack(job + AT.policies * WORD),
+        _read_stack(job + AT.reward * WORD),
+        _read_stack(job + AT.critics * WORD),
+        _read_stack(job + AT.dynamics * WORD),
+        _read_chain(job + AT.chain * WORD),
+        _read_scales(job + AT.scales * WORD),
+        _read_constants(job + AT.constants * WORD),
+        _read_call(job + AT.call * WORD),
+    )
+
+
+class Networks(NamedTuple):
+    """The networks of a job in Python: the first of each stack."""
+
+    policy: Network
+    reward: Network
+    critic: Network
+    dynamics: Network
+
+
+def memory_layout(
+    sizes: Sizes, chain: Chain, nets: Networks, critics: int, first: int, itemsize: int
+) -> tuple[Scratch, Tapes, int]:
+    """The buffers of a tile of `sizes.tile` rows, and the elements of memory that they take.
+
+    critics: networks of the critic. first: padded width of the dynamics' first layer.
+    """
+    d, m, H, R = sizes.d, sizes.m, sizes.H, sizes.tile
+    scratch = Scratch(
+        states=(H + 1) * d,
+        actions=(H + 1) * m,
+        values_s=(H + 1) * d,
+        values_a=(H + 1) * m,
+        x=d + m,
+        x_bar=d + m,
+        constant=first,
+        u=d,
+        y=nets.dynamics.outputs,
+        mu=d,
+        pulled_s=d,
+        pulled_a=m,
+        w=m,
+        lam=d,
+        q=critics,
+        r=1,
+        total=first,
+        inputs=(H + 1) * d,
+        returns=1,
+    )
+    ensemble = min(1, chain.members)
+    tapes = Tapes(
+        work=4 * max(net.widest for net in nets),
+        policy=(H + 1) * nets.policy.tape,
+        bars=(H + 1) * nets.policy.bars,
+        reward=nets.reward.tape,
+        critic=critics * nets.critic.tape,
+        dynamics=H * chain.K * nets.dynamics.tape,
+        order=2 * H * ensemble,  # two elements of float32 for an int64
+        xs=(d + m) * ensemble,
+        spread=H * d * chain.scaled,
+    )
+    *starts, total = accumulate((-(-count * R // 16) * 16 for count in (*scratch, *tapes)), initial=0)
+    offsets = [start * itemsize for start in starts]
+    return Scratch(*offsets[: len(scratch)]), Tapes(*offsets[len(scratch) :]), total

@@ -1,0 +1,62 @@
+"""Jobs for certain sizes: how many threads share them, how large tiles and memory are."""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from jacrec.engine.problem import Problem
+from jacrec.kernels.cpu.base.layout import DTYPES
+from jacrec.kernels.cpu.base.threads import threads_for
+from jacrec.kernels.cpu.gradient.job import AT, COUNTERS, Constants, Networks, Sizes, job_length, memory_layout
+
+TILE = 16
+"""rows that pass through all layers together: enough to use every weight loaded often, few enough to stay in the caches"""
+TAPE_BYTES = 64 * 2**20
+"""a tile has fewer rows where its tape would be larger"""
+PAGE = 1024
+"""elements to which a thread's memory is rounded: no two threads share a page"""
+
+
+class SizedJob(NamedTuple):
+    """A job without the addresses of a call."""
+
+    row: np.ndarray
+    factors: np.ndarray  # γ^j and the rows' weights, (2, H+1), which the row points to
+    threads: int
+    shares: int  # of the rows, each with its own gradients
+    first: int  # where the first thread's memory begins, in bytes; the returns lie before it
+    memory: int  # elements of memory in all
+    room: int  # and for each thread
+    length: int  # of a policy's vector of gradients
+
+
+def sized_job(plan: Any, p: Problem, team: int) -> SizedJob:
+    """The job of a problem; `team`: threads that should share a single particle's layers."""
+    own, world = plan.policy, plan.world
+    numbers, size = DTYPES[own.dtype], own.dtype.itemsize
+    d, m, N, H, K = own.state_dim, own.action_dim, p.N, p.H, world.chain.K
+    M = p.M if H else 1  # at the real state itself all particles agree
+    work = 2.0 * (H * (world.reward_macs + K * world.dynamics_macs) + (H + 1) * own.macs)
+    threads = threads_for(N * M, work)
+    team = min(team, torch.get_num_threads()) if N * M == 1 and world.shares_layers else 1
+    threads = max(threads, team)
+    nets = Networks(own.rows.network, world.reward.network, world.critics.network, world.dynamics.network)
+    tape = max(1, H * K * nets.dynamics.tape * size)
+    tile = max(1, min(TILE, -(-N * M // threads), TAPE_BYTES // tape))
+    sizes = Sizes(1 if team > 1 else threads, team, d, m, H, M, N * M, p.batched, tile)
+    first, critics = world.dynamics.layers[0].padded, world.critics.stack.count
+    scratch, tapes, elements = memory_layout(sizes, world.chain, nets, critics, first, size)
+    room = -(-elements // PAGE) * PAGE
+    discounts = p.world.discount ** np.arange(H + 1)
+    factors = np.stack([discounts, discounts / (M if p.batched else N * M)]).astype(numbers)
+    constants = Constants(factors[0].ctypes.data, factors[1].ctypes.data, own.copies.ctypes.data)
+    row = np.zeros(job_length(team), dtype=np.int64)
+    stacks = own.rows.stack, world.reward.stack, world.critics.stack, world.dynamics.stack
+    fixed = (*sizes, *(x for stack in stacks for x in stack), *world.chain, *world.scales, *constants)
+    row[COUNTERS : AT.call] = [int(x) for x in fixed]
+    row[AT.scratch : AT.flags] = (*scratch, *tapes)
+    returns = -(-N * M // PAGE) * PAGE
+    return SizedJob(
+        row, factors, threads, sizes.shares, returns * size, returns + threads * room, room, own.rows.network.gradient
+    )

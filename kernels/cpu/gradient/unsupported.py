@@ -1,0 +1,61 @@
+"""Why the CPU kernels cannot serve a policy and a world."""
+
+from itertools import pairwise
+
+from torch import Tensor, nn
+
+from jacrec.engine.jacobians.policy import has_written_jacobian
+from jacrec.kernels import refusals
+from jacrec.kernels.cpu.base.norms import EPS
+from jacrec.models.dynamics import ChainDynamics, DeterministicDynamics, EnsembleDynamics, MultiStepDynamics
+from jacrec.models.networks import MLP
+from jacrec.models.world import BatchedPolicy, World
+
+SERVED = (ChainDynamics, DeterministicDynamics, EnsembleDynamics, MultiStepDynamics)
+
+
+def unsupported_reason(policy: nn.Module, world: World, state: Tensor) -> str | None:
+    """Why the kernels cannot serve a policy and a world at states (..., d); None if they can."""
+    f = world.dynamics
+    reason = dynamics_reason(f, state)
+    if reason is not None:
+        return reason
+    d, m = f.state_dim, f.action_dim  # pyright: ignore[reportAttributeAccessIssue]
+    if state.shape[-1] != d:
+        return f"state: expected shape (..., {d}), got {tuple(state.shape)}"
+    return (
+        refusals.policy_reason(policy, d, m, state, eps=EPS)
+        or _overlapping(refusals.policy_network(policy))
+        or refusals.reward_reason(world.reward, d, m, state, eps=EPS)
+        or refusals.critic_reason(world.critic, d, m, state, eps=EPS)
+    )
+
+
+def dynamics_reason(f: object, like: Tensor) -> str | None:
+    """Why the kernels cannot serve dynamics with tensors as `like`; None if they can."""
+    if like.dtype not in refusals.DTYPES or like.device.type != "cpu":
+        return f"state: expected float32 or float64 on the CPU, got {like.dtype} on {like.device}"
+    return refusals.dynamics_reason(f, SERVED, like, eps=EPS) or refusals.times_reason(f)
+
+
+def policy_reason(policy: nn.Module, state: Tensor) -> str | None:
+    """Why the kernels cannot compute a policy's action at states (N, d); None if they can."""
+    if state.dtype not in refusals.DTYPES or state.device.type != "cpu":
+        return f"state: expected float32 or float64 on the CPU, got {state.dtype} on {state.device}"
+    if isinstance(policy, BatchedPolicy) and policy.n != len(state):
+        return f"state: expected {policy.n} rows, one for each policy, got {len(state)}"
+    m = refusals.policy_network(policy).out_dim if has_written_jacobian(policy) else 0
+    return refusals.policy_reason(policy, state.shape[-1], m, state, eps=EPS)
+
+
+def _overlapping(net: MLP) -> str | None:
+    """Why a step cannot be added to the parameters in place: two of their elements lie at the same address."""
+    reason = "policy: expected parameters that do not share memory, got some that do: a step would be added to them twice"
+    spans = []
+    for x in net.parameters():
+        if any(step == 0 and size > 1 for step, size in zip(x.stride(), x.shape, strict=True)):
+            return reason
+        last = sum(step * (size - 1) for step, size in zip(x.stride(), x.shape, strict=True))
+        spans.append((x.data_ptr(), x.data_ptr() + (last + 1) * x.element_size()))
+    spans.sort()
+    return reason if any(end > begin for (_, end), (begin, _) in pairwise(spans)) else None

@@ -1,0 +1,76 @@
+"""Physical limits and phases of a gradient."""
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from jacrec import Adjoint, MultiStep, policy_gradient
+
+
+@pytest.mark.parametrize(
+    "size",
+    [
+        ("hopper", 1, 1, 1, 8),
+        ("halfcheetah", 4, 2, 3, 16),
+        ("antmaze", 5, 3, 2, 24),
+        ("hopper", 3, 2, 2, 16, "ddim"),
+        ("hopper", 3, 2, 3, 16, "flow"),
+        ("hopper", 3, 2, 1, 16, "meanflow"),
+        ("hopper", 3, 2, 1, 16, "deterministic"),
+    ],
+)
+def test_floor_counts_equal_torchs(load, size):
+    floor, problems = load("floor"), load("problems")
+    case = problems.make(problems.Size(*size))
+    counted = floor.count(case)
+    with FlopCounterMode(display=False) as counter:
+        policy_gradient(*case.arguments, method=Adjoint())
+    assert counter.get_total_flops() == 2 * (counted.multiply_adds + counted.repeated)
+    with FlopCounterMode(display=False) as counter:
+        load("peers").CONTESTANTS["torch autograd"].prepare(case).gradient()
+    assert counter.get_total_flops() >= 2 * counted.multiply_adds
+
+
+@pytest.mark.parametrize("model", ["ensemble", "multistep"])
+@pytest.mark.parametrize(("M", "H"), [(1, 1), (8, 2), (5, 3)])
+def test_floor_is_a_lower_bound_for_ensemble_and_multistep(load, model, M, H):
+    """Ensembles pad their rows to equal groups, multi-step models compute their first layer in every sweep."""
+    floor, problems = load("floor"), load("problems")
+    case = problems.make(problems.Size("hopper", M, H, 1, 16, model))
+    counted = floor.count(case)
+    with FlopCounterMode(display=False) as counter:
+        policy_gradient(*case.arguments, method=Adjoint() if model == "ensemble" else MultiStep())
+    least = 2 * (counted.multiply_adds + counted.repeated)
+    assert least <= counter.get_total_flops() <= (2 if model == "ensemble" else 1.1) * least
+    if (M, H) == (1, 1) and model == "multistep":
+        assert counter.get_total_flops() == least
+
+
+def test_floor_is_the_largest_limit(load):
+    floor = load("floor")
+    counted = floor.Count(multiply_adds=10**9, repeated=0, weight_bytes=10**8, dependent_calls=100, dependent_bytes=10**7)
+    limits = floor.floor(counted, floor.Rates(flops=1e12, bytes=1e11, thread_bytes=1e10, dependent_call=2e-6))
+    assert (limits.arithmetic, limits.bytes, limits.latency) == pytest.approx((2.0, 1.0, 1.0))
+    assert limits.ms == limits.arithmetic
+    slow_calls = floor.floor(counted, floor.Rates(1e12, 1e11, 1e10, dependent_call=5e-5))
+    assert slow_calls.ms == slow_calls.latency == pytest.approx(5.0)
+
+
+def test_rates_are_measured(load):
+    rates = load("floor").measure_rates(32, torch.float32, "cpu")
+    assert 1e8 < rates.flops < 1e14
+    assert 1e8 < rates.thread_bytes <= rates.bytes < 1e13
+
+
+@pytest.mark.parametrize("name", ["forward", "adjoint", "adjoint recomputed"])
+def test_phases_cover_the_gradient(load, name):
+    phases, peers, problems = load("phases"), load("peers"), load("problems")
+    case = problems.make(problems.Size("hopper", 2, 2, 2, 16))
+    gradient = peers.CONTESTANTS[name].prepare(case).gradient
+    before = gradient().gradient
+    parts = phases.phases(gradient, "cpu")
+    assert set(parts) == set(phases.PHASES)
+    assert all(ms > 0 for phase, ms in parts.items() if phase != "Jacobians")
+    assert parts["Jacobians"] >= 0
+    assert all(torch.equal(before[k], g) for k, g in gradient().gradient.items())
+    assert phases.phases(peers.CONTESTANTS["torch autograd"].prepare(case).gradient, "cpu") == {}
