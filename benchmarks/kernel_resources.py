@@ -79,9 +79,9 @@ def compile_one(what: Ask, sm: int) -> list[dict]:
             ds, da = (torch.zeros(B, T, n, dtype=dtype) for n in (D, M_ACTION))
             chain_forward.chain_forward(f, s, a, z, ds, da, tile=tile)
         elif what.form == "rollout":
-            parts = [x.to(dtype) for x in (Actor(D, M_ACTION), RewardModel(D, M_ACTION), TwinCritic(D, M_ACTION))]
+            policy, *values = (x.to(dtype) for x in (Actor(D, M_ACTION), RewardModel(D, M_ACTION), TwinCritic(D, M_ACTION)))
             noise = torch.zeros(1, B, H, K + 1, D, dtype=dtype)
-            rollout.rollout(problem(parts[0], World(f, *parts[1:], 0.99), s[:1], noise), tile=tile)
+            rollout.rollout(problem(policy, World(f, values[0], values[1], 0.99), s[:1], noise), tile=tile)
         else:
             _, tape = chain_adjoint.chain_record(f, s, a, z, recompute=what.form == "recompute", tile=tile)
             chain_adjoint.chain_adjoint(f, tape, s, tile=tile)

@@ -2,8 +2,9 @@
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import torch
 from triton.runtime._async_compile import AsyncCompileMode
@@ -14,12 +15,8 @@ from jacrec.kernels.failures import KernelBuildError, is_build_failure
 from jacrec.kernels.launch import compiling, described
 
 
-@torch.no_grad()
 def warm_up(problems: Sequence[Problem], forms: Sequence[str] = ("auto",), workers: int | None = None) -> float:
     """Compile what the gradients of these problems launch, and launch no kernel of ours; the seconds that it took.
-
-    The compiler's passes release Python's lock, so that threads of this process compile side by side and the kernels are
-    ready in it; Triton's cache on disk has them for other processes too.
 
     Args:
         forms: of "auto", "forward" and "adjoint".
@@ -28,12 +25,22 @@ def warm_up(problems: Sequence[Problem], forms: Sequence[str] = ("auto",), worke
     Raises:
         KernelBuildError: a kernel cannot be compiled.
     """
+    checked = [kept.examined(p) for p in problems]
+    return compile_calls([partial(gradient.compile_form, p, form) for p in checked for form in forms], workers)
+
+
+@torch.no_grad()
+def compile_calls(calls: Sequence[Callable[[], object]], workers: int | None = None) -> float:
+    """Compile what some calls launch, and launch nothing; arguments and errors as in `warm_up`.
+
+    The compiler's passes release Python's lock, so that threads of this process compile side by side and the kernels are
+    ready in it; Triton's cache on disk has them for other processes too.
+    """
     begun = time.perf_counter()
     try:
         with ThreadPoolExecutor(workers or os.cpu_count()) as pool, AsyncCompileMode(pool), compiling():
-            for p in map(kept.examined, problems):
-                for form in forms:
-                    gradient.compile_form(p, form)
+            for call in calls:
+                call()
     except KernelBuildError:
         raise
     except Exception as error:
