@@ -23,7 +23,7 @@ def error(m: int, n: int, k: int, device: str) -> float:
     generator = torch.Generator().manual_seed(0)
     x, y = (torch.randn(*shape, generator=generator, dtype=torch.float64).to(device) for shape in ((m, k), (k, n)))
     out = torch.full((m, n), float("nan"), dtype=torch.float64, device=device)
-    dot_kernel[(1,)](out, x, y, m, n, k, num_warps=8)
+    dot_kernel[(1,)](out, x, y, m, n, k, num_warps=8)  # pyright: ignore[reportCallIssue]
     found = float((out - x @ y).norm() / (x @ y).norm())
     if not found < 1e-14:
         raise SystemExit(f"tl.dot ({m}, {k}) @ ({k}, {n}) in float64: expected an error below 1e-14, got {found:.1e}")

@@ -221,9 +221,10 @@ def gradients(scale: Scale) -> list[Row]:
 
     def measured(size: Size) -> dict:
         machine = rates(scale.device, size.width)
-        return grad_speed.measure_size(
+        row = grad_speed.measure_size(
             size, scale.contestants, machine, device=scale.device, repetitions=scale.repetitions, budget=scale.budget
         )
+        return {**row, "launch_estimates": floor.launch_estimates(case_of(scale, size))}
 
     sizes = [scale.size(task, M) for task in scale.tasks for M in scale.particles]
     if scale.device == "cuda":
