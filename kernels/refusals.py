@@ -64,8 +64,11 @@ def dynamics_reason(f: Any, kinds: Sequence[type], like: Tensor, *, eps: float |
     d, m = f.state_dim, f.action_dim
     shapes: dict[str, tuple[int, ...]] = dict.fromkeys(DYNAMICS_SCALES, (d,))
     inputs, outputs, stack, net = d + m, d, None, f._modules.get("mlp")
+    reason = modified("dynamics", f)
+    if reason is not None:
+        return reason
     if isinstance(f, ChainDynamics):
-        reason = modified("dynamics", f) or _chain_reason(f)
+        reason = _chain_reason(f)
         if reason is not None:
             return reason
         inputs, net = 2 * d + m + f.denoiser.times * f.denoiser.embedding_dim, f.denoiser._modules.get("mlp")
@@ -74,10 +77,8 @@ def dynamics_reason(f: Any, kinds: Sequence[type], like: Tensor, *, eps: float |
     elif isinstance(f, MultiStepDynamics):
         inputs, outputs = d + f.horizon * m + f.horizon, 2 * d if f.stochastic else d
         shapes |= dict.fromkeys(("out_mean", "out_std"), (f.horizon, d))
-    return (
-        modified("dynamics", f)
-        or tensors_reason("dynamics", f, like, shapes)
-        or network_reason("dynamics", net, inputs, outputs, like, stack=stack, eps=eps)
+    return tensors_reason("dynamics", f, like, shapes) or network_reason(
+        "dynamics", net, inputs, outputs, like, stack=stack, eps=eps
     )
 
 

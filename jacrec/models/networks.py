@@ -57,16 +57,16 @@ def global_hooks() -> bool:
 
 @cache
 def methods_of(kind: type) -> frozenset[str]:
-    """The names of a class's methods."""
-    return frozenset(name for name in dir(kind) if callable(getattr(kind, name)))
+    """The names of the methods that decide what a module of this class computes: those beside `nn.Module`'s, and its calls."""
+    own = {name for name in dir(kind) if callable(getattr(kind, name))}.difference(dir(nn.Module))
+    return frozenset(own | {"forward", "_call_impl", "_wrapped_call_impl"})
 
 
 def is_unmodified(module: nn.Module) -> bool:
     """Whether a module, its submodules aside, has no hooks and the methods of its class."""
     own = module.__dict__
-    return (
-        not (own["_forward_hooks"] or own["_forward_pre_hooks"] or own["_backward_hooks"] or own["_backward_pre_hooks"])
-    ) and own.keys().isdisjoint(methods_of(type(module)))
+    hooks = own["_forward_hooks"] or own["_forward_pre_hooks"] or own["_backward_hooks"] or own["_backward_pre_hooks"]
+    return not hooks and own.keys().isdisjoint(methods_of(type(module)))
 
 
 @written

@@ -109,7 +109,7 @@ UNUSED = {"initialise", "loss", "goal", "average_velocity", "encode", "set_scale
 """methods that no rollout calls"""
 
 
-STRUCTURE = {"hidden", "out_dim", "state_dim", "action_dim", "times", "time", "keep"}
+STRUCTURE = {"hidden", "out_dim", "state_dim", "action_dim", "times", "time"}
 """attributes by which the plain forms, too, know how a module is built: `Auto` falls back to these, and is not compared"""
 
 

@@ -143,11 +143,13 @@ class Rows:
     def __init__(self, rows: np.ndarray):
         self.rows = rows
         self.stack = Stack(rows.ctypes.data, *rows.shape)
-        self.network = Network(*map(int, rows[0, :NETWORK]))
+        first = rows[0].tolist()
+        self.network = Network(*first[:NETWORK])
         """the first one"""
-        self.layers = [Layer(*map(int, layer)) for layer in rows[0, NETWORK:].reshape(-1, LAYER)]
+        self.layers = [Layer(*first[i : i + LAYER]) for i in range(NETWORK, len(first), LAYER)]
 
 
+@cache
 def position(name: str, layer: int | None = None) -> int:
     """Where a field of a network, or of one of its hidden layers, lies in the network's row."""
     return Network._fields.index(name) if layer is None else NETWORK + layer * LAYER + Layer._fields.index(name)

@@ -1,6 +1,6 @@
 """Jobs for certain sizes: how many threads share them, how large tiles and memory are."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -9,6 +9,7 @@ from jacrec.engine.problem import Problem
 from jacrec.kernels.cpu.base.layout import DTYPES
 from jacrec.kernels.cpu.base.threads import threads_for
 from jacrec.kernels.cpu.gradient.job import AT, COUNTERS, Constants, Networks, Sizes, job_length, memory_layout
+from jacrec.kernels.cpu.gradient.plan_parts import PolicyPlan, WorldPlan
 
 TILE = 16
 """rows that pass through all layers together: enough to use every weight loaded often, few enough to stay in the caches"""
@@ -31,9 +32,8 @@ class SizedJob(NamedTuple):
     length: int  # of a policy's vector of gradients
 
 
-def sized_job(plan: Any, p: Problem, team: int) -> SizedJob:
+def sized_job(own: PolicyPlan, world: WorldPlan, p: Problem, team: int) -> SizedJob:
     """The job of a problem; `team`: threads that should share a single particle's layers."""
-    own, world = plan.policy, plan.world
     numbers, size = DTYPES[own.dtype], own.dtype.itemsize
     d, m, N, H, K = own.state_dim, own.action_dim, p.N, p.H, world.chain.K
     M = p.M if H else 1  # at the real state itself all particles agree
