@@ -131,6 +131,53 @@ def floor(counted: Count, rates: Rates) -> Floor:
     )
 
 
+CLOCK, L2_BYTES, SHARED_BYTES = 1.755e9, 64, 128
+"""H100/H200, datasheet and microbenchmarks of others: clock (Hz), bytes that one multiprocessor reads per clock from L2 and
+from shared memory"""
+EXCHANGE = (1e-6, 1.5e-6)
+"""seconds for activations of a layer to go through L2 to the other blocks of a tile, with a barrier among them. An estimate"""
+OVERLAP = (3.0, 4.8)
+"""how many times the reading of its weights a layer takes in one block: three products for tf32x3, barriers, and little in
+flight. An estimate"""
+
+
+def launch_estimates(case: Case) -> dict[str, list[float]] | None:
+    """Milliseconds, from and to, of a rollout in one launch on an H100 or H200, by how it is built; None for other dynamics.
+
+    Estimates, not measurements; the order of magnitude that each design can reach. In brackets hopper's, H 3, K 10, width 256:
+    5.4 M weights, 22 MB (6.5 M with a reward model of 512 units, for a fifth more).
+
+    * "one block, reading": a tile of rows is one block, and every weight goes through its multiprocessor once per call: the
+      least time, flat up to as many tiles as there are multiprocessors (0.19 ms).
+    * "one block": the same with products and barriers between the reads (0.6 to 0.9 ms). This is what is built.
+    * "spread over 8 to 16 blocks": the columns of each layer belong to 8 to 16 blocks, which keep the denoiser's weights
+      (547 KB) in their shared memory for all H·K calls, so that a layer costs the exchange of activations through L2; policy,
+      reward and critic are read from L2 (0.2 to 0.3 ms). Not built: a second variant to be tuned against the first.
+    """
+    f = case.dynamics
+    if not isinstance(f, ChainDynamics):
+        return None
+    size = case.size
+    denoiser, policy, reward, critic = (
+        mlp
+        for mlp in (f.denoiser.mlp, case.policy.mlp, case.world.reward.mlp, case.world.critic.mlp)  # pyright: ignore
+    )
+    each = denoiser.layers[0].weight.element_size()
+    calls = size.H * size.K
+    others = (size.H + 1) * weights(policy) + size.H * weights(reward) + weights(critic)
+    embedding = denoiser.layers[0].weight.shape[0] * (denoiser.in_dim - 2 * size.d - size.m)  # a table, once per gradient
+    recurrent = weights(denoiser) - embedding
+    layers = calls * len(denoiser.layers) + (size.H + 1) * len(policy.layers) + size.H * len(reward.layers)
+    layers += critic.stack * len(critic.layers) if critic.stack else len(critic.layers)
+    read = 1e3 * each * (calls * recurrent + others) / (L2_BYTES * CLOCK)
+    spread = []
+    for blocks, exchange, overlap in zip((16, 8), EXCHANGE, OVERLAP, strict=True):
+        own = each * (calls * recurrent / SHARED_BYTES + others / L2_BYTES) / (blocks * CLOCK)
+        spread.append(1e3 * (layers * exchange + overlap * own))
+    found = {"one block, reading": [read, read], "one block": [x * read for x in OVERLAP], "spread over 8 to 16 blocks": spread}
+    return {name: [round(x, 3) for x in ms] for name, ms in found.items()}
+
+
 @torch.no_grad()
 def measure_rates(width: int, dtype: torch.dtype, device: str) -> Rates:
     """Measure the machine's rates with torch's number of threads; takes a third of a second."""

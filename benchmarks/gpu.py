@@ -1,16 +1,22 @@
 """All GPU measurements in one command, in under ten minutes: `make bench-gpu` or `python benchmarks/gpu.py`.
 
 Requires torch >= 2.11 and triton >= 3.6 with CUDA, and numpy, but not gymnasium, mujoco or minari, nor an installation of
-jacrec (the checkout is put on PYTHONPATH). Runs the kernel tests with compiled kernels; times the chain's kernels in every
-precision and tile size, whole gradients against their peers, decisions and training; writes benchmarks/results/. The exit
-status is 1 if a part fails or exceeds its time. Skipped parts are listed at the end with the reason.
+jacrec (the checkout is put on PYTHONPATH). First compares every kernel with its plain twin in half a minute; then runs the
+kernel tests compiled, times whole gradients against their peers, kernels in every precision, decisions, training, memory and
+tiles (benchmarks/gpu_parts.py).
+
+Every row is written to benchmarks/results/gpu/PART.jsonl when it is measured, and an error ends its row alone. Run it again to
+measure what is missing: rows of the same commit, machine and versions are kept. At the end all rows are put together in
+benchmarks/results/gpu_<machine>.json. The exit status is 1 if a row or a part failed.
 
     python benchmarks/gpu.py
     python benchmarks/gpu.py --seconds 280 --skip tests tiles
+    python benchmarks/gpu.py --rehearse --out /tmp/rehearsal        # the same rows, small, on a CPU without a GPU
 """
 
 import argparse
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -26,6 +32,9 @@ LEAST_SECONDS = 5.0
 NEEDED = {"torch": (2, 11), "triton": (3, 6)}
 
 
+ROWS = "benchmarks/gpu_rows.py"
+
+
 @dataclass(frozen=True)
 class Part:
     """A part of the run."""
@@ -36,49 +45,24 @@ class Part:
     most_seconds: float
     needs: tuple[str, ...] = ()
     """modules it requires"""
-    option: str = ""
-    """an option that its script must have"""
+
+
+def rows_of(name: str, most_seconds: float, needs: tuple[str, ...] = ()) -> Part:
+    """A part that is measured row by row."""
+    return Part(name, (ROWS, name), most_seconds, needs)
 
 
 PARTS = (
-    Part(
-        "tests",
-        (
-            "-m",
-            "pytest",
-            "-q",
-            "-p",
-            "no:cacheprovider",
-            "tests/kernels/test_triton.py",
-            "tests/kernels/test_triton_gradient.py",
-        ),
-        200,
-        ("pytest", "hypothesis"),
-    ),
-    Part("kernels", ("benchmarks/kernel_speed.py", "--device", "cuda"), 120),
-    Part("gradients", ("benchmarks/grad_speed.py", "--device", "cuda"), 150),
-    Part("decisions", ("benchmarks/decision_speed.py", "--device", "cuda"), 60),
-    Part("training", ("benchmarks/training_speed.py", "--device", "cuda"), 60, ("yaml",), "--device"),
-    Part("memory", ("benchmarks/memory.py", "--device", "cuda"), 60),
-    Part(
-        "tiles",
-        (
-            "benchmarks/kernel_speed.py",
-            "--device",
-            "cuda",
-            "--tasks",
-            "hopper",
-            "--particles",
-            "16",
-            "4096",
-            "--tune-seconds",
-            "12",
-            "--json",
-            "benchmarks/results/tiles_cuda.json",
-        ),
-        120,
-    ),
+    rows_of("smoke", 60),
+    rows_of("gradients", 150),
+    rows_of("kernels", 70),
+    rows_of("tests", 120, ("pytest", "hypothesis")),
+    rows_of("decisions", 45),
+    rows_of("tiles", 60),
+    rows_of("memory", 30),
+    Part("training", ("benchmarks/training_speed.py", "--device", "cuda"), 35, ("yaml",)),
 )
+"""in the order of what is wanted most; 570 s together"""
 
 
 def lacking() -> str | None:
@@ -101,52 +85,121 @@ def lacking() -> str | None:
     return None
 
 
-def surroundings() -> dict[str, str]:
-    """Environment variables of the parts: jacrec from this checkout, kernels compiled."""
+def surroundings(rehearse: bool = False) -> dict[str, str]:
+    """The environment of the parts: jacrec from this checkout; kernels compiled, or interpreted in a rehearsal."""
     variables = {**os.environ, "PYTHONUNBUFFERED": "1"}
     variables.pop("TRITON_INTERPRET", None)
+    if rehearse:
+        variables["TRITON_INTERPRET"] = "1"
     path = [str(ROOT), str(HERE), *filter(None, [os.environ.get("PYTHONPATH")])]
     variables["PYTHONPATH"] = os.pathsep.join(path)
     return variables
 
 
-def run_part(part: Part, seconds: float) -> str:
-    """Run a part with a time limit; "done", or the reason why it is not."""
+def run_part(part: Part, seconds: float, *options: str, rehearse: bool = False) -> str:
+    """Run it for at most so long; "done", or why it is not.
+
+    A part of rows is started again where its process ended early, as long as each start ends a row.
+
+    Args:
+        options: more arguments, for parts of rows.
+    """
     missing = [name for name in part.needs if find_spec(name) is None]
     if missing:
         return f"left out: needs {', '.join(missing)}"
-    if part.option and part.option not in (ROOT / part.command[0]).read_text(encoding="utf-8"):
-        return f"left out: {part.command[0]} has no {part.option}"
     if seconds < LEAST_SECONDS:
         return "left out: no time was left"
+    of_rows = part.command[0] == ROWS
     print(f"== {part.name}: python {' '.join(part.command)}", flush=True)
+    until = time.monotonic() + seconds
+    for start in range(MOST_STARTS if of_rows else 1):
+        left = until - time.monotonic()
+        if start and left < LEAST_SECONDS:
+            break
+        more = (*options, "--seconds", f"{left - STARTING:.1f}") if of_rows else ()
+        status = run_for(left, [sys.executable, *part.command, *more], surroundings(rehearse))
+        if status is None:
+            return f"stopped after {seconds:.0f} s"
+        if status == 0 or not of_rows:
+            return "done" if status == 0 else f"failed with status {status}"
+        if status == SOME_FAILED:
+            return "some rows failed"
+    return f"stopped after {start + 1} starts"
+
+
+STARTING, MOST_STARTS, SOME_FAILED = 2.0, 20, 3
+"""seconds for starting Python; starts of a part of rows; the exit status of benchmarks/gpu_rows.py for failed rows"""
+
+
+def run_for(seconds: float, command: list[str], variables: dict[str, str]) -> int | None:
+    """A command's exit status; None if it and its children had to be ended after so long."""
+    process = subprocess.Popen(command, cwd=ROOT, env=variables, start_new_session=True)
     try:
-        done = subprocess.run([sys.executable, *part.command], cwd=ROOT, env=surroundings(), timeout=seconds, check=False)
+        return process.wait(seconds)
     except subprocess.TimeoutExpired:
-        return f"stopped after {seconds:.0f} s"
-    return "done" if done.returncode == 0 else f"failed with status {done.returncode}"
+        return None
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+def collect(folder: Path, outcomes: dict[str, str], device: str = "cuda") -> dict:
+    """All rows that the folder holds, errors, and the goals as far as gradients were measured."""
+    import goals
+    from gpu_rows import Record
+    from harness import environment
+
+    parts = {}
+    for path in sorted(folder.glob("*.jsonl")):
+        lines = Record.lines(path)
+        results = {x["row"]: x["result"] for x in lines if "result" in x}
+        errors = {x["row"]: x["error"] for x in lines if "error" in x and x["row"] not in results}
+        skipped = {x["row"] for x in lines if "skipped" in x} - results.keys() - errors.keys()
+        parts[path.stem] = {"results": results, "errors": errors, "skipped": sorted(skipped)}
+    rows = list(parts.get("gradients", {}).get("results", {}).values())
+    return {"environment": environment(device), "outcomes": outcomes, "goals": goals.evaluate(rows, device), "parts": parts}
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run all parts that fit into the time; the exit status."""
+    """Run all parts that time allows; the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seconds", type=float, default=570.0, help="total time")
-    parser.add_argument("--skip", nargs="+", choices=[p.name for p in PARTS], default=[], help="parts to skip")
+    parser.add_argument("--seconds", type=float, default=570.0, help="for everything together")
+    parser.add_argument("--skip", nargs="+", choices=[p.name for p in PARTS], default=[], help="parts to leave out")
+    parser.add_argument("--out", type=Path, default=HERE / "results" / "gpu", help="folder of the rows")
+    parser.add_argument("--fresh", action="store_true", help="measure rows again that the folder holds")
+    parser.add_argument("--rehearse", action="store_true", help="small sizes on the CPU, kernels interpreted; no numbers")
     options = parser.parse_args(arguments)
-    reason = lacking()
+    reason = None if options.rehearse else lacking()
     if reason is not None:
         print(reason, file=sys.stderr)
         return 1
-    until = time.monotonic() + options.seconds
-    outcomes = {}
+    if options.fresh:
+        for part in PARTS:
+            (options.out / f"{part.name}.jsonl").unlink(missing_ok=True)
+    sys.path[:0] = [str(ROOT), str(HERE)]
+    until, outcomes = time.monotonic() + options.seconds - COLLECTING, {}
+    more = ["--out", str(options.out), "--run", str(time.time_ns()), *(["--rehearse"] if options.rehearse else [])]
     for part in PARTS:
-        if part.name not in options.skip:
-            started = time.monotonic()
-            outcomes[part.name] = run_part(part, min(part.most_seconds, until - started))
-            print(f"== {part.name}: {outcomes[part.name]}, {time.monotonic() - started:.0f} s", flush=True)
+        if part.name in options.skip or (options.rehearse and part.command[0] != ROWS):
+            continue
+        begun = time.monotonic()
+        outcomes[part.name] = run_part(part, min(part.most_seconds, until - begun), *more, rehearse=options.rehearse)
+        print(f"== {part.name}: {outcomes[part.name]}, {time.monotonic() - begun:.0f} s", flush=True)
+    from harness import slug, write
+
+    device = "cpu" if options.rehearse else "cuda"
+    found = collect(options.out, outcomes, device)
+    where = options.out / "all.json" if options.rehearse else None
+    print(f"written: {write(f'gpu_{slug(device)}', found, where)}")
     print("\n".join(f"{name}: {outcome}" for name, outcome in outcomes.items()))
-    print(f"results: {(HERE / 'results').relative_to(ROOT)}")
+    for name, part in found["parts"].items():
+        print("\n".join(f"{name}, {row}: {error}" for row, error in part["errors"].items()), end="\n" * bool(part["errors"]))
     return 0 if all(outcome == "done" or outcome.startswith("left out") for outcome in outcomes.values()) else 1
+
+
+COLLECTING = 5.0
+"""seconds for putting the results together"""
 
 
 if __name__ == "__main__":

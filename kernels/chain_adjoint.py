@@ -86,7 +86,7 @@ def chain_record(
         recompute,
         check_precision(precision, state.dtype),
     )
-    p = plan(tile or choose_tile(B, 0, state.dtype), B, 0, max(mlp.hidden), tape.precision, state.device)
+    p = plan(tile or choose_tile(B, 0, state.dtype, state.device), B, 0, max(mlp.hidden), tape.precision, state.device)
     next_state = state.new_empty(B, d)
     start(
         chain_record_kernel,
@@ -149,7 +149,9 @@ def chain_adjoint(
     )["B"]
     state_mean, state_std, _, out_std = scales(dynamics, *DYNAMICS_SCALES)
     weights, biases, norms = parameters(mlp)
-    p = plan(tile or choose_tile(B, 0, cotangent.dtype), B, 0, max(mlp.hidden), tape.precision, cotangent.device)
+    p = plan(
+        tile or choose_tile(B, 0, cotangent.dtype, cotangent.device), B, 0, max(mlp.hidden), tape.precision, cotangent.device
+    )
     slopes, hats, inv_std = tape.slopes, tape.hats, tape.inv_std
     if tape.recompute:
         rows = p.programs * p.shape.rows

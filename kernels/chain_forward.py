@@ -65,7 +65,7 @@ def chain_forward(
     B, T = sizes["B"], sizes["T"]
     weights, biases, norms = parameters(mlp)
     noise = noise if noise.stride()[1:] == (d, 1) else noise.contiguous()
-    tile = tile or choose_tile(B, T, state.dtype)
+    tile = tile or choose_tile(B, T, state.dtype, state.device)
     p = plan(tile, B, T, max(mlp.hidden), check_precision(precision, state.dtype), state.device)
     next_state, tangents = torch.empty_like(state, memory_format=torch.contiguous_format), state.new_empty(B, T, d)
     start(

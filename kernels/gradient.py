@@ -13,9 +13,10 @@ from typing import cast
 import jacrec.engine.gradient
 from jacrec.engine.problem import Problem
 from jacrec.engine.types import PolicyGradient
-from jacrec.kernels import graphs, served
+from jacrec.kernels import automatic, graphs, kept, served
 from jacrec.kernels.chain import chain_adjoint, chain_forward, chain_record
-from jacrec.kernels.launch import check_precision
+from jacrec.kernels.kept import kept_plan as kept_plan
+from jacrec.kernels.launch import check_precision, is_compiling
 from jacrec.kernels.rollout import rollout_gradient, rollout_unsupported_reason, worthwhile
 from jacrec.kernels.served import require_supported
 from jacrec.util.errors import expect_one_of
@@ -24,7 +25,8 @@ from jacrec.util.errors import expect_one_of
 def unsupported_reason(p: Problem, form: str) -> str | None:
     """Why these kernels cannot compute `form` ("forward" or "adjoint") of this gradient; None if they can."""
     expect_one_of("form", form, ("forward", "adjoint"))
-    return served.unsupported_reason(p)
+    facts = kept.facts(p)
+    return served.unsupported_reason(p) if facts is None else facts.unsupported_reason(p)
 
 
 def chain_at(precision: str) -> ModuleType:
@@ -68,4 +70,23 @@ def adjoint_gradient(p: Problem, *, recompute: bool = False, precision: str | No
 
 
 def _recorded(p: Problem, prepare: Callable[[], Callable[[Problem], PolicyGradient]], *options: Hashable) -> PolicyGradient:
-    return graphs.replayed(p, prepare, *options) if graphs.recordable(p) else prepare()(p)
+    p = kept.examined(p)
+    return graphs.replayed(p, prepare, *options) if graphs.recordable(p) and not is_compiling() else prepare()(p)
+
+
+def auto_gradient(p: Problem) -> PolicyGradient:
+    """The gradient for `Auto`: the form by size, plain torch where kernels fail; see `jacrec.kernels.automatic`."""
+    return automatic.auto_gradient(p, FORMS)
+
+
+def compile_form(p: Problem, form: str) -> None:
+    """Within `jacrec.kernels.launch.compiling`: compile what a form, or "auto", launches."""
+    FORMS[automatic.choose(p).form if form == "auto" else form](p)
+
+
+FORMS: dict[str, Callable[[Problem], PolicyGradient]] = {
+    "rollout": forward_gradient,
+    "forward": forward_gradient,
+    "adjoint": adjoint_gradient,
+}
+"""by `jacrec.kernels.automatic.Choice.form`"""

@@ -1,60 +1,72 @@
-"""CUDA graphs of whole gradients: recorded once for given sizes and storages, replayed with one call.
+"""CUDA graphs of whole gradients: recorded once per sizes and storages, replayed with one call.
 
 A gradient with fused chains is still some hundred small operations (policy, reward, critic, contraction), whose dispatch costs
 more than their work. None of them reads anything back, so all are recorded once. A graph reads parameters where they lie:
 changes in place are seen; another storage, shape or structure is another key and a new recording.
 """
 
+import threading
+from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from jacrec.engine.jacobians.policy import has_written_jacobian
 from jacrec.engine.problem import Problem
 from jacrec.engine.types import PolicyGradient
-from jacrec.kernels.store import LruStore
-from jacrec.models.dynamics import ChainDynamics
-from jacrec.models.networks import MLP, Denoiser, LayerNorm, RewardModel, TwinCritic, has_manual_derivatives
+from jacrec.kernels import kept
 from jacrec.models.world import BatchedPolicy
 
 MOST_GRAPHS = 16
-"""recordings kept, the most recently used ones; each holds its own intermediate memory"""
+"""recordings kept; the least recently used goes first"""
+MOST_BYTES = 2 * 2**30
+"""device memory that all recordings may hold together; the one used last is kept whatever it holds"""
 
 
-def parts(p: Problem) -> list[nn.Module]:
-    """Policy, dynamics, reward and critic, where they are modules."""
-    return [x for x in (p.policy, p.world.dynamics, p.world.reward, p.world.critic) if isinstance(x, nn.Module)]
+class Recordings:
+    """The recordings used last, at most `most` of them and at most `most_bytes` of memory."""
+
+    def __init__(self, most: int, most_bytes: int):
+        self.most, self.most_bytes = most, most_bytes
+        self.entries: OrderedDict[Hashable, Any] = OrderedDict()
+
+    def get(self, key: Hashable, make: Callable[[], Any]) -> Any:
+        """The entry of `key`, made if there is none; an entry has `bytes`."""
+        if key not in self.entries:
+            # before the next one is made, so that its memory is free then
+            self._shrink(self.most - 1)
+            self.entries[key] = make()
+        self.entries.move_to_end(key)
+        self._shrink(self.most)
+        return self.entries[key]
+
+    def _shrink(self, most: int) -> None:
+        while len(self.entries) > most or (len(self.entries) > 1 and self.bytes > self.most_bytes):
+            self.entries.popitem(last=False)
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    @property
+    def bytes(self) -> int:
+        """Device memory held by all entries."""
+        return sum(entry.bytes for entry in self.entries.values())
 
 
 def recordable(p: Problem) -> bool:
-    """Whether the whole problem is jacrec's own, on a GPU: a third-party module may synchronise, or keep state."""
-    own = isinstance(p.world.dynamics, ChainDynamics) and type(p.world.reward) is RewardModel
-    own = own and type(p.world.critic) is TwinCritic and has_written_jacobian(p.policy)
-    return own and p.state.device.type == "cuda" and all(map(has_manual_derivatives, parts(p)[1:]))
+    """Whether a problem's gradient can be recorded: all jacrec's own, on a GPU. Other modules may read back or have state."""
+    return p.state.device.type == "cuda" and kept.facts(p) is not None
 
 
 def key(p: Problem, *options: Hashable) -> Hashable:
     """All that a recording depends on, except the values of tensors.
 
-    Identities are valid while the objects live: a recording kept under this key keeps `parts(p)` too.
+    Identities count while the modules live: a recording kept under this key keeps them alive.
     """
-    modules = parts(p)
-    tensors, settings = [], []
-    for part in modules:
-        for x in part.modules():
-            tensors += [t for t in (*x._parameters.values(), *x._buffers.values()) if t is not None]
-            if isinstance(x, MLP):
-                settings.append((x.hidden, x.activation, x.act, x.residual, x.tanh_output, x.stack, len(x.norms)))
-            elif isinstance(x, LayerNorm):
-                settings.append((x.eps,))
-            elif isinstance(x, ChainDynamics):
-                settings.append((x.target, x.times, *x.c_u, *x.c_net, *x.sigma, x.noises))
-            elif isinstance(x, Denoiser):
-                settings.append((x.embedding_dim, x.times))
-            elif isinstance(x, TwinCritic):
-                settings.append((x.critics,))
+    facts = kept.facts(p)
+    assert facts is not None
     return (
         options,
         p.noise.shape,
@@ -66,9 +78,7 @@ def key(p: Problem, *options: Hashable) -> Hashable:
         p.state.device,
         torch.get_float32_matmul_precision(),
         torch.are_deterministic_algorithms_enabled(),
-        tuple(map(id, modules)),
-        tuple((t.data_ptr(), t.dtype, t.shape, t.stride()) for t in tensors),
-        tuple(settings),
+        facts.structure,
     )
 
 
@@ -94,17 +104,34 @@ class Recording:
     noise: Tensor
     flat: Tensor
     alive: tuple  # what the graph points into
+    bytes: int
+    """device memory of its private pool and inputs"""
+    done: Any
+    """the event that the last replay's output has been copied"""
+    stream: Any = None
+    """where it was replayed last"""
 
     def replay(self, p: Problem) -> PolicyGradient:
         """The gradient at the problem's state and noise, in memory of its own."""
-        self.state.copy_(p.state)
-        self.noise.copy_(p.noise)
-        self.graph.replay()
-        return unflatten(self.flat.clone(), p)
+        with torch.cuda.device(self.state.device):
+            stream = torch.cuda.current_stream()
+            if self.stream is not None and self.stream != stream:
+                stream.wait_event(self.done)
+            self.state.copy_(p.state)
+            self.noise.copy_(p.noise)
+            self.graph.replay()
+            flat = self.flat.clone()
+            self.done.record(stream)
+            self.stream = stream
+        return unflatten(flat, p)
 
 
 def record(p: Problem, compute: Callable[[Problem], PolicyGradient], alive: tuple) -> Recording:
-    """Record `compute` at the sizes of `p`."""
+    """Record `compute` at the sizes of `p`.
+
+    In the capture mode "thread_local": in the default mode, a call that cannot be captured (an allocation, a
+    synchronisation) on any other thread would end the recording with an error.
+    """
     state, noise = p.state.detach().clone(), p.noise.detach().clone(memory_format=torch.contiguous_format)
     fixed = Problem(p.policy, p.world, state, noise, p.single)
     with torch.cuda.device(state.device):
@@ -116,31 +143,34 @@ def record(p: Problem, compute: Callable[[Problem], PolicyGradient], alive: tupl
                 flatten(compute(fixed))
         torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
+        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+            before = torch.cuda.memory_reserved()  # the context begins by giving back what is cached
             flat = flatten(compute(fixed))
-    return Recording(graph, state, noise, flat, alive)
+            pool = max(0, torch.cuda.memory_reserved() - before)
+    held = sum(x.numel() * x.element_size() for x in (state, noise))
+    return Recording(graph, state, noise, flat, alive, pool + held, torch.cuda.Event())
 
 
-_RECORDINGS: LruStore[Recording] = LruStore(MOST_GRAPHS)
+_RECORDINGS = Recordings(MOST_GRAPHS, MOST_BYTES)
+_lock = threading.RLock()
 
 
 @torch.no_grad()
 def replayed(p: Problem, prepare: Callable[[], Callable[[Problem], PolicyGradient]], *options: Hashable) -> PolicyGradient:
-    """The gradient by its recording. If there is none yet, `prepare` checks the problem and returns what is to be recorded.
+    """The gradient by its recording. `prepare` is called where there is none yet, checks, and returns what is to be recorded.
 
-    options: what, beside the problem, decides what `prepare` returns. Recordings share fixed inputs: calls from several
-    threads or streams at once need a lock around them.
+    Recordings share fixed inputs: a lock and, across streams, an event let calls from several threads take turns.
+
+    Args:
+        options: what, beside the problem, decides what `prepare` returns.
     """
-    own = key(p, *options)
-    found = _RECORDINGS.get(own)
-    if found is None:
-        _RECORDINGS.make_room()  # a recording's memory is free before the next one is made
+    with _lock:
         template = p.policy.template if isinstance(p.policy, BatchedPolicy) else None
-        found = record(p, prepare(), (*parts(p), template))
-        _RECORDINGS.put(own, found)
-    return found.replay(p)
+        alive = (*kept.modules(p.policy, p.world), template)
+        return _RECORDINGS.get(key(p, *options), lambda: record(p, prepare(), alive)).replay(p)
 
 
 def forget() -> None:
     """Free all recordings."""
-    _RECORDINGS.clear()
+    with _lock:
+        _RECORDINGS.entries.clear()

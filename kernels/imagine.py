@@ -52,7 +52,7 @@ def network(
     return y
 
 
-@triton.jit
+@triton.jit(do_not_specialize=("PARTICLES", "GROUP"), do_not_specialize_on_alignment=("state", "noise"))
 def rollout_kernel(
     returns,
     w,
@@ -83,6 +83,8 @@ def rollout_kernel(
     critic_biases,
     critic_norms,
     scratch,
+    PARTICLES,
+    GROUP,
     H: tl.constexpr,
     K: tl.constexpr,
     NOISES: tl.constexpr,
@@ -93,8 +95,6 @@ def rollout_kernel(
     STRIDE: tl.constexpr,
     DIFFERENCE: tl.constexpr,
     CRITICS: tl.constexpr,
-    PARTICLES: tl.constexpr,
-    GROUP: tl.constexpr,
     NET: tl.constexpr,
     POLICY: tl.constexpr,
     REWARD: tl.constexpr,

@@ -2,14 +2,18 @@
 
 import functools
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
 import triton
 from torch import Tensor, nn
 
+from jacrec.kernels.failures import KernelBuildError, is_build_failure
 from jacrec.kernels.rows import Net, Shape, value_rows
 from jacrec.models.dynamics import ChainDynamics
 from jacrec.models.networks import MLP
@@ -36,22 +40,20 @@ class Tile:
     per_particle: int | None = None
     """rows of one particle, a power of two; None: as many as hold all its tangents (at most `rows`). With fewer, a
     particle's tangents are spread over several programs, each of which carries the value again"""
-    resident: int = 2
-    """programs per multiprocessor; each works through its share of the tiles with one scratch"""
+    resident: int = 1
+    """programs per multiprocessor; each works through its share of the tiles with one scratch. With 8 warps and more than
+    128 registers per thread, as all float32 kernels have, a multiprocessor holds one"""
 
 
-TILES: dict[str, Tile] = {
-    # one tensor-core tile of rows per program: as many multiprocessors as there are particles, each with the least latency
-    "few": Tile(rows=16, columns=256, inner=32, warps=8, stages=3),
-    # a weight read from L2 serves four times the rows; 64 is also what Hopper's warp-group products start from
-    "many": Tile(rows=64, columns=128, inner=32, warps=8, stages=3),
-    # float64: elements twice as large, products a quarter as wide
-    "double": Tile(rows=16, columns=64, inner=16, warps=4, stages=2),
+TILES: dict[int, Tile] = {
+    16: Tile(rows=16, columns=128, inner=32, warps=8, stages=3),
+    32: Tile(rows=32, columns=128, inner=32, warps=8, stages=3),
+    64: Tile(rows=64, columns=64, inner=16, warps=8, stages=3),
 }
-"""Starting points by reasoning about an H100/H200, not measured; `tune` times its neighbours on the GPU at hand."""
-
-MANY_ROWS = 16 * 132 * 2
-"""rows above which "many" is taken: two tiles of 16 for each of an H100's 132 multiprocessors. Not measured"""
+"""By rows. The widest columns with which every chain kernel compiles without stack for sm_90
+(benchmarks/results/kernel_resources_sm_90.json); times are not measured. `tune` times their neighbours on the GPU at hand"""
+DOUBLE = Tile(rows=16, columns=64, inner=16, warps=8, stages=2)
+"""of float64: elements twice as large, products a quarter as wide"""
 
 
 def interpreted() -> bool:
@@ -78,11 +80,18 @@ def net(mlp: MLP) -> Net:
     return Net(mlp.hidden, mlp.activation, bool(mlp.norms), mlp.residual, mlp.out_dim, mlp.norms[0].eps if mlp.norms else 0.0)
 
 
-def choose_tile(particles: int, T: int, dtype: torch.dtype) -> Tile:
-    """The entry of `TILES` for a batch of particles with T tangents each."""
+def choose_tile(particles: int, T: int, dtype: torch.dtype, device: torch.device) -> Tile:
+    """The smallest of `TILES` with which all programs run at once, one to a multiprocessor; else the largest.
+
+    Up to 64 rows a layer's time is that of reading its weights, so that a second wave of programs costs more than larger tiles.
+    """
     if dtype == torch.float64:
-        return TILES["double"]
-    return TILES["many" if particles * triton.next_power_of_2(1 + T) > MANY_ROWS else "few"]
+        return DOUBLE
+    for tile in TILES.values():
+        cut = plan(tile, particles, T, tile.columns, "ieee", device, all_at_once=True)
+        if cut.programs * cut.pieces <= multiprocessors(device):
+            return tile
+    return tile
 
 
 @dataclass(frozen=True)
@@ -116,26 +125,56 @@ class Plan:
 
 
 _STAGES: dict[tuple, int] = {}
+_compile_only: ContextVar[bool] = ContextVar("compile_only", default=False)
+
+
+@contextmanager
+def compiling() -> Iterator[None]:
+    """Within it, `start` compiles and launches nothing: the tensors that a kernel would fill stay uninitialised."""
+    token = _compile_only.set(True)
+    try:
+        yield
+    finally:
+        _compile_only.reset(token)
+
+
+def is_compiling() -> bool:
+    """Whether launches are compiled only."""
+    return _compile_only.get()
 
 
 def start(kernel: Any, cut: Plan, *arguments: Any, groups: int = 1, **constants: Any) -> None:
     """Launch a kernel on a plan's grid (times `groups`): its tensors in order, the compiler's constants by name.
 
     Where the GPU has too little shared memory for the plan's chunks in flight, fewer are used, from then on.
+
+    Raises:
+        KernelBuildError: the kernel cannot be compiled, or does not fit the GPU.
     """
     grid = cut.grid if groups == 1 else (*cut.grid, groups)
     key = (kernel, cut.shape, cut.warps, constants.get("NET"), arguments[0].dtype, arguments[0].device)
     stages = _STAGES.get(key, cut.stages)
+    launch = partial(kernel.run, grid=grid, warmup=True) if _compile_only.get() else kernel[grid]
     while True:
         try:
             with torch.cuda.device_of(arguments[0]):
-                kernel[grid](*arguments, **constants, SHAPE=cut.shape, **(cut.options | {"num_stages": stages}))
+                launch(*arguments, **constants, SHAPE=cut.shape, **(cut.options | {"num_stages": stages}))
             return
-        except triton.runtime.errors.OutOfResources:
-            if stages == 1:
+        except Exception as error:
+            if isinstance(error, triton.runtime.errors.OutOfResources) and stages > 1:
+                stages -= 1
+                _STAGES[key] = stages
+            elif is_build_failure(error):
+                name = getattr(kernel, "__name__", type(kernel).__name__)
+                tile = f"tiles of {cut.shape.rows} rows × {cut.shape.columns} columns, grid {grid}"
+                raise KernelBuildError(f"{name} ({tile}): {described(error)}") from error
+            else:
                 raise
-            stages -= 1
-            _STAGES[key] = stages
+
+
+def described(error: Exception) -> str:
+    """An exception in one line."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
 
 
 def plan(
@@ -232,7 +271,7 @@ def floor(
     inner = sum(a * b for a, b in zip((d, *widths), (*widths, d), strict=True))
     once = (d + m) * widths[0]
     size = torch.finfo(dtype).bits // 8
-    tile = tile or choose_tile(batch, T, dtype)
+    tile = tile or choose_tile(batch, T, dtype, dynamics.out_std.device)
     p = plan(tile, batch, T, max(widths), "ieee", torch.device("cpu"))
     tiles = triton.cdiv(batch, p.particles) * p.pieces
     passes = {None: 1, "stored": 2, "recompute": 3}[adjoint]
@@ -273,7 +312,7 @@ def tune(run: Callable[[Tile], object], tiles: list[Tile], *, repetitions: int =
     for tile in tiles:
         try:
             run(tile)
-        except triton.runtime.errors.OutOfResources:
+        except KernelBuildError:
             continue
         samples = []
         for _ in range(repetitions):

@@ -125,7 +125,10 @@ def reverse_chain(
     return u
 
 
-@triton.jit
+@triton.jit(
+    do_not_specialize=("B", "NOISE_STRIDE", "T", "ROUNDS"),
+    do_not_specialize_on_alignment=("state", "action", "noise", "ds", "da"),
+)
 def chain_forward_kernel(
     next_state,
     tangents,
@@ -146,16 +149,16 @@ def chain_forward_kernel(
     scratch,
     B,
     NOISE_STRIDE,
+    T,
+    ROUNDS,
     K: tl.constexpr,
     NOISES: tl.constexpr,
     D: tl.constexpr,
     M: tl.constexpr,
-    T: tl.constexpr,
     DP: tl.constexpr,
     MP: tl.constexpr,
     STRIDE: tl.constexpr,
     DIFFERENCE: tl.constexpr,
-    ROUNDS: tl.constexpr,
     NET: tl.constexpr,
     SHAPE: tl.constexpr,
 ):

@@ -16,6 +16,7 @@ from jacrec.engine.types import PolicyGradient
 from jacrec.kernels import refusals
 from jacrec.kernels.imagine import rollout_kernel
 from jacrec.kernels.launch import (
+    DOUBLE,
     TILES,
     Plan,
     Tile,
@@ -34,8 +35,9 @@ from jacrec.kernels.served import DYNAMICS_SCALES, MAX_DEPTH, MAX_WIDTH, unsuppo
 from jacrec.models.dynamics import ChainDynamics
 from jacrec.models.networks import MLP, RewardModel, TwinCritic
 
-ROLLOUT_ROWS = (16, 32, 64)
-"""tiles to choose from, smallest first: up to 64 rows a layer's time is that of reading its weights. Not measured"""
+ROLLOUT_TILES = (TILES[16], replace(TILES[32], inner=16), TILES[64])
+"""tiles to choose from, smallest first: up to 64 rows a layer's time is that of reading its weights. Chosen as `TILES`; the
+largest takes 16 bytes of stack"""
 ROLLOUT_WAVES = 1
 """programs per multiprocessor up to which a rollout is one launch: beyond, arithmetic counts, and the separate chains carry
 fewer tangents. Not measured"""
@@ -77,11 +79,11 @@ def rollout_plan(p: Problem, m: int, precision: str, tile: Tile | None = None) -
     """
     T, group, groups = (p.H + 1) * m, p.M if p.batched else p.N * p.M, p.N if p.batched else 1
     widest = max(max(mlp.hidden) for mlp in networks(p).values())
-    start = tile or TILES["double" if p.state.dtype == torch.float64 else "few"]
-    room, device = multiprocessors(p.state.device), p.state.device
-    for rows in (start.rows,) if tile else ROLLOUT_ROWS:
-        cut = plan(replace(start, rows=rows), group, T, widest, precision, device, all_at_once=True)
-        if groups * cut.programs * cut.pieces <= room:
+    device = p.state.device
+    tiles = (tile,) if tile else (DOUBLE,) if p.state.dtype == torch.float64 else ROLLOUT_TILES
+    for tile in tiles:
+        cut = plan(tile, group, T, widest, precision, device, all_at_once=True)
+        if groups * cut.programs * cut.pieces <= multiprocessors(device):
             break
     return cut
 

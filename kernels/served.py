@@ -1,6 +1,7 @@
 """What the Triton kernels can serve: sizes, devices, and arguments that fit; what holds for modules is in `refusals`."""
 
 from collections.abc import Sequence
+from functools import cache
 
 import torch
 from torch import Tensor, nn
@@ -93,7 +94,28 @@ def _device_reason(device: torch.device) -> str | None:
         )
     if device.type == "cuda" and interpreted():
         return "device: the kernels were imported with TRITON_INTERPRET=1, which is for CPU tensors; unset it"
+    return _gpu_reason(device) if device.type == "cuda" else None
+
+
+LEAST_CAPABILITY = (8, 0)
+"""Ampere, the first whose tensor cores multiply TF32 and float64"""
+
+
+def _gpu_reason(device: torch.device) -> str | None:
+    """Why the kernels cannot run on a GPU: ROCm, or too old."""
+    if torch.version.hip is not None:
+        return f"device: expected an NVIDIA GPU, got one of ROCm {torch.version.hip}, for which the kernels are not tested"
+    found = compute_capability(device)
+    if found < LEAST_CAPABILITY:
+        least, got = (".".join(map(str, x)) for x in (LEAST_CAPABILITY, found))
+        return f"device: expected a compute capability of at least {least}, got {got} ({torch.cuda.get_device_name(device)})"
     return None
+
+
+@cache
+def compute_capability(device: torch.device) -> tuple[int, int]:
+    """A GPU's compute capability, asked for once."""
+    return torch.cuda.get_device_capability(device)
 
 
 def fitting(like: Tensor, arguments: dict[str, tuple[object, Sequence[int | str]]]) -> dict[str, int]:

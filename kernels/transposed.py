@@ -12,7 +12,7 @@ from jacrec.kernels.reverse import condition, denoise, reverse_chain
 from jacrec.kernels.rows import at, product
 
 
-@triton.jit
+@triton.jit(do_not_specialize=("B", "NOISE_STRIDE", "ROUNDS"), do_not_specialize_on_alignment=("state", "action", "noise"))
 def chain_record_kernel(
     next_state,
     state,
@@ -34,6 +34,7 @@ def chain_record_kernel(
     latents,
     B,
     NOISE_STRIDE,
+    ROUNDS,
     K: tl.constexpr,
     NOISES: tl.constexpr,
     D: tl.constexpr,
@@ -44,7 +45,6 @@ def chain_record_kernel(
     G: tl.constexpr,
     DIFFERENCE: tl.constexpr,
     KEEP: tl.constexpr,
-    ROUNDS: tl.constexpr,
     NET: tl.constexpr,
     SHAPE: tl.constexpr,
 ):
@@ -75,7 +75,7 @@ def chain_record_kernel(
             hats + particle * G,
             inv_std + particle * len(NET.hidden),
             latents + particle * D,
-            B.to(tl.int64),
+            tl.cast(B, tl.int64),
             K,
             NOISES,
             D,
@@ -93,7 +93,7 @@ def chain_record_kernel(
         tl.store(next_state + particle * D + c, decoded, mask=live & (c < D))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=("B", "ROUNDS"), do_not_specialize_on_alignment=("cotangent", "state", "action"))
 def chain_adjoint_kernel(
     v_s,
     v_a,
@@ -114,6 +114,7 @@ def chain_adjoint_kernel(
     inv_std,
     latents,
     B,
+    ROUNDS,
     K: tl.constexpr,
     D: tl.constexpr,
     M: tl.constexpr,
@@ -123,7 +124,6 @@ def chain_adjoint_kernel(
     G: tl.constexpr,
     DIFFERENCE: tl.constexpr,
     RECOMPUTE: tl.constexpr,
-    ROUNDS: tl.constexpr,
     NET: tl.constexpr,
     SHAPE: tl.constexpr,
 ):
@@ -158,14 +158,14 @@ def chain_adjoint_kernel(
             condition(S, A, weights[0], constant, D, M, STRIDE, NET, SHAPE)
         else:
             tape_row = particle
-            tape_step = B.to(tl.int64)
+            tape_step = tl.cast(B, tl.int64)
         for n0 in range(0, NET.hidden[0], SHAPE.columns):
             cols = n0 + tl.arange(0, SHAPE.columns)
             tl.store(at(total, cols, SHAPE), tl.zeros((ROWS, COLUMNS), mu.dtype))
         for entry in range(K):  # k − 1
             row = tape_row + entry * tape_step
             if RECOMPUTE:
-                u = tl.load(latents + (entry * B.to(tl.int64) + particle) * D + c, mask=live & (c < D), other=0.0)
+                u = tl.load(latents + (entry * tl.cast(B, tl.int64) + particle) * D + c, mask=live & (c < D), other=0.0)
                 denoise(
                     u,
                     table + entry * NET.hidden[0],

@@ -33,6 +33,8 @@ settings.register_profile("jacrec", shared, derandomize=True, database=None)
 settings.register_profile(
     "random", shared, derandomize=False, database=DirectoryBasedExampleDatabase(ROOT / ".hypothesis" / "examples")
 )
+# for benchmarks/gpu.py, where each smaller example would be a compilation
+settings.register_profile("no-shrinking", settings.get_profile("jacrec"), phases=(Phase.explicit, Phase.reuse, Phase.generate))
 settings.load_profile("jacrec")
 
 

@@ -175,7 +175,7 @@ def check_devices() -> list[Check]:
     return [cpu, Check("gpu", "ok", "none; everything runs on the CPU")]
 
 
-def small_problem() -> tuple:
+def small_problem(device: str = "cpu") -> tuple:
     """A small policy, world, state and noise in float64."""
     import torch
 
@@ -195,14 +195,15 @@ def small_problem() -> tuple:
             0.99,
         )
     state = torch.randn(4, generator=generator, dtype=torch.float64)
-    return policy, world, state, noise_like(world, state, 3, 2, generator)
+    noise = noise_like(world, state, 3, 2, generator)
+    return policy.to(device), world.to(device), state.to(device), noise.to(device)
 
 
-def gradient_error(*methods) -> float:
+def gradient_error(*methods, device: str = "cpu") -> float:
     """The largest difference between the methods' gradients and autograd's, relative to the largest entry."""
     from jacrec.engine.methods import Autograd, policy_gradient
 
-    problem = small_problem()
+    problem = small_problem(device)
     reference = policy_gradient(*problem, method=Autograd()).gradient
     scale = max(float(g.abs().max()) for g in reference.values())
     gradients = [policy_gradient(*problem, method=method).gradient for method in methods]
@@ -242,10 +243,25 @@ def check_kernels() -> list[Check]:
         return [cpu, Check("gpu kernels", "note", "triton is not installed", OPTIONAL["triton"])]
     found = f"triton {version('triton')}, "
     if torch.cuda.is_available():
-        how = "interprets: unset TRITON_INTERPRET" if interpreted else "compiles for the GPU"
-        return [cpu, Check("gpu kernels", "ok", found + how)]
+        unset = Check("gpu kernels", "note", found + "interprets", "unset TRITON_INTERPRET")
+        return [cpu, unset if interpreted else check_triton(found)]
     how = "interpreted (slow: for tests)" if interpreted else "no GPU: usable only for tests, with TRITON_INTERPRET=1"
     return [cpu, Check("gpu kernels", "ok", found + how)]
+
+
+def check_triton(found: str) -> Check:
+    """A GPU's fused kernels on a small problem: whether they compile, and agree with autograd."""
+    from jacrec.engine.methods import Adjoint, Forward
+
+    methods = Forward(kernel="fused"), Adjoint(kernel="fused"), Adjoint(kernel="fused", recompute=True)
+    try:
+        error = gradient_error(*methods, device="cuda")
+    except (RuntimeError, ValueError) as reason:  # KernelBuildError is a RuntimeError, a refusal a ValueError
+        told = f"{found}gradients are computed in plain torch: {type(reason).__name__}: {' '.join(str(reason).split())}"
+        return Check("gpu kernels", "note", told, "install a C compiler, or report this message")
+    good = error < 1e-10
+    told = f"{found}compiles for the GPU; agrees with autograd to {error:.0e}"
+    return Check("gpu kernels", "ok" if good else "broken", told, "" if good else REPORT)
 
 
 def check_physics() -> list[Check]:

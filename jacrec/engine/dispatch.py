@@ -60,15 +60,15 @@ def unsupported_reason(p: Problem, form: str) -> str | None:
 
 
 def kept_plan(policy: nn.Module, world: World, state: Tensor) -> object | None:
-    """The plan that the CPU kernels keep for a policy and a world, if neither has changed since it was made.
+    """The plan that the device's kernels keep for a policy and a world, if neither has changed since it was made.
 
     None before the first use of the kernels, which are not loaded for it, and for arguments that are not a policy, a
     world and a state.
     """
-    module = _loaded.get("cpu")
-    if not isinstance(module, ModuleType) or not isinstance(world, World) or not isinstance(state, Tensor):
+    if not isinstance(world, World) or not isinstance(state, Tensor) or not state.dim():
         return None
-    return module.kept_plan(policy, world, state) if state.dim() and state.device.type == "cpu" else None
+    module = _loaded.get(state.device.type)
+    return module.kept_plan(policy, world, state) if isinstance(module, ModuleType) else None
 
 
 def kernels(p: Problem, form: str, *, checked: bool = False) -> ModuleType:

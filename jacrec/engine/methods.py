@@ -184,7 +184,11 @@ class Auto:
         return METHODS[preferred(problem)]
 
     def gradient(self, problem: Problem) -> PolicyGradient:
-        return self.choose(problem).gradient(problem)
+        chosen = preferred(problem)
+        if chosen == "fused-adjoint" and problem.state.device.type == "cuda":
+            # the form by size, and plain torch where a kernel fails
+            return kernels(problem, "adjoint", checked=True).auto_gradient(problem)
+        return METHODS[chosen].gradient(problem)
 
 
 METHODS: dict[str, Method] = {

@@ -89,3 +89,18 @@ def test_phases_cover_the_gradient(load, name):
     assert parts["Jacobians"] >= 0
     assert all(torch.equal(before[k], g) for k, g in gradient().gradient.items())
     assert phases.phases(peers.CONTESTANTS["torch autograd"].prepare(case).gradient, "cpu") == {}
+
+
+def test_estimates_of_one_launch(load):
+    floor, problems = load("floor"), load("problems")
+    found = floor.launch_estimates(problems.make(problems.Size("hopper", 1, 3, 10, 256)))
+    weights = 30 * (256 * 25 + 2 * 256**2 + 256 * 11) + 4 * 134656 + 3 * 134912 + 269824
+    reading = 1e3 * 4 * weights / (64 * 1.755e9)
+    assert found["one block, reading"] == [round(reading, 3)] * 2
+    assert found["one block"] == [round(3 * reading, 3), round(4.8 * reading, 3)]
+    least, most = found["spread over 8 to 16 blocks"]
+    layers = 30 * 4 + 4 * 4 + 3 * 4 + 2 * 4
+    assert layers * 1e-3 < least < most < 2 * layers * 1.5e-3
+    more = floor.launch_estimates(problems.make(problems.Size("hopper", 100, 3, 10, 256)))
+    assert more == found  # flat in the number of particles, up to a wave of tiles
+    assert floor.launch_estimates(problems.make(problems.Size("hopper", 1, 3, 1, 16, "deterministic"))) is None

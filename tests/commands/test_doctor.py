@@ -125,3 +125,32 @@ def test_a_video_that_cannot_be_made_says_why(monkeypatch, tmp_path):
     film = video.record_video(run, EvalConfig(), tmp_path)
     assert film.path is None
     assert film.reason.startswith("ImportError: no EGL; on Debian")
+
+
+def test_kernels_of_a_gpu_are_tried(monkeypatch):
+    from jacrec.kernels.failures import KernelBuildError
+
+    real = doctor.gradient_error
+
+    def on_gpu(*methods, device="cpu"):
+        if device == "cpu":
+            return real(*methods)
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
+
+    monkeypatch.setattr(doctor, "gradient_error", on_gpu)
+    for given, status, words in (
+        (1e-13, "ok", "agrees with autograd to 1e-13"),
+        (1e-3, "broken", "agrees with autograd to 1e-03"),
+        (
+            KernelBuildError("rollout_kernel: Failed to find\nC compiler"),
+            "note",
+            "plain torch: KernelBuildError: rollout_kernel",
+        ),
+        (ValueError("device: expected a compute capability of at least 8.0, got 7.5"), "note", "got 7.5"),
+    ):
+        outcome = given
+        check = doctor.check_triton("triton 3.9.0, ")
+        assert check.status == status
+        assert words in check.found

@@ -17,6 +17,7 @@ from jacrec.engine.jacobians import chain as plain
 from jacrec.kernels import chain as fused
 from jacrec.kernels import launch
 from jacrec.kernels.activation import activate
+from jacrec.kernels.failures import KernelBuildError
 from jacrec.kernels.rows import Net
 from jacrec.kernels.served import unsupported_reason
 from jacrec.models.activations import ACTIVATIONS
@@ -260,7 +261,7 @@ def test_a_gpu_with_little_shared_memory_gets_fewer_stages_from_then_on():
         launch.start(kernel, cut, torch.zeros(1))
     assert tried == [3, 2, 2]
     limit = 0
-    with pytest.raises(OutOfResources):
+    with pytest.raises(KernelBuildError, match="OutOfResources"):
         launch.start(kernel, cut, torch.zeros(1))
 
 

@@ -1,5 +1,6 @@
 """Whole gradients with the Triton kernels against autograd; the rollout in one launch; what a CUDA graph is known by."""
 
+from types import SimpleNamespace
 from unittest import mock
 
 import pytest
@@ -97,12 +98,25 @@ def test_few_particles_take_one_launch_and_strangers_the_chains():
 
 
 def test_a_rollout_takes_the_smallest_tile_that_runs_at_once():
-    for M, rows, pieces in ((1, 16, 1), (64, 16, 1), (132, 16, 1), (200, 32, 1), (500, 64, 1), (5000, 64, 1)):
-        p = problem(*imagine(1, M, 4, False, dict(hidden=(7,)), 0))  # 10 columns: 16 rows to a particle
+    # 10 columns: 16 rows to a particle
+    for M, rows, columns, pieces in ((1, 16, 128, 1), (64, 16, 128, 1), (132, 16, 128, 1), (200, 32, 128, 1), (500, 64, 64, 1)):
+        policy, world, state, noise = imagine(1, M, 4, False, dict(hidden=(200,)), 0)
+        p = problem(policy.float(), world.to(torch.float32), state.float(), noise.float())
         with mock.patch.object(rollout, "multiprocessors", return_value=132):
             cut = rollout.rollout_plan(p, 2, "ieee")
-        assert (cut.shape.rows if p.state.dtype == torch.float32 else rows, cut.pieces) == (rows, pieces)
+            assert rollout.worthwhile(p)
+        assert (cut.shape.rows, cut.shape.columns, cut.pieces) == (rows, columns, pieces)
         assert cut.programs * cut.particles >= M
+
+
+@pytest.mark.parametrize(
+    ("T", "rows"), [(0, {1: 16, 2112: 16, 2113: 32, 4224: 32, 4225: 64, 9000: 64}), (14, {132: 16, 133: 32})]
+)
+def test_chains_take_the_smallest_tile_that_runs_at_once(T, rows):
+    with mock.patch.object(launch, "multiprocessors", return_value=132):
+        for B, expected in rows.items():
+            assert launch.choose_tile(B, T, torch.float32, torch.device("cpu")).rows == expected
+        assert launch.choose_tile(64, T, torch.float64, torch.device("cpu")) == launch.DOUBLE
 
 
 def test_a_recording_is_known_by_all_that_it_depends_on():
@@ -140,10 +154,29 @@ def test_a_recording_is_known_by_all_that_it_depends_on():
 
 
 def test_recordings_are_bounded_and_the_least_recently_used_goes():
+    recordings, made = graphs.Recordings(2, 100), []
+
+    def get(name, size=10):
+        return recordings.get(name, lambda: made.append(name) or SimpleNamespace(name=name, bytes=size))
+
+    for name in "abacb":
+        assert get(name).name == name
+    assert made == ["a", "b", "c", "b"]
+    assert list(recordings.entries) == ["c", "b"]
+    get("large", 95)
+    assert list(recordings.entries) == ["large"]
+    get("larger", 200)
+    assert list(recordings.entries) == ["larger"]
+    assert recordings.bytes == 200
+
+
+def test_the_oldest_recording_goes_before_the_next_is_made():
     args = imagine(1, 2, 1, False, dict(hidden=(7,)), 0)
     made = []
 
     class Recording:
+        bytes = 0
+
         def __init__(self, p):
             made.append(p.H)
             assert len(graphs._RECORDINGS) < 2  # the oldest one's memory is free by now
@@ -153,7 +186,7 @@ def test_recordings_are_bounded_and_the_least_recently_used_goes():
 
     graphs.forget()
     fake = mock.patch.object(graphs, "record", lambda p, compute, alive: Recording(p))
-    with fake, mock.patch.object(graphs._RECORDINGS, "limit", 2):
+    with fake, mock.patch.object(graphs._RECORDINGS, "most", 2):
         for H in (0, 1, 0, 2, 1):
             p = problem(*args[:3], torch.zeros(1, 2, H, *args[3].shape[3:], dtype=torch.float64, device=DEVICE))
             assert graphs.replayed(p, lambda: None) == H

@@ -1,5 +1,7 @@
 """What a CUDA graph asks of a gradient that it records: nothing is read back, no history is kept. Without a GPU, too."""
 
+import threading
+import time
 from contextlib import nullcontext
 from types import SimpleNamespace
 from unittest import mock
@@ -92,20 +94,33 @@ def test_the_judge_sees_what_cannot_be_recorded(operation):
             operation(x)
 
 
+class Event:
+    """A CUDA event that tells what was asked of it."""
+
+    def __init__(self):
+        self.recorded = []
+
+    def record(self, stream):
+        self.recorded.append(stream)
+
+
 @pytest.fixture
 def replaying():
     """torch.cuda's graphs as far as a host can play them: recording computes, replaying changes nothing."""
+    modes, reserved = [], iter(range(0, 10**6, 1000))
     cuda = dict(
         device=lambda _: nullcontext(),
         Stream=mock.MagicMock,
+        Event=Event,
         stream=lambda _: nullcontext(),
-        current_stream=mock.MagicMock,
+        current_stream=mock.MagicMock(),
+        memory_reserved=lambda: next(reserved),
         CUDAGraph=lambda: SimpleNamespace(replay=lambda: None),
-        graph=lambda _: nullcontext(),
+        graph=lambda _, capture_error_mode="global": modes.append(capture_error_mode) or nullcontext(),
     )
     with mock.patch.multiple(torch.cuda, **cuda), mock.patch.object(graphs, "recordable", return_value=True):
         graphs.forget()
-        yield
+        yield modes
         graphs.forget()
 
 
@@ -116,8 +131,7 @@ def test_inputs_with_a_history_leave_none_in_a_recording(replaying):
     state, noise = state.requires_grad_() * 1.0, noise.requires_grad_() * 1.0
     for change in range(3):
         got = gradient.forward_gradient(problem(policy, world, state, noise))
-        (entry,) = graphs._RECORDINGS.entries.values()
-        recording = entry.thing
+        (recording,) = graphs._RECORDINGS.entries.values()
         for tensor in (recording.state, recording.noise, recording.flat, got.value, *got.gradient.values()):
             assert tensor.grad_fn is None
             assert not tensor.requires_grad
@@ -126,3 +140,45 @@ def test_inputs_with_a_history_leave_none_in_a_recording(replaying):
         state = state + 0.1 * change
     # what the inputs came from can still be differentiated
     state.sum().backward()
+
+
+def test_recording_survives_other_threads_and_holds_counted_memory(replaying):
+    p = problem(*imagine(1, 2, 1, False, dict(hidden=(7,)), 0))
+    gradient.forward_gradient(p)
+    assert replaying == ["thread_local"]
+    (recording,) = graphs._RECORDINGS.entries.values()
+    assert recording.bytes == 1000 + 8 * (p.state.numel() + p.noise.numel())
+
+
+def test_a_replay_on_another_stream_waits_for_the_last(replaying):
+    p = problem(*imagine(1, 2, 1, False, dict(hidden=(7,)), 0))
+    first, second = mock.MagicMock(), mock.MagicMock()
+    for stream in (first, first, second):
+        torch.cuda.current_stream.return_value = stream
+        gradient.forward_gradient(p)
+    (recording,) = graphs._RECORDINGS.entries.values()
+    assert recording.done.recorded == [first, first, second]
+    assert not first.wait_event.called
+    second.wait_event.assert_called_once_with(recording.done)
+
+
+def test_threads_take_turns_with_a_recording(replaying):
+    policy, world, state, noise = imagine(1, 2, 1, False, dict(hidden=(7,)), 0)
+    p = problem(policy, world, state, noise)
+    gradient.forward_gradient(p)
+    (recording,) = graphs._RECORDINGS.entries.values()
+    inside, most = [], []
+
+    def replay():
+        inside.append(1)
+        most.append(len(inside))
+        time.sleep(0.002)
+        inside.pop()
+
+    recording.graph.replay = replay
+    threads = [threading.Thread(target=lambda: [gradient.forward_gradient(p) for _ in range(5)]) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert most == [1] * 20

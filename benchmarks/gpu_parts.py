@@ -1,0 +1,313 @@
+"""What benchmarks/gpu.py measures, as rows by part: a name, and a call that returns what is written."""
+
+import importlib
+import itertools
+import re
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import cache, partial
+from importlib.util import find_spec
+
+import decision_speed
+import floor
+import grad_speed
+import harness
+import kernel_chain
+import kernel_speed
+import memory
+import torch
+from gpu_rows import Row
+from peers import CONTESTANTS
+from problems import Case, Size, make
+
+from jacrec.engine.shapes import problem
+
+ROOT = harness.RESULTS.parent.parent
+TESTS = ("test_triton_gradient", "test_triton", "test_triton_served", "test_triton_graphs")
+FIRST = (16, 1, 64, 4096, 256)
+"""M in the order of measurement: what is wanted most comes first"""
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How large the rows are."""
+
+    device: str
+    width: int
+    horizon: int
+    steps: int
+    tasks: tuple[str, ...]
+    smoke: tuple[int, ...]
+    """M of the smoke test"""
+    particles: tuple[int, ...]
+    contestants: tuple[str, ...]
+    repetitions: int
+    budget: float
+    tests: tuple[str, ...]
+    """files of tests/kernels, with an expression that selects tests"""
+
+    def size(self, task: str, M: int, **changes: object) -> Size:
+        """A size of this scale."""
+        return replace(Size(task, M, self.horizon, self.steps, self.width), **changes)
+
+
+FULL = Scale(
+    device="cuda",
+    width=256,
+    horizon=5,
+    steps=20,
+    tasks=("hopper", "halfcheetah"),
+    smoke=(1, 3, 64),
+    particles=FIRST,
+    contestants=tuple(c.name for c in CONTESTANTS.values() if "cuda" in c.default_on),
+    repetitions=9,
+    budget=0.3,
+    tests=tuple(f"{name}.py" for name in TESTS),
+)
+REHEARSAL = Scale(
+    device="cpu",
+    width=16,
+    horizon=1,
+    steps=2,
+    tasks=("hopper",),
+    smoke=(1, 3),
+    particles=(1, 3),
+    contestants=("torch autograd", "adjoint"),
+    repetitions=1,
+    budget=0.05,
+    tests=("test_triton_gradient.py -k vector",),
+)
+
+
+def case_of(scale: Scale, size: Size, dtype: torch.dtype = torch.float32) -> Case:
+    """The problem of a size on the scale's device."""
+    return make(size, dtype=dtype, device=scale.device)
+
+
+@cache
+def rates(device: str, width: int) -> floor.Rates:
+    """The machine's rates, measured at the first use in a process."""
+    return floor.measure_rates(width, torch.float32, device)
+
+
+def smoke(scale: Scale) -> list[Row]:
+    """The kernels compiled side by side, then each against its plain twin; half a minute."""
+    rows: list[Row] = [("compile", partial(compile_all, scale)), ("dot float64", partial(dot_float64, scale))]
+    for M in scale.smoke:
+        size = scale.size("hopper", M, K=min(scale.steps, 10))
+        rows += [
+            (f"{form} M {M}", partial(against_twin, scale, size, form))
+            for form in ("rollout", "forward", "adjoint", "recompute")
+        ]
+    rows.append(
+        (
+            f"adjoint float64 M {scale.smoke[-1]}",
+            partial(against_twin, scale, scale.size("hopper", scale.smoke[-1]), "adjoint", torch.float64),
+        )
+    )
+    if scale.device == "cuda":
+        rows.append(("recording beside a busy thread", partial(recorded_beside_a_thread, scale)))
+    return rows
+
+
+def compile_all(scale: Scale) -> dict:
+    """Compile what all gradients of the run launch, on all cores."""
+    if scale.device != "cuda":
+        return {"compiled": 0}
+    warmup = importlib.import_module("jacrec.kernels.warmup")
+    sizes = [scale.size(task, M) for task in scale.tasks for M in scale.particles]
+    sizes += [scale.size("hopper", M, K=min(scale.steps, 10)) for M in scale.smoke]
+    problems = [problem(*case_of(scale, size).arguments) for size in sizes]
+    return {"compiled": len(problems), "seconds": warmup.warm_up(problems, ("auto", "forward", "adjoint"))}
+
+
+def dot_float64(scale: Scale) -> dict:
+    """tl.dot in float64 at the shapes that the kernels use: Triton's code for some shapes has been wrong."""
+    dots = importlib.import_module("gpu_dot")
+    return {f"{m}x{n}x{k}": dots.error(m, n, k, scale.device) for m, n, k in ((16, 64, 16), (16, 16, 16), (16, 32, 32))}
+
+
+def against_twin(scale: Scale, size: Size, form: str, dtype: torch.dtype = torch.float32) -> dict:
+    """Errors of a form's gradient and of its plain twin's, both against float64.
+
+    Raises:
+        SystemExit: the kernel's is too large.
+    """
+    gradient, rollout = (importlib.import_module(f"jacrec.kernels.{name}") for name in ("gradient", "rollout"))
+    compute = {
+        "rollout": rollout.rollout_gradient,
+        "forward": gradient.forward_gradient,
+        "adjoint": gradient.adjoint_gradient,
+        "recompute": partial(gradient.adjoint_gradient, recompute=True),
+    }[form]
+    case = case_of(scale, size, dtype)
+    exact = CONTESTANTS["adjoint"].prepare(case.to(dtype=torch.float64)).flat()
+    own = grad_speed.disagreement(CONTESTANTS["adjoint"].prepare(case).flat(), exact)
+    result = compute(problem(*case.arguments))
+    flat = torch.cat([g.reshape(-1).double() for g in result.gradient.values()])
+    error = grad_speed.disagreement(flat, exact.to(flat.device))
+    # a sign that changes near a kink is no mistake of the kernel: 3e-3 was the most in 90 float32 gradients of plain torch
+    if not error <= max(kernel_chain.ERRORS * own, 1e-2 if dtype == torch.float32 else 1e-9):
+        raise SystemExit(f"{form}: expected an error near {own:.1e}, plain torch's, got {error:.1e}")
+    return {"error": error, "plain_error": own}
+
+
+def recorded_beside_a_thread(scale: Scale) -> dict:
+    """Record gradients while another thread allocates and synchronises."""
+    gradient, graphs = (importlib.import_module(f"jacrec.kernels.{name}") for name in ("gradient", "graphs"))
+    stop, made = threading.Event(), []
+
+    def busy() -> None:
+        while not stop.is_set():
+            made.append(float(torch.ones(1 << 20, device=scale.device).sum()))
+
+    thread = threading.Thread(target=busy)
+    thread.start()
+    try:
+        for M in scale.smoke:
+            graphs.forget()
+            p = problem(*case_of(scale, scale.size("hopper", M)).arguments)
+            for _ in range(3):
+                gradient.adjoint_gradient(p)
+    finally:
+        stop.set()
+        thread.join()
+    return {"allocations": len(made), "bytes": graphs._RECORDINGS.bytes}
+
+
+def tests(scale: Scale) -> list[Row]:
+    """The kernels' tests with compiled kernels, a row for each file."""
+    return [(words, partial(run_tests, words)) for words in scale.tests]
+
+
+def run_tests(words: str) -> dict:
+    """Run a file of tests; the numbers of its last line.
+
+    Raises:
+        SystemExit: a test failed; the end of pytest's report.
+    """
+    file, *selection = words.split(" ")
+    side_by_side = ["-n", str(min(12, harness.usable_cores()))] if find_spec("xdist") and not selection else []
+    # without the phase that looks for smaller failing examples: each would be a compilation
+    command = [sys.executable, "-m", "pytest", "-q", "--tb=line", "-p", "no:cacheprovider", "--hypothesis-profile=no-shrinking"]
+    done = subprocess.run(
+        [*command, *side_by_side, f"tests/kernels/{file}", *selection], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        raise SystemExit(f"{file}: {done.stdout[-1500:]}{done.stderr[-500:]}")
+    return {key: int(n) for n, key in re.findall(r"(\d+) (passed|skipped|deselected)", done.stdout.splitlines()[-1])}
+
+
+def kernels(scale: Scale) -> list[Row]:
+    """The chain's kernels alone, in every precision."""
+    fused = importlib.import_module("jacrec.kernels.chain")
+    precisions = kernel_speed.PRECISIONS["cuda"] if scale.device == "cuda" else ["ieee"]
+
+    def measured(size: Size) -> list[dict]:
+        tangents = [size.m, size.d + size.m]
+        machine = rates(scale.device, scale.width)
+        return kernel_chain.measure_chain(case_of(scale, size), fused, tangents, precisions, machine, scale.repetitions)
+
+    sizes = [scale.size(task, M, K=min(scale.steps, 10)) for M in scale.particles for task in scale.tasks]
+    return [(str(size), partial(measured, size)) for size in sizes]
+
+
+def gradients(scale: Scale) -> list[Row]:
+    """Whole gradients against their peers."""
+
+    def measured(size: Size) -> dict:
+        machine = rates(scale.device, size.width)
+        row = grad_speed.measure_size(
+            size, scale.contestants, machine, device=scale.device, repetitions=scale.repetitions, budget=scale.budget
+        )
+        return {**row, "launch_estimates": floor.launch_estimates(case_of(scale, size))}
+
+    sizes = [scale.size(task, M) for task in scale.tasks for M in scale.particles]
+    if scale.device == "cuda":
+        sizes += [Size("hopper", M, 5, K, scale.width, model) for model, K in grad_speed.CHEAP for M in (1, 16)]
+    return [(str(size), partial(measured, size)) for size in sizes]
+
+
+def decisions(scale: Scale) -> list[Row]:
+    """Decisions of one environment and of ten in lock-step."""
+    ask = decision_speed.Ask(1, scale.device, 200 if scale.device == "cuda" else 10, min(scale.budget * 3, 1.0))
+
+    def measured(size: Size, batch: int | None = None) -> dict:
+        return {**asdict(size), "N": batch, "ms": decision_speed.decisions(size, ask, batch=batch)}
+
+    rows: list[Row] = []
+    for task, M in itertools.product(scale.tasks, scale.smoke):
+        rows.append((f"{task} M {M}", partial(measured, scale.size(task, M, K=min(scale.steps, 10)))))
+    few = scale.size("hopper", min(16, scale.particles[-1]), K=min(scale.steps, 10))
+    return [
+        *rows,
+        ("meanflow", partial(measured, replace(few, K=1, model="meanflow"))),
+        ("10 in lock-step", partial(measured, few, 10)),
+    ]
+
+
+def memories(scale: Scale) -> list[Row]:
+    """Peak memory by method and K."""
+    steps = memory.STEPS if scale.device == "cuda" else memory.STEPS[:1]
+
+    def measured(method: str, K: int) -> dict:
+        return {k: v for k, v in memory.measure(method, K, scale.device).items() if k != "probes"}
+
+    return [(f"{method} K {K}", partial(measured, method, K)) for K in steps for method in memory.METHODS]
+
+
+def tiles(scale: Scale) -> list[Row]:
+    """The tiles that need little stack, compiled side by side for a kernel, then timed one by one."""
+    launch, rollout = (importlib.import_module(f"jacrec.kernels.{name}") for name in ("launch", "rollout"))
+    fused = importlib.import_module("jacrec.kernels.chain")
+    candidates = [
+        launch.Tile(r, c, i, 8, s) for r in (16, 32, 64) for c in (64, 128) for i in (16, 32) for s in (2, 3) if r * c <= 4096
+    ]
+    rows: list[Row] = []
+    for M in scale.particles[:1] if scale.device == "cpu" else (16, 256, 4096):
+        case = cache(partial(case_of, scale, scale.size("hopper", M, K=min(scale.steps, 10))))
+
+        def work(name: str, case: Callable[[], Case] = case) -> Callable[..., object]:
+            if name == "rollout":
+                return partial(rollout.rollout_gradient, problem(*case().arguments))
+            works = {x.kernel: x for x in kernel_chain.chain_work(case(), [case().size.m])}
+            return partial(works[name].call, fused)
+
+        def timed(name: str, tile, work: Callable[[str], Callable[..., object]] = work) -> dict:
+            run = work(name)
+            if scale.device == "cpu":
+                begun = time.perf_counter()
+                run(tile=tile)
+                return {"tile": asdict(tile), "ms": round(1e3 * (time.perf_counter() - begun), 4)}
+            return {"tile": asdict(tile), "ms": round(launch.tune(lambda chosen: run(tile=chosen), [tile])[1][tile], 4)}
+
+        def compiled(forms: Sequence[str], few: Sequence, work: Callable[[str], Callable[..., object]] = work) -> dict:
+            calls = [partial(work(form), tile=tile) for form in forms for tile in few]
+            if scale.device != "cuda":
+                return {"compiled": 0}
+            return {"compiled": len(calls), "seconds": importlib.import_module("jacrec.kernels.warmup").compile_calls(calls)}
+
+        forms = ("chain_forward", "chain_adjoint") + (("rollout",) if M <= 256 else ())
+        few = candidates[:1] if scale.device == "cpu" else candidates
+        rows.append((f"compile M {M}", partial(compiled, forms, few)))
+        rows += [
+            (f"{form} M {M} {t.rows} x {t.columns} x {t.inner}, {t.stages} stages", partial(timed, form, t))
+            for t in few
+            for form in forms
+        ]
+    return rows
+
+
+PARTS: dict[str, Callable[[Scale], list[Row]]] = {
+    "smoke": smoke,
+    "tests": tests,
+    "gradients": gradients,
+    "kernels": kernels,
+    "decisions": decisions,
+    "memory": memories,
+    "tiles": tiles,
+}

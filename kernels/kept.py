@@ -1,0 +1,185 @@
+"""What is known about a policy and a world between calls: compared with the modules at every use, in a few list comparisons."""
+
+import operator
+import threading
+from collections import OrderedDict
+from collections.abc import Hashable, Iterator
+from dataclasses import replace
+from itertools import chain
+
+from torch import Tensor, nn
+from torch.nn.modules import module as torch_module
+
+from jacrec.engine.jacobians.policy import has_written_jacobian
+from jacrec.engine.problem import Problem
+from jacrec.kernels import served
+from jacrec.models.dynamics import ChainDynamics
+from jacrec.models.networks import MLP, Denoiser, LayerNorm, RewardModel, TwinCritic, has_manual_derivatives
+from jacrec.models.world import BatchedPolicy, World
+
+MOST = 8
+"""policies with their worlds that are kept, those used last; their modules stay in memory as long, or until `forget()`"""
+CONTAINERS = ("_modules", "_parameters", "_buffers")
+HOOKS = ("_forward_hooks", "_forward_pre_hooks")
+
+
+def own(policy: object, world: World) -> bool:
+    """Whether policy, dynamics, reward and critic are jacrec's own and unmodified."""
+    written = isinstance(world.dynamics, ChainDynamics) and type(world.reward) is RewardModel
+    written = written and type(world.critic) is TwinCritic and isinstance(policy, nn.Module) and has_written_jacobian(policy)
+    return written and all(map(has_manual_derivatives, (world.dynamics, world.reward, world.critic)))
+
+
+class Snapshot:
+    """Modules as they are now: classes, attributes, hooks, submodules, tensors and where they lie.
+
+    Attributes, modules and tensors are compared by identity; lists and addresses by value. The values of tensors are not.
+    """
+
+    def __init__(self, modules: list[nn.Module]):
+        self.parts = [part for module in modules for part in _tree(module)]
+        self.types = list(map(type, self.parts))
+        self.dicts = [part.__dict__ for part in self.parts]
+        self.attributes = self._attributes()
+        self.hooks = [attributes[name] for attributes in self.dicts for name in HOOKS]
+        held: list[dict] = [attributes[name] for attributes in self.dicts for name in CONTAINERS]
+        self.holders = [holder for holder in held if holder]
+        self.empty = [holder for holder in held if not holder]
+        self.held = self._held()
+        self.lists = [(x, tuple(x)) for x in self.attributes if type(x) is list]
+        self.tensors = [x for x in self.held if isinstance(x, Tensor)]
+        self.questions = [[getattr(x, name) for x in self.tensors] for name in ("data_ptr", "size", "stride")]
+        self.answers = self._answers()
+
+    def _attributes(self) -> list[object]:
+        return list(chain.from_iterable(map(dict.values, self.dicts)))
+
+    def _held(self) -> list[object]:
+        return list(chain.from_iterable(map(dict.values, self.holders)))
+
+    def _answers(self) -> list:
+        return [*[[ask() for ask in questions] for questions in self.questions], [(x.dtype, x.device) for x in self.tensors]]
+
+    def unchanged(self) -> bool:
+        """Whether the modules still are as they were."""
+        attributes, held = self._attributes(), self._held()
+        return (
+            len(attributes) == len(self.attributes)
+            and all(map(operator.is_, attributes, self.attributes))
+            and len(held) == len(self.held)
+            and all(map(operator.is_, held, self.held))
+            and list(map(type, self.parts)) == self.types
+            and not any(self.hooks)
+            and not any(self.empty)
+            and not torch_module._global_forward_hooks
+            and not torch_module._global_forward_pre_hooks
+            and all(tuple(now) == then for now, then in self.lists)
+            and self._answers() == self.answers
+        )
+
+
+def _tree(module: nn.Module) -> Iterator[nn.Module]:
+    """Its modules, and those of the architecture that a `BatchedPolicy` keeps beside them."""
+    yield from module.modules()
+    if isinstance(module, BatchedPolicy):
+        yield from module.template.modules()
+
+
+class Structure:
+    """What a recorded gradient depends on in its modules, besides the values of tensors; hashed once."""
+
+    def __init__(self, values: Hashable):
+        self.values, self.hash = values, hash(values)
+
+    def __hash__(self) -> int:
+        return self.hash
+
+    def __eq__(self, other: object) -> bool:
+        return self is other or (isinstance(other, Structure) and self.values == other.values)
+
+
+def structure(modules: list[nn.Module]) -> Structure:
+    """Identities, settings and tensor layouts. Identities count while the modules live: keep them with what is keyed by this."""
+    tensors, settings = [], []
+    for part in modules:
+        for x in part.modules():
+            tensors += [t for t in (*x._parameters.values(), *x._buffers.values()) if t is not None]
+            if isinstance(x, MLP):
+                settings.append((x.hidden, x.activation, x.act, x.residual, x.tanh_output, x.stack, len(x.norms)))
+            elif isinstance(x, LayerNorm):
+                settings.append((x.eps,))
+            elif isinstance(x, ChainDynamics):
+                settings.append((x.target, x.times, *x.c_u, *x.c_net, *x.sigma, x.noises))
+            elif isinstance(x, Denoiser):
+                settings.append((x.embedding_dim, x.times))
+            elif isinstance(x, TwinCritic):
+                settings.append((x.critics,))
+    layouts = tuple((t.data_ptr(), t.dtype, t.shape, t.stride()) for t in tensors)
+    return Structure((tuple(map(id, modules)), layouts, tuple(settings)))
+
+
+class Facts:
+    """What was found out about one policy and world of jacrec's own modules, for states of one dtype, device and dimension."""
+
+    def __init__(self, policy: nn.Module, world: World):
+        self.modules = modules(policy, world)
+        self.snapshot, self.structure = Snapshot(self.modules), structure(self.modules)
+        self.reasons: dict[Hashable, str | None] = {}
+        self.choices: dict = {}
+        """by sizes: what `jacrec.kernels.automatic` chose"""
+
+    def unsupported_reason(self, p: Problem) -> str | None:
+        """`served.unsupported_reason`, computed once for inputs of the same layout."""
+        state, noise = p.state, p.noise
+        layout = (state.shape, state.dtype, state.device, noise.shape, noise.dtype, noise.device)
+        if layout not in self.reasons:
+            if len(self.reasons) >= 256:
+                self.reasons.clear()
+            self.reasons[layout] = served.unsupported_reason(p)
+        return self.reasons[layout]
+
+
+def modules(policy: nn.Module, world: World) -> list[nn.Module]:
+    """Policy, dynamics, reward and critic, where they are modules."""
+    return [x for x in (policy, world.dynamics, world.reward, world.critic) if isinstance(x, nn.Module)]
+
+
+_facts: OrderedDict[Hashable, Facts] = OrderedDict()
+_lock = threading.Lock()
+
+
+def _key(policy: nn.Module, world: World, state: Tensor) -> Hashable:
+    return id(policy), id(world.dynamics), id(world.reward), id(world.critic), state.dtype, state.device, state.shape[-1]
+
+
+def kept_plan(policy: nn.Module, world: World, state: Tensor) -> Facts | None:
+    """What is known about a policy and a world that have not changed since; None if nothing is."""
+    with _lock:
+        found = _facts.get(_key(policy, world, state))
+    return found if found is not None and found.snapshot.unchanged() else None
+
+
+def facts(p: Problem) -> Facts | None:
+    """What is known about a problem's parts; None where some are not jacrec's own."""
+    if isinstance(p.plan, Facts):
+        return p.plan
+    found = kept_plan(p.policy, p.world, p.state)
+    if found is None and own(p.policy, p.world):
+        found = Facts(p.policy, p.world)
+        with _lock:
+            _facts[_key(p.policy, p.world, p.state)] = found
+            while len(_facts) > MOST:
+                _facts.popitem(last=False)
+    return found
+
+
+def examined(p: Problem) -> Problem:
+    """The problem with what is known about its parts as its plan: compared with them now, and not again in this call."""
+    found = facts(p)
+    return p if found is None or found is p.plan else replace(p, plan=found)
+
+
+def forget() -> None:
+    """Keep nothing."""
+    with _lock:
+        _facts.clear()

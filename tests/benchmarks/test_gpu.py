@@ -1,0 +1,153 @@
+"""`make bench-gpu` rehearsed without a GPU: rows are written as measured, and failures of every kind end a row and no more."""
+
+import json
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import pytest
+
+from tests.benchmarks.scripts import FOLDER
+
+SCRIPT = """
+import os, sys, time
+sys.path.insert(0, {folder!r})
+import gpu_rows
+from pathlib import Path
+
+def fail(error): raise error
+rows = [
+    ("good", lambda: 1),
+    ("wrong", lambda: fail(SystemExit("forward: expected an error near 1e-7, got 3e-1"))),
+    ("crash", lambda: os._exit(139)),
+    ("hang", lambda: time.sleep(60)),
+    ("lost", lambda: fail(RuntimeError("CUDA error: an illegal memory access was encountered"))),
+    ("unbuildable", lambda: fail(RuntimeError("PTXAS error"))),
+    ("last", lambda: {{"ms": 2.0}}),
+]
+a = dict(zip(sys.argv[2::2], sys.argv[3::2]))
+record = gpu_rows.Record(Path(a["--out"]) / (sys.argv[1] + ".jsonl"), {{"commit": "x"}}, a["--run"])
+gpu_rows.LEAST_SECONDS = 0.05
+sys.exit(gpu_rows.measure(rows, record, float(a["--seconds"]), 0.7))
+"""
+
+
+@pytest.fixture
+def parts(load):
+    return load("gpu_parts")
+
+
+def test_failures_of_every_kind_end_their_row(load, tmp_path, monkeypatch, capfd):
+    gpu = load("gpu")
+    script = tmp_path / "rows.py"
+    script.write_text(SCRIPT.format(folder=str(FOLDER)))
+    monkeypatch.setattr(gpu, "ROWS", str(script))
+    monkeypatch.setattr(gpu, "LEAST_SECONDS", 0.1)
+    part = gpu.rows_of("part", 30)
+    assert gpu.run_part(part, 30, "--out", str(tmp_path), "--run", "1") == "some rows failed"
+    found = gpu.collect(tmp_path, {}, "cpu")["parts"]["part"]
+    assert found["results"] == {"good": 1, "last": {"ms": 2.0}}
+    assert found["errors"].keys() == {"wrong", "crash", "hang", "lost", "unbuildable"}
+    for row, words in {
+        "wrong": "3e-1",
+        "crash": "the process ended",
+        "hang": "the process ended",
+        "lost": "illegal memory",
+    }.items():
+        assert words in found["errors"][row]
+    # again: what is measured is kept, what failed is tried once more
+    before = (tmp_path / "part.jsonl").read_text()
+    assert gpu.run_part(part, 30, "--out", str(tmp_path), "--run", "2") == "some rows failed"
+    added = [json.loads(line) for line in (tmp_path / "part.jsonl").read_text()[len(before) :].splitlines()]
+    assert {x["row"] for x in added} == found["errors"].keys()
+
+
+def test_a_part_that_hangs_is_ended_with_its_children(load, tmp_path, monkeypatch):
+    gpu = load("gpu")
+    monkeypatch.setattr(gpu, "LEAST_SECONDS", 0.1)
+    alive = tmp_path / "alive"
+    child = f"import time, pathlib; time.sleep(2); pathlib.Path({str(alive)!r}).touch()"
+    command = f"import subprocess, sys, time; subprocess.Popen([sys.executable, '-c', {child!r}]); time.sleep(60)"
+    assert gpu.run_part(gpu.Part("x", ("-c", command), 9), 0.8) == "stopped after 1 s"
+    subprocess.run([sys.executable, "-c", "import time; time.sleep(2)"], check=True)
+    assert not alive.exists()
+
+
+def test_records_survive_half_lines_and_other_commits(load, tmp_path):
+    rows = load("gpu_rows")
+    path = tmp_path / "part.jsonl"
+    record = rows.Record(path, {"commit": "a"}, "1")
+    assert rows.measure([("x", lambda: 1)], record, 60) == rows.DONE
+    with path.open("a") as file:
+        file.write('{"row": "y", "resu')
+    assert rows.Record(path, {"commit": "a"}, "2").results == {"x": 1}
+    assert rows.Record(path, {"commit": "b"}, "3").results == {}
+    assert rows.Record(path, {"commit": "a"}, "4").results == {}
+
+
+def test_rows_without_time_are_not_begun(load, tmp_path):
+    rows = load("gpu_rows")
+    record = rows.Record(tmp_path / "part.jsonl", {}, "1")
+    assert rows.measure([("x", lambda: 1 / 0)], record, 1.0) == rows.DONE
+    assert record.lines(record.path)[-1] == {"row": "x", "run": "1", "skipped": "no time was left"}
+
+
+def test_everything_fits_ten_minutes(load):
+    gpu = load("gpu")
+    assert sum(part.most_seconds for part in gpu.PARTS) <= 570
+
+
+def test_rows_of_a_gpu_are_named_apart(parts):
+    for name, rows_of in parts.PARTS.items():
+        names = [row for row, _ in rows_of(parts.FULL)]
+        assert len(set(names)) == len(names) > 0, name
+
+
+def fail_first(result):
+    """A measurement that fails the first time."""
+    calls = []
+
+    def measured(*arguments, **options):
+        calls.append(arguments)
+        if len(calls) == 1:
+            raise RuntimeError("rollout_kernel: OutOfResources")
+        return result
+
+    return measured
+
+
+@pytest.mark.parametrize("name", ["smoke", "tests", "gradients", "kernels", "decisions", "memory", "tiles"])
+def test_an_injected_failure_costs_every_part_one_row(load, parts, tmp_path, monkeypatch, name):
+    rows = load("gpu_rows")
+    done = SimpleNamespace(returncode=0, stdout="3 passed in 1 s", stderr="")
+    places = {
+        "smoke": ((parts, "against_twin"), {}),
+        "tests": ((parts.subprocess, "run"), done),
+        "gradients": ((parts.grad_speed, "measure_size"), {}),
+        "kernels": ((parts.kernel_chain, "measure_chain"), []),
+        "decisions": ((parts.decision_speed, "decisions"), {}),
+        "memory": ((parts.memory, "measure"), {}),
+        "tiles": (
+            (parts.kernel_chain, "chain_work"),
+            [SimpleNamespace(kernel=k, call=lambda *_, **__: ()) for k in ("chain_forward", "chain_adjoint")],
+        ),
+    }
+    (place, attribute), result = places[name]
+    monkeypatch.setattr(place, attribute, fail_first(result))
+    scale = parts.REHEARSAL
+    if name == "tests":
+        scale = parts.replace(scale, tests=("a.py -k x", "b.py -k x"))
+    asked = parts.PARTS[name](scale)
+    record = rows.Record(tmp_path / f"{name}.jsonl", {}, "1")
+    assert rows.measure(asked, record, 300) == rows.FAILED
+    assert len(record.failed) == 1
+    assert len(record.results) == len(asked) - 1 > 0
+
+
+def test_a_rehearsal_runs_every_kernel(load, parts, tmp_path):
+    """The smoke test itself, interpreted: forms, particles and precisions against their twins."""
+    rows = load("gpu_rows")
+    record = rows.Record(tmp_path / "smoke.jsonl", {}, "1")
+    assert rows.measure(parts.smoke(parts.REHEARSAL), record, 300) == rows.DONE
+    assert {"rollout M 1", "forward M 3", "recompute M 1", "adjoint float64 M 3", "dot float64"} <= record.results.keys()
+    assert all(row["error"] < 1e-2 for name, row in record.results.items() if " M " in name)

@@ -1,0 +1,122 @@
+"""What the Triton kernels keep of a policy and a world between calls, and that every change to them is seen."""
+
+from unittest import mock
+
+import pytest
+import torch
+from torch import nn
+
+from jacrec import World
+from jacrec.engine.shapes import problem
+from jacrec.kernels import gradient, kept, served
+from jacrec.models.activations import ACTIVATIONS
+from tests.strategies import foreign_reward
+from tests.triton_cases import imagine
+
+NETWORK = dict(hidden=(7, 7), layer_norm=True)
+
+
+@pytest.fixture(params=[False, True], ids=["one policy", "batched"])
+def args(request):
+    kept.forget()
+    yield imagine(2, 2, 1, request.param, NETWORK, 0)
+    kept.forget()
+
+
+def test_an_unchanged_problem_is_examined_once(args):
+    policy, world, state, noise = args
+    with mock.patch.object(served, "unsupported_reason", side_effect=served.unsupported_reason) as examined:
+        first = kept.facts(problem(*args))
+        for change in range(3):
+            with torch.no_grad():
+                for parameter in [*policy.parameters(), *world.critic.parameters()]:
+                    parameter.mul_(1.1)
+            p = problem(policy, World(world.dynamics, world.reward, world.critic, 0.8), state + change, noise)
+            assert kept.facts(p) is first
+            assert first.unsupported_reason(p) is None
+        assert examined.call_count == 1
+        assert "noise: expected torch.float64" in first.unsupported_reason(
+            problem(*args).__class__(policy, world, state, noise.float(), False)
+        )
+        assert examined.call_count == 2
+
+
+def test_the_modules_are_compared_once_in_a_call(args):
+    p = problem(*args)
+    gradient.auto_gradient(p)
+    with mock.patch.object(kept.Snapshot, "unchanged", autospec=True, side_effect=kept.Snapshot.unchanged) as compared:
+        gradient.auto_gradient(p)
+    assert compared.call_count == 1
+
+
+def replace_layer(policy, world):
+    world.critic.mlp.layers[0] = world.critic.mlp.layers[0].__class__(5, 7, stack=2).double()
+
+
+def replace_parameter(policy, world):
+    mlp = policy.get_submodule("mlp")
+    mlp.layers[0].weight = nn.Parameter(mlp.layers[0].weight.detach().clone())
+
+
+def move_storage(policy, world):
+    weight = world.reward.mlp.layers[0].weight
+    weight.data = weight.detach().clone()
+
+
+def change_strides(policy, world):
+    world.dynamics.out_std.data = torch.ones(6, dtype=torch.float64)[::2]
+
+
+def change_coefficient(policy, world):
+    world.dynamics.c_u[0] *= 2
+
+
+def change_activation(policy, world):
+    world.reward.mlp.act = ACTIVATIONS["tanh"]
+
+
+def change_eps(policy, world):
+    world.dynamics.denoiser.mlp.norms[0].eps = 1e-3
+
+
+def add_hook(policy, world):
+    world.reward.mlp.register_forward_hook(lambda *_: None)
+
+
+def add_method(policy, world):
+    world.dynamics.denoiser.mlp.after_first = lambda z: z
+
+
+def add_parameter(policy, world):
+    policy.extra = nn.Parameter(torch.zeros(1))
+
+
+def add_module(policy, world):
+    world.critic.mlp.layers[0].extra = nn.Linear(1, 1)
+
+
+CHANGES = [value for name, value in globals().items() if name.split("_")[0] in ("replace", "move", "change", "add")]
+
+
+@pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
+def test_changes_of_modules_are_seen(args, change):
+    policy, world, state, _ = args
+    found = kept.facts(problem(*args))
+    assert kept.kept_plan(policy, world, state) is found
+    change(policy, world)
+    assert kept.kept_plan(policy, world, state) is None
+
+
+def test_third_party_parts_are_never_kept(args):
+    policy, world, state, noise = args
+    p = problem(policy, World(world.dynamics, foreign_reward, world.critic, 0.9), state, noise)
+    assert kept.facts(p) is None
+    assert kept.kept_plan(p.policy, p.world, p.state) is None
+
+
+def test_the_number_kept_is_bounded():
+    kept.forget()
+    for seed in range(kept.MOST + 2):
+        kept.facts(problem(*imagine(1, 1, 0, False, dict(hidden=(3,)), seed)))
+    assert len(kept._facts) == kept.MOST
+    kept.forget()
