@@ -6,7 +6,6 @@ changes in place are seen; another storage, shape or structure is another key an
 """
 
 import threading
-from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +16,7 @@ from torch import Tensor
 from jacrec.engine.problem import Problem
 from jacrec.engine.types import PolicyGradient
 from jacrec.kernels import kept
+from jacrec.kernels.store import LruStore
 from jacrec.models.world import BatchedPolicy
 
 MOST_GRAPHS = 16
@@ -25,34 +25,32 @@ MOST_BYTES = 2 * 2**30
 """device memory that all recordings may hold together; the one used last is kept whatever it holds"""
 
 
-class Recordings:
-    """The recordings used last, at most `most` of them and at most `most_bytes` of memory."""
+class Recordings(LruStore[Any]):
+    """The recordings used last, at most `limit` of them and at most `most_bytes` of memory; each has `bytes`."""
 
-    def __init__(self, most: int, most_bytes: int):
-        self.most, self.most_bytes = most, most_bytes
-        self.entries: OrderedDict[Hashable, Any] = OrderedDict()
+    def __init__(self, limit: int, most_bytes: int):
+        super().__init__(limit)
+        self.most_bytes = most_bytes
 
-    def get(self, key: Hashable, make: Callable[[], Any]) -> Any:
-        """The entry of `key`, made if there is none; an entry has `bytes`."""
-        if key not in self.entries:
+    def get_or_make(self, key: Hashable, make: Callable[[], Any]) -> Any:
+        """The recording of `key`, made if there is none."""
+        found = self.get(key)
+        if found is None:
             # before the next one is made, so that its memory is free then
-            self._shrink(self.most - 1)
-            self.entries[key] = make()
-        self.entries.move_to_end(key)
-        self._shrink(self.most)
-        return self.entries[key]
+            self.make_room()
+            found = make()
+            self.put(key, found)
+        return found
 
-    def _shrink(self, most: int) -> None:
-        while len(self.entries) > most or (len(self.entries) > 1 and self.bytes > self.most_bytes):
+    def _shrink(self, limit: int) -> None:
+        super()._shrink(limit)
+        while len(self) > 1 and self.bytes > self.most_bytes:
             self.entries.popitem(last=False)
-
-    def __len__(self) -> int:
-        return len(self.entries)
 
     @property
     def bytes(self) -> int:
-        """Device memory held by all entries."""
-        return sum(entry.bytes for entry in self.entries.values())
+        """Device memory held by all recordings."""
+        return sum(entry.thing.bytes for entry in self.entries.values())
 
 
 def recordable(p: Problem) -> bool:
@@ -167,10 +165,10 @@ def replayed(p: Problem, prepare: Callable[[], Callable[[Problem], PolicyGradien
     with _lock:
         template = p.policy.template if isinstance(p.policy, BatchedPolicy) else None
         alive = (*kept.modules(p.policy, p.world), template)
-        return _RECORDINGS.get(key(p, *options), lambda: record(p, prepare(), alive)).replay(p)
+        return _RECORDINGS.get_or_make(key(p, *options), lambda: record(p, prepare(), alive)).replay(p)
 
 
 def forget() -> None:
     """Free all recordings."""
     with _lock:
-        _RECORDINGS.entries.clear()
+        _RECORDINGS.clear()

@@ -1,26 +1,23 @@
 """What is known about a policy and a world between calls: compared with the modules at every use, in a few list comparisons."""
 
-import operator
-import threading
-from collections import OrderedDict
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable
 from dataclasses import replace
 from itertools import chain
 
+import torch
 from torch import Tensor, nn
-from torch.nn.modules import module as torch_module
 
 from jacrec.engine.jacobians.policy import has_written_jacobian
 from jacrec.engine.problem import Problem
 from jacrec.kernels import served
+from jacrec.kernels.store import LruStore
+from jacrec.kernels.watch import Watch, module_tree, same
 from jacrec.models.dynamics import ChainDynamics
 from jacrec.models.networks import MLP, Denoiser, LayerNorm, RewardModel, TwinCritic, has_manual_derivatives
-from jacrec.models.world import BatchedPolicy, World
+from jacrec.models.world import World
 
 MOST = 8
 """policies with their worlds that are kept, those used last; their modules stay in memory as long, or until `forget()`"""
-CONTAINERS = ("_modules", "_parameters", "_buffers")
-HOOKS = ("_forward_hooks", "_forward_pre_hooks")
 
 
 def own(policy: object, world: World) -> bool:
@@ -31,58 +28,37 @@ def own(policy: object, world: World) -> bool:
 
 
 class Snapshot:
-    """Modules as they are now: classes, attributes, hooks, submodules, tensors and where they lie.
+    """Modules as they are now: what `Watch` sees, and all plain attributes, with the contents of lists.
 
-    Attributes, modules and tensors are compared by identity; lists and addresses by value. The values of tensors are not.
+    Attributes are compared by identity; the values of tensors are not compared.
     """
 
     def __init__(self, modules: list[nn.Module]):
-        self.parts = [part for module in modules for part in _tree(module)]
-        self.types = list(map(type, self.parts))
-        self.dicts = [part.__dict__ for part in self.parts]
+        self.modules, self.watch = modules, Watch(modules)
+        self.dicts = [part.__dict__ for module in modules for part in module_tree(module)]
         self.attributes = self._attributes()
-        self.hooks = [attributes[name] for attributes in self.dicts for name in HOOKS]
-        held: list[dict] = [attributes[name] for attributes in self.dicts for name in CONTAINERS]
-        self.holders = [holder for holder in held if holder]
-        self.empty = [holder for holder in held if not holder]
-        self.held = self._held()
         self.lists = [(x, tuple(x)) for x in self.attributes if type(x) is list]
-        self.tensors = [x for x in self.held if isinstance(x, Tensor)]
-        self.questions = [[getattr(x, name) for x in self.tensors] for name in ("data_ptr", "size", "stride")]
-        self.answers = self._answers()
+        self.children, self.devices = self._children(), self._devices()
 
     def _attributes(self) -> list[object]:
         return list(chain.from_iterable(map(dict.values, self.dicts)))
 
-    def _held(self) -> list[object]:
-        return list(chain.from_iterable(map(dict.values, self.holders)))
+    def _children(self) -> list[int]:
+        # `Watch` does not look for submodules of layers
+        return [len(attributes["_modules"]) for attributes in self.dicts]
 
-    def _answers(self) -> list:
-        return [*[[ask() for ask in questions] for questions in self.questions], [(x.dtype, x.device) for x in self.tensors]]
+    def _devices(self) -> list[torch.device]:
+        return [x.device for x in self.watch.tensors]
 
     def unchanged(self) -> bool:
         """Whether the modules still are as they were."""
-        attributes, held = self._attributes(), self._held()
         return (
-            len(attributes) == len(self.attributes)
-            and all(map(operator.is_, attributes, self.attributes))
-            and len(held) == len(self.held)
-            and all(map(operator.is_, held, self.held))
-            and list(map(type, self.parts)) == self.types
-            and not any(self.hooks)
-            and not any(self.empty)
-            and not torch_module._global_forward_hooks
-            and not torch_module._global_forward_pre_hooks
+            same(self.attributes, self._attributes())
+            and self.watch.unchanged(self.modules)
             and all(tuple(now) == then for now, then in self.lists)
-            and self._answers() == self.answers
+            and self._children() == self.children
+            and self._devices() == self.devices
         )
-
-
-def _tree(module: nn.Module) -> Iterator[nn.Module]:
-    """Its modules, and those of the architecture that a `BatchedPolicy` keeps beside them."""
-    yield from module.modules()
-    if isinstance(module, BatchedPolicy):
-        yield from module.template.modules()
 
 
 class Structure:
@@ -144,8 +120,7 @@ def modules(policy: nn.Module, world: World) -> list[nn.Module]:
     return [x for x in (policy, world.dynamics, world.reward, world.critic) if isinstance(x, nn.Module)]
 
 
-_facts: OrderedDict[Hashable, Facts] = OrderedDict()
-_lock = threading.Lock()
+_facts: LruStore[Facts] = LruStore(MOST)
 
 
 def _key(policy: nn.Module, world: World, state: Tensor) -> Hashable:
@@ -154,8 +129,7 @@ def _key(policy: nn.Module, world: World, state: Tensor) -> Hashable:
 
 def kept_plan(policy: nn.Module, world: World, state: Tensor) -> Facts | None:
     """What is known about a policy and a world that have not changed since; None if nothing is."""
-    with _lock:
-        found = _facts.get(_key(policy, world, state))
+    found = _facts.get(_key(policy, world, state))
     return found if found is not None and found.snapshot.unchanged() else None
 
 
@@ -166,10 +140,7 @@ def facts(p: Problem) -> Facts | None:
     found = kept_plan(p.policy, p.world, p.state)
     if found is None and own(p.policy, p.world):
         found = Facts(p.policy, p.world)
-        with _lock:
-            _facts[_key(p.policy, p.world, p.state)] = found
-            while len(_facts) > MOST:
-                _facts.popitem(last=False)
+        _facts.put(_key(p.policy, p.world, p.state), found)
     return found
 
 
@@ -181,5 +152,4 @@ def examined(p: Problem) -> Problem:
 
 def forget() -> None:
     """Keep nothing."""
-    with _lock:
-        _facts.clear()
+    _facts.clear()

@@ -5,14 +5,14 @@ import threading
 import weakref
 from collections import OrderedDict
 from collections.abc import Hashable, Sequence
-from typing import Generic, NamedTuple, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 Kept = TypeVar("Kept")
 _all: "weakref.WeakSet[LruStore]" = weakref.WeakSet()
 
 
 class _Entry(NamedTuple):
-    thing: object
+    thing: Any
     owners: list[weakref.ref]
 
 
@@ -42,7 +42,7 @@ class LruStore(Generic[Kept]):
                 self.entries.move_to_end(key)
             except KeyError:  # an owner has died just now
                 return None
-            return found.thing  # pyright: ignore[reportReturnType]
+            return found.thing
 
     def put(self, key: Hashable, thing: Kept, owners: Sequence[object] = ()) -> None:
         """Keep a thing, and drop the least recently used ones beyond the limit."""

@@ -6,38 +6,12 @@ import torch
 
 from jacrec import (
     MPC,
-    Actor,
-    DiffusionDynamics,
     MPCConfig,
-    RewardModel,
-    TwinCritic,
     World,
     policy_gradient,
 )
 from jacrec.experimental import FisherStep, Gated
-from tests.strategies import shake
-
-d, m = 4, 2
-
-
-def parameters(policy):
-    return {k: p.detach().clone() for k, p in policy.named_parameters()}
-
-
-def same(a, b):
-    return all(torch.equal(a[k], b[k]) for k in a)
-
-
-@pytest.fixture
-def setup():
-    torch.manual_seed(0)
-    policy = Actor(d, m, (8, 8), layer_norm=True)
-    world = World(DiffusionDynamics(d, m, (8,), steps=3), RewardModel(d, m, (8,)), TwinCritic(d, m, (8,)), 0.9)
-    for module in (policy, world.dynamics, world.reward, world.critic):
-        module.double()
-        shake(module)
-    return policy, world
-
+from tests.experimental.conftest import d, parameters, same
 
 OPTIONS = dict(horizon=2, particles=4, lr=1e-2)
 

@@ -3,30 +3,9 @@
 import pytest
 import torch
 
-from jacrec import MPC, Actor, BatchedPolicy, DiffusionDynamics, MPCConfig, RewardModel, TwinCritic, World, linearize
+from jacrec import MPC, BatchedPolicy, MPCConfig, World, linearize
 from jacrec.experimental import FisherStep, NormalisedStep
-from tests.strategies import shake
-
-d, m = 4, 2
-
-
-def parameters(policy):
-    return {k: p.detach().clone() for k, p in policy.named_parameters()}
-
-
-def same(a, b):
-    return all(torch.equal(a[k], b[k]) for k in a)
-
-
-@pytest.fixture
-def setup():
-    torch.manual_seed(0)
-    policy = Actor(d, m, (8, 8), layer_norm=True)
-    world = World(DiffusionDynamics(d, m, (8,), steps=3), RewardModel(d, m, (8,)), TwinCritic(d, m, (8,)), 0.9)
-    for module in (policy, world.dynamics, world.reward, world.critic):
-        module.double()
-        shake(module)
-    return policy, world
+from tests.experimental.conftest import d, parameters
 
 
 @pytest.mark.parametrize("step", [NormalisedStep(), FisherStep()])

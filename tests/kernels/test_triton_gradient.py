@@ -157,7 +157,7 @@ def test_recordings_are_bounded_and_the_least_recently_used_goes():
     recordings, made = graphs.Recordings(2, 100), []
 
     def get(name, size=10):
-        return recordings.get(name, lambda: made.append(name) or SimpleNamespace(name=name, bytes=size))
+        return recordings.get_or_make(name, lambda: made.append(name) or SimpleNamespace(name=name, bytes=size))
 
     for name in "abacb":
         assert get(name).name == name
@@ -186,7 +186,7 @@ def test_the_oldest_recording_goes_before_the_next_is_made():
 
     graphs.forget()
     fake = mock.patch.object(graphs, "record", lambda p, compute, alive: Recording(p))
-    with fake, mock.patch.object(graphs._RECORDINGS, "most", 2):
+    with fake, mock.patch.object(graphs._RECORDINGS, "limit", 2):
         for H in (0, 1, 0, 2, 1):
             p = problem(*args[:3], torch.zeros(1, 2, H, *args[3].shape[3:], dtype=torch.float64, device=DEVICE))
             assert graphs.replayed(p, lambda: None) == H

@@ -9,8 +9,8 @@ from jacrec.kernels.cpu.gradient.addresses import Addresses, Served, describe_dy
 from jacrec.kernels.cpu.gradient.copies import copy_job
 from jacrec.kernels.cpu.gradient.moves import Moved, gradient_pieces, moved
 from jacrec.kernels.cpu.gradient.values import Scales
-from jacrec.kernels.cpu.gradient.watch import Watch
 from jacrec.kernels.refusals import policy_network, policy_settings, world_settings
+from jacrec.kernels.watch import Watch
 from jacrec.models.networks import MLP, RewardModel, TwinCritic
 from jacrec.models.world import BatchedPolicy, World
 

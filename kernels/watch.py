@@ -23,7 +23,7 @@ class Watch:
 
     def __init__(self, modules: list[nn.Module]):
         self.roots = [weakref.ref(module) for module in modules]
-        parts = [part for module in modules for part in _tree(module)]
+        parts = [part for module in modules for part in module_tree(module)]
         self.types = list(map(type, parts))
         self.root_indices = [i for i, part in enumerate(parts) if any(part is module for module in modules)]
         self.parts: list[nn.Module | None] = [None if i in self.root_indices else part for i, part in enumerate(parts)]
@@ -89,7 +89,7 @@ class Watch:
         )
 
 
-def _tree(module: nn.Module) -> Iterator[nn.Module]:
+def module_tree(module: nn.Module) -> Iterator[nn.Module]:
     """Its modules, and those of the architecture that a `BatchedPolicy` keeps beside them."""
     yield from module.modules()
     if isinstance(module, BatchedPolicy):
