@@ -43,7 +43,7 @@ if TYPE_CHECKING:
         MultiStepDynamics,
     )
     from jacrec.models.networks import Actor, Denoiser, RewardModel, TwinCritic
-    from jacrec.models.world import BatchedPolicy, World
+    from jacrec.models.world import Anchor, BatchedPolicy, World, value_scale
 
 __version__ = "0.2.0"
 
@@ -51,6 +51,7 @@ __all__ = [
     "MPC",
     "Actor",
     "Adjoint",
+    "Anchor",
     "Auto",
     "Autograd",
     "BatchedPolicy",
@@ -84,6 +85,7 @@ __all__ = [
     "policy_gradient",
     "rollout",
     "state_growth",
+    "value_scale",
 ]
 
 _PUBLIC = {
@@ -99,7 +101,7 @@ _PUBLIC = {
     "experimental.decoupled": "Decoupled decoupled_gradient",
     "models.dynamics": "DeterministicDynamics DiffusionDynamics EnsembleDynamics FlowDynamics MeanFlowDynamics MultiStepDynamics",
     "models.networks": "Actor Denoiser RewardModel TwinCritic",
-    "models.world": "BatchedPolicy World",
+    "models.world": "Anchor BatchedPolicy World value_scale",
 }
 """module below jacrec -> its public names, as in the imports above"""
 _MODULES = {name: f"jacrec.{module}" for module, names in _PUBLIC.items() for name in names.split()}

@@ -21,8 +21,8 @@ MOST = 8
 
 
 def own(policy: object, world: World) -> bool:
-    """Whether policy, dynamics, reward and critic are jacrec's own and unmodified."""
-    written = isinstance(world.dynamics, ChainDynamics) and type(world.reward) is RewardModel
+    """Whether policy, dynamics, reward and critic are jacrec's own and unmodified, without an anchor."""
+    written = world.anchor is None and isinstance(world.dynamics, ChainDynamics) and type(world.reward) is RewardModel
     written = written and type(world.critic) is TwinCritic and isinstance(policy, nn.Module) and has_written_jacobian(policy)
     return written and all(map(has_manual_derivatives, (world.dynamics, world.reward, world.critic)))
 
@@ -128,7 +128,9 @@ def _key(policy: nn.Module, world: World, state: Tensor) -> Hashable:
 
 
 def kept_plan(policy: nn.Module, world: World, state: Tensor) -> Facts | None:
-    """What is known about a policy and a world that have not changed since; None if nothing is."""
+    """What is known about a policy and a world that have not changed since; None if nothing is, or with an anchor."""
+    if world.anchor is not None:
+        return None
     found = _facts.get(_key(policy, world, state))
     return found if found is not None and found.snapshot.unchanged() else None
 

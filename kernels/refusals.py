@@ -23,7 +23,7 @@ from jacrec.models.networks import (
     has_manual_derivatives,
     methods_of,
 )
-from jacrec.models.world import BatchedPolicy
+from jacrec.models.world import Anchor, BatchedPolicy
 
 DYNAMICS_SCALES = ("state_mean", "state_std", "out_mean", "out_std")
 REWARD_SCALES = ("state_mean", "state_std", "reward_mean", "reward_std")
@@ -117,6 +117,12 @@ def policy_reason(policy: nn.Module, d: int, m: int, like: Tensor, *, eps: float
         if got != expected:
             return f"policy: expected networks with the attributes of its template, {expected}, got {got}; make it anew"
     return network_reason("policy", mlp, d, m, like, stack=stack, tanh_output=True, eps=eps)
+
+
+def anchor_reason(anchor: Anchor, d: int, m: int, like: Tensor, *, eps: float | None = None) -> str | None:
+    """Why an anchor's policy is not an `Actor` (d -> m), as its attributes say."""
+    reason = policy_reason(anchor.policy, d, m, like, eps=eps)
+    return None if reason is None else f"anchor: {reason}"
 
 
 def reward_reason(reward: object, d: int, m: int, like: Tensor, *, eps: float | None = None) -> str | None:

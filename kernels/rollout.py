@@ -48,6 +48,8 @@ def rollout_unsupported_reason(p: Problem) -> str | None:
     reason = unsupported_reason(p)
     if reason is not None:
         return reason
+    if p.world.anchor is not None:
+        return "world: expected no anchor for a rollout in one launch, got one"
     f = p.world.dynamics
     assert isinstance(f, ChainDynamics)
     d, m, like = f.state_dim, f.action_dim, p.state

@@ -4,7 +4,7 @@ import copy
 
 import torch
 
-from jacrec import Autograd, BatchedPolicy, World, policy_gradient
+from jacrec import Anchor, Autograd, BatchedPolicy, World, policy_gradient
 
 
 def one_return(policy, world, state, noise):
@@ -12,9 +12,17 @@ def one_return(policy, world, state, noise):
     total, s = 0.0, state
     for j in range(noise.shape[0]):
         a = policy(s)
-        total = total + world.discount**j * world.reward(s, a)
+        total = total + world.discount**j * (world.reward(s, a) - penalty(world, s, a))
         s = world.dynamics(s, a, noise[j])
-    return total + world.discount ** noise.shape[0] * world.critic(s, policy(s))
+    a = policy(s)
+    return total + world.discount ** noise.shape[0] * (world.critic(s, a) - penalty(world, s, a))
+
+
+def penalty(world, state, action):
+    """β‖a − π₀(s)‖² of one state (d,) and action (m,); 0 without an anchor."""
+    if world.anchor is None:
+        return 0.0
+    return world.anchor.weight * (action - world.anchor.policy(state[None])[0]).square().sum()
 
 
 def plan_return(policy, world, state, plan, noise):
@@ -75,8 +83,10 @@ def well_posed(policy, world, state, noise):
     if not any(g.any() for g in exact.values()):
         return True
     parts = [copy.deepcopy(x) for x in (policy, world.dynamics, world.reward, world.critic)]
+    anchor = None if world.anchor is None else Anchor(copy.deepcopy(world.anchor.policy).float(), world.anchor.weight)
     for part in parts:
         if isinstance(part, torch.nn.Module):
             part.float()
-    single = policy_gradient(parts[0], World(*parts[1:], world.discount), state.float(), noise.float(), method=Autograd())
+    rounded = World(*parts[1:], world.discount, anchor=anchor)
+    single = policy_gradient(parts[0], rounded, state.float(), noise.float(), method=Autograd())
     return relative_error(single.gradient, exact) < 5e-6

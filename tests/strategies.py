@@ -8,6 +8,7 @@ from torch import nn
 
 from jacrec import (
     Actor,
+    Anchor,
     BatchedPolicy,
     DeterministicDynamics,
     DiffusionDynamics,
@@ -144,6 +145,7 @@ class Case:
     critic: dict | None
     discount: float
     seed: int
+    anchor: dict | str | None = None  # architecture of π₀, or "foreign"
 
     def build(self, dtype=torch.float64):
         """policy, world, state, noise."""
@@ -162,7 +164,11 @@ class Case:
             }[kind]()
             reward = foreign_reward if self.reward is None else RewardModel(d, m, **self.reward)
             critic = foreign_critic if self.critic is None else TwinCritic(d, m, **self.critic)
-            modules = [x for x in (policy, dynamics, reward, critic) if isinstance(x, nn.Module)]
+            anchor = None
+            if self.anchor is not None:
+                base = ForeignPolicy(d, m) if isinstance(self.anchor, str) else Actor(d, m, **self.anchor)
+                anchor = Anchor(base.eval(), 0.7)
+            modules = [x for x in (policy, dynamics, reward, critic, anchor and anchor.policy) if isinstance(x, nn.Module)]
             for module in modules:
                 module.to(dtype)
                 shake(module)
@@ -173,7 +179,7 @@ class Case:
             noise = torch.randn(self.N, self.M, self.H, *dynamics.noise_shape, dtype=dtype)
             if self.single:
                 state, noise = state[0], noise[0]
-            return policy, World(dynamics, reward, critic, self.discount), state, noise
+            return policy, World(dynamics, reward, critic, self.discount, anchor=anchor), state, noise
 
 
 @torch.no_grad()
@@ -189,8 +195,8 @@ def shake(module, scale=0.3):
 
 
 @st.composite
-def cases(draw, max_H=4, max_M=5, foreign=True):
-    """Random problems over every structure that the engine claims to serve."""
+def cases(draw, max_H=4, max_M=5, foreign=True, anchored=True):
+    """Random problems over every structure that the engine claims to serve; a third of them anchored."""
     N = draw(st.integers(1, 3))
     kinds = ["diffusion", "flow", "meanflow", "deterministic", "ensemble"] + (["foreign"] if foreign else [])
     kind = draw(st.sampled_from(kinds))
@@ -207,6 +213,11 @@ def cases(draw, max_H=4, max_M=5, foreign=True):
     def part():
         return draw(architectures()) if draw(own) else None
 
+    def anchor():
+        if not anchored or draw(st.integers(0, 2)):
+            return None
+        return part() or "foreign"
+
     return Case(
         d=draw(st.integers(1, 7)),
         m=draw(st.integers(1, 4)),
@@ -221,4 +232,5 @@ def cases(draw, max_H=4, max_M=5, foreign=True):
         critic=part(),
         discount=draw(st.sampled_from([0.0, 0.9, 0.99, 1.0])),
         seed=draw(st.integers(0, 2**31 - 1)),
+        anchor=anchor(),
     )

@@ -8,6 +8,7 @@ VERBS = {
     "data": "make, download, list and describe offline data sets",
     "train": "train policy, critic, world model and reward model on a data set",
     "rehearse": "choose controller settings by imagined episodes in a run's world model",
+    "tune": "choose controller settings by racing real episodes, on seeds apart from the evaluation's",
     "eval": "compare base policy, MPC and MPC without a world model on the same environment seeds",
     "deploy": "run MPC and refresh its models from the collected transitions; resumable",
     "live": "play one episode in real time, with a deadline for each decision",

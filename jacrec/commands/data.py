@@ -50,6 +50,7 @@ def make(
     *,
     steps: int = 100_000,
     seed: int = 0,
+    behaviour: Literal["linear", "sac"] | None = None,
     id: Annotated[str | None, tyro.conf.arg(name="id")] = None,
     physics: Literal["d4rl", "native"] = "d4rl",
     overwrite: bool = False,
@@ -57,11 +58,13 @@ def make(
     """Make a data set: built-in behaviour in MuJoCo, written as a Minari data set.
 
     Args:
-        env: hopper, halfcheetah, antmaze, pointmaze-umaze, pointmaze-medium, pointmaze-large, or any gymnasium id (kind random)
+        env: hopper, halfcheetah, walker2d, antmaze, pointmaze-umaze, pointmaze-medium, pointmaze-large, or any gymnasium id (kind random)
         kind: the behaviour; random and expert for point mazes, umaze to large-diverse for antmaze
         steps: environment steps
         seed: seed of resets and action noise
-        id: Minari id; default: jacrec/ENV-KIND-v0
+        behaviour: of hopper, halfcheetah and walker2d: linear (policies of a random search) or sac (stochastic policies of a
+            soft actor-critic training, as D4RL's data); default: linear, and sac for walker2d
+        id: Minari id; default: jacrec/ENV-KIND-v0, jacrec/ENV-KIND-sac-v0
         physics: d4rl: contacts as when D4RL's data were recorded; native: this MuJoCo's own
         overwrite: replace a data set with the same id
     """
@@ -75,6 +78,7 @@ def make(
             seed=seed,
             overwrite=overwrite,
             dataset_id=id,
+            behaviour=behaviour,
             physics=physics,
             progress=lambda done: progress.update(task, completed=done),
         )

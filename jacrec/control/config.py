@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from torch import Tensor
@@ -29,6 +29,12 @@ class MPCConfig:
     """E gradient steps per decision (4)"""
     lr: float = 5e-5
     """step size α of (4)"""
+    anchor: float = 0.0
+    """β of the penalty β Σ_j γ^j ‖π_ψ(s̃_j) − π_ψ₀(s̃_j)‖² on leaving the pretrained policy in imagination (`jacrec.Anchor`);
+    0: none"""
+    units: str = "absolute"
+    """what lr, anchor and max_grad_norm refer to: "absolute", Ĵ itself; "value", Ĵ / mean|Q|, so that one setting serves critics
+    of any scale; needs `World.value_scale`, which training records"""
     max_grad_norm: float | None = None
     """scale longer gradients down to this norm; default: no clipping"""
     trust_radius: float | None = None
@@ -50,11 +56,30 @@ class MPCConfig:
 
     def __post_init__(self):
         check_settings(self.horizon, self.particles, self.updates, self.lr, self.max_grad_norm)
+        if not isinstance(self.anchor, int | float) or not 0 <= self.anchor < math.inf:
+            raise ValueError(f"anchor: expected a finite β >= 0, got {self.anchor!r}")
+        expect_one_of("units", self.units, ("absolute", "value"))
         expect_one_of("carry", self.carry, ("episode", "persist", "step"))
         expect_one_of("method", self.method, METHODS)
         for name in ("trust_radius", "max_action_change", "deadline_ms"):
             if getattr(self, name) is not None:
                 expect_positive(name, getattr(self, name))
+
+    def in_absolute_units(self, value_scale: float | None) -> "MPCConfig":
+        """The same settings with units="absolute".
+
+        Raises:
+            ValueError: units="value" without a value scale.
+        """
+        if self.units == "absolute":
+            return self
+        if value_scale is None:
+            raise ValueError(
+                'units: expected "absolute" for a world without value_scale, got "value"; give World(value_scale=...), '
+                "e.g. jacrec.value_scale(policy, critic, states)"
+            )
+        norm = None if self.max_grad_norm is None else self.max_grad_norm * value_scale
+        return replace(self, lr=self.lr / value_scale, anchor=self.anchor * value_scale, max_grad_norm=norm, units="absolute")
 
     def make_update(self) -> "UpdateRule":
         """The update rule that these settings describe: the plain gradient step."""

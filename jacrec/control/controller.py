@@ -20,7 +20,7 @@ from jacrec.engine.problem import Problem
 from jacrec.engine.rollout import noise_like, sampled_problem
 from jacrec.engine.shapes import check_observation, plain_torch, row_mask
 from jacrec.models.dynamics import MultiStepDynamics
-from jacrec.models.world import BatchedPolicy, World
+from jacrec.models.world import Anchor, BatchedPolicy, World
 from jacrec.util.errors import expect_count, expect_shape
 
 NO_SINGLE_TRANSITION = ("forward", "adjoint", "fused-forward", "fused-adjoint")
@@ -56,7 +56,9 @@ class MPC:
             raise ValueError(f"world: expected a jacrec.World(dynamics, reward, critic, discount), got {type(world).__name__}")
         if config is not None and not isinstance(config, MPCConfig):
             raise ValueError(f"config: expected MPCConfig(...) or None, got {type(config).__name__}")
-        self.world, self.config = world, config or MPCConfig()
+        self.config = config or MPCConfig()
+        self.absolute = self.config.in_absolute_units(world.value_scale)
+        """`config` with lr, anchor and max_grad_norm in units of Ĵ"""
         self.update = self.config.make_update() if update is None else check_update(update)
         self.update.check(self.config, world)
         if isinstance(world.dynamics, MultiStepDynamics) and self.config.method in NO_SINGLE_TRANSITION:
@@ -69,6 +71,7 @@ class MPC:
         self.policy.eval()
         self.batch = batch
         self.base = copy.deepcopy(self.policy).requires_grad_(False)
+        self.world = self._anchored(world, policy)
         first = next(iter(trainable(self.policy).values()))
         self.dtype, self.device = first.dtype, first.device
         self.generator = torch.Generator(self.device).manual_seed(self.config.seed)
@@ -76,6 +79,16 @@ class MPC:
         """the latest decision"""
         self.deadline = Deadline(self.policy)
         self._share_parameters()
+
+    def _anchored(self, world: World, policy: nn.Module) -> World:
+        """The world with the penalty on leaving the pretrained policy, if there is one."""
+        weight = self.absolute.anchor
+        if not weight:
+            return world
+        if world.anchor is not None:
+            raise ValueError("anchor: expected 0 for a world that has an anchor already, got another; use one of them")
+        base = self.base if self.batch is None else copy.deepcopy(policy).requires_grad_(False).eval()
+        return replace(world, anchor=Anchor(base, weight))
 
     def _share_parameters(self) -> None:
         """ψ₀ by name, which `base` shares, and the trust region around it."""
@@ -107,7 +120,7 @@ class MPC:
         for _ in range(updates):  # line 3
             if not deadline.allows_update():
                 break
-            update = self.update.compute(problem, self.method, c, draw)  # lines 4–15
+            update = self.update.compute(problem, self.method, self.absolute, draw)  # lines 4–15
             deadline.measured(update.value)
             result = log.apply(update)  # line 16
             self.region.project(self.policy)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from jacrec.engine.jacobians import chain
 from jacrec.engine.jacobians.dynamics import dynamics_pass, jacobians
 from jacrec.engine.jacobians.policy import PolicyPass, policy_pass
-from jacrec.engine.jacobians.values import value_and_gradient
+from jacrec.engine.jacobians.values import term_and_gradient
 from jacrec.engine.problem import Problem
 from jacrec.engine.sensitivities import action_step, dense_action_step, dense_state_step, state_step
 from jacrec.engine.types import DynamicsJacobians, PolicyGradient
@@ -133,8 +133,7 @@ class Visited:
     def value_gradient(self, j: int, action: Tensor) -> tuple[Tensor, Tensor]:
         """γ^j (r_s, r_a) at the latest state for j < H, γ^H (Q_s, Q_a) for j = H; adds to the return. (16), (19)"""
         p, s = self.problem, self.states[-1]
-        function = p.world.reward if j < p.H else p.world.critic
-        value, v_s, v_a = value_and_gradient(function, s.flatten(0, 1), action.flatten(0, 1))
+        value, v_s, v_a = term_and_gradient(p.world, j == p.H, s.flatten(0, 1), action.flatten(0, 1))
         weight = p.world.discount**j
         self.value = self.value + weight * value.reshape(s.shape[:2]).mean(1)
         return weight * v_s.reshape(s.shape), weight * v_a.reshape(action.shape)

@@ -14,7 +14,7 @@ from jacrec.engine.feedback import FeedbackGains, mean_planes
 from jacrec.engine.jacobians.dynamics import dynamics_pass, jacobians
 from jacrec.engine.jacobians.factored import factored_rows, interleaved, squared_norm
 from jacrec.engine.jacobians.policy import PolicyPass, policy_pass
-from jacrec.engine.jacobians.values import value_and_gradient
+from jacrec.engine.jacobians.values import term_and_gradient
 from jacrec.engine.shapes import plain_torch, problem
 from jacrec.models.world import World
 
@@ -104,7 +104,7 @@ def linearize(policy: nn.Module, world: World, state: Tensor, noise: Tensor) -> 
         actions.append(pi.action)
         Pi_s.append(pi.Pi_s())
         flat = s.flatten(0, 1), pi.action.flatten(0, 1)
-        value, g_s, g_a = value_and_gradient(world.reward if j < p.H else world.critic, *flat)
+        value, g_s, g_a = term_and_gradient(world, j == p.H, *flat)
         returns += world.discount**j * value.reshape(p.N, p.M)
         v_s.append(g_s.reshape(s.shape))
         v_a.append(g_a.reshape(pi.action.shape))

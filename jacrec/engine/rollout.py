@@ -37,13 +37,22 @@ def rollout(policy: Callable[[Tensor], Tensor], world: World, state: Tensor, noi
     for j in range(H):
         s, a = states[-1], actions[-1]
         flat = s.reshape(N * M, -1), a.reshape(N * M, -1)
-        returns = returns + world.discount**j * checked_value(world.reward, *flat).reshape(N, M)
+        returns = returns + world.discount**j * term(world, False, *flat).reshape(N, M)
         s = checked_step(world.dynamics, *flat, noise[:, :, j].reshape(N * M, *noise.shape[3:])).reshape(N, M, -1)
         states.append(s)
         actions.append(policy(s))
     s, a = states[-1], actions[-1]
-    terminal = checked_value(world.critic, s.reshape(N * M, -1), a.reshape(N * M, -1)).reshape(N, M)
+    terminal = term(world, True, s.reshape(N * M, -1), a.reshape(N * M, -1)).reshape(N, M)
     return Rollout(torch.stack(states, 2), torch.stack(actions, 2), returns + world.discount**H * terminal)
+
+
+def term(world: World, last: bool, state: Tensor, action: Tensor) -> Tensor:
+    """A step's term of (3), undiscounted, (B,): the reward, or the critic at the last step; less the anchor's penalty."""
+    value = checked_value(world.critic if last else world.reward, state, action)
+    if world.anchor is None:
+        return value
+    gap = action - apply_policy(world.anchor.policy, None, state.unsqueeze(0)).squeeze(0)
+    return value - world.anchor.weight * gap.square().sum(-1)
 
 
 def _all_at_once(policy: Callable[[Tensor], Tensor], world: World, states: Tensor) -> Rollout:
@@ -52,7 +61,7 @@ def _all_at_once(policy: Callable[[Tensor], Tensor], world: World, states: Tenso
     actions = policy(states.flatten(1, 2)).unflatten(1, (M, H + 1))
     returns = states.new_zeros(N, M)
     for j in range(H + 1):
-        value = checked_value(world.reward if j < H else world.critic, *(x[:, :, j].flatten(0, 1) for x in (states, actions)))
+        value = term(world, j == H, *(x[:, :, j].flatten(0, 1) for x in (states, actions)))
         returns = returns + world.discount**j * value.reshape(N, M)
     return Rollout(states, actions, returns)
 

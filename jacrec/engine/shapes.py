@@ -90,6 +90,8 @@ def check_parts(policy: nn.Module, world: World, state: Tensor) -> None:
         raise ValueError("policy: expected a module with parameters to improve, got none")
     for name, part in {"policy": policy, "dynamics": world.dynamics, "reward": world.reward, "critic": world.critic}.items():
         check_part(name, part, state, world.dynamics)
+    if world.anchor is not None:
+        check_part("anchor", world.anchor.policy, state, world.dynamics)
 
 
 def first_parameter(module: nn.Module) -> Tensor | None:

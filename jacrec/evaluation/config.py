@@ -1,6 +1,6 @@
 """The settings of an evaluation."""
 
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import MISSING, Field, dataclass, field, fields, replace
 from typing import Any
 
 from jacrec.control.config import MPCConfig
@@ -59,6 +59,10 @@ class PlayConfig:
             )
 
 
+def _default(field: Field) -> Any:
+    return field.default if field.default_factory is MISSING else field.default_factory()
+
+
 @dataclass(frozen=True)
 class EvalConfig(PlayConfig):
     """An evaluation: base policy, H = 0 control, MPC and action planners on the same environment seeds."""
@@ -80,6 +84,8 @@ class EvalConfig(PlayConfig):
     rehearse: bool = False
     """let a rehearsal in the world model choose mpc's settings, or the base policy; uses rehearsal.json next to the
     evaluation, which is made if missing"""
+    tuned: bool = False
+    """play mpc and h0 with the settings that `jacrec tune` chose for this run (tuning.json next to the evaluation)"""
     h0_lr: float | None = None
     """step size of h0 (default: mpc's)"""
     h0_updates: int | None = None
@@ -100,6 +106,11 @@ class EvalConfig(PlayConfig):
                 f"mpc: expected the defaults with rehearse, which chooses the settings, got {self.mpc}; to rehearse other "
                 "settings, run `jacrec rehearse RUN --candidates FILE.yaml` first"
             )
+        if self.tuned:
+            own = ("mpc", "experimental", "h0_lr", "h0_updates", "h0_carry", "rehearse")
+            given = [f.name for f in fields(self) if f.name in own and getattr(self, f.name) != _default(f)]
+            if given:
+                raise ValueError(f"tuned: expected no {', '.join(given)} beside it, since the tuning decides, got some")
         if self.planner_budget is not None:
             expect_count("planner_budget", self.planner_budget, 1)
         for name in self.contestants:

@@ -5,21 +5,25 @@ import json
 import time
 from collections.abc import Callable
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from jacrec.control.config import MPCConfig
 from jacrec.envs.batch import BatchedEnv
 from jacrec.evaluation.config import EvalConfig
 from jacrec.evaluation.contestant import digests, environment_record, open_env, play_contestant, with_sampling
 from jacrec.evaluation.probes import jacobian_growth
 from jacrec.evaluation.records import record_differences
 from jacrec.evaluation.rehearsal import BASE, chosen_controller, make_rehearsal, read_rehearsal
+from jacrec.evaluation.tuning import read_tuned
 from jacrec.evaluation.versions import machine, versions
 from jacrec.experimental.config import current_settings, read_mpc_config
 from jacrec.models.dynamics.flow import without_solver
+from jacrec.planners import PlannerConfig
 from jacrec.training.run import Run, load_run, torch_threads
 from jacrec.util.files import write_json
 
@@ -59,9 +63,10 @@ def evaluate(
     shown = Progress(*columns, TimeRemainingColumn(), disable=quiet)
     with contextlib.closing(env), torch_threads(config.threads), shown as progress:
         rehearsal = _rehearsed(run, config, folder, progress) if config.rehearse else None
-        fresh = _new_record(run, config, env, rehearsal)
+        tuning = read_tuned(run, folder, config) if config.tuned else None
+        fresh = _new_record(run, config, env, rehearsal, tuning)
         record = fresh if again else _previous(folder / FILE, fresh)
-        config = played_config(config, record)
+        controllers = _controllers(played_config(config, record), tuning)
         for name in config.order:
             task = progress.add_task(name, total=1.0)
             if name not in record["contestants"]:
@@ -69,7 +74,8 @@ def evaluate(
                 if name == "mpc" and rehearsal is not None and rehearsal["choice"] == BASE:
                     played, growth = record["contestants"]["base"], None
                 else:
-                    played, growth = _contestant(name, run, config, env, lambda x, t=task: progress.update(t, completed=x))
+                    update = partial(progress.update, task)
+                    played, growth = _contestant(run, controllers[name], config, env, lambda x, u=update: u(completed=x))
                 record["contestants"][name] = played | {"wall_seconds": time.perf_counter() - began}
                 record["growth"] = growth or record["growth"]
                 write_json(folder / FILE, record)
@@ -90,8 +96,8 @@ def read_evaluation(folder: str | Path) -> dict[str, Any]:
 
 
 def played_config(config: EvalConfig, record: dict[str, Any]) -> EvalConfig:
-    """The settings that an evaluation was played with, including the controller chosen by its rehearsal, if any."""
-    return replace(config, rehearse=False, mpc=read_mpc_config(record["settings"]["mpc"]))
+    """The settings that an evaluation was played with, including the controller chosen by its rehearsal or tuning, if any."""
+    return replace(config, rehearse=False, tuned=False, mpc=read_mpc_config(record["settings"]["mpc"]))
 
 
 def acts_as_base(record: dict[str, Any]) -> bool:
@@ -108,11 +114,22 @@ def _rehearsed(run: Run, config: EvalConfig, folder: Path, progress: Progress) -
     return make_rehearsal(run, folder, play=config, progress=lambda x: progress.update(task, completed=x))
 
 
+def _controllers(config: EvalConfig, tuning: dict[str, Any] | None) -> dict[str, MPCConfig | PlannerConfig | None]:
+    """The settings of every contestant, None for the base policy."""
+    found = {name: None if name == "base" else config.controller(name) for name in config.order}
+    tuned = {family: read_mpc_config(own["controller"]) for family, own in (tuning or {}).items()}
+    return found | {name: own for name, own in tuned.items() if name in found}
+
+
 def _contestant(
-    name: str, run: Run, config: EvalConfig, env: BatchedEnv, progress: Callable[[float], None]
+    run: Run,
+    controller: MPCConfig | PlannerConfig | None,
+    config: EvalConfig,
+    env: BatchedEnv,
+    progress: Callable[[float], None],
 ) -> tuple[dict[str, Any], dict[str, Any] | None]:
-    if name != "base":
-        return play_contestant(run, config.controller(name), config, env, progress=progress), None
+    if controller is not None:
+        return play_contestant(run, controller, config, env, progress=progress), None
     visited = _StateRecorder(config.probe_every)
     played = play_contestant(run, None, config, env, watch=visited.watch, progress=progress)
     growth = jacobian_growth(
@@ -139,11 +156,16 @@ class _StateRecorder:
         return rows[np.unique(np.linspace(0, len(rows) - 1, n).astype(int))]
 
 
-def _new_record(run: Run, config: EvalConfig, env: BatchedEnv, rehearsal: dict[str, Any] | None) -> dict[str, Any]:
+def _new_record(
+    run: Run, config: EvalConfig, env: BatchedEnv, rehearsal: dict[str, Any] | None, tuning: dict[str, Any] | None
+) -> dict[str, Any]:
     controller = config.mpc if rehearsal is None else chosen_controller(rehearsal) or config.mpc
+    if tuning is not None and "mpc" in tuning:
+        controller = read_mpc_config(tuning["mpc"]["controller"])
     return {
         "settings": asdict(config) | {"mpc": asdict(controller)},
         "rehearsal": rehearsal,
+        "tuning": tuning,
         "networks": digests(run),
         "environment": environment_record(env),
         "versions": versions(),
@@ -167,6 +189,8 @@ def _previous(path: Path, fresh: dict[str, Any]) -> dict[str, Any]:
     different = record_differences(old, ours, ignored=("contestants",))
     if _choice(old) != _choice(ours):
         different.append(f"rehearsal.choice: {_choice(old)} there, {_choice(ours)} here")
+    if (old.get("tuning") or None) != ours["tuning"]:
+        different.append("tuning: another choice there")
     if different:
         raise ValueError(
             f"{path}: expected no evaluation or one with these settings, got one that differs in {'; '.join(different)}. "

@@ -76,6 +76,8 @@ class Decoupled(PlainStep):
     @torch.no_grad()
     def estimate(self, p: Problem, method: Method | None = None) -> PolicyGradient:
         """S and ∇S."""
+        if p.world.anchor is not None:
+            raise ValueError("anchor: expected none with a decoupled objective, which has no anchored form, got one")
         passes = dynamics_pass(p.world.dynamics, chain=self._chain(p))
         states = imagined_states(p, passes)
         pi = policy_pass(p.policy, states)

@@ -106,6 +106,8 @@ def expect_one_transition(world: World | None, name: str) -> None:
 
 
 def _expect_no_clipping(config: MPCConfig, name: str) -> None:
+    if config.units != "absolute":
+        raise ValueError(f'units: expected "absolute" with {name}, whose length is lr whatever the scale, got {config.units!r}')
     if config.max_grad_norm is not None:
         raise ValueError(
             f"max_grad_norm: expected None with {name}, whose length is lr whatever the gradient, got {config.max_grad_norm}"

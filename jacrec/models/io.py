@@ -24,18 +24,28 @@ DYNAMICS = (DiffusionDynamics, DeterministicDynamics, FlowDynamics, MeanFlowDyna
 CLASSES = {c.__name__: c for c in (Actor, TwinCritic, RewardModel, *DYNAMICS)}
 
 
-def save_module(module: nn.Module, path: str | Path) -> Path:
-    """Write one of jacrec's networks to `path` (.safetensors), atomically: an interrupted save leaves the old file."""
+def save_module(module: nn.Module, path: str | Path, *, notes: dict[str, float] | None = None) -> Path:
+    """Write one of jacrec's networks to `path` (.safetensors), atomically: an interrupted save leaves the old file.
+
+    notes: numbers to be kept with it, for `read_notes`.
+    """
     kind = type(module).__name__
     if kind not in CLASSES:
         raise ValueError(f"save_module: expected one of {', '.join(CLASSES)}, got {kind}; save its state_dict yourself")
     path = Path(path)
     tensors = {k: v.detach().cpu().contiguous() for k, v in module.state_dict().items()}
+    header = {"class": kind, "config": module.config, **({"notes": notes} if notes else {})}
     with atomic_write(path) as part:
         # a single entry: safetensors writes several in random order, and equal networks should give equal files
-        save_file(tensors, part, metadata={"jacrec": json.dumps({"class": kind, "config": module.config}, sort_keys=True)})
+        save_file(tensors, part, metadata={"jacrec": json.dumps(header, sort_keys=True)})
         part.chmod(0o666 & ~_umask())  # safetensors creates files that only their owner may read
     return path
+
+
+def read_notes(path: str | Path) -> dict[str, float]:
+    """The numbers kept with the network stored at `path`; {} if there are none."""
+    with safe_open(Path(path), "pt") as file:
+        return json.loads((file.metadata() or {}).get("jacrec", "{}")).get("notes", {})
 
 
 def _umask() -> int:

@@ -1,6 +1,7 @@
 """The world (f_θ, r_ξ, Q_φ, γ) in which a policy imagines, and policies with one set of parameters per real state."""
 
 import copy
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
@@ -21,6 +22,30 @@ class Dynamics(Protocol):
 
 
 @dataclass(frozen=True)
+class Anchor:
+    """A penalty on leaving a reference policy π₀ in imagination: β‖π_ψ(s̃_j) − π₀(s̃_j)‖² at every step j = 0…H.
+
+    It is subtracted from the reward of steps j < H and from the terminal value, and discounted with them:
+
+        Ĵ_β = Ĵ − β Σ_{j≤H} γ^j ‖π_ψ(s̃_j) − π₀(s̃_j)‖²
+
+    Theorem 4.1 holds as it stands, with r and Q so changed. It is ReBRAC's behaviour penalty with π₀ in the role of the data.
+    """
+
+    policy: nn.Module
+    """π₀: state -> action; its own parameters are constants"""
+    weight: float
+    """β > 0, in units of return"""
+
+    def __post_init__(self):
+        if not isinstance(self.policy, nn.Module) or isinstance(self.policy, BatchedPolicy):
+            raise ValueError(f"Anchor.policy: expected a single policy, an nn.Module, got {type(self.policy).__name__}")
+        if not 0.0 < self.weight < math.inf:
+            raise ValueError(f"Anchor.weight: expected a finite β > 0, got {self.weight}; leave the anchor out for none")
+        check_deterministic(self.policy, "Anchor.policy")
+
+
+@dataclass(frozen=True)
 class World:
     """The world in plain differentiable torch. Any callables serve; jacrec's own networks have hand-written derivatives.
 
@@ -36,6 +61,10 @@ class World:
     """Q_φ(state, action) -> (...); a `TwinCritic` returns the smaller of its two"""
     discount: float
     """γ in [0, 1], the critic's own"""
+    value_scale: float | None = None
+    """mean |Q_φ(s, π(s))| over the data (`value_scale`), the unit of `MPCConfig(units="value")`; None: unknown"""
+    anchor: Anchor | None = None
+    """penalty on leaving a reference policy; None: the plain return (3)"""
 
     def __post_init__(self):
         for name in ("dynamics", "reward", "critic"):
@@ -51,13 +80,24 @@ class World:
             )
         if not 0.0 <= self.discount <= 1.0:
             raise ValueError(f"World.discount: expected 0 <= γ <= 1, got {self.discount}")
+        if self.value_scale is not None and not 0.0 < self.value_scale < math.inf:
+            raise ValueError(f"World.value_scale: expected a finite number > 0 or None, got {self.value_scale}")
+        if self.anchor is not None and not isinstance(self.anchor, Anchor):
+            raise ValueError(f"World.anchor: expected a jacrec.Anchor(policy, weight), got {type(self.anchor).__name__}")
 
     def to(self, *args, **kwargs) -> "World":
         """The world with every module moved as by `nn.Module.to` (in place, as there); plain functions stay."""
-        for part in (self.dynamics, self.reward, self.critic):
+        for part in (self.dynamics, self.reward, self.critic, self.anchor and self.anchor.policy):
             if isinstance(part, nn.Module):
                 part.to(*args, **kwargs)
         return self
+
+
+@torch.no_grad()
+def value_scale(policy: nn.Module, critic: Callable[[Tensor, Tensor], Tensor], states: Tensor, *, chunk: int = 4096) -> float:
+    """mean |Q_φ(s, π(s))| over states (B, d): the unit in which ReBRAC's actor loss measures Q."""
+    total = sum(critic(s, policy(s)).abs().sum(dtype=torch.float64) for s in states.split(chunk))
+    return float(total / len(states))
 
 
 class BatchedPolicy(nn.Module):

@@ -43,6 +43,8 @@ class Planner:
             raise ValueError(f"policy: expected one torch.nn.Module state -> action, got {type(policy).__name__}")
         if not isinstance(world, World):
             raise ValueError(f"world: expected a jacrec.World(dynamics, reward, critic, discount), got {type(world).__name__}")
+        if world.anchor is not None:
+            raise ValueError("world: expected one without anchor, which is a penalty on updates of the policy, got one")
         if config is not None and not isinstance(config, PlannerConfig):
             raise ValueError(f"config: expected PlannerConfig(...) or None, got {type(config).__name__}; MPCConfig is of MPC")
         if isinstance(world.dynamics, MultiStepDynamics) and (config or PlannerConfig()).planner != "best-of-q":

@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from jacrec.data.transitions import DatasetInfo, Transitions
-from jacrec.models.io import load_module, save_module
+from jacrec.models.io import load_module, read_notes, save_module
 from jacrec.models.networks import Actor
 from jacrec.models.world import World
 from jacrec.training.config import TrainConfig, from_dict
@@ -168,9 +168,10 @@ def check_device(config: TrainConfig) -> torch.device:
 
 
 def save_networks(stage: Stage, out: Path) -> None:
-    """Save a finished stage's networks."""
+    """Save a finished stage's networks, the critic with the scale of its values."""
     for part, module in stage.modules().items():
-        save_module(_detached_copy(module), out / f"{part}.safetensors")
+        notes = {"value_scale": stage.value_scale()} if part == "critic" and isinstance(stage, ReBRACStage) else None
+        save_module(_detached_copy(module), out / f"{part}.safetensors", notes=notes)
 
 
 def split_stages(stages: Sequence[str], config: TrainConfig) -> tuple[list[str], list[str]]:
@@ -223,7 +224,8 @@ def load_run(path: str | Path) -> Run:
         )
     parts: dict[str, Any] = {part: load_module(path / f"{part}.safetensors") for part in PARTS}
     config = from_dict(record["settings"])
-    world = World(parts["dynamics"], parts["reward"], parts["critic"], config.rebrac.discount)
+    scale = read_notes(path / "critic.safetensors").get("value_scale")  # None for runs of earlier versions
+    world = World(parts["dynamics"], parts["reward"], parts["critic"], config.rebrac.discount, scale)
     known = {f.name for f in fields(DatasetInfo)}
     info = DatasetInfo(**{k: v for k, v in record["data"].items() if k in known})
     return Run(parts["actor"], world, info, config, path)

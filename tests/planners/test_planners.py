@@ -23,7 +23,7 @@ d, m = 3, 2
 
 
 @property_cases(0.05, 20)
-@given(case=cases())
+@given(case=cases(anchored=False))
 def test_the_action_gradient_is_autograds(case):
     policy, world, state, noise = replace(case, batched=False, single=False, H=max(case.H, 1)).build()
     assume(well_posed(policy, world, state, noise))

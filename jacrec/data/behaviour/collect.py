@@ -6,21 +6,41 @@ of threads or the machine.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
 from jacrec.envs.batch import BatchedEnv
 
 
+@runtime_checkable
+class StochasticPolicy(Protocol):
+    """A policy with noise of its own."""
+
+    def sample(self, state: np.ndarray, noise: np.ndarray) -> np.ndarray:
+        """Map states (n, d) and standard normal noise (n, m) to actions (n, m)."""
+        ...
+
+
 @dataclass(frozen=True)
 class BehaviourStage:
-    """Behaviour for a share of the data: clip(policy(s) + noise n, ±1) with n standard normal, drawn at every step."""
+    """Behaviour for a share of the data: clip(policy(s) + noise n, ±1), or policy.sample(s, n); n ~ N(0, 1) at every step."""
 
     name: str
-    policy: Callable[[np.ndarray], np.ndarray] | None
-    """maps states (n, d) to actions (n, m); None: actions uniform in [-1, 1], `noise` unused"""
+    policy: Callable[[np.ndarray], np.ndarray] | StochasticPolicy | None
+    """maps states (n, d) to actions (n, m), or samples them; None: actions uniform in [-1, 1]"""
     noise: float = 0.0
+    """standard deviation of the noise added to a deterministic policy's actions"""
+    weight: int = 1
+    """the stage's share of the data, relative to the other stages"""
+
+    def act(self, state: np.ndarray, draws: np.ndarray) -> np.ndarray:
+        """Actions (n, m) at states (n, d), with what was drawn for them (n, m): normal, or uniform for random actions."""
+        if self.policy is None:
+            return draws
+        if isinstance(self.policy, StochasticPolicy):
+            return self.policy.sample(state, draws)
+        return np.clip(self.policy(state) + self.noise * draws, -1.0, 1.0)
 
 
 @dataclass(frozen=True)
@@ -56,7 +76,7 @@ def collect(
     rows: int | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> list[Episode]:
-    """Collect exactly `steps` steps, in equal shares per stage. Only the very last episode may be truncated.
+    """Collect exactly `steps` steps, shared between the stages by their weights. Only the very last episode may be truncated.
 
     A stage runs whole episodes; what it collects beyond its share is deducted from the next one. `rows` is the number of
     parallel episodes (default: as many full-length episodes as a stage holds, between 8 and 64). `progress` is called with
@@ -79,10 +99,11 @@ def collect(
     full = -(-steps // (len(stages) * limit))
     env = BatchedEnv(env_id, rows or min(max(full, 8), 64), physics=physics, threads=threads)
     episodes: list[Episode] = []
-    collected = 0
+    collected = total = 0
     try:
         for number, stage in enumerate(stages):
-            wanted = steps * (number + 1) // len(stages) - collected
+            total += stage.weight
+            wanted = steps * total // sum(stage.weight for stage in stages) - collected
             report = None if progress is None else lambda done, base=collected: progress(base + done)
             found = _run_stage(env, limit, stage, [seed, number], wanted, report) if wanted > 0 else []
             episodes += found
@@ -122,10 +143,7 @@ def _run_stage(
 
         time = env.elapsed.copy()
         every = np.arange(n)
-        action = draws[every, time]
-        if stage.policy is not None:
-            action = np.clip(stage.policy(state) + stage.noise * action, -1.0, 1.0)
-        actions[every, time] = action
+        actions[every, time] = stage.act(state, draws[every, time])
         state, reward, terminated, _ = env.step(actions[every, time])
         observations[every, time + 1] = state
         rewards[every, time] = reward

@@ -1,12 +1,14 @@
 """Generate offline data sets: real MuJoCo under embedded behaviour policies, written as Minari data sets.
 
-The kinds are those of D4RL, with linear policies and Gaussian action noise in place of SAC's:
+The kinds are those of D4RL. Behaviour "sac" rolls stochastic policies of a soft actor-critic training out, as D4RL did;
+behaviour "linear" has linear policies with Gaussian action noise:
 
     random         actions uniform in [-1, 1]
     medium         the snapshot whose return is closest to `MEDIUM_SHARE` of the best
     expert         the best snapshot
     medium-expert  half medium, half expert
-    medium-replay  every snapshot of the search up to the medium one, in order, in equal shares
+    medium-replay  every snapshot up to the medium one, in order: in equal shares (linear), or in proportion to the steps of
+                   training between them (sac), as the replay buffer had them
     full-replay    every snapshot
 
 Point mazes have no snapshots: expert is the path-following PD controller with noise. The kinds of antmaze are D4RL's six
@@ -15,7 +17,7 @@ its id, with actions in [-1, 1] and a time limit, can be used with the kind rand
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -28,6 +30,8 @@ from jacrec.data.behaviour.antmaze import ACTION_NOISE, RewardCount, WaypointFol
 from jacrec.data.behaviour.collect import BehaviourStage, Episode, collect
 from jacrec.data.behaviour.linear_policy import ENVIRONMENTS, Snapshot, load_action_noise, load_snapshots
 from jacrec.data.behaviour.pointmaze import PointMazeController
+from jacrec.data.behaviour.sac import ENVIRONMENTS as SAC_ENVIRONMENTS
+from jacrec.data.behaviour.sac import SACSnapshot, load_sac_snapshots
 from jacrec.data.d4rl_files import KINDS
 from jacrec.data.readers.minari import dataset_path, refuse_to_replace, write_minari
 from jacrec.data.references import reference_by_env
@@ -43,7 +47,9 @@ MAZES = {
 }
 ANTMAZE = "antmaze"
 ANTMAZE_KINDS = tuple(ANTMAZE_IDS)
-ENV_NAMES = (*ENVIRONMENTS, *MAZES, ANTMAZE)
+LOCOMOTION = {**ENVIRONMENTS, **SAC_ENVIRONMENTS}
+ENV_NAMES = (*LOCOMOTION, *MAZES, ANTMAZE)
+BEHAVIOURS = ("linear", "sac")
 MEDIUM_SHARE = 0.5
 MAZE_NOISE = 0.5
 """standard deviation of the action noise in point mazes, as in D4RL"""
@@ -76,24 +82,44 @@ def available_kinds(env_name: str) -> tuple[str, ...]:
     return ("random", "expert") if env_name in MAZES else KINDS
 
 
-def default_id(env_name: str, kind: str) -> str:
-    """The default id of a generated data set: ``jacrec/hopper-medium-replay-v0``, ``jacrec/Walker2d-v4-random-v0``."""
-    return f"jacrec/{env_name.replace('/', '-')}-{kind}-v0"
+def behaviour_of(env_name: str, kind: str, behaviour: str | None) -> str | None:
+    """The behaviour by which locomotion data are made, "linear" where both exist and none is given; None for other data.
+
+    Raises:
+        ValueError: an environment or a kind without it.
+    """
+    if env_name not in LOCOMOTION or kind == "random":
+        if behaviour is not None:
+            what = "the kind random" if kind == "random" else env_name
+            raise ValueError(f"behaviour: expected none for {what}, which has one of its own, got {behaviour!r}")
+        return None
+    known = [name for name, envs in zip(BEHAVIOURS, (ENVIRONMENTS, SAC_ENVIRONMENTS), strict=True) if env_name in envs]
+    if behaviour is None:
+        return known[0]
+    expect_one_of(f"behaviour of {env_name}", behaviour, known)
+    return behaviour
 
 
-def medium_index(snapshots: tuple[Snapshot, ...]) -> int:
+def default_id(env_name: str, kind: str, behaviour: str | None = None) -> str:
+    """The default id of a generated data set: ``jacrec/hopper-medium-v0``, ``jacrec/hopper-medium-sac-v0``."""
+    suffix = "-sac" if behaviour == "sac" else ""
+    return f"jacrec/{env_name.replace('/', '-')}-{kind}{suffix}-v0"
+
+
+def medium_index(snapshots: Sequence[Snapshot | SACSnapshot]) -> int:
     """Index of the medium snapshot: its return is closest to `MEDIUM_SHARE` of the best."""
     returns = np.array([snapshot.mean_return for snapshot in snapshots])
     return int(np.argmin(np.abs(returns - MEDIUM_SHARE * returns.max())))
 
 
-def behaviour_stages(env_name: str, kind: str) -> list[BehaviourStage]:
-    """The behaviour of a kind, as stages with equal shares of the data.
+def behaviour_stages(env_name: str, kind: str, behaviour: str | None = None) -> list[BehaviourStage]:
+    """The behaviour of a kind, as stages with their shares of the data.
 
     Raises:
-        ValueError: an unknown environment, or a kind it does not have.
+        ValueError: an unknown environment, or a kind or behaviour it does not have.
     """
     expect_one_of(f"kind of {env_name}", kind, available_kinds(env_name))
+    behaviour = behaviour_of(env_name, kind, behaviour)
     if kind == "random":
         return [BehaviourStage("random", None)]
     if env_name == ANTMAZE:
@@ -103,17 +129,36 @@ def behaviour_stages(env_name: str, kind: str) -> list[BehaviourStage]:
         controller = PointMazeController.of(env)
         env.close()
         return [BehaviourStage("controller", controller, MAZE_NOISE)]
+    if behaviour == "sac":
+        return _sac_stages(load_sac_snapshots(env_name), kind)
     snapshots = load_snapshots(env_name)
     noise = load_action_noise(env_name)
-    medium, best = medium_index(snapshots), len(snapshots) - 1
-    chosen = {
+    return [BehaviourStage(f"snapshot {i}", snapshots[i].policy, noise) for i in _chosen(snapshots, kind)]
+
+
+def _chosen(snapshots: Sequence[Snapshot | SACSnapshot], kind: str) -> list[int]:
+    """Which snapshots make up a kind."""
+    medium, best = medium_index(snapshots), int(np.argmax([snapshot.mean_return for snapshot in snapshots]))
+    return {
         "medium": [medium],
         "expert": [best],
         "medium-expert": [medium, best],
         "medium-replay": list(range(medium + 1)),
-        "full-replay": list(range(best + 1)),
+        "full-replay": list(range(len(snapshots))),
     }[kind]
-    return [BehaviourStage(f"snapshot {i}", snapshots[i].policy, noise) for i in chosen]
+
+
+def _sac_stages(snapshots: tuple[SACSnapshot, ...], kind: str) -> list[BehaviourStage]:
+    """Replay kinds hold each snapshot for the steps of training that lie nearer to it than to the others."""
+    chosen = [snapshots[i] for i in _chosen(snapshots, kind)]
+    weights = [1] * len(chosen)
+    if kind.endswith("replay"):
+        steps = [snapshot.env_steps for snapshot in chosen]
+        weights = [after - before for before, after in zip([steps[0], *steps], [*steps[1:], steps[-1]], strict=False)]
+    return [
+        BehaviourStage(f"SAC after {snapshot.env_steps} steps", snapshot.policy, weight=weight)
+        for snapshot, weight in zip(chosen, weights, strict=True)
+    ]
 
 
 def make_episodes(
@@ -122,12 +167,13 @@ def make_episodes(
     *,
     steps: int,
     seed: int,
+    behaviour: str | None = None,
     physics: str = "d4rl",
     threads: int | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> list[Episode]:
     """Collect the episodes of a kind in memory, exactly `steps` steps (see `jacrec.data.behaviour.collect.collect`)."""
-    stages = behaviour_stages(env_name, kind)
+    stages = behaviour_stages(env_name, kind, behaviour)
     env_id = ANTMAZE_COLLECTION_IDS[kind] if env_name == ANTMAZE else resolve_env_id(env_name)
     episodes = collect(env_id, stages, steps=steps, seed=seed, physics=physics, threads=threads, progress=progress)
     return relabel(episodes, evaluation_goal(kind, seed)) if env_name == ANTMAZE else episodes
@@ -149,7 +195,7 @@ def resolve_env_id(env_name: str, kind: str | None = None) -> str:
         raise ValueError(
             f"env_name: expected one of {known}, or the id of a registered gymnasium environment, got {env_name!r}"
         )
-    return {**ENVIRONMENTS, **MAZES}[env_name]
+    return {**LOCOMOTION, **MAZES}[env_name]
 
 
 def make_dataset(
@@ -160,11 +206,12 @@ def make_dataset(
     seed: int = 0,
     overwrite: bool = False,
     dataset_id: str | None = None,
+    behaviour: str | None = None,
     physics: str = "d4rl",
     threads: int | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> MadeDataset:
-    """Generate a data set and write it to Minari's local root.
+    """Generate a data set and write it to Minari's local root; behaviour: "linear" or "sac" (`behaviour_of`).
 
     The data depend on the arguments alone, not on the number of threads. `progress` is called with the number of steps
     collected so far. An interruption leaves no partial data set behind.
@@ -174,15 +221,18 @@ def make_dataset(
         FileExistsError: the data set exists and `overwrite` is False; raised before any work is done.
     """
     began = time.monotonic()
-    stages = behaviour_stages(env_name, kind)
-    dataset_id = dataset_id or default_id(env_name, kind)
+    stages = behaviour_stages(env_name, kind, behaviour)
+    behaviour = behaviour_of(env_name, kind, behaviour)
+    dataset_id = dataset_id or default_id(env_name, kind, behaviour)
     dataset_path(dataset_id)
     refuse_to_replace(dataset_id, overwrite)
     env_id = resolve_env_id(env_name, kind)
-    episodes = make_episodes(env_name, kind, steps=steps, seed=seed, physics=physics, threads=threads, progress=progress)
+    episodes = make_episodes(
+        env_name, kind, steps=steps, seed=seed, behaviour=behaviour, physics=physics, threads=threads, progress=progress
+    )
     rewarded = require_reward(dataset_id, episodes) if env_name == ANTMAZE else None
     env = make_env(env_id, physics=physics)
-    metadata = _metadata(env_name, kind, env_id, stages, steps, seed, physics_record(env))
+    metadata = _metadata(env_name, kind, env_id, behaviour, stages, steps, seed, physics_record(env))
     if rewarded is not None:
         goal = evaluation_goal(kind, seed).tolist()
         metadata["jacrec"] |= {"goal": goal, "rewarded": asdict(rewarded)}
@@ -192,7 +242,14 @@ def make_dataset(
 
 
 def _metadata(
-    env_name: str, kind: str, env_id: str, stages: list[BehaviourStage], steps: int, seed: int, physics: dict[str, Any]
+    env_name: str,
+    kind: str,
+    env_id: str,
+    behaviour: str | None,
+    stages: list[BehaviourStage],
+    steps: int,
+    seed: int,
+    physics: dict[str, Any],
 ) -> dict[str, Any]:
     policies = []
     for stage in stages:
@@ -200,13 +257,13 @@ def _metadata(
         numbers = {"gain": policy.gain.tolist(), "bias": policy.bias.tolist()} if hasattr(policy, "bias") else {}
         if isinstance(policy, WaypointFollower):
             numbers = {"gait": policy.gait.parameters().tolist()}
-        policies.append({"name": stage.name, "noise": stage.noise, **numbers})
+        policies.append({"name": stage.name, "weight": stage.weight, "noise": stage.noise, **numbers})
     made = version("jacrec")
     metadata: dict[str, Any] = {
         "description": f"{env_name} {kind}, {steps} steps made by jacrec {made} with seed {seed} from embedded behaviour",
         "algorithm_name": {"random": "uniform actions"}.get(kind)
         or {ANTMAZE: "breadth-first search and a gait", **dict.fromkeys(MAZES, "search and PD control")}.get(
-            env_name, "augmented random search"
+            env_name, "soft actor-critic" if behaviour == "sac" else "augmented random search"
         ),
         "author": {"jacrec"},
         "requirements": [f"gymnasium=={gymnasium.__version__}", f"mujoco=={physics['mujoco']}"],
@@ -215,6 +272,7 @@ def _metadata(
             "env_name": env_name,
             "env_id": env_id,
             "kind": kind,
+            "behaviour": behaviour,
             "seed": seed,
             "steps": steps,
             "physics": physics,

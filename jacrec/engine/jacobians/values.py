@@ -8,7 +8,26 @@ from torch import Tensor
 
 from jacrec.engine.jacobians import generic
 from jacrec.engine.jacobians.mlp import mlp_pull, mlp_record
+from jacrec.engine.jacobians.policy import policy_pass
 from jacrec.models.networks import RewardModel, TwinCritic, affine, has_manual_derivatives
+from jacrec.models.world import Anchor, World
+
+
+def term_and_gradient(world: World, last: bool, state: Tensor, action: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """A step's term of (3), undiscounted, with its gradients: the reward, or the critic at the last step; less the anchor."""
+    found = value_and_gradient(world.critic if last else world.reward, state, action)
+    if world.anchor is None:
+        return found
+    term, by_state, by_action = (x + y for x, y in zip(found, anchor_gradient(world.anchor, state, action), strict=True))
+    return term, by_state, by_action
+
+
+def anchor_gradient(anchor: Anchor, state: Tensor, action: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """−β‖a − π₀(s)‖² (B,) and its gradients 2β Π₀ᵀ(a − π₀(s)) (B, d), −2β(a − π₀(s)) (B, m)."""
+    base = policy_pass(anchor.policy, state.unsqueeze(0), parameters=False)
+    gap = action - base.action.squeeze(0)
+    pull = 2 * anchor.weight * gap
+    return -anchor.weight * gap.square().sum(-1), base.pull_state(pull.unsqueeze(0)).squeeze(0), -pull
 
 
 def value_and_gradient(

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from jacrec.data.transitions import Transitions
 from jacrec.models.networks import MLP, Actor, TwinCritic
+from jacrec.models.world import value_scale
 from jacrec.training.config import ReBRACConfig
 from jacrec.training.cuda_graph import CapturedStep
 from jacrec.training.flat import Adam, FlatParameterRows, FlatParameters
@@ -123,6 +124,9 @@ def pack(transitions: Transitions, reward_scale: float = 1.0) -> Tensor:
     return torch.cat([*(c.float() for c in columns), reward.unsqueeze(-1), alive.unsqueeze(-1)], -1)
 
 
+SCALE_STATES = 100_000
+
+
 class ReBRACStage:
     """ReBRAC on a data set, as a stage of `jacrec.training.loop`; see `ReBRAC` for `fused` and `capturable`.
 
@@ -181,6 +185,11 @@ class ReBRACStage:
     def state(self) -> dict[str, Tensor]:
         """The live tensors to be stored in a checkpoint."""
         return self.learner.state()
+
+    def value_scale(self) -> float:
+        """mean |min Q(s, π(s))| over states of the data, evenly spaced, `SCALE_STATES` at most."""
+        states = self.rows[:: -(-len(self.rows) // SCALE_STATES), : self.learner.actor.state_dim]
+        return value_scale(self.learner.actor, self.learner.critic, states)
 
     def modules(self) -> dict[str, torch.nn.Module]:
         """The trained networks by file stem."""

@@ -40,6 +40,7 @@ class Constants(NamedTuple):
     discounts: int  # γ^j, (H+1,)
     weights: int  # γ^j times a row's share of the mean, (H+1,)
     policy_copies: int  # the policy's `copies.CopyJob`
+    penalties: int  # β γ^j, (H+1,); 0 without anchor
 
 
 class Call(NamedTuple):
@@ -95,6 +96,7 @@ class Scratch(NamedTuple):
     lam: int
     q: int
     r: int
+    base: int  # π₀'s actions, (R, m)
     total: int
     inputs: int  # the policy's inputs, (H+1, R, d), grouped by policy
     returns: int  # (R,)
@@ -108,6 +110,7 @@ class Tapes(NamedTuple):
     bars: int
     reward: int
     critic: int
+    anchor: int
     dynamics: int
     order: int  # ensembles: the rows in the order of their networks, (H, R) int64
     xs: int  # and their inputs in that order
@@ -121,6 +124,7 @@ class Task(NamedTuple):
     policies: Stack
     reward: Stack
     critics: Stack
+    anchor: Stack  # π₀; none if its count is 0
     dynamics: Stack
     chain: Chain
     scales: Scales
@@ -135,6 +139,7 @@ class Sections(NamedTuple):
     policies: int
     reward: int
     critics: int
+    anchor: int
     dynamics: int
     chain: int
     scales: int
@@ -145,7 +150,7 @@ class Sections(NamedTuple):
     flags: int
 
 
-_KINDS = (Sizes, Stack, Stack, Stack, Stack, Chain, Scales, Constants, Call, Scratch, Tapes)
+_KINDS = (Sizes, Stack, Stack, Stack, Stack, Stack, Chain, Scales, Constants, Call, Scratch, Tapes)
 AT = Sections(*accumulate((len(kind._fields) for kind in _KINDS), initial=COUNTERS))
 CALL = slice(AT.call, AT.call + len(Call._fields))
 _read_sizes, _read_stack, _read_chain, _read_scales = reader(Sizes), reader(Stack), reader(Chain), reader(Scales)
@@ -166,6 +171,7 @@ def task_of(job):
         _read_stack(job + AT.policies * WORD),
         _read_stack(job + AT.reward * WORD),
         _read_stack(job + AT.critics * WORD),
+        _read_stack(job + AT.anchor * WORD),
         _read_stack(job + AT.dynamics * WORD),
         _read_chain(job + AT.chain * WORD),
         _read_scales(job + AT.scales * WORD),
@@ -181,6 +187,7 @@ class Networks(NamedTuple):
     reward: Network
     critic: Network
     dynamics: Network
+    anchor: Network | None
 
 
 def memory_layout(
@@ -208,17 +215,19 @@ def memory_layout(
         lam=d,
         q=critics,
         r=1,
+        base=m,
         total=first,
         inputs=(H + 1) * d,
         returns=1,
     )
     ensemble = min(1, chain.members)
     tapes = Tapes(
-        work=4 * max(net.widest for net in nets),
+        work=4 * max(net.widest for net in nets if net is not None),
         policy=(H + 1) * nets.policy.tape,
         bars=(H + 1) * nets.policy.bars,
         reward=nets.reward.tape,
         critic=critics * nets.critic.tape,
+        anchor=0 if nets.anchor is None else nets.anchor.tape,
         dynamics=H * chain.K * nets.dynamics.tape,
         order=2 * H * ensemble,  # two elements of float32 for an int64
         xs=(d + m) * ensemble,

@@ -27,19 +27,20 @@ N, M, H, γ and threads. A policy's plan is smaller than the policy, so that mem
 
 
 class Plan:
-    """A policy in a world; `job` adds sizes."""
+    """A policy in a world, anchored or not; `job` adds sizes."""
 
-    def __init__(self, policy: PolicyPlan, world: WorldPlan):
-        self.policy, self.world, self.dtype = policy, world, policy.dtype
+    def __init__(self, policy: PolicyPlan, world: WorldPlan, anchor: PolicyPlan | None):
+        self.policy, self.world, self.anchor, self.dtype = policy, world, anchor, policy.dtype
         self.addresses = Addresses(self.dtype)
-        self.copies = copy_job(policy.addresses.copies, world.watched, self.addresses)
+        copies = [*policy.addresses.copies, *(anchor.addresses.copies if anchor else [])]
+        self.copies = copy_job(copies, world.watched, self.addresses)
         self.update_copies = entry(update_copies, DTYPES[self.dtype]).ctypes
         self.sized: dict[tuple, SizedJob] = {}
 
     def refresh(self) -> None:
         """Bring all copies up to date.
 
-        The policy's are copied every time in compiled code; the world's only if a comparison in compiled code finds that
+        Those of the policy and the anchor are copied every time in compiled code; the world's only if a comparison in compiled code finds that
         their sources have changed: memory that is not written stays in the caches of all cores.
         """
         job = self.copies.copy()  # threads that share the plan each need their own answer
@@ -49,12 +50,13 @@ class Plan:
 
     def job(self, p: Problem, team: int = 1) -> tuple[np.ndarray, SizedJob]:
         """A new job without the addresses of a call; and what it was copied from, to be held until it is done."""
-        key = (p.N, p.M, p.H, p.world.discount, torch.get_num_threads(), team)
+        weight = p.world.anchor.weight if p.world.anchor else 0.0
+        key = (p.N, p.M, p.H, p.world.discount, weight, torch.get_num_threads(), team)
         sized = self.sized.get(key)
         if sized is None:
             if len(self.sized) >= SIZES_KEPT:
                 self.sized.clear()
-            sized = self.sized[key] = sized_job(self.policy, self.world, p, team)
+            sized = self.sized[key] = sized_job(self.policy, self.world, self.anchor, p, team)
         return sized.row.copy(), sized
 
 
@@ -65,8 +67,10 @@ _worlds: LruStore[WorldPlan] = LruStore(WORLDS_KEPT)
 
 def kept_plan(policy: nn.Module, world: World, state: Tensor) -> Plan | None:
     """The plan kept for a policy and a world, if nothing has changed since it was made."""
-    found = _plans.get((id(policy), *_ids(world)))
+    found, anchor = _plans.get(_key(policy, world)), world.anchor
     fits = found is not None and found.policy.unchanged(policy, state) and found.world.unchanged(world, state)
+    if fits and found is not None and found.anchor is not None:
+        fits = anchor is not None and found.anchor.unchanged(anchor.policy, state)
     return found if fits else None
 
 
@@ -78,8 +82,9 @@ def plan_or_reason(policy: nn.Module, world: World, state: Tensor) -> Plan | str
     reason = unsupported_reason(policy, world, state)
     if reason is not None:
         return reason
-    made = Plan(_policy_plan(policy, state), _world_plan(world, state))
-    _plans.put((id(policy), *_ids(world)), made, (policy, *parts(world)))
+    anchor = None if world.anchor is None else world.anchor.policy
+    made = Plan(_policy_plan(policy, state), _world_plan(world, state), anchor and _policy_plan(anchor, state))
+    _plans.put(_key(policy, world), made, tuple(x for x in (policy, *parts(world), anchor) if x is not None))
     return made
 
 
@@ -111,6 +116,10 @@ def _world_plan(world: World, state: Tensor) -> WorldPlan:
         found = WorldPlan(world, state)
         _worlds.put(_ids(world), found, parts(world))
     return found
+
+
+def _key(policy: nn.Module, world: World) -> tuple[int, ...]:
+    return id(policy), *_ids(world), 0 if world.anchor is None else id(world.anchor.policy)
 
 
 def _ids(world: World) -> tuple[int, int, int]:

@@ -25,7 +25,7 @@ from jacrec.kernels.cpu.gradient.job import (
 )
 from jacrec.kernels.cpu.gradient.multistep import pull_step, record_step
 from jacrec.kernels.cpu.gradient.transition import pull_transition, record_transition
-from jacrec.kernels.cpu.gradient.values import critic_gradient, first_layer, input_cotangent, reward_gradient
+from jacrec.kernels.cpu.gradient.values import anchor_gradient, critic_gradient, first_layer, input_cotangent, reward_gradient
 
 
 class Tile(NamedTuple):
@@ -97,9 +97,13 @@ def _forward(like, task, tile, b, tapes, team):
     for j in range(H):
         _act(like, task, tile, j, b, tapes, team)
         reward_gradient(like, task, tile, j, b, tapes, team)
+        if task.anchor.count:
+            anchor_gradient(like, task, tile, j, b, tapes, team)
         _step(like, task, tile, j, b, tapes, team)
     _act(like, task, tile, H, b, tapes, team)
     critic_gradient(like, task, tile, b, tapes, team)
+    if task.anchor.count:
+        anchor_gradient(like, task, tile, H, b, tapes, team)
 
 
 @glue

@@ -28,6 +28,7 @@ def unsupported_reason(policy: nn.Module, world: World, state: Tensor) -> str | 
         or _overlapping(refusals.policy_network(policy))
         or refusals.reward_reason(world.reward, d, m, state, eps=EPS)
         or refusals.critic_reason(world.critic, d, m, state, eps=EPS)
+        or (refusals.anchor_reason(world.anchor, d, m, state, eps=EPS) if world.anchor else None)
     )
 
 

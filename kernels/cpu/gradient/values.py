@@ -109,3 +109,33 @@ def critic_gradient(like, task, tile, b, tapes, team):
                 to_s[i] = both[i] + (to_s[i] if c else type(like)(0))
             for i in range(m):
                 to_a[i] = both[d + i] + (to_a[i] if c else type(like)(0))
+
+
+@part
+def anchor_gradient(like, task, tile, j, b, tapes, team):
+    """Subtracts β γ^j ‖a − π₀(s)‖² from the returns, and its gradients from the weighted ones of step j."""
+    size, net, R, d, m = size_of(like), network_of(task.anchor, 0), tile.R, task.sizes.d, task.sizes.m
+    penalty = at(like, task.constants.penalties)[j]
+    # a row's share of the mean: the weights are γ^j times it
+    share = at(like, task.constants.weights)[0] / at(like, task.constants.discounts)[0]
+    states, actions = b.states + j * R * d * size, b.actions + j * R * m * size
+    first_layer(like, net, states, R, tapes.anchor, 1, 0, team)
+    record(like, net, tapes.anchor, 1, 0, R, layer_of(net, 0).bias, b.base, team)
+    total = at(like, b.returns)
+    for r in range(R):
+        a, base = at(like, actions + r * m * size), at(like, b.base + r * m * size)
+        to_a, square = at(like, b.values_a + (j * R + r) * m * size), type(like)(0)
+        for i in range(m):
+            gap = a[i] - base[i]
+            square += gap * gap
+            pull = 2 * penalty * share * gap
+            to_a[i] -= pull
+            # π₀ ends in tanh, whose slope is applied here
+            base[i] = pull * (1 - base[i] * base[i])
+        total[r] -= penalty * square
+    if j:
+        z_bar = cotangents(like, net, tapes.anchor, 1, 0, R, b.base, b.base, tapes.work, 0, 0, team)
+        input_cotangent(like, net, z_bar, R, b.x_bar)
+        to_s, pulled = at(like, b.values_s + j * R * d * size), at(like, b.x_bar)
+        for i in range(R * d):
+            to_s[i] += pulled[i]

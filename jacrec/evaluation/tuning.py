@@ -1,0 +1,277 @@
+"""Choose controller settings by episodes in the environment, on seeds apart from the evaluation's: the paper's protocol.
+
+The candidates of a family race by successive halving. In every round base policy and remaining candidates play the same new
+seeds; candidates are ranked by their mean paired gain over the base policy, and the better half stays. The last one plays on,
+on new seeds alone, until its gain is clear or the budget is spent: what was selected by its luck has to show it again. It is
+chosen if the lower end of that interval is above zero; otherwise the base policy is.
+
+H = 0 is a family of its own, raced by the same rule with the same budget, so that a comparison with it is fair.
+"""
+
+import contextlib
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from jacrec.control.config import MPCConfig
+from jacrec.envs.batch import BatchedEnv
+from jacrec.evaluation.config import PlayConfig
+from jacrec.evaluation.contestant import digests, environment_id, environment_record, make_controller, open_env
+from jacrec.evaluation.episodes import PolicyController
+from jacrec.evaluation.episodes import play as episodes
+from jacrec.evaluation.records import record_differences
+from jacrec.evaluation.statistics import Estimate, paired_difference
+from jacrec.evaluation.versions import machine, versions
+from jacrec.training.run import Run, torch_threads
+from jacrec.util.errors import expect_count
+from jacrec.util.files import write_json, write_text
+
+FILE, CHOICE = "tuning.json", "tuned.yaml"
+BASE = "base"
+AS_BASE = MPCConfig(horizon=0, particles=1, updates=0)
+"""a controller that acts as the base policy"""
+
+Families = Mapping[str, Mapping[str, MPCConfig]]
+"""candidates by family ("mpc", "h0") and name"""
+
+
+@dataclass(frozen=True)
+class TuneConfig:
+    """Settings of a race."""
+
+    budget: int = 200
+    """real episodes of candidates, for each family; the base policy's come on top"""
+    round: int = 10
+    """episodes of each candidate in a round, played in lock-step"""
+    seed: int = 7
+    """tuning seed; round i plays environment seeds from 1000 · seed + i · round on. An evaluation refuses the seed of its tuning"""
+    level: float = 0.95
+    """confidence level of the interval that decides"""
+
+    def __post_init__(self):
+        expect_count("round", self.round, 2)
+        expect_count("budget", self.budget, self.round)
+        if not 0 < self.level < 1:
+            raise ValueError(f"level: expected a probability between 0 and 1, got {self.level}")
+
+
+def default_families() -> dict[str, dict[str, MPCConfig]]:
+    """Twelve candidates each, around one step that serves critics of any scale (`units="value"`)."""
+    common: dict[str, Any] = {"particles": 4, "updates": 1, "units": "value"}
+    mpc = {
+        f"h{horizon}-lr{lr:g}-anchor{anchor:g}": MPCConfig(horizon=horizon, lr=lr, anchor=anchor, **common)
+        for horizon in (1, 3)
+        for lr in (1e-3, 3e-3, 1e-2)
+        for anchor in (0.0, 0.03)
+    }
+    h0 = {
+        f"lr{lr:g}-anchor{anchor:g}": MPCConfig(horizon=0, lr=lr, anchor=anchor, **common | {"particles": 1})
+        for lr in (3e-4, 1e-3, 3e-3, 6e-3, 1e-2, 3e-2)
+        for anchor in (0.0, 0.03)
+    }
+    return {"mpc": mpc, "h0": h0}
+
+
+class Race:
+    """One race: what has been played, and what that decides. Nothing in it is random."""
+
+    def __init__(self, names: list[str], config: TuneConfig, play: Callable[[str, int], list[float]]):
+        self.config, self.play = config, play
+        self.remaining, self.spent, self.rounds = list(names), 0, 0
+        self.ranking: list[dict[str, float]] = []
+        """mean gains of the candidates, by round of selection"""
+        self.gain: Estimate | None = None
+        """of the last candidate, on seeds that did not select it; None if the budget ended before"""
+
+    @property
+    def choice(self) -> str:
+        """The name of the candidate that gains, or "base"."""
+        return self.remaining[0] if self.gain is not None and self.gain.low > 0 else BASE
+
+    def run(self) -> "Race":
+        """Play until the decision is made or the budget is spent."""
+        total = {name: [] for name in self.remaining}
+        while len(self.remaining) > 1 and self._affordable(len(self.remaining)):
+            for name, gains in self._round(self.remaining).items():
+                total[name] += gains
+            means = {name: sum(total[name]) / len(total[name]) for name in self.remaining}
+            self.ranking.append(means)
+            ordered = sorted(self.remaining, key=lambda name: -means[name])  # stable: ties keep their order
+            self.remaining = ordered[: -(-len(ordered) // 2)]
+        last, fresh = self.remaining[0], []
+        while len(self.remaining) == 1 and self._affordable(1):
+            fresh += self._round([last])[last]
+            self.gain = paired_difference(fresh, [0.0] * len(fresh), level=self.config.level, method="t")
+            if self.gain.excludes_zero:
+                break
+        return self
+
+    def _affordable(self, candidates: int) -> bool:
+        return self.spent + candidates * self.config.round <= self.config.budget
+
+    def _round(self, names: list[str]) -> dict[str, list[float]]:
+        """Paired gains of the next episodes."""
+        i = self.rounds
+        self.rounds += 1
+        self.spent += len(names) * self.config.round
+        base = self.play(BASE, i)
+        return {name: [a - b for a, b in zip(self.play(name, i), base, strict=True)] for name in names}
+
+
+def tune(
+    run: Run,
+    folder: Path,
+    families: Families | None = None,
+    config: TuneConfig | None = None,
+    play: PlayConfig | None = None,
+    *,
+    again: bool = False,
+    progress: Callable[[str], None] | None = None,
+) -> dict[str, Any]:
+    """Race the families and write `folder`/tuning.json and tuned.yaml; every finished round is kept, so it can be resumed.
+
+    Args:
+        play: environment, physics and threads.
+        again: discard an earlier race.
+        progress: called with a line of text after every round of a candidate.
+
+    Returns:
+        The record.
+
+    Raises:
+        ValueError: the folder holds a race of other networks, candidates or settings; a candidate with a deadline.
+    """
+    families, config = families or default_families(), config or TuneConfig()
+    play = replace(play or PlayConfig(), episodes=config.round, rows=None, seed=config.seed)
+    for family, candidates in families.items():
+        for name, own in candidates.items():
+            if name == BASE:
+                raise ValueError(f"{family}.{name}: expected another name, got that of the base policy")
+            play.allow(own, f"{family}.{name}")
+    path = folder / FILE
+    with contextlib.closing(open_env(run, play)) as env, torch_threads(play.threads):
+        record = _new_record(run, families, config, play, env)
+        record = record if again else _resumed(path, record)
+        for family, candidates in families.items():
+            player = _player(run, family, candidates, play, env, record, path, progress)
+            race = Race(list(candidates), config, player).run()
+            chosen = AS_BASE if race.choice == BASE else candidates[race.choice]
+            record["choice"][family] = {
+                "name": race.choice,
+                "controller": asdict(chosen),
+                "last": race.remaining[0],
+                "gain": None if race.gain is None else race.gain.as_dict(),
+                "episodes": race.spent,
+                "ranking": race.ranking,
+            }
+            write_json(path, record)
+    write_text(folder / CHOICE, _as_yaml(record))
+    return record
+
+
+def _player(
+    run: Run,
+    family: str,
+    candidates: Mapping[str, MPCConfig],
+    play: PlayConfig,
+    env: BatchedEnv,
+    record: dict[str, Any],
+    path: Path,
+    progress: Callable[[str], None] | None,
+) -> Callable[[str, int], list[float]]:
+    """Plays a round of a candidate or the base policy, or takes it from the record."""
+
+    def returns(name: str, i: int) -> list[float]:
+        own = record["played"].setdefault(BASE if name == BASE else f"{family}/{name}", {})
+        if str(i) not in own:
+            seeds = [1000 * play.seed + i * play.episodes + k for k in range(play.episodes)]
+            controller = None if name == BASE else candidates[name]
+            player = PolicyController(run.policy) if controller is None else make_controller(run, controller, env.n)
+            log = episodes(env, player, seeds)
+            scores = run.info.score(log.returns)
+            own[str(i)] = log.returns if scores is None else scores.tolist()
+            write_json(path, record)
+            if progress is not None:
+                progress(f"{family} round {i + 1}, {name}: {sum(own[str(i)]) / len(own[str(i)]):.1f}")
+        return own[str(i)]
+
+    return returns
+
+
+def read_tuned(run: Run, folder: Path, play: PlayConfig) -> dict[str, Any]:
+    """The choices of `tune` in a folder, by family: "name", "controller", "gain", … as in the record.
+
+    Raises:
+        FileNotFoundError: nothing was tuned in that folder.
+        ValueError: it was tuned for other networks or another environment, or on the evaluation's seed.
+    """
+    path = folder / FILE
+    if not path.is_file():
+        raise FileNotFoundError(f"no tuning at {path}; make one with `jacrec tune {run.path}`")
+    record = json.loads(path.read_text(encoding="utf-8"))
+    wrong = [] if record["networks"] == digests(run) else ["networks"]
+    wrong += [] if record["environment"]["id"] == environment_id(run, play.env_id) else ["environment"]
+    wrong += [] if record["settings"]["physics"] == play.physics else ["physics"]
+    if wrong:
+        raise ValueError(
+            f"{path}: expected a tuning of this run, got one with different {', '.join(wrong)}; tune again: --again"
+        )
+    if record["settings"]["seed"] == play.seed:
+        raise ValueError(
+            f"seed: expected one that was not used for tuning, got {play.seed}, that of {path}; evaluate with another --seed"
+        )
+    unfinished = [family for family in record["settings"]["families"] if family not in record["choice"]]
+    if unfinished:
+        raise ValueError(
+            f"{path}: expected a finished race, got none of {', '.join(unfinished)}; resume it: jacrec tune {run.path}"
+        )
+    return record["choice"]
+
+
+def _new_record(run: Run, families: Families, config: TuneConfig, play: PlayConfig, env: BatchedEnv) -> dict[str, Any]:
+    record = {
+        "settings": asdict(config)
+        | {
+            "families": {family: {name: asdict(own) for name, own in some.items()} for family, some in families.items()},
+            "physics": play.physics,
+        },
+        "networks": digests(run),
+        "environment": environment_record(env),
+        "unit": "return" if run.info.score([0.0]) is None else "score",
+        "versions": versions(),
+        "machine": machine(),
+        "played": {},
+        "choice": {},
+    }
+    return json.loads(json.dumps(record))
+
+
+def _resumed(path: Path, fresh: dict[str, Any]) -> dict[str, Any]:
+    """The record in `path` if it is of the same race; `fresh` if there is none."""
+    if not path.is_file():
+        return fresh
+    old = json.loads(path.read_text(encoding="utf-8"))
+    different = record_differences(old, fresh)
+    if different:
+        raise ValueError(
+            f"{path}: expected no race or one with these settings, got one that differs in {'; '.join(different)}. "
+            "Write to another folder (--out), or replace it (--again)"
+        )
+    return old
+
+
+def _as_yaml(record: dict[str, Any]) -> str:
+    """The choice as settings of an evaluation, with a comment on how they were found."""
+    lines = []
+    for family, own in record["choice"].items():
+        gain = own["gain"]
+        shown = "not measured" if gain is None else f"{gain['mean']:+.2f} [{gain['low']:+.2f}, {gain['high']:+.2f}]"
+        lines.append(
+            f"# {family}: {own['name']} after {own['episodes']} episodes; gain of {own['last']}: {shown} {record['unit']}"
+        )
+    content = {family: own["controller"] for family, own in record["choice"].items()}
+    return "\n".join(lines) + "\n" + yaml.safe_dump(content, sort_keys=False)
