@@ -43,7 +43,8 @@ def evaluate(
 
     Finished contestants are not played again, so an interrupted evaluation is resumed. The same settings give the same
     returns. With `config.rehearse`, the rehearsal in `out` is read (or made first), and mpc plays with the chosen controller;
-    if the rehearsal chose the base policy, mpc's episodes are copies of the base policy's.
+    with `config.tuned`, the tuning in `out` is read, and mpc and h0 play with its choices. Episodes of a contestant for which
+    the base policy was chosen are copies of the base policy's.
 
     Args:
         out: folder of the record (default: the run's folder).
@@ -71,7 +72,7 @@ def evaluate(
             task = progress.add_task(name, total=1.0)
             if name not in record["contestants"]:
                 began = time.perf_counter()
-                if name == "mpc" and rehearsal is not None and rehearsal["choice"] == BASE:
+                if name in played_by_base(record):
                     played, growth = record["contestants"]["base"], None
                 else:
                     update = partial(progress.update, task)
@@ -101,8 +102,14 @@ def played_config(config: EvalConfig, record: dict[str, Any]) -> EvalConfig:
 
 
 def acts_as_base(record: dict[str, Any]) -> bool:
-    """Whether the rehearsal chose the base policy, so that contestant mpc acts as the base policy."""
-    return _choice(record) == BASE
+    """Whether the rehearsal or the tuning chose the base policy for contestant mpc."""
+    return "mpc" in played_by_base(record)
+
+
+def played_by_base(record: dict[str, Any]) -> set[str]:
+    """The contestants for which rehearsal or tuning chose the base policy: their episodes are copies of its own."""
+    tuned = {family for family, own in (record.get("tuning") or {}).items() if own["name"] == BASE}
+    return tuned | ({"mpc"} if _choice(record) == BASE else set())
 
 
 def _rehearsed(run: Run, config: EvalConfig, folder: Path, progress: Progress) -> dict[str, Any]:

@@ -257,7 +257,8 @@ def _metadata(
         numbers = {"gain": policy.gain.tolist(), "bias": policy.bias.tolist()} if hasattr(policy, "bias") else {}
         if isinstance(policy, WaypointFollower):
             numbers = {"gait": policy.gait.parameters().tolist()}
-        policies.append({"name": stage.name, "weight": stage.weight, "noise": stage.noise, **numbers})
+        numbers |= {} if stage.weight == 1 else {"weight": stage.weight}
+        policies.append({"name": stage.name, "noise": stage.noise, **numbers})
     made = version("jacrec")
     metadata: dict[str, Any] = {
         "description": f"{env_name} {kind}, {steps} steps made by jacrec {made} with seed {seed} from embedded behaviour",

@@ -40,7 +40,7 @@ class Constants(NamedTuple):
     discounts: int  # γ^j, (H+1,)
     weights: int  # γ^j times a row's share of the mean, (H+1,)
     policy_copies: int  # the policy's `copies.CopyJob`
-    penalties: int  # β γ^j, (H+1,); 0 without anchor
+    penalties: int = 0  # β γ^j, (H+1,); without anchor not read
 
 
 class Call(NamedTuple):

@@ -1,0 +1,126 @@
+"""The anchored objective, and settings in units of the critic's values."""
+
+import copy
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from jacrec import MPC, Anchor, Autograd, BatchedPolicy, MPCConfig, World, mpc_update, policy_gradient, value_scale
+from jacrec.experimental import Decoupled
+from jacrec.planners import Planner
+from tests.cpu_cases import problem_of
+from tests.strategies import shake
+
+D = 11
+OBSERVATION = np.linspace(-1, 1, D)
+
+
+def test_a_controller_is_anchored_to_its_pretrained_policy():
+    policy, world, *_ = problem_of()
+    config = MPCConfig(horizon=2, particles=4, updates=3, lr=1e-2, anchor=0.5)
+    controller = MPC(policy, world, config)
+    noise = torch.randn(4, 2, *world.dynamics.noise_shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    expected = copy.deepcopy(policy)
+    anchored = replace(world, anchor=Anchor(policy, 0.5))
+    state = torch.as_tensor(OBSERVATION)
+    step = mpc_update(expected, anchored, state, noise=noise, updates=3, lr=1e-2, method=Autograd())
+    np.testing.assert_allclose(controller.act(OBSERVATION), step.action.numpy(), rtol=1e-10)
+    for own, other in zip(controller.policy.parameters(), expected.parameters(), strict=True):
+        torch.testing.assert_close(own, other, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("batch", [None, 2])
+def test_the_first_gradient_does_not_know_the_anchor(batch):
+    """At ψ = ψ₀ the penalty and its gradient are zero; from the second update on they are not."""
+    policy, world, *_ = problem_of()
+    observation = OBSERVATION if batch is None else np.stack([OBSERVATION, -OBSERVATION])
+    common = dict(horizon=2, particles=3, lr=1e-2)
+    for updates, same in ((1, True), (2, False)):
+        actions = [
+            MPC(policy, world, MPCConfig(updates=updates, anchor=beta, **common), batch=batch).act(observation)
+            for beta in (0.0, 100.0)
+        ]
+        assert np.allclose(*actions, rtol=1e-12) == same
+
+
+def test_a_strong_anchor_holds_the_policy():
+    policy, world, *_ = problem_of()
+    base = policy(torch.as_tensor(OBSERVATION)[None])[0].detach().numpy()
+    change = [
+        np.abs(MPC(policy, world, MPCConfig(horizon=2, updates=50, lr=1e-2, anchor=beta)).act(OBSERVATION) - base).max()
+        for beta in (0.0, 3.0)
+    ]
+    assert change[1] < 0.3 * change[0]
+
+
+def test_value_units_are_those_of_the_scaled_critic():
+    """The same decision whatever the scale of rewards and values."""
+    policy, world, *_ = problem_of()
+    config = MPCConfig(horizon=2, particles=3, updates=2, lr=1e-3, anchor=0.03, units="value", max_grad_norm=0.5)
+    expected = MPC(policy, replace(world, value_scale=2.0), config).act(OBSERVATION)
+    for factor in (0.01, 300.0):
+        scaled = World(
+            world.dynamics,
+            lambda s, a, f=factor: f * world.reward(s, a),
+            lambda s, a, f=factor: f * world.critic(s, a),
+            world.discount,
+            value_scale=2.0 * factor,
+        )
+        np.testing.assert_allclose(MPC(policy, scaled, config).act(OBSERVATION), expected, rtol=1e-9)
+
+
+def test_the_value_scale_is_the_mean_absolute_value():
+    policy, world, *_ = problem_of()
+    states = torch.randn(100, D, dtype=torch.float64)
+    expected = world.critic(states, policy(states)).abs().mean().item()
+    assert value_scale(policy, world.critic, states, chunk=7) == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize("change", ["weight", "anchor", "parameter", "layer"])
+def test_kept_plans_see_every_change_of_the_anchor(change):
+    policy, world, state, noise = problem_of()
+    base = copy.deepcopy(policy)
+    shake(base)
+    anchored = replace(world, anchor=Anchor(base, 0.5))
+    policy_gradient(policy, anchored, state, noise)
+    if change == "weight":
+        anchored = replace(anchored, anchor=Anchor(base, 2.0))
+    elif change == "anchor":
+        anchored = replace(anchored, anchor=Anchor(copy.deepcopy(base), 0.5))
+        shake(anchored.anchor.policy)
+    elif change == "parameter":
+        with torch.no_grad():
+            base.mlp.layers[1].weight.mul_(1.5)
+    else:
+        base.mlp.layers[0] = copy.deepcopy(base.mlp.layers[0])
+        shake(base.mlp.layers[0])
+    got, expected = (policy_gradient(policy, anchored, state, noise, **x) for x in ({}, {"method": Autograd()}))
+    torch.testing.assert_close(got.value, expected.value, rtol=1e-12, atol=1e-12)
+    for name, g in got.gradient.items():
+        torch.testing.assert_close(g, expected.gradient[name], rtol=1e-11, atol=1e-12)
+
+
+def test_settings_and_worlds_that_cannot_be_anchored_are_refused():
+    policy, world, *_ = problem_of()
+    for bad in (-1.0, float("nan"), float("inf"), "0.1"):
+        with pytest.raises(ValueError, match=r"^anchor: "):
+            MPCConfig(anchor=bad)
+    for bad in (0.0, -1.0, float("inf")):
+        with pytest.raises(ValueError, match="weight"):
+            Anchor(policy, bad)
+    with pytest.raises(ValueError, match="single policy"):
+        Anchor(BatchedPolicy(policy, 2), 1.0)
+    with pytest.raises(ValueError, match="value_scale"):
+        MPC(policy, world, MPCConfig(units="value"))
+    for bad in (0.0, float("nan")):
+        with pytest.raises(ValueError, match="value_scale"):
+            replace(world, value_scale=bad)
+    anchored = replace(world, anchor=Anchor(policy, 1.0))
+    with pytest.raises(ValueError, match="anchor"):
+        MPC(policy, anchored, MPCConfig(anchor=1.0))
+    with pytest.raises(ValueError, match="anchor"):
+        Planner(policy, anchored)
+    with pytest.raises(ValueError, match="anchor"):
+        MPC(policy, world, MPCConfig(anchor=1.0), update=Decoupled()).act(OBSERVATION)

@@ -1,0 +1,157 @@
+"""Races over synthetic returns, whose right answer is known, and of a trained run."""
+
+import json
+
+import numpy as np
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from jacrec import MPCConfig
+from jacrec.evaluation.config import EvalConfig, PlayConfig
+from jacrec.evaluation.evaluate import evaluate
+from jacrec.evaluation.tuning import BASE, CHOICE, FILE, Race, TuneConfig, default_families, read_tuned, tune
+from jacrec.training.run import load_run
+from tests.conftest import property_cases
+from tests.small_run import hardly_trained
+
+
+class Returns:
+    """Returns whose gains over the base policy have given means; every call is recorded."""
+
+    def __init__(self, gains, spread, size, seed=0):
+        self.gains, self.spread, self.size, self.seed, self.calls = {BASE: 0.0, **gains}, spread, size, seed, []
+
+    def __call__(self, name, i):
+        self.calls.append((name, i))
+        base = np.random.default_rng([self.seed, i]).normal(50, 20, self.size)
+        own = np.random.default_rng([self.seed, i, *map(ord, name)]).normal(self.gains[name], self.spread, self.size)
+        return (base + (0 if name == BASE else own)).tolist()
+
+
+def test_a_clear_gain_is_found():
+    play = Returns({"a": 0.0, "b": 6.0, "c": -5.0, "d": 1.0}, 3.0, 10)
+    race = Race(list("abcd"), TuneConfig(budget=200), play).run()
+    assert race.choice == "b"
+    assert race.gain is not None
+    assert race.gain.low > 0
+
+
+def test_a_loss_chooses_the_base_policy():
+    race = Race(list("ab"), TuneConfig(budget=200), Returns({"a": -4.0, "b": -8.0}, 2.0, 10)).run()
+    assert race.choice == BASE
+    assert race.remaining == ["a"]
+
+
+def test_no_effect_spends_the_budget_and_chooses_the_base_policy():
+    config = TuneConfig(budget=100)
+    race = Race(list("ab"), config, Returns({"a": 0.0, "b": 0.0}, 0.0, 10)).run()
+    assert race.choice == BASE
+    assert race.spent == config.budget
+
+
+def test_selection_and_decision_use_different_seeds():
+    play = Returns({"a": 1.0, "b": 0.0, "c": 0.5}, 4.0, 5)
+    race = Race(list("abc"), TuneConfig(budget=100, round=5), play).run()
+    selecting = len(race.ranking)
+    last = [i for name, i in play.calls if name == race.remaining[0]]
+    assert race.gain is not None
+    assert race.gain.n == 5 * sum(i >= selecting for i in last)
+
+
+@property_cases(0.3)
+@given(
+    gains=st.lists(st.floats(-10, 10), min_size=1, max_size=6),
+    spread=st.floats(0, 10),
+    size=st.integers(2, 6),
+    budget=st.integers(6, 80),
+    seed=st.integers(0, 99),
+)
+def test_a_race_keeps_its_budget_and_plays_base_on_every_seed(gains, spread, size, budget, seed):
+    names = [f"c{i}" for i in range(len(gains))]
+    play = Returns(dict(zip(names, gains, strict=True)), spread, size, seed)
+    race = Race(names, TuneConfig(budget=budget, round=size), play).run()
+    candidates = [(name, i) for name, i in play.calls if name != BASE]
+    assert len(candidates) == len(set(candidates))
+    assert race.spent == size * len(candidates) <= budget
+    assert {i for _, i in candidates} <= {i for name, i in play.calls if name == BASE}
+    assert race.choice in (BASE, race.remaining[0])
+
+
+def test_luck_alone_is_chosen_as_rarely_as_the_level_says():
+    chosen = 0
+    for seed in range(200):
+        play = Returns(dict.fromkeys("abcd", 0.0), 5.0, 5, seed)
+        chosen += Race(list("abcd"), TuneConfig(budget=60, round=5), play).run().choice != BASE
+    # several looks at one interval: more than 2.5 %, far less than what the best of four would claim without fresh seeds
+    assert chosen <= 0.12 * 200
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    return load_run(hardly_trained(tmp_path_factory.mktemp("tuning")))
+
+
+FAMILIES = {
+    "mpc": {"a": MPCConfig(horizon=1, particles=2, lr=1e-3, units="value"), "b": MPCConfig(horizon=1, particles=2, lr=1e-5)},
+    "h0": {"c": MPCConfig(horizon=0, particles=1, lr=1e-4)},
+}
+SMALL = TuneConfig(budget=8, round=2)
+
+
+def test_a_race_of_a_run_is_resumed_and_evaluated(run, tmp_path, monkeypatch):
+    whole = tune(run, tmp_path / "whole", FAMILIES, SMALL)
+    plays = []
+
+    def interrupted(line):
+        plays.append(line)
+        if len(plays) == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        tune(run, tmp_path / "cut", FAMILIES, SMALL, progress=interrupted)
+    with pytest.raises(ValueError, match="resume"):
+        read_tuned(run, tmp_path / "cut", PlayConfig())
+    again = tune(run, tmp_path / "cut", FAMILIES, SMALL, progress=plays.append)
+    assert again["played"] == whole["played"]
+    assert again["choice"] == whole["choice"]
+    assert len(plays) == len({*plays})  # nothing was played twice
+
+    choice = yaml.safe_load((tmp_path / "cut" / CHOICE).read_text())
+    assert set(choice) == {"mpc", "h0"}
+    config = EvalConfig(episodes=2, seed=3, tuned=True, probe_every=500)
+    record = evaluate(run, config, out=tmp_path / "cut", quiet=True)
+    for family in ("mpc", "h0"):
+        played = record["contestants"][family]
+        assert played["controller"] == again["choice"][family]["controller"]
+        if again["choice"][family]["name"] == BASE:
+            assert played["returns"] == record["contestants"]["base"]["returns"]
+    with pytest.raises(ValueError, match="differs"):
+        tune(run, tmp_path / "cut", FAMILIES, TuneConfig(budget=9, round=2))
+
+
+def test_the_tuning_seed_is_refused_for_evaluation(run, tmp_path):
+    tune(run, tmp_path, FAMILIES, SMALL)
+    with pytest.raises(ValueError, match=r"^seed: .* got 7"):
+        evaluate(run, EvalConfig(seed=SMALL.seed, tuned=True), out=tmp_path, quiet=True)
+
+
+def test_a_tuning_of_other_networks_is_refused(run, tmp_path):
+    tune(run, tmp_path, FAMILIES, SMALL)
+    record = json.loads((tmp_path / FILE).read_text())
+    record["networks"]["actor"] = "0"
+    (tmp_path / FILE).write_text(json.dumps(record))
+    with pytest.raises(ValueError, match="networks"):
+        read_tuned(run, tmp_path, PlayConfig())
+
+
+def test_tuned_takes_no_settings_beside_it():
+    with pytest.raises(ValueError, match="h0_lr"):
+        EvalConfig(tuned=True, h0_lr=1e-3)
+
+
+def test_default_families_have_equal_size():
+    families = default_families()
+    assert len(families["mpc"]) == len(families["h0"])
+    assert all(own.units == "value" for some in families.values() for own in some.values())
