@@ -41,7 +41,7 @@ class Sweep:
     """how often a failed job is retried"""
     only: tuple[str, ...] = ()
     """patterns of the jobs to run, e.g. 'hopper-*' or '*/seed-10/plays/mpc*'; their prerequisites run too"""
-    kinds: tuple[Literal["train", "model", "rehearse", "play"], ...] = KINDS
+    kinds: tuple[Literal["train", "model", "rehearse", "tune", "play"], ...] = KINDS
     """kinds of jobs to run now; jobs whose prerequisites are excluded are left for later"""
     ray: bool = False
     """start a Ray cluster on this machine and sweep on it (extra: jacrec[cluster])"""

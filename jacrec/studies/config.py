@@ -7,6 +7,7 @@ from typing import Any
 from jacrec.control.controller import MPCConfig
 from jacrec.evaluation.config import PlayConfig
 from jacrec.evaluation.rehearsal import BASE, RehearsalConfig
+from jacrec.evaluation.tuning import TuneConfig
 from jacrec.models.dynamics.sampler import Sampler
 from jacrec.planners import PlannerConfig
 from jacrec.training.config import TrainConfig, published_name, rebrac_config
@@ -47,8 +48,16 @@ class ContestantSpec:
     rehearse: tuple[str, ...] = ()
     """instead of a controller: candidates, from which a rehearsal in the world model chooses one per cell, or the base policy
     if none of them gains"""
+    tune: Mapping[str, MPCConfig] = field(default_factory=dict)
+    """instead of a controller: candidates by name, which race in real episodes on tuning seeds, cell by cell
+    (`jacrec.evaluation.tuning`); the base policy plays if none gains clearly"""
     across_seeds: bool = False
     """rehearse in the world models of the study's other seeds too; a candidate must gain in all of them"""
+
+    @property
+    def chooses(self) -> bool:
+        """Whether its controller is chosen cell by cell."""
+        return bool(self.rehearse or self.tune)
 
 
 @dataclass(frozen=True)
@@ -76,6 +85,8 @@ class StudyConfig:
     """by name; base, the policy as trained, always plays"""
     rehearsal: RehearsalConfig = field(default_factory=RehearsalConfig)
     """how contestants with `rehearse` choose"""
+    tuning: TuneConfig = field(default_factory=TuneConfig)
+    """how contestants with `tune` choose; its seed must not be the evaluation's"""
     about: str = ""
     """remarks for the readers of reports: origin of the data, how settings were chosen"""
     data_root: str | None = None
@@ -96,8 +107,8 @@ class StudyConfig:
         return replace(config, dynamics=replace(config.dynamics, **self.models[model]))
 
     def controller(self, task: str, contestant: str) -> MPCConfig | PlannerConfig | None:
-        """A contestant's controller on a task; None for the base policy and for contestants that rehearse."""
-        if contestant == BASE or self.contestants[contestant].rehearse:
+        """A contestant's controller on a task; None for the base policy and for contestants that choose it cell by cell."""
+        if contestant == BASE or self.contestants[contestant].chooses:
             return None
         return self.tasks[task].contestants.get(contestant, self.contestants[contestant].controller)
 

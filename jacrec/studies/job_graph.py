@@ -4,7 +4,7 @@ from pathlib import Path
 
 from jacrec.control.controller import MPCConfig
 from jacrec.studies.config import BASE, DEFAULT_MODEL, StudyConfig
-from jacrec.studies.jobs import ChosenPlayJob, Job, PlayJob, RehearsalJob, TrainJob
+from jacrec.studies.jobs import ChosenPlayJob, Job, PlayJob, RehearsalJob, TrainJob, TunedPlayJob, TuneJob
 
 
 def study_jobs(study: StudyConfig, folder: Path) -> list[Job]:
@@ -52,20 +52,12 @@ def _cell_jobs(study: StudyConfig, task: str, seed: int, cells: Path) -> list[Jo
             continue
         model = study.model_of(name)
         needs = (run,) if model == DEFAULT_MODEL else (run, f"{at}/models/{model}")
-        jobs.append(
-            PlayJob(
-                f"{at}/plays/{name}",
-                "play",
-                task,
-                seed,
-                cells,
-                needs,
-                play.threads,
-                name,
-                model,
-                study.controller(task, name),
-                play,
-                study.sampler_of(name),
-            )
-        )
+        shared = (play.threads, name, model, study.controller(task, name), play, study.sampler_of(name))
+        tune = {} if name == BASE else study.contestants[name].tune
+        if tune:
+            race = f"{at}/tunings/{name}"
+            jobs.append(TuneJob(race, "tune", task, seed, cells, needs, *shared, candidates=tune, tuning=study.tuning))
+            needs = (*needs, race)
+        make = TunedPlayJob if tune else PlayJob
+        jobs.append(make(f"{at}/plays/{name}", "play", task, seed, cells, needs, *shared))
     return jobs

@@ -20,8 +20,11 @@ from jacrec.evaluation.contestant import (
     with_dynamics,
     with_sampling,
 )
-from jacrec.evaluation.rehearsal import RehearsalConfig, rehearse_run
+from jacrec.evaluation.rehearsal import BASE, RehearsalConfig, rehearse_run
+from jacrec.evaluation.tuning import FILE as TUNING
+from jacrec.evaluation.tuning import TuneConfig, tune
 from jacrec.evaluation.versions import machine, versions
+from jacrec.experimental.config import read_mpc_config
 from jacrec.models.dynamics.sampler import Sampler
 from jacrec.planners import PlannerConfig
 from jacrec.studies.config import TaskSpec
@@ -44,7 +47,7 @@ class Job:
     id: str
     """path of the result under STUDY/cells, without suffix: TASK/seed-S/run, .../models/MODEL, .../plays/CONTESTANT"""
     kind: str
-    """train, model, rehearse or play"""
+    """train, model, rehearse, tune or play"""
     task: str
     seed: int
     folder: Path
@@ -158,18 +161,25 @@ class PlayJob(ResultJob):
     config: PlayConfig
     sampler: Sampler = field(default_factory=Sampler)
 
+    def trained(self) -> Run:
+        """The run, with the contestant's world model."""
+        run, *models = (self.folder / need for need in self.needs if "/tunings/" not in need)
+        return with_sampling(with_dynamics(load_run(run), models[0]) if models else load_run(run), self.sampler)
+
     def perform(self, report: Report) -> str:
         """Play, and write the record."""
-        run, *models = (self.folder / need for need in self.needs)
-        trained = with_dynamics(load_run(run), models[0]) if models else load_run(run)
-        trained = with_sampling(trained, self.sampler)
+        return self.play(self.controller, report)
+
+    def play(self, controller: MPCConfig | PlannerConfig | None, report: Report, **more: Any) -> str:
+        """Play with a controller, and write the record, with `more` entries."""
+        trained = self.trained()
         began = time.perf_counter()
         env = open_env(trained, self.config, threads=self.config.threads)
         with contextlib.closing(env), torch_threads(self.config.threads):
-            played = play_contestant(trained, self.controller, self.config, env, progress=report)
+            played = play_contestant(trained, controller, self.config, env, progress=report)
             environment = environment_record(env)
         record = self._record(trained) | played | {"environment": environment, "wall_seconds": time.perf_counter() - began}
-        write_json(self.result, record)
+        write_json(self.result, record | more)
         name, values = ("return", record["returns"]) if record["scores"] is None else ("score", record["scores"])
         return f"{name} {sum(values) / len(values):.1f}"
 
@@ -188,6 +198,44 @@ class PlayJob(ResultJob):
             "ref_min": run.info.ref_min,
             "ref_max": run.info.ref_max,
         }
+
+
+@dataclass(frozen=True)
+class TuneJob(PlayJob):
+    """Races the candidates of a contestant in real episodes: tunings/CONTESTANT/tuning.json."""
+
+    candidates: Mapping[str, MPCConfig] = field(default_factory=dict)
+    tuning: TuneConfig = field(default_factory=TuneConfig)
+
+    @property
+    def result(self) -> Path:
+        """The file of the record; written round by round."""
+        return self.path / TUNING
+
+    def done(self) -> bool:
+        """Whether the race is over."""
+        return self.result.is_file() and bool(json.loads(self.result.read_text(encoding="utf-8"))["choice"])
+
+    def seconds(self) -> float | None:
+        """None: the race may have been resumed."""
+        return None
+
+    def perform(self, report: Report) -> str:
+        """Race, or go on with a race."""
+        record = tune(self.trained(), self.path, {self.name: self.candidates}, self.tuning, self.config)
+        return f"chose {record['choice'][self.name]['name']}"
+
+
+@dataclass(frozen=True)
+class TunedPlayJob(PlayJob):
+    """Plays with the settings that a race chose; as the base policy if it chose none."""
+
+    def perform(self, report: Report) -> str:
+        """Play, and write the record with the choice."""
+        (tuning,) = (self.folder / need / TUNING for need in self.needs if "/tunings/" in need)
+        choice = json.loads(tuning.read_text(encoding="utf-8"))["choice"][self.contestant]
+        controller = None if choice["name"] == BASE else read_mpc_config(choice["controller"])
+        return f"{choice['name']}, {self.play(controller, report, choice=choice['name'])}"
 
 
 @dataclass(frozen=True)

@@ -166,7 +166,7 @@ def progress_table(plan: Plan) -> Table:
     """Number of finished jobs, by task and by result."""
     counts: dict[str, dict[str, _Count]] = defaultdict(lambda: defaultdict(_Count))
     for job in plan.jobs:
-        prefix = {"model": "model ", "rehearse": "rehearsal "}.get(job.kind, "")
+        prefix = {"model": "model ", "rehearse": "rehearsal ", "tune": "tuning "}.get(job.kind, "")
         count = counts[job.task]["trained" if job.kind == "train" else prefix + job.name]
         count.all += 1
         count.done += job.id in plan.done

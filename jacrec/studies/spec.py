@@ -12,13 +12,13 @@ import yaml
 from jacrec.control.controller import MPCConfig
 from jacrec.evaluation.config import PlayConfig
 from jacrec.evaluation.rehearsal import RehearsalConfig
+from jacrec.evaluation.tuning import TuneConfig
 from jacrec.experimental.config import current_settings
 from jacrec.models.dynamics.flow import without_solver
-from jacrec.models.dynamics.sampler import Sampler
-from jacrec.planners import PlannerConfig, within_budget
+from jacrec.planners import PlannerConfig
 from jacrec.planners.budget import spent_on
-from jacrec.planners.config import expect_used
-from jacrec.studies.config import BASE, DEFAULT_MODEL, ContestantSpec, StudyConfig, TaskSpec, default_training
+from jacrec.studies.config import DEFAULT_MODEL, ContestantSpec, StudyConfig, TaskSpec, default_training
+from jacrec.studies.contestants import contestant_to_yaml, controller_to_yaml, parse_contestants, parse_controller
 from jacrec.studies.parse import build, build_mpc, expect_known, expect_mapping
 from jacrec.training.config import DynamicsConfig, TrainConfig, to_dict
 from jacrec.training.run import STAGES
@@ -99,7 +99,7 @@ def parse_study(content: Any, where: str = FILE) -> StudyConfig:
             raise ValueError(f"{where}: expected {name}, got none")
     common = expect_mapping(content.get("training"), f"{where}: training")
     models = _models(content.get("models"), f"{where}: models")
-    own = _contestants(content.get("contestants"), models, f"{where}: contestants")
+    own = parse_contestants(content.get("contestants"), models, f"{where}: contestants")
     tasks = content["tasks"]
     if isinstance(tasks, list):
         tasks = dict.fromkeys(tasks)
@@ -115,12 +115,15 @@ def parse_study(content: Any, where: str = FILE) -> StudyConfig:
         evaluation=build(PlayConfig, content.get("evaluation"), f"{where}: evaluation"),
         contestants=own,
         rehearsal=build(RehearsalConfig, content.get("rehearsal"), f"{where}: rehearsal"),
+        tuning=build(TuneConfig, content.get("tuning"), f"{where}: tuning"),
         about=_text(content.get("about", ""), f"{where}: about"),
         data_root=content.get("data_root"),
     )
     for name in (study.name, *study.tasks, *study.contestants, *study.models):
         if "/" in name or name.startswith("."):
             raise ValueError(f"{where}: expected names usable as folder names, got {name!r}; avoid slashes and a leading dot")
+    if any(contestant.tune for contestant in own.values()) and study.tuning.seed == study.evaluation.seed:
+        raise ValueError(f"{where}: tuning.seed: expected another seed than the evaluation's, got {study.tuning.seed} for both")
     for name in study.contestants:
         for task in study.tasks:
             study.evaluation.allow(study.controller(task, name) or MPCConfig(), f"{where}: contestants.{name}")
@@ -144,7 +147,8 @@ def to_yaml(study: StudyConfig) -> dict[str, Any]:
         "evaluation": to_dict(study.evaluation),
         "models": {name: {"dynamics": {k: to_dict(v) for k, v in own.items()}} for name, own in study.models.items()},
         "rehearsal": to_dict(study.rehearsal),
-        "contestants": {name: _contestant_to_yaml(own) for name, own in study.contestants.items()},
+        "tuning": to_dict(study.tuning),
+        "contestants": {name: contestant_to_yaml(own) for name, own in study.contestants.items()},
         "tasks": {name: _task_to_yaml(task) for name, task in study.tasks.items()},
     }
 
@@ -181,8 +185,8 @@ def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
     found: list[str] = []
     gone = [seed for seed in there["seeds"] if seed not in here["seeds"]]
     found += [f"seeds: {gone} there, not here"] if gone else []
-    rehearses = any("rehearse" in own for own in there["contestants"].values())
-    for part in ("name", "stages", "evaluation", *(("rehearsal",) if rehearses else ())):
+    used = [part for part, key in (("rehearsal", "rehearse"), ("tuning", "tune")) if _any_has(key, there["contestants"])]
+    for part in ("name", "stages", "evaluation", *used):
         found += _changes(there[part], here[part], part)
     for part in EXTENSIBLE:
         if part != "seeds":
@@ -192,6 +196,10 @@ def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
                 else:
                     found += _changes(own, here[part][name], f"{part}.{name}")
     return found
+
+
+def _any_has(key: str, contestants: Mapping[str, Any]) -> bool:
+    return any(key in own for own in contestants.values())
 
 
 def _changes(there: Any, here: Any, where: str) -> list[str]:
@@ -226,10 +234,11 @@ def _task(
     tuned = expect_mapping(content.get("contestants"), f"{where}.contestants")
     expect_known(tuned, contestants, f"{where}.contestants")
     for who in tuned:
-        if contestants[who].rehearse:
+        if contestants[who].chooses:
+            instead = f"; set {', '.join(contestants[who].rehearse)} instead" if contestants[who].rehearse else ""
             raise ValueError(
-                f"{where}.contestants.{who}: expected a contestant with its own controller, got one that rehearses; set "
-                f"{', '.join(contestants[who].rehearse)} instead"
+                f"{where}.contestants.{who}: expected a contestant with its own controller, got one that rehearses or tunes"
+                + instead
             )
     changed = {who: _overridden(contestants[who].controller, x, f"{where}.contestants.{who}") for who, x in tuned.items()}
     data = None if data is None else data.replace("{task}", name)
@@ -243,7 +252,7 @@ def _overridden(controller: MPCConfig | PlannerConfig, content: Any, where: str)
         below, content = to_dict(controller), current_settings(content, where)
         return build_mpc(_merged(below, content), where)
     own = {k: v for k, v in controller.settings.items() if "budget" not in content or k != spent_on(controller.planner)}
-    return _controller(own | content, where)
+    return parse_controller(own | content, where)
 
 
 def _task_to_yaml(task: TaskSpec) -> dict[str, Any]:
@@ -252,78 +261,8 @@ def _task_to_yaml(task: TaskSpec) -> dict[str, Any]:
         "data": task.data,
         "env_id": task.env_id,
         "training": training,
-        "contestants": {who: _controller_to_yaml(own) for who, own in task.contestants.items()},
+        "contestants": {who: controller_to_yaml(own) for who, own in task.contestants.items()},
     }
-
-
-def _contestants(content: Any, models: Mapping[str, Any], where: str) -> dict[str, ContestantSpec]:
-    found = {}
-    for name, own in expect_mapping(content, where).items():
-        if name == BASE:
-            raise ValueError(
-                f"{where}: expected a name other than {BASE}, the policy as trained, which always plays; got {name}"
-            )
-        own = expect_mapping(own, f"{where}.{name}")
-        if "rehearse" in own:
-            found[name] = _rehearsing(name, own, content, where)
-            continue
-        model = own.pop("model", DEFAULT_MODEL)
-        if model not in (DEFAULT_MODEL, *models):
-            raise ValueError(f"{where}.{name}.model: expected one of {', '.join((DEFAULT_MODEL, *models))}, got {model!r}")
-        sampler = build(Sampler, own.pop("dynamics", {}), f"{where}.{name}.dynamics")
-        found[name] = ContestantSpec(model, _controller(own, f"{where}.{name}"), sampler)
-    return found
-
-
-def _controller(own: Mapping[str, Any], where: str) -> MPCConfig | PlannerConfig:
-    """A planner if `planner` is set, otherwise MPC."""
-    own = dict(own)
-    if "planner" not in own:
-        if own.get("horizon") == 0:
-            own.setdefault("particles", 1)  # at H = 0 all particles are identical
-        return build_mpc(own, where)
-    expect_known(own, [*(f.name for f in fields(PlannerConfig)), "budget"], where)
-    budget = own.pop("budget", None)
-    try:
-        expect_used(own["planner"], own)
-    except ValueError as error:
-        raise ValueError(f"{where}.{error}") from None
-    planner = build(PlannerConfig, own, where)
-    if budget is None:
-        return planner
-    if spent_on(planner.planner) in own:
-        raise ValueError(f"{where}: expected either budget or {spent_on(planner.planner)}, which budget determines, got both")
-    try:
-        return within_budget(planner, budget)
-    except ValueError as error:
-        raise ValueError(f"{where}: {error}") from None
-
-
-def _controller_to_yaml(own: MPCConfig | PlannerConfig) -> dict[str, Any]:
-    return own.settings if isinstance(own, PlannerConfig) else to_dict(own)
-
-
-def _rehearsing(name: str, own: Mapping[str, Any], contestants: Mapping[str, Any], where: str) -> ContestantSpec:
-    """A contestant that rehearses other contestants."""
-    named = own["rehearse"]
-    others = {other: expect_mapping(o, f"{where}.{other}") for other, o in contestants.items()}
-    excluded = {"rehearse", "planner", "dynamics"}
-    able = [other for other, o in others.items() if not o.keys() & excluded and o.get("model", DEFAULT_MODEL) == DEFAULT_MODEL]
-    valid = isinstance(named, list) and bool(named) and all(x in able and named.count(x) == 1 for x in named)
-    across = own.get("across_seeds", False)
-    if set(own) - {"rehearse", "across_seeds"} or not valid or not isinstance(across, bool):
-        raise ValueError(
-            f"{where}.{name}: expected rehearse: [names of MPC contestants with the default model], optionally "
-            f"across_seeds: true, and no other setting, got {dict(own)}; available are {', '.join(able)}"
-        )
-    return ContestantSpec(rehearse=tuple(named), across_seeds=across)
-
-
-def _contestant_to_yaml(own: ContestantSpec) -> dict[str, Any]:
-    if own.rehearse:
-        return {"rehearse": list(own.rehearse), "across_seeds": own.across_seeds}
-    sampler = {"dynamics": {k: to_dict(v) for k, v in own.dynamics.changes.items()}} if own.dynamics.changes else {}
-    return {"model": own.model, **sampler, **_controller_to_yaml(own.controller)}
 
 
 def _models(content: Any, where: str) -> dict[str, dict[str, Any]]:

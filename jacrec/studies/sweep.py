@@ -15,7 +15,7 @@ from jacrec.studies.jobs import Job, TrainJob
 from jacrec.studies.ledger import Failure, Log, clear_failure, record_failure
 from jacrec.studies.sources import data_source
 
-KINDS = ("train", "model", "rehearse", "play")
+KINDS = ("train", "model", "rehearse", "tune", "play")
 POLL = 0.5
 """maximum seconds to wait for a message before the display is updated"""
 
@@ -29,7 +29,7 @@ class Plan:
     done: frozenset[str]
     """ids of the jobs with a result"""
     kinds: tuple[str, ...] = KINDS
-    """kinds of jobs to run: train, model, rehearse, play"""
+    """kinds of jobs to run: train, model, rehearse, tune, play"""
 
     @property
     def missing(self) -> list[Job]:

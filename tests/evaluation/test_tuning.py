@@ -120,15 +120,26 @@ def test_a_race_of_a_run_is_resumed_and_evaluated(run, tmp_path, monkeypatch):
 
     choice = yaml.safe_load((tmp_path / "cut" / CHOICE).read_text())
     assert set(choice) == {"mpc", "h0"}
-    config = EvalConfig(episodes=2, seed=3, tuned=True, probe_every=500)
-    record = evaluate(run, config, out=tmp_path / "cut", quiet=True)
-    for family in ("mpc", "h0"):
-        played = record["contestants"][family]
-        assert played["controller"] == again["choice"][family]["controller"]
-        if again["choice"][family]["name"] == BASE:
-            assert played["returns"] == record["contestants"]["base"]["returns"]
     with pytest.raises(ValueError, match="differs"):
         tune(run, tmp_path / "cut", FAMILIES, TuneConfig(budget=9, round=2))
+
+
+def test_an_evaluation_plays_what_was_tuned(run, tmp_path):
+    record = tune(run, tmp_path, FAMILIES, SMALL)
+    chosen = record["settings"]["families"]["mpc"]["a"]
+    record["choice"]["mpc"] |= {"name": "a", "controller": chosen}
+    record["choice"]["h0"] |= {"name": BASE}
+    (tmp_path / FILE).write_text(json.dumps(record))
+    config = EvalConfig(episodes=2, seed=3, tuned=True, probe_every=500)
+    for _ in range(2):  # the second call resumes a finished evaluation
+        played = evaluate(run, config, out=tmp_path, quiet=True)["contestants"]
+        assert played["mpc"]["controller"] == chosen
+        assert played["h0"]["returns"] == played["base"]["returns"]
+        assert played["mpc"]["returns"] != played["base"]["returns"]
+    record["choice"]["mpc"] |= {"name": BASE}
+    (tmp_path / FILE).write_text(json.dumps(record))
+    with pytest.raises(ValueError, match="tuning"):
+        evaluate(run, config, out=tmp_path, quiet=True)
 
 
 def test_the_tuning_seed_is_refused_for_evaluation(run, tmp_path):

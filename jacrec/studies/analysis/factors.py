@@ -49,7 +49,7 @@ def factor_of(study: Study, contestant: str, centre: str) -> str | None:
     ψ from exploiting a wrong model. World models that differ only in their denoising steps form the factor K.
     """
     ours, theirs = settings_of(study, contestant), settings_of(study, centre)
-    if not ours or not theirs:  # contestants that rehearse have no settings
+    if not ours or not theirs:  # contestants that choose their settings have none
         return None
     if ours.get("planner") != theirs.get("planner"):  # different kinds of settings
         return None

@@ -68,7 +68,7 @@ def decision_times(
     """Time per decision of a single environment, by contestant, measured on the study's first complete cell.
 
     All contestants get the same observations, recorded with the base policy in the run's environment. They take turns, so
-    that fluctuations of the machine affect all of them. Contestants that rehearse are omitted, since they have no controller
+    that fluctuations of the machine affect all of them. Contestants that rehearse or are tuned are omitted, since they have no controller
     of their own.
 
     Args:
@@ -78,7 +78,7 @@ def decision_times(
     Raises:
         ValueError: no cell of the study contains all networks.
     """
-    names = [c for c in contestants if c in study.config.contestants and not study.config.contestants[c].rehearse]
+    names = [c for c in contestants if c in study.config.contestants and not study.config.contestants[c].chooses]
     cell, run = _first_run(study, names)
     observations = _observations(run, decisions + WARM_UP)
     with torch_threads(threads or torch.get_num_threads()):

@@ -234,6 +234,8 @@ def _difference(study: Study, base: Play, play: Play) -> str:
     found += ["environment seeds"] if not set(ours["seeds"]) & set(theirs["seeds"]) else []
     if found:
         return f"{', '.join(found)} different from the base policy's"
+    if study.config.contestants[play.contestant].tune:
+        return ""
     candidates = study.config.contestants[play.contestant].rehearse
     who = str(ours.get("choice")) if candidates else play.contestant
     if candidates and who not in (BASE, *candidates):

@@ -44,8 +44,8 @@ def rehearsed_contestants(study: Study) -> list[str]:
 
 
 def settings_of(study: Study, contestant: str) -> dict[str, Any]:
-    """The settings of a contestant's controller, and "model", as set for all tasks; {} for base and those that rehearse."""
-    if contestant == BASE or candidates_of(study, contestant):
+    """The settings of a contestant's controller, and "model", as set for all tasks; {} for base and those that choose."""
+    if contestant == BASE or study.config.contestants[contestant].chooses:
         return {}
     own = study.config.contestants[contestant]
     if isinstance(own.controller, PlannerConfig):
@@ -79,6 +79,9 @@ def without_world_model(study: Study) -> list[str]:
 
 def uses_world_model(study: Study, contestant: str) -> bool:
     """Whether a contestant, or one of its candidates, uses a world model when it acts."""
+    tuned = {} if contestant == BASE else study.config.contestants[contestant].tune
+    if tuned:
+        return any(own.horizon > 0 for own in tuned.values())
     names = candidates_of(study, contestant) or (contestant,)
     return contestant != BASE and any(settings_of(study, name)["horizon"] > 0 for name in names)
 
@@ -86,14 +89,19 @@ def uses_world_model(study: Study, contestant: str) -> bool:
 def control_of(study: Study, contestant: str) -> tuple[str, list[str]] | None:
     """The H = 0 contestant with the most similar settings, and the other settings in which it differs; None if there is none.
 
-    The control of a contestant that rehearses also rehearses, if possible, and vice versa.
+    The control of a contestant that rehearses or is tuned is chosen in the same way, if possible, and vice versa.
     """
     if not uses_world_model(study, contestant):
         return None
-    rehearses = bool(candidates_of(study, contestant))
-    same_kind = [name for name in without_world_model(study) if bool(candidates_of(study, name)) == rehearses]
+    same_kind = [name for name in without_world_model(study) if _way(study, name) == _way(study, contestant)]
     found = [(name, _other_differences(study, contestant, name)) for name in same_kind or without_world_model(study)]
     return min(found, key=lambda pair: len(pair[1]), default=None)
+
+
+def _way(study: Study, contestant: str) -> tuple[bool, bool]:
+    """Whether a contestant rehearses, and whether it is tuned."""
+    own = study.config.contestants[contestant]
+    return bool(own.rehearse), bool(own.tune)
 
 
 def _other_differences(study: Study, contestant: str, control: str) -> list[str]:
@@ -156,6 +164,9 @@ def describe(study: Study, contestant: str, against: str | None = None) -> str:
         against = None
     if contestant == BASE:
         return "policy as trained"
+    if not ours and study.config.contestants[contestant].tune:
+        among = len(study.config.contestants[contestant].tune)
+        return f"tuned: one of {among} settings or base, chosen cell by cell by {study.config.tuning.budget} real episodes"
     if not ours:
         among = ", ".join(candidates_of(study, contestant))
         across = study.config.contestants[contestant].across_seeds
