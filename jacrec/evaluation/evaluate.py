@@ -76,7 +76,7 @@ def evaluate(
                     played, growth = record["contestants"]["base"], None
                 else:
                     update = partial(progress.update, task)
-                    played, growth = _contestant(run, controllers[name], config, env, lambda x, u=update: u(completed=x))
+                    played, growth = _contestant(name, run, controllers[name], config, env, lambda x, u=update: u(completed=x))
                 record["contestants"][name] = played | {"wall_seconds": time.perf_counter() - began}
                 record["growth"] = growth or record["growth"]
                 write_json(folder / FILE, record)
@@ -129,13 +129,14 @@ def _controllers(config: EvalConfig, tuning: dict[str, Any] | None) -> dict[str,
 
 
 def _contestant(
+    name: str,
     run: Run,
     controller: MPCConfig | PlannerConfig | None,
     config: EvalConfig,
     env: BatchedEnv,
     progress: Callable[[float], None],
 ) -> tuple[dict[str, Any], dict[str, Any] | None]:
-    if controller is not None:
+    if name != "base":
         return play_contestant(run, controller, config, env, progress=progress), None
     visited = _StateRecorder(config.probe_every)
     played = play_contestant(run, None, config, env, watch=visited.watch, progress=progress)
