@@ -7,6 +7,7 @@ from jacrec.data import load, make_dataset
 from jacrec.data.behaviour.collect import collect
 from jacrec.data.behaviour.make import KINDS, behaviour_of, behaviour_stages, default_id, medium_index
 from jacrec.data.behaviour.sac import ENVIRONMENTS, WEIGHTS, SquashedGaussian, load_sac_snapshots, pack_snapshots
+from jacrec.data.behaviour.train_sac import actor_arrays, measured, snapshot_steps
 from jacrec.envs.physics import make_env
 
 
@@ -102,6 +103,34 @@ def test_a_data_set_of_sac_behaviour_reads_back():
     observation, _ = env.reset(seed=int(first.integers(2**31)))
     assert np.array_equal(data.state[0], observation.astype(np.float32))
     assert np.abs(data.action).max() <= 1
+
+
+def test_a_trained_actor_is_stored_as_it_acts():
+    rng = np.random.default_rng(0)
+    shapes = {"Dense_0": (11, 256), "Dense_1": (256, 256), "Dense_2": (256, 3), "Dense_3": (256, 3)}
+    layers = {
+        name: {"kernel": rng.normal(0, 0.05, shape), "bias": rng.normal(0, 0.05, shape[1])} for name, shape in shapes.items()
+    }
+    arrays = actor_arrays({"params": layers})
+    assert set(arrays) == set(WEIGHTS)
+    h = rng.standard_normal((4, 11))
+    state = h
+    for name in ("Dense_0", "Dense_1"):
+        h = np.maximum(h @ layers[name]["kernel"] + layers[name]["bias"], 0)
+    policy = SquashedGaussian({name: x.astype(np.float64) for name, x in arrays.items()})
+    expected = np.tanh(h @ layers["Dense_2"]["kernel"] + layers["Dense_2"]["bias"])
+    np.testing.assert_allclose(policy.sample(state, np.zeros((4, 3))), expected, atol=2e-3)  # float16
+
+
+def test_returns_are_measured_with_the_policys_noise():
+    best = max(load_sac_snapshots("hopper"), key=lambda x: x.mean_return)
+    mean, _ = measured(make_env("Hopper-v4"), best.policy.weights, seed=1)
+    assert mean == pytest.approx(best.mean_return, abs=4 * best.std_return / np.sqrt(10) + 0.05 * best.mean_return)
+
+
+def test_snapshots_are_dense_at_first():
+    assert snapshot_steps(120_000) == [0, 10_000, 25_000, 50_000, 75_000, 100_000, 120_000]
+    assert snapshot_steps(20_000) == [0, 10_000, 20_000]
 
 
 def test_packing_sorts_by_steps_and_keeps_the_returns(tmp_path):

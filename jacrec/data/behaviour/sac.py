@@ -1,5 +1,8 @@
 """Stochastic policies from the course of soft actor-critic trainings, stored with the package in float16.
 
+`jacrec.data.behaviour.train_sac` trains and packs them. The shipped ones come from another implementation of the same recipe, whose
+updates were compared with autograd.
+
 Each file of `snapshots/` holds one training: `W1 b1 W2 b2 W_mean b_mean W_log_std b_log_std` with a leading axis over the
 snapshots, weights as (in, out), and for every snapshot its environment steps, and mean and standard deviation of its return
 over ten episodes of the stochastic policy.
