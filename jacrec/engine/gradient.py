@@ -133,8 +133,8 @@ class Visited:
     def value_gradient(self, j: int, action: Tensor) -> tuple[Tensor, Tensor]:
         """γ^j (r_s, r_a) at the latest state for j < H, γ^H (Q_s, Q_a) for j = H; adds to the return. (16), (19)"""
         p, s = self.problem, self.states[-1]
-        function = p.world.reward if j < p.H else p.world.critic
-        value, v_s, v_a = value_and_gradient(function, s.flatten(0, 1), action.flatten(0, 1))
+        name = "reward" if j < p.H else "critic"
+        value, v_s, v_a = value_and_gradient(name, getattr(p.world, name), s.flatten(0, 1), action.flatten(0, 1))
         weight = p.world.discount**j
         self.value = self.value + weight * value.reshape(s.shape[:2]).mean(1)
         return weight * v_s.reshape(s.shape), weight * v_a.reshape(action.shape)

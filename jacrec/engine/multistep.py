@@ -110,11 +110,11 @@ def _values(p: Problem, start: PolicyPass, sweeps: list[Sweep]) -> tuple[Tensor,
     value = p.state.new_zeros(p.N)
     direct_s = [torch.zeros_like(x) for x in (states[0], *(sweep.states for sweep in sweeps))]
     direct_a = [torch.zeros_like(x) for x in (actions[0], *(sweep.actions() for sweep in sweeps))]
-    for function, js in ((p.world.reward, range(H)), (p.world.critic, range(H, H + 1))):
+    for name, js in (("reward", range(H)), ("critic", range(H, H + 1))):
         if not js:
             continue
         s, a = (torch.cat([x[j].flatten(1, 2) for j in js], 1) for x in (states, actions))
-        found = value_and_gradient(function, s.flatten(0, 1), a.flatten(0, 1))
+        found = value_and_gradient(name, getattr(p.world, name), s.flatten(0, 1), a.flatten(0, 1))
         v, v_s, v_a = (x.unflatten(0, s.shape[:2]).split([states[j].shape[1] for j in js], 1) for x in found)
         for i, j in enumerate(js):
             k, row = owners[j]

@@ -6,11 +6,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from jacrec.engine.admission import admit
 from jacrec.engine.jacobians.generic import checked_step, checked_value
 from jacrec.engine.problem import Problem
 from jacrec.engine.shapes import check_state, plain_torch, problem
 from jacrec.models.dynamics.multistep import MultiStepDynamics
 from jacrec.models.world import World, apply_policy
+from jacrec.models.wrappers import unwrapped
 
 
 @dataclass(frozen=True)
@@ -37,12 +39,12 @@ def rollout(policy: Callable[[Tensor], Tensor], world: World, state: Tensor, noi
     for j in range(H):
         s, a = states[-1], actions[-1]
         flat = s.reshape(N * M, -1), a.reshape(N * M, -1)
-        returns = returns + world.discount**j * checked_value(world.reward, *flat).reshape(N, M)
+        returns = returns + world.discount**j * checked_value("reward", world.reward, *flat).reshape(N, M)
         s = checked_step(world.dynamics, *flat, noise[:, :, j].reshape(N * M, *noise.shape[3:])).reshape(N, M, -1)
         states.append(s)
         actions.append(policy(s))
     s, a = states[-1], actions[-1]
-    terminal = checked_value(world.critic, s.reshape(N * M, -1), a.reshape(N * M, -1)).reshape(N, M)
+    terminal = checked_value("critic", world.critic, s.reshape(N * M, -1), a.reshape(N * M, -1)).reshape(N, M)
     return Rollout(torch.stack(states, 2), torch.stack(actions, 2), returns + world.discount**H * terminal)
 
 
@@ -52,7 +54,8 @@ def _all_at_once(policy: Callable[[Tensor], Tensor], world: World, states: Tenso
     actions = policy(states.flatten(1, 2)).unflatten(1, (M, H + 1))
     returns = states.new_zeros(N, M)
     for j in range(H + 1):
-        value = checked_value(world.reward if j < H else world.critic, *(x[:, :, j].flatten(0, 1) for x in (states, actions)))
+        name = "reward" if j < H else "critic"
+        value = checked_value(name, getattr(world, name), *(x[:, :, j].flatten(0, 1) for x in (states, actions)))
         returns = returns + world.discount**j * value.reshape(N, M)
     return Rollout(states, actions, returns)
 
@@ -85,5 +88,8 @@ def sampled_problem(
     generator: torch.Generator | None = None,
 ) -> Problem:
     """`jacrec.engine.shapes.problem` under fresh standard normal noise; the state is checked before any is drawn."""
+    policy = unwrapped(policy)
     state, single, plan = check_state(policy, world, state)
+    if plan is None:
+        admit(policy, world, state, horizon)
     return Problem(policy, world, state, noise_like(world, state, particles, horizon, generator), single, plan)

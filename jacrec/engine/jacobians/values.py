@@ -12,14 +12,17 @@ from jacrec.models.networks import RewardModel, TwinCritic, affine, has_manual_d
 
 
 def value_and_gradient(
-    function: Callable[[Tensor, Tensor], Tensor], state: Tensor, action: Tensor
+    name: str, function: Callable[[Tensor, Tensor], Tensor], state: Tensor, action: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """f(s, a) (B,), ∂f/∂s (B, d), ∂f/∂a (B, m) for state (B, d), action (B, m): by hand for jacrec's networks."""
+    """f(s, a) (B,), ∂f/∂s (B, d), ∂f/∂a (B, m) for state (B, d), action (B, m): by hand for jacrec's networks.
+
+    name: "reward" or "critic", for errors.
+    """
     if type(function) is RewardModel and has_manual_derivatives(function):
         return reward_gradient(cast(RewardModel, function), state, action)
     if type(function) is TwinCritic and has_manual_derivatives(function):
         return critic_gradient(cast(TwinCritic, function), state, action)
-    return generic.value_and_gradient(function, state, action)
+    return generic.value_and_gradient(name, function, state, action)
 
 
 def reward_gradient(reward: RewardModel, state: Tensor, action: Tensor) -> tuple[Tensor, Tensor, Tensor]:
