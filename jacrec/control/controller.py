@@ -239,7 +239,7 @@ class MPC:
     def __getstate__(self) -> dict:
         own = {k: v for k, v in self.__dict__.items() if k not in ("policy", "base", "deadline", "pretrained", "region")}
         # by value: torch sends tensors to processes as shared memory, in which both controllers would update the same ψ
-        own["networks"] = pickle.dumps((self.policy, self.base))
+        own["networks"] = pickle.dumps((copied(self.policy), copied(self.base)))
         return own | {"generator": self.generator.get_state().numpy().tobytes(), "pace": self.deadline.pace}
 
     def __setstate__(self, state: dict) -> None:

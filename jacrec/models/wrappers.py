@@ -6,6 +6,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch._C._functorch import is_functorch_wrapped_tensor
 
 Module = TypeVar("Module", bound=nn.Module)
 _PARALLEL = (nn.DataParallel, nn.parallel.DistributedDataParallel)
@@ -80,8 +81,10 @@ def _find_results(root: object, memo: dict[int, Tensor], seen: set[int]) -> None
             continue
         seen.add(id(thing))
         if isinstance(thing, Tensor):
-            if not thing.is_leaf:
-                memo[id(thing)] = torch.empty_like(thing).copy_(thing.detach())
+            if is_functorch_wrapped_tensor(thing):  # of a call that has ended
+                memo[id(thing)] = torch.empty(0)
+            elif not thing.is_leaf:
+                memo[id(thing)] = thing.detach().clone()
         elif isinstance(thing, dict):
             below.extend(thing.values())
         elif isinstance(thing, list | tuple | set | frozenset):
