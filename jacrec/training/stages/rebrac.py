@@ -10,6 +10,7 @@ actor's target follows the actor before its update, and the critics' target foll
 
 from collections.abc import Callable, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -123,6 +124,16 @@ def pack(transitions: Transitions, reward_scale: float = 1.0) -> Tensor:
     return torch.cat([*(c.float() for c in columns), reward.unsqueeze(-1), alive.unsqueeze(-1)], -1)
 
 
+def discounted_returns(data: Transitions, discount: float) -> np.ndarray:
+    """Σ_i γ^i r_{t+i} of every row t to the end of its episode in the data, (n,) float64; a time limit cuts it short."""
+    follows = np.append(data.has_next_action[:-1] & (data.episode[:-1] == data.episode[1:]), False) & ~data.terminal
+    returns, later = np.empty(len(data)), 0.0
+    for t, (reward, on) in enumerate(zip(data.reward[::-1].tolist(), follows[::-1].tolist(), strict=True)):
+        later = reward + discount * later if on else reward
+        returns[t] = later
+    return returns[::-1]
+
+
 class ReBRACStage:
     """ReBRAC on a data set, as a stage of `jacrec.training.loop`; see `ReBRAC` for `fused` and `capturable`.
 
@@ -150,6 +161,7 @@ class ReBRACStage:
         # the closures below hold no reference to the stage, so its table is freed with it, without garbage collection
         learner, n, m = self.learner, len(rows), data.action_dim
         self.rows = rows
+        self.data_return = float(discounted_returns(data, config.discount).mean()) * config.reward_scale
 
         def draw(generator: torch.Generator, block: int) -> tuple[Tensor, ...]:
             index = torch.randint(n, (block, config.batch_size), generator=generator)
@@ -175,8 +187,8 @@ class ReBRACStage:
         return BatchedReBRAC(stages)
 
     def evaluate(self) -> dict[str, float]:
-        """Nothing is held out: the policy is tested in the environment (`jacrec eval`)."""
-        return {}
+        """data_return, to be compared with q; nothing is held out: the policy is tested in the environment (`jacrec eval`)."""
+        return {"data_return": self.data_return}
 
     def state(self) -> dict[str, Tensor]:
         """The live tensors to be stored in a checkpoint."""
