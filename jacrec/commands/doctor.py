@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 import jacrec
-from jacrec.util.processors import processors
+from jacrec.util.processors import affinity, cpu_quota, processors
 
 REQUIRED = (
     "torch",
@@ -160,10 +160,15 @@ def check_devices() -> list[Check]:
     cores = processors()
     threads = torch.get_num_threads()
     crowded = threads > cores
+    found, quota = f"{cores} usable cores", cpu_quota()
+    if quota is not None and quota < affinity():
+        found = (
+            f"{cores} of {affinity()} processors usable: a quota of {quota:g} processors (cgroup cpu.max) limits this process"
+        )
     cpu = Check(
         "cpu",
         "note" if crowded else "ok",
-        f"{cores} usable cores, torch uses {threads} threads",
+        f"{found}, torch uses {threads} threads",
         f"set OMP_NUM_THREADS={cores}: more threads than cores slow each other down" if crowded else "",
     )
     if torch.cuda.is_available():

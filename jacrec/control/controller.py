@@ -14,13 +14,15 @@ from jacrec.control.ascent import TrustRegion
 from jacrec.control.config import Draw, MPCConfig, UpdateRule
 from jacrec.control.deadline import Deadline, Pace
 from jacrec.control.mpc import DecisionLog, MPCStep
+from jacrec.engine.admission import admit
 from jacrec.engine.methods import METHODS
 from jacrec.engine.parameters import over_rows, trainable
 from jacrec.engine.problem import Problem
 from jacrec.engine.rollout import noise_like, sampled_problem
-from jacrec.engine.shapes import check_observation, plain_torch, row_mask
+from jacrec.engine.shapes import check_observation, check_state, plain_torch, row_mask
 from jacrec.models.dynamics import MultiStepDynamics
 from jacrec.models.world import Anchor, BatchedPolicy, World
+from jacrec.models.wrappers import check_policy_kind, copied, unwrapped
 from jacrec.util.errors import expect_count, expect_shape
 
 NO_SINGLE_TRANSITION = ("forward", "adjoint", "fused-forward", "fused-adjoint")
@@ -39,6 +41,10 @@ class MPC:
 
     A controller can be pickled, and sent to a process however started, if its policy and world can: with ψ of its own, and the
     world as torch sends modules.
+
+    Raises:
+        ValueError: no module or world, settings that do not fit, or a part that is random or does not fit the others; where
+            neither policy nor dynamics have an attribute `state_dim`, the first decision finds that out.
     """
 
     def __init__(
@@ -50,8 +56,8 @@ class MPC:
         batch: int | None = None,
         update: UpdateRule | None = None,
     ):
-        if not isinstance(policy, nn.Module):
-            raise ValueError(f"policy: expected a torch.nn.Module state -> action, got {type(policy).__name__}")
+        policy = unwrapped(policy)
+        check_policy_kind(policy)
         if not isinstance(world, World):
             raise ValueError(f"world: expected a jacrec.World(dynamics, reward, critic, discount), got {type(world).__name__}")
         if config is not None and not isinstance(config, MPCConfig):
@@ -67,7 +73,7 @@ class MPC:
                 f"transition, got {self.config.method!r}; use a one-step world model for it"
             )
         self.method = METHODS[self.config.method]
-        self.policy = copy.deepcopy(policy) if batch is None else BatchedPolicy(policy, batch)
+        self.policy = copied(policy) if batch is None else BatchedPolicy(policy, batch)
         self.policy.eval()
         self.batch = batch
         self.base = copy.deepcopy(self.policy).requires_grad_(False)
@@ -79,6 +85,16 @@ class MPC:
         """the latest decision"""
         self.deadline = Deadline(self.policy)
         self._share_parameters()
+        width = self._state_dim()
+        if width is not None:  # otherwise the first decision finds out
+            state = torch.zeros((width,) if batch is None else (batch, width), dtype=self.dtype, device=self.device)
+            admit(self.policy, world, check_state(self.policy, world, state)[0], self.config.horizon)
+
+    def _state_dim(self) -> int | None:
+        """d, where the policy or the dynamics say so."""
+        policy = self.policy.template if isinstance(self.policy, BatchedPolicy) else self.policy
+        told = (getattr(part, "state_dim", None) for part in (policy, self.world.dynamics))
+        return next((d for d in told if isinstance(d, int) and d > 0), None)
 
     def _anchored(self, world: World, policy: nn.Module) -> World:
         """The world with the penalty on leaving the pretrained policy, if there is one."""
@@ -87,7 +103,7 @@ class MPC:
             return world
         if world.anchor is not None:
             raise ValueError("anchor: expected 0 for a world that has an anchor already, got another; use one of them")
-        base = self.base if self.batch is None else copy.deepcopy(policy).requires_grad_(False).eval()
+        base = self.base if self.batch is None else copied(policy).requires_grad_(False).eval()
         return replace(world, anchor=Anchor(base, weight))
 
     def _share_parameters(self) -> None:
@@ -170,8 +186,8 @@ class MPC:
         begun = perf_counter()
         expect_count("decisions", decisions, 1)
         if observation is None:
-            width = getattr(getattr(self.policy, "template", self.policy), "state_dim", None)
-            if not isinstance(width, int):
+            width = self._state_dim()
+            if width is None:
                 raise ValueError(f"observation: expected one, since {type(self.policy).__name__} does not say its state_dim")
             observation = np.zeros((width,) if self.batch is None else (self.batch, width))
         state, last = self.state_dict(), self.last
@@ -236,7 +252,7 @@ class MPC:
     def __getstate__(self) -> dict:
         own = {k: v for k, v in self.__dict__.items() if k not in ("policy", "base", "deadline", "pretrained", "region")}
         # by value: torch sends tensors to processes as shared memory, in which both controllers would update the same ψ
-        own["networks"] = pickle.dumps((self.policy, self.base))
+        own["networks"] = pickle.dumps((copied(self.policy), copied(self.base)))
         return own | {"generator": self.generator.get_state().numpy().tobytes(), "pace": self.deadline.pace}
 
     def __setstate__(self, state: dict) -> None:

@@ -4,7 +4,6 @@ One pass gives what automatic differentiation computes column by column: feedbac
 variance, the growth of errors over the horizon.
 """
 
-import copy
 from dataclasses import dataclass, field
 
 import torch
@@ -17,6 +16,7 @@ from jacrec.engine.jacobians.policy import PolicyPass, policy_pass
 from jacrec.engine.jacobians.values import term_and_gradient
 from jacrec.engine.shapes import plain_torch, problem
 from jacrec.models.world import World
+from jacrec.models.wrappers import copied, wrapper_prefix
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,7 @@ class Linearization:
     w: Tensor  # (N, M, H+1, m): ∂L/∂ã_j with later actions free to react; ∇L = Σ_j w_j Π_ψ(j)
     _passes: list[PolicyPass] = field(repr=False)
     _single: bool = False
+    _prefix: str = ""  # of the parameters' names
 
     @property
     def closed_loop(self) -> Tensor:
@@ -61,7 +62,7 @@ class Linearization:
         for j, passes in enumerate(self._passes):
             for name, rows in passes.parameter_rows(w[:, :, j]).items():
                 total[name] = total[name].add_(rows) if j else rows.clone()
-        return {k: v.squeeze(0) for k, v in total.items()} if self._single else total
+        return {f"{self._prefix}{k}": v.squeeze(0) if self._single else v for k, v in total.items()}
 
     @torch.no_grad()
     def signal_to_noise(self) -> Tensor:
@@ -92,7 +93,8 @@ class Linearization:
 def linearize(policy: nn.Module, world: World, state: Tensor, noise: Tensor) -> Linearization:
     """Linearise the imagined rollout; arguments and errors as in `policy_gradient`. (9), (12), (16), (19)"""
     p = problem(policy, world, state, noise)
-    policy = copy.deepcopy(policy)  # the result must not change with the policy's next update
+    prefix = wrapper_prefix(policy)
+    policy = copied(p.policy)  # the result must not change with the policy's next update
     passes = dynamics_pass(world.dynamics)
     s = p.state.unsqueeze(1).expand(-1, p.M, -1).contiguous()
     policies, states, actions, Pi_s, F_s, F_a, v_s, v_a = [], [], [], [], [], [], [], []
@@ -135,6 +137,7 @@ def linearize(policy: nn.Module, world: World, state: Tensor, noise: Tensor) -> 
         stack(w),
         policies,
         p.single,
+        prefix,
     )
 
 

@@ -19,6 +19,7 @@ from jacrec.engine.types import PolicyGradient
 from jacrec.models.dynamics.multistep import MultiStepDynamics
 from jacrec.models.networks import has_manual_derivatives
 from jacrec.models.world import World, apply_policy, policy_action
+from jacrec.models.wrappers import wrapper_prefix
 from jacrec.util.errors import expect_count, expect_one_of
 
 
@@ -224,7 +225,9 @@ def policy_gradient(
     Raises:
         ValueError: wrong shape, dtype, device, or non-finite input.
     """
-    return check_method(method).gradient(problem(policy, world, state, noise))
+    found = check_method(method).gradient(problem(policy, world, state, noise))
+    prefix = wrapper_prefix(policy)
+    return PolicyGradient(found.value, {f"{prefix}{k}": g for k, g in found.gradient.items()}) if prefix else found
 
 
 def compiled_update(method: Method, problem: Problem) -> CompiledUpdate | None:

@@ -6,11 +6,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from jacrec.engine.admission import admit
 from jacrec.engine.jacobians.generic import checked_step, checked_value
 from jacrec.engine.problem import Problem
 from jacrec.engine.shapes import check_state, plain_torch, problem
 from jacrec.models.dynamics.multistep import MultiStepDynamics
 from jacrec.models.world import World, apply_policy
+from jacrec.models.wrappers import unwrapped
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,8 @@ def rollout(policy: Callable[[Tensor], Tensor], world: World, state: Tensor, noi
 
 def term(world: World, last: bool, state: Tensor, action: Tensor) -> Tensor:
     """A step's term of (3), undiscounted, (B,): the reward, or the critic at the last step; less the anchor's penalty."""
-    value = checked_value(world.critic if last else world.reward, state, action)
+    name = "critic" if last else "reward"
+    value = checked_value(name, getattr(world, name), state, action)
     if world.anchor is None:
         return value
     gap = action - apply_policy(world.anchor.policy, None, state.unsqueeze(0)).squeeze(0)
@@ -94,5 +97,8 @@ def sampled_problem(
     generator: torch.Generator | None = None,
 ) -> Problem:
     """`jacrec.engine.shapes.problem` under fresh standard normal noise; the state is checked before any is drawn."""
+    policy = unwrapped(policy)
     state, single, plan = check_state(policy, world, state)
+    if plan is None:
+        admit(policy, world, state, horizon)
     return Problem(policy, world, state, noise_like(world, state, particles, horizon, generator), single, plan)

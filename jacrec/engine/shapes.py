@@ -7,10 +7,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from jacrec.engine.admission import admit
 from jacrec.engine.dispatch import kept_plan
 from jacrec.engine.problem import Problem
 from jacrec.models.networks import has_manual_derivatives
 from jacrec.models.world import BatchedPolicy, World, check_deterministic
+from jacrec.models.wrappers import check_policy_kind, unwrapped
 
 
 @contextmanager
@@ -33,8 +35,12 @@ def problem(policy: nn.Module, world: World, state: Tensor, noise: Tensor) -> Pr
     Raises:
         ValueError: wrong type, shape, dtype, device, or a value that is not finite; says what was expected.
     """
+    policy = unwrapped(policy)
     state, single, plan = check_state(policy, world, state)
-    return Problem(policy, world, state, check_noise(world, state, noise, single), single, plan)
+    noise = check_noise(world, state, noise, single)
+    if plan is None:
+        admit(policy, world, state, noise.shape[2])
+    return Problem(policy, world, state, noise, single, plan)
 
 
 def check_noise(world: World, state: Tensor, noise: Tensor, single: bool) -> Tensor:
@@ -64,8 +70,7 @@ def check_state(policy: nn.Module, world: World, state: Tensor) -> tuple[Tensor,
     Where the kernels keep a plan for policy and world, the two are unchanged since they were last checked, and are not
     checked again.
     """
-    if not isinstance(policy, nn.Module):
-        raise ValueError(f"policy: expected a torch.nn.Module state -> action, got {type(policy).__name__}")
+    check_policy_kind(policy)
     if not isinstance(world, World):
         raise ValueError(f"world: expected a jacrec.World(dynamics, reward, critic, discount), got {type(world).__name__}")
     check_tensor("state", state)

@@ -80,6 +80,8 @@ def play_contestant(
         log = play(env, player, config.seeds, watch=probe.watch, progress=progress)
     else:
         probe = ThinkingProbe(run.policy, run.world, player, config.probe_every, config.probe_particles)
+        if controller.deadline_ms is None:  # a deadline's expectations are part of the controller, and are its own
+            player.warm_up(decisions=2)
         log = play(env, player, config.seeds, before=probe.before, watch=probe.watch, progress=progress)
     thinking = {"controller": asdict(controller), "model_calls": model_calls(controller), "thinking": probe.summary()}
     return _as_dict(log, run) | thinking

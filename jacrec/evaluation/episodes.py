@@ -55,6 +55,8 @@ class EpisodeLog:
     """actions taken in running episodes"""
     seconds: float
     """wall time spent in the controller"""
+    decisions_per_second: float
+    """median over the calls of the controller, without its first: one slow call, such as one that compiles, does not count"""
 
 
 Watcher = Callable[[np.ndarray, np.ndarray, np.ndarray, np.ndarray], None]
@@ -93,6 +95,7 @@ def play(
     totals, action = np.zeros(env.n), np.zeros((env.n, env.action_dim))
     returns, lengths, ended = np.zeros(len(seeds)), np.zeros(len(seeds), int), np.zeros(len(seeds), bool)
     decisions, seconds, finished = 0, 0.0, 0
+    rates: list[float] = []
     running = np.ones(env.n, bool)
     limit = env.max_episode_steps
     while running.any():
@@ -101,8 +104,10 @@ def play(
             before(observation, action, step, running)
         start = time.perf_counter()
         action = controller.act(observation)
-        seconds += time.perf_counter() - start
+        took = time.perf_counter() - start
+        seconds += took
         decisions += int(running.sum())
+        rates.append(float(running.sum()) / max(took, 1e-9))
         if watch is not None:
             watch(observation, action, step, running)
         observation, reward, terminated, truncated = env.step(action)
@@ -122,4 +127,5 @@ def play(
         if progress is not None:
             under_way = (env.elapsed[running] / limit).sum() if limit else 0.0
             progress(float(finished + under_way) / len(seeds))
-    return EpisodeLog(seeds, returns.tolist(), lengths.tolist(), ended.tolist(), decisions, seconds)
+    rate = float(np.median(rates[1:] or rates))
+    return EpisodeLog(seeds, returns.tolist(), lengths.tolist(), ended.tolist(), decisions, seconds, rate)

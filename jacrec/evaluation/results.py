@@ -11,6 +11,8 @@ from jacrec.evaluation.statistics import Estimate, bootstrap_mean, paired_differ
 
 LABELS = {"base": "base policy", "h0": "H = 0 (critic only)", "mpc": "MPC"}
 
+SHOWN = 0.1
+"""the last printed digit of scores and returns"""
 SHORT = {"base": "base", "h0": "H = 0", "mpc": "MPC"}
 
 
@@ -28,6 +30,7 @@ class Result:
     over_h0: Estimate | None
     """difference to the H = 0 control, paired by seed"""
     decisions_per_second: float
+    """median over the controller's calls, compiled before the first"""
     lengths: float
     """mean episode length in steps"""
     rejected: float | None
@@ -81,13 +84,42 @@ def _result(name: str, played: dict[str, Any], key: str, level: float) -> Result
         returns=bootstrap_mean(entry["returns"], level=level),
         gain=None if name == "base" else paired_difference(values, played["base"][key], level=level),
         over_h0=paired_difference(values, played["h0"][key], level=level) if against_h0 else None,
-        decisions_per_second=entry["decisions"] / max(entry["seconds"], 1e-9),
+        # evaluations before there was a median have the mean, in which the time to compile counts
+        decisions_per_second=entry.get("decisions_per_second") or entry["decisions"] / max(entry["seconds"], 1e-9),
         lengths=sum(entry["lengths"]) / len(entry["lengths"]),
         rejected=thinking["rejected"] / max(thinking["updates"], 1) if thinking else None,
         drift=thinking["mean_drift"] if thinking else None,
         action_change=thinking["mean_action_change"] if thinking else None,
         objective_gain=objective["after"] - objective["before"] if known else None,
     )
+
+
+CARRY = {
+    "episode": "ψ carried over the episode",
+    "persist": "ψ carried over all episodes",
+    "step": "ψ reset at every step",
+}
+
+
+def settings_in_words(record: dict[str, Any], name: str) -> str:
+    """The settings that a contestant has played with: "H 3, M 4, E 3, lr 0.0005, ψ reset at every step"."""
+    own = record["contestants"][name].get("controller")
+    if own is None:
+        return "as trained"
+    if "updates" not in own:  # a planner over actions
+        return f"H {own['horizon']}"
+    particles = f", M {own['particles']}" if own["horizon"] else ""
+    carry = CARRY.get(own["carry"], own["carry"])
+    return f"H {own['horizon']}{particles}, E {own['updates']}, lr {own['lr']:g}, {carry}"
+
+
+def settings_apart(record: dict[str, Any]) -> list[str]:
+    """What the control H = 0 and MPC have played with beside their horizons: "lr 5e-05 against 0.0005"; [] if the same."""
+    pair = [record["contestants"].get(name, {}).get("controller") for name in ("h0", "mpc")]
+    if not all(pair):
+        return []
+    h0, mpc = pair
+    return [f"{key} {h0[key]} against {mpc[key]}" for key in ("updates", "lr", "carry") if h0[key] != mpc[key]]
 
 
 def interval(estimate: Estimate | None, *, signed: bool = False) -> str:
@@ -102,8 +134,13 @@ def interval(estimate: Estimate | None, *, signed: bool = False) -> str:
 
 
 def verdict(gain: Estimate, subject: str, reference: str, what: str, *, few_below: int = 10) -> str:
-    """The gain in one sentence; fewer than `few_below` episodes are pointed out."""
-    if gain.low > 0:
+    """The gain in one sentence; fewer than `few_below` episodes are pointed out.
+
+    Nothing is claimed of a difference that the printed scores do not show: they have `SHOWN` of a point as their last digit.
+    """
+    if abs(gain.mean) < SHOWN / 2 and gain.excludes_zero:
+        outcome = "has the same printed score as"
+    elif gain.low > 0:
         outcome = "gains over"
     elif gain.high < 0:
         outcome = "loses against"
@@ -120,4 +157,7 @@ def table(record: dict[str, Any], *, level: float = 0.95) -> Table:
     title = f"{record['environment']['id']}: {n} episodes on the same seeds, {level:.0%} intervals"
     rows = [[SHORT.get(r.name, r.name), f"{r.value.mean:.1f} ± {r.value.std:.1f}", *r.cells] for r in results]
     head = ("", f"{what} ± std", "gain over base", "over H = 0", "steps", "actions/s")
-    return terminal_table(head, rows, title=title, padding=0)
+    made = terminal_table(head, rows, title=title, padding=0)
+    made.caption = "\n".join(f"{SHORT.get(r.name, r.name)}: {settings_in_words(record, r.name)}" for r in results)
+    made.caption_justify = "left"
+    return made

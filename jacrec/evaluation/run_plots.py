@@ -18,12 +18,13 @@ def learning_curves(metrics: list[dict[str, Any]], path: Path) -> bool:
         return False
     with figure(path, (12, 3.3), 3) as (policy, model, reward):
         _curve(policy, stages["rebrac"], "q_policy", COLOURS["mpc"], "mean Q of the policy's actions")
+        _curve(policy, stages["rebrac"], "data_return", COLOURS["reference"], "mean discounted return in the data", dashed=True)
         policy.set_title("Critic's value of the policy")
         policy.set_ylabel("Q")
         _curve(model, stages["dynamics"], "one_step_rmse", COLOURS["model"], "world model")
         _curve(model, stages["dynamics"], "still_rmse", COLOURS["reference"], "s' = s", dashed=True)
         model.set_title("One-step RMSE, held-out")
-        model.set_ylim(bottom=0)
+        model.set_yscale("log")
         _curve(reward, stages["reward"], "reward_rmse", COLOURS["h0"], "reward model")
         _curve(reward, stages["reward"], "reward_std", COLOURS["reference"], "spread of the rewards", dashed=True)
         reward.set_title("Reward RMSE, held-out")
@@ -73,6 +74,9 @@ def scores(record: dict[str, Any], path: Path, *, level: float = 0.95) -> None:
         right.set_yticks(range(len(bars)), [bar[0] for bar in bars])
         right.set_ylim(len(bars) - 0.4, -0.6)
         right.margins(x=0.3)
+        right.locator_params(axis="x", nbins=5)
+        right.ticklabel_format(axis="x", style="plain", useOffset=False)
+        right.tick_params(axis="x", labelsize=9)
         right.grid(axis="y", visible=False)
         right.set_title(f"Paired difference, {level:.0%} interval")
 

@@ -6,7 +6,7 @@ from typing import Any
 from jacrec.evaluation import rehearsal_tables, run_plots
 from jacrec.evaluation.evaluate import acts_as_base, read_evaluation
 from jacrec.evaluation.markdown import Sheet, bullet_list, key_values, write_sections
-from jacrec.evaluation.results import Result, compare, unit, verdict
+from jacrec.evaluation.results import Result, compare, settings_apart, settings_in_words, unit, verdict
 from jacrec.training.run import read_record
 from jacrec.util.files import read_json_lines
 
@@ -72,7 +72,15 @@ def _findings(results: list[Result], record: dict[str, Any], level: float) -> st
             subject = "MPC" if name == "mpc" else "The control H = 0"
             lines.append(verdict(by_name[name].gain, subject, "the base policy", what))  # pyright: ignore[reportArgumentType]
     if not only_base and "mpc" in by_name and by_name["mpc"].over_h0 is not None:
-        lines.append("What the world model adds: " + verdict(by_name["mpc"].over_h0, "MPC", "its control H = 0", what))
+        apart = settings_apart(record)
+        if apart:
+            lines.append(
+                "MPC and the control H = 0 play with settings of their own, "
+                f"{'; '.join(apart)} (H = 0 against MPC): their difference is that of the settings too. "
+                + verdict(by_name["mpc"].over_h0, "MPC", "its control H = 0", what)
+            )
+        else:
+            lines.append("What the world model adds: " + verdict(by_name["mpc"].over_h0, "MPC", "its control H = 0", what))
     if not lines:
         return ""
     n = record["settings"]["episodes"]
@@ -94,6 +102,7 @@ def _scores(results: list[Result], record: dict[str, Any], level: float) -> str:
     what = "score" if unit(record) == "score" else "return"
     head = [
         "contestant",
+        "settings",
         f"{what} (mean ± std)",
         "return (mean ± std)",
         "gain over base",
@@ -104,6 +113,7 @@ def _scores(results: list[Result], record: dict[str, Any], level: float) -> str:
     rows = [
         [
             r.label,
+            settings_in_words(record, r.name),
             f"{r.value.mean:.1f} ± {r.value.std:.1f}",
             f"{r.returns.mean:.0f} ± {r.returns.std:.0f}",
             *r.cells,
@@ -113,7 +123,7 @@ def _scores(results: list[Result], record: dict[str, Any], level: float) -> str:
     rows_in_step = record["settings"]["rows"] or record["settings"]["episodes"]
     note = (
         f"± is the standard deviation over episodes, [ ] a {level:.0%} interval of the mean difference. Decisions per second "
-        f"measure the controller alone, with {rows_in_step} episodes in lock-step."
+        f"are the median over the controller's calls, compiled before and measured alone, with {rows_in_step} episodes in lock-step."
     )
     if what == "score":
         note = f"Scores are percent: 0 is the reference's random policy, 100 its expert; returns are undiscounted sums. {note}"

@@ -138,18 +138,22 @@ def _std(x: np.ndarray) -> float:
 def t_quantile(p: float, df: int) -> float:
     """The p-quantile (p ≥ 1/2) of Student's t with `df` degrees of freedom, by bisection of the distribution function.
 
-    Substituting x = √df tan θ turns the density into cos^(df−1) θ, which is smooth and bounded.
+    With t = √df tan θ the distribution function is a finite sum (Abramowitz and Stegun 26.7.3 and 26.7.4): with n = df, the
+    probability of |T| < t is, for odd n, (2/π) (θ + sin θ (cos θ + 2/3 cos³ θ + … )), for even n, sin θ (1 + 1/2 cos² θ + …).
     """
     if not 0.5 <= p < 1 or df < 1:
         raise ValueError(f"t_quantile: expected 0.5 <= p < 1 and df >= 1, got p = {p}, df = {df}")
-    norm = math.exp(math.lgamma((df + 1) / 2) - math.lgamma(df / 2)) / math.sqrt(math.pi)
+    odd = df % 2
+    k = np.arange(1, (df - odd) // 2)
+    coefficients = np.cumprod(np.concatenate([[1.0], 2 * k / (2 * k + 1) if odd else (2 * k - 1) / (2 * k)]))
+    powers = odd + 2 * np.arange(len(coefficients))
 
-    def cdf(theta: float) -> float:
-        grid = np.linspace(0.0, theta, 2001)
-        return 0.5 + norm * float(np.trapezoid(np.cos(grid) ** (df - 1), grid))
+    def within(theta: float) -> float:
+        total = math.sin(theta) * float(coefficients @ math.cos(theta) ** powers) if df > 1 else 0.0
+        return 2 / math.pi * (theta + total) if odd else total
 
     low, high = 0.0, math.pi / 2
-    for _ in range(60):
+    for _ in range(80):
         middle = (low + high) / 2
-        low, high = (middle, high) if cdf(middle) < p else (low, middle)
+        low, high = (middle, high) if within(middle) < 2 * p - 1 else (low, middle)
     return math.sqrt(df) * math.tan((low + high) / 2)

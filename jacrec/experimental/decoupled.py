@@ -93,7 +93,7 @@ class Decoupled(PlainStep):
         world, later = p.world, states[:, 1:]
         c = self._weights(p, states)  # (H+1,)
         at = states.flatten(0, 1), action.flatten(0, 1)
-        Q, Q_s, Q_a = (x.unflatten(0, states.shape[:2]) for x in value_and_gradient(world.critic, *at))
+        Q, Q_s, Q_a = (x.unflatten(0, states.shape[:2]) for x in value_and_gradient("critic", world.critic, *at))
         share = torch.cat([c[:1], c[1:].repeat_interleave(p.M) / p.M])  # (R,)
         if self.local == "critic" or p.H == 0:
             return (share * Q).sum(1), share.unsqueeze(-1) * Q_a
@@ -103,7 +103,7 @@ class Decoupled(PlainStep):
         flat = before.flatten(0, 1), acting.flatten(0, 1)
         _, pull = passes.record(*flat, p.noise.transpose(1, 2).flatten(0, 2))
         _, v_a = pull(V_s.flatten(0, 1))
-        r, _, r_a = value_and_gradient(world.reward, *flat)
+        r, _, r_a = value_and_gradient("reward", world.reward, *flat)
         per_row = c[:-1].repeat_interleave(p.M) / p.M  # (H·M,)
         A = (r.unflatten(0, (p.N, -1)) + world.discount * Q[:, 1:]) * per_row
         A_a = (r_a + world.discount * v_a).unflatten(0, (p.N, -1)) * per_row.unsqueeze(-1)

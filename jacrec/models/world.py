@@ -1,6 +1,5 @@
 """The world (f_θ, r_ξ, Q_φ, γ) in which a policy imagines, and policies with one set of parameters per real state."""
 
-import copy
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from jacrec.models.networks import Actor, has_manual_derivatives
+from jacrec.models.wrappers import check_policy_kind, copied, unwrapped
 
 
 class Dynamics(Protocol):
@@ -38,6 +38,7 @@ class Anchor:
     """β > 0, in units of return"""
 
     def __post_init__(self):
+        object.__setattr__(self, "policy", unwrapped(self.policy))
         if not isinstance(self.policy, nn.Module) or isinstance(self.policy, BatchedPolicy):
             raise ValueError(f"Anchor.policy: expected a single policy, an nn.Module, got {type(self.policy).__name__}")
         if not 0.0 < self.weight < math.inf:
@@ -49,8 +50,9 @@ class Anchor:
 class World:
     """The world in plain differentiable torch. Any callables serve; jacrec's own networks have hand-written derivatives.
 
-    Every function maps rows independently, over any leading axes. Batch-coupled or random layers (BatchNorm, Dropout)
-    have to be in evaluation mode.
+    Every function maps rows independently, over any leading axes, and is deterministic: the same arguments, the same answer.
+    Batch-coupled or random layers (BatchNorm, Dropout) have to be in evaluation mode. `torch.compile` and `DataParallel` are
+    taken off: the world holds the modules and functions inside.
     """
 
     dynamics: Dynamics
@@ -68,7 +70,8 @@ class World:
 
     def __post_init__(self):
         for name in ("dynamics", "reward", "critic"):
-            part = getattr(self, name)
+            part = unwrapped(getattr(self, name))
+            object.__setattr__(self, name, part)
             if not callable(part):
                 raise ValueError(f"World.{name}: expected a callable, got {type(part).__name__}")
             if isinstance(part, nn.Module):
@@ -113,11 +116,13 @@ class BatchedPolicy(nn.Module):
             raise ValueError(f"BatchedPolicy: expected n >= 1 policies, got {n}")
         if isinstance(policy, BatchedPolicy):
             raise ValueError("BatchedPolicy: expected a single policy, got a BatchedPolicy")
-        template = copy.deepcopy(policy)
+        policy = unwrapped(policy)
+        check_policy_kind(policy)
+        template = copied(policy)
         self.n = n
         # the template is kept outside the module tree: it is the architecture, its parameters are not used
         self.template: nn.Module
-        object.__setattr__(self, "template", copy.deepcopy(policy).requires_grad_(False))
+        object.__setattr__(self, "template", copied(policy).requires_grad_(False))
         taken = [name for name in [*template._modules, *template._parameters, *template._buffers] if hasattr(self, name)]
         if taken:
             raise ValueError(f"BatchedPolicy: the policy's attributes {taken} collide with its own; rename them")

@@ -40,13 +40,15 @@ def action_gradient(
         s, pull = passes.record(s, a, noise[:, :, j].flatten(0, 1))
         pulls.append(pull)
     # all steps at once: γ^j r, γ^j r_s and γ^j r_a, (H, N·M, ...)
-    r, r_s, r_a = (x.unflatten(0, (H, N * M)) for x in value_and_gradient(world.reward, torch.cat(states), torch.cat(actions)))
+    r, r_s, r_a = (
+        x.unflatten(0, (H, N * M)) for x in value_and_gradient("reward", world.reward, torch.cat(states), torch.cat(actions))
+    )
     discounts = (world.discount ** torch.arange(H, dtype=r.dtype, device=r.device)).view(H, 1, 1)
     value = (discounts.squeeze(-1) * r).sum(0)
     r_s, r_a = discounts * r_s, discounts * r_a
     pi = policy_pass(policy, s.view(N, M, -1), parameters=False)
     last = pi.action.flatten(0, 1)
-    Q, Q_s, Q_a = value_and_gradient(world.critic, s, last)
+    Q, Q_s, Q_a = value_and_gradient("critic", world.critic, s, last)
     value = value + world.discount**H * Q
     lam = world.discount**H * (Q_s + pi.pull_state(Q_a.view(N, M, m)).flatten(0, 1))
     gradient = torch.empty_like(plan)

@@ -52,9 +52,9 @@ def imagine(policy: nn.Module, world: World, state: Tensor, plans: Tensor, noise
         if j < H:
             z = noise[:, None, :, j].expand(N, S, M, *noise.shape[3:]).reshape(rows, *noise.shape[3:])
             s = passes.step(s, a, z)
-    returns = world.discount**H * checked_value(world.critic, states[-1], actions[-1])
+    returns = world.discount**H * checked_value("critic", world.critic, states[-1], actions[-1])
     if H:
-        rewards = checked_value(world.reward, torch.cat(states[:-1]), torch.cat(actions[:-1])).view(H, rows)
+        rewards = checked_value("reward", world.reward, torch.cat(states[:-1]), torch.cat(actions[:-1])).view(H, rows)
         for j in range(H):
             returns = returns + world.discount**j * rewards[j]
     value = returns.view(N, S, M).mean(-1)

@@ -1,6 +1,5 @@
 """The controller around a planner: one or N environments, and the plan carried between decisions."""
 
-import copy
 from dataclasses import dataclass
 from typing import overload
 
@@ -8,10 +7,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from jacrec.engine.admission import admit
 from jacrec.engine.parameters import over_rows
 from jacrec.engine.shapes import check_observation, check_state, plain_torch, row_mask
 from jacrec.models.dynamics import MultiStepDynamics
 from jacrec.models.world import BatchedPolicy, World, policy_action
+from jacrec.models.wrappers import check_policy_kind, copied, unwrapped
 from jacrec.planners.config import PlannerConfig
 from jacrec.planners.search import Decision, Draws, Planned, search
 
@@ -39,8 +40,10 @@ class Planner:
     """
 
     def __init__(self, policy: nn.Module, world: World, config: PlannerConfig | None = None, *, batch: int | None = None):
+        policy = unwrapped(policy)
         if not isinstance(policy, nn.Module) or isinstance(policy, BatchedPolicy):
             raise ValueError(f"policy: expected one torch.nn.Module state -> action, got {type(policy).__name__}")
+        check_policy_kind(policy)
         if not isinstance(world, World):
             raise ValueError(f"world: expected a jacrec.World(dynamics, reward, critic, discount), got {type(world).__name__}")
         if world.anchor is not None:
@@ -54,7 +57,7 @@ class Planner:
             )
         if batch is not None and batch < 1:
             raise ValueError(f"batch: expected None or an integer >= 1, got {batch}")
-        self.policy = copy.deepcopy(policy).eval().requires_grad_(False)
+        self.policy = copied(policy).eval().requires_grad_(False)
         self.world, self.config, self.batch = world, config or PlannerConfig(), batch
         first = next(self.policy.parameters(), torch.zeros(()))
         self.dtype, self.device = first.dtype, first.device
@@ -78,7 +81,9 @@ class Planner:
             ValueError: an observation of the wrong shape or that is not finite.
         """
         state = check_observation(observation, self.batch, self.dtype, self.device)
-        state, single, _ = check_state(self.policy, self.world, state)
+        state, single, plan = check_state(self.policy, self.world, state)
+        if plan is None:
+            admit(self.policy, self.world, state, self.config.horizon)
         own = policy_action(self.policy, state)
         draws = Draws.of(self.config, self.world, state, own.shape[-1], self.generator)
         action = self._decide(state, own, draws)

@@ -1,6 +1,7 @@
 """Intervals: known quantiles, coverage of simulated truth, and what pairing buys."""
 
 import math
+from statistics import NormalDist
 
 import numpy as np
 import pytest
@@ -24,6 +25,17 @@ from jacrec.evaluation.statistics import (
 )
 def test_t_quantile_matches_printed_tables(p, df, value):
     assert t_quantile(p, df) == pytest.approx(value, abs=2e-4)
+
+
+@pytest.mark.parametrize("p", [0.6, 0.975, 0.9999])
+def test_t_quantile_is_exact_where_there_is_a_formula(p):
+    """Closed forms for one, two and four degrees of freedom; nearly the normal quantile for many."""
+    tail = 4 * p * (1 - p)
+    root = math.cos(math.acos(math.sqrt(tail)) / 3) / math.sqrt(tail)
+    assert t_quantile(p, 1) == pytest.approx(math.tan(math.pi * (p - 0.5)), rel=1e-11)
+    assert t_quantile(p, 2) == pytest.approx((2 * p - 1) * math.sqrt(2 / tail), rel=1e-11)
+    assert t_quantile(p, 4) == pytest.approx(2 * math.sqrt(root - 1), rel=1e-11)
+    assert t_quantile(p, 2_000_001) == pytest.approx(NormalDist().inv_cdf(p), rel=1e-5)
 
 
 def test_t_interval_is_the_textbook_formula():

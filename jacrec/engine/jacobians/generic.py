@@ -101,26 +101,29 @@ def checked_step(dynamics: Dynamics, state: Tensor, action: Tensor, noise: Tenso
 
 
 def value_and_gradient(
-    function: Callable[[Tensor, Tensor], Tensor], state: Tensor, action: Tensor
+    name: str, function: Callable[[Tensor, Tensor], Tensor], state: Tensor, action: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """f(s, a) (B,), ∂f/∂s (B, d), ∂f/∂a (B, m) by reverse mode."""
     with torch.enable_grad():
         s, a = state.detach().requires_grad_(), action.detach().requires_grad_()
-        value = checked_value(function, s, a)
+        value = checked_value(name, function, s, a)
     g_s, g_a = pull_back(value, [s, a], torch.ones_like(value))
     return value.detach(), g_s, g_a
 
 
-def checked_value(function: Callable[[Tensor, Tensor], Tensor], state: Tensor, action: Tensor) -> Tensor:
-    """function(state, action) as (B,), with an error where it is no number per row, or changes but has no derivative."""
+def checked_value(name: str, function: Callable[[Tensor, Tensor], Tensor], state: Tensor, action: Tensor) -> Tensor:
+    """function(state, action) as (B,), with an error where it is no number per row, or changes but has no derivative.
+
+    name: "reward" or "critic", for the error.
+    """
     value = function(state, action)
     rows = state.shape[0]
     if isinstance(value, Tensor) and tuple(value.shape) == (rows, 1):
         value = value.squeeze(-1)
-    expect_shape("reward or critic", value, (rows,), f" for state {tuple(state.shape)}, action {tuple(action.shape)}")
+    expect_shape(name, value, (rows,), f" for state {tuple(state.shape)}, action {tuple(action.shape)}")
     moving = state.requires_grad, action.requires_grad
     if torch.is_grad_enabled() and any(moving) and not value.requires_grad:
-        _refuse_cut_off("reward or critic", function, state, action, value, moving)
+        _refuse_cut_off(name, function, state, action, value, moving)
     return value
 
 
@@ -146,8 +149,21 @@ def _refuse_cut_off(
 
 
 def pull_back(output: Tensor, inputs: list[Tensor], cotangent: Tensor, *, again: bool = True) -> list[Tensor]:
-    """Vector–Jacobian products; zeros for inputs that the output does not depend on. `again`: the graph is used once more."""
+    """Vector–Jacobian products; zeros for inputs that the output does not depend on. `again`: the graph is used once more.
+
+    Raises:
+        ValueError: a compiled submodule frees what a second use needs.
+    """
     if not output.requires_grad:
         return [torch.zeros_like(x) for x in inputs]
-    gradients = torch.autograd.grad(output, inputs, cotangent, retain_graph=again, allow_unused=True)
+    try:
+        gradients = torch.autograd.grad(output, inputs, cotangent, retain_graph=again, allow_unused=True)
+    except RuntimeError as error:
+        if "donated" not in str(error):
+            raise
+        raise ValueError(
+            "policy or world: expected modules whose derivatives can be computed several times, got a submodule that torch has "
+            "compiled to compute them once; pass the modules before torch.compile or .compile(), use method=Autograd(), or set "
+            "torch._functorch.config.donated_buffer = False before they are compiled"
+        ) from error
     return [torch.zeros_like(x) if g is None else g for x, g in zip(inputs, gradients, strict=True)]

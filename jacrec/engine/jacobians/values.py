@@ -15,7 +15,8 @@ from jacrec.models.world import Anchor, World
 
 def term_and_gradient(world: World, last: bool, state: Tensor, action: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """A step's term of (3), undiscounted, with its gradients: the reward, or the critic at the last step; less the anchor."""
-    found = value_and_gradient(world.critic if last else world.reward, state, action)
+    name = "critic" if last else "reward"
+    found = value_and_gradient(name, getattr(world, name), state, action)
     if world.anchor is None:
         return found
     term, by_state, by_action = (x + y for x, y in zip(found, anchor_gradient(world.anchor, state, action), strict=True))
@@ -31,14 +32,17 @@ def anchor_gradient(anchor: Anchor, state: Tensor, action: Tensor) -> tuple[Tens
 
 
 def value_and_gradient(
-    function: Callable[[Tensor, Tensor], Tensor], state: Tensor, action: Tensor
+    name: str, function: Callable[[Tensor, Tensor], Tensor], state: Tensor, action: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """f(s, a) (B,), ∂f/∂s (B, d), ∂f/∂a (B, m) for state (B, d), action (B, m): by hand for jacrec's networks."""
+    """f(s, a) (B,), ∂f/∂s (B, d), ∂f/∂a (B, m) for state (B, d), action (B, m): by hand for jacrec's networks.
+
+    name: "reward" or "critic", for errors.
+    """
     if type(function) is RewardModel and has_manual_derivatives(function):
         return reward_gradient(cast(RewardModel, function), state, action)
     if type(function) is TwinCritic and has_manual_derivatives(function):
         return critic_gradient(cast(TwinCritic, function), state, action)
-    return generic.value_and_gradient(function, state, action)
+    return generic.value_and_gradient(name, function, state, action)
 
 
 def reward_gradient(reward: RewardModel, state: Tensor, action: Tensor) -> tuple[Tensor, Tensor, Tensor]:

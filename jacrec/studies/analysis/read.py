@@ -46,7 +46,8 @@ class Play:
     @property
     def milliseconds(self) -> float:
         """The controller's time per decision."""
-        return 1000 * self.record["seconds"] / max(self.record["decisions"], 1)
+        median = self.record.get("decisions_per_second")
+        return 1000 / median if median else 1000 * self.record["seconds"] / max(self.record["decisions"], 1)
 
 
 @dataclass(frozen=True)

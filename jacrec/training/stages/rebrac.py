@@ -10,6 +10,7 @@ actor's target follows the actor before its update, and the critics' target foll
 
 from collections.abc import Callable, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -125,6 +126,17 @@ def pack(transitions: Transitions, reward_scale: float = 1.0) -> Tensor:
 
 
 SCALE_STATES = 100_000
+"""states over which the scale of the values is measured, at most"""
+
+
+def discounted_returns(data: Transitions, discount: float) -> np.ndarray:
+    """Σ_i γ^i r_{t+i} of every row t to the end of its episode in the data, (n,) float64; a time limit cuts it short."""
+    follows = np.append(data.has_next_action[:-1] & (data.episode[:-1] == data.episode[1:]), False) & ~data.terminal
+    returns, later = np.empty(len(data)), 0.0
+    for t, (reward, on) in enumerate(zip(data.reward[::-1].tolist(), follows[::-1].tolist(), strict=True)):
+        later = reward + discount * later if on else reward
+        returns[t] = later
+    return returns[::-1]
 
 
 class ReBRACStage:
@@ -154,6 +166,7 @@ class ReBRACStage:
         # the closures below hold no reference to the stage, so its table is freed with it, without garbage collection
         learner, n, m = self.learner, len(rows), data.action_dim
         self.rows = rows
+        self.data_return = float(discounted_returns(data, config.discount).mean()) * config.reward_scale
 
         def draw(generator: torch.Generator, block: int) -> tuple[Tensor, ...]:
             index = torch.randint(n, (block, config.batch_size), generator=generator)
@@ -179,8 +192,8 @@ class ReBRACStage:
         return BatchedReBRAC(stages)
 
     def evaluate(self) -> dict[str, float]:
-        """Nothing is held out: the policy is tested in the environment (`jacrec eval`)."""
-        return {}
+        """data_return, to be compared with q; nothing is held out: the policy is tested in the environment (`jacrec eval`)."""
+        return {"data_return": self.data_return}
 
     def state(self) -> dict[str, Tensor]:
         """The live tensors to be stored in a checkpoint."""

@@ -4,19 +4,17 @@ import hashlib
 import inspect
 import logging
 import platform
-import warnings
 from functools import cache
-from pathlib import Path
 from typing import Any
 
-import llvmlite
 import numba
 from llvmlite import binding
 from numba.core import types
-from numba.core.caching import FunctionCache
 from numba.core.ccallback import CFunc
 from numba.core.codegen import JITCodeLibrary
 from numba.core.compiler import Compiler
+
+from jacrec.kernels.cpu.base.cache import VERSIONS, SourceCache, warn_not_kept
 
 try:
     FEATURES = dict(binding.get_host_cpu_features())
@@ -28,17 +26,8 @@ ACCUMULATORS = 16 if VECTOR_BYTES == 64 or platform.machine().lower() in ("aarch
 
 OPTIONS: dict[str, Any] = dict(error_model="numpy", fastmath={"contract", "reassoc", "nsz"}, boundscheck=False)
 _log = logging.getLogger("jacrec")
-SOURCES = sorted(Path(__file__).parent.parent.rglob("*.py"))
-DIGEST = hashlib.sha256(b"".join(path.read_bytes() for path in SOURCES)).hexdigest()
-KEY = (DIGEST, VECTOR_BYTES, ACCUMULATORS, numba.__version__, llvmlite.__version__)
-"""what compiled code depends on beside the processor"""
-
-
-class SourceCache(FunctionCache):
-    """Numba's cache on disk, keyed by all sources of the CPU kernels: its own key does not cover called functions."""
-
-    def _index_key(self, sig, codegen):
-        return (sig, codegen.magic_tuple(), KEY)
+KEY = (*VERSIONS, VECTOR_BYTES, ACCUMULATORS)
+"""what compiled code depends on"""
 
 
 class _UnoptimisedLibrary(JITCodeLibrary):
@@ -98,7 +87,9 @@ class _Pipeline(Compiler):
 
 class _Compiled(CFunc):
     def _compile_uncached(self):
-        _log.warning("compiling %s for this machine; this takes up to a minute and is cached on disk", self.__name__)
+        path = self._cache.cache_path
+        kept = f"; to be kept in {path}" if path else ""
+        _log.warning("compiling %s for this machine, which takes up to a minute%s", self.__name__, kept)
         return super()._compile_uncached()  # pyright: ignore[reportAttributeAccessIssue]
 
 
@@ -120,8 +111,8 @@ def entry(function, dtype) -> Any:
     task.__qualname__ = task.__name__ = f"{name}_{own}"
     compiled: Any = _Compiled(task, ((types.int64,), types.void), locals={}, options=OPTIONS, pipeline_class=_Pipeline)
     try:
-        compiled._cache = SourceCache(task)
+        compiled._cache = SourceCache(task, KEY)
     except RuntimeError as error:  # no folder is writable
-        warnings.warn(f"every process will compile the CPU kernels again, no cache: {error}", RuntimeWarning, stacklevel=2)
+        warn_not_kept(str(error))
     compiled.compile()
     return compiled

@@ -1,0 +1,221 @@
+"""Every part of a problem is called before it is used: errors name the part, and a part that is random is refused.
+
+The gradient of a return belongs to a deterministic policy, and to dynamics, reward and critic that are functions of their
+arguments: all randomness is in the noise. A part that draws numbers of its own gives another gradient at every call, and nothing
+else would tell.
+"""
+
+import inspect
+import random
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from jacrec.models.dynamics import MultiStepDynamics
+from jacrec.models.networks import has_manual_derivatives
+from jacrec.models.world import BatchedPolicy, World
+from jacrec.util.errors import expect_shape
+
+ROWS = 16
+"""given states, at most, that a part is called with"""
+CALLS = 64
+"""calls of a part that draws random numbers and gave the same answer twice"""
+RECIPES = {
+    "policy": "wrap the mean of its distribution in a module: forward(state) -> torch.tanh(mean), for example",
+    "dynamics": "compute with the argument noise instead, with noise_shape as its shape",
+    "reward": "wrap its mean in a function of (state, action)",
+    "critic": "wrap its mean in a function of (state, action)",
+}
+CALLED = {"policy": "policy(state)", "dynamics": "dynamics(state, action, noise)"}
+
+_admitted: dict[tuple, weakref.ref] = {}
+"""the parts that have been called, by address, dimensions and flags"""
+
+
+@torch.no_grad()
+def admit(policy: nn.Module, world: World, state: Tensor, horizon: int) -> None:
+    """Call policy and world twice at states (..., d), unless they have been: at first use, and when a flag has changed.
+
+    Afterwards torch's, numpy's and Python's random numbers and the modules' buffers are as they were. With horizon 0 the
+    policy and the critic alone are used, and called.
+
+    Raises:
+        ValueError: a part cannot be called, answers with something else, changes its arguments, or is random.
+    """
+    parts = dict(_parts(policy, world, horizon))
+    if all(_key(name, part, state) in _admitted for name, part in parts.items()):
+        return
+    generator = torch.Generator().manual_seed(0)
+    state = state.detach().reshape(-1, state.shape[-1])[:ROWS]
+    # and beside them, where a factor of 0 would hide what it multiplies
+    state = torch.cat([state, state + 0.1 * torch.randn(state.shape, generator=generator).to(state)])
+    with _random_numbers_restored(state.device):
+        one = _first_of(policy) if isinstance(policy, BatchedPolicy) else policy
+        action = _admit("policy", parts["policy"], (state,), one)
+        noise = torch.zeros(len(state), *world.dynamics.noise_shape).normal_(generator=generator)
+        for name in parts.keys() - {"policy"}:
+            _admit(name, parts[name], (state, action, noise.to(state)) if name == "dynamics" else (state, action))
+    for name, part in parts.items():
+        _remember(_key(name, part, state), part)
+
+
+def _parts(policy: nn.Module, world: World, horizon: int) -> Iterator[tuple[str, Any]]:
+    yield "policy", policy.template if isinstance(policy, BatchedPolicy) else policy
+    yield "critic", world.critic
+    if horizon:
+        yield "reward", world.reward
+        # which predicts all states at once: it is called in another way
+        if not isinstance(world.dynamics, MultiStepDynamics):
+            yield "dynamics", world.dynamics
+
+
+def _first_of(policy: BatchedPolicy) -> Callable[[Tensor], Tensor]:
+    """The first of n policies."""
+    own = {name: p[0] for name, p in policy.named_parameters()} | dict(policy.named_buffers())
+    return lambda state: torch.func.functional_call(policy.template, own, (state,))
+
+
+def _key(name: str, part: Any, state: Tensor) -> tuple:
+    """What a call depends on besides numbers: flags such as `training` or a library's `deterministic`."""
+    key = name, id(part), state.shape[-1], state.dtype, state.device
+    if not isinstance(part, nn.Module) or has_manual_derivatives(part):
+        return key
+    flags = [value for x in part.modules() for value in x.__dict__.values() if type(value) in (bool, str)]
+    return *key, *flags
+
+
+def _remember(key: tuple, part: Any) -> None:
+    with suppress(TypeError):  # what cannot be referred to weakly is called every time
+        _admitted[key] = weakref.ref(part, lambda _: _admitted.pop(key, None))
+
+
+def _admit(name: str, part: Any, arguments: tuple[Tensor, ...], call: Callable | None = None) -> Tensor:
+    """The part's answer; call: what to call instead of the part itself.
+
+    Raises:
+        ValueError: see `admit`.
+    """
+    call = part if call is None else call
+    with _buffers_restored(part):
+        before = _random_state()
+        first = _call(name, call, arguments)
+        drew = before != _random_state()
+        for _ in range(CALLS if drew else 1):
+            if not _same(first, _call(name, call, arguments), exactly=drew):
+                raise ValueError(
+                    f"{name}: expected the same answer to the same input, got another one, since it is random or keeps state "
+                    f"between calls; {RECIPES[name]}, or call .eval() if the randomness is that of training"
+                )
+    return first
+
+
+def _call(name: str, part: Any, arguments: tuple[Tensor, ...]) -> Tensor:
+    """part(*arguments), with every error named."""
+    call = CALLED.get(name, f"{name}(state, action)")
+    given = [x.clone() for x in arguments]
+    shapes = ", ".join(str(tuple(x.shape)) for x in arguments)
+    reason = _signature_reason(part, given)
+    if reason is not None:
+        advice = "; where it needs no noise, let it ignore it, with noise_shape = (0,)" if name == "dynamics" else ""
+        raise ValueError(f"{name}: expected a callable {call}, got one with another signature: {reason}{advice}")
+    try:
+        answer = part(*given)
+    except Exception as error:
+        raise ValueError(
+            f"{name}: expected to take {call} of shapes {shapes}, got an error; is d = {arguments[0].shape[-1]} its "
+            f"dimension? {type(error).__name__}: {error}"
+        ) from error
+    if any(not torch.equal(a, b) for a, b in zip(given, arguments, strict=True)):
+        raise ValueError(f"{name}: expected its arguments to stay as they are, got them changed in place; clone them first")
+    return _checked(name, answer, arguments)
+
+
+def _signature_reason(part: Any, arguments: list[Tensor]) -> str | None:
+    """Why a call cannot bind its arguments; None if it can, or if its signature is unknown."""
+    function: Callable = part.forward if isinstance(part, nn.Module) else part
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):
+        return None
+    try:
+        signature.bind(*arguments)
+    except TypeError as error:
+        return f"{signature}, {error}"
+    return None
+
+
+def _checked(name: str, answer: Any, arguments: tuple[Tensor, ...]) -> Tensor:
+    """The answer as a tensor of the right shape."""
+    state, advice = arguments[0], ""
+    if isinstance(answer, tuple | list) and name == "critic":
+        advice = "; take the minimum: lambda s, a: torch.minimum(*critic(s, a))"
+    elif not isinstance(answer, Tensor):
+        advice = "; return the next state alone" if name == "dynamics" else f"; {RECIPES[name]}"
+    shown = f" for state {tuple(state.shape)}, action {tuple(arguments[-1].shape)}{advice}"
+    if name == "policy":
+        if not isinstance(answer, Tensor) or answer.dim() != 2 or len(answer) != len(state):
+            got = tuple(answer.shape) if isinstance(answer, Tensor) else type(answer).__name__
+            raise ValueError(
+                f"policy: expected actions of shape ({len(state)}, m) for states {tuple(state.shape)}, got {got}{advice}"
+            )
+    elif name == "dynamics":
+        expect_shape(name, answer, tuple(state.shape), shown)
+    else:
+        column = isinstance(answer, Tensor) and tuple(answer.shape) == (len(state), 1)
+        expect_shape(name, answer.squeeze(-1) if column else answer, (len(state),), shown)
+    if name in ("policy", "dynamics") and answer.dtype != state.dtype:
+        raise ValueError(
+            f"{name}: expected an answer in {state.dtype} like the state, got {answer.dtype}; convert it with .to(...)"
+        )
+    return answer
+
+
+def _same(first: Tensor, second: Tensor, *, exactly: bool) -> bool:
+    """Whether two answers agree; without random numbers up to the rounding of sums in another order."""
+    if exactly:
+        return torch.equal(first.nan_to_num(), second.nan_to_num()) and torch.equal(first.isnan(), second.isnan())
+    tolerance = torch.finfo(first.dtype).eps ** 0.5
+    finite = first[first.isfinite()]
+    size = float(finite.abs().max()) if finite.numel() else 0.0
+    return torch.allclose(first, second, rtol=tolerance, atol=tolerance * size, equal_nan=True)
+
+
+def _random_state() -> tuple:
+    """The state of all global generators, to be compared."""
+    numbers = np.random.get_state(legacy=True)
+    torch_states = [torch.get_rng_state()]
+    if torch.cuda.is_initialized():
+        torch_states.append(torch.cuda.get_rng_state())
+    return random.getstate(), numbers[1].tobytes(), numbers[2], *(x.numpy().tobytes() for x in torch_states)
+
+
+@contextmanager
+def _random_numbers_restored(device: torch.device) -> Iterator[None]:
+    python, numbers = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(numbers)
+
+
+@contextmanager
+def _buffers_restored(part: Any) -> Iterator[None]:
+    """Give a module its buffers back, with their values: running statistics do not count these calls."""
+    modules = list(part.modules()) if isinstance(part, nn.Module) and not isinstance(part, torch.jit.ScriptModule) else []
+    kept = [(module, dict(module._buffers)) for module in modules]
+    values = [(b, b.clone()) for _, buffers in kept for b in buffers.values() if b is not None]
+    try:
+        yield
+    finally:
+        for module, buffers in kept:
+            module._buffers.update(buffers)
+        for buffer, value in values:
+            if not torch.equal(buffer, value):
+                buffer.copy_(value)
