@@ -126,9 +126,13 @@ def compile_all(scale: Scale) -> dict:
 
 
 def dot_float64(scale: Scale) -> dict:
-    """tl.dot in float64 at the shapes that the kernels use: Triton's code for some shapes has been wrong."""
-    dots = importlib.import_module("gpu_dot")
-    return {f"{m}x{n}x{k}": dots.error(m, n, k, scale.device) for m, n, k in ((16, 64, 16), (16, 16, 16), (16, 32, 32))}
+    """tl.dot in float64 at the shapes of every product of the kernels: Triton's code for some shapes has been wrong."""
+    dots, launch = (importlib.import_module(name) for name in ("gpu_dot", "jacrec.kernels.launch"))
+    tile = launch.DOUBLE
+    inputs = (16, 32, 64)  # padded states and actions, up to the largest that the kernels serve
+    shapes = {(tile.rows, tile.columns, tile.inner)}  # a layer
+    shapes |= {(tile.rows, tile.columns, n) for n in inputs} | {(tile.rows, n, tile.inner) for n in inputs}
+    return {f"{m}x{n}x{k}": dots.error(m, n, k, scale.device) for m, n, k in sorted(shapes)}
 
 
 def against_twin(scale: Scale, size: Size, form: str, dtype: torch.dtype = torch.float32) -> dict:

@@ -66,7 +66,7 @@ def auto_gradient(p: Problem, forms: Mapping[str, Callable[[Problem], PolicyGrad
         if reason is not None:
             refuse(p, choice, reason)
             return plain(p)
-        _verdicts[choice.kind] = None
+        _verdicts.setdefault(choice.kind, None)  # another thread may have refused it
     return result
 
 
@@ -92,7 +92,8 @@ def _choose(p: Problem, recorded: bool) -> Choice:
     expected = expected_seconds(p, recorded)
     form = min(expected, key=lambda form: expected[form])
     tile = choose_tile(p.N * p.M, _tangents(p) if form == "forward" else 0, p.state.dtype, p.state.device)
-    return Choice(form, kind(p, form, tile))
+    # a step's tangents decide how many rows a particle has
+    return Choice(form, kind(p, form, tile, p.H if form == "forward" else None))
 
 
 def kind(p: Problem, form: str, *of_form: Hashable) -> Hashable:
@@ -136,8 +137,9 @@ def disagreement(p: Problem, compute: Callable[[Problem], PolicyGradient], resul
     worst = 0.0
     for look in range(LOOKS):
         q = p if look == 0 else replace(p, noise=p.noise * (-1.0) ** look / look)
+        got = result if look == 0 else compute(q)
         try:
-            got, expected = result if look == 0 else compute(q), plain(q, recompute=True)
+            expected = plain(q, recompute=True)
         except torch.OutOfMemoryError:
             return None
         error = distance(got, expected)

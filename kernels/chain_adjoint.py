@@ -12,11 +12,10 @@ from torch import Tensor
 from jacrec.engine.jacobians.chain import level_table
 from jacrec.kernels.launch import (
     Tile,
+    chain_constants,
     check_precision,
     choose_tile,
     coefficients,
-    net,
-    padded,
     parameters,
     plan,
     scales,
@@ -108,18 +107,11 @@ def chain_record(
         tape.latents,
         B,
         noise.stride(0),
-        K=K,
         NOISES=dynamics.noises,
-        D=d,
-        M=m,
-        DP=padded(d),
-        MP=padded(m),
-        STRIDE=mlp.layers[0].weight.shape[1],
         G=G,
-        DIFFERENCE=dynamics.target == "difference",
         KEEP="latents" if recompute else "slopes",
         ROUNDS=p.rounds,
-        NET=net(mlp),
+        **chain_constants(dynamics),
     )
     return next_state, tape
 
@@ -180,16 +172,9 @@ def chain_adjoint(
         inv_std,
         tape.latents,
         B,
-        K=K,
-        D=d,
-        M=m,
-        DP=padded(d),
-        MP=padded(m),
-        STRIDE=mlp.layers[0].weight.shape[1],
         G=G,
-        DIFFERENCE=dynamics.target == "difference",
         RECOMPUTE=tape.recompute,
         ROUNDS=p.rounds,
-        NET=net(mlp),
+        **chain_constants(dynamics),
     )
     return v_s, v_a

@@ -6,11 +6,10 @@ from torch import Tensor
 from jacrec.engine.jacobians.chain import level_table
 from jacrec.kernels.launch import (
     Tile,
+    chain_constants,
     check_precision,
     choose_tile,
     coefficients,
-    net,
-    padded,
     parameters,
     plan,
     scales,
@@ -87,16 +86,9 @@ def chain_forward(
         p.scratch(state, 3),
         B,
         noise.stride(0),
-        K=K,
         NOISES=dynamics.noises,
-        D=d,
-        M=m,
         T=T,
-        DP=padded(d),
-        MP=padded(m),
-        STRIDE=mlp.layers[0].weight.shape[1],
-        DIFFERENCE=dynamics.target == "difference",
         ROUNDS=p.rounds,
-        NET=net(mlp),
+        **chain_constants(dynamics),
     )
     return next_state, tangents

@@ -85,9 +85,13 @@ def flatten(result: PolicyGradient) -> Tensor:
     return torch.cat([result.value.reshape(-1), *(g.reshape(-1) for g in result.gradient.values())])
 
 
-def unflatten(flat: Tensor, p: Problem) -> PolicyGradient:
+def shapes_of(p: Problem) -> dict[str, torch.Size]:
+    """The shapes of a gradient, by parameter."""
+    return {name: parameter.shape for name, parameter in p.policy.named_parameters()}
+
+
+def unflatten(flat: Tensor, p: Problem, shapes: dict[str, torch.Size]) -> PolicyGradient:
     """The `PolicyGradient` of `p` as views of a vector."""
-    shapes = {name: parameter.shape for name, parameter in p.policy.named_parameters()}
     value, *pieces = flat.split([p.N, *(shape.numel() for shape in shapes.values())])
     gradient = {name: piece.view(shape) for (name, shape), piece in zip(shapes.items(), pieces, strict=True)}
     return PolicyGradient(value.squeeze(0) if p.single else value, gradient)
@@ -101,6 +105,7 @@ class Recording:
     state: Tensor
     noise: Tensor
     flat: Tensor
+    shapes: dict[str, torch.Size]
     alive: tuple  # what the graph points into
     bytes: int
     """device memory of its private pool and inputs"""
@@ -121,7 +126,7 @@ class Recording:
             flat = self.flat.clone()
             self.done.record(stream)
             self.stream = stream
-        return unflatten(flat, p)
+        return unflatten(flat, p, self.shapes)
 
 
 def record(p: Problem, compute: Callable[[Problem], PolicyGradient], alive: tuple) -> Recording:
@@ -146,7 +151,7 @@ def record(p: Problem, compute: Callable[[Problem], PolicyGradient], alive: tupl
             flat = flatten(compute(fixed))
             pool = max(0, torch.cuda.memory_reserved() - before)
     held = sum(x.numel() * x.element_size() for x in (state, noise))
-    return Recording(graph, state, noise, flat, alive, pool + held, torch.cuda.Event())
+    return Recording(graph, state, noise, flat, shapes_of(p), alive, pool + held, torch.cuda.Event())
 
 
 _RECORDINGS = Recordings(MOST_GRAPHS, MOST_BYTES)

@@ -104,7 +104,8 @@ def rollout_kernel(
     """Grid: tiles of a group, pieces of the columns, groups of GROUP particles that share a policy.
 
     PARTICLES (M of the paper) follow each real state. All inputs are contiguous; returns (B,), w (B, (H+1) M), states
-    (H+1, B, d) for B particles in all.
+    (H+1, B, d) for B particles in all. H is a constant of the compiler: as a run-time integer it takes 56 to 136 bytes of stack
+    for sm_90, where now there are 0 to 16.
     """
     T: tl.constexpr = (H + 1) * M
     OUT: tl.constexpr = 16

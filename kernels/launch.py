@@ -232,6 +232,21 @@ def scales(module: nn.Module, *names: str) -> tuple[Tensor, ...]:
     return tuple(module.get_buffer(name).contiguous() for name in names)
 
 
+def chain_constants(dynamics: ChainDynamics) -> dict[str, Any]:
+    """What the compiler is told of a chain by every kernel, by name."""
+    mlp, d, m = dynamics.denoiser.mlp, dynamics.state_dim, dynamics.action_dim
+    return dict(
+        K=dynamics.diffusion_steps,
+        D=d,
+        M=m,
+        DP=padded(d),
+        MP=padded(m),
+        STRIDE=mlp.layers[0].weight.shape[1],
+        DIFFERENCE=dynamics.target == "difference",
+        NET=net(mlp),
+    )
+
+
 def padded(n: int) -> int:
     """The width of a register matrix that holds n columns."""
     return max(SMALLEST, triton.next_power_of_2(n))

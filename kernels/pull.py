@@ -15,10 +15,16 @@ from jacrec.kernels.rows import at, product, small_product
 
 
 @triton.jit
-def receive(
-    h_bar, z_bar_buffer, h_bar_buffer, slopes, offset, live, cols, I: tl.constexpr, NET: tl.constexpr, SHAPE: tl.constexpr
-):
+def buffers_of(buffers, I: tl.constexpr, SHAPE: tl.constexpr):
+    """Where z̄ and h̄ of hidden layer I lie."""
+    SIZE: tl.constexpr = SHAPE.rows * SHAPE.LD
+    return buffers + I % 2 * SIZE, buffers + (2 + I % 2) * SIZE
+
+
+@triton.jit
+def receive(h_bar, buffers, slopes, offset, live, cols, I: tl.constexpr, NET: tl.constexpr, SHAPE: tl.constexpr):
     """A chunk of h̄ of hidden layer I: to z̄ by the slope, unless LayerNorm comes between."""
+    z_bar_buffer, h_bar_buffer = buffers_of(buffers, I, SHAPE)
     KEPT: tl.constexpr = I > 0 and NET.residual and NET.hidden[I] == NET.hidden[I - 1]
     if NET.norm or KEPT:
         tl.store(at(h_bar_buffer, cols, SHAPE), h_bar)
@@ -29,8 +35,7 @@ def receive(
 
 @triton.jit
 def activate(
-    z_bar_buffer,
-    h_bar_buffer,
+    buffers,
     norms,
     slopes,
     hats,
@@ -44,6 +49,7 @@ def activate(
     """All of h̄ of hidden layer I has been received: pull it through LayerNorm if there is one; then z̄ may be read."""
     tl.debug_barrier()
     if NET.norm:
+        z_bar_buffer, h_bar_buffer = buffers_of(buffers, I, SHAPE)
         dtype: tl.constexpr = z_bar_buffer.dtype.element_ty
         ROWS: tl.constexpr = SHAPE.rows
         WIDTH: tl.constexpr = NET.hidden[I]
@@ -72,24 +78,13 @@ def pull_layer(buffers, weight, slopes, offset, live, I: tl.constexpr, NET: tl.c
     """From z̄ of hidden layer I > 0 to h̄ of the one below, received."""
     IN: tl.constexpr = NET.hidden[I]
     OUT: tl.constexpr = NET.hidden[I - 1]
-    SIZE: tl.constexpr = SHAPE.rows * SHAPE.LD
+    z_bar_buffer, h_bar_buffer = buffers_of(buffers, I, SHAPE)
     for n0 in range(0, OUT, SHAPE.columns):
         cols = n0 + tl.arange(0, SHAPE.columns)
-        h_bar = product(buffers + I % 2 * SIZE, weight, n0, SHAPE.columns, IN, OUT, OUT, 1, SHAPE)
+        h_bar = product(z_bar_buffer, weight, n0, SHAPE.columns, IN, OUT, OUT, 1, SHAPE)
         if NET.residual and IN == OUT:
-            h_bar += tl.load(at(buffers + (2 + I % 2) * SIZE, cols, SHAPE))
-        receive(
-            h_bar,
-            buffers + (I - 1) % 2 * SIZE,
-            buffers + (2 + (I - 1) % 2) * SIZE,
-            slopes,
-            offset,
-            live,
-            cols,
-            I - 1,
-            NET,
-            SHAPE,
-        )
+            h_bar += tl.load(at(h_bar_buffer, cols, SHAPE))
+        receive(h_bar, buffers, slopes, offset, live, cols, I - 1, NET, SHAPE)
 
 
 @triton.jit
@@ -113,40 +108,13 @@ def pull_hidden(
     """
     LAST: tl.constexpr = len(NET.hidden) - 1
     WIDTH: tl.constexpr = NET.hidden[LAST]
-    SIZE: tl.constexpr = SHAPE.rows * SHAPE.LD
     for n0 in range(0, WIDTH, SHAPE.columns):
         cols = n0 + tl.arange(0, SHAPE.columns)
         h_bar = small_product(y_bar, weights[LAST + 1], cols, OUT, WIDTH, WIDTH, 1, SHAPE)
-        receive(
-            h_bar, buffers + LAST % 2 * SIZE, buffers + (2 + LAST % 2) * SIZE, slopes, G - WIDTH, live, cols, LAST, NET, SHAPE
-        )
-    activate(
-        buffers + LAST % 2 * SIZE,
-        buffers + (2 + LAST % 2) * SIZE,
-        norms,
-        slopes,
-        hats,
-        inv_std,
-        G - WIDTH,
-        live,
-        LAST,
-        NET,
-        SHAPE,
-    )
+        receive(h_bar, buffers, slopes, G - WIDTH, live, cols, LAST, NET, SHAPE)
     offset = G - WIDTH
+    activate(buffers, norms, slopes, hats, inv_std, offset, live, LAST, NET, SHAPE)
     for i in tl.static_range(LAST, 0, -1):
         offset -= NET.hidden[i - 1]
         pull_layer(buffers, weights[i], slopes, offset, live, i, NET, SHAPE)
-        activate(
-            buffers + (i - 1) % 2 * SIZE,
-            buffers + (2 + (i - 1) % 2) * SIZE,
-            norms,
-            slopes,
-            hats,
-            inv_std,
-            offset,
-            live,
-            i - 1,
-            NET,
-            SHAPE,
-        )
+        activate(buffers, norms, slopes, hats, inv_std, offset, live, i - 1, NET, SHAPE)

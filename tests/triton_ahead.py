@@ -51,6 +51,8 @@ class Compiled:
     rows: int = 0
     columns: int = 0
     launches: int = 0
+    ones: set[str] = field(default_factory=set)
+    """integer arguments that were 1 in some launch"""
 
 
 @dataclass
@@ -114,6 +116,8 @@ def ahead(stage: str = "cubin", sm: int = 90) -> Iterator[Launches]:
         done = run(self, *args, grid=grid, warmup=True, **named)
         done.grid, done.dtype = grid, str(args[0].dtype).removeprefix("torch.")
         done.rows, done.columns, done.launches = named["SHAPE"].rows, named["SHAPE"].columns, done.launches + 1
+        given = {**dict(zip(self.arg_names, args, strict=False)), **named}
+        done.ones |= {name for name, kind in done.signature.items() if kind in ("i32", "i64") and given[name] == 1}
         return done
 
     with ExitStack() as stack:
@@ -212,6 +216,7 @@ def launch_specialisations() -> None:
             DiffusionDynamics(3, 2, steps=2, **small),
             DiffusionDynamics(1, 1, steps=1, hidden=(1,)),
             FlowDynamics(3, 2, steps=1, **small),
+            FlowDynamics(1, 1, steps=1, hidden=(1,)),
         ]
         for f in dynamics if aligned else dynamics[:1]:
             if not aligned:
@@ -242,6 +247,7 @@ def main() -> None:
             "shared": done.shared,
             "aligned": sum(map(bool, done.attributes.values())),
         }
+        row["ones"] = sorted(done.ones)
         row["integers"] = {name: kind for name, kind in done.signature.items() if kind in ("i32", "i64")}
         if "cubin" in done.asm:
             row |= usage(done.asm["cubin"])

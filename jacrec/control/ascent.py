@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from jacrec.engine.parameters import over_rows, parameter_norm, trainable
 from jacrec.engine.problem import Problem
+from jacrec.engine.shapes import check_finite, readable
 from jacrec.engine.types import PolicyGradient
 from jacrec.models.world import BatchedPolicy
 
@@ -36,11 +37,14 @@ def ascend(
 
     Only parameters with requires_grad count and move. A row is rejected as a whole, and left unchanged to the last bit, if its
     value, its gradient, its step or a norm of them is not finite, or if it is not `allowed`.
+
+    Raises:
+        ValueError: on a GPU, before anything moves: the state or the noise is not finite, on which a CPU's `problem` insists.
     """
     parameters = trainable(p.policy)
     gradient = {name: estimate.gradient[name] for name in parameters}
     norm = parameter_norm(gradient, batched=p.batched)
-    if not p.batched and direction is None and allowed is None and norm.device.type == "cpu":
+    if not p.batched and direction is None and allowed is None and readable(norm):
         return norm, _plain_step(parameters, gradient, estimate.value, norm, lr, max_grad_norm)
     finite = torch.isfinite(estimate.value).reshape(-1)
     accepted = torch.isfinite(norm * lr) & (finite if p.batched else finite.all())
@@ -55,6 +59,9 @@ def ascend(
     if max_grad_norm is not None:
         scale = scale * (max_grad_norm / norm.clamp(min=max_grad_norm)).nan_to_num()
     everything = bool(accepted.all())
+    if not everything and not readable(p.state):
+        check_finite("noise", p.noise, wait=True)  # first, since it marks rows of the state
+        check_finite("state", p.state, wait=True)
     for name, parameter in parameters.items():
         step = steps[name]
         if not everything:  # 0 · NaN is NaN: rejected rows have to be cut out, not scaled away

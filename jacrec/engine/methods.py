@@ -223,7 +223,8 @@ def policy_gradient(
         the gradient of the mean of the N values; with a BatchedPolicy, row n is the gradient of value n.
 
     Raises:
-        ValueError: wrong shape, dtype, device, or non-finite input.
+        ValueError: wrong shape, dtype, device, or non-finite input; on a GPU, where that would be a wait, value and gradient
+            of such a row are NaN instead.
     """
     found = check_method(method).gradient(problem(policy, world, state, noise))
     prefix = wrapper_prefix(policy)

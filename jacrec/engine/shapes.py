@@ -33,14 +33,15 @@ def problem(policy: nn.Module, world: World, state: Tensor, noise: Tensor) -> Pr
     """Check and lay out: state (d,) or (N, d), noise (M, H, *noise_shape) or (N, M, H, *noise_shape).
 
     Raises:
-        ValueError: wrong type, shape, dtype, device, or a value that is not finite; says what was expected.
+        ValueError: wrong type, shape, dtype, device, or a value that is not finite; says what was expected. On a GPU, a value
+            that is not finite makes its row of the state NaN instead (`mark_nonfinite`).
     """
     policy = unwrapped(policy)
     state, single, plan = check_state(policy, world, state)
     noise = check_noise(world, state, noise, single)
     if plan is None:
         admit(policy, world, state, noise.shape[2])
-    return Problem(policy, world, state, noise, single, plan)
+    return Problem(policy, world, mark_nonfinite(state, noise), noise, single, plan)
 
 
 def check_noise(world: World, state: Tensor, noise: Tensor, single: bool) -> Tensor:
@@ -86,6 +87,7 @@ def check_state(policy: nn.Module, world: World, state: Tensor) -> tuple[Tensor,
     if isinstance(policy, BatchedPolicy) and policy.n != state.shape[0]:
         raise ValueError(f"state: expected {policy.n} rows, one for each policy of the BatchedPolicy, got {state.shape[0]}")
     check_finite("state", state)
+    state = mark_nonfinite(state, state)
     return state.clone() if state.is_inference() else state, single, plan
 
 
@@ -140,8 +142,25 @@ def check_tensor(name: str, value) -> None:
         raise ValueError(f"{name}: expected a floating-point tensor, got {value.dtype}; use .float()")
 
 
-def check_finite(name: str, value: Tensor) -> None:
-    """ValueError naming the first-axis rows that hold NaN or infinity."""
+def readable(x: Tensor) -> bool:
+    """Whether reading a value costs no wait for all that a GPU has still to do."""
+    return x.device.type == "cpu"
+
+
+def mark_nonfinite(state: Tensor, value: Tensor) -> Tensor:
+    """On a GPU: the state (N, d), NaN in the rows where `value` (N, …) is not finite, so that Ĵ and its gradient are NaN.
+
+    Nothing is read back. An update finds out when it reads whether it may take the step (`jacrec.control.ascent`).
+    """
+    if readable(value):
+        return state
+    return state + (value.detach() * 0.0).reshape(len(value), -1).sum(1, keepdim=True)
+
+
+def check_finite(name: str, value: Tensor, *, wait: bool = False) -> None:
+    """ValueError naming the first-axis rows that hold NaN or infinity; a GPU's tensors are read with `wait` alone."""
+    if not wait and not readable(value):
+        return
     if math.isfinite(value.detach().sum()):  # then all are; a sum may also overflow
         return
     finite = torch.isfinite(value)
@@ -157,12 +176,16 @@ def check_observation(observation, batch: int | None, dtype: torch.dtype, device
             f"observation: expected a numpy array or torch tensor, got {type(observation).__name__}; "
             "gymnasium's reset() returns (observation, info)"
         )
-    state = torch.as_tensor(observation, dtype=dtype, device=device)
-    if state.dim() != (1 if batch is None else 2) or (batch is not None and state.shape[0] != batch):
+    given = torch.as_tensor(observation)
+    if given.dim() != (1 if batch is None else 2) or (batch is not None and given.shape[0] != batch):
         shape = "(d,)" if batch is None else f"({batch}, d)"
         raise ValueError(
-            f"observation: expected shape {shape}, got {tuple(state.shape)}; a controller with batch=N takes N observations"
+            f"observation: expected shape {shape}, got {tuple(given.shape)}; a controller with batch=N takes N observations"
         )
+    state = given.to(dtype=dtype, device=device)
+    if not readable(state) and readable(given):
+        # here, before it leaves the host; in the controller's dtype, in which it may overflow
+        check_finite("state", given.to(dtype).reshape(-1, given.shape[-1]))
     return state
 
 

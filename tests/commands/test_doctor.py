@@ -4,6 +4,7 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
 import jacrec
 from jacrec import cli
@@ -132,25 +133,41 @@ def test_kernels_of_a_gpu_are_tried(monkeypatch):
 
     real = doctor.gradient_error
 
-    def on_gpu(*methods, device="cpu"):
+    outcomes = {}
+
+    def on_gpu(*methods, device="cpu", single=False):
         if device == "cpu":
             return real(*methods)
+        outcome = outcomes[single]
         if isinstance(outcome, Exception):
             raise outcome
         return outcome
 
     monkeypatch.setattr(doctor, "gradient_error", on_gpu)
-    for given, status, words in (
-        (1e-13, "ok", "agrees with autograd to 1e-13"),
-        (1e-3, "broken", "agrees with autograd to 1e-03"),
-        (
-            KernelBuildError("rollout_kernel: Failed to find\nC compiler"),
-            "note",
-            "plain torch: KernelBuildError: rollout_kernel",
-        ),
-        (ValueError("device: expected a compute capability of at least 8.0, got 7.5"), "note", "got 7.5"),
+    unbuildable = KernelBuildError("rollout_kernel: Failed to find\nC compiler")
+    old = ValueError("device: expected a compute capability of at least 8.0, got 7.5")
+    for exact, rounded, status, words in (
+        (1e-13, 1e-6, "ok", "agrees with autograd to 1e-13, in float32 to 1e-06"),
+        (1e-3, 1e-6, "broken", "agrees with autograd to 1e-03"),
+        (1e-13, 0.1, "broken", "in float32 to 1e-01"),
+        (unbuildable, 1e-6, "note", "plain torch: KernelBuildError: rollout_kernel"),
+        (1e-13, unbuildable, "note", "plain torch: KernelBuildError: rollout_kernel"),
+        (old, old, "note", "got 7.5"),
     ):
-        outcome = given
+        outcomes |= {False: exact, True: rounded}
         check = doctor.check_triton("triton 3.9.0, ")
         assert check.status == status
         assert words in check.found
+    # an error of a running GPU is no reason for plain torch
+    outcomes[False] = RuntimeError("Triton Error [CUDA]: an illegal memory access was encountered")
+    with pytest.raises(RuntimeError, match="illegal memory access"):
+        doctor.check_triton("triton 3.9.0, ")
+
+
+def test_a_single_particle_is_tried_too():
+    from jacrec.engine.methods import Adjoint, Forward
+
+    policy, _, _, noise = doctor.small_problem(single=True)
+    assert noise.shape[:2] == (1, 2)
+    assert next(policy.parameters()).dtype == noise.dtype == torch.float32
+    assert doctor.gradient_error(Forward(), Adjoint(), single=True) < 1e-4

@@ -3,6 +3,7 @@
 import logging
 import re
 import subprocess
+import sys
 from unittest import mock
 
 import pytest
@@ -28,10 +29,11 @@ BUILD_FAILURES = [
     RuntimeError("0 active drivers ([]). There should only be one."),
     subprocess.CalledProcessError(1, ["gcc"]),
     FileNotFoundError("ptxas"),
+    ImportError("__triton_launcher.so: failed to map segment from shared object"),
 ]
 RUN_TIME_ERRORS = [
     RuntimeError("Triton Error [CUDA]: an illegal memory access was encountered"),
-    torch.AcceleratorError("CUDA error: unspecified launch failure"),
+    getattr(torch, "AcceleratorError", RuntimeError)("CUDA error: unspecified launch failure"),
     torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
     ValueError("wrong argument"),
 ]
@@ -56,10 +58,11 @@ def case():
     return problem(*args), policy_gradient(*args, method=Autograd())
 
 
-@pytest.fixture(params=["rollout", "adjoint"])
+@pytest.fixture(params=["rollout", "forward", "adjoint"])
 def form(request):
     one_launch = [mock.patch.object(x, "worthwhile", return_value=request.param == "rollout") for x in (automatic, gradient)]
-    with one_launch[0], one_launch[1], mock.patch.dict(automatic.OPERATIONS, {"forward": (10**6, 0)}):
+    other = "adjoint" if request.param == "forward" else "forward"
+    with one_launch[0], one_launch[1], mock.patch.dict(automatic.OPERATIONS, {other: (10**6, 0)}):
         yield request.param
 
 
@@ -146,6 +149,56 @@ def test_errors_of_a_running_gpu_are_raised(case, form, error):
         for patch in patches:
             patch.stop()
     assert automatic.refusals() == []
+
+
+@pytest.mark.parametrize("error", [IndexError("map::at"), AssertionError(), KeyError("sm_100a")], ids=names)
+def test_a_fault_of_the_compiler_is_no_fault_of_the_caller(error):
+    def catch(module):
+        scope = {"__name__": module, "error": error}
+        exec("def build(): raise error", scope)
+        try:
+            scope["build"]()
+        except Exception as caught:
+            return caught.with_traceback(caught.__traceback__)
+
+    assert is_build_failure(catch("triton.compiler.compiler"))
+    error.__traceback__ = None
+    assert not is_build_failure(catch("tests"))
+
+
+def test_a_refusal_by_another_thread_stays(case, form):
+    p, exact = case
+    kind = automatic.choose(p).kind
+
+    def refused_meanwhile(*_):
+        automatic._verdicts[kind] = "wrong"
+
+    with mock.patch.object(automatic, "disagreement", side_effect=refused_meanwhile):
+        gradient.auto_gradient(p)
+    with mock.patch.dict(gradient.FORMS, {form: None}):
+        assert relative_error(gradient.auto_gradient(p).gradient, exact.gradient) < 1e-12
+
+
+def test_running_out_of_memory_in_a_kernel_is_raised(case, form):
+    def full(p):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    compute, calls = wrong(gradient.FORMS[form], times=1)
+
+    def once(p):
+        return full(p) if calls else compute(p)
+
+    with mock.patch.dict(gradient.FORMS, {form: once}), pytest.raises(torch.OutOfMemoryError):
+        gradient.auto_gradient(case[0])
+
+
+def test_torch_without_an_exception_of_accelerators_will_do():
+    code = (
+        "import torch; vars(torch).pop('AcceleratorError', None); from jacrec.kernels.failures import is_build_failure as built\n"
+        "print(*map(built, (torch.OutOfMemoryError('full'), RuntimeError('CUDA error: x'), RuntimeError('PassManager'))))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False", "False", "True"]
 
 
 def test_another_size_is_tried_again(case, unbuildable):

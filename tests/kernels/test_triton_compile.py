@@ -52,7 +52,10 @@ def test_every_specialisation_of_arguments_compiles(tmp_path):
     }
     # run-time integers whatever their value: sizes of a batch cost no compilation of their own
     assert all(k["integers"].keys() == integers[k["kernel"]] for k in kernels)
-    assert all(len({k["aligned"] for k in kernels if k["kernel"] == name}) > 1 for name in integers)
+    for name, arguments in integers.items():
+        own = [k for k in kernels if k["kernel"] == name]
+        assert set().union(*(k["ones"] for k in own)) == arguments
+        assert len({k["aligned"] for k in own}) > 1
     assert sum(k["launches"] for k in kernels) > 5 * len(kernels)
 
 
