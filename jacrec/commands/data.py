@@ -138,14 +138,15 @@ def list_() -> int:
     return 0
 
 
-def show(source: Positional[str], *, env_id: str | None = None) -> int:
+def show(source: Positional[str], *, env_id: str | None = None, repair: bool = False) -> int:
     """Describe a data set.
 
     Args:
         source: name of a D4RL data set, Minari id, or path of an HDF5 file in D4RL's layout
         env_id: gymnasium id of the environment; default: the one recorded in the data
+        repair: skip empty episodes, drop incomplete last steps, clip actions slightly out of bounds; say what was done
     """
-    x = describe(source, env_id=env_id)
+    x = describe(source, env_id=env_id, repair=repair)
     table = Table(show_header=False, title=x.info.name)
     rows = {
         "environment": x.info.env_id or "not recorded",

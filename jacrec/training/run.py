@@ -149,7 +149,7 @@ def load_transitions(config: TrainConfig, data: Transitions | None = None) -> Tr
     if data is None:
         from jacrec.data.readers.load import load
 
-        data = load(config.data, env_id=config.env_id)
+        data = load(config.data, env_id=config.env_id, repair=config.repair)
     return data if config.env_id is None else replace(data, info=replace(data.info, env_id=config.env_id))
 
 
