@@ -8,7 +8,8 @@ from pathlib import Path
 
 from jacrec.data.d4rl_files import D4RL_FILES, D4RLFile, d4rl_file, datasets_root, find_d4rl
 from jacrec.data.fetch import DownloadError, Progress, check_sum, digest_of, fetch, ignore_read_only
-from jacrec.data.readers.minari import dataset_path, is_complete
+from jacrec.data.readers.minari import dataset_path
+from jacrec.data.readers.minari_files import is_complete
 
 HDF5_MAGIC = b"\x89HDF\r\n\x1a\n"
 SUMS = "jacrec.sha256"

@@ -22,6 +22,7 @@ scripts and from users' reports and are assumed to hold for all six files, none 
 """
 
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -138,14 +139,13 @@ def _expect_no_spare_rows(path: Path, find: Find) -> None:
 
 def _check_rows(path: Path, arrays: Mapping[str, Source]) -> None:
     """Raise ValueError unless all sources have the same number of rows: before any is read, as a damaged one may be huge."""
-    n = arrays["observations"].shape[:1]
+    (n, _), *_ = Counter(source.shape[:1] for source in arrays.values()).most_common(1)
+    if n == (0,):
+        raise ValueError(f"{path}: expected transitions, got none")
     for key, source in arrays.items():
-        if n == (0,):
-            raise ValueError(f"{path}: expected transitions, got none")
         if source.shape[:1] != n or not n:
-            raise ValueError(
-                f"{path}: {key}: expected {n[0] if n else 'any number of'} rows as in observations, got shape {source.shape}"
-            )
+            expected = f"{n[0]} rows as in most arrays" if n else "rows"
+            raise ValueError(f"{path}: {key}: expected {expected}, got shape {source.shape}")
 
 
 def _antmaze_ends(

@@ -129,8 +129,9 @@ def text_attributes(file: h5py.File, path: Path, *keys: str) -> dict[str, str]:
     for key in keys:
         with _reading(f"{path}: attribute {key}"):
             value = file.attrs.get(key)
-        if isinstance(value, str):
-            found[key] = value
+            if isinstance(value, str):
+                value.encode()  # h5py turns bytes that are no text into something that cannot be printed
+                found[key] = value
     return found
 
 

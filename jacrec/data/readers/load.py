@@ -7,7 +7,8 @@ from jacrec.data.d4rl_files import D4RL_FILES, datasets_root, find_d4rl
 from jacrec.data.download import fetch_minari, offline_instructions
 from jacrec.data.fetch import DownloadError
 from jacrec.data.readers.d4rl import FLAT_SUFFIXES, read_d4rl
-from jacrec.data.readers.minari import dataset_path, is_complete, local_ids, read_minari
+from jacrec.data.readers.minari import dataset_path, local_ids, read_minari
+from jacrec.data.readers.minari_files import METADATA, is_complete
 from jacrec.data.transitions import Transitions
 
 
@@ -68,4 +69,5 @@ def _not_found_message(dataset_id: str, path: Path, reason: str) -> str:
             f"`jacrec data make` (download: {reason})"
         )
     what = "incomplete data set" if path.exists() else "no such data set"
-    return f"{dataset_id}: {what} at {path}; local data sets: {local}; {remedy}"
+    why = f" ({METADATA} is damaged, or data are missing)" if (path / METADATA).is_file() else ""
+    return f"{dataset_id}: {what} at {path}{why}; local data sets: {local}; {remedy}"

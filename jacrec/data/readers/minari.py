@@ -8,6 +8,7 @@ whose observation lacks the position. Episodes are read one at a time into float
 import os
 import shutil
 import tempfile
+from contextlib import closing
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -87,6 +88,7 @@ def read_minari(dataset_id: str, *, env_id: str | None = None, repair: bool = Fa
     space = space_of(metadata, "observation_space", file)
     if not is_goal_space(space) and not (isinstance(space, gymnasium.spaces.Box) and len(space.shape) == 1):
         raise ValueError(f"{dataset_id}: expected vector observations or a goal environment's dict of vectors, got {space}")
+    space_of(metadata, "action_space", file)  # without it, Minari would build the environment that the file names
     recorded = env_id_of(metadata, file)
     if env_id is None and recorded is not None:
         env_id = recorded_env_id(recorded, f"{file}: env_spec")
@@ -95,7 +97,8 @@ def read_minari(dataset_id: str, *, env_id: str | None = None, repair: bool = Fa
     keys = (*front, "observation", "desired_goal") if is_goal_space(space) else ()
     repairs = Repairs() if repair else None
     try:
-        found = from_episodes(stored_episodes(path, metadata, keys), metadata["total_steps"], info, repairs)
+        with closing(stored_episodes(path, metadata, keys)) as episodes:  # an error would keep the file open
+            found = from_episodes(episodes, metadata["total_steps"], info, repairs)
     except ValueError as error:
         if str(path) not in str(error):  # errors about rows name the data set
             error.add_note(f"in the folder {path}")

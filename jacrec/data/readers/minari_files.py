@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
@@ -97,7 +97,7 @@ def space_of(metadata: dict[str, Any], key: str, file: Path) -> gymnasium.Space:
         ) from error
 
 
-def stored_episodes(path: Path, metadata: dict[str, Any], keys: tuple[str, ...]) -> Iterator[Stored]:
+def stored_episodes(path: Path, metadata: dict[str, Any], keys: tuple[str, ...]) -> Generator[Stored, None, None]:
     """(states (T + 1, d), actions (T, m), rewards (T,), terminations (T,)) of every episode, in order.
 
     A state joins the observations at `keys` of a dict space; without `keys`, it is the observation.
@@ -119,10 +119,12 @@ def stored_episodes(path: Path, metadata: dict[str, Any], keys: tuple[str, ...])
     except Exception as error:  # Minari's own reader raises anything
         if isinstance(error, ValueError) and str(path) in str(error):
             raise
-        raise ValueError(f"{path / 'data'}: Minari cannot read it ({type(error).__name__}: {error}); {AGAIN}") from error
+        raise ValueError(
+            f"{path / 'data'}: expected episodes that Minari can read, got {type(error).__name__}: {error}; {AGAIN}"
+        ) from error
 
 
-def _hdf5_episodes(path: Path, total: int, most: int, keys: tuple[str, ...]) -> Iterator[Stored]:
+def _hdf5_episodes(path: Path, total: int, most: int, keys: tuple[str, ...]) -> Generator[Stored, None, None]:
     with open_hdf5(path) as file:
 
         def source(key: str) -> Numbers:
