@@ -42,6 +42,10 @@ Kind = Literal[
     "large-diverse",
 ]
 assert {*KINDS, *ANTMAZE_KINDS} == set(Kind.__args__)
+UNAUTHENTICATED = (
+    "unauthenticated: D4RL serves this file by plain http and publishes no checksum; the SHA-256 above is that of the first "
+    "copy seen here, and later downloads and checks are compared with it"
+)
 
 
 def make(
@@ -87,6 +91,9 @@ def make(
 def fetch(names: Positional[tuple[str, ...]], *, overwrite: bool = False) -> int:
     """Download data sets: D4RL's by name, Minari's by id. Files that exist are verified; interrupted downloads are resumed.
 
+    D4RL's files come by plain http without published checksums: the SHA-256 of the first download is recorded beside the file,
+    and later downloads have to match it.
+
     Args:
         names: D4RL names, e.g. hopper-medium-replay-v2 or antmaze-umaze-v2, or Minari ids, e.g. D4RL/antmaze/umaze-v1
         overwrite: download again what exists
@@ -112,7 +119,10 @@ def fetch(names: Positional[tuple[str, ...]], *, overwrite: bool = False) -> int
             continue
         checked = "downloaded" if got.fetched else "already here and unchanged"
         digest = f", SHA-256 {got.sha256}" if got.sha256 else ""
-        print(f"{name}: {checked}, {got.size / 1e6:.1f} MB{digest}, at {got.path}\nnext: jacrec train {name}")
+        print(f"{name}: {checked}, {got.size / 1e6:.1f} MB{digest}, at {got.path}")
+        if not got.authenticated:
+            print(UNAUTHENTICATED)
+        print(f"next: jacrec train {name}")
     if failed:
         raise DownloadError(f"{len(failed)} of {len(names)} not downloaded: {', '.join(failed)}")
     return 0
