@@ -78,8 +78,8 @@ class Transitions:
     def action_dim(self) -> int:
         return self.action.shape[1]
 
-    def rows(self, index: np.ndarray) -> "Transitions":
-        """The transitions selected by an integer or boolean index, without `blind_ends`."""
+    def rows(self, index: np.ndarray | slice) -> "Transitions":
+        """The transitions selected by an integer or boolean index or a slice, without `blind_ends`."""
         arrays = {k: v[index] for k, v in vars(self).items() if isinstance(v, np.ndarray)}
         return replace(self, **arrays, blind_ends=None)
 

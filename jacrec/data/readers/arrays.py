@@ -166,10 +166,10 @@ def from_episodes(
     for number, (states, actions, rewards, terminations) in enumerate(episodes):
         where, T = f"{info.name}: episode {number}", len(rewards)
         read += T
-        if not T and repairs is None:
-            raise ValueError(f"{where}: expected at least one step, got none; {ADVICE}")
         if not T:
-            repairs.usable(number, states, actions, rewards)
+            if repairs is None:
+                raise ValueError(f"{where}: expected at least one step, got none; {ADVICE}")
+            repairs.skipped.append(number)
             continue
         observed = T if repairs is not None and len(states) == T else T + 1
         for key, value, shape in (

@@ -21,11 +21,11 @@ def as_array(value: Any, name: str, key: str) -> np.ndarray:
         ValueError: masked values, or anything but real numbers.
     """
     parts = value if isinstance(value, list | tuple) else (value,)
-    masked = next((part for part in parts if np.ma.is_masked(part)), None)
+    masked = next((k for k, part in enumerate(parts) if np.ma.is_masked(part)), None)
     if masked is not None:
-        where = "" if masked is not value else f" in row {int(np.argwhere(np.ma.getmaskarray(value))[0][0])}"
+        row = int(np.argwhere(np.ma.getmask(value))[0][0]) if isinstance(value, np.ma.MaskedArray) else masked
         raise ValueError(
-            f"{name}: {key}: expected a number in every place, got masked values{where}; fill them or drop the rows"
+            f"{name}: {key}: expected a number in every place, got masked values in row {row}; fill them or drop the rows"
         )
     try:
         array = np.asarray(value)

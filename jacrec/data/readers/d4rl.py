@@ -119,10 +119,12 @@ def _transitions(
     if masks is None and (info.env_id or "").startswith("jacrec/antmaze-"):
         terminal, last = _antmaze_ends(info.name, arrays["observations"], find("infos/goal"), terminal, second)
     rewards = as_column(arrays["rewards"], str(path), "rewards")
-    wide = [arrays["observations"], arrays["actions"], arrays.get("next_observations")]
+    states, actions, following = arrays["observations"], arrays["actions"], arrays.get("next_observations")
     if repairs is not None:
-        wide, rewards, terminal, last = repairs.rows(wide, rewards, terminal, last)
-    found = from_flat(*wide[:2], rewards, terminal, last, info, wide[2], repairs)
+        (states, actions, following), rewards, terminal, last = repairs.rows(
+            [states, actions, following], rewards, terminal, last
+        )
+    found = from_flat(states, actions, rewards, terminal, last, info, following, repairs)
     if repairs is not None:
         repairs.report(info.name)
     return found

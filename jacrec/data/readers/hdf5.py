@@ -5,6 +5,7 @@ them. What h5py raises for damaged contents (OSError, RuntimeError, KeyError, Ty
 names the file and the key.
 """
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +18,7 @@ from jacrec.data.readers.checks import REAL
 
 HOPS = 16
 """soft links followed for one key; more of them form a loop"""
+AGAIN = "copy or download the file again"
 LOCKED = "another process has it open for writing; wait until that process has closed it"
 UNLOCKABLE = "its file system does not support locks; set HDF5_USE_FILE_LOCKING=FALSE"
 UNCLOSED = "the program that wrote it has not closed it; if that program was killed, run `h5clear -s` on the file"
@@ -42,6 +44,10 @@ class Numbers:
             )
         if shape is None or kind.kind not in REAL:
             raise ValueError(f"{where}: expected real numbers, got {'nothing' if shape is None else f'type {kind}'}")
+        with _reading(where):
+            missing = _unwritten(found)
+        if missing:
+            raise ValueError(f"{where}: expected an array of shape {shape}, got one without {missing} of its bytes; {AGAIN}")
         self.shape: tuple[int, ...] = shape
 
     def __len__(self) -> int:
@@ -135,6 +141,20 @@ def text_attributes(file: h5py.File, path: Path, *keys: str) -> dict[str, str]:
     return found
 
 
+def _unwritten(found: h5py.Dataset) -> int:
+    """Bytes that should be in the file and are not: HDF5 would return whatever is in memory.
+
+    Parts that were never written at all are not counted: they hold the fill value.
+    """
+    stored, size = found.id.get_storage_size(), found.id.get_type().get_size()
+    if not found.chunks:
+        return max(0, found.size * size - stored) if stored else 0
+    plan = found.id.get_create_plist()
+    if any(plan.get_filter(k)[0] != h5py.h5z.FILTER_SHUFFLE for k in range(plan.get_nfilters())):
+        return 0  # sizes vary, and the filters notice
+    return max(0, found.id.get_num_chunks() * math.prod(found.chunks) * size - stored)
+
+
 @contextmanager
 def _reading(where: str) -> Iterator[None]:
     """Around calls of h5py alone, which raise almost anything for damaged contents."""
@@ -147,6 +167,5 @@ def _reading(where: str) -> Iterator[None]:
         ) from error
     except Exception as error:
         raise ValueError(
-            f"{where}: expected readable contents, got damaged ones ({type(error).__name__}: {error}); copy or download the "
-            "file again"
+            f"{where}: expected readable contents, got damaged ones ({type(error).__name__}: {error}); {AGAIN}"
         ) from error

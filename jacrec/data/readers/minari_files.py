@@ -112,10 +112,10 @@ def stored_episodes(path: Path, metadata: dict[str, Any], keys: tuple[str, ...])
     try:
         for k, episode in enumerate(MinariStorage.read(path / "data").get_episodes(range(total))):
             parts = [episode["observations"][key] for key in keys] or [episode["observations"]]
-            columns = (
+            actions, rewards, terminations = (
                 as_array(episode[key], str(path), f"episode {k}: {key}") for key in ("actions", "rewards", "terminations")
             )
-            yield _joined(parts, f"{path}: episode {k}: observations"), *columns
+            yield _joined(parts, f"{path}: episode {k}: observations"), actions, rewards, terminations
     except Exception as error:  # Minari's own reader raises anything
         if isinstance(error, ValueError) and str(path) in str(error):
             raise
@@ -145,8 +145,8 @@ def _hdf5_episodes(path: Path, total: int, most: int, keys: tuple[str, ...]) -> 
                 if len(found) > most + 1:
                     raise ValueError(f"{found.where}: expected at most {most} steps, got {len(found)}; {AGAIN}")
             state = _joined([part[:] for part in parts], f"{path}: {name}/observations")
-            columns = (as_column(found, str(path), f"{name}/{key}") for key, found in columns.items())
-            yield state, actions[:], *columns
+            rewards, terminations = (as_column(found, str(path), f"{name}/{key}") for key, found in columns.items())
+            yield state, actions[:], rewards, terminations
 
 
 def _joined(parts: list[np.ndarray], where: str) -> np.ndarray:

@@ -39,9 +39,6 @@ class Repairs:
         steps are examined: what is wrong earlier remains an error.
         """
         T = n = len(rewards)
-        if not T:
-            self.skipped.append(number)
-            return 0
         if len(states) == T or not (finite(states[T]) and finite(states[T - 1], actions[T - 1], rewards[T - 1])):
             n -= 1
         if 0 < n < T and not finite(states[n]):

@@ -1,6 +1,7 @@
 """Small valid data sets of every kind that the readers know, and what a plain loop reads from their files."""
 
 import json
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -107,8 +108,11 @@ def plain_rows(case: Case) -> list[tuple]:
         with np.load(case.path) as file:
             data = {key: file[key] for key in wanted if key in file.files}
     else:
+        data = {}
         with h5py.File(case.path) as file:
-            data = {key: file[key][()] for key in wanted if key in file}
+            for key in wanted:
+                with suppress(KeyError):  # `in` fails where reading does not
+                    data[key] = file[key][()]
     n, found, episode = len(data["observations"]), [], 0
     states, rewards = np.float32(data["observations"]), np.float32(data["rewards"]).reshape(n)
     actions, flags = np.clip(np.float32(data["actions"]), -1, 1), data["terminals"].reshape(n) != 0

@@ -104,6 +104,43 @@ def test_the_goals_of_antmaze_have_to_fit(tmp_path, goal):
         load(tmp_path / ANTMAZE)
 
 
+def test_memory_is_not_read_in_place_of_missing_bytes(case):
+    """HDF5 does not notice that a chunk is shorter than it should be."""
+    with h5py.File(case.path) as file:
+        chunk = file["rewards"].id.get_chunk_info(0)
+    content, size = case.path.read_bytes(), chunk.size.to_bytes(4, "little")
+    # the size stands before the chunk's address, with its filters and its offsets between them
+    address = content.index(chunk.byte_offset.to_bytes(8, "little"), content.index(b"TREE"))
+    at = next(k for k in range(address, 0, -1) if content[k : k + 4] == size)
+    case.path.write_bytes(content[:at] + (8).to_bytes(4, "little") + content[at + 4 :])
+    with h5py.File(case.path) as file:
+        assert file["rewards"].id.get_storage_size() == 8
+    with pytest.raises(
+        ValueError, match=r"mine\.h5: rewards: expected an array of shape \(24,\), got one without 88 of its bytes"
+    ):
+        load(case.path)
+
+
+def test_what_was_never_written_holds_the_fill_value(tmp_path):
+    case = make("hdf5", tmp_path, tmp_path)
+    for chunks in (None, (5,)):
+        with h5py.File(case.path, "r+") as file:
+            del file["timeouts"]
+            file.create_dataset("timeouts", (24,), bool, chunks=chunks)
+        assert load(case.path).episode.tolist() == [0] * 5 + [1] * 17
+
+
+@pytest.mark.parametrize("options", [{"compression": "gzip"}, {"compression": "lzf"}, {"shuffle": True}, {"fletcher32": True}])
+def test_filtered_arrays_are_read(case, options):
+    expected = load(case.path)
+    with h5py.File(case.path, "r+") as file:
+        for key in list(file):
+            value = file[key][()]
+            del file[key]
+            file.create_dataset(key, data=value, chunks=(5, *value.shape[1:]), **options)
+    assert np.array_equal(load(case.path).next_state, expected.next_state)
+
+
 def test_an_error_of_the_command_line_names_the_file(case, capsys):
     with h5py.File(case.path, "r+") as file:
         file["actions"][3, 1] = 7.0
