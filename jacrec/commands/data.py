@@ -42,6 +42,10 @@ Kind = Literal[
     "large-diverse",
 ]
 assert {*KINDS, *ANTMAZE_KINDS} == set(Kind.__args__)
+UNAUTHENTICATED = (
+    "unauthenticated: D4RL serves this file by plain http and publishes no checksum; the SHA-256 above is that of the first "
+    "copy seen here, and later downloads and checks are compared with it"
+)
 
 
 def make(
@@ -91,6 +95,9 @@ def make(
 def fetch(names: Positional[tuple[str, ...]], *, overwrite: bool = False) -> int:
     """Download data sets: D4RL's by name, Minari's by id. Files that exist are verified; interrupted downloads are resumed.
 
+    D4RL's files come by plain http without published checksums: the SHA-256 of the first download is recorded beside the file,
+    and later downloads have to match it.
+
     Args:
         names: D4RL names, e.g. hopper-medium-replay-v2 or antmaze-umaze-v2, or Minari ids, e.g. D4RL/antmaze/umaze-v1
         overwrite: download again what exists
@@ -116,7 +123,10 @@ def fetch(names: Positional[tuple[str, ...]], *, overwrite: bool = False) -> int
             continue
         checked = "downloaded" if got.fetched else "already here and unchanged"
         digest = f", SHA-256 {got.sha256}" if got.sha256 else ""
-        print(f"{name}: {checked}, {got.size / 1e6:.1f} MB{digest}, at {got.path}\nnext: jacrec train {name}")
+        print(f"{name}: {checked}, {got.size / 1e6:.1f} MB{digest}, at {got.path}")
+        if not got.authenticated:
+            print(UNAUTHENTICATED)
+        print(f"next: jacrec train {name}")
     if failed:
         raise DownloadError(f"{len(failed)} of {len(names)} not downloaded: {', '.join(failed)}")
     return 0
@@ -142,14 +152,15 @@ def list_() -> int:
     return 0
 
 
-def show(source: Positional[str], *, env_id: str | None = None) -> int:
+def show(source: Positional[str], *, env_id: str | None = None, repair: bool = False) -> int:
     """Describe a data set.
 
     Args:
         source: name of a D4RL data set, Minari id, or path of an HDF5 file in D4RL's layout
         env_id: gymnasium id of the environment; default: the one recorded in the data
+        repair: skip empty episodes, drop incomplete last steps, clip actions slightly out of bounds; say what was done
     """
-    x = describe(source, env_id=env_id)
+    x = describe(source, env_id=env_id, repair=repair)
     table = Table(show_header=False, title=x.info.name)
     rows = {
         "environment": x.info.env_id or "not recorded",

@@ -1,5 +1,6 @@
 """List the data sets on this machine and describe their contents."""
 
+import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -7,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from jacrec.data.readers.load import load
-from jacrec.data.readers.minari import dataset_info, dataset_path, local_ids, read_metadata
+from jacrec.data.readers.minari import dataset_path, local_ids, read_metadata
+from jacrec.data.readers.minari_files import METADATA, env_id_of
 from jacrec.data.transitions import DatasetInfo, Transitions
 
 
@@ -67,17 +69,23 @@ class DatasetDescription:
 
 
 def list_datasets() -> list[DatasetSummary]:
-    """All complete Minari data sets under the local root, sorted by id. Reads metadata only."""
-    return [_summary(dataset_id) for dataset_id in local_ids()]
+    """All complete Minari data sets under the local root, sorted by id. Reads metadata only; warns of damaged ones."""
+    found = []
+    for dataset_id in local_ids():
+        try:
+            found.append(_summary(dataset_id))
+        except ValueError as error:
+            warnings.warn(str(error), UserWarning, stacklevel=2)
+    return found
 
 
-def describe(source: str | Path, *, env_id: str | None = None) -> DatasetDescription:
+def describe(source: str | Path, *, env_id: str | None = None, repair: bool = False) -> DatasetDescription:
     """Read a data set and summarise it. Accepts whatever `load` accepts; never downloads.
 
     Raises:
         FileNotFoundError, ValueError: as `load`.
     """
-    data = load(source, env_id=env_id, download=False)
+    data = load(source, env_id=env_id, download=False, repair=repair)
     returns, lengths, terminated = episode_table(data)
     if not len(returns):
         raise ValueError(f"{data.info.name}: expected rows with a known successor, got none; every episode has a single row")
@@ -130,9 +138,9 @@ def _summary(dataset_id: str) -> DatasetSummary:
     size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
     return DatasetSummary(
         dataset_id,
-        dataset_info(dataset_id, metadata).env_id,
+        env_id_of(metadata, path / METADATA),
         metadata.get("jacrec", {}).get("kind"),
-        metadata["total_episodes"],
+        metadata.get("total_episodes", 0),
         metadata["total_steps"],
         size / 1e6,
         path,

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from jacrec.data.d4rl_files import D4RL_FILES, D4RLFile, d4rl_file, datasets_root, find_d4rl
-from jacrec.data.fetch import DownloadError, Progress, check_sum, digest_of, fetch, ignore_read_only
-from jacrec.data.readers.minari import dataset_path, is_complete
+from jacrec.data.fetch import DownloadError, Progress, check_sum, digest_of, fetch, ignore_read_only, recorded_sum, sum_file
+from jacrec.data.readers.minari import dataset_path
+from jacrec.data.readers.minari_files import is_complete
 
 HDF5_MAGIC = b"\x89HDF\r\n\x1a\n"
 SUMS = "jacrec.sha256"
@@ -26,10 +27,15 @@ class DownloadResult:
     """of the file; None for Minari data sets, which consist of several files"""
     fetched: bool
     """False if a local copy was found and matches its recorded checksum"""
+    authenticated: bool = True
+    """False if nothing vouches for the file: it came by plain http, and only the checksum of the first download is known"""
 
 
 def get(name: str, *, progress: Progress | None = None, overwrite: bool = False) -> DownloadResult:
     """Download a data set unless a local copy exists.
+
+    D4RL's files come by plain http, without published checksums. The SHA-256 of the first download is recorded beside the file;
+    later downloads of the same name have to match it, even if the file itself was deleted or is to be overwritten.
 
     Raises:
         ValueError: neither one of D4RL's 24 data sets (``hopper-medium-replay-v2``) nor a Minari id with a namespace.
@@ -55,13 +61,17 @@ def _get_d4rl(entry: D4RLFile, progress: Progress | None, overwrite: bool) -> Do
                 f"{path}: expected SHA-256 {entry.sha256}, as reported for {entry.name}, got {digest}; download it again "
                 "with --overwrite, or pass the file's path to use it as it is"
             )
-        return DownloadResult(path, path.stat().st_size, digest, False)
+        return DownloadResult(path, path.stat().st_size, digest, False, entry.sha256 is not None)
     path = datasets_root() / entry.file
+    first = recorded_sum(path)
     try:
-        digest = fetch(entry.url, path, sha256=entry.sha256, magic=HDF5_MAGIC, progress=progress)
+        digest = fetch(entry.url, path, sha256=entry.sha256 or first, magic=HDF5_MAGIC, progress=progress)
     except DownloadError as error:
-        raise DownloadError(f"{entry.name}: {error}\n{offline_instructions(entry.name)}") from error
-    return DownloadResult(path, path.stat().st_size, digest, True)
+        known = ""
+        if first is not None and first in str(error):
+            known = f"\n{first} was recorded for the first copy; to accept another file, delete {sum_file(path)}"
+        raise DownloadError(f"{entry.name}: {error}{known}\n{offline_instructions(entry.name)}") from error
+    return DownloadResult(path, path.stat().st_size, digest, True, entry.sha256 is not None or entry.url.startswith("https:"))
 
 
 def offline_instructions(name: str) -> str:

@@ -72,7 +72,7 @@ def fetch(
             raise DownloadError(
                 f"{url}: expected a file {expected}, got {got} (removed); download it again, or from another source"
             )
-        _sum_file(path).unlink(missing_ok=True)
+        sum_file(path).unlink(missing_ok=True)
         os.replace(part, path)
         _record(path, digest)
         _note(part).unlink(missing_ok=True)
@@ -87,18 +87,24 @@ def check_sum(path: Path) -> str:
     Raises:
         DownloadError: the checksums differ.
     """
-    digest, record = digest_of(path), _sum_file(path)
-    recorded = record.read_text(encoding="utf-8").split() if record.is_file() else []
-    if not recorded:
+    digest, record, recorded = digest_of(path), sum_file(path), recorded_sum(path)
+    if recorded is None:
         with ignore_read_only():
             _record(path, digest)
         return digest
-    if digest != recorded[0]:
+    if digest != recorded:
         raise DownloadError(
-            f"{path}: expected SHA-256 {recorded[0]} as recorded in {record.name}, got {digest}; the file was changed: "
+            f"{path}: expected SHA-256 {recorded} as recorded in {record.name}, got {digest}; the file was changed: "
             f"download it again with --overwrite, or delete {record} if you changed it yourself"
         )
     return digest
+
+
+def recorded_sum(path: Path) -> str | None:
+    """The SHA-256 recorded for a file, which need not exist any more; None if there is none."""
+    record = sum_file(path)
+    content = record.read_text(encoding="utf-8", errors="replace").split() if record.is_file() else []
+    return content[0] if content else None
 
 
 @contextmanager
@@ -222,12 +228,13 @@ def _alone(part: Path) -> Iterator[None]:
                 lock.unlink()
 
 
-def _sum_file(path: Path) -> Path:
+def sum_file(path: Path) -> Path:
+    """Where the SHA-256 of a file is recorded."""
     return path.with_name(f"{path.name}.sha256")
 
 
 def _record(path: Path, digest: str) -> None:
-    _sum_file(path).write_text(f"{digest}  {path.name}\n", encoding="utf-8")
+    sum_file(path).write_text(f"{digest}  {path.name}\n", encoding="utf-8")
 
 
 def _lock(part: Path) -> Path:

@@ -31,3 +31,18 @@ def episode_limit(env_id: str) -> int | None:
         return 1000
     spec = gymnasium.registry.get(env_id)
     return None if spec is None else spec.max_episode_steps
+
+
+def recorded_env_id(env_id: str, where: str) -> str:
+    """An environment's id that was read from a file. gymnasium would import the module of an id ``module:Env-v0``.
+
+    Raises:
+        ValueError: the id names a module.
+    """
+    module, colon, _ = env_id.partition(":")
+    if colon:
+        raise ValueError(
+            f"{where}: expected the id of a registered environment, got {env_id!r}, which would import {module!r}; if you trust "
+            f"that module, name the environment yourself: --env-id {env_id} (env_id in Python)"
+        )
+    return env_id

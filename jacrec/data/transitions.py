@@ -78,8 +78,8 @@ class Transitions:
     def action_dim(self) -> int:
         return self.action.shape[1]
 
-    def rows(self, index: np.ndarray) -> "Transitions":
-        """The transitions selected by an integer or boolean index, without `blind_ends`."""
+    def rows(self, index: np.ndarray | slice) -> "Transitions":
+        """The transitions selected by an integer or boolean index or a slice, without `blind_ends`."""
         arrays = {k: v[index] for k, v in vars(self).items() if isinstance(v, np.ndarray)}
         return replace(self, **arrays, blind_ends=None)
 
@@ -120,7 +120,15 @@ class Transitions:
         """Means and stds of state, next_state − state and reward, accumulated in float64.
 
         A std below `STD_FLOOR` is raised to `STD_FLOOR`, so that a constant coordinate standardises to about 0 rather than NaN.
+
+        Raises:
+            ValueError: there are no rows.
         """
+        if not len(self):
+            raise ValueError(
+                f"{self.info.name}: expected rows with a known successor to train on, got none; every row ends its episode: "
+                "provide next_observations, or mark the ends of episodes where they are"
+            )
         state = self.state.astype(np.float64)
         delta = self.next_state.astype(np.float64) - state
         reward = self.reward.astype(np.float64)

@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from jacrec.control.controller import MPC, MPCConfig
+from jacrec.data.known_envs import recorded_env_id
 from jacrec.envs.batch import BatchedEnv
 from jacrec.evaluation.config import PlayConfig
 from jacrec.evaluation.episodes import EpisodeLog, PolicyController, Watcher, play
@@ -44,12 +45,13 @@ def environment_id(run: Run, env_id: str | None) -> str:
     """`env_id`, or by default the environment of the run's data.
 
     Raises:
-        ValueError: neither is known.
+        ValueError: neither is known, or the run's record names a module that gymnasium would import.
     """
-    found = env_id or run.info.env_id
-    if found is None:
+    if env_id:
+        return env_id
+    if run.info.env_id is None:
         raise ValueError(f"{run.path}: expected data that names its environment, got none; set env_id, e.g. Hopper-v4")
-    return found
+    return recorded_env_id(run.info.env_id, str(run.path))
 
 
 def play_contestant(

@@ -127,7 +127,7 @@ def offline_data(config: TrainConfig, c: RefreshConfig, say: Callable[[str], Non
     if c.share == 1.0:
         return None
     try:
-        data = load(config.data, env_id=config.env_id, download=False)
+        data = load(config.data, env_id=config.env_id, download=False, repair=config.repair)
         kept, held_out = data.split(config.held_out, derive_seed(config.seed, "held out"))
     except (OSError, ValueError) as error:
         sentence = f"no offline data, so share = {c.share:g} is ignored and only the replay buffer is used ({error})"

@@ -127,7 +127,7 @@ class TrainJob(Job):
             done[line["stage"]] = line["update"]
             report(sum(done.values()) / max(total, 1))
 
-        data = load_cached(source, config.env_id)
+        data = load_cached(source, config.env_id, config.repair)
         policy = load_tilt_policy(self.folder / self.needs[0]) if self.needs else None
         train(config, self.path, stages=self.stages, data=data, policy=policy, quiet=True, on_log=on_log)
         return f"{total} updates"
@@ -309,13 +309,13 @@ def _differing(there: dict[str, Any], here: dict[str, Any]) -> str:
     return ", ".join(found)
 
 
-_loaded: dict[tuple[str, str | None], Transitions] = {}
+_loaded: dict[tuple[str, str | None, bool], Transitions] = {}
 """the data set most recently loaded by this process"""
 
 
-def load_cached(source: str, env_id: str | None) -> Transitions:
+def load_cached(source: str, env_id: str | None, repair: bool = False) -> Transitions:
     """`load` with a cache of one data set, so that consecutive jobs of a worker on the same data load it once."""
-    if (source, env_id) not in _loaded:
+    if (source, env_id, repair) not in _loaded:
         _loaded.clear()
-        _loaded[source, env_id] = load(source, env_id=env_id)
-    return _loaded[source, env_id]
+        _loaded[source, env_id, repair] = load(source, env_id=env_id, repair=repair)
+    return _loaded[source, env_id, repair]

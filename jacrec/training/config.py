@@ -217,6 +217,9 @@ class TrainConfig:
     """name of a D4RL data set, Minari id, or path of a D4RL-layout file"""
     env_id: str | None = None
     """gymnasium id of the evaluation environment; None for the one named in the data"""
+    repair: bool = False
+    """skip empty episodes, drop incomplete or non-finite last steps and clip actions slightly out of bounds, with a warning,
+    instead of refusing such data"""
     seed: int = 0
     """seed of initial weights, batches, noise and the choice of held-out episodes"""
     rebrac: ReBRACConfig = field(default_factory=ReBRACConfig)

@@ -149,7 +149,7 @@ def load_transitions(config: TrainConfig, data: Transitions | None = None) -> Tr
     if data is None:
         from jacrec.data.readers.load import load
 
-        data = load(config.data, env_id=config.env_id)
+        data = load(config.data, env_id=config.env_id, repair=config.repair)
     return data if config.env_id is None else replace(data, info=replace(data.info, env_id=config.env_id))
 
 
@@ -192,6 +192,11 @@ def make_stage(name: str, config: TrainConfig, data: Transitions, policy: nn.Mod
     if name == "rebrac":
         return ReBRACStage(data, config.rebrac, config.seed, config.device)
     kept, held_out = data.split(config.held_out, derive_seed(config.seed, "held out"))
+    if not (len(kept) and len(held_out)):
+        raise ValueError(
+            f"{data.info.name}: expected rows with a known successor for training and held out, got {len(kept)} and "
+            f"{len(held_out)}; provide next_observations, or mark the ends of episodes where they are"
+        )
     if name == "dynamics":
         if config.dynamics.kind == "multistep":
             return MultiStepStage(kept, held_out, config.dynamics, config.seed, config.device)

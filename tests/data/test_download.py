@@ -1,5 +1,7 @@
 """Data sets downloaded by name: stored, found, verified, missing."""
 
+import hashlib
+
 import h5py
 import numpy as np
 import pytest
@@ -81,6 +83,39 @@ def test_get_downloads_again_only_with_overwrite(server, folders, monkeypatch):
     assert get(name, overwrite=True).fetched
     assert got.path.read_bytes() == server.content
     assert not get("hopper_medium-v2.hdf5").fetched
+
+
+def test_later_downloads_have_to_match_the_first(server, folders, monkeypatch, capsys):
+    """The connection is not authenticated: a changed file may be anyone's."""
+    name = "hopper-expert-v2"
+    server.content = hdf5_bytes(folders / "made.hdf5")
+    serve(server, monkeypatch, name)
+    first = get(name)
+    assert not first.authenticated
+    assert not get(name).authenticated
+    server.content, before = server.content + b"another", server.content
+    for remove in (False, True):
+        if remove:
+            first.path.unlink()
+        with pytest.raises(DownloadError, match=rf"^hopper-expert-v2: .*expected a file of SHA-256 {first.sha256}") as caught:
+            get(name, overwrite=True)
+        assert f"to accept another file, delete {first.path}.sha256" in str(caught.value)
+        assert first.path.exists() != remove  # the old file is kept
+    server.content = before
+    assert get(name).sha256 == first.sha256
+    server.content += b"another"
+    first.path.with_name(f"{first.path.name}.sha256").unlink()
+    assert get(name, overwrite=True).sha256 != first.sha256
+    assert cli.main(["data", "get", name]) == 0
+    assert "unauthenticated: D4RL serves this file by plain http" in capsys.readouterr().out
+
+
+def test_a_reported_checksum_authenticates(server, folders, monkeypatch):
+    name = "antmaze-umaze-v2"
+    server.content = hdf5_bytes(folders / "made.hdf5")
+    serve(server, monkeypatch, name, sha256=hashlib.sha256(server.content).hexdigest())
+    assert get(name).authenticated
+    assert get(name).authenticated
 
 
 def test_get_rejects_a_file_with_another_checksum(server, folders, monkeypatch):

@@ -6,20 +6,31 @@ Every number is checked on the way: it must be finite, and actions must lie in [
 """
 
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from jacrec.data.readers.checks import as_actions, as_finite, as_flags, check_environment, check_lengths, check_shapes
+from jacrec.data.readers.checks import (
+    as_actions,
+    as_array,
+    as_column,
+    as_finite,
+    as_flags,
+    check_environment,
+    check_lengths,
+    check_shapes,
+    check_widths,
+)
+from jacrec.data.readers.ends import discontinuities, episode_ends
+from jacrec.data.readers.repair import ADVICE, Repairs, finite
 from jacrec.data.references import reference_by_env
 from jacrec.data.transitions import DatasetInfo, Transitions
 
 BLOCK = 1 << 16
 """rows read at a time"""
-JUMP = 1e-3
-"""relative difference above which a recorded successor and the next row count as different states"""
 UNMARKED_SHARE = 0.01
 """share of rows with such a difference above which the row order, rather than a missing flag, must be wrong"""
 
@@ -42,38 +53,34 @@ def from_arrays(
         observations: (n, d), the state before each action.
         actions: (n, m) in [-1, 1].
         rewards: (n,).
-        terminals: (n,) bool, the MDP terminated with this row's action. Such a row always ends its episode.
-        ends: (n,) bool, the row is the last of its episode for any reason (D4RL calls the non-terminal ones timeouts).
-        lengths: alternative to `ends`: rows of each episode, summing to n. Without either, only terminals end episodes.
+        terminals: (n,) bool, the MDP terminated with this row's action: no bootstrapping. Without `ends` and `lengths`, such
+            a row also ends its episode.
+        ends: (n,) bool, the row is the last of its episode for any reason (D4RL calls the non-terminal ones timeouts, so
+            there it is terminals | timeouts). A terminal row without a mark lies inside an episode that goes on, as at the
+            goals of OGBench's single tasks (terminals = 1 - masks), unless `next_observations` shows that it does not.
+        lengths: alternative to `ends`: rows of each episode, summing to n.
         next_observations: (n, d), the state after each action. If omitted, the successor of a row is the next row of its
             episode, and last rows, whose successor is unknown, are not used to train world models.
         env_id: gymnasium id of the evaluation environment.
 
     Raises:
-        ValueError: arrays that do not match each other or the environment, episodes longer than its time limit,
-            non-finite numbers, or actions outside [-1, 1]. The message names the row.
+        ValueError: arrays that do not match each other or the environment, masked, complex or other values that are not
+            real numbers, episodes longer than the environment's time limit, non-finite numbers, actions outside [-1, 1], or
+            `ends` that omit terminal rows after which the state is reset. The message names the row.
     """
     if ends is not None and lengths is not None:
         raise ValueError("ends, lengths: expected at most one of them, got both; they carry the same information")
-    terminal = as_flags(np.asarray(terminals).reshape(-1), name, "terminals")
-    n = len(terminal)
-    last = terminal.copy()
-    if ends is not None:
-        if np.shape(ends) != (n,):
-            raise ValueError(f"{name}: ends: expected shape ({n},) as terminals, got {np.shape(ends)}")
-        last |= as_flags(np.asarray(ends), name, "ends")
-    if lengths is not None:
-        stops = np.cumsum(np.asarray(lengths, np.int64))
-        if len(stops) == 0 or stops[-1] != n or np.min(lengths) < 1:
-            got = f"{len(stops)} summing to {int(stops[-1]) if len(stops) else 0}"
-            raise ValueError(f"{name}: lengths: expected positive integers summing to the {n} rows, got {got}")
-        last[stops - 1] = True
+    if env_id is not None and not isinstance(env_id, str):
+        raise ValueError(f"{name}: env_id: expected a gymnasium id such as 'Hopper-v4', got {env_id!r}")
+    states, acts = as_array(observations, name, "observations"), as_array(actions, name, "actions")
+    reward = as_column(as_array(rewards, name, "rewards"), name, "rewards")
+    terminal = as_flags(as_column(as_array(terminals, name, "terminals"), name, "terminals"), name, "terminals")
+    following = None if next_observations is None else as_array(next_observations, name, "next_observations")
+    check_shapes(name, states, acts, reward, terminal, terminal, following)
+    last = episode_ends(name, states, terminal, ends, lengths, following)
     reference = reference_by_env(env_id) if env_id else None
     refs = (reference.ref_min, reference.ref_max) if reference else (None, None)
-    info = DatasetInfo(name, env_id, *refs, source="arrays")
-    following = None if next_observations is None else np.asarray(next_observations)
-    rewards = np.asarray(rewards).reshape(-1)
-    return from_flat(np.asarray(observations), np.asarray(actions), rewards, terminal, last, info, following)
+    return from_flat(states, acts, reward, terminal, last, DatasetInfo(name, env_id, *refs, source="arrays"), following)
 
 
 def from_flat(
@@ -84,13 +91,14 @@ def from_flat(
     last: np.ndarray,
     info: DatasetInfo,
     next_observations: Any = None,
+    repairs: Repairs | None = None,
 ) -> Transitions:
     """Transitions from rows in the order of collection. Sources are numpy arrays or HDF5 data sets.
 
     observations (n, d), actions (n, m), rewards (n,), terminal (n,) bool, last (n,) bool: the row is the last of its
     episode. Without `next_observations` the successor of a row is the next row of its episode; last rows have none and are
     dropped, with the terminal ones kept in `blind_ends`. With `next_observations`, a row inside an episode whose recorded
-    successor is not the next row ends its episode, and a warning states the number of such rows.
+    successor is not the next row ends its episode, and a warning states the number of such rows. `repairs` clips actions that are slightly out of bounds.
 
     Raises:
         ValueError: as `from_arrays`.
@@ -110,7 +118,7 @@ def from_flat(
     for a in range(0, n, step := _block(observations, n)):
         b = min(a + step, n)
         state = as_finite(observations[a:b], a, info.name, "observations")
-        action = as_actions(actions[a:b], a, info.name)
+        action = as_actions(actions[a:b], a, info.name, repairs)
         own, c = known[a:b], int(known[a:b].sum())
         found.state[done : done + c], found.action[done : done + c] = _select(state, own), _select(action, own)
         mine = slice(*np.searchsorted(blind, (a, b)))
@@ -125,7 +133,7 @@ def from_flat(
         else:
             found.next_state[a:b] = as_finite(next_observations[a:b], a, info.name, "next_observations")
             inside = np.flatnonzero(~last[behind])
-            apart = _discontinuities(found.next_state[behind], state[first:], inside)
+            apart = discontinuities(found.next_state[behind], state[first:], inside)
             discontinuous.append(apart + behind.start)
         done += c
     if next_observations is not None:
@@ -141,53 +149,99 @@ def from_flat(
 
 
 def from_episodes(
-    episodes: Iterable[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]], steps: int, info: DatasetInfo
+    episodes: Iterable[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]],
+    steps: int,
+    info: DatasetInfo,
+    repairs: Repairs | None = None,
 ) -> Transitions:
     """Transitions from (states (T + 1, d), actions (T, m), rewards (T,), terminations (T,)) per episode.
 
     `steps` is the sum of all T, known in advance; every successor is known. A termination inside an episode marks its row
-    as terminal without splitting the episode.
+    as terminal without splitting the episode. `repairs` mends what `jacrec.data.readers.repair` describes, T states included.
 
     Raises:
         ValueError: as `from_flat`, naming episode and step, or the steps do not sum to `steps`.
     """
-    found, done = None, 0
+    found, done, read = None, 0, 0
     for number, (states, actions, rewards, terminations) in enumerate(episodes):
         where, T = f"{info.name}: episode {number}", len(rewards)
+        read += T
+        if not T:
+            if repairs is None:
+                raise ValueError(f"{where}: expected at least one step, got none; {ADVICE}")
+            repairs.skipped.append(number)
+            continue
+        observed = T if repairs is not None and len(states) == T else T + 1
         for key, value, shape in (
-            ("observations", states, (T + 1, "d")),
+            ("observations", states, (observed, "d")),
             ("actions", actions, (T, "m")),
             ("terminations", terminations, (T,)),
         ):
             if np.ndim(value) != len(shape) or len(value) != shape[0]:
-                raise ValueError(f"{where}: {key}: expected shape {shape} for {T} rewards, got {np.shape(value)}")
+                advice = f"; {ADVICE}" if len(value) == T else ""
+                raise ValueError(f"{where}: {key}: expected shape {shape} for {T} rewards, got {np.shape(value)}{advice}")
+        d, m = states.shape[1], actions.shape[1]
         if found is None:
-            check_environment(info, states.shape[1], actions.shape[1])
-            found = _empty(steps, states.shape[1], actions.shape[1], info)
-        if (states.shape[1], actions.shape[1]) != (found.state_dim, found.action_dim):
+            check_widths(info.name, d, m)
+            check_environment(info, d, m)
+            found = _room(steps, d, m, info)
+        if (d, m) != (found.state_dim, found.action_dim):
             raise ValueError(
                 f"{where}: expected state_dim = {found.state_dim}, action_dim = {found.action_dim} as in episode 0, "
-                f"got {states.shape[1]}, {actions.shape[1]}"
+                f"got {d}, {m}"
             )
-        if done + T > steps:
-            raise ValueError(f"{where}: expected {steps} steps in total, got at least {done + T}; the metadata are wrong")
-        rows = slice(done, done + T)
-        state = as_finite(states, 0, where, "observations")
-        found.state[rows], found.next_state[rows] = state[:-1], state[1:]
-        found.action[rows] = as_actions(actions, 0, where)
-        found.reward[rows] = as_finite(rewards, 0, where, "rewards")
-        found.next_action[done : done + T - 1] = found.action[done + 1 : done + T]
-        found.terminal[rows], found.episode[rows], found.has_next_action[rows] = terminations, number, True
-        if T:
-            found.next_action[done + T - 1], found.has_next_action[done + T - 1] = 0.0, False
-        done += T
+        if read > steps:
+            raise ValueError(f"{where}: expected {steps} steps in total, got at least {read}; the metadata are wrong")
+        terminal = as_flags(terminations, where, "terminations")
+        n = T if repairs is None else repairs.usable(number, states, actions, rewards)
+        # the first dropped step's action still follows the last usable step
+        more = n < T and finite(states[n], actions[n])
+        with _advising(repairs):
+            action = as_actions(actions[: n + more], 0, where, repairs)
+            state = as_finite(states[: n + 1] if n or more else states[:0], 0, where, "observations")
+            reward = as_finite(rewards[:n], 0, where, "rewards")
+        rows = slice(done, done + n)
+        found.state[rows], found.next_state[rows] = state[:n], state[1:]
+        found.action[rows], found.next_action[done : done + len(action[1:])] = action[:n], action[1:]
+        found.reward[rows], found.terminal[rows], found.episode[rows] = reward, terminal[:n], number
+        found.has_next_action[rows] = True
+        if n and not more:
+            found.has_next_action[done + n - 1] = False
+        if repairs is not None and more and terminal[n] and finite(rewards[n]):
+            repairs.ends.append((state[n], action[n], rewards[n], number))
+        done += n
     if found is None or done == 0:
         raise ValueError(f"{info.name}: expected transitions, got none")
-    if done != steps:
+    if read != steps:
         raise ValueError(
-            f"{info.name}: expected {steps} steps according to the metadata, got {done}; copy or download it again"
+            f"{info.name}: expected {steps} steps according to the metadata, got {read}; copy or download it again"
         )
-    return found
+    if done == steps:
+        return found
+    ends = None if repairs is None else repairs.blind_ends(info)
+    return replace(found.rows(slice(0, done)), blind_ends=ends)
+
+
+def _room(steps: int, d: int, m: int, info: DatasetInfo) -> Transitions:
+    """`_empty` for as many transitions as the metadata promise."""
+    try:
+        return _empty(steps, d, m, info)
+    except MemoryError as error:
+        raise ValueError(
+            f"{info.name}: expected a number of steps that fits into memory, got {steps} in the metadata ({error}); if the data "
+            "set does not hold as many, copy or download it again"
+        ) from error
+
+
+@contextmanager
+def _advising(repairs: Repairs | None) -> Iterator[None]:
+    """Add to the errors of an episode how it might be repaired."""
+    try:
+        yield
+    except ValueError as error:
+        if repairs is None:
+            error.add_note(ADVICE)
+        raise
 
 
 def _empty(n: int, d: int, m: int, info: DatasetInfo) -> Transitions:
@@ -215,13 +269,6 @@ def _block(source: Any, n: int) -> int:
 def _select(block: np.ndarray, rows: np.ndarray) -> np.ndarray:
     """block[rows], without a copy if the mask selects everything."""
     return block if rows.dtype == bool and rows.all() else block[rows]
-
-
-def _discontinuities(successor: np.ndarray, following: np.ndarray, inside: np.ndarray) -> np.ndarray:
-    """Those of the rows `inside` an episode whose successor is not the next row."""
-    differing = inside[(successor[inside] != following[inside]).any(1)]
-    gap = np.abs(successor[differing] - following[differing])
-    return differing[(gap > JUMP * (1.0 + np.abs(following[differing]))).any(1)]
 
 
 def _end_episodes(info: DatasetInfo, last: np.ndarray, discontinuous: np.ndarray) -> None:

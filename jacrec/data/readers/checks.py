@@ -5,10 +5,67 @@ from typing import Any
 import numpy as np
 
 from jacrec.data.known_envs import episode_limit, known_dimensions
+from jacrec.data.readers.repair import MOST_EXCESS, Repairs
 from jacrec.data.transitions import DatasetInfo
 
 ACTION_SLACK = 1e-4
 """tolerance beyond ±1 for rounded actions, which are then clipped"""
+REAL = "biuf"
+"""kinds of numpy types that are real numbers"""
+
+
+def as_array(value: Any, name: str, key: str) -> np.ndarray:
+    """A user's array, list or CPU tensor as a numpy array of real numbers, without a copy where there is one already.
+
+    Raises:
+        ValueError: masked values, or anything but real numbers.
+    """
+    parts = value if isinstance(value, list | tuple) else (value,)
+    masked = next((k for k, part in enumerate(parts) if np.ma.is_masked(part)), None)
+    if masked is not None:
+        row = int(np.argwhere(np.ma.getmask(value))[0][0]) if isinstance(value, np.ma.MaskedArray) else masked
+        raise ValueError(
+            f"{name}: {key}: expected a number in every place, got masked values in row {row}; fill them or drop the rows"
+        )
+    try:
+        array = np.asarray(value)
+    except (TypeError, ValueError, RuntimeError) as error:  # rows of unequal length, tensors on a GPU or with gradients
+        raise ValueError(f"{name}: {key}: expected an array of numbers, got {type(value).__name__} ({error})") from error
+    expect_numbers(array, name, key)
+    return array
+
+
+def expect_numbers(array: np.ndarray, name: str, key: str) -> None:
+    """Raise ValueError unless the array's type is that of real numbers."""
+    if array.dtype.kind not in REAL and array.size:
+        raise ValueError(f"{name}: {key}: expected real numbers, got type {array.dtype}; convert them, to float32 for example")
+
+
+def as_column(array: Any, name: str, key: str) -> np.ndarray:
+    """A source of shape (n,) or (n, 1) as an array (n,).
+
+    Raises:
+        ValueError: another shape.
+    """
+    if array.shape[1:] not in ((), (1,)) or not array.shape:
+        raise ValueError(f"{name}: {key}: expected shape (n,), got {array.shape}")
+    return array[:].reshape(-1)
+
+
+def as_lengths(lengths: Any, n: int, name: str) -> np.ndarray:
+    """Lengths of episodes as int64.
+
+    Raises:
+        ValueError: anything but positive integers that sum to `n`.
+    """
+    values = as_array(lengths, name, "lengths")
+    with np.errstate(invalid="ignore"):  # infinite and enormous numbers are unequal to what they become
+        counts = values.astype(np.int64)
+    whole = values.ndim == 1 and values.dtype != bool and np.array_equal(counts, values)
+    if not whole or len(counts) == 0 or counts.min() < 1 or counts.max() > n or counts.sum() != n:
+        got = f"{len(counts)} summing to {counts.sum()}" if whole else np.array2string(values, threshold=8)
+        raise ValueError(f"{name}: lengths: expected positive integers summing to the {n} rows, got {got}")
+    return counts
 
 
 def check_shapes(
@@ -30,8 +87,16 @@ def check_shapes(
             raise ValueError(f"{name}: {key}: expected shape {expected} with n = {n}, got {value.shape}")
     if n == 0:
         raise ValueError(f"{name}: expected transitions, got none")
+    check_widths(name, observations.shape[1], actions.shape[1])
     if next_observations is not None and next_observations.shape != observations.shape:
         raise ValueError(f"{name}: next_observations: expected shape {observations.shape}, got {next_observations.shape}")
+
+
+def check_widths(name: str, state_dim: int, action_dim: int) -> None:
+    """Raise ValueError if states or actions have no components."""
+    for key, width in (("observations", state_dim), ("actions", action_dim)):
+        if width == 0:
+            raise ValueError(f"{name}: {key}: expected at least one number in every row, got none")
 
 
 def check_environment(info: DatasetInfo, state_dim: int, action_dim: int) -> None:
@@ -93,20 +158,22 @@ def as_flags(values: np.ndarray, name: str, key: str) -> np.ndarray:
     return flags
 
 
-def as_actions(block: Any, first_row: int, name: str) -> np.ndarray:
+def as_actions(block: Any, first_row: int, name: str, repairs: Repairs | None = None) -> np.ndarray:
     """The rows as float32 in [-1, 1].
 
     Raises:
-        ValueError: a number is not finite, or outside [-1, 1] by more than `ACTION_SLACK`.
+        ValueError: a number is not finite, or outside [-1, 1] by more than `ACTION_SLACK`, or `MOST_EXCESS` if it is to be repaired.
     """
     numbers = as_finite(block, first_row, name, "actions")
     if numbers.size and max(numbers.max(), -numbers.min()) > 1.0:
-        outside = (np.abs(numbers) > 1.0 + ACTION_SLACK).any(1)
+        outside = (np.abs(numbers) > 1.0 + (ACTION_SLACK if repairs is None else MOST_EXCESS)).any(1)
         if outside.any():
             row = int(np.argmax(outside))
             raise ValueError(
                 f"{name}: actions: expected [-1, 1], got {numbers[row]} in row {first_row + row}; "
                 "rescale the actions of the data set to [-1, 1]"
             )
+        if repairs is not None:
+            repairs.clip(np.abs(numbers).max(1) - 1.0)
         numbers = np.clip(numbers, -1.0, 1.0)
     return numbers

@@ -7,26 +7,29 @@ from jacrec.data.d4rl_files import D4RL_FILES, datasets_root, find_d4rl
 from jacrec.data.download import fetch_minari, offline_instructions
 from jacrec.data.fetch import DownloadError
 from jacrec.data.readers.d4rl import FLAT_SUFFIXES, read_d4rl
-from jacrec.data.readers.minari import dataset_path, is_complete, local_ids, read_minari
+from jacrec.data.readers.minari import dataset_path, local_ids, read_minari
+from jacrec.data.readers.minari_files import METADATA, is_complete
 from jacrec.data.transitions import Transitions
 
 
-def load(source: str | Path, *, env_id: str | None = None, download: bool = True) -> Transitions:
+def load(source: str | Path, *, env_id: str | None = None, download: bool = True, repair: bool = False) -> Transitions:
     """Transitions of a D4RL data set, a Minari data set, or a D4RL-layout .hdf5, .h5 or .npz file.
 
     D4RL's names (``hopper-medium-replay-v2`` and the 23 others) refer to files in $JACREC_DATA (~/.jacrec/datasets) or in
     D4RL's own folder, as stored by `jacrec data get` or by hand. A Minari id is looked up on disk; if it is missing and
-    `download` is True, it is requested from Minari's server. `env_id` overrides the environment named in the data.
+    `download` is True, it is requested from Minari's server. `env_id` overrides the environment named in the data; one that the
+    data name as ``module:Env-v0`` is refused, as gymnasium would import the module. `repair` mends what other recorders leave
+    incomplete (see `jacrec.data.readers.minari.read_minari` and `jacrec.data.readers.d4rl.read_d4rl`) and warns of it.
 
     Raises:
         FileNotFoundError: nothing of that name is stored or could be downloaded; the message lists the local data sets.
         ValueError: neither an id nor a file name, or contents that do not form transitions (see the readers).
     """
     if isinstance(source, Path) or source.endswith(FLAT_SUFFIXES):
-        return read_d4rl(source, env_id=env_id)
+        return read_d4rl(source, env_id=env_id, repair=repair)
     file = find_d4rl(source)
     if file is not None:
-        return read_d4rl(file, env_id=env_id)
+        return read_d4rl(file, env_id=env_id, repair=repair)
     path = dataset_path(source)
     if not is_complete(path):
         if source in D4RL_FILES:
@@ -34,7 +37,7 @@ def load(source: str | Path, *, env_id: str | None = None, download: bool = True
         reason = _download(source) if download and not source.startswith("jacrec/") else "not attempted"
         if reason is not None:
             raise FileNotFoundError(_not_found_message(source, path, reason))
-    return read_minari(source, env_id=env_id)
+    return read_minari(source, env_id=env_id, repair=repair)
 
 
 def _no_file_message(name: str) -> str:
@@ -66,4 +69,5 @@ def _not_found_message(dataset_id: str, path: Path, reason: str) -> str:
             f"`jacrec data make` (download: {reason})"
         )
     what = "incomplete data set" if path.exists() else "no such data set"
-    return f"{dataset_id}: {what} at {path}; local data sets: {local}; {remedy}"
+    why = f" ({METADATA} is damaged, or data are missing)" if (path / METADATA).is_file() else ""
+    return f"{dataset_id}: {what} at {path}{why}; local data sets: {local}; {remedy}"

@@ -5,10 +5,10 @@ their state is (observation, desired_goal), or (achieved_goal, observation, desi
 whose observation lacks the position. Episodes are read one at a time into float32. Data sets are written atomically.
 """
 
-import json
 import os
 import shutil
 import tempfile
+from contextlib import closing
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -22,13 +22,13 @@ from minari.namespace import NAMESPACE_METADATA_FILENAME
 from minari.storage.datasets_root_dir import get_dataset_path
 
 from jacrec.data.behaviour.collect import Episode
+from jacrec.data.known_envs import recorded_env_id
 from jacrec.data.readers.arrays import from_episodes
+from jacrec.data.readers.minari_files import METADATA, env_id_of, is_complete, metadata_of, space_of, stored_episodes
+from jacrec.data.readers.repair import Repairs
 from jacrec.data.references import reference_by_env, reference_by_name
 from jacrec.data.transitions import DatasetInfo, Transitions
-from jacrec.envs.physics import goal_in_state, is_goal_space, needs_achieved_goal
-
-HDF5_FILE = "main_data.hdf5"
-"""file with all episodes of a data set in Minari's HDF5 format"""
+from jacrec.envs.physics import is_goal_space, needs_achieved_goal
 
 
 def dataset_path(dataset_id: str) -> Path:
@@ -55,58 +55,72 @@ def local_ids() -> list[str]:
 
 
 def read_metadata(dataset_id: str) -> dict[str, Any]:
-    """Raw metadata of a local data set.
+    """Metadata of a local data set.
 
     Raises:
         FileNotFoundError: no complete data set with that id on disk.
+        ValueError: an entry is damaged.
     """
     path = dataset_path(dataset_id)
     if not is_complete(path):
         raise FileNotFoundError(f"{dataset_id}: expected a complete Minari data set at {path}, got none")
-    return MinariStorage.read_raw_metadata(path / "data")
+    return metadata_of(path)
 
 
-def read_minari(dataset_id: str, *, env_id: str | None = None) -> Transitions:
+def read_minari(dataset_id: str, *, env_id: str | None = None, repair: bool = False) -> Transitions:
     """Read a local Minari data set. `env_id` overrides the environment named in its metadata.
 
     An episode stores T + 1 observations, so every successor is known. A termination inside an episode (in goal environments
     that continue) masks the bootstrap of its row without splitting the episode; a truncation does neither.
 
+    Args:
+        repair: skip empty episodes; drop last steps without a successor or with numbers that are not finite (a terminal one
+            is kept for a critic, which does not use its successor); clip actions up to 0.1 beyond ±1. A warning says how
+            often. Otherwise these are errors.
+
     Raises:
         FileNotFoundError: no complete data set with that id on disk.
-        ValueError: observations that are not vectors (or goal dicts of vectors), or inconsistent contents.
+        ValueError: observations that are not vectors (or goal dicts of vectors), or inconsistent or damaged contents. The
+            message or its note names the file.
     """
-    metadata = read_metadata(dataset_id)
-    storage = MinariStorage.read(dataset_path(dataset_id) / "data")
-    space = storage.observation_space
+    path, metadata = dataset_path(dataset_id), read_metadata(dataset_id)
+    file = path / METADATA
+    space = space_of(metadata, "observation_space", file)
     if not is_goal_space(space) and not (isinstance(space, gymnasium.spaces.Box) and len(space.shape) == 1):
         raise ValueError(f"{dataset_id}: expected vector observations or a goal environment's dict of vectors, got {space}")
+    space_of(metadata, "action_space", file)  # without it, Minari would build the environment that the file names
+    recorded = env_id_of(metadata, file)
+    if env_id is None and recorded is not None:
+        env_id = recorded_env_id(recorded, f"{file}: env_spec")
     info = dataset_info(dataset_id, metadata, env_id)
-    recorded = json.loads(metadata["env_spec"])["id"] if "env_spec" in metadata else info.env_id
-    episodes = storage.get_episodes(range(storage.total_episodes))
-    return from_episodes(
-        ((_state(e["observations"], recorded), e["actions"], e["rewards"], e["terminations"]) for e in episodes),
-        int(storage.total_steps),
-        info,
-    )
+    front = ("achieved_goal",) if needs_achieved_goal(recorded or env_id) else ()
+    keys = (*front, "observation", "desired_goal") if is_goal_space(space) else ()
+    repairs = Repairs() if repair else None
+    try:
+        with closing(stored_episodes(path, metadata, keys)) as episodes:  # an error would keep the file open
+            found = from_episodes(episodes, metadata["total_steps"], info, repairs)
+    except ValueError as error:
+        if str(path) not in str(error):  # errors about rows name the data set
+            error.add_note(f"in the folder {path}")
+        raise
+    if repairs is not None:
+        repairs.report(dataset_id)
+    return found
 
 
-def dataset_info(dataset_id: str, metadata: dict[str, Any], env_id: str | None = None) -> DatasetInfo:
+def dataset_info(dataset_id: str, metadata: dict[str, Any], env_id: str | None) -> DatasetInfo:
     """`DatasetInfo` from metadata, with D4RL's references if the metadata contain none."""
-    if env_id is None and "env_spec" in metadata:
-        env_id = json.loads(metadata["env_spec"])["id"]
     reference = reference_by_env(env_id) if env_id else reference_by_name(dataset_id.rpartition("/")[2])
     ref_min, ref_max = metadata.get("ref_min_score"), metadata.get("ref_max_score")
     if (ref_min is None or ref_max is None) and reference is not None:
         ref_min, ref_max = reference.ref_min, reference.ref_max
-    own = metadata.get("jacrec", {})
     return DatasetInfo(
         name=dataset_id,
         env_id=env_id,
         ref_min=ref_min,
         ref_max=ref_max,
         source=metadata.get("description") or f"Minari data set {dataset_id}",
-        physics=own.get("physics", {}),
+        physics=metadata.get("jacrec", {}).get("physics", {}),
     )
 
 
@@ -165,12 +179,6 @@ def refuse_to_replace(dataset_id: str, overwrite: bool) -> None:
         raise FileExistsError(f"{dataset_id}: already exists at {path}; pass overwrite=True (--overwrite) to replace it")
 
 
-def _state(observations: Any, env_id: str | None) -> np.ndarray:
-    if isinstance(observations, dict):
-        return goal_in_state(observations, with_position=needs_achieved_goal(env_id))
-    return np.asarray(observations)
-
-
 def _buffer(where: str, episode: Episode, env: gymnasium.Env) -> EpisodeBuffer:
     """Convert an episode to Minari's type and validate it: Minari stores wrong shapes without an error."""
     space: Any = env.observation_space
@@ -206,16 +214,6 @@ def _buffer(where: str, episode: Episode, env: gymnasium.Env) -> EpisodeBuffer:
         terminations=terminations,  # pyright: ignore[reportArgumentType]
         truncations=truncations,  # pyright: ignore[reportArgumentType]
     )
-
-
-def is_complete(path: Path) -> bool:
-    """Whether the folder contains a finished data set. Minari writes the step count last, and downloads file by file."""
-    try:
-        metadata = MinariStorage.read_raw_metadata(path / "data")
-    except (ValueError, OSError):
-        return False
-    has_data = metadata.get("data_format") != "hdf5" or (path / "data" / HDF5_FILE).is_file()
-    return has_data and bool(metadata.get("dataset_id")) and metadata.get("total_steps", 0) > 0
 
 
 def _make_namespace(root: Path, dataset_id: str) -> None:
