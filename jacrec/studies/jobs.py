@@ -1,12 +1,11 @@
 """The jobs of a study: training, rehearsals and episodes. Jobs are picklable and are sent to the workers as they are."""
 
 import contextlib
-import json
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from jacrec.control.controller import MPCConfig
 from jacrec.data.readers.load import load
@@ -26,10 +25,27 @@ from jacrec.models.dynamics.sampler import Sampler
 from jacrec.planners import PlannerConfig
 from jacrec.studies.config import TaskSpec
 from jacrec.studies.sources import data_source
-from jacrec.training.config import TrainConfig, from_dict, to_dict
+from jacrec.training.config import TrainConfig, to_dict
+from jacrec.training.folder import recorded_config
+from jacrec.training.loop import read_metrics
 from jacrec.training.run import PARTS, Run, load_run, read_record, torch_threads, train
 from jacrec.training.stages.tilt import load_tilt_policy
-from jacrec.util.files import write_json
+from jacrec.util.files import read_json, write_json
+
+REMEDY = "delete the file: the next sweep makes it again"
+
+
+class Timed(TypedDict):
+    """What is read of the record of every job."""
+
+    wall_seconds: float
+
+
+class Choice(TypedDict):
+    """What is read of the record of a rehearsal."""
+
+    choice: str
+
 
 Report = Callable[[float], None]
 """called with the finished fraction of a job"""
@@ -108,8 +124,7 @@ class TrainJob(Job):
         """Training time from the metrics."""
         if not (self.path / "metrics.jsonl").is_file():
             return None
-        lines = (self.path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-        last = {line["stage"]: line["seconds"] for line in map(json.loads, lines)}
+        last = {line["stage"]: line["seconds"] for line in read_metrics(self.path / "metrics.jsonl")}
         return sum(last.values()) or None
 
     def perform(self, report: Report) -> str:
@@ -145,7 +160,7 @@ class ResultJob(Job):
 
     def seconds(self) -> float | None:
         """Wall time from the record."""
-        return json.loads(self.result.read_text(encoding="utf-8"))["wall_seconds"]
+        return read_json(self.result, Timed, REMEDY)["wall_seconds"]
 
 
 @dataclass(frozen=True)
@@ -224,9 +239,11 @@ class ChosenPlayJob(ResultJob):
     def perform(self, report: Report) -> str:
         """Copy the record of the chosen candidate."""
         rehearsal, *plays = (self.folder / f"{need}.json" for need in self.needs)
-        choice = json.loads(rehearsal.read_text(encoding="utf-8"))["choice"]
-        (play,) = (path for path in plays if path.stem == choice)
-        record = json.loads(play.read_text(encoding="utf-8"))
+        choice = read_json(rehearsal, Choice, REMEDY)["choice"]
+        by_name = {path.stem: path for path in plays}
+        if choice not in by_name:
+            raise ValueError(f"{rehearsal}: expected a choice among {', '.join(by_name)}, got {choice!r}; {REMEDY}")
+        record = read_json(by_name[choice], dict, REMEDY)
         write_json(self.result, record | {"contestant": self.name, "choice": choice})
         return f"plays as {choice}"
 
@@ -238,7 +255,7 @@ def adopted_config(config: TrainConfig, folder: Path) -> TrainConfig:
         ValueError: the run was trained with other settings.
     """
     record = read_record(folder)
-    own = from_dict(record["settings"])
+    own = recorded_config(folder, record)
     kept = replace(config, **{name: getattr(own, name) for name in BOOKKEEPING})
     wrong = [f.name for f in fields(TrainConfig) if getattr(own, f.name) != getattr(kept, f.name)]
     if wrong:
