@@ -5,12 +5,12 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
-from rich.console import Console
 from rich.progress import Progress
 from tyro.conf import Positional
 
 from jacrec.control.controller import MPCConfig
 from jacrec.evaluation.config import PlayConfig
+from jacrec.evaluation.markdown import terminal
 from jacrec.evaluation.rehearsal import CANDIDATES, FILE, RehearsalConfig, make_rehearsal
 from jacrec.evaluation.rehearsal_tables import choice_sentence, table
 from jacrec.studies.parse import build_mpc, expect_mapping
@@ -67,7 +67,7 @@ def run(args: list[str]) -> int:
             again=chosen.again,
             progress=lambda x: progress.update(task, completed=x),
         )
-    Console().print(table(record))
+    terminal().print(table(record))
     print(f"{choice_sentence(record)}\nrehearsal: {folder / FILE}")
     if not chosen.others:
         print(

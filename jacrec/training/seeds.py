@@ -40,6 +40,8 @@ from jacrec.util.errors import expect_count, expect_one_of
 from jacrec.util.processors import processors
 from jacrec.util.signals import OrderlyExit
 
+STARTED = "started"
+"""first message of a process"""
 SPAWN = multiprocessing.get_context("spawn")  # fork would copy torch's thread pool in an undefined state
 
 
@@ -219,7 +221,7 @@ def _run_process(work: tuple, on_line: OnLog, stop: threading.Event) -> None:
     process = SPAWN.Process(target=_process_main, args=(*work, sender))
     process.start()
     sender.close()
-    error, terminated = None, False
+    error, terminated, started = None, False, False
     try:
         while True:
             while not receiver.poll(0.2):
@@ -227,7 +229,9 @@ def _run_process(work: tuple, on_line: OnLog, stop: threading.Event) -> None:
                     process.terminate()
                     terminated = True
             message = receiver.recv()
-            if isinstance(message, BaseException):
+            if message == STARTED:
+                started = True
+            elif isinstance(message, BaseException):
                 error = message
             else:
                 on_line(message)
@@ -239,6 +243,11 @@ def _run_process(work: tuple, on_line: OnLog, stop: threading.Event) -> None:
         raise
     if error is not None:
         raise error
+    if process.exitcode == 1 and not started and not stop.is_set():
+        raise ChildProcessError(
+            f"{work[1]}: expected a process that can import the calling script, got exit code 1 before it started; call "
+            'train_seeds under `if __name__ == "__main__":`, since every process imports the script again'
+        )
     if process.exitcode and not stop.is_set():
         raise ChildProcessError(
             f"{work[1]}: expected training to finish, got exit code {process.exitcode} of its process; "
@@ -259,6 +268,7 @@ def _process_main(
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent receives it too and sends SIGTERM
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     threading.Thread(target=_exit_with_parent, daemon=True).start()
+    pipe.send(STARTED)
     torch.set_num_threads(threads)
     try:
         train(config, out, stages=stages, data=data, extend=extend, quiet=True, on_log=pipe.send)

@@ -36,7 +36,7 @@ def naming(path: Path, size: int | None = None) -> Iterator[None]:
 
 
 def _no_room(path: Path, size: int | None, error: OSError) -> OSError:
-    free = shutil.disk_usage(next(folder for folder in path.parents if folder.is_dir())).free
+    free = shutil.disk_usage(next(folder for folder in (path, *path.parents) if folder.is_dir())).free
     missing = "" if size is None or free >= size else f", {size - free} bytes are missing"
     needed = "room" if size is None else f"room for {size} bytes"
     return OSError(f"{path}: expected {needed}, got {error.strerror!r}{missing}; free some space and repeat the call")
@@ -61,6 +61,30 @@ def write_bytes(path: Path, content: bytes) -> None:
             with contextlib.suppress(OSError):
                 part.unlink()
             raise
+
+
+def expect_room(folder: Path, size: int) -> None:
+    """Check that `size` bytes can be written in a folder, by reserving them where the file system can; nothing is left.
+
+    For libraries that do not survive a full disk.
+
+    Raises:
+        OSError: there is no room; a whole sentence.
+    """
+    probe = folder / f".room-{os.getpid()}"
+    with naming(folder, size):
+        if shutil.disk_usage(folder).free < size:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        if not hasattr(os, "posix_fallocate"):
+            return
+        try:
+            with probe.open("wb") as file:  # quotas and the allowed size of a file show only now
+                os.posix_fallocate(file.fileno(), 0, size)
+        except OSError as error:
+            if error.errno in FULL:
+                raise
+        finally:
+            probe.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:
