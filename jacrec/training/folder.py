@@ -52,7 +52,7 @@ def read_yaml(path: Path, remedy: str) -> Any:
     try:
         return yaml.safe_load(text)
     except Exception as error:  # besides YAMLError whatever scalars such as !!int x or 2000-99-99 raise
-        raise ValueError(f"{path}: expected YAML, cannot read it: {error}; {remedy}") from None
+        raise ValueError(f"{path}: expected YAML, cannot read it: {' '.join(str(error).split())}; {remedy}") from None
 
 
 def read_record(path: Path) -> dict[str, Any]:
