@@ -114,17 +114,36 @@ def read_evaluation_record(path: Path) -> dict[str, Any]:
     """
     remedy = "correct it, or play again: jacrec eval RUN --again"
     record = read_json(path, EvaluationRecord, remedy)
-    for name, played in record["contestants"].items():
-        expect_equal_lengths(played, f"{path}: contestants.{name}", record["settings"]["episodes"], remedy)
+    growth, episodes = record["growth"], record["settings"]["episodes"]
+    if growth is not None:
+        names = ("low", "median", "high")
+        _expect_lengths({f"growth.{name}": growth[name] for name in names}, len(growth["median"]), path, remedy)
+    for who, played in record["contestants"].items():
+        lists = {f"contestants.{who}.{name}": played[name] for name in ("seeds", "returns", "lengths", "scores")}
+        _expect_lengths({name: values for name, values in lists.items() if values is not None}, episodes, path, remedy)
+        _expect_probes(played.get("thinking"), f"contestants.{who}.thinking", path, remedy)
     return record
 
 
-def expect_equal_lengths(played: Mapping[str, Any], where: str, episodes: int, remedy: str) -> None:
-    """Raise ValueError unless every list of `Played` has one entry per episode."""
-    for name in ("seeds", "returns", "lengths", "scores"):
-        values = played.get(name)
-        if values is not None and len(values) != episodes:
-            raise ValueError(f"{where}.{name}: expected one value for each of {episodes} episodes, got {len(values)}; {remedy}")
+def _expect_probes(thinking: Mapping[str, Any] | None, where: str, path: Path, remedy: str) -> None:
+    if thinking is None:
+        return
+    steps, objective = thinking["probe_steps"], thinking["objective"]
+    if steps and not objective.keys() >= {"pretrained", "before", "after"}:
+        raise ValueError(
+            f"{path}: expected pretrained, before, after at {where}.objective, got {', '.join(objective)}; {remedy}"
+        )
+    lists = {f"{where}.objective.{name}": rows for name, rows in objective.items() if rows or steps}
+    _expect_lengths(lists, len(steps), path, remedy)
+    rows = {f"{name}[{i}]": row for name, own in lists.items() for i, row in enumerate(own)}
+    for i, step in enumerate(steps):
+        _expect_lengths({name: row for name, row in rows.items() if name.endswith(f"[{i}]")}, len(step), path, remedy)
+
+
+def _expect_lengths(lists: Mapping[str, list], count: int, path: Path, remedy: str) -> None:
+    for name, values in lists.items():
+        if len(values) != count:
+            raise ValueError(f"{path}: expected {count} values at {name}, got {len(values)}; {remedy}")
 
 
 def read_rehearsal_record(path: Path) -> dict[str, Any]:

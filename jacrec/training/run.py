@@ -18,8 +18,8 @@ import torch
 from torch import nn
 
 from jacrec.data.transitions import DatasetInfo, Transitions
-from jacrec.models.io import load_module, save_module
-from jacrec.models.networks import Actor
+from jacrec.models.io import DYNAMICS, REMEDY, load_module, save_module
+from jacrec.models.networks import Actor, RewardModel, TwinCritic
 from jacrec.models.world import World
 from jacrec.training.config import TrainConfig
 from jacrec.training.determinism import determinism
@@ -38,6 +38,10 @@ from jacrec.util.signals import OrderlyExit
 STAGES = ("rebrac", "dynamics", "reward")
 PARTS = {part: stage for stage, parts in NETWORKS.items() for part in parts}
 """stages by the file stems of their networks"""
+
+
+CLASSES = {"actor": (Actor,), "critic": (TwinCritic,), "dynamics": DYNAMICS, "reward": (RewardModel,)}
+"""classes by the file stems of the networks"""
 
 
 @dataclass(frozen=True)
@@ -217,6 +221,7 @@ def load_run(path: str | Path) -> Run:
 
     Raises:
         FileNotFoundError: no run there, or one of its networks is not trained yet.
+        ValueError: one of its files is damaged, or another network's.
     """
     path = Path(path)
     record = read_record(path)
@@ -228,9 +233,17 @@ def load_run(path: str | Path) -> Run:
             f"{path}: expected a finished run, got one without {', '.join(missing)}; resume it with "
             f"`jacrec train {config.data} --settings {path / 'config.yaml'} --out {path} --stages {stages}`"
         )
-    parts: dict[str, Any] = {part: load_module(path / f"{part}.safetensors") for part in PARTS}
+    parts: dict[str, Any] = {part: _load_part(path / f"{part}.safetensors", kinds) for part, kinds in CLASSES.items()}
     world = World(parts["dynamics"], parts["reward"], parts["critic"], config.rebrac.discount)
     return Run(parts["actor"], world, recorded_info(record), config, path)
+
+
+def _load_part(path: Path, kinds: tuple[type[nn.Module], ...]) -> nn.Module:
+    module = load_module(path)
+    if not isinstance(module, kinds):
+        names = " or ".join(kind.__name__ for kind in kinds)
+        raise ValueError(f"{path}: expected a network of class {names}, got {type(module).__name__}; {REMEDY}")
+    return module
 
 
 def untrained_stages(path: str | Path) -> list[str]:

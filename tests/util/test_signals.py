@@ -8,14 +8,19 @@ import pytest
 from jacrec.util.signals import OrderlyExit, uninterrupted
 
 
-def test_closing_is_finished_before_a_second_interrupt_counts(monkeypatch):
+def test_closing_is_finished_before_a_second_interrupt_counts():
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     closed = []
-    try:
-        with pytest.raises(KeyboardInterrupt), OrderlyExit() as stack:
+
+    def interrupted():
+        with OrderlyExit() as stack:
             stack.callback(closed.append, "file")
             stack.callback(signal.raise_signal, signal.SIGINT)
             signal.raise_signal(signal.SIGINT)
+
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            interrupted()
         assert closed == ["file"]
         assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     finally:
