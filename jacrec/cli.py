@@ -1,6 +1,7 @@
 """The command line: `jacrec VERB ...`, also `python -m jacrec`. Verbs are imported when they are called."""
 
 import shlex
+import signal
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -32,6 +33,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return import_module(f"jacrec.commands.{verb}").run(rest)
     except KeyboardInterrupt:
+        if argv is None:  # the process ends here, and another Ctrl-C would only print a traceback
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
         print(f"\ninterrupted; to resume: jacrec {shlex.join(args)}", file=sys.stderr)
         return INTERRUPTED
     except (ValueError, FloatingPointError) as error:

@@ -5,7 +5,6 @@ from functools import partial
 from typing import Annotated, Literal
 
 import tyro
-from rich.console import Console
 from rich.progress import (
     BarColumn,
     DownloadColumn,
@@ -26,6 +25,7 @@ from jacrec.data.d4rl_files import D4RL_FILES, local_d4rl
 from jacrec.data.download import get
 from jacrec.data.fetch import DownloadError
 from jacrec.data.readers.minari import dataset_path
+from jacrec.evaluation.markdown import terminal
 
 Kind = Literal[
     "random",
@@ -107,7 +107,7 @@ def fetch(names: Positional[tuple[str, ...]], *, overwrite: bool = False) -> int
     failed = []
     for name in names:
         columns = (
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             DownloadColumn(),
             TransferSpeedColumn(),
@@ -148,7 +148,7 @@ def list_() -> int:
         table.add_row(x.dataset_id, x.env_id or "?", str(x.episodes), str(x.steps), f"{x.megabytes:.1f}")
     for name, path in files.items():
         table.add_row(name, D4RL_FILES[name].env_id, "", "", f"{path.stat().st_size / 1e6:.1f}")
-    Console().print(table)
+    terminal().print(table)
     return 0
 
 
@@ -176,7 +176,7 @@ def show(source: Positional[str], *, env_id: str | None = None, repair: bool = F
     }
     for name, value in rows.items():
         table.add_row(name, value)
-    Console().print(table)
+    terminal().print(table)
     return 0
 
 

@@ -22,7 +22,6 @@ After a few thousand updates a critic looks only about ten steps ahead. Where pr
 (HalfCheetah), imagined steps before it help; where balance matters (Hopper), its gradient is misleading.
 """
 
-import json
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -30,7 +29,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import tyro
-from rich.console import Console
 from rich.table import Table
 
 from jacrec.control.controller import MPCConfig
@@ -38,11 +36,13 @@ from jacrec.data.behaviour.make import make_dataset
 from jacrec.data.readers.minari import local_ids
 from jacrec.evaluation.config import EvalConfig
 from jacrec.evaluation.evaluate import evaluate
+from jacrec.evaluation.markdown import terminal
 from jacrec.evaluation.results import table
 from jacrec.evaluation.run_report import write_run_report
 from jacrec.evaluation.video import record_video
 from jacrec.training.config import DynamicsConfig, ReBRACConfig, RewardConfig, TrainConfig
 from jacrec.training.run import load_run, train
+from jacrec.util.files import read_json, write_json
 
 
 @dataclass(frozen=True)
@@ -107,26 +107,26 @@ def demo(config: DemoConfig = FULL, out: str | Path = "runs/demo", *, quiet: boo
     Raises:
         ValueError: `out` holds a different run.
     """
-    out, console = Path(out), Console(quiet=quiet)
+    out, console = Path(out), terminal(quiet=quiet)
     times = StageTimes()
     if config.dataset_id not in local_ids():
-        console.print(f"[bold]1/4 data[/]   {config.env} {config.kind}, {config.steps} steps of MuJoCo")
+        console.print(f"1/4 data   {config.env} {config.kind}, {config.steps} steps of MuJoCo")
         with times.measure("data"):
             make_dataset(config.env, config.kind, steps=config.steps, dataset_id=config.dataset_id)
-    console.print(f"[bold]2/4 train[/]  policy and critic, world model, reward model on {config.dataset_id}")
+    console.print(f"2/4 train  policy and critic, world model, reward model on {config.dataset_id}")
     with times.measure("train"):
         train(replace(config.training, data=config.dataset_id), out, parallel_stages=2, quiet=quiet)
     times.load(out / "stages.json")
     run = load_run(out)
-    console.print(f"[bold]3/4 eval[/]   {config.evaluation.episodes} episodes each: {', '.join(config.evaluation.order)}")
+    console.print(f"3/4 eval   {config.evaluation.episodes} episodes each: {', '.join(config.evaluation.order)}")
     with times.measure("evaluate"):
         record = evaluate(run, config.evaluation, quiet=quiet)
     times.save(out / "stages.json")
     if config.video:
         with times.measure("video"):
             made = record_video(run, config.evaluation, out)
-        console.print(f"video: {made.path}" if made.path else f"no video: {made.reason}")
-    console.print("[bold]4/4 report[/]")
+        console.print(f"video: {made.path}" if made.path else f"no video: {made.reason}", soft_wrap=True)
+    console.print("4/4 report")
     with times.measure("report"):
         path = write_run_report(out, stages=times.seconds)
     times.save(out / "stages.json")
@@ -156,13 +156,13 @@ class StageTimes:
     def load(self, path: Path) -> None:
         """Add the times that an earlier call saved."""
         if path.is_file():
-            earlier: dict[str, float] = json.loads(path.read_text(encoding="utf-8"))
+            earlier = read_json(path, dict[str, float], "delete the file: the report then lacks these times")
             names = dict.fromkeys([*earlier, *self.seconds])
             self.seconds = {name: earlier.get(name, 0.0) + self.seconds.get(name, 0.0) for name in names}
 
     def save(self, path: Path) -> None:
         """Write the times for a later call."""
-        path.write_text(json.dumps(self.seconds), encoding="utf-8")
+        write_json(path, self.seconds)
 
 
 def run_demo(*, out: Path | None = None, quick: bool = False) -> int:

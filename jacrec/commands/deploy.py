@@ -2,17 +2,18 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
 import tyro
 from rich import box
-from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 from tyro.conf import Positional
 
+from jacrec.evaluation.markdown import terminal
 from jacrec.online.config import DeployConfig
 from jacrec.online.deploy import FILE, deploy, deployment_folder
 
@@ -44,14 +45,14 @@ def run(args: list[str]) -> int:
             chosen.run,
             chosen.config,
             out=chosen.out,
-            say=shown.console.print,
+            say=partial(shown.console.print, markup=False, emoji=False, soft_wrap=True),
             progress=lambda x, note: shown.update(task, completed=x, note=note),
         )
-    console = Console()
+    console = terminal()
     console.print(episodes_table(record))
     console.print(refreshes_table(record) if record["refreshes"] else "no refresh took place")
     for sentence in record["notices"]:
-        console.print(sentence)
+        console.print(sentence, soft_wrap=True)
     print(f"deployment: {deployment_folder(chosen.run, chosen.out) / FILE}")
     return 0
 

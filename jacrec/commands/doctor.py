@@ -2,22 +2,24 @@
 
 import os
 import platform
+import re
 import shutil
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib import import_module
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import PackageNotFoundError, requires, version
 from importlib.util import find_spec
 from pathlib import Path
 from pkgutil import iter_modules
 from types import ModuleType
 
 import tyro
-from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 import jacrec
+from jacrec.evaluation.markdown import terminal
 from jacrec.util.processors import affinity, cpu_quota, processors
 
 REQUIRED = (
@@ -38,7 +40,7 @@ REQUIRED = (
 )
 OPTIONAL = {"triton": "on Linux: pip install 'triton>=3.6'", "ray": "pip install 'jacrec[cluster]'"}
 """packages that some modules import and an installation may lack, with how to get them"""
-MARKS = {"ok": "[green]ok[/]", "note": "[yellow]note[/]", "broken": "[red]broken[/]"}
+COLOURS = {"ok": "green", "note": "yellow", "broken": "red"}
 REPORT = "run the tests (make test) and report the failure"
 
 
@@ -61,8 +63,8 @@ def doctor() -> int:
     table = Table("", "check", "found", "remedy")
     found = checks()
     for check in found:
-        table.add_row(MARKS[check.status], check.name, check.found, check.remedy)
-    Console().print(table)
+        table.add_row(Text(check.status, COLOURS[check.status]), check.name, check.found, check.remedy)
+    terminal().print(table)
     broken = [check.name for check in found if check.status == "broken"]
     print(f"broken: {', '.join(broken)}" if broken else "everything essential works")
     return 1 if broken else 0
@@ -87,7 +89,7 @@ def checks() -> list[Check]:
             found += check()
         except Exception as error:  # the remaining checks still run
             name = check.__name__.removeprefix("check_")
-            found.append(Check(name, "broken", _first_line(error), "reinstall jacrec"))
+            found.append(Check(name, "broken", _first_line(error), _remedy()))
     return found
 
 
@@ -99,7 +101,7 @@ def check_python() -> list[Check]:
 
 
 def check_packages() -> list[Check]:
-    """The packages that jacrec requires."""
+    """The packages that jacrec requires, and their versions."""
     found, missing = [], []
     for name in REQUIRED:
         try:
@@ -109,7 +111,52 @@ def check_packages() -> list[Check]:
     result = [Check("packages", "ok" if found else "broken", ", ".join(found))]
     if missing:
         result.append(Check("packages", "broken", f"missing: {', '.join(missing)}", f"pip install {' '.join(missing)}"))
+    unsuited = unsuited_packages()
+    if unsuited:
+        got = ", ".join(f"{name} {version(name)}" for name in unsuited)
+        wanted = " ".join(f"'{name}{bounds}'" for name, bounds in unsuited.items())
+        result.append(Check("packages", "broken", f"versions that jacrec does not work with: {got}", f"pip install {wanted}"))
     return result
+
+
+def unsuited_packages() -> dict[str, str]:
+    """Installed packages outside the bounds of jacrec's requirements, with these bounds: {"mujoco": "<4,>=3.17"}."""
+    found = {}
+    for requirement in requirements():
+        name, bounds = re.fullmatch(r"([\w.-]+)(?:\[.*?\])?\s*\(?([<>=!~\d.,\s]*).*", requirement.partition(";")[0]).groups()  # pyright: ignore
+        bounds = bounds.strip()
+        try:
+            installed = _numbers(version(name))
+        except PackageNotFoundError:
+            continue  # see `REQUIRED`
+        low, high = (re.search(rf"{sign}\s*([\d.]+)", bounds) for sign in (">=", "<"))
+        if (low and installed < _numbers(low[1])) or (high and installed >= _numbers(high[1])):
+            found[name] = bounds
+    return found
+
+
+def _remedy() -> str:
+    """What to do about modules that fail."""
+    unsuited = unsuited_packages()
+    return (
+        f"install other versions first: {', '.join(unsuited)}"
+        if unsuited
+        else "reinstall jacrec; if that does not help, report it"
+    )
+
+
+def requirements() -> list[str]:
+    """What jacrec requires without extras; nothing if it is not installed but run from a checkout."""
+    try:
+        return [x for x in requires("jacrec") or () if "extra ==" not in x]
+    except PackageNotFoundError:
+        return []
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    """The leading numbers of a version, of equal length for all."""
+    found = [int(x) for x in re.match(r"[\d.]*", text.partition("+")[0])[0].split(".") if x]  # pyright: ignore[reportOptionalSubscript]
+    return tuple([*found, 0, 0, 0, 0][:4])
 
 
 def check_modules() -> list[Check]:
@@ -127,7 +174,7 @@ def check_modules() -> list[Check]:
                 broken.append(f"{name} ({_first_line(error)})")
     if broken:
         found = f"{len(broken)} of {count} cannot be imported: {'; '.join(broken)}"
-        return [Check("modules", "broken", found, "reinstall jacrec; if that does not help, report it")]
+        return [Check("modules", "broken", found, _remedy())]
     notes = [
         Check("modules", "note", f"{missing} of {count} need {package}, which is not installed", OPTIONAL[package])
         for package, missing in without.items()

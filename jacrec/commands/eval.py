@@ -5,12 +5,12 @@ from pathlib import Path
 from typing import Annotated
 
 import tyro
-from rich.console import Console
 from tyro.conf import Positional
 
 from jacrec.commands.options import refuse_unused
 from jacrec.evaluation.config import EvalConfig
 from jacrec.evaluation.evaluate import FILE, acts_as_base, evaluate, played_config
+from jacrec.evaluation.markdown import terminal
 from jacrec.evaluation.rehearsal_tables import choice_sentence
 from jacrec.evaluation.results import table
 from jacrec.evaluation.video import record_video
@@ -50,7 +50,7 @@ def run(args: list[str]) -> int:
     refuse_unused(args, "planner", used, f"the planners that play ({', '.join(planners) or 'none'})")
     trained, folder = load_run(chosen.run), chosen.out or chosen.run
     record = evaluate(trained, chosen.config, out=folder, again=chosen.again)
-    Console().print(table(record))
+    terminal().print(table(record))
     if record["rehearsal"] is not None:
         print(choice_sentence(record["rehearsal"]) + (" MPC acts as the base policy." if acts_as_base(record) else ""))
     print(f"evaluation: {folder / FILE}")

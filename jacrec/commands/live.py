@@ -56,7 +56,13 @@ def summary(run: Run, log: LiveLog) -> str:
         within = "" if log.deadline_ms is None else f" with a deadline of {log.deadline_ms:.2f} ms"
         lines.append(f"decisions{within}: {shown}, max {max(log.decision_ms):.2f} ms")
     if log.updates:
-        lines.append(f"updates per decision: {np.mean(log.updates):.2f} on average, none in {log.updates.count(0)}")
+        without = log.updates.count(0)
+        lines.append(f"updates per decision: {np.mean(log.updates):.2f} on average, none in {without}")
+        if 2 * without > len(log.updates):
+            lines.append(
+                f"in {without} of {len(log.updates)} decisions the deadline left no time for an update, so the base policy acted: "
+                "use fewer --mpc.particles, a smaller --mpc.horizon, a slower --speed, or fewer other processes"
+            )
     return "\n".join(lines)
 
 

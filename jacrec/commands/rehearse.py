@@ -5,16 +5,16 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
-import yaml
-from rich.console import Console
 from rich.progress import Progress
 from tyro.conf import Positional
 
 from jacrec.control.controller import MPCConfig
 from jacrec.evaluation.config import PlayConfig
+from jacrec.evaluation.markdown import terminal
 from jacrec.evaluation.rehearsal import CANDIDATES, FILE, RehearsalConfig, make_rehearsal
 from jacrec.evaluation.rehearsal_tables import choice_sentence, table
 from jacrec.studies.parse import build_mpc, expect_mapping
+from jacrec.training.folder import read_yaml
 from jacrec.training.run import load_run
 
 
@@ -67,7 +67,7 @@ def run(args: list[str]) -> int:
             again=chosen.again,
             progress=lambda x: progress.update(task, completed=x),
         )
-    Console().print(table(record))
+    terminal().print(table(record))
     print(f"{choice_sentence(record)}\nrehearsal: {folder / FILE}")
     if not chosen.others:
         print(
@@ -89,10 +89,7 @@ def named_candidates(names: tuple[str, ...]) -> dict[str, MPCConfig]:
         if name in CANDIDATES:
             more = {name: CANDIDATES[name]}
         elif Path(name).suffix in (".yaml", ".yml") and Path(name).is_file():
-            try:
-                content = yaml.safe_load(Path(name).read_text(encoding="utf-8"))
-            except yaml.YAMLError as error:
-                raise ValueError(f"{name}: expected YAML, cannot read it: {error}") from None
+            content = read_yaml(Path(name), "correct it")
             more = {who: build_mpc(own, f"{name}: {who}") for who, own in expect_mapping(content, name).items()}
         else:
             raise ValueError(

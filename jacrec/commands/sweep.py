@@ -8,6 +8,7 @@ import tyro
 from rich.console import Console
 from tyro.conf import Positional
 
+from jacrec.evaluation.markdown import terminal
 from jacrec.studies.executors import Executor
 from jacrec.studies.ledger import is_locked, locked, read_failure
 from jacrec.studies.show import TimeEstimator, failure_table, make_watcher, progress_table
@@ -73,7 +74,7 @@ def run(args: list[str]) -> int:
     root = chosen.data_root or study.data_root or ("." if any(map(needs_root, study.tasks.values())) else None)
     study = replace(study, data_root=None if root is None else str(Path(root).absolute()))
     todo = plan(study, folder, only=chosen.only, kinds=chosen.kinds)
-    console = Console()
+    console = terminal()
     threads = max(job.threads for job in todo.jobs)
     workers = chosen.workers or max(1, processors() // threads)
     if chosen.status or chosen.dry_run:

@@ -6,13 +6,14 @@ from pathlib import Path, PurePath
 from typing import Annotated, Literal
 
 import tyro
-import yaml
 from tyro.conf import Positional
 
 from jacrec.commands.options import refuse_unused
 from jacrec.training.config import TrainConfig, from_dict, published_name, to_dict
+from jacrec.training.folder import read_yaml
 from jacrec.training.run import STAGES, train, untrained_stages
 from jacrec.training.seeds import train_seeds
+from jacrec.util.content import expect_content
 
 Stage = Literal["rebrac", "dynamics", "reward"]
 
@@ -45,6 +46,9 @@ class Train:
     """several seeds instead of --seed, one folder each: OUT/seed-SEED, or OUT with {seed} replaced. On a GPU they are trained
     together as one batched model; on a CPU, where that is slower, in parallel processes of --threads threads each (default:
     one), as many as there are processors"""
+    extend: bool = False
+    """train an existing run for longer: more --rebrac.updates, --dynamics.updates or --reward.updates than it was started with.
+    It goes on from the last checkpoint"""
     config: Annotated[Settings, tyro.conf.arg(name="")] = field(default_factory=Settings)
 
 
@@ -68,7 +72,7 @@ def run(args: list[str]) -> int:
     if chosen.seeds:
         return _run_seeds(chosen, config)
     out = chosen.out or Path("runs") / f"{slug(chosen.source)}-s{config.seed}"
-    train(config, out, stages=chosen.stages, parallel_stages=chosen.parallel_stages)
+    train(config, out, stages=chosen.stages, parallel_stages=chosen.parallel_stages, extend=chosen.extend)
     print(f"trained: {out}\n{_next(out)}")
     return 0
 
@@ -82,7 +86,8 @@ def _next(run: Path) -> str:
 def _run_seeds(chosen: Train, config: TrainConfig) -> int:
     if chosen.parallel_stages > 1:
         raise ValueError("--parallel_stages: expected 1 with --seeds, which uses all processors itself; leave it out")
-    folders = train_seeds(config, chosen.seeds, chosen.out or f"runs/{slug(chosen.source)}-s{{seed}}", stages=chosen.stages)
+    out = chosen.out or f"runs/{slug(chosen.source)}-s{{seed}}"
+    folders = train_seeds(config, chosen.seeds, out, stages=chosen.stages, extend=chosen.extend)
     print("\n".join(f"trained: {out}" for out in folders) + f"\n{_next(Path(folders[0]))}")
     return 0
 
@@ -96,10 +101,13 @@ def slug(source: str) -> str:
 def _from_file(path: Path, default: TrainConfig) -> TrainConfig:
     if not path.is_file():
         raise FileNotFoundError(f"--settings: no file at {path}")
-    content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    remedy = "correct it (YAML reads 5e-5 as text: write 5.0e-5)"
+    content = read_yaml(path, remedy)
+    if isinstance(content, dict):
+        content = content.get("settings", content)  # a run's config.yaml is accepted as well
     if not isinstance(content, dict):
         raise ValueError(f"{path}: expected a mapping of settings, got {type(content).__name__}")
-    content = content.get("settings", content)  # a run's config.yaml is accepted as well
+    expect_content(content, TrainConfig, path, remedy)
     merged = to_dict(default)
     for key, value in content.items():
         merged[key] = {**merged[key], **value} if isinstance(value, dict) and isinstance(merged.get(key), dict) else value

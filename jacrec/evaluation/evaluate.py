@@ -17,7 +17,7 @@ from jacrec.envs.batch import BatchedEnv
 from jacrec.evaluation.config import EvalConfig
 from jacrec.evaluation.contestant import digests, environment_record, open_env, play_contestant, with_sampling
 from jacrec.evaluation.probes import jacobian_growth
-from jacrec.evaluation.records import record_differences
+from jacrec.evaluation.records import read_evaluation_record, record_differences
 from jacrec.evaluation.rehearsal import BASE, chosen_controller, make_rehearsal, read_rehearsal
 from jacrec.evaluation.tuning import read_tuned
 from jacrec.evaluation.versions import machine, versions
@@ -25,6 +25,7 @@ from jacrec.experimental.config import current_settings, read_mpc_config
 from jacrec.models.dynamics.flow import without_solver
 from jacrec.planners import PlannerConfig
 from jacrec.training.run import Run, load_run, torch_threads
+from jacrec.util import locks
 from jacrec.util.files import write_json
 
 FILE = "evaluation.json"
@@ -53,7 +54,7 @@ def evaluate(
 
     Raises:
         ValueError: `out` holds an evaluation or rehearsal of other networks or settings; the environment is unknown; its
-            dimensions differ from the policy's.
+            dimensions differ from the policy's; another process evaluates into `out`.
         FileNotFoundError: no trained run at that path.
     """
     run = run if isinstance(run, Run) else load_run(run)
@@ -62,7 +63,8 @@ def evaluate(
     env = open_env(run, config)
     columns = (TextColumn("{task.description:>9}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
     shown = Progress(*columns, TimeRemainingColumn(), disable=quiet)
-    with contextlib.closing(env), torch_threads(config.threads), shown as progress:
+    busy = ValueError(f"{folder}: expected no running evaluation there, got one; wait for it, or choose another folder (--out)")
+    with contextlib.closing(env), _locked(folder, busy), torch_threads(config.threads), shown as progress:
         rehearsal = _rehearsed(run, config, folder, progress) if config.rehearse else None
         tuning = read_tuned(run, folder, config) if config.tuned else None
         fresh = _new_record(run, config, env, rehearsal, tuning)
@@ -89,11 +91,17 @@ def read_evaluation(folder: str | Path) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: no evaluation there.
+        ValueError: it is damaged.
     """
     path = Path(folder) / FILE
     if not path.is_file():
         raise FileNotFoundError(f"no evaluation at {path}; make one with `jacrec eval {folder}`")
-    return json.loads(path.read_text(encoding="utf-8"))
+    return read_evaluation_record(path)
+
+
+def _locked(folder: Path, busy: Exception) -> contextlib.AbstractContextManager[None]:
+    folder.mkdir(parents=True, exist_ok=True)
+    return locks.locked(folder / ".evaluation.lock", busy)
 
 
 def played_config(config: EvalConfig, record: dict[str, Any]) -> EvalConfig:
@@ -187,7 +195,7 @@ def _previous(path: Path, fresh: dict[str, Any]) -> dict[str, Any]:
     """The record in `path`, to be continued with the settings of `fresh`; `fresh` if there is none."""
     if not path.is_file():
         return fresh
-    old = json.loads(path.read_text(encoding="utf-8"))
+    old = read_evaluation_record(path)
     ours = json.loads(json.dumps(fresh))
     # settings that did not exist when the old evaluation was played had their defaults
     defaults = json.loads(json.dumps(asdict(EvalConfig())))

@@ -9,7 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from rich import box
+from rich.console import Console
 from rich.table import Table
+
+from jacrec.util.files import write_text
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,11 @@ def terminal_table(head: Sequence[str], rows: Iterable[Sequence[str]], *, title:
     return table
 
 
+def terminal(*, quiet: bool = False) -> Console:
+    """A console that prints text as it is: rich would read [video] as markup and :100: as an emoji."""
+    return Console(markup=False, emoji=False, quiet=quiet)
+
+
 def bullet_list(lines: Iterable[str]) -> str:
     """A Markdown list of the lines that are not empty."""
     return "\n".join(f"* {line}" for line in lines if line)
@@ -67,5 +75,5 @@ def key_values(*records: Mapping[str, Any]) -> str:
 
 def write_sections(path: Path, sections: Iterable[str]) -> Path:
     """Write the sections that are not empty, separated by blank lines; the path."""
-    path.write_text("\n\n".join(section for section in sections if section) + "\n", encoding="utf-8")
+    write_text(path, "\n\n".join(section for section in sections if section) + "\n")
     return path

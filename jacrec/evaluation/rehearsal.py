@@ -7,7 +7,6 @@ candidates share the same starts and noise, so they are compared in pairs.
 """
 
 import contextlib
-import json
 import math
 import time
 from collections.abc import Callable, Mapping
@@ -25,10 +24,12 @@ from jacrec.envs.termination import Termination, termination
 from jacrec.evaluation.config import PlayConfig
 from jacrec.evaluation.contestant import digests, open_env
 from jacrec.evaluation.episodes import Controller
+from jacrec.evaluation.records import read_rehearsal_record
 from jacrec.evaluation.versions import machine, versions
 from jacrec.experimental.config import read_mpc_config
 from jacrec.models.world import World
 from jacrec.training.run import Run, torch_threads
+from jacrec.util import locks
 from jacrec.util.errors import expect_count, expect_positive
 from jacrec.util.files import write_json
 
@@ -250,12 +251,12 @@ def make_rehearsal(
         again: replace an existing rehearsal.
 
     Raises:
-        ValueError: the folder holds a rehearsal of other networks, candidates or settings.
+        ValueError: the folder holds a rehearsal of other networks, candidates or settings, or another process rehearses there.
     """
     config, play = config or RehearsalConfig(), play or PlayConfig()
     path = folder / FILE
     if path.is_file() and not again:
-        old = json.loads(path.read_text(encoding="utf-8"))
+        old = read_rehearsal_record(path)
         old["controllers"] = {who: asdict(read_mpc_config(own, f"{path}: {who}")) for who, own in old["controllers"].items()}
         expected = _identity(run, play) | {
             "controllers": {name: asdict(own) for name, own in candidates.items()},
@@ -270,10 +271,13 @@ def make_rehearsal(
                 f"{', '.join(wrong)}. Write to another folder (--out), or replace it (--again)"
             )
         return old
-    began = time.perf_counter()
-    record = rehearse_run(run, candidates, config, play, others=others, progress=progress)
-    record |= {"wall_seconds": time.perf_counter() - began}
-    write_json(path, record)
+    busy = ValueError(f"{folder}: expected no running rehearsal there, got one; wait for it, or choose another folder (--out)")
+    folder.mkdir(parents=True, exist_ok=True)
+    with locks.locked(folder / ".rehearsal.lock", busy):
+        began = time.perf_counter()
+        record = rehearse_run(run, candidates, config, play, others=others, progress=progress)
+        record |= {"wall_seconds": time.perf_counter() - began}
+        write_json(path, record)
     return record
 
 
@@ -286,13 +290,15 @@ def read_rehearsal(run: Run, folder: Path, play: PlayConfig) -> dict[str, Any] |
     path = folder / FILE
     if not path.is_file():
         return None
-    record = json.loads(path.read_text(encoding="utf-8"))
+    record = read_rehearsal_record(path)
     wrong = [key for key, value in _identity(run, play).items() if record.get(key) != value]
     if wrong:
         raise ValueError(
             f"{path}: expected a rehearsal of this run, got one with different {', '.join(wrong)}; rehearse again: "
             f"jacrec rehearse {run.path} --again"
         )
+    for who, own in record["controllers"].items():
+        read_mpc_config(own, f"{path}: {who}")  # raises if it is none
     return record
 
 

@@ -7,8 +7,8 @@ from jacrec.evaluation import rehearsal_tables, run_plots
 from jacrec.evaluation.evaluate import acts_as_base, read_evaluation
 from jacrec.evaluation.markdown import Sheet, bullet_list, key_values, write_sections
 from jacrec.evaluation.results import Result, compare, settings_apart, settings_in_words, unit, verdict
-from jacrec.training.run import read_record
-from jacrec.util.files import read_json_lines
+from jacrec.training.folder import read_record, recorded_config
+from jacrec.training.loop import read_metrics
 
 
 def write_run_report(
@@ -23,13 +23,14 @@ def write_run_report(
 
     Raises:
         FileNotFoundError: no run or no evaluation there.
-        ValueError: the base policy has not played yet.
+        ValueError: the base policy has not played yet, or a file is damaged.
     """
     run = Path(run)
     folder = Path(evaluation) if evaluation is not None else run
     trained, record = read_record(run), read_evaluation(folder)
+    recorded_config(run, trained)  # raises if the settings are damaged
     results = compare(record, level=level)
-    metrics = read_json_lines(run / "metrics.jsonl")
+    metrics = read_metrics(run / "metrics.jsonl")
     plots = folder / "plots"
     plots.mkdir(exist_ok=True)
     run_plots.scores(record, plots / "scores.png", level=level)

@@ -23,7 +23,7 @@ from jacrec.evaluation.config import PlayConfig
 from jacrec.evaluation.contestant import digests, environment_id, environment_record, make_controller, open_env
 from jacrec.evaluation.episodes import PolicyController
 from jacrec.evaluation.episodes import play as episodes
-from jacrec.evaluation.records import record_differences
+from jacrec.evaluation.records import read_tuning_record, record_differences
 from jacrec.evaluation.statistics import Estimate, paired_difference
 from jacrec.evaluation.versions import machine, versions
 from jacrec.training.run import Run, torch_threads
@@ -212,7 +212,7 @@ def read_tuned(run: Run, folder: Path, play: PlayConfig) -> dict[str, Any]:
     path = folder / FILE
     if not path.is_file():
         raise FileNotFoundError(f"no tuning at {path}; make one with `jacrec tune {run.path}`")
-    record = json.loads(path.read_text(encoding="utf-8"))
+    record = read_tuning_record(path)
     wrong = [] if record["networks"] == digests(run) else ["networks"]
     wrong += [] if record["environment"]["id"] == environment_id(run, play.env_id) else ["environment"]
     wrong += [] if record["settings"]["physics"] == play.physics else ["physics"]
@@ -254,7 +254,7 @@ def _resumed(path: Path, fresh: dict[str, Any]) -> dict[str, Any]:
     """The record in `path` if it is of the same race; `fresh` if there is none."""
     if not path.is_file():
         return fresh
-    old = json.loads(path.read_text(encoding="utf-8"))
+    old = read_tuning_record(path)
     different = record_differences(old, fresh)
     if different:
         raise ValueError(

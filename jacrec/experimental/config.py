@@ -8,6 +8,7 @@ from jacrec.control.config import GradientStep, MPCConfig, UpdateRule
 from jacrec.experimental.decoupled import LOCAL, WEIGHTS, Decoupled
 from jacrec.experimental.gate import Gated
 from jacrec.experimental.steps import FisherStep, NormalisedStep, PlainStep
+from jacrec.util.content import mismatch
 from jacrec.util.errors import expect_count, expect_one_of, expect_positive
 
 STEPS = ("plain", "normalised", "fisher")
@@ -128,8 +129,15 @@ def read_mpc_config(content: Mapping[str, Any], where: str = "mpc") -> MPCConfig
     """The settings that `dataclasses.asdict` made of a controller, in this version or an earlier one.
 
     Raises:
-        ValueError: as `current_settings`.
+        ValueError: as `current_settings`; an unknown setting, or a value of the wrong type.
     """
     own = current_settings(content, where)
+    wrong = mismatch(own, ExperimentalMPCConfig)
+    if wrong:
+        raise ValueError(f"{where}: expected {wrong}")
+    for kind, given in ((ExperimentalMPCConfig, own), (ExperimentalConfig, own.get("experimental", {}))):
+        unknown = sorted(given.keys() - {f.name for f in fields(kind)})
+        if unknown:
+            raise ValueError(f"{where}: expected settings of MPC, got {', '.join(unknown)}")
     experimental = ExperimentalConfig(**own.pop("experimental", {}))
     return with_experimental(MPCConfig(**own), experimental)

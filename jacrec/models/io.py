@@ -1,12 +1,10 @@
 """Networks on disk: safetensors for the weights, with class and configuration in the file's metadata."""
 
 import json
-import os
 from pathlib import Path
+from typing import Any
 
-from safetensors import safe_open
-from safetensors.torch import save_file
-from torch import nn
+from torch import Tensor, nn
 
 from jacrec.models.dynamics import (
     DeterministicDynamics,
@@ -18,9 +16,12 @@ from jacrec.models.dynamics import (
 )
 from jacrec.models.dynamics.flow import without_solver
 from jacrec.models.networks import Actor, RewardModel, TwinCritic
-from jacrec.util.files import atomic_write
+from jacrec.util.tensors import read_tensors, with_checksum, without_checksum, write_tensors
 
 DYNAMICS = (DiffusionDynamics, DeterministicDynamics, FlowDynamics, MeanFlowDynamics, EnsembleDynamics, MultiStepDynamics)
+REMEDY = (
+    "copy the file again, or delete it and repeat the command that wrote it: `jacrec train` restores it from its checkpoint"
+)
 CLASSES = {c.__name__: c for c in (Actor, TwinCritic, RewardModel, *DYNAMICS)}
 
 
@@ -34,40 +35,57 @@ def save_module(module: nn.Module, path: str | Path, *, notes: dict[str, float] 
         raise ValueError(f"save_module: expected one of {', '.join(CLASSES)}, got {kind}; save its state_dict yourself")
     path = Path(path)
     tensors = {k: v.detach().cpu().contiguous() for k, v in module.state_dict().items()}
-    header = {"class": kind, "config": module.config, **({"notes": notes} if notes else {})}
-    with atomic_write(path) as part:
-        # a single entry: safetensors writes several in random order, and equal networks should give equal files
-        save_file(tensors, part, metadata={"jacrec": json.dumps(header, sort_keys=True)})
-        part.chmod(0o666 & ~_umask())  # safetensors creates files that only their owner may read
+    header = with_checksum(tensors, {"class": kind, "config": module.config, **({"notes": notes} if notes else {})})
+    # a single entry: safetensors writes several in random order, and equal networks should give equal files
+    write_tensors(path, tensors, {"jacrec": json.dumps(header, sort_keys=True)})
     return path
 
 
 def read_notes(path: str | Path) -> dict[str, float]:
-    """The numbers kept with the network stored at `path`; {} if there are none."""
-    with safe_open(Path(path), "pt") as file:
-        return json.loads((file.metadata() or {}).get("jacrec", "{}")).get("notes", {})
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+    """The numbers kept with the network stored at `path`; {} if there are none. Raises as `load_module`."""
+    notes = read_network(Path(path))[0].get("notes", {})
+    if not isinstance(notes, dict) or not all(isinstance(x, float) for x in notes.values()):
+        raise ValueError(f"{path}: expected numbers as notes, got {str(notes)[:200]}; {REMEDY}")
+    return notes
 
 
 def load_module(path: str | Path) -> nn.Module:
-    """The network stored at `path`, on the CPU, in evaluation mode."""
+    """The network stored at `path`, on the CPU, in evaluation mode.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: the file is damaged, as its checksum shows (files of earlier versions have none), or not a network's.
+    """
     path = Path(path)
+    header, tensors = read_network(path)
+    config = header.get("config")
+    if header["class"] == FlowDynamics.__name__ and isinstance(config, dict):
+        config = without_solver(config, str(path))
+    try:
+        module = CLASSES[header["class"]](**config)
+        module.to(next(iter(tensors.values())).dtype)  # the saved dtype, not this process's default
+        module.load_state_dict(tensors)
+    # all that a file can cause; load_state_dict answers a RuntimeError
+    except (TypeError, ValueError, RuntimeError, StopIteration) as error:
+        raise ValueError(f"{path}: expected a network of class {header['class']}, got another ({error}); {REMEDY}") from error
+    return module.eval()
+
+
+def read_network(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Class and configuration of the network stored at `path`, and its tensors. Raises as `load_module`."""
     if not path.is_file():
         raise FileNotFoundError(f"no network at {path}; train one with `jacrec train`")
-    with safe_open(path, "pt") as file:
-        header = json.loads((file.metadata() or {}).get("jacrec", "{}"))
-        tensors = {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118 (safe_open is no mapping)
-    if header.get("class") not in CLASSES:
-        raise ValueError(f"{path}: expected a network written by jacrec (its class in the metadata), got {header or 'none'}")
-    config = header["config"]
-    if header["class"] == FlowDynamics.__name__:
-        config = without_solver(config, str(path))
-    module = CLASSES[header["class"]](**config)
-    module.to(next(iter(tensors.values())).dtype)  # the saved dtype, not this process's default
-    module.load_state_dict(tensors)
-    return module.eval()
+    tensors, metadata = read_tensors(path, REMEDY)
+    header = _header(metadata)
+    if header is None or header.get("class") not in CLASSES or not header.keys() <= {"class", "config", "checksum", "notes"}:
+        got = str(metadata)[:200] if metadata else "none"
+        raise ValueError(f"{path}: expected a network written by jacrec (its class in the metadata), got {got}; {REMEDY}")
+    return without_checksum(tensors, header, path, REMEDY), tensors
+
+
+def _header(metadata: dict[str, str]) -> dict[str, Any] | None:
+    try:
+        header = json.loads(metadata["jacrec"])
+    except (KeyError, json.JSONDecodeError, RecursionError):
+        return None
+    return header if isinstance(header, dict) else None

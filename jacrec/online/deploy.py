@@ -7,16 +7,15 @@ controller-000010.safetensors    state of the controller after the latest episod
 refresher.log                    output of the refreshing process
 """
 
-import contextlib
 import copy
 import json
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
-from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from jacrec.control.controller import MPC
 from jacrec.envs.batch import BatchedEnv
@@ -31,11 +30,47 @@ from jacrec.online.refresh import Refresher, expect_refreshable
 from jacrec.online.replay_buffer import OnlineReplay
 from jacrec.online.wrappers import RecordingEnv, RefreshedController
 from jacrec.training.run import Run, load_run, torch_threads
-from jacrec.util.files import atomic_write, write_json
+from jacrec.util.content import expect_content
+from jacrec.util.files import read_json, write_json
+from jacrec.util.signals import OrderlyExit
+from jacrec.util.tensors import read_tensors, with_checksum, without_checksum, write_tensors
 
 FILE = "deploy.json"
 
 Progress = Callable[[float, str], None]
+
+
+class DecisionTimes(TypedDict):
+    """Decision times of a group of episodes."""
+
+    median_ms: float
+    p99_ms: float
+    max_ms: float
+
+
+DeployedEpisode = TypedDict(  # "return" cannot be a field of a class
+    "DeployedEpisode",
+    {
+        "return": float,
+        "score": float | None,
+        "length": int,
+        "version": int,
+        "picked_up": list[list[int]],
+        "decisions": DecisionTimes,
+    },
+)
+"""what is read of the record of an episode"""
+
+
+class DeployRecord(TypedDict):
+    """The content of deploy.json."""
+
+    settings: dict[str, Any]
+    networks: dict[str, str]
+    transitions: int
+    late_steps: int
+    notices: list[str]
+    episodes: list[DeployedEpisode]
 
 
 def deploy(
@@ -49,8 +84,9 @@ def deploy(
     """Play `config.episodes` episodes while refreshing the models; the record, which is also written to `out`/deploy.json.
 
     An interrupted deployment is resumed with its replay buffer, its latest models, and the controller as it was after the last
-    finished group of `rows` episodes; the interrupted group is played again from its start. Without refreshing, the actions
-    are the same as without the interruption. The run's folder is only read.
+    finished group of `rows` episodes; the interrupted group is played again from its start, and its transitions are dropped
+    from the replay buffer. Without refreshing, actions and transitions are the same as without the interruption. The run's
+    folder is only read.
 
     Args:
         out: folder of the deployment (default: the run's path with the suffix "-deploy").
@@ -66,17 +102,21 @@ def deploy(
     run = replace(run, world=copy.deepcopy(run.world))  # its weights will be replaced
     folder = deployment_folder(run.path, out)
     expect_refreshable(run, config.online)  # before anything is written
-    with contextlib.ExitStack() as stack:
+    with OrderlyExit() as stack:
         env = open_env(run, config.play)
         stack.callback(env.close)
-        record = _previous(folder / FILE, _new_record(run, config, env))
+        fresh = _new_record(run, config, env)
+        _previous(folder / FILE, fresh)  # before anything is written
         replay = stack.enter_context(OnlineReplay(folder, env.state_dim, env.action_dim, config.replay))
-        if len(replay) or replay.found.torn_bytes:
+        record = _previous(folder / FILE, fresh)  # another process may have gone on until it released the lock
+        if (folder / FILE).is_file():
+            replay.keep(record["transitions"])
+        if len(replay) or replay.found.torn_bytes or replay.found.dropped:
             say(f"the replay buffer holds {replay.found}")
         stack.enter_context(torch_threads(config.threads))
         mpc = MPC(run.policy, run.world, config.controller, batch=env.n)
         if record["episodes"]:
-            mpc.load_state_dict(load_file(_controller_file(folder, record)))
+            mpc.load_state_dict(_load_controller(_controller_file(folder, record)))
         mpc.warm_up()
         refresher = stack.enter_context(Refresher(run, folder, config.online, say=say))
         write_json(folder / FILE, record)  # only now: all of the above has accepted the settings
@@ -94,6 +134,7 @@ def deploy(
             record["episodes"] += _episodes(log, run, controller, started[0])
             record["late_steps"] += recorded.late - started[1]
             record["notices"] += refresher.take_notices()
+            replay.sync()  # before the record that counts them
             record["transitions"] = len(replay)
             _store(folder, record, mpc)
     return record | {"refreshes": read_refreshes(folder)}
@@ -138,13 +179,22 @@ def _episodes(log: EpisodeLog, run: Run, controller: RefreshedController, versio
 
 def _store(folder: Path, record: dict[str, Any], mpc: MPC) -> None:
     """Write the controller, then the record that refers to it, and delete older controllers."""
-    path = _controller_file(folder, record)
-    with atomic_write(path) as part:
-        save_file(mpc.state_dict(), part)
+    path, state = _controller_file(folder, record), mpc.state_dict()
+    write_tensors(path, state, with_checksum(state, {}))
     write_json(folder / FILE, record)
     for old in folder.glob("controller-*.safetensors"):
         if old != path:
             old.unlink()
+
+
+def _load_controller(path: Path) -> dict[str, Tensor]:
+    remedy = "copy the file again, or start another deployment (--out)"
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: expected the controller's state after the latest episode, got no file; {remedy}")
+    state, metadata = read_tensors(path, remedy)
+    if without_checksum(state, metadata, path, remedy):
+        raise ValueError(f"{path}: expected a controller's state, got another file; {remedy}")
+    return state
 
 
 def _controller_file(folder: Path, record: dict[str, Any]) -> Path:
@@ -170,7 +220,9 @@ def _previous(path: Path, fresh: dict[str, Any]) -> dict[str, Any]:
     """The record in `path`, which must have the same networks and settings except `episodes`; `fresh` if there is none."""
     if not path.is_file():
         return fresh
-    old = json.loads(path.read_text(encoding="utf-8"))
+    remedy = "copy the file again, or choose another folder (--out)"
+    old = read_json(path, DeployRecord, remedy)
+    expect_content(old["settings"].get("mpc"), dict, path, remedy)
     # a deployment from before a setting was introduced was played with its default
     mpc = current_settings(old["settings"]["mpc"], f"{path}: mpc")
     old["settings"] = {"experimental": asdict(ExperimentalConfig())} | old["settings"] | {"mpc": mpc}

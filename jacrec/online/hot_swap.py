@@ -6,9 +6,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from jacrec.models.io import read_network
 from jacrec.models.world import World
 from jacrec.online.config import PARTS
 from jacrec.online.published import latest_version, version_folder
@@ -37,13 +37,14 @@ class HotSwap:
         """Load the latest version if it is new.
 
         Raises:
-            ValueError: its networks have other shapes or scales.
+            ValueError: its networks are damaged, or have other shapes or scales.
         """
         version = latest_version(self.folder)
         if version == self._seen:
             return
         try:
-            stored = {name: load_file(version_folder(self.folder, version) / f"{name}.safetensors") for name in self.modules}
+            folder = version_folder(self.folder, version)
+            stored = {name: read_network(folder / f"{name}.safetensors")[1] for name in self.modules}
         except FileNotFoundError:  # already replaced by a newer version
             return
         self._seen = version

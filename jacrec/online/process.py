@@ -33,8 +33,8 @@ from jacrec.online.published import (
     write_notice,
 )
 from jacrec.online.replay_buffer import FILE, ReplayReader
-from jacrec.training.config import TrainConfig, from_dict
-from jacrec.training.folder import read_record
+from jacrec.training.config import TrainConfig
+from jacrec.training.folder import read_record, recorded_config
 from jacrec.training.streams import derive_seed
 from jacrec.util import locks
 
@@ -52,7 +52,7 @@ class RefreshJob:
 
 def read_job(folder: Path) -> RefreshJob:
     """The job in `folder`/refresh.json."""
-    content = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
+    content = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))  # written by this process's parent
     content["config"]["parts"] = tuple(content["config"]["parts"])
     return RefreshJob(folder, Path(content["run"]), RefreshConfig(**content["config"]))
 
@@ -85,7 +85,7 @@ class Heartbeat:
 def serve(job: RefreshJob, parent: int) -> None:
     """Refresh the models whenever it is due, until the parent process ends."""
     c, folder = job.config, job.folder
-    config = from_dict(read_record(job.run)["settings"])
+    config = recorded_config(job.run, read_record(job.run))
     with exclusive(folder, parent):  # an earlier process may briefly outlive its parent
         alive, version, done = Heartbeat(folder, parent), latest_version(folder), read_refreshes(folder)
         models = {

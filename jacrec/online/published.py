@@ -8,19 +8,52 @@ models/notice.json                                       {"sentence": ...}: noti
 refresh.json                                             settings of the refreshing process
 """
 
-import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from torch import nn
 
 from jacrec.models.io import save_module
-from jacrec.util.files import append_json_line, read_json_lines, write_json
+from jacrec.util.content import expect_content
+from jacrec.util.files import append_json_line, read_json, read_json_lines, write_json
 
 FOLDER, LATEST, LOG, ALIVE, NOTICE = "models", "latest.json", "refreshes.jsonl", "alive", "notice.json"
 SETTINGS = "refresh.json"
+
+
+class Latest(TypedDict):
+    """The content of latest.json."""
+
+    version: int
+
+
+class Notice(TypedDict):
+    """The content of notice.json."""
+
+    sentence: str
+
+
+class Verdict(TypedDict):
+    """What is read of the verdict on a refreshed model (`jacrec.online.learn.Verdict`)."""
+
+    part: str
+    judged_by: str
+    before: float
+    after: float
+    accepted: bool
+    rmse: list[float]
+    offline: list[float] | None
+
+
+class RefreshLine(TypedDict):
+    """A line of the log of refreshes."""
+
+    transitions: int
+    offline: bool
+    verdicts: list[Verdict]
+    version: int
 
 
 def version_folder(folder: Path, version: int) -> Path:
@@ -31,7 +64,8 @@ def version_folder(folder: Path, version: int) -> Path:
 def latest_version(folder: Path) -> int:
     """The latest complete version; 0 if there is none."""
     try:
-        return int(json.loads((folder / FOLDER / LATEST).read_text(encoding="utf-8"))["version"])
+        path = folder / FOLDER / LATEST
+        return read_json(path, Latest, f"delete {folder / FOLDER}: refreshing then starts from the run's models")["version"]
     except FileNotFoundError:
         return 0
 
@@ -55,7 +89,7 @@ def write_notice(folder: Path, sentence: str) -> None:
 def read_notice(folder: Path) -> str:
     """The notice; empty if there is none."""
     try:
-        return json.loads((folder / FOLDER / NOTICE).read_text(encoding="utf-8"))["sentence"]
+        return read_json(folder / FOLDER / NOTICE, Notice, "delete it")["sentence"]
     except FileNotFoundError:
         return ""
 
@@ -71,5 +105,13 @@ def log_refresh(folder: Path, line: dict[str, Any]) -> None:
 
 
 def read_refreshes(folder: Path) -> list[dict[str, Any]]:
-    """The lines of the log."""
-    return read_json_lines(folder / FOLDER / LOG)
+    """The lines of the log.
+
+    Raises:
+        ValueError: the log is damaged.
+    """
+    path = folder / FOLDER / LOG
+    lines = read_json_lines(path)
+    for line in lines:
+        expect_content(line, RefreshLine, path, "delete the file; its table is then empty")
+    return lines

@@ -23,7 +23,7 @@ from jacrec.online.append_writer import AppendWriter
 from jacrec.online.config import ReplayConfig
 from jacrec.online.records import HEADER, LAST, TERMINAL, RecordFile, header, seal
 from jacrec.util import locks
-from jacrec.util.files import atomic_write
+from jacrec.util.files import naming, write_bytes
 
 FILE, LOCK = "replay.bin", "replay.lock"
 
@@ -38,11 +38,14 @@ class ReplayContents:
     """bytes of incomplete records removed from the end"""
     damaged: int
     """records that fail their check; they stay in the file and are skipped"""
+    dropped: int = 0
+    """transitions beyond those to be kept, removed from the end"""
 
     def __str__(self) -> str:
         torn = f"; {self.torn_bytes} bytes of an incomplete record were removed" if self.torn_bytes else ""
         damaged = f"; {self.damaged} damaged records are skipped" if self.damaged else ""
-        return f"{self.transitions} transitions{torn}{damaged}"
+        dropped = f"; {self.dropped} of an interrupted episode were dropped, since it is played again" if self.dropped else ""
+        return f"{self.transitions} transitions{torn}{damaged}{dropped}"
 
 
 class ReplayReader:
@@ -110,17 +113,32 @@ class OnlineReplay:
                 f"{self._reader.state_dim}, m = {self._reader.action_dim}; choose another folder"
             )
         count = self._reader.refresh()
-        end = HEADER + count * self._reader.dtype.itemsize
-        torn = os.fstat(file).st_size - end
+        torn = os.fstat(file).st_size - (HEADER + count * self._reader.dtype.itemsize)
         if torn:
-            self._reader.map = np.empty(0, self._reader.dtype)  # release the mapping beyond the new end
-            os.ftruncate(file, end)
-            os.fsync(file)
-            self._reader.refresh()
+            self._truncate(file, count)
+        self._count_contents(torn)
+
+    def _truncate(self, file: int, count: int) -> None:
+        os.ftruncate(file, HEADER + count * self._reader.dtype.itemsize)
+        os.fsync(file)
+        self._reader = RecordFile(self.path)  # the old one's mapping reaches beyond the new end
+        self._reader.refresh()
+
+    def _count_contents(self, torn: int, dropped: int = 0) -> None:
         sound = self._reader.sound()
-        self.found = ReplayContents(len(sound), torn, count - len(sound))
+        self.found = ReplayContents(len(sound), torn, self._reader.count - len(sound), dropped)
         self.next_episode = int(self._reader.map["episode"][sound].max()) + 1 if len(sound) else 0
         """the first unused episode number"""
+
+    def keep(self, count: int) -> None:
+        """Drop all transitions but the first `count`, damaged ones included, and report it in `found`."""
+        self.flush()
+        if self._file is None or count >= self._appended:
+            return
+        dropped, self._appended = self._appended - count, count
+        self._truncate(self._file, count)
+        self._count_contents(self.found.torn_bytes, dropped)
+        self._writer.end = HEADER + count * self._reader.dtype.itemsize
 
     def __len__(self) -> int:
         """Number of transitions appended, including damaged ones and those of earlier processes."""
@@ -160,7 +178,8 @@ class OnlineReplay:
         records["flags"] = flags | np.multiply(terminal if last is None else last, LAST, dtype=np.uint32)
         records["number"] = np.arange(self._appended, self._appended + n)
         seal(records)
-        self._writer.append(records.tobytes(), n)
+        with naming(self.path, records.nbytes):
+            self._writer.append(records.tobytes(), n)
         self._appended += n
 
     def transitions(self, start: int = 0, stop: int | None = None, name: str = "replay") -> Transitions:
@@ -175,19 +194,22 @@ class OnlineReplay:
         Raises:
             OSError: the disk does not accept it.
         """
-        self._writer.flush()
+        with naming(self.path):
+            self._writer.flush()
 
     def sync(self) -> None:
         """`flush`, then fsync."""
-        self._writer.flush()
-        os.fsync(self._writer.file)
+        self.flush()
+        with naming(self.path):
+            os.fsync(self._writer.file)
 
     def close(self) -> None:
         """`sync`, then close the file; idempotent."""
         if self._file is None:
             return
         try:
-            self._writer.close()
+            with naming(self.path):
+                self._writer.close()
         finally:
             self._file = None
             self._opened.close()
@@ -228,13 +250,12 @@ def _locked(path: Path) -> contextlib.AbstractContextManager[None]:
     busy = ValueError(
         f"{path}: expected a replay buffer without a writer, got one in use; stop the other deployment, or choose another folder"
     )
-    return locks.locked(path.with_name(LOCK), busy, required=True)
+    return locks.locked(path.with_name(LOCK), busy)
 
 
 def _create(path: Path, start: bytes) -> None:
     """Create an empty replay buffer, atomically."""
-    with atomic_write(path) as part:
-        part.write_bytes(start)
+    write_bytes(path, start)
     folder = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(folder)  # the directory entry must survive a power failure, too

@@ -1,12 +1,11 @@
 """The jobs of a study: training, rehearsals and episodes. Jobs are picklable and are sent to the workers as they are."""
 
 import contextlib
-import json
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from jacrec.control.controller import MPCConfig
 from jacrec.data.readers.load import load
@@ -20,6 +19,7 @@ from jacrec.evaluation.contestant import (
     with_dynamics,
     with_sampling,
 )
+from jacrec.evaluation.records import read_tuning_record
 from jacrec.evaluation.rehearsal import BASE, RehearsalConfig, rehearse_run
 from jacrec.evaluation.tuning import FILE as TUNING
 from jacrec.evaluation.tuning import TuneConfig, tune
@@ -29,10 +29,27 @@ from jacrec.models.dynamics.sampler import Sampler
 from jacrec.planners import PlannerConfig
 from jacrec.studies.config import TaskSpec
 from jacrec.studies.sources import data_source
-from jacrec.training.config import TrainConfig, from_dict, to_dict
+from jacrec.training.config import TrainConfig, to_dict
+from jacrec.training.folder import recorded_config
+from jacrec.training.loop import read_metrics
 from jacrec.training.run import PARTS, Run, load_run, read_record, torch_threads, train
 from jacrec.training.stages.tilt import load_tilt_policy
-from jacrec.util.files import write_json
+from jacrec.util.files import read_json, write_json
+
+REMEDY = "delete the file: the next sweep makes it again"
+
+
+class Timed(TypedDict):
+    """What is read of the record of every job."""
+
+    wall_seconds: float
+
+
+class Choice(TypedDict):
+    """What is read of the record of a rehearsal."""
+
+    choice: str
+
 
 Report = Callable[[float], None]
 """called with the finished fraction of a job"""
@@ -111,8 +128,7 @@ class TrainJob(Job):
         """Training time from the metrics."""
         if not (self.path / "metrics.jsonl").is_file():
             return None
-        lines = (self.path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-        last = {line["stage"]: line["seconds"] for line in map(json.loads, lines)}
+        last = {line["stage"]: line["seconds"] for line in read_metrics(self.path / "metrics.jsonl")}
         return sum(last.values()) or None
 
     def perform(self, report: Report) -> str:
@@ -148,7 +164,7 @@ class ResultJob(Job):
 
     def seconds(self) -> float | None:
         """Wall time from the record."""
-        return json.loads(self.result.read_text(encoding="utf-8"))["wall_seconds"]
+        return read_json(self.result, Timed, REMEDY)["wall_seconds"]
 
 
 @dataclass(frozen=True)
@@ -214,7 +230,7 @@ class TuneJob(PlayJob):
 
     def done(self) -> bool:
         """Whether the race is over."""
-        return self.result.is_file() and bool(json.loads(self.result.read_text(encoding="utf-8"))["choice"])
+        return self.result.is_file() and self.name in read_tuning_record(self.result)["choice"]
 
     def seconds(self) -> float | None:
         """None: the race may have been resumed."""
@@ -233,7 +249,7 @@ class TunedPlayJob(PlayJob):
     def perform(self, report: Report) -> str:
         """Play, and write the record with the choice."""
         (tuning,) = (self.folder / need / TUNING for need in self.needs if "/tunings/" in need)
-        choice = json.loads(tuning.read_text(encoding="utf-8"))["choice"][self.contestant]
+        choice = read_tuning_record(tuning)["choice"][self.contestant]
         controller = None if choice["name"] == BASE else read_mpc_config(choice["controller"])
         return f"{choice['name']}, {self.play(controller, report, choice=choice['name'])}"
 
@@ -272,9 +288,11 @@ class ChosenPlayJob(ResultJob):
     def perform(self, report: Report) -> str:
         """Copy the record of the chosen candidate."""
         rehearsal, *plays = (self.folder / f"{need}.json" for need in self.needs)
-        choice = json.loads(rehearsal.read_text(encoding="utf-8"))["choice"]
-        (play,) = (path for path in plays if path.stem == choice)
-        record = json.loads(play.read_text(encoding="utf-8"))
+        choice = read_json(rehearsal, Choice, REMEDY)["choice"]
+        by_name = {path.stem: path for path in plays}
+        if choice not in by_name:
+            raise ValueError(f"{rehearsal}: expected a choice among {', '.join(by_name)}, got {choice!r}; {REMEDY}")
+        record = read_json(by_name[choice], dict, REMEDY)
         write_json(self.result, record | {"contestant": self.name, "choice": choice})
         return f"plays as {choice}"
 
@@ -286,7 +304,7 @@ def adopted_config(config: TrainConfig, folder: Path) -> TrainConfig:
         ValueError: the run was trained with other settings.
     """
     record = read_record(folder)
-    own = from_dict(record["settings"])
+    own = recorded_config(folder, record)
     kept = replace(config, **{name: getattr(own, name) for name in BOOKKEEPING})
     wrong = [f.name for f in fields(TrainConfig) if getattr(own, f.name) != getattr(kept, f.name)]
     if wrong:

@@ -1,17 +1,16 @@
 """Bookkeeping in a study's folder: recorded failures, the log, and the lock."""
 
 import contextlib
-import json
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from jacrec.studies.executors import Failed, Finished
 from jacrec.studies.jobs import Job
 from jacrec.util import locks
-from jacrec.util.files import append_json_line, write_json
+from jacrec.util.files import append_json_line, read_json, write_json
 
 LOCK, WORKERS_LOCK, LOG = ".lock", ".workers.lock", "log.jsonl"
 PATIENCE = 30.0
@@ -27,11 +26,20 @@ class Failure:
     attempts: int
 
 
+class FailureRecord(TypedDict):
+    """A recorded `Failure`."""
+
+    error: str
+    traceback: str
+    attempts: int
+
+
 def read_failure(job: Job) -> Failure | None:
     """The recorded failure of a job; None if there is none."""
     if not job.failure.is_file():
         return None
-    return Failure(**json.loads(job.failure.read_text(encoding="utf-8")))
+    record = read_json(job.failure, FailureRecord, "delete it")
+    return Failure(record["error"], record["traceback"], record["attempts"])
 
 
 def record_failure(job: Job, failed: Failed) -> Failure:

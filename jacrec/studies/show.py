@@ -108,7 +108,7 @@ class BarWatcher(LineWatcher):
 
     def __init__(self, plan: Plan, slots: int, console: Console):
         super().__init__(plan, slots, console)
-        columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
+        columns = (TextColumn("{task.description}", markup=False), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
         self.bars = Progress(*columns, TextColumn("{task.fields[note]}"), console=console, transient=True)
         self.tasks: dict[str, TaskID] = {}
         self.whole = self.bars.add_task("study", total=self.total, completed=self.total - len(self.left), note="")

@@ -21,6 +21,7 @@ from jacrec.studies.config import DEFAULT_MODEL, ContestantSpec, StudyConfig, Ta
 from jacrec.studies.contestants import contestant_to_yaml, controller_to_yaml, parse_contestants, parse_controller
 from jacrec.studies.parse import build, build_mpc, expect_known, expect_mapping
 from jacrec.training.config import DynamicsConfig, TrainConfig, to_dict
+from jacrec.training.folder import read_yaml
 from jacrec.training.run import STAGES
 from jacrec.util.files import write_text
 
@@ -64,11 +65,7 @@ def read_spec(path: str | Path) -> StudyConfig:
         ValueError: invalid YAML, or unknown, ill-typed or inconsistent settings.
     """
     path = Path(path)
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path}: expected valid YAML, got an error: {error}") from None
-    return parse_study(content, path.name)
+    return parse_study(read_yaml(path, "correct it"), path.name)
 
 
 def read_study_config(folder: str | Path) -> StudyConfig:

@@ -99,6 +99,8 @@ class _Worker:
         theirs.close()
         self.job: Job | None = None
         self.began = 0.0
+        self.started = False
+        """whether it has sent anything"""
 
     def begin(self, job: Job) -> None:
         self.job, self.began = job, time.perf_counter()
@@ -111,6 +113,7 @@ class _Worker:
         with contextlib.suppress(EOFError, OSError):
             while self.pipe.poll():
                 found.append(self.pipe.recv())
+                self.started = True
                 if not isinstance(found[-1], Progress):
                     self.job = None
         return found
@@ -124,6 +127,8 @@ class _Worker:
         code = self.process.exitcode or 0
         how = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
         hint = "; if the system ran out of memory, use fewer --workers" if code == -signal.SIGKILL else ""
+        if code == 1 and not self.started:
+            hint = '; a script that sweeps needs `if __name__ == "__main__":`, since every worker imports it again'
         seconds = time.perf_counter() - self.began
         return [Failed(self.job.id, f"the worker process ended ({how}){hint}", "", seconds, str(self.number))]
 

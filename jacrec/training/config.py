@@ -317,7 +317,7 @@ def from_dict(content: dict[str, Any]) -> TrainConfig:
     if content.get("dynamics"):
         content = content | {"dynamics": without_solver(content["dynamics"], "settings.dynamics")}
     known = {f.name for f in fields(TrainConfig)}
-    unknown = [k for k in content if k not in known]
+    unknown = [str(k) for k in content if k not in known]
     for part, kind in PARTS.items():
         unknown += [f"{part}.{k}" for k in content.get(part) or {} if k not in {f.name for f in fields(kind)}]
     if unknown:

@@ -1,22 +1,58 @@
 """A run's folder: its record of settings and data, and the lock that allows one training process at a time."""
 
+import contextlib
 import json
+import operator
 import platform
 import zlib
-from contextlib import AbstractContextManager
-from dataclasses import asdict
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 import torch
 import yaml
 
 import jacrec
-from jacrec.data.transitions import Transitions
-from jacrec.training.config import TrainConfig, to_dict
+from jacrec.data.transitions import DatasetInfo, Transitions
+from jacrec.training.config import PARTS, TrainConfig, from_dict, to_dict
 from jacrec.util import locks
-from jacrec.util.files import write_text
+from jacrec.util.content import expect_content
+from jacrec.util.files import read_text, write_text
+
+REMEDY = "copy the file again, correct it, or train into another folder"
+LOCK = "checkpoints/.lock"
+NETWORKS = {"rebrac": ("actor", "critic"), "dynamics": ("dynamics",), "reward": ("reward",)}
+"""file stems of each stage's networks"""
+
+
+class RunData(TypedDict):
+    """What a run's record says of its data, besides `DatasetInfo`."""
+
+    name: str
+    digest: str
+
+
+class RunRecord(TypedDict):
+    """The content of a run's config.yaml."""
+
+    settings: dict[str, Any]
+    data: RunData
+
+
+def read_yaml(path: Path, remedy: str) -> Any:
+    """The content of a YAML file.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: it is damaged. The error ends with the `remedy`.
+    """
+    text = read_text(path, remedy)
+    try:
+        return yaml.safe_load(text)
+    except Exception as error:  # besides YAMLError whatever scalars such as !!int x or 2000-99-99 raise
+        raise ValueError(f"{path}: expected YAML, cannot read it: {' '.join(str(error).split())}; {remedy}") from None
 
 
 def read_record(path: Path) -> dict[str, Any]:
@@ -24,11 +60,35 @@ def read_record(path: Path) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: there is none.
+        ValueError: it is damaged.
     """
     file = Path(path) / "config.yaml"
     if not file.is_file():
         raise FileNotFoundError(f"{path}: expected a run, got no config.yaml; train one with `jacrec train`")
-    return yaml.safe_load(file.read_text(encoding="utf-8"))
+    record = read_yaml(file, REMEDY)
+    expect_content(record, RunRecord, file, REMEDY)
+    expect_content(record["data"], DatasetInfo, file, REMEDY)
+    return record
+
+
+def recorded_config(path: Path, record: dict[str, Any]) -> TrainConfig:
+    """The settings in a run's record.
+
+    Raises:
+        ValueError: unknown settings, or values of the wrong type; names the file.
+    """
+    file = Path(path) / "config.yaml"
+    expect_content(record["settings"], TrainConfig, file, REMEDY)
+    try:
+        return from_dict(record["settings"])
+    except ValueError as error:
+        raise ValueError(f"{file}: {error}; {REMEDY}") from None
+
+
+def recorded_info(record: dict[str, Any]) -> DatasetInfo:
+    """The data's metadata in a run's record."""
+    known = {f.name for f in fields(DatasetInfo)}
+    return DatasetInfo(**{k: v for k, v in record["data"].items() if k in known})
 
 
 def digest(data: Transitions) -> str:
@@ -39,13 +99,35 @@ def digest(data: Transitions) -> str:
     return f"{value:08x}"
 
 
-def claim(out: Path, config: TrainConfig, data: Transitions) -> None:
-    """Create `out` as this run's folder, or verify that it is. Settings missing in an older run's record take their defaults.
+@contextlib.contextmanager
+def claimed(out: Path, config: TrainConfig, data: Transitions, *, extend: bool = False) -> Iterator[None]:
+    """Hold `out` as the folder of this run, new or resumed, and keep other processes from training there.
+
+    Settings missing in an older run's record take their defaults.
+
+    Args:
+        extend: allow more updates than recorded. The networks of a stage with more updates are deleted: its checkpoint has them.
 
     Raises:
-        ValueError: `out` contains something else.
+        ValueError: on entry, if `out` contains something else, or another process trains there.
     """
-    record = {
+    record = new_record(config, data)
+    _expect_own(out, record, extend)  # before anything is written there
+    (out / LOCK).parent.mkdir(parents=True, exist_ok=True)
+    busy = ValueError(f"{out}: expected a run that is not being trained, got one that is; wait for it, or stop it")
+    with locks.locked(out / LOCK, busy):
+        grown = _expect_own(out, record, extend)  # another process may have been faster
+        for part in grown:  # first, so that networks never have fewer updates than recorded
+            for name in NETWORKS[part]:
+                (out / f"{name}.safetensors").unlink(missing_ok=True)
+        if grown or not (out / "config.yaml").is_file():
+            write_text(out / "config.yaml", yaml.safe_dump(record, sort_keys=False, allow_unicode=True))
+        yield
+
+
+def new_record(config: TrainConfig, data: Transitions) -> dict[str, Any]:
+    """The record of a run with these settings and data."""
+    return {
         "settings": to_dict(config),
         "data": {
             **json.loads(json.dumps(asdict(data.info), default=float)),
@@ -62,54 +144,44 @@ def claim(out: Path, config: TrainConfig, data: Transitions) -> None:
             "python": platform.python_version(),
         },
     }
-    if (out / "config.yaml").is_file():
-        other = read_record(out)
-        differences = _differences(_with_defaults(other["settings"], to_dict(TrainConfig())), record["settings"])
-        if other["data"]["digest"] != record["data"]["digest"]:
-            differences.append(
-                f"data: {other['data']['name']} ({other['data']['digest']}) in the run, "
-                f"{data.info.name} ({record['data']['digest']}) now"
-            )
-        if differences:
-            raise ValueError(
-                f"{out}: expected a new folder or a run with the same settings, got another run: {'; '.join(differences)}; "
-                f"choose another folder, or resume with the run's own settings: --settings {out / 'config.yaml'}"
-            )
-        return
-    part = out / "config.yaml.part"  # all that a kill at this point leaves behind
-    if out.exists() and (not out.is_dir() or any(path != part for path in out.iterdir())):
-        raise ValueError(f"{out}: expected a new or empty folder or a run, got something else; choose another folder")
-    write_text(out / "config.yaml", yaml.safe_dump(record, sort_keys=False, allow_unicode=True))
 
 
-def _differences(recorded: dict, current: dict, prefix: str = "") -> list[str]:
-    found = []
-    for key in dict.fromkeys([*recorded, *current]):
-        a, b = recorded.get(key), current.get(key)
-        if isinstance(a, dict) and isinstance(b, dict):
-            found += _differences(a, b, f"{prefix}{key}.")
+def _expect_own(out: Path, record: dict[str, Any], extend: bool) -> list[str]:
+    """Check that `out` is new, empty or this run's folder; the stages with more updates than recorded there."""
+    if not (out / "config.yaml").is_file():
+        ours = {out / "config.yaml.part", out / "checkpoints", out / LOCK}  # all that a kill leaves before the record
+        if out.exists() and (not out.is_dir() or not ours.issuperset([*out.iterdir(), *out.glob("checkpoints/*")])):
+            raise ValueError(f"{out}: expected a new or empty folder or a run, got something else; choose another folder")
+        return []
+    other = read_record(out)
+    changed = differences(to_dict(recorded_config(out, other)), record["settings"])
+    grown = [name for name in PARTS if f"{name}.updates" in changed and operator.lt(*changed[f"{name}.updates"])]
+    longer = {f"{name}.updates" for name in grown}
+    found = [f"{k} = {a!r} in the run, {b!r} now" for k, (a, b) in changed.items() if not (extend and k in longer)]
+    there, here = other["data"], record["data"]
+    if there["digest"] != here["digest"]:
+        found.append(f"data: {there['name']} ({there['digest']}) in the run, {here['name']} ({here['digest']}) now")
+    if found:
+        how = "train the run for longer (--extend)" if longer and changed.keys() == longer else "choose another folder"
+        raise ValueError(
+            f"{out}: expected a new folder or a run with the same settings, got another run: {'; '.join(found)}; "
+            f"{how}, or resume with the run's own settings: --settings {out / 'config.yaml'}"
+        )
+    if grown and "rebrac" in grown and record["settings"]["dynamics"]["tilt"] > 0:
+        raise ValueError(
+            f"{out}: expected a world model that is not tilted (dynamics.tilt = 0) to train the policy for longer, got one "
+            "tilted towards the policy as it was; train a new run"
+        )
+    return grown
+
+
+def differences(there: Mapping[str, Any], here: Mapping[str, Any], prefix: str = "") -> dict[str, tuple[Any, Any]]:
+    """The entries of nested mappings that differ, as {"part.key": (value there, value here)}; None where there is none."""
+    found = {}
+    for key in dict.fromkeys([*there, *here]):
+        a, b = there.get(key), here.get(key)
+        if isinstance(a, Mapping) and isinstance(b, Mapping):
+            found |= differences(a, b, f"{prefix}{key}.")
         elif a != b:
-            found.append(f"{prefix}{key} = {a!r} in the run, {b!r} now")
+            found[f"{prefix}{key}"] = a, b
     return found
-
-
-def _with_defaults(settings: dict, defaults: dict) -> dict:
-    """`settings`, with missing entries taken from `defaults`."""
-    nested = {
-        k: _with_defaults(v, defaults[k])
-        for k, v in settings.items()
-        if isinstance(v, dict) and isinstance(defaults.get(k), dict)
-    }
-    return defaults | settings | nested
-
-
-def locked(out: Path) -> AbstractContextManager[None]:
-    """Keep a second process from training in the folder.
-
-    Raises:
-        ValueError: on entry, if one does.
-    """
-    folder = out / "checkpoints"
-    folder.mkdir(exist_ok=True)
-    busy = ValueError(f"{out}: expected a run that is not being trained, got one that is; wait for it, or stop it")
-    return locks.locked(folder / ".lock", busy)

@@ -12,16 +12,17 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypedDict
 
 import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from jacrec.util.files import atomic_write, write_text
+from jacrec.util.content import expect_content
+from jacrec.util.files import naming, read_json_lines, write_text
+from jacrec.util.tensors import read_tensors, with_checksum, without_checksum, write_tensors
 
+REMEDY = "copy the file again, or delete it: its stage is then trained from the start"
 OnLog = Callable[[dict[str, Any]], None]
 
 
@@ -68,26 +69,45 @@ class Metrics:
 
     def write(self, line: dict[str, Any]) -> None:
         """Append a line, flush, and call `on_log`, one line at a time."""
+        text = json.dumps(line) + "\n"
         with self.lock:
-            with self.path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(line) + "\n")
+            with naming(self.path, len(text)), self.path.open("a", encoding="utf-8") as file:
+                file.write(text)
             if self.on_log is not None:
                 self.on_log(line)
 
     def trim(self, stage: str, update: int) -> None:
-        """Drop the lines that a stage wrote after the checkpoint it resumes from, and a truncated last line."""
+        """Drop the lines that a stage wrote after the checkpoint it resumes from, and a truncated last line.
+
+        Raises:
+            ValueError: the file has lines that training did not write.
+        """
         with self.lock:
             if not self.path.is_file():
                 return
-            kept = []
-            for text in self.path.read_text(encoding="utf-8").splitlines():
-                try:
-                    line = json.loads(text)
-                except json.JSONDecodeError:
-                    continue
-                if line["stage"] != stage or line["update"] <= update:
-                    kept.append(text)
-            write_text(self.path, "".join(text + "\n" for text in kept))
+            lines = read_metrics(self.path)
+            kept = [line for line in lines if line["stage"] != stage or line["update"] <= update]
+            write_text(self.path, "".join(json.dumps(line) + "\n" for line in kept))
+
+
+class MetricsLine(TypedDict):
+    """What every line of metrics has."""
+
+    stage: str
+    update: int
+    seconds: float
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The lines of a run's metrics.jsonl; [] if there is no file.
+
+    Raises:
+        ValueError: the file has lines that training did not write.
+    """
+    lines = read_json_lines(path)
+    for number, line in enumerate(lines, 1):
+        expect_content(line, MetricsLine, path, f"delete object {number} of the file, or the file")
+    return lines
 
 
 def make_progress(quiet: bool = False) -> Progress:
@@ -192,28 +212,36 @@ def save_checkpoint(stage: Stage, state: LoopState, path: Path) -> None:
     """Write the checkpoint atomically: a kill leaves either the old one or the new one."""
     tensors = {f"state.{k}": v.detach().cpu().clone() for k, v in stage.state().items()}
     tensors |= {f"sums.{k}": v.cpu() for k, v in state.sums.items()}
-    with atomic_write(path) as part:
-        save_file(tensors, part, metadata={"update": str(state.update), "seconds": repr(state.seconds)})
+    write_tensors(path, tensors, with_checksum(tensors, {"update": str(state.update), "seconds": repr(state.seconds)}))
 
 
 def load_checkpoint(stage: Stage, path: Path) -> LoopState:
     """Restore the stage from its checkpoint; the initial state if there is none.
 
     Raises:
-        ValueError: the checkpoint belongs to other networks.
+        ValueError: the checkpoint is damaged, or belongs to other networks.
     """
     if not path.is_file():
         return LoopState()
-    with safe_open(path, "pt") as file:
-        metadata = file.metadata()
-        tensors = {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118 (safe_open is not a mapping)
+    tensors, metadata = read_tensors(path, REMEDY)
+    metadata = without_checksum(tensors, metadata, path, REMEDY)
+    try:
+        update, seconds = int(metadata.pop("update")), float(metadata.pop("seconds"))
+    except (KeyError, ValueError) as error:
+        raise ValueError(
+            f"{path}: expected the number of updates and seconds as metadata, got none ({error}); {REMEDY}"
+        ) from None
+    if metadata or not 0 <= update <= stage.updates:
+        raise ValueError(f"{path}: expected at most {stage.updates} updates, got {update} {metadata or ''}; {REMEDY}")
     live = stage.state()
     stored = {k.removeprefix("state."): v for k, v in tensors.items() if k.startswith("state.")}
     shapes = {k: tuple(v.shape) for k, v in live.items()}
     if shapes != {k: tuple(v.shape) for k, v in stored.items()}:
-        raise ValueError(f"{path}: expected a checkpoint with tensors {shapes}, got others; it belongs to another run")
+        raise ValueError(
+            f"{path}: expected a checkpoint with tensors {shapes}, got others; it belongs to another run: {REMEDY}"
+        )
     for name, tensor in stored.items():
         live[name].copy_(tensor)
     device = next(iter(live.values())).device
     sums = {k.removeprefix("sums."): v.to(device) for k, v in tensors.items() if k.startswith("sums.")}
-    return LoopState(int(metadata["update"]), float(metadata["seconds"]), sums)
+    return LoopState(update, seconds, sums)

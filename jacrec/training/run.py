@@ -10,7 +10,7 @@ import contextlib
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +18,12 @@ import torch
 from torch import nn
 
 from jacrec.data.transitions import DatasetInfo, Transitions
-from jacrec.models.io import load_module, read_notes, save_module
-from jacrec.models.networks import Actor
+from jacrec.models.io import DYNAMICS, REMEDY, load_module, read_notes, save_module
+from jacrec.models.networks import Actor, RewardModel, TwinCritic
 from jacrec.models.world import World
-from jacrec.training.config import TrainConfig, from_dict
+from jacrec.training.config import TrainConfig
 from jacrec.training.determinism import determinism
-from jacrec.training.folder import claim, locked, read_record
+from jacrec.training.folder import NETWORKS, claimed, read_record, recorded_config, recorded_info
 from jacrec.training.loop import Metrics, OnLog, Stage, make_progress, run_stage
 from jacrec.training.stages.dynamics import DynamicsStage
 from jacrec.training.stages.multistep import MultiStepStage
@@ -33,9 +33,15 @@ from jacrec.training.stages.reward import RewardStage
 from jacrec.training.stages.tilt import load_tilt_policy
 from jacrec.training.streams import derive_seed
 from jacrec.util.errors import expect_one_of
+from jacrec.util.signals import OrderlyExit
 
 STAGES = ("rebrac", "dynamics", "reward")
-PARTS = {"actor": "rebrac", "critic": "rebrac", "dynamics": "dynamics", "reward": "reward"}
+PARTS = {part: stage for stage, parts in NETWORKS.items() for part in parts}
+"""stages by the file stems of their networks"""
+
+
+CLASSES = {"actor": (Actor,), "critic": (TwinCritic,), "dynamics": DYNAMICS, "reward": (RewardModel,)}
+"""classes by the file stems of the networks"""
 
 
 @dataclass(frozen=True)
@@ -62,6 +68,7 @@ def train(
     data: Transitions | None = None,
     parallel_stages: int = 1,
     policy: nn.Module | None = None,
+    extend: bool = False,
     quiet: bool = False,
     on_log: OnLog | None = None,
 ) -> Path:
@@ -78,6 +85,10 @@ def train(
         parallel_stages: number of stages to train at a time. They share torch's threads unless config.threads sets the number
             of each. Small batches gain more from parallel stages than from more threads.
         policy: the policy for a tilted world model; default: the folder's own, which must be trained first.
+        extend: train an existing run for longer: allow more updates than it was started with. It goes on from the last
+            checkpoint; with a constant learning rate the result is that of a run of this length from the start. The stage's
+            networks are deleted first; interrupted, it is resumed as every run is. A schedule of the learning rate continues
+            as that of the longer training, so a cosine starts again from where it would be.
         quiet: no progress display.
         on_log: called with every line of metrics as it is written, in the thread of its stage.
 
@@ -116,14 +127,13 @@ def train(
             with saving:
                 save_networks(stage, out)
 
-    with contextlib.ExitStack() as stack:
+    with OrderlyExit() as stack:
         stack.enter_context(determinism(config))
         first, then = split_stages(stages, config)
         # built before the folder is created, so that invalid settings leave no folder behind
         ready = [make_stage(name, config, data, policy or out) for name in first]
         make_dynamics(data.state_dim, data.action_dim, config.dynamics)
-        claim(out, config, data)
-        stack.enter_context(locked(out))
+        stack.enter_context(claimed(out, config, data, extend=extend))
         stack.enter_context(torch_threads(threads))
         progress = stack.enter_context(make_progress(quiet))
         # even a single stage runs in a thread: the main thread stays free to handle keyboard interrupts
@@ -217,23 +227,30 @@ def load_run(path: str | Path) -> Run:
 
     Raises:
         FileNotFoundError: no run there, or one of its networks is not trained yet.
+        ValueError: one of its files is damaged, or another network's.
     """
     path = Path(path)
     record = read_record(path)
+    config = recorded_config(path, record)
     missing = _missing(path)
     if missing:
         stages = " ".join(untrained_stages(path))
         raise FileNotFoundError(
             f"{path}: expected a finished run, got one without {', '.join(missing)}; resume it with "
-            f"`jacrec train {record['settings']['data']} --settings {path / 'config.yaml'} --out {path} --stages {stages}`"
+            f"`jacrec train {config.data} --settings {path / 'config.yaml'} --out {path} --stages {stages}`"
         )
-    parts: dict[str, Any] = {part: load_module(path / f"{part}.safetensors") for part in PARTS}
-    config = from_dict(record["settings"])
+    parts: dict[str, Any] = {part: _load_part(path / f"{part}.safetensors", kinds) for part, kinds in CLASSES.items()}
     scale = read_notes(path / "critic.safetensors").get("value_scale")  # None for runs of earlier versions
     world = World(parts["dynamics"], parts["reward"], parts["critic"], config.rebrac.discount, scale)
-    known = {f.name for f in fields(DatasetInfo)}
-    info = DatasetInfo(**{k: v for k, v in record["data"].items() if k in known})
-    return Run(parts["actor"], world, info, config, path)
+    return Run(parts["actor"], world, recorded_info(record), config, path)
+
+
+def _load_part(path: Path, kinds: tuple[type[nn.Module], ...]) -> nn.Module:
+    module = load_module(path)
+    if not isinstance(module, kinds):
+        names = " or ".join(kind.__name__ for kind in kinds)
+        raise ValueError(f"{path}: expected a network of class {names}, got {type(module).__name__}; {REMEDY}")
+    return module
 
 
 def untrained_stages(path: str | Path) -> list[str]:

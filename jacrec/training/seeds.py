@@ -5,7 +5,6 @@ time as there are processors: one seed's compiled update keeps a processor busy 
 batched model could not improve.
 """
 
-import contextlib
 import multiprocessing
 import os
 import signal
@@ -23,7 +22,7 @@ from jacrec.data.transitions import Transitions
 from jacrec.training.batched import BatchableStage, run_batched
 from jacrec.training.config import TrainConfig
 from jacrec.training.determinism import determinism
-from jacrec.training.folder import claim, locked
+from jacrec.training.folder import claimed
 from jacrec.training.loop import Metrics, OnLog, make_progress
 from jacrec.training.run import (
     STAGES,
@@ -39,7 +38,10 @@ from jacrec.training.run import (
 from jacrec.training.stages.rebrac import ReBRACStage
 from jacrec.util.errors import expect_count, expect_one_of
 from jacrec.util.processors import processors
+from jacrec.util.signals import OrderlyExit
 
+STARTED = "started"
+"""first message of a process"""
 SPAWN = multiprocessing.get_context("spawn")  # fork would copy torch's thread pool in an undefined state
 
 
@@ -57,6 +59,7 @@ def train_seeds(
     data: Transitions | None = None,
     batched: bool | None = None,
     at_once: int | None = None,
+    extend: bool = False,
     quiet: bool = False,
     on_log: OnLog | None = None,
 ) -> list[Path]:
@@ -71,6 +74,7 @@ def train_seeds(
         out: the folders, see `seed_folder`.
         batched: train one batched model instead of processes; default: on a GPU.
         at_once: number of processes at a time; default: the number of processors divided by config.threads (or by 1).
+        extend: as in `train`.
         on_log: called with every line of metrics and its "seed", from the threads of several seeds if they are processes.
 
     Raises:
@@ -89,13 +93,13 @@ def train_seeds(
     if batched is None:
         batched = device.type == "cuda"
     if batched:
-        _train_batched(configs, folders, stages, load_transitions(config, data), quiet, on_log)
+        _train_batched(configs, folders, stages, load_transitions(config, data), extend, quiet, on_log)
         return folders
     threads = config.threads or 1
     if at_once is None:
         at_once = max(1, processors() // threads)
     expect_count("at_once", at_once, 1)
-    _train_in_processes(configs, folders, stages, data, threads, min(at_once, len(seeds)), quiet, on_log)
+    _train_in_processes(configs, folders, stages, data, threads, min(at_once, len(seeds)), extend, quiet, on_log)
     return folders
 
 
@@ -104,7 +108,13 @@ def _with_seed(on_log: OnLog | None, seed: int) -> OnLog | None:
 
 
 def _train_batched(
-    configs: list[TrainConfig], folders: list[Path], stages: Sequence[str], data: Transitions, quiet: bool, on_log: OnLog | None
+    configs: list[TrainConfig],
+    folders: list[Path],
+    stages: Sequence[str],
+    data: Transitions,
+    extend: bool,
+    quiet: bool,
+    on_log: OnLog | None,
 ) -> None:
     first, stop = configs[0], threading.Event()
     metrics = [Metrics(out / "metrics.jsonl", _with_seed(on_log, c.seed)) for c, out in zip(configs, folders, strict=True)]
@@ -125,11 +135,10 @@ def _train_batched(
             for member, out in zip(members, folders, strict=True):
                 save_networks(member, out)
 
-    with contextlib.ExitStack() as stack:
+    with OrderlyExit() as stack:
         stack.enter_context(determinism(first))
         for config, out in zip(configs, folders, strict=True):
-            claim(out, config, data)
-            stack.enter_context(locked(out))
+            stack.enter_context(claimed(out, config, data, extend=extend))
         threads = first.threads or torch.get_num_threads()
         stack.enter_context(torch_threads(threads))
         progress = stack.enter_context(make_progress(quiet))
@@ -166,6 +175,7 @@ def _train_in_processes(
     data: Transitions | None,
     threads: int,
     at_once: int,
+    extend: bool,
     quiet: bool,
     on_log: OnLog | None,
 ) -> None:
@@ -185,7 +195,7 @@ def _train_in_processes(
                 if log is not None:
                     log(line)
 
-            _run_process((config, out, list(stages), data, threads), on_line, stop)
+            _run_process((config, out, list(stages), data, threads, extend), on_line, stop)
             if not stop.is_set():
                 progress.update(task, completed=total)
 
@@ -211,7 +221,7 @@ def _run_process(work: tuple, on_line: OnLog, stop: threading.Event) -> None:
     process = SPAWN.Process(target=_process_main, args=(*work, sender))
     process.start()
     sender.close()
-    error, terminated = None, False
+    error, terminated, started = None, False, False
     try:
         while True:
             while not receiver.poll(0.2):
@@ -219,7 +229,9 @@ def _run_process(work: tuple, on_line: OnLog, stop: threading.Event) -> None:
                     process.terminate()
                     terminated = True
             message = receiver.recv()
-            if isinstance(message, BaseException):
+            if message == STARTED:
+                started = True
+            elif isinstance(message, BaseException):
                 error = message
             else:
                 on_line(message)
@@ -231,6 +243,11 @@ def _run_process(work: tuple, on_line: OnLog, stop: threading.Event) -> None:
         raise
     if error is not None:
         raise error
+    if process.exitcode == 1 and not started and not stop.is_set():
+        raise ChildProcessError(
+            f"{work[1]}: expected a process that can import the calling script, got exit code 1 before it started; call "
+            'train_seeds under `if __name__ == "__main__":`, since every process imports the script again'
+        )
     if process.exitcode and not stop.is_set():
         raise ChildProcessError(
             f"{work[1]}: expected training to finish, got exit code {process.exitcode} of its process; "
@@ -239,15 +256,22 @@ def _run_process(work: tuple, on_line: OnLog, stop: threading.Event) -> None:
 
 
 def _process_main(
-    config: TrainConfig, out: Path, stages: list[str], data: Transitions | None, threads: int, pipe: Connection
+    config: TrainConfig,
+    out: Path,
+    stages: list[str],
+    data: Transitions | None,
+    threads: int,
+    extend: bool,
+    pipe: Connection,
 ) -> None:
     """Entry point of a process. On SIGTERM it finishes the current update and writes its checkpoint."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent receives it too and sends SIGTERM
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     threading.Thread(target=_exit_with_parent, daemon=True).start()
+    pipe.send(STARTED)
     torch.set_num_threads(threads)
     try:
-        train(config, out, stages=stages, data=data, quiet=True, on_log=pipe.send)
+        train(config, out, stages=stages, data=data, extend=extend, quiet=True, on_log=pipe.send)
     except KeyboardInterrupt:
         pass
     except Exception as error:

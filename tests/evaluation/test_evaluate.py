@@ -110,7 +110,7 @@ def test_sampling_settings_without_retraining(trained, record, tmp_path):
     assert few["networks"] == record["networks"]
     assert few["contestants"]["base"]["returns"] == record["contestants"]["base"]["returns"]
     assert few["contestants"]["mpc"]["returns"] != record["contestants"]["mpc"]["returns"]
-    with pytest.raises(ValueError, match=r"settings\.dynamics: "):
+    with pytest.raises(ValueError, match=r"settings\.dynamics\.sampler: ddim there, None here"):
         evaluate(trained, replace(config, dynamics=Sampler()), out=tmp_path, quiet=True)
 
 

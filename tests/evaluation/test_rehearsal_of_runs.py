@@ -103,7 +103,7 @@ def test_mpc_plays_the_chosen_candidate(trained, tmp_path):
     assert "The rehearsal in the world model chose a " in text
     assert "## Rehearsal" not in write_run_report(trained, tmp_path / "plain").read_text()
     write_choice(tmp_path, run, "b")
-    with pytest.raises(ValueError, match=r"settings\.mpc: .*rehearsal\.choice: a there, b here"):
+    with pytest.raises(ValueError, match=r"settings\.mpc\.horizon: 1 there, 0 here; .*rehearsal\.choice: a there, b here"):
         evaluate(run, CONFIG, out=tmp_path, quiet=True)
 
 

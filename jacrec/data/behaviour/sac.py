@@ -8,6 +8,7 @@ snapshots, weights as (in, out), and for every snapshot its environment steps, a
 over ten episodes of the stochastic policy.
 """
 
+import io
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -15,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from jacrec.util.errors import expect_one_of
-from jacrec.util.files import atomic_write
+from jacrec.util.files import write_bytes
 
 ENVIRONMENTS = {"hopper": "Hopper-v4", "halfcheetah": "HalfCheetah-v4", "walker2d": "Walker2d-v4"}
 SNAPSHOTS = Path(__file__).with_name("snapshots")
@@ -77,7 +78,6 @@ def pack_snapshots(files: list[Path], out: Path) -> None:
     stacks = {name: np.stack([x[name] for x in loaded]).astype(np.float16) for name in WEIGHTS}
     returns = np.array([x["stochastic_mean_std"] for x in loaded], np.float64)
     steps = np.array([int(x["env_steps"]) for x in loaded])
-    with atomic_write(out) as part, part.open("wb") as file:
-        np.savez_compressed(
-            file, **stacks, env_steps=steps, mean_return=returns[:, 0].round(1), std_return=returns[:, 1].round(1)
-        )
+    file = io.BytesIO()
+    np.savez_compressed(file, **stacks, env_steps=steps, mean_return=returns[:, 0].round(1), std_return=returns[:, 1].round(1))
+    write_bytes(out, file.getvalue())

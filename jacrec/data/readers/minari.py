@@ -29,6 +29,7 @@ from jacrec.data.readers.repair import Repairs
 from jacrec.data.references import reference_by_env, reference_by_name
 from jacrec.data.transitions import DatasetInfo, Transitions
 from jacrec.envs.physics import is_goal_space, needs_achieved_goal
+from jacrec.util.files import expect_room
 
 
 def dataset_path(dataset_id: str) -> Path:
@@ -142,6 +143,7 @@ def write_minari(
 
     Raises:
         FileExistsError: the data set exists and `overwrite` is False.
+        OSError: the disk has no room for the data set.
         ValueError: episodes whose shapes do not match the spaces, or non-finite numbers.
     """
     path = dataset_path(dataset_id)
@@ -153,6 +155,7 @@ def write_minari(
     _remove_stale(root)
     staging = Path(tempfile.mkdtemp(prefix=f".making-{os.getpid()}-", dir=root))
     try:
+        expect_room(staging, sum(map(_bytes_on_disk, episodes)) + 1_000_000)  # HDF5 may crash on a full disk
         storage = MinariStorage.new(
             staging / "set",
             observation_space=env.observation_space,
@@ -170,6 +173,12 @@ def write_minari(
     finally:
         shutil.rmtree(staging, ignore_errors=True)
     return path
+
+
+def _bytes_on_disk(episode: Episode) -> int:
+    """An upper bound: the observations of goal environments hold the achieved goal twice; a group and its arrays take 16 kB."""
+    arrays = 2 * episode.observations.nbytes + episode.actions.nbytes + episode.rewards.nbytes + 2 * len(episode)
+    return arrays + 16_384
 
 
 def refuse_to_replace(dataset_id: str, overwrite: bool) -> None:

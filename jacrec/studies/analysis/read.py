@@ -8,20 +8,30 @@ STUDY/cells/<task>/seed-<s>/plays/<contestant>.json
 **/*.failed.json                                    {"error", "attempts", ...} of failed jobs
 """
 
-import json
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired
 
 import numpy as np
 
+from jacrec.evaluation.records import Played, read_rehearsal_record
 from jacrec.studies.config import BASE, StudyConfig
+from jacrec.studies.jobs import REMEDY
 from jacrec.studies.spec import FILE, read_study_config
 from jacrec.training.config import to_dict
 from jacrec.training.run import PARTS
+from jacrec.util.files import read_json
 
 SHARED_NETWORKS = ("actor", "critic", "reward")  # of all contestants of a cell
+
+
+class StudyPlay(Played):
+    """What is read of plays/<contestant>.json."""
+
+    environment: dict[str, Any] | None
+    settings: dict[str, Any]
+    choice: NotRequired[str | None]
 
 
 @dataclass(frozen=True)
@@ -188,8 +198,8 @@ def _read_rehearsals(study: Study, task: str, seed: int, base: Play | None) -> N
         file, failed = folder / f"{name}.json", folder / f"{name}.failed.json"
         if file.is_file():
             try:
-                record = json.loads(file.read_text(encoding="utf-8"))
-            except json.JSONDecodeError as error:
+                record = read_rehearsal_record(file)
+            except ValueError as error:
                 study.gaps.append(Gap(task, seed, f"rehearsal {name}", "failed", f"{file.name} cannot be read: {error}"))
                 continue
             if base is not None and record["networks"] != base.record["networks"]:
@@ -203,8 +213,8 @@ def _read_rehearsals(study: Study, task: str, seed: int, base: Play | None) -> N
 
 def _failure(file: Path) -> tuple[str, str]:
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except json.JSONDecodeError:
+        content = read_json(file, dict, REMEDY)
+    except ValueError:
         return "failed", f"{file.name} cannot be read"
     attempts = content.get("attempts")
     error = str(content.get("error") or "no message").strip().splitlines()[0]
@@ -213,8 +223,8 @@ def _failure(file: Path) -> tuple[str, str]:
 
 def _read_play(file: Path, task: str, seed: int, name: str) -> Play | Gap:
     try:
-        record = json.loads(file.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
+        record = read_json(file, StudyPlay, REMEDY)
+    except ValueError as error:
         return Gap(task, seed, f"play {name}", "failed", f"{file.name} cannot be read: {error}")
     returns, seeds = record["returns"], record["seeds"]
     if not returns or len(returns) != len(seeds) or not all(math.isfinite(r) for r in returns):

@@ -4,11 +4,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from jacrec.studies.analysis.read import Study, is_trained
 from jacrec.studies.config import DEFAULT_MODEL
-from jacrec.util.files import read_json_lines
+from jacrec.training.folder import read_record
+from jacrec.training.loop import read_metrics
 
 KEYS = {"dynamics": ("one_step_rmse", "still_rmse"), "reward": ("reward_rmse", "reward_std")}
 """stage -> keys of the error and of the reference error without a model"""
@@ -35,7 +34,7 @@ def run_curve(run: Path, stage: str, *, task: str = "", seed: int = 0, model: st
     """The error of stage "dynamics" or "reward" over a run's training; None if none was logged."""
     key, reference = KEYS[stage]
     # a resumed run may have logged an update twice: the later line is valid
-    metrics = read_json_lines(run / "metrics.jsonl")
+    metrics = read_metrics(run / "metrics.jsonl")
     lines = {line["update"]: line for line in metrics if line.get("stage") == stage and key in line}
     if not lines:
         return None
@@ -68,9 +67,12 @@ def curves(study: Study, stage: str) -> list[Curve]:
 
 
 def run_record(run: Path) -> dict[str, Any]:
-    """config.yaml of a run; {} if there is none."""
-    file = run / "config.yaml"
-    return yaml.safe_load(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    """config.yaml of a run; {} if there is none.
+
+    Raises:
+        ValueError: it is damaged.
+    """
+    return read_record(run) if (run / "config.yaml").is_file() else {}
 
 
 def data_of(study: Study, task: str) -> dict[str, Any]:

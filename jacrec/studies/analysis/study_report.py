@@ -21,6 +21,7 @@ from jacrec.studies.analysis.rehearsal_accuracy import agreement, choices, findi
 from jacrec.studies.analysis.runs import curves, run_record
 from jacrec.studies.analysis.settings import control_of, main_contestant, rehearsed_contestants
 from jacrec.studies.config import BASE
+from jacrec.util.files import write_text
 
 GROUP = 4
 FOLDER = "report"
@@ -71,7 +72,7 @@ def _played(study: Study, main: str | None, shown: Sequence[str], folder: Path, 
     texts = {title: f"## {title}\n\n" + _saved(sheet, folder, name) for title, (name, sheet) in sheets.items() if sheet}
     if main is None:
         return list(texts.values())
-    (folder / "gains.json").write_text(json.dumps(gains_record(study, level=level), indent=1), encoding="utf-8")
+    write_text(folder / "gains.json", json.dumps(gains_record(study, level=level), indent=1))
     return [
         _findings(study, main, level),
         texts["Scores"],
@@ -281,6 +282,6 @@ def _provenance(study: Study, folder: Path) -> str:
 
 def _saved(sheet: Sheet, folder: Path, name: str) -> str:
     text = sheet.markdown()
-    (folder / "tables" / f"{name}.md").write_text(text + "\n", encoding="utf-8")
-    (folder / "tables" / f"{name}.csv").write_text(sheet.csv(), encoding="utf-8")
+    write_text(folder / "tables" / f"{name}.md", text + "\n")
+    write_text(folder / "tables" / f"{name}.csv", sheet.csv())
     return text
