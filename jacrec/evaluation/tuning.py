@@ -27,6 +27,7 @@ from jacrec.evaluation.records import read_tuning_record, record_differences
 from jacrec.evaluation.statistics import Estimate, paired_difference
 from jacrec.evaluation.versions import machine, versions
 from jacrec.training.run import Run, torch_threads
+from jacrec.util import locks
 from jacrec.util.errors import expect_count
 from jacrec.util.files import write_json, write_text
 
@@ -153,7 +154,10 @@ def tune(
                 raise ValueError(f"{family}.{name}: expected another name, got that of the base policy")
             play.allow(own, f"{family}.{name}")
     path = folder / FILE
-    with contextlib.closing(open_env(run, play)) as env, torch_threads(play.threads):
+    folder.mkdir(parents=True, exist_ok=True)
+    busy = ValueError(f"{folder}: expected no running race there, got one; wait for it, or choose another folder (--out)")
+    locked = locks.locked(folder / ".tuning.lock", busy)
+    with locked, contextlib.closing(open_env(run, play)) as env, torch_threads(play.threads):
         record = _new_record(run, families, config, play, env)
         record = record if again else _resumed(path, record)
         for family, candidates in families.items():
