@@ -52,6 +52,7 @@ def make(
     seed: int = 0,
     id: Annotated[str | None, tyro.conf.arg(name="id")] = None,
     physics: Literal["d4rl", "native"] = "d4rl",
+    max_episode_steps: int | None = None,
     overwrite: bool = False,
 ) -> int:
     """Make a data set: built-in behaviour in MuJoCo, written as a Minari data set.
@@ -63,6 +64,7 @@ def make(
         seed: seed of resets and action noise
         id: Minari id; default: jacrec/ENV-KIND-v0
         physics: d4rl: contacts as when D4RL's data were recorded; native: this MuJoCo's own
+        max_episode_steps: time limit; default: the environment's own; required if it has none
         overwrite: replace a data set with the same id
     """
     columns = (TextColumn("collecting"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
@@ -76,6 +78,7 @@ def make(
             overwrite=overwrite,
             dataset_id=id,
             physics=physics,
+            max_episode_steps=max_episode_steps,
             progress=lambda done: progress.update(task, completed=done),
         )
     print(f"{made.dataset_id}: {made.episodes} episodes, {made.steps} steps in {made.seconds:.1f} s, at {made.path}")
@@ -138,14 +141,22 @@ def list_() -> int:
     return 0
 
 
-def show(source: Positional[str], *, env_id: str | None = None) -> int:
+def show(
+    source: Positional[str],
+    *,
+    env_id: str | None = None,
+    action_low: tuple[float, ...] | None = None,
+    action_high: tuple[float, ...] | None = None,
+) -> int:
     """Describe a data set.
 
     Args:
         source: name of a D4RL data set, Minari id, or path of an HDF5 file in D4RL's layout
         env_id: gymnasium id of the environment; default: the one recorded in the data
+        action_low: lower bounds of the actions, one number per component or one for all; default: those recorded, else -1
+        action_high: upper bounds, likewise
     """
-    x = describe(source, env_id=env_id)
+    x = describe(source, env_id=env_id, action_low=action_low, action_high=action_high)
     table = Table(show_header=False, title=x.info.name)
     rows = {
         "environment": x.info.env_id or "not recorded",
@@ -153,6 +164,7 @@ def show(source: Positional[str], *, env_id: str | None = None) -> int:
         "episodes": str(x.episodes),
         "transitions": str(x.steps),
         "state, action": f"{x.state_dim}, {x.action_dim}",
+        "action bounds": str(x.info.action_box or "not recorded; [-1, 1] stands for the environment's"),
         "return": _spread(x.returns),
         "score (%)": "no reference" if x.scores is None else _spread(x.scores),
         "episode length": _spread(x.lengths),

@@ -8,7 +8,7 @@ import numpy as np
 
 from jacrec.data.readers.load import load
 from jacrec.data.readers.minari import dataset_info, dataset_path, local_ids, read_metadata
-from jacrec.data.transitions import DatasetInfo, Transitions
+from jacrec.data.transitions import Bound, DatasetInfo, Transitions
 
 
 @dataclass(frozen=True)
@@ -71,13 +71,15 @@ def list_datasets() -> list[DatasetSummary]:
     return [_summary(dataset_id) for dataset_id in local_ids()]
 
 
-def describe(source: str | Path, *, env_id: str | None = None) -> DatasetDescription:
+def describe(
+    source: str | Path, *, env_id: str | None = None, action_low: Bound | None = None, action_high: Bound | None = None
+) -> DatasetDescription:
     """Read a data set and summarise it. Accepts whatever `load` accepts; never downloads.
 
     Raises:
         FileNotFoundError, ValueError: as `load`.
     """
-    data = load(source, env_id=env_id, download=False)
+    data = load(source, env_id=env_id, action_low=action_low, action_high=action_high, download=False)
     returns, lengths, terminated = episode_table(data)
     if not len(returns):
         raise ValueError(f"{data.info.name}: expected rows with a known successor, got none; every episode has a single row")

@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from jacrec.control.controller import MPC, MPCConfig
+from jacrec.envs.actions import expect_time_limit, played_box
 from jacrec.envs.batch import BatchedEnv
 from jacrec.evaluation.config import PlayConfig
 from jacrec.evaluation.episodes import EpisodeLog, PolicyController, Watcher, play
@@ -20,18 +21,29 @@ from jacrec.planners import Planner, PlannerConfig, model_calls
 from jacrec.training.run import Run
 
 
-def open_env(run: Run, config: PlayConfig, *, threads: int | None = None) -> BatchedEnv:
+def open_env(run: Run, config: PlayConfig, *, threads: int | None = None, played: bool = True) -> BatchedEnv:
     """The batched environment that a run is evaluated in.
 
     Args:
         config: `rows` (default: `episodes`) is the batch size.
         threads: simulation threads (default: all processors available to this process).
+        played: whether whole episodes are played, so that a time limit is needed.
 
     Raises:
-        ValueError: the environment is unknown, or its dimensions differ from the policy's.
+        ValueError: the environment is unknown, its dimensions differ from the policy's, it has no time limit, or its action
+            bounds are not finite or differ from those of the run's data (see `jacrec.envs.actions.played_box`).
     """
     env_id = environment_id(run, config.env_id)
-    env = BatchedEnv(env_id, config.rows or config.episodes, physics=config.physics, threads=threads)
+    env = BatchedEnv(
+        env_id,
+        config.rows or config.episodes,
+        physics=config.physics,
+        threads=threads,
+        max_episode_steps=config.max_episode_steps,
+    )
+    env.action_box = played_box(env.action_space, env_id, run.info.action_box, config.action_bounds)
+    if played:
+        expect_time_limit(env_id, env.max_episode_steps)
     if (env.state_dim, env.action_dim) != (run.policy.state_dim, run.policy.action_dim):
         raise ValueError(
             f"{env_id}: expected state and action dimensions {run.policy.state_dim} and {run.policy.action_dim}, as in the "
@@ -114,6 +126,8 @@ def environment_record(env: BatchedEnv) -> dict[str, Any]:
         "engine": env.engine,
         "step_time": env.step_time,
         "max_episode_steps": env.max_episode_steps,
+        "action_low": list(env.action_box.low),
+        "action_high": list(env.action_box.high),
         **env.physics,
     }
 

@@ -215,10 +215,11 @@ def rehearse_run(
     Args:
         others: additional runs on the same data, by name; their world and reward models are played in too.
     """
-    reset = PlayConfig(episodes=config.episodes, env_id=play.env_id, physics=play.physics)
+    # no action is taken in the environment
+    reset = PlayConfig(episodes=config.episodes, env_id=play.env_id, physics=play.physics, action_bounds="data")
     worlds = {name: other.world for name, other in (others or {}).items()}
     with torch_threads(play.threads):
-        with contextlib.closing(open_env(run, reset, threads=1)) as env:
+        with contextlib.closing(open_env(run, reset, threads=1, played=False)) as env:
             starts = env.reset([1000 * config.seed + i for i in range(config.episodes)])
         rehearsal = rehearse(
             run.policy, run.world, starts, candidates, config, others=worlds, ended=termination(env.env_id), progress=progress

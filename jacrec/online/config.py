@@ -131,6 +131,10 @@ class DeployConfig:
     """gymnasium id of the environment (default: the one recorded with the run's data)"""
     physics: str = "d4rl"
     """contact parameters: d4rl (as when the data sets were recorded) or native"""
+    max_episode_steps: int | None = None
+    """time limit, as in an evaluation (default: the environment's own; required if it has none)"""
+    action_bounds: str | None = None
+    """what the policy's actions in [-1, 1] stand for, as in an evaluation: env or data"""
     threads: int = 1
     """torch threads of the controller"""
     step_seconds: float | None = None
@@ -159,4 +163,5 @@ class DeployConfig:
     @property
     def play(self) -> PlayConfig:
         """The corresponding settings of an evaluation."""
-        return PlayConfig(self.episodes, self.seed, self.rows, self.env_id, self.physics, self.threads)
+        names = ("episodes", "seed", "rows", "env_id", "physics", "max_episode_steps", "action_bounds", "threads")
+        return PlayConfig(**{name: getattr(self, name) for name in names})

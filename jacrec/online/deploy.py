@@ -24,7 +24,7 @@ from jacrec.evaluation.contestant import digests, environment_record, open_env
 from jacrec.evaluation.episodes import EpisodeLog, play
 from jacrec.evaluation.records import record_differences
 from jacrec.evaluation.versions import machine, versions
-from jacrec.experimental.config import ExperimentalConfig, current_settings
+from jacrec.experimental.config import current_settings
 from jacrec.online.config import DeployConfig
 from jacrec.online.published import read_refreshes
 from jacrec.online.refresh import Refresher, expect_refreshable
@@ -173,7 +173,7 @@ def _previous(path: Path, fresh: dict[str, Any]) -> dict[str, Any]:
     old = json.loads(path.read_text(encoding="utf-8"))
     # a deployment from before a setting was introduced was played with its default
     mpc = current_settings(old["settings"]["mpc"], f"{path}: mpc")
-    old["settings"] = {"experimental": asdict(ExperimentalConfig())} | old["settings"] | {"mpc": mpc}
+    old["settings"] = json.loads(json.dumps(asdict(DeployConfig()))) | old["settings"] | {"mpc": mpc}
     different = record_differences(old, fresh, ignored=("episodes",))
     if different:
         raise ValueError(

@@ -127,7 +127,8 @@ def offline_data(config: TrainConfig, c: RefreshConfig, say: Callable[[str], Non
     if c.share == 1.0:
         return None
     try:
-        data = load(config.data, env_id=config.env_id, download=False)
+        bounds = {"action_low": config.action_low, "action_high": config.action_high}
+        data = load(config.data, env_id=config.env_id, **bounds, download=False)
         kept, held_out = data.split(config.held_out, derive_seed(config.seed, "held out"))
     except (OSError, ValueError) as error:
         sentence = f"no offline data, so share = {c.share:g} is ignored and only the replay buffer is used ({error})"

@@ -10,7 +10,7 @@ from typing import Any
 
 from jacrec.control.controller import MPCConfig
 from jacrec.data.readers.load import load
-from jacrec.data.transitions import Transitions
+from jacrec.data.transitions import Bound, Transitions
 from jacrec.evaluation.config import PlayConfig
 from jacrec.evaluation.contestant import (
     digests,
@@ -124,7 +124,7 @@ class TrainJob(Job):
             done[line["stage"]] = line["update"]
             report(sum(done.values()) / max(total, 1))
 
-        data = load_cached(source, config.env_id)
+        data = load_cached(source, config.env_id, config.action_low, config.action_high)
         policy = load_tilt_policy(self.folder / self.needs[0]) if self.needs else None
         train(config, self.path, stages=self.stages, data=data, policy=policy, quiet=True, on_log=on_log)
         return f"{total} updates"
@@ -261,13 +261,16 @@ def _differing(there: dict[str, Any], here: dict[str, Any]) -> str:
     return ", ".join(found)
 
 
-_loaded: dict[tuple[str, str | None], Transitions] = {}
+_loaded: dict[tuple, Transitions] = {}
 """the data set most recently loaded by this process"""
 
 
-def load_cached(source: str, env_id: str | None) -> Transitions:
+def load_cached(
+    source: str, env_id: str | None, action_low: Bound | None = None, action_high: Bound | None = None
+) -> Transitions:
     """`load` with a cache of one data set, so that consecutive jobs of a worker on the same data load it once."""
-    if (source, env_id) not in _loaded:
+    key = source, env_id, action_low, action_high
+    if key not in _loaded:
         _loaded.clear()
-        _loaded[source, env_id] = load(source, env_id=env_id)
-    return _loaded[source, env_id]
+        _loaded[key] = load(source, env_id=env_id, action_low=action_low, action_high=action_high)
+    return _loaded[key]

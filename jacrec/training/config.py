@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from jacrec.data.d4rl_files import ANTMAZE, KINDS, LOCOMOTION
+from jacrec.envs.actions import ActionBox
 from jacrec.models.dynamics.flow import without_solver
 from jacrec.util.errors import expect_one_of
 
@@ -217,6 +218,11 @@ class TrainConfig:
     """name of a D4RL data set, Minari id, or path of a D4RL-layout file"""
     env_id: str | None = None
     """gymnasium id of the evaluation environment; None for the one named in the data"""
+    action_low: tuple[float, ...] | None = None
+    """lower bounds of the data's actions in the environment's units, one number per component or one for all; None for those
+    that a Minari data set states, and for files with actions in [-1, 1] that stand for the environment's own bounds"""
+    action_high: tuple[float, ...] | None = None
+    """upper bounds, likewise"""
     seed: int = 0
     """seed of initial weights, batches, noise and the choice of held-out episodes"""
     rebrac: ReBRACConfig = field(default_factory=ReBRACConfig)
@@ -241,6 +247,7 @@ class TrainConfig:
 
     def __post_init__(self):
         _check_counts(self, "log_every", "checkpoint_every")
+        ActionBox.stated(self.action_low, self.action_high)  # raises if they are not bounds
         if not 0.0 < self.held_out < 1.0:
             raise ValueError(f"held_out: expected a share of the episodes in (0, 1), got {self.held_out}")
 
@@ -320,7 +327,7 @@ def from_dict(content: dict[str, Any]) -> TrainConfig:
     if unknown:
         known = ", ".join(sorted(known))
         raise ValueError(f"settings: expected fields of TrainConfig ({known}), got {', '.join(unknown)}")
-    values = dict(content)
+    values = {k: tuple(v) if isinstance(v, list) else v for k, v in content.items()}
     for part, kind in PARTS.items():
         if part in values:
             values[part] = _part(kind, values[part])

@@ -17,7 +17,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from jacrec.data.transitions import DatasetInfo, Transitions
+from jacrec.data.transitions import DatasetInfo, Transitions, with_bounds
+from jacrec.envs.actions import ActionBox
 from jacrec.models.io import load_module, save_module
 from jacrec.models.networks import Actor
 from jacrec.models.world import World
@@ -145,11 +146,21 @@ def checkpoint_path(out: Path, stage: str) -> Path:
 
 
 def load_transitions(config: TrainConfig, data: Transitions | None = None) -> Transitions:
-    """The configuration's data, or `data` with the configuration's environment."""
+    """The configuration's data, or `data` with the configuration's environment.
+
+    Raises:
+        ValueError: `data` state other action bounds than the configuration.
+    """
+    stated = ActionBox.stated(config.action_low, config.action_high)
     if data is None:
         from jacrec.data.readers.load import load
 
-        data = load(config.data, env_id=config.env_id)
+        data = load(config.data, env_id=config.env_id, action_low=config.action_low, action_high=config.action_high)
+    elif stated is not None and stated != data.info.action_box:
+        raise ValueError(
+            f"action_low, action_high: expected none beside data, whose actions are already in [-1, 1] for "
+            f"{data.info.action_box or 'unstated bounds'}, got {stated}; state them where the data are read"
+        )
     return data if config.env_id is None else replace(data, info=replace(data.info, env_id=config.env_id))
 
 
@@ -226,6 +237,9 @@ def load_run(path: str | Path) -> Run:
     world = World(parts["dynamics"], parts["reward"], parts["critic"], config.rebrac.discount)
     known = {f.name for f in fields(DatasetInfo)}
     info = DatasetInfo(**{k: v for k, v in record["data"].items() if k in known})
+    if "action_low" not in record["data"]:
+        # an earlier version took the actions as they were
+        info = with_bounds(info, -1.0, 1.0)
     return Run(parts["actor"], world, info, config, path)
 
 

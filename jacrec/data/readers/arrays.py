@@ -2,7 +2,7 @@
 
 `from_arrays` is the public entry point; the readers use the other two. Sources are read in blocks of rows, directly into
 the float32 result: peak memory is the result plus one block and a few bytes per row, whatever the sources' precision.
-Every number is checked on the way: it must be finite, and actions must lie in [-1, 1].
+Every number is checked on the way: it must be finite, and actions must lie within their bounds, which become [-1, 1].
 """
 
 import warnings
@@ -12,9 +12,17 @@ from typing import Any
 
 import numpy as np
 
-from jacrec.data.readers.checks import as_actions, as_finite, as_flags, check_environment, check_lengths, check_shapes
+from jacrec.data.readers.checks import (
+    as_actions,
+    as_finite,
+    as_flags,
+    check_environment,
+    check_lengths,
+    check_shapes,
+    stated_box,
+)
 from jacrec.data.references import reference_by_env
-from jacrec.data.transitions import DatasetInfo, Transitions
+from jacrec.data.transitions import Bound, DatasetInfo, Transitions, with_bounds
 
 BLOCK = 1 << 16
 """rows read at a time"""
@@ -34,13 +42,15 @@ def from_arrays(
     lengths: np.ndarray | list[int] | None = None,
     next_observations: np.ndarray | None = None,
     env_id: str | None = None,
+    action_low: Bound | None = None,
+    action_high: Bound | None = None,
     name: str = "arrays",
 ) -> Transitions:
     """Transitions from your own arrays, in the order of collection, ready for `jacrec.training.train(data=...)`.
 
     Args:
         observations: (n, d), the state before each action.
-        actions: (n, m) in [-1, 1].
+        actions: (n, m) within their bounds.
         rewards: (n,).
         terminals: (n,) bool, the MDP terminated with this row's action. Such a row always ends its episode.
         ends: (n,) bool, the row is the last of its episode for any reason (D4RL calls the non-terminal ones timeouts).
@@ -48,10 +58,13 @@ def from_arrays(
         next_observations: (n, d), the state after each action. If omitted, the successor of a row is the next row of its
             episode, and last rows, whose successor is unknown, are not used to train world models.
         env_id: gymnasium id of the evaluation environment.
+        action_low, action_high: the bounds of the actions in the environment's units, () or (m,). The actions are mapped to
+            [-1, 1], in which networks act, and back when a policy plays. Omit both for actions that already lie in [-1, 1]
+            and stand for the environment's own bounds.
 
     Raises:
         ValueError: arrays that do not match each other or the environment, episodes longer than its time limit,
-            non-finite numbers, or actions outside [-1, 1]. The message names the row.
+            non-finite numbers, or actions outside their bounds. The message names the row.
     """
     if ends is not None and lengths is not None:
         raise ValueError("ends, lengths: expected at most one of them, got both; they carry the same information")
@@ -70,7 +83,7 @@ def from_arrays(
         last[stops - 1] = True
     reference = reference_by_env(env_id) if env_id else None
     refs = (reference.ref_min, reference.ref_max) if reference else (None, None)
-    info = DatasetInfo(name, env_id, *refs, source="arrays")
+    info = with_bounds(DatasetInfo(name, env_id, *refs, source="arrays"), action_low, action_high)
     following = None if next_observations is None else np.asarray(next_observations)
     rewards = np.asarray(rewards).reshape(-1)
     return from_flat(np.asarray(observations), np.asarray(actions), rewards, terminal, last, info, following)
@@ -98,6 +111,7 @@ def from_flat(
     check_shapes(info.name, observations, actions, rewards, terminal, last, next_observations)
     n, d, m = len(rewards), observations.shape[1], actions.shape[1]
     check_environment(info, d, m)
+    box = stated_box(info, m)
     last = last.astype(bool)
     last[-1] = True
     if next_observations is None:
@@ -110,7 +124,7 @@ def from_flat(
     for a in range(0, n, step := _block(observations, n)):
         b = min(a + step, n)
         state = as_finite(observations[a:b], a, info.name, "observations")
-        action = as_actions(actions[a:b], a, info.name)
+        action = as_actions(actions[a:b], a, info.name, box)
         own, c = known[a:b], int(known[a:b].sum())
         found.state[done : done + c], found.action[done : done + c] = _select(state, own), _select(action, own)
         mine = slice(*np.searchsorted(blind, (a, b)))
@@ -151,7 +165,7 @@ def from_episodes(
     Raises:
         ValueError: as `from_flat`, naming episode and step, or the steps do not sum to `steps`.
     """
-    found, done = None, 0
+    found, done, box = None, 0, None
     for number, (states, actions, rewards, terminations) in enumerate(episodes):
         where, T = f"{info.name}: episode {number}", len(rewards)
         for key, value, shape in (
@@ -163,6 +177,7 @@ def from_episodes(
                 raise ValueError(f"{where}: {key}: expected shape {shape} for {T} rewards, got {np.shape(value)}")
         if found is None:
             check_environment(info, states.shape[1], actions.shape[1])
+            box = stated_box(info, actions.shape[1])
             found = _empty(steps, states.shape[1], actions.shape[1], info)
         if (states.shape[1], actions.shape[1]) != (found.state_dim, found.action_dim):
             raise ValueError(
@@ -174,7 +189,7 @@ def from_episodes(
         rows = slice(done, done + T)
         state = as_finite(states, 0, where, "observations")
         found.state[rows], found.next_state[rows] = state[:-1], state[1:]
-        found.action[rows] = as_actions(actions, 0, where)
+        found.action[rows] = as_actions(actions, 0, where, box)
         found.reward[rows] = as_finite(rewards, 0, where, "rewards")
         found.next_action[done : done + T - 1] = found.action[done + 1 : done + T]
         found.terminal[rows], found.episode[rows], found.has_next_action[rows] = terminations, number, True

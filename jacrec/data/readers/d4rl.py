@@ -34,7 +34,7 @@ from jacrec.data.d4rl_files import d4rl_file
 from jacrec.data.readers.arrays import UNMARKED_SHARE, from_flat
 from jacrec.data.readers.checks import as_finite, as_flags
 from jacrec.data.references import reference_by_env, reference_by_name
-from jacrec.data.transitions import DatasetInfo, Transitions
+from jacrec.data.transitions import Bound, DatasetInfo, Transitions, with_bounds
 
 HDF5_SUFFIXES = (".hdf5", ".h5")
 FLAT_SUFFIXES = (*HDF5_SUFFIXES, ".npz")
@@ -44,8 +44,12 @@ REACH = 1.0
 episodes"""
 
 
-def read_d4rl(path: str | Path, *, env_id: str | None = None) -> Transitions:
+def read_d4rl(
+    path: str | Path, *, env_id: str | None = None, action_low: Bound | None = None, action_high: Bound | None = None
+) -> Transitions:
     """Read a file in D4RL's layout. `env_id` overrides the environment given by the file's attributes or name.
+
+    Without `action_low` and `action_high` the actions have to lie in [-1, 1], see `jacrec.data.from_arrays`.
 
     Raises:
         FileNotFoundError: no such file.
@@ -64,7 +68,7 @@ def read_d4rl(path: str | Path, *, env_id: str | None = None) -> Transitions:
                 f"{path}: expected the keys {', '.join(KEYS)}, got {', '.join(sorted(arrays))} without "
                 f"{', '.join(missing)}; if a file lacks timeouts, add them: they mark the ends of episodes"
             )
-        info = _info(path, attributes, env_id)
+        info = with_bounds(_info(path, attributes, env_id), action_low, action_high)
         terminal, timeout = (as_flags(np.asarray(arrays[key]).reshape(-1), str(path), key) for key in ("terminals", "timeouts"))
         if len(terminal) != len(timeout):
             raise ValueError(f"{path}: timeouts: expected {len(terminal)} values as in terminals, got {len(timeout)}")

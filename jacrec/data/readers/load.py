@@ -8,25 +8,37 @@ from jacrec.data.download import fetch_minari, offline_instructions
 from jacrec.data.fetch import DownloadError
 from jacrec.data.readers.d4rl import FLAT_SUFFIXES, read_d4rl
 from jacrec.data.readers.minari import dataset_path, is_complete, local_ids, read_minari
-from jacrec.data.transitions import Transitions
+from jacrec.data.transitions import Bound, Transitions
 
 
-def load(source: str | Path, *, env_id: str | None = None, download: bool = True) -> Transitions:
+def load(
+    source: str | Path,
+    *,
+    env_id: str | None = None,
+    action_low: Bound | None = None,
+    action_high: Bound | None = None,
+    download: bool = True,
+) -> Transitions:
     """Transitions of a D4RL data set, a Minari data set, or a D4RL-layout .hdf5, .h5 or .npz file.
 
     D4RL's names (``hopper-medium-replay-v2`` and the 23 others) refer to files in $JACREC_DATA (~/.jacrec/datasets) or in
     D4RL's own folder, as stored by `jacrec data get` or by hand. A Minari id is looked up on disk; if it is missing and
     `download` is True, it is requested from Minari's server. `env_id` overrides the environment named in the data.
 
+    Actions are mapped to [-1, 1] from their bounds `action_low` and `action_high`, () or (m,), in the environment's units. By
+    default these are the bounds of a Minari data set's action space; files in D4RL's layout state none, so their actions have
+    to lie in [-1, 1] already, which stands for the evaluation environment's own bounds.
+
     Raises:
         FileNotFoundError: nothing of that name is stored or could be downloaded; the message lists the local data sets.
         ValueError: neither an id nor a file name, or contents that do not form transitions (see the readers).
     """
+    bounds = {"action_low": action_low, "action_high": action_high}
     if isinstance(source, Path) or source.endswith(FLAT_SUFFIXES):
-        return read_d4rl(source, env_id=env_id)
+        return read_d4rl(source, env_id=env_id, **bounds)
     file = find_d4rl(source)
     if file is not None:
-        return read_d4rl(file, env_id=env_id)
+        return read_d4rl(file, env_id=env_id, **bounds)
     path = dataset_path(source)
     if not is_complete(path):
         if source in D4RL_FILES:
@@ -34,7 +46,7 @@ def load(source: str | Path, *, env_id: str | None = None, download: bool = True
         reason = _download(source) if download and not source.startswith("jacrec/") else "not attempted"
         if reason is not None:
             raise FileNotFoundError(_not_found_message(source, path, reason))
-    return read_minari(source, env_id=env_id)
+    return read_minari(source, env_id=env_id, **bounds)
 
 
 def _no_file_message(name: str) -> str:

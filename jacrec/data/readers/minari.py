@@ -24,7 +24,8 @@ from minari.storage.datasets_root_dir import get_dataset_path
 from jacrec.data.behaviour.collect import Episode
 from jacrec.data.readers.arrays import from_episodes
 from jacrec.data.references import reference_by_env, reference_by_name
-from jacrec.data.transitions import DatasetInfo, Transitions
+from jacrec.data.transitions import Bound, DatasetInfo, Transitions, with_bounds
+from jacrec.envs.actions import ActionBox
 from jacrec.envs.physics import goal_in_state, is_goal_space, needs_achieved_goal
 
 HDF5_FILE = "main_data.hdf5"
@@ -66,22 +67,31 @@ def read_metadata(dataset_id: str) -> dict[str, Any]:
     return MinariStorage.read_raw_metadata(path / "data")
 
 
-def read_minari(dataset_id: str, *, env_id: str | None = None) -> Transitions:
+def read_minari(
+    dataset_id: str, *, env_id: str | None = None, action_low: Bound | None = None, action_high: Bound | None = None
+) -> Transitions:
     """Read a local Minari data set. `env_id` overrides the environment named in its metadata.
+
+    The actions are mapped to [-1, 1] from the bounds of its action space, which `action_low` and `action_high` override.
 
     An episode stores T + 1 observations, so every successor is known. A termination inside an episode (in goal environments
     that continue) masks the bootstrap of its row without splitting the episode; a truncation does neither.
 
     Raises:
         FileNotFoundError: no complete data set with that id on disk.
-        ValueError: observations that are not vectors (or goal dicts of vectors), or inconsistent contents.
+        ValueError: observations that are not vectors (or goal dicts of vectors), actions without finite bounds, or
+            inconsistent contents.
     """
     metadata = read_metadata(dataset_id)
     storage = MinariStorage.read(dataset_path(dataset_id) / "data")
     space = storage.observation_space
     if not is_goal_space(space) and not (isinstance(space, gymnasium.spaces.Box) and len(space.shape) == 1):
         raise ValueError(f"{dataset_id}: expected vector observations or a goal environment's dict of vectors, got {space}")
-    info = dataset_info(dataset_id, metadata, env_id)
+    info = with_bounds(dataset_info(dataset_id, metadata, env_id), action_low, action_high)
+    if info.action_box is None:
+        remedy = "state the bounds of its actions: action_low, action_high (--action-low, --action-high)"
+        box = ActionBox.of(storage.action_space, dataset_id, remedy)
+        info = with_bounds(info, box.low, box.high)
     recorded = json.loads(metadata["env_spec"])["id"] if "env_spec" in metadata else info.env_id
     episodes = storage.get_episodes(range(storage.total_episodes))
     return from_episodes(
@@ -115,6 +125,7 @@ def write_minari(
     episodes: list[Episode],
     *,
     env: gymnasium.Env,
+    action_space: gymnasium.Space | None = None,
     metadata: dict[str, Any],
     overwrite: bool = False,
 ) -> Path:
@@ -125,6 +136,7 @@ def write_minari(
 
     Args:
         env: the unwrapped gymnasium environment whose spaces and spec are stored with the data.
+        action_space: the space that the actions are in, if a wrapper changes the environment's own.
 
     Raises:
         FileExistsError: the data set exists and `overwrite` is False.
@@ -142,7 +154,7 @@ def write_minari(
         storage = MinariStorage.new(
             staging / "set",
             observation_space=env.observation_space,
-            action_space=env.action_space,
+            action_space=action_space or env.action_space,
             env_spec=gymnasium.spec(env.spec.id) if env.spec else None,
         )
         storage.update_metadata({"dataset_id": dataset_id, "minari_version": version("minari"), **metadata})
