@@ -16,6 +16,7 @@ from jacrec.evaluation.rehearsal import CANDIDATES, FILE, RehearsalConfig, make_
 from jacrec.evaluation.rehearsal_tables import choice_sentence, table
 from jacrec.studies.parse import build_mpc, expect_mapping
 from jacrec.training.run import load_run
+from jacrec.util.files import user_path
 
 
 @dataclass(frozen=True)
@@ -88,9 +89,9 @@ def named_candidates(names: tuple[str, ...]) -> dict[str, MPCConfig]:
     for name in names:
         if name in CANDIDATES:
             more = {name: CANDIDATES[name]}
-        elif Path(name).suffix in (".yaml", ".yml") and Path(name).is_file():
+        elif (file := user_path(name)).suffix in (".yaml", ".yml") and file.is_file():
             try:
-                content = yaml.safe_load(Path(name).read_text(encoding="utf-8"))
+                content = yaml.safe_load(file.read_text(encoding="utf-8"))
             except yaml.YAMLError as error:
                 raise ValueError(f"{name}: expected YAML, cannot read it: {error}") from None
             more = {who: build_mpc(own, f"{name}: {who}") for who, own in expect_mapping(content, name).items()}

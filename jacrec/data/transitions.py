@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from jacrec.envs.actions import ActionBox
+from jacrec.util.errors import expect_seed
 
 STD_FLOOR = 1e-6
 Bound = float | Sequence[float]
@@ -119,12 +120,16 @@ class Transitions:
         Raises:
             ValueError: `fraction` outside (0, 1), or a single episode.
         """
+        expect_seed("seed", seed)
         if not 0.0 < fraction < 1.0:
             raise ValueError(f"fraction: expected a number in (0, 1), got {fraction}")
         ends = () if self.blind_ends is None else (self.blind_ends.episode,)
         episodes = np.unique(np.concatenate((self.episode, *ends)))
         if len(episodes) < 2:
-            raise ValueError(f"split: expected at least two episodes, got {len(episodes)}; collect or load more data")
+            raise ValueError(
+                f"{self.info.name}: expected at least two episodes, one of them to be held out, got {len(episodes)}; mark where "
+                "episodes end (ends, lengths, timeouts), or collect more data"
+            )
         count = min(max(round(fraction * len(episodes)), 1), len(episodes) - 1)
         held_out = np.random.default_rng(seed).permutation(episodes)[:count]
         return self._select_episodes(held_out, invert=True), self._select_episodes(held_out)

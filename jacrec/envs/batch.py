@@ -154,12 +154,14 @@ class BatchedEnv:
         """Start new episodes in `rows` (default: all), one seed each; return the observations of all rows, (n, d).
 
         Raises:
-            ValueError: the number of seeds differs from the number of rows, or a row is out of range.
+            ValueError: the number of seeds differs from the number of rows, a seed is negative, or a row is out of range.
         """
         rows = np.arange(self.n) if rows is None else np.asarray(rows, np.int64).reshape(-1)
         seeds = np.asarray(seeds).reshape(-1)
         if len(seeds) != len(rows):
             raise ValueError(f"seeds: expected {len(rows)}, one per row, got {len(seeds)}")
+        if len(seeds) and seeds.min() < 0:
+            raise ValueError(f"seeds: expected integers >= 0, got {seeds.min()}")
         if len(rows) and not (rows.min() >= 0 and rows.max() < self.n):
             raise ValueError(f"rows: expected indices in [0, {self.n}), got {rows.tolist()}")
         for row, seed in zip(rows, seeds, strict=True):

@@ -19,6 +19,7 @@ from jacrec.models.dynamics.sampler import Sampler, with_sampler
 from jacrec.models.io import load_module
 from jacrec.planners import Planner, PlannerConfig, model_calls
 from jacrec.training.run import Run
+from jacrec.util.files import user_path
 
 
 def open_env(run: Run, config: PlayConfig, *, threads: int | None = None, played: bool = True) -> BatchedEnv:
@@ -106,7 +107,7 @@ def make_controller(run: Run, controller: MPCConfig | PlannerConfig, batch: int 
 
 def with_dynamics(run: Run, folder: str | Path) -> Run:
     """The run with the world model in `folder`/dynamics.safetensors."""
-    return replace(run, world=replace(run.world, dynamics=load_module(Path(folder) / "dynamics.safetensors")))
+    return replace(run, world=replace(run.world, dynamics=load_module(user_path(folder) / "dynamics.safetensors")))
 
 
 def with_sampling(run: Run, sampler: Sampler) -> Run:

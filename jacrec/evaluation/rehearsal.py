@@ -29,8 +29,8 @@ from jacrec.evaluation.versions import machine, versions
 from jacrec.experimental.config import read_mpc_config
 from jacrec.models.world import World
 from jacrec.training.run import Run, torch_threads
-from jacrec.util.errors import expect_count, expect_positive
-from jacrec.util.files import write_json
+from jacrec.util.errors import expect_count, expect_positive, expect_seed, plain_numbers
+from jacrec.util.files import user_path, write_json
 
 BASE = "base"
 FILE = "rehearsal.json"
@@ -61,6 +61,8 @@ class RehearsalConfig:
     """an imagined state is lost if a coordinate lies more than this many standard deviations from the data's mean"""
 
     def __post_init__(self):
+        plain_numbers(self)
+        expect_seed("rehearsal.seed", self.seed)
         expect_count("rehearsal.episodes", self.episodes, 2)
         expect_count("rehearsal.steps", self.steps, 1)
         expect_positive("rehearsal.data_range", self.data_range)
@@ -254,7 +256,7 @@ def make_rehearsal(
         ValueError: the folder holds a rehearsal of other networks, candidates or settings.
     """
     config, play = config or RehearsalConfig(), play or PlayConfig()
-    path = folder / FILE
+    path = user_path(folder) / FILE
     if path.is_file() and not again:
         old = json.loads(path.read_text(encoding="utf-8"))
         old["controllers"] = {who: asdict(read_mpc_config(own, f"{path}: {who}")) for who, own in old["controllers"].items()}
@@ -284,7 +286,7 @@ def read_rehearsal(run: Run, folder: Path, play: PlayConfig) -> dict[str, Any] |
     Raises:
         ValueError: it belongs to other networks or another environment.
     """
-    path = folder / FILE
+    path = user_path(folder) / FILE
     if not path.is_file():
         return None
     record = json.loads(path.read_text(encoding="utf-8"))

@@ -8,7 +8,7 @@ from jacrec.evaluation.evaluate import acts_as_base, read_evaluation
 from jacrec.evaluation.markdown import Sheet, bullet_list, key_values, write_sections
 from jacrec.evaluation.results import Result, compare, unit, verdict
 from jacrec.training.run import read_record
-from jacrec.util.files import read_json_lines
+from jacrec.util.files import read_json_lines, user_path
 
 
 def write_run_report(
@@ -25,8 +25,8 @@ def write_run_report(
         FileNotFoundError: no run or no evaluation there.
         ValueError: the base policy has not played yet.
     """
-    run = Path(run)
-    folder = Path(evaluation) if evaluation is not None else run
+    run = user_path(run)
+    folder = user_path(evaluation) if evaluation is not None else run
     trained, record = read_record(run), read_evaluation(folder)
     results = compare(record, level=level)
     metrics = read_json_lines(run / "metrics.jsonl")

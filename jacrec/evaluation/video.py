@@ -23,6 +23,7 @@ from jacrec.experimental.config import ExperimentalConfig, read_mpc_config
 from jacrec.models.dynamics.sampler import Sampler
 from jacrec.planners import PlannerConfig
 from jacrec.training.run import Run, load_run
+from jacrec.util.files import user_path
 
 STEM, SIZE, FPS = "episode", 240, 25
 
@@ -60,6 +61,7 @@ def record_video(
         seconds: simulated time.
         timeout: of the subprocess, in seconds.
     """
+    folder = user_path(folder)
     path = folder / f"{stem}{'.mp4' if find_spec('imageio_ffmpeg') else '.gif'}"
     if path.is_file() and not again:
         return Video(path, "")

@@ -18,7 +18,7 @@ from jacrec.models.dynamics import (
 )
 from jacrec.models.dynamics.flow import without_solver
 from jacrec.models.networks import Actor, RewardModel, TwinCritic
-from jacrec.util.files import atomic_write
+from jacrec.util.files import atomic_write, user_path
 
 DYNAMICS = (DiffusionDynamics, DeterministicDynamics, FlowDynamics, MeanFlowDynamics, EnsembleDynamics, MultiStepDynamics)
 CLASSES = {c.__name__: c for c in (Actor, TwinCritic, RewardModel, *DYNAMICS)}
@@ -29,7 +29,7 @@ def save_module(module: nn.Module, path: str | Path) -> Path:
     kind = type(module).__name__
     if kind not in CLASSES:
         raise ValueError(f"save_module: expected one of {', '.join(CLASSES)}, got {kind}; save its state_dict yourself")
-    path = Path(path)
+    path = user_path(path)
     tensors = {k: v.detach().cpu().contiguous() for k, v in module.state_dict().items()}
     with atomic_write(path) as part:
         # a single entry: safetensors writes several in random order, and equal networks should give equal files
@@ -46,7 +46,7 @@ def _umask() -> int:
 
 def load_module(path: str | Path) -> nn.Module:
     """The network stored at `path`, on the CPU, in evaluation mode."""
-    path = Path(path)
+    path = user_path(path)
     if not path.is_file():
         raise FileNotFoundError(f"no network at {path}; train one with `jacrec train`")
     with safe_open(path, "pt") as file:

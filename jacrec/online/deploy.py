@@ -31,7 +31,7 @@ from jacrec.online.refresh import Refresher, expect_refreshable
 from jacrec.online.replay_buffer import OnlineReplay
 from jacrec.online.wrappers import RecordingEnv, RefreshedController
 from jacrec.training.run import Run, load_run, torch_threads
-from jacrec.util.files import atomic_write, write_json
+from jacrec.util.files import atomic_write, user_path, write_json
 
 FILE = "deploy.json"
 
@@ -105,7 +105,7 @@ def deployment_folder(run: Path, out: str | Path | None) -> Path:
     Raises:
         ValueError: it is the folder of a run, or inside the deployed run's folder.
     """
-    folder = Path(out) if out is not None else run.with_name(run.name + "-deploy")
+    folder = user_path(out) if out is not None else run.with_name(run.name + "-deploy")
     if (folder / "config.yaml").exists() or run.resolve() in folder.resolve().parents:
         raise ValueError(f"{folder}: expected a separate folder, got a run's folder or one inside it; choose another (--out)")
     return folder

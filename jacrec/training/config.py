@@ -13,7 +13,7 @@ import yaml
 from jacrec.data.d4rl_files import ANTMAZE, KINDS, LOCOMOTION
 from jacrec.envs.actions import ActionBox
 from jacrec.models.dynamics.flow import without_solver
-from jacrec.util.errors import expect_one_of
+from jacrec.util.errors import expect_one_of, expect_seed, plain_numbers
 
 LR_SCHEDULES = ("constant", "cosine")
 PREDICTIONS = {  # by kind of world model; the last three always predict states and ignore the setting
@@ -79,6 +79,7 @@ class ReBRACConfig:
     """number of critic updates"""
 
     def __post_init__(self):
+        plain_numbers(self)
         _check_counts(self, "batch_size", "policy_freq")
         _check_range(self, 0.0, 1.0, "discount", "tau")
 
@@ -158,6 +159,7 @@ class DynamicsConfig:
     """samples per held-out transition"""
 
     def __post_init__(self):
+        plain_numbers(self)
         expect_one_of("dynamics.kind", self.kind, PREDICTIONS)
         expect_one_of(f"dynamics.prediction of kind {self.kind!r}", self.prediction, PREDICTIONS[self.kind])
         expect_one_of("dynamics.times", self.times, ("logit-normal", "uniform"))
@@ -205,6 +207,7 @@ class RewardConfig:
     """held-out transitions for the RMSE (Figure 3 uses 1000)"""
 
     def __post_init__(self):
+        plain_numbers(self)
         expect_one_of("reward.lr_schedule", self.lr_schedule, LR_SCHEDULES)
         _check_counts(self, "batch_size", "eval_transitions")
         _check_range(self, 0.0, 1.0, "ema")
@@ -246,7 +249,9 @@ class TrainConfig:
     """updates between checkpoints; a kill loses at most this many"""
 
     def __post_init__(self):
+        plain_numbers(self)
         _check_counts(self, "log_every", "checkpoint_every")
+        expect_seed("seed", self.seed)
         ActionBox.stated(self.action_low, self.action_high)  # raises if they are not bounds
         if not 0.0 < self.held_out < 1.0:
             raise ValueError(f"held_out: expected a share of the episodes in (0, 1), got {self.held_out}")

@@ -16,7 +16,7 @@ import jacrec
 from jacrec.data.transitions import Transitions
 from jacrec.training.config import TrainConfig, to_dict
 from jacrec.util import locks
-from jacrec.util.files import write_text
+from jacrec.util.files import user_path, write_text
 
 
 def read_record(path: Path) -> dict[str, Any]:
@@ -25,7 +25,7 @@ def read_record(path: Path) -> dict[str, Any]:
     Raises:
         FileNotFoundError: there is none.
     """
-    file = Path(path) / "config.yaml"
+    file = user_path(path) / "config.yaml"
     if not file.is_file():
         raise FileNotFoundError(f"{path}: expected a run, got no config.yaml; train one with `jacrec train`")
     return yaml.safe_load(file.read_text(encoding="utf-8"))

@@ -34,6 +34,7 @@ from jacrec.training.stages.reward import RewardStage
 from jacrec.training.stages.tilt import load_tilt_policy
 from jacrec.training.streams import derive_seed
 from jacrec.util.errors import expect_one_of
+from jacrec.util.files import user_path
 
 STAGES = ("rebrac", "dynamics", "reward")
 PARTS = {"actor": "rebrac", "critic": "rebrac", "dynamics": "dynamics", "reward": "reward"}
@@ -87,7 +88,7 @@ def train(
         FileNotFoundError: a tilted world model without a policy.
         FloatingPointError: training diverged.
     """
-    out = Path(out)
+    out = user_path(out)
     for stage in stages:
         expect_one_of("stages", stage, STAGES)
     if parallel_stages < 1:
@@ -223,7 +224,7 @@ def load_run(path: str | Path) -> Run:
     Raises:
         FileNotFoundError: no run there, or one of its networks is not trained yet.
     """
-    path = Path(path)
+    path = user_path(path)
     record = read_record(path)
     missing = _missing(path)
     if missing:
@@ -245,7 +246,7 @@ def load_run(path: str | Path) -> Run:
 
 def untrained_stages(path: str | Path) -> list[str]:
     """The stages whose networks are missing in a run's folder."""
-    return list(dict.fromkeys(PARTS[part] for part in _missing(Path(path))))
+    return list(dict.fromkeys(PARTS[part] for part in _missing(user_path(path))))
 
 
 def _missing(path: Path) -> list[str]:

@@ -8,6 +8,13 @@ from pathlib import Path
 from typing import Any
 
 
+def user_path(path: str | Path) -> Path:
+    """A path that a caller gives, with `~` for the home folder as in a shell."""
+    with contextlib.suppress(RuntimeError):  # no such user: it is a name
+        return Path(path).expanduser()
+    return Path(path)
+
+
 @contextlib.contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
     """Where to write a file that is to be `path`: a kill at any moment leaves the old file or the new one.

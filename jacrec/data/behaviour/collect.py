@@ -12,6 +12,7 @@ import numpy as np
 
 from jacrec.envs.actions import ActionBox, expect_time_limit
 from jacrec.envs.batch import BatchedEnv
+from jacrec.util.errors import expect_seed
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,7 @@ def collect(
     Raises:
         ValueError: fewer steps than stages, or an environment without finite action bounds or a time limit.
     """
+    expect_seed("seed", seed)
     if steps < len(stages):
         raise ValueError(f"steps: expected at least one per stage ({len(stages)} stages), got {steps}")
     options: dict[str, Any] = {"physics": physics, "max_episode_steps": max_episode_steps}

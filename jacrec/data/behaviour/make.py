@@ -34,7 +34,7 @@ from jacrec.data.references import reference_by_env
 from jacrec.envs.antmaze import COLLECTION_IDS as ANTMAZE_COLLECTION_IDS
 from jacrec.envs.antmaze import ENV_IDS as ANTMAZE_IDS
 from jacrec.envs.physics import make_env, physics_record
-from jacrec.util.errors import expect_one_of
+from jacrec.util.errors import expect_one_of, expect_seed
 
 MAZES = {
     "pointmaze-umaze": "PointMaze_UMaze-v3",
@@ -179,6 +179,7 @@ def make_dataset(
         FileExistsError: the data set exists and `overwrite` is False; raised before any work is done.
     """
     began = time.monotonic()
+    expect_seed("seed", seed)
     stages = behaviour_stages(env_name, kind)
     dataset_id = dataset_id or default_id(env_name, kind)
     dataset_path(dataset_id)

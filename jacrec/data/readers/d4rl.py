@@ -35,6 +35,7 @@ from jacrec.data.readers.arrays import UNMARKED_SHARE, from_flat
 from jacrec.data.readers.checks import as_finite, as_flags
 from jacrec.data.references import reference_by_env, reference_by_name
 from jacrec.data.transitions import Bound, DatasetInfo, Transitions, with_bounds
+from jacrec.util.files import user_path
 
 HDF5_SUFFIXES = (".hdf5", ".h5")
 FLAT_SUFFIXES = (*HDF5_SUFFIXES, ".npz")
@@ -56,7 +57,7 @@ def read_d4rl(
         ValueError: unknown suffix, unreadable file, missing keys, no marked episode end, or contents that
             `jacrec.data.readers.arrays.from_flat` rejects.
     """
-    path = Path(path)
+    path = user_path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file; expected a D4RL-layout .hdf5 or .npz file")
     if path.suffix not in FLAT_SUFFIXES:
