@@ -121,14 +121,14 @@ def with_sampling(run: Run, sampler: Sampler) -> Run:
 
 
 def environment_record(env: BatchedEnv) -> dict[str, Any]:
-    """Environment, engine and physics settings, ready for JSON."""
+    """Environment, engine, physics settings, and action bounds other than -1 and 1, ready for JSON."""
+    box = env.action_box
     return {
         "id": env.env_id,
         "engine": env.engine,
         "step_time": env.step_time,
         "max_episode_steps": env.max_episode_steps,
-        "action_low": list(env.action_box.low),
-        "action_high": list(env.action_box.high),
+        **({} if box.is_unit else {"action_low": list(box.low), "action_high": list(box.high)}),
         **env.physics,
     }
 

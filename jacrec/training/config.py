@@ -332,7 +332,7 @@ def from_dict(content: dict[str, Any]) -> TrainConfig:
     if unknown:
         known = ", ".join(sorted(known))
         raise ValueError(f"settings: expected fields of TrainConfig ({known}), got {', '.join(unknown)}")
-    values = {k: tuple(v) if isinstance(v, list) else v for k, v in content.items()}
+    values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in content.items()}
     for part, kind in PARTS.items():
         if part in values:
             values[part] = _part(kind, values[part])
