@@ -1,7 +1,9 @@
 """Where a controller's action leaves it, it is clipped to [-1, 1]."""
 
+import math
 import warnings
 
+import torch
 from torch import Tensor, nn
 
 from jacrec.models.networks import Actor, has_manual_derivatives
@@ -18,9 +20,9 @@ class ActionClip:
 
     def __call__(self, action: Tensor, policy: nn.Module) -> Tensor:
         """The actions (..., m) of `policy`, clipped."""
-        if action.device.type != "cpu" and _ends_with_tanh(policy):
+        if action.device.type != "cpu" and ends_with_tanh(policy):
             return action  # without a look at the numbers, which the host would wait for
-        if bool((action.abs() <= 1.0).all()):
+        if torch.linalg.vector_norm(action, math.inf).item() <= 1.0:
             return action
         if not self.warned and bool((action.abs() > 1.0).any()):
             self.warned = True
@@ -33,6 +35,7 @@ class ActionClip:
         return action.clamp(-1.0, 1.0)
 
 
-def _ends_with_tanh(policy: nn.Module) -> bool:
+def ends_with_tanh(policy: nn.Module) -> bool:
+    """Whether a policy is an unmodified `Actor`, or a batch of them, whose actions cannot leave [-1, 1]."""
     actor = getattr(policy, "template", policy)
     return isinstance(actor, Actor) and has_manual_derivatives(actor) and actor.mlp.tanh_output
