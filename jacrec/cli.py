@@ -8,6 +8,7 @@ from importlib import import_module
 
 from jacrec import __version__
 from jacrec.commands import SHELLS, VERBS
+from jacrec.util.files import user_path
 
 USAGE_ERROR, INTERRUPTED = 2, 130
 
@@ -27,7 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     if args[0] == "--print-completion":
         return _print_completion(args[1:])
-    verb, rest = args[0], args[1:]
+    verb, rest = args[0], list(map(_at_home, args[1:]))
     if verb not in VERBS:
         return _fail(f"verb: expected one of {', '.join(VERBS)}, got {verb!r}; see `jacrec --help`")
     try:
@@ -55,6 +56,12 @@ def usage() -> str:
         f"  --print-completion {{{','.join(SHELLS)}}}   print a completion script for this shell",
     ]
     return "\n".join(["usage: jacrec VERB ...        (`jacrec VERB --help` describes a verb)", "", *verbs, "", *options])
+
+
+def _at_home(arg: str) -> str:
+    """An argument with `~` expanded, which shells leave alone in --option=~/path and in quotes."""
+    option, given, value = arg.partition("=") if arg.startswith("--") else ("", "", arg)
+    return f"{option}{given}{user_path(value)}" if value.startswith("~") else arg
 
 
 def _print_completion(args: Sequence[str]) -> int:

@@ -57,6 +57,7 @@ def make(
     behaviour: Literal["linear", "sac"] | None = None,
     id: Annotated[str | None, tyro.conf.arg(name="id")] = None,
     physics: Literal["d4rl", "native"] = "d4rl",
+    max_episode_steps: int | None = None,
     overwrite: bool = False,
 ) -> int:
     """Make a data set: built-in behaviour in MuJoCo, written as a Minari data set.
@@ -70,6 +71,7 @@ def make(
             soft actor-critic training, as D4RL's data); default: linear, and sac for walker2d
         id: Minari id; default: jacrec/ENV-KIND-v0, jacrec/ENV-KIND-sac-v0
         physics: d4rl: contacts as when D4RL's data were recorded; native: this MuJoCo's own
+        max_episode_steps: time limit; default: the environment's own; required if it has none
         overwrite: replace a data set with the same id
     """
     columns = (TextColumn("collecting"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
@@ -84,6 +86,7 @@ def make(
             dataset_id=id,
             behaviour=behaviour,
             physics=physics,
+            max_episode_steps=max_episode_steps,
             progress=lambda done: progress.update(task, completed=done),
         )
     print(f"{made.dataset_id}: {made.episodes} episodes, {made.steps} steps in {made.seconds:.1f} s, at {made.path}")
@@ -152,15 +155,24 @@ def list_() -> int:
     return 0
 
 
-def show(source: Positional[str], *, env_id: str | None = None, repair: bool = False) -> int:
+def show(
+    source: Positional[str],
+    *,
+    env_id: str | None = None,
+    action_low: tuple[float, ...] | None = None,
+    action_high: tuple[float, ...] | None = None,
+    repair: bool = False,
+) -> int:
     """Describe a data set.
 
     Args:
         source: name of a D4RL data set, Minari id, or path of an HDF5 file in D4RL's layout
         env_id: gymnasium id of the environment; default: the one recorded in the data
+        action_low: lower bounds of the actions, one number per component or one for all; default: those recorded, else -1
+        action_high: upper bounds, likewise
         repair: skip empty episodes, drop incomplete last steps, clip actions slightly out of bounds; say what was done
     """
-    x = describe(source, env_id=env_id, repair=repair)
+    x = describe(source, env_id=env_id, action_low=action_low, action_high=action_high, repair=repair)
     table = Table(show_header=False, title=x.info.name)
     rows = {
         "environment": x.info.env_id or "not recorded",
@@ -168,6 +180,7 @@ def show(source: Positional[str], *, env_id: str | None = None, repair: bool = F
         "episodes": str(x.episodes),
         "transitions": str(x.steps),
         "state, action": f"{x.state_dim}, {x.action_dim}",
+        "action bounds": str(x.info.action_box or "not recorded; [-1, 1] stands for the environment's"),
         "return": _spread(x.returns),
         "score (%)": "no reference" if x.scores is None else _spread(x.scores),
         "episode length": _spread(x.lengths),

@@ -42,7 +42,7 @@ from jacrec.evaluation.run_report import write_run_report
 from jacrec.evaluation.video import record_video
 from jacrec.training.config import DynamicsConfig, ReBRACConfig, RewardConfig, TrainConfig
 from jacrec.training.run import load_run, train
-from jacrec.util.files import read_json, write_json
+from jacrec.util.files import read_json, user_path, write_json
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ def demo(config: DemoConfig = FULL, out: str | Path = "runs/demo", *, quiet: boo
     Raises:
         ValueError: `out` holds a different run.
     """
-    out, console = Path(out), terminal(quiet=quiet)
+    out, console = user_path(out), terminal(quiet=quiet)
     times = StageTimes()
     if config.dataset_id not in local_ids():
         console.print(f"1/4 data   {config.env} {config.kind}, {config.steps} steps of MuJoCo")

@@ -16,6 +16,7 @@ from jacrec.evaluation.rehearsal_tables import choice_sentence, table
 from jacrec.studies.parse import build_mpc, expect_mapping
 from jacrec.training.folder import read_yaml
 from jacrec.training.run import load_run
+from jacrec.util.files import user_path
 
 
 @dataclass(frozen=True)
@@ -88,8 +89,8 @@ def named_candidates(names: tuple[str, ...]) -> dict[str, MPCConfig]:
     for name in names:
         if name in CANDIDATES:
             more = {name: CANDIDATES[name]}
-        elif Path(name).suffix in (".yaml", ".yml") and Path(name).is_file():
-            content = read_yaml(Path(name), "correct it")
+        elif (file := user_path(name)).suffix in (".yaml", ".yml") and file.is_file():
+            content = read_yaml(file, "correct it")
             more = {who: build_mpc(own, f"{name}: {who}") for who, own in expect_mapping(content, name).items()}
         else:
             raise ValueError(

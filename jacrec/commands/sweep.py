@@ -16,6 +16,7 @@ from jacrec.studies.sources import needs_root
 from jacrec.studies.spec import FILE, expect_same_study, find_spec, read_spec, write_study
 from jacrec.studies.sweep import KINDS, Plan, expect_data, plan, sweep
 from jacrec.studies.workers import LocalExecutor
+from jacrec.util.files import user_path
 from jacrec.util.processors import processors
 
 SHOWN = 20
@@ -72,7 +73,7 @@ def run(args: list[str]) -> int:
     resumed = path.name == FILE and (path.parent / "cells").is_dir()
     folder = chosen.out or (path.parent if resumed else Path("studies") / study.name)
     root = chosen.data_root or study.data_root or ("." if any(map(needs_root, study.tasks.values())) else None)
-    study = replace(study, data_root=None if root is None else str(Path(root).absolute()))
+    study = replace(study, data_root=None if root is None else str(user_path(root).absolute()))
     todo = plan(study, folder, only=chosen.only, kinds=chosen.kinds)
     console = terminal()
     threads = max(job.threads for job in todo.jobs)

@@ -11,7 +11,7 @@ from jacrec.control.update import Update, compute_update
 from jacrec.engine.methods import METHODS, Method
 from jacrec.engine.problem import Problem
 from jacrec.models.world import World
-from jacrec.util.errors import expect_count, expect_one_of, expect_positive
+from jacrec.util.errors import expect_count, expect_one_of, expect_positive, expect_seed, plain_number, plain_numbers
 
 Draw = Callable[[int], Tensor]
 """further noise i = 1, 2, … of a decision, shaped as the problem's own; the same for every update of the decision"""
@@ -55,6 +55,8 @@ class MPCConfig:
     """seed of the imagination's noise"""
 
     def __post_init__(self):
+        plain_numbers(self)
+        expect_seed("seed", self.seed)
         check_settings(self.horizon, self.particles, self.updates, self.lr, self.max_grad_norm)
         if not isinstance(self.anchor, int | float) or not 0 <= self.anchor < math.inf:
             raise ValueError(f"anchor: expected a finite β >= 0, got {self.anchor!r}")
@@ -115,6 +117,7 @@ def check_settings(horizon: int, particles: int, updates: int, lr: float, max_gr
     expect_count("horizon", horizon, 0)
     expect_count("particles", particles, 1)
     expect_count("updates", updates, 0)
+    lr = plain_number(lr)
     if not isinstance(lr, int | float) or not 0 <= lr < math.inf:
         raise ValueError(f"lr: expected a finite step size >= 0 (gradient ascent), got {lr!r}")
     if max_grad_norm is not None:

@@ -14,6 +14,7 @@ from jacrec.control.ascent import TrustRegion
 from jacrec.control.config import Draw, MPCConfig, UpdateRule
 from jacrec.control.deadline import Deadline, Pace
 from jacrec.control.mpc import DecisionLog, MPCStep
+from jacrec.engine.action_clip import ActionClip
 from jacrec.engine.admission import admit
 from jacrec.engine.methods import METHODS
 from jacrec.engine.parameters import over_rows, trainable
@@ -83,7 +84,7 @@ class MPC:
         self.generator = torch.Generator(self.device).manual_seed(self.config.seed)
         self.last: MPCStep | None = None
         """the latest decision"""
-        self.deadline = Deadline(self.policy)
+        self.deadline, self.clip = Deadline(self.policy), ActionClip()
         self._share_parameters()
         width = self._state_dim()
         if width is not None:  # otherwise the first decision finds out
@@ -112,11 +113,13 @@ class MPC:
         self.region = TrustRegion(self.pretrained, self.config.trust_radius)
 
     @overload
-    def act(self, observation: np.ndarray) -> np.ndarray: ...
+    def act(self, observation: np.ndarray | list) -> np.ndarray: ...
     @overload
     def act(self, observation: Tensor) -> Tensor: ...
     def act(self, observation):
-        """The action for an observation (d,) -> (m,), or for N of them (N, d) -> (N, m); numpy in, numpy out.
+        """The action for an observation (d,) -> (m,), or for N of them (N, d) -> (N, m); numpy or a list in, numpy out.
+
+        The action lies in [-1, 1]: that of a policy which leaves it is clipped, with a warning the first time.
 
         Raises:
             ValueError: an observation of the wrong shape or that is not finite.
@@ -124,7 +127,7 @@ class MPC:
         return self._decide(observation, self.config.updates, self.config.deadline_ms)
 
     @plain_torch()
-    def _decide(self, observation: np.ndarray | Tensor, updates: int, deadline_ms: float | None) -> np.ndarray | Tensor:
+    def _decide(self, observation: np.ndarray | Tensor | list, updates: int, deadline_ms: float | None) -> np.ndarray | Tensor:
         """Algorithm 1: observe, update ψ as often as `updates` and the deadline allow, act."""
         c, deadline = self.config, self.deadline
         deadline.begin(deadline_ms)
@@ -144,7 +147,7 @@ class MPC:
         deadline.restore_best()
         self.last = self._bounded(problem, log)  # line 18
         action = self.last.action
-        answer = action.cpu().numpy() if isinstance(observation, np.ndarray) else action
+        answer = action if isinstance(observation, Tensor) else action.cpu().numpy()
         deadline.end()
         return answer
 
@@ -161,14 +164,15 @@ class MPC:
 
     @torch.no_grad()
     def _bounded(self, p: Problem, log: DecisionLog) -> MPCStep:
-        """The decision, with its action within `max_action_change` of the pretrained policy's."""
+        """The decision, with its action in [-1, 1] and within `max_action_change` of the pretrained policy's."""
         step, bound = log.step(), self.config.max_action_change
-        if bound is None:
-            return step
-        base = log.act(self.base, p.state).reshape(step.action.shape)
-        change = step.action - base
-        # actions inside the box keep their bits
-        return replace(step, action=torch.where(change.abs() <= bound, step.action, base + change.clamp(-bound, bound)))
+        action = self.clip(step.action, self.policy)
+        if bound is not None:
+            base = self.clip(log.act(self.base, p.state).reshape(action.shape), self.base)
+            change = action - base
+            # actions inside the box keep their bits
+            action = torch.where(change.abs() <= bound, action, base + change.clamp(-bound, bound))
+        return step if action is step.action else replace(step, action=action)
 
     def warm_up(self, observation: np.ndarray | Tensor | None = None, *, decisions: int = 16) -> float:
         """Make decisions without effect, so that the first real one keeps its deadline; returns the seconds it took.

@@ -13,6 +13,7 @@ from jacrec.engine.problem import Problem
 from jacrec.engine.rollout import sampled_problem
 from jacrec.engine.shapes import plain_torch, problem
 from jacrec.models.world import World, policy_action
+from jacrec.util.errors import plain_number
 
 
 @dataclass(frozen=True)
@@ -20,7 +21,7 @@ class MPCStep:
     """What one decision did, with E updates."""
 
     action: Tensor
-    """π_ψ(s_t) after the updates, (m,) or (N, m)"""
+    """π_ψ(s_t) after the updates, (m,) or (N, m); that of `MPC` is clipped to [-1, 1]"""
     objective: Tensor
     """Ĵ(ψ) at the start of each update, (E,) or (E, N)"""
     gradient_norm: Tensor
@@ -75,6 +76,8 @@ def mpc_update(
     Raises:
         ValueError: wrong shape, dtype, device or setting, or a state or noise that is not finite.
     """
+    horizon, particles, updates = map(plain_number, (horizon, particles, updates))
+    lr, max_grad_norm = plain_number(lr), plain_number(max_grad_norm)
     check_settings(horizon, particles, updates, lr, max_grad_norm)
     check_method(method)
     if noise is None:

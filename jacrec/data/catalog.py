@@ -10,7 +10,7 @@ import numpy as np
 from jacrec.data.readers.load import load
 from jacrec.data.readers.minari import dataset_path, local_ids, read_metadata
 from jacrec.data.readers.minari_files import METADATA, env_id_of
-from jacrec.data.transitions import DatasetInfo, Transitions
+from jacrec.data.transitions import Bound, DatasetInfo, Transitions
 
 
 @dataclass(frozen=True)
@@ -79,13 +79,21 @@ def list_datasets() -> list[DatasetSummary]:
     return found
 
 
-def describe(source: str | Path, *, env_id: str | None = None, repair: bool = False) -> DatasetDescription:
+def describe(
+    source: str | Path,
+    *,
+    env_id: str | None = None,
+    action_low: Bound | None = None,
+    action_high: Bound | None = None,
+    repair: bool = False,
+) -> DatasetDescription:
     """Read a data set and summarise it. Accepts whatever `load` accepts; never downloads.
 
     Raises:
         FileNotFoundError, ValueError: as `load`.
     """
-    data = load(source, env_id=env_id, download=False, repair=repair)
+    bounds = {"action_low": action_low, "action_high": action_high}
+    data = load(source, env_id=env_id, download=False, repair=repair, **bounds)
     returns, lengths, terminated = episode_table(data)
     if not len(returns):
         raise ValueError(f"{data.info.name}: expected rows with a known successor, got none; every episode has a single row")

@@ -1,10 +1,16 @@
 """Transitions (s, a, r, s') of an offline data set, and its metadata."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from jacrec.envs.actions import ActionBox
+from jacrec.util.errors import expect_seed
+
 STD_FLOOR = 1e-6
+Bound = float | Sequence[float]
+"""a bound of actions: one number, or one per component"""
 
 
 @dataclass(frozen=True)
@@ -22,6 +28,21 @@ class DatasetInfo:
     """how the data were generated or obtained, one line"""
     physics: dict = field(default_factory=dict)
     """MuJoCo version and contact compatibility used during collection (see `jacrec.envs.physics`)"""
+    action_low: tuple[float, ...] | None = None
+    """what an action of -1 stands for in the environment's units, one number per component or one for all; None if the data
+    do not state it: then the evaluation environment's own bounds"""
+    action_high: tuple[float, ...] | None = None
+    """the same for an action of 1"""
+
+    def __post_init__(self):
+        box = ActionBox.stated(self.action_low, self.action_high)
+        object.__setattr__(self, "action_low", box and box.low)  # a record holds lists
+        object.__setattr__(self, "action_high", box and box.high)
+
+    @property
+    def action_box(self) -> ActionBox | None:
+        """The bounds that the data state for their actions, or None."""
+        return ActionBox.stated(self.action_low, self.action_high)
 
     def score(self, returns):
         """D4RL's normalised score in percent: 100 (return − ref_min) / (ref_max − ref_min); None without references.
@@ -31,6 +52,16 @@ class DatasetInfo:
         if self.ref_min is None or self.ref_max is None:
             return None
         return 100.0 * (np.asarray(returns) - self.ref_min) / (self.ref_max - self.ref_min)
+
+
+def with_bounds(info: DatasetInfo, low: Bound | None, high: Bound | None) -> DatasetInfo:
+    """The metadata with the bounds that a caller states for the actions, if any.
+
+    Raises:
+        ValueError: not bounds.
+    """
+    box = ActionBox.stated(low, high)
+    return info if box is None else replace(info, action_low=box.low, action_high=box.high)
 
 
 @dataclass(frozen=True)
@@ -89,12 +120,16 @@ class Transitions:
         Raises:
             ValueError: `fraction` outside (0, 1), or a single episode.
         """
+        expect_seed("seed", seed)
         if not 0.0 < fraction < 1.0:
             raise ValueError(f"fraction: expected a number in (0, 1), got {fraction}")
         ends = () if self.blind_ends is None else (self.blind_ends.episode,)
         episodes = np.unique(np.concatenate((self.episode, *ends)))
         if len(episodes) < 2:
-            raise ValueError(f"split: expected at least two episodes, got {len(episodes)}; collect or load more data")
+            raise ValueError(
+                f"{self.info.name}: expected at least two episodes, one of them to be held out, got {len(episodes)}; mark where "
+                "episodes end (ends, lengths, timeouts), or collect more data"
+            )
         count = min(max(round(fraction * len(episodes)), 1), len(episodes) - 1)
         held_out = np.random.default_rng(seed).permutation(episodes)[:count]
         return self._select_episodes(held_out, invert=True), self._select_episodes(held_out)

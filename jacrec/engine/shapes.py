@@ -169,14 +169,35 @@ def check_finite(name: str, value: Tensor, *, wait: bool = False) -> None:
         raise ValueError(f"{name}: expected finite values, got NaN or infinity in rows {rows[:8]} of {value.shape[0]}")
 
 
-def check_observation(observation, batch: int | None, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """A controller's observation as a tensor: (d,) for one environment (batch None), (N, d) for N."""
-    if not isinstance(observation, np.ndarray | Tensor):
+def as_observation(observation) -> Tensor:
+    """An observation as a tensor, where it is: from a tensor, an array of any layout and byte order, or a list; the latter are copied.
+
+    Raises:
+        ValueError: it does not hold real numbers.
+    """
+    if isinstance(observation, Tensor):
+        return observation
+    if not isinstance(observation, np.ndarray | list):
         raise ValueError(
-            f"observation: expected a numpy array or torch tensor, got {type(observation).__name__}; "
+            f"observation: expected a numpy array, torch tensor or list of numbers, got {type(observation).__name__}; "
             "gymnasium's reset() returns (observation, info)"
         )
-    given = torch.as_tensor(observation)
+    try:
+        numbers = np.asarray(observation)
+    except ValueError as error:  # rows of different lengths
+        raise ValueError(f"observation: expected numbers in rows of equal length, got a list that is none ({error})") from None
+    if numbers.dtype.kind not in "biuf":
+        raise ValueError(f"observation: expected real numbers, got {numbers.dtype}; convert it with .astype(float)")
+    if np.ma.is_masked(observation):
+        raise ValueError("observation: expected numbers, got masked entries; fill them")
+    small = numbers.dtype.itemsize <= 8 and numbers.dtype.kind in "bif"
+    # torch refuses negative strides, foreign byte orders, read-only memory and some types
+    return torch.as_tensor(np.array(numbers, numbers.dtype.newbyteorder("=") if small else np.float64))
+
+
+def check_observation(observation, batch: int | None, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """A controller's observation as a tensor: (d,) for one environment (batch None), (N, d) for N."""
+    given = as_observation(observation)
     if given.dim() != (1 if batch is None else 2) or (batch is not None and given.shape[0] != batch):
         shape = "(d,)" if batch is None else f"({batch}, d)"
         raise ValueError(

@@ -8,20 +8,23 @@ import mujoco
 import mujoco.batch
 import numpy as np
 
+from jacrec.envs.actions import ActionBox
 from jacrec.envs.batched_tasks import BATCHED_TASKS, BatchedTask
 from jacrec.envs.physics import ContactPhysics, make_env, physics_record, simulator
 from jacrec.util.errors import expect_one_of
 from jacrec.util.processors import processors
 
 ENGINES = ("auto", "mujoco.batch", "gymnasium")
+StepResult = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
+"""observation (k, d), reward (k,), terminated (k,), truncated (k,)"""
 _mj: Any = mujoco  # the bindings declare no types
 
 
 class _ThreadedEngine:
     """All rows on MuJoCo's thread pool; resets are done by gymnasium on one template environment."""
 
-    def __init__(self, env_id: str, n: int, physics: str, threads: int):
-        self.env = make_env(env_id, physics=physics)
+    def __init__(self, env_id: str, n: int, physics: str, threads: int, limit: int | None):
+        self.env = make_env(env_id, physics=physics, max_episode_steps=limit)
         core: Any = self.env.unwrapped
         self._core = core
         self._batch = mujoco.batch.Batch(core.model, n, min(threads, n))
@@ -35,11 +38,12 @@ class _ThreadedEngine:
         self._rows.reset(row)
         return observation
 
-    def step(self, rows: np.ndarray, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def step(self, rows: np.ndarray, actions: np.ndarray) -> StepResult:
         before = self._qpos[rows]
         self._ctrl[rows] = self._rows.control(actions)
         self._batch.step(rows, nstep=self._core.frame_skip)
-        return self._rows.step(rows, before, actions)
+        # these classes leave truncation to the time limit
+        return *self._rows.step(rows, before, actions), np.zeros(len(rows), bool)
 
     def close(self) -> None:
         self.env.close()
@@ -48,18 +52,19 @@ class _ThreadedEngine:
 class _LoopedEngine:
     """One gymnasium environment per row, stepped in a loop; supports every environment."""
 
-    def __init__(self, env_id: str, n: int, physics: str, threads: int):
+    def __init__(self, env_id: str, n: int, physics: str, threads: int, limit: int | None):
         # gymnasium's passive checker costs as much as a small simulation
-        self._envs = [make_env(env_id, physics=physics, disable_env_checker=True) for _ in range(n)]
+        options = {"disable_env_checker": True, "max_episode_steps": limit}
+        self._envs = [make_env(env_id, physics=physics, **options) for _ in range(n)]
         self.env = self._envs[0]
 
     def reset(self, row: int, seed: int) -> np.ndarray:
         return self._envs[row].reset(seed=seed)[0]
 
-    def step(self, rows: np.ndarray, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        results = [self._envs[row].step(action)[:3] for row, action in zip(rows, actions, strict=True)]
-        observation, reward, terminated = map(np.array, zip(*results, strict=True))
-        return observation, reward, terminated
+    def step(self, rows: np.ndarray, actions: np.ndarray) -> StepResult:
+        results = [self._envs[row].step(action)[:4] for row, action in zip(rows, actions, strict=True)]
+        observation, reward, terminated, truncated = map(np.array, zip(*results, strict=True))
+        return observation, reward, terminated, truncated
 
     def close(self) -> None:
         for env in self._envs:
@@ -78,14 +83,17 @@ class BatchedEnv:
     """`n` episodes of `env_id` in parallel. A finished row keeps its state, with reward 0, until it is reset.
 
     Row i, reset with seed s, reproduces `make_env(env_id).reset(seed=s)` and its steps bit for bit, independently of the other
-    rows and of the engine. Actions are treated as float64 and, as in gymnasium, not clipped: MuJoCo clips the torque, and the
-    control cost uses the action as given.
+    rows and of the engine. An episode ends when the environment terminates or truncates it, or at the time limit.
+
+    Actions are treated as float64 and, as in gymnasium, not clipped: MuJoCo clips the torque, and the control cost uses the
+    action as given. They are in the environment's units, until `action_box` is set to the bounds that [-1, 1] stands for.
 
     Args:
         engine: "mujoco.batch" (threads inside MuJoCo) supports Hopper, HalfCheetah, Walker2d, Ant-v4 and D4RL's AntMaze;
             "gymnasium" (a loop) supports everything; "auto" selects the first if possible. The attribute `engine` holds the
             selected one.
         threads: default: the processors available to this process.
+        max_episode_steps: time limit instead of the environment's own.
 
     Raises:
         ValueError: `n` < 1, unknown ids or engines, or "mujoco.batch" for an environment it does not support.
@@ -99,6 +107,7 @@ class BatchedEnv:
         physics: str = "d4rl",
         engine: str = "auto",
         threads: int | None = None,
+        max_episode_steps: int | None = None,
     ):
         expect_one_of("engine", engine, ENGINES)
         if n < 1:
@@ -114,7 +123,7 @@ class BatchedEnv:
             )
         self.engine = ("mujoco.batch" if threaded else "gymnasium") if engine == "auto" else engine
         maker = _ThreadedEngine if self.engine == "mujoco.batch" else _LoopedEngine
-        self._engine = maker(env_id, n, physics, threads or processors())
+        self._engine = maker(env_id, n, physics, threads or processors(), max_episode_steps)
 
         env = self._engine.env
         for what, space in (("observations", env.observation_space), ("actions", env.action_space)):
@@ -125,6 +134,8 @@ class BatchedEnv:
         self.observation_space, self.action_space = env.observation_space, env.action_space
         self.state_dim = int(np.prod(env.observation_space.shape or (0,)))
         self.action_dim = int(np.prod(env.action_space.shape or (0,)))
+        self.action_box = ActionBox()
+        """what actions in [-1, 1] stand for; those of policies: `jacrec.envs.actions.played_box`"""
         step_time = getattr(simulator(env), "dt", None)
         self.step_time = None if step_time is None else float(step_time)
         """seconds of simulated time per step; None if the environment does not state it"""
@@ -143,12 +154,14 @@ class BatchedEnv:
         """Start new episodes in `rows` (default: all), one seed each; return the observations of all rows, (n, d).
 
         Raises:
-            ValueError: the number of seeds differs from the number of rows, or a row is out of range.
+            ValueError: the number of seeds differs from the number of rows, a seed is negative, or a row is out of range.
         """
         rows = np.arange(self.n) if rows is None else np.asarray(rows, np.int64).reshape(-1)
         seeds = np.asarray(seeds).reshape(-1)
         if len(seeds) != len(rows):
             raise ValueError(f"seeds: expected {len(rows)}, one per row, got {len(seeds)}")
+        if len(seeds) and seeds.min() < 0:
+            raise ValueError(f"seeds: expected integers >= 0, got {seeds.min()}")
         if len(rows) and not (rows.min() >= 0 and rows.max() < self.n):
             raise ValueError(f"rows: expected indices in [0, {self.n}), got {rows.tolist()}")
         for row, seed in zip(rows, seeds, strict=True):
@@ -179,10 +192,11 @@ class BatchedEnv:
             raise ValueError(f"actions: expected finite numbers, got {actions[bad[0]]} in row {bad[0]}")
         reward = np.zeros(self.n)
         if len(rows):
-            self._observation[rows], reward[rows], self._terminated[rows] = self._engine.step(rows, actions[rows])
+            result = self._engine.step(rows, self.action_box.from_unit(actions[rows]))
+            self._observation[rows], reward[rows], self._terminated[rows], self._truncated[rows] = result
             self.elapsed[rows] += 1
             if self.max_episode_steps is not None:
-                self._truncated[rows] = self.elapsed[rows] >= self.max_episode_steps
+                self._truncated[rows] |= self.elapsed[rows] >= self.max_episode_steps
         return self._observation.copy(), reward, self._terminated.copy(), self._truncated.copy()
 
     def close(self) -> None:

@@ -1,15 +1,33 @@
 """The settings of an evaluation."""
 
 from dataclasses import MISSING, Field, dataclass, field, fields, replace
-from typing import Any
+from typing import Any, Protocol
 
 from jacrec.control.config import MPCConfig
+from jacrec.envs.actions import CHOICES
 from jacrec.experimental.config import ExperimentalConfig, experimental_of, with_experimental
 from jacrec.models.dynamics.sampler import Sampler
 from jacrec.planners import PLANNERS, PlannerConfig, within_budget
-from jacrec.util.errors import expect_count, expect_one_of
+from jacrec.util.errors import expect_count, expect_one_of, expect_seed, plain_numbers
 
 CONTESTANTS = ("base", "h0", "mpc", *PLANNERS)
+
+
+class Playing(Protocol):
+    """Settings of an environment that is played in."""
+
+    @property
+    def max_episode_steps(self) -> int | None: ...
+    @property
+    def action_bounds(self) -> str | None: ...
+
+
+def expect_playable(config: Playing) -> None:
+    """Raise ValueError for a time limit or action bounds that there are not."""
+    if config.max_episode_steps is not None:
+        expect_count("max_episode_steps", config.max_episode_steps, 1)
+    if config.action_bounds is not None:
+        expect_one_of("action_bounds", config.action_bounds, CHOICES)
 
 
 @dataclass(frozen=True)
@@ -30,6 +48,11 @@ class PlayConfig:
     """gymnasium id of the environment (default: the one recorded with the run's data)"""
     physics: str = "d4rl"
     """contact parameters: d4rl (as when the data sets were recorded) or native"""
+    max_episode_steps: int | None = None
+    """time limit (default: the environment's own; required if it has none)"""
+    action_bounds: str | None = None
+    """what the policy's actions in [-1, 1] stand for: env (the environment's bounds) or data (those that the data state, else
+    [-1, 1] itself); default: the environment's, and an error if the data state others"""
     threads: int = 1
     """torch threads; batches are small, and more threads than idle cores slow down evaluation several times"""
     probe_every: int = 20
@@ -38,10 +61,13 @@ class PlayConfig:
     """imagined trajectories per measurement"""
 
     def __post_init__(self):
+        plain_numbers(self)
+        expect_seed("seed", self.seed)
         for name in ("episodes", "threads", "probe_every", "probe_particles"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")
         expect_one_of("physics", self.physics, ("d4rl", "native"))
+        expect_playable(self)
         if self.rows is not None and not 1 <= self.rows <= self.episodes:
             raise ValueError(f"rows: expected 1 to {self.episodes} (the number of episodes), got {self.rows}")
 

@@ -10,6 +10,7 @@ from torch import nn
 
 from jacrec.control.controller import MPC, MPCConfig
 from jacrec.data.known_envs import recorded_env_id
+from jacrec.envs.actions import expect_time_limit, played_box
 from jacrec.envs.batch import BatchedEnv
 from jacrec.evaluation.config import PlayConfig
 from jacrec.evaluation.episodes import EpisodeLog, PolicyController, Watcher, play
@@ -19,20 +20,32 @@ from jacrec.models.dynamics.sampler import Sampler, with_sampler
 from jacrec.models.io import load_module
 from jacrec.planners import Planner, PlannerConfig, model_calls
 from jacrec.training.run import Run
+from jacrec.util.files import user_path
 
 
-def open_env(run: Run, config: PlayConfig, *, threads: int | None = None) -> BatchedEnv:
+def open_env(run: Run, config: PlayConfig, *, threads: int | None = None, played: bool = True) -> BatchedEnv:
     """The batched environment that a run is evaluated in.
 
     Args:
         config: `rows` (default: `episodes`) is the batch size.
         threads: simulation threads (default: all processors available to this process).
+        played: whether whole episodes are played, so that a time limit is needed.
 
     Raises:
-        ValueError: the environment is unknown, or its dimensions differ from the policy's.
+        ValueError: the environment is unknown, its dimensions differ from the policy's, it has no time limit, or its action
+            bounds are not finite or differ from those of the run's data (see `jacrec.envs.actions.played_box`).
     """
     env_id = environment_id(run, config.env_id)
-    env = BatchedEnv(env_id, config.rows or config.episodes, physics=config.physics, threads=threads)
+    env = BatchedEnv(
+        env_id,
+        config.rows or config.episodes,
+        physics=config.physics,
+        threads=threads,
+        max_episode_steps=config.max_episode_steps,
+    )
+    env.action_box = played_box(env.action_space, env_id, run.info.action_box, config.action_bounds)
+    if played:
+        expect_time_limit(env_id, env.max_episode_steps)
     if (env.state_dim, env.action_dim) != (run.policy.state_dim, run.policy.action_dim):
         raise ValueError(
             f"{env_id}: expected state and action dimensions {run.policy.state_dim} and {run.policy.action_dim}, as in the "
@@ -98,7 +111,7 @@ def make_controller(run: Run, controller: MPCConfig | PlannerConfig, batch: int 
 
 def with_dynamics(run: Run, folder: str | Path) -> Run:
     """The run with the world model in `folder`/dynamics.safetensors."""
-    return replace(run, world=replace(run.world, dynamics=load_module(Path(folder) / "dynamics.safetensors")))
+    return replace(run, world=replace(run.world, dynamics=load_module(user_path(folder) / "dynamics.safetensors")))
 
 
 def with_sampling(run: Run, sampler: Sampler) -> Run:
@@ -112,12 +125,14 @@ def with_sampling(run: Run, sampler: Sampler) -> Run:
 
 
 def environment_record(env: BatchedEnv) -> dict[str, Any]:
-    """Environment, engine and physics settings, ready for JSON."""
+    """Environment, engine, physics settings, and action bounds other than -1 and 1, ready for JSON."""
+    box = env.action_box
     return {
         "id": env.env_id,
         "engine": env.engine,
         "step_time": env.step_time,
         "max_episode_steps": env.max_episode_steps,
+        **({} if box.is_unit else {"action_low": list(box.low), "action_high": list(box.high)}),
         **env.physics,
     }
 

@@ -9,6 +9,9 @@ import numpy as np
 import torch
 from torch import nn
 
+from jacrec.engine.action_clip import ActionClip
+from jacrec.engine.shapes import as_observation
+from jacrec.envs.actions import expect_time_limit
 from jacrec.envs.batch import BatchedEnv
 
 
@@ -25,16 +28,17 @@ class Controller(Protocol):
 
 
 class PolicyController:
-    """A fixed policy as a controller: the baseline of every comparison."""
+    """A fixed policy as a controller: the baseline of every comparison. Its actions are clipped to [-1, 1]."""
 
     def __init__(self, policy: nn.Module):
-        self.policy = policy
+        self.policy, self.clip = policy, ActionClip()
         self.parameter = next(policy.parameters())
 
     @torch.no_grad()
     def act(self, observation: np.ndarray, /) -> np.ndarray:
         """(N, d) -> (N, m)."""
-        return self.policy(torch.as_tensor(observation).to(self.parameter)).cpu().numpy()
+        state = as_observation(observation, self.parameter.dtype, self.parameter.device)
+        return self.clip(self.policy(state), self.policy).cpu().numpy()
 
     def new_episode(self, rows: Sequence[int] | np.ndarray | None = None) -> None:
         """Do nothing: there is no state to reset."""
@@ -83,11 +87,12 @@ def play(
         progress: called with the fraction of the work done; a finished episode counts fully whatever its length.
 
     Raises:
-        ValueError: no seeds, or fewer seeds than rows.
+        ValueError: no seeds, fewer seeds than rows, or an environment without a time limit.
     """
     seeds = [int(s) for s in seeds]
     if not seeds or len(seeds) < env.n:
         raise ValueError(f"seeds: expected at least one per row ({env.n} rows), got {len(seeds)}; use a smaller BatchedEnv")
+    expect_time_limit(env.env_id, env.max_episode_steps)
     queue = list(range(env.n, len(seeds)))
     index = np.arange(env.n)  # the seed that each row plays
     observation = env.reset(seeds[: env.n])

@@ -26,7 +26,7 @@ from jacrec.models.dynamics.flow import without_solver
 from jacrec.planners import PlannerConfig
 from jacrec.training.run import Run, load_run, torch_threads
 from jacrec.util import locks
-from jacrec.util.files import write_json
+from jacrec.util.files import user_path, write_json
 
 FILE = "evaluation.json"
 GROWTH_STATES = 64
@@ -58,7 +58,7 @@ def evaluate(
         FileNotFoundError: no trained run at that path.
     """
     run = run if isinstance(run, Run) else load_run(run)
-    folder = Path(out) if out is not None else run.path
+    folder = user_path(out) if out is not None else run.path
     run = with_sampling(run, config.dynamics)
     env = open_env(run, config)
     columns = (TextColumn("{task.description:>9}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
@@ -93,7 +93,7 @@ def read_evaluation(folder: str | Path) -> dict[str, Any]:
         FileNotFoundError: no evaluation there.
         ValueError: it is damaged.
     """
-    path = Path(folder) / FILE
+    path = user_path(folder) / FILE
     if not path.is_file():
         raise FileNotFoundError(f"no evaluation at {path}; make one with `jacrec eval {folder}`")
     return read_evaluation_record(path)

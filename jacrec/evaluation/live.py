@@ -13,12 +13,14 @@ import torch
 
 from jacrec.control.controller import MPC, MPCConfig
 from jacrec.control.deadline import realtime
+from jacrec.envs.actions import ActionBox, expect_time_limit, played_box
 from jacrec.envs.physics import make_env, simulator
+from jacrec.evaluation.config import expect_playable
 from jacrec.evaluation.contestant import environment_id
 from jacrec.evaluation.episodes import PolicyController
 from jacrec.experimental.config import ExperimentalConfig, with_experimental
 from jacrec.training.run import Run
-from jacrec.util.errors import expect_count, expect_one_of, expect_positive
+from jacrec.util.errors import expect_count, expect_one_of, expect_positive, expect_seed, plain_numbers
 
 SHARE = 0.9
 """default deadline as a share of the control interval; the rest is left for handing over the action"""
@@ -42,6 +44,10 @@ class LiveConfig:
     """gymnasium id of the environment (default: the one recorded with the run's data)"""
     physics: str = "d4rl"
     """contact parameters: d4rl or native, as in an evaluation"""
+    max_episode_steps: int | None = None
+    """time limit, as in an evaluation (default: the environment's own; required if it has none and `seconds` is not given)"""
+    action_bounds: str | None = None
+    """what the policy's actions in [-1, 1] stand for, as in an evaluation: env or data"""
     threads: int = 1
     """torch threads of the controller"""
     window: bool = False
@@ -52,12 +58,15 @@ class LiveConfig:
     """an experimental update rule of the controller"""
 
     def __post_init__(self):
+        plain_numbers(self)
+        expect_seed("seed", self.seed)
         for name in ("seconds", "deadline_ms"):
             if getattr(self, name) is not None:
                 expect_positive(name, getattr(self, name))
         expect_positive("speed", self.speed)
         expect_count("threads", self.threads, 1)
         expect_one_of("physics", self.physics, ("d4rl", "native"))
+        expect_playable(self)
         if self.mpc.deadline_ms is not None:
             raise ValueError(f"mpc.deadline_ms: expected None, got {self.mpc.deadline_ms}; set deadline_ms instead")
         with_experimental(self.mpc, self.experimental)  # raises if they cannot be combined
@@ -106,10 +115,11 @@ def play_live(run: Run, config: LiveConfig, *, status: Callable[[str], None] | N
         status: called about four times per second with a status line.
 
     Raises:
-        ValueError: the environment is unknown, does not fit the policy, or has no step time.
+        ValueError: the environment is unknown, does not fit the policy, or has no step time, time limit or action bounds.
     """
     env_id = environment_id(run, config.env_id)
-    options = {"render_mode": "human"} if config.window else {}
+    options: dict[str, Any] = {"render_mode": "human"} if config.window else {}
+    options |= {"max_episode_steps": config.max_episode_steps}
     with closing(make_env(env_id, physics=config.physics, **options)) as env:
         step_time = getattr(simulator(env), "dt", None)
         if step_time is None:
@@ -120,6 +130,9 @@ def play_live(run: Run, config: LiveConfig, *, status: Callable[[str], None] | N
                 f"{env_id}: expected state dimension {run.policy.state_dim}, as in the run, got {d}; name the right "
                 "environment with env_id"
             )
+        if config.seconds is None:
+            expect_time_limit(env_id, env.spec.max_episode_steps if env.spec else None)
+        box = played_box(env.action_space, env_id, run.info.action_box, config.action_bounds)
         interval = float(step_time) / config.speed
         deadline_ms = None if config.base else config.deadline_ms or SHARE * 1e3 * interval
         if config.base:
@@ -129,7 +142,7 @@ def play_live(run: Run, config: LiveConfig, *, status: Callable[[str], None] | N
             controller = MPC(run.policy, run.world, replace(settings, deadline_ms=deadline_ms))
         steps = None if config.seconds is None else max(1, round(config.seconds / float(step_time)))
         with ControllerThread(controller, config.threads) as thread, realtime(), short_switch_interval():
-            played = step_by_clock(env, thread, config.seed, interval, steps, status=status)
+            played = step_by_clock(env, thread, config.seed, interval, steps, box=box, status=status)
     return replace(played, deadline_ms=deadline_ms)
 
 
@@ -140,11 +153,17 @@ def step_by_clock(
     interval: float,
     steps: int | None = None,
     *,
+    box: ActionBox | None = None,
     status: Callable[[str], None] | None = None,
     clock: Callable[[], float] = time.perf_counter,
     sleep: Callable[[float], None] = time.sleep,
 ) -> LiveLog:
-    """Step `env` every `interval` seconds of the clock, with the latest action of the controller thread."""
+    """Step `env` every `interval` seconds of the clock, with the latest action of the controller thread.
+
+    Args:
+        box: what the controller's actions in [-1, 1] stand for; default: themselves.
+    """
+    box = box or ActionBox()
     observation, _ = env.reset(seed=seed)
     low, high = env.action_space.low, env.action_space.high
     action = np.clip(np.zeros(env.action_space.shape), low, high)
@@ -161,7 +180,7 @@ def step_by_clock(
                 sleep(left)
             behind = max(behind, clock() - due)
             answered, latest = thread.latest()
-            action = action if latest is None else latest
+            action = action if latest is None else box.from_unit(latest)
             streak = 0 if answered == step else streak + 1
             held, longest = held + (answered != step), max(longest, streak)
             observation, reward, terminated, truncated, _ = env.step(action)

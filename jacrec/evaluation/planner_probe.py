@@ -43,7 +43,7 @@ class PlannerProbe:
         planner = self.planner
         state = torch.as_tensor(observation, dtype=planner.dtype, device=planner.device)
         taken = torch.as_tensor(action, dtype=planner.dtype, device=planner.device)
-        own = policy_action(planner.policy, state)
+        own = policy_action(planner.policy, state).clamp(-1.0, 1.0)
         self.action_change += float((taken - own).abs().mean(1).cpu().numpy()[running].sum())
         self._decisions += int(running.sum())
         if planner.last is not None:

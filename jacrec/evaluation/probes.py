@@ -64,7 +64,7 @@ class ThinkingProbe:
         """Called after each decision: measure Ĵ of the new ψ on that noise, ‖ψ − ψ₀‖, action change, rejected updates."""
         state = self._state(observation)
         with torch.no_grad():
-            base = self.policy(state).cpu().numpy()
+            base = self.policy(state).clamp(-1.0, 1.0).cpu().numpy()
         self.action_change += float(np.abs(action - base).mean(1)[running].sum())
         self._decisions += int(running.sum())
         if self.mpc.last is not None:

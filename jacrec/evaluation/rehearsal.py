@@ -30,8 +30,8 @@ from jacrec.experimental.config import read_mpc_config
 from jacrec.models.world import World
 from jacrec.training.run import Run, torch_threads
 from jacrec.util import locks
-from jacrec.util.errors import expect_count, expect_positive
-from jacrec.util.files import write_json
+from jacrec.util.errors import expect_count, expect_positive, expect_seed, plain_numbers
+from jacrec.util.files import user_path, write_json
 
 BASE = "base"
 FILE = "rehearsal.json"
@@ -62,6 +62,8 @@ class RehearsalConfig:
     """an imagined state is lost if a coordinate lies more than this many standard deviations from the data's mean"""
 
     def __post_init__(self):
+        plain_numbers(self)
+        expect_seed("rehearsal.seed", self.seed)
         expect_count("rehearsal.episodes", self.episodes, 2)
         expect_count("rehearsal.steps", self.steps, 1)
         expect_positive("rehearsal.data_range", self.data_range)
@@ -216,10 +218,11 @@ def rehearse_run(
     Args:
         others: additional runs on the same data, by name; their world and reward models are played in too.
     """
-    reset = PlayConfig(episodes=config.episodes, env_id=play.env_id, physics=play.physics)
+    # no action is taken in the environment
+    reset = PlayConfig(episodes=config.episodes, env_id=play.env_id, physics=play.physics, action_bounds="data")
     worlds = {name: other.world for name, other in (others or {}).items()}
     with torch_threads(play.threads):
-        with contextlib.closing(open_env(run, reset, threads=1)) as env:
+        with contextlib.closing(open_env(run, reset, threads=1, played=False)) as env:
             starts = env.reset([1000 * config.seed + i for i in range(config.episodes)])
         rehearsal = rehearse(
             run.policy, run.world, starts, candidates, config, others=worlds, ended=termination(env.env_id), progress=progress
@@ -254,7 +257,7 @@ def make_rehearsal(
         ValueError: the folder holds a rehearsal of other networks, candidates or settings, or another process rehearses there.
     """
     config, play = config or RehearsalConfig(), play or PlayConfig()
-    path = folder / FILE
+    path = user_path(folder) / FILE
     if path.is_file() and not again:
         old = read_rehearsal_record(path)
         old["controllers"] = {who: asdict(read_mpc_config(own, f"{path}: {who}")) for who, own in old["controllers"].items()}
@@ -287,7 +290,7 @@ def read_rehearsal(run: Run, folder: Path, play: PlayConfig) -> dict[str, Any] |
     Raises:
         ValueError: it belongs to other networks or another environment.
     """
-    path = folder / FILE
+    path = user_path(folder) / FILE
     if not path.is_file():
         return None
     record = read_rehearsal_record(path)

@@ -9,6 +9,7 @@ from jacrec.evaluation.markdown import Sheet, bullet_list, key_values, write_sec
 from jacrec.evaluation.results import Result, compare, settings_apart, settings_in_words, unit, verdict
 from jacrec.training.folder import read_record, recorded_config
 from jacrec.training.loop import read_metrics
+from jacrec.util.files import user_path
 
 
 def write_run_report(
@@ -25,8 +26,8 @@ def write_run_report(
         FileNotFoundError: no run or no evaluation there.
         ValueError: the base policy has not played yet, or a file is damaged.
     """
-    run = Path(run)
-    folder = Path(evaluation) if evaluation is not None else run
+    run = user_path(run)
+    folder = user_path(evaluation) if evaluation is not None else run
     trained, record = read_record(run), read_evaluation(folder)
     recorded_config(run, trained)  # raises if the settings are damaged
     results = compare(record, level=level)

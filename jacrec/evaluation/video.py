@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from jacrec.envs.actions import played_box
 from jacrec.envs.physics import make_env
 from jacrec.evaluation.config import EvalConfig
 from jacrec.evaluation.contestant import environment_id, make_controller, with_dynamics, with_sampling
@@ -22,6 +23,7 @@ from jacrec.experimental.config import ExperimentalConfig, read_mpc_config
 from jacrec.models.dynamics.sampler import Sampler
 from jacrec.planners import PlannerConfig
 from jacrec.training.run import Run, load_run
+from jacrec.util.files import user_path
 
 STEM, SIZE, FPS = "episode", 240, 25
 
@@ -59,6 +61,7 @@ def record_video(
         seconds: simulated time.
         timeout: of the subprocess, in seconds.
     """
+    folder = user_path(folder)
     path = folder / f"{stem}{'.mp4' if find_spec('imageio_ffmpeg') else '.gif'}"
     if path.is_file() and not again:
         return Video(path, "")
@@ -99,7 +102,9 @@ def render_video(run: Run, config: EvalConfig, path: Path, seconds: float, label
 
 def _play(name: str, controller: Controller, run: Run, config: EvalConfig, seconds: float) -> list[np.ndarray]:
     env_id = environment_id(run, config.env_id)
-    env = make_env(env_id, physics=config.physics, render_mode="rgb_array", width=SIZE, height=SIZE)
+    options = {"render_mode": "rgb_array", "width": SIZE, "height": SIZE, "max_episode_steps": config.max_episode_steps}
+    env = make_env(env_id, physics=config.physics, **options)
+    box = played_box(env.action_space, env_id, run.info.action_box, config.action_bounds)
     simulator: Any = env.unwrapped
     _use_tracking_camera(simulator)
     step_time = getattr(simulator, "dt", 1 / FPS)
@@ -111,7 +116,7 @@ def _play(name: str, controller: Controller, run: Run, config: EvalConfig, secon
         if step % every == 0:
             frames.append(_caption(env.render(), f"{name}  step {step}  return {total:.0f}"))
         action = controller.act(np.asarray(observation)[None])[0]
-        observation, reward, terminated, truncated, _ = env.step(action)
+        observation, reward, terminated, truncated, _ = env.step(box.from_unit(action))
         total, over, step = total + float(reward), terminated or truncated, step + 1
     frames.append(_caption(env.render(), f"{name}  step {step}  return {total:.0f}{'  (ended)' if over else ''}"))
     env.close()

@@ -16,6 +16,7 @@ from jacrec.models.dynamics import (
 )
 from jacrec.models.dynamics.flow import without_solver
 from jacrec.models.networks import Actor, RewardModel, TwinCritic
+from jacrec.util.files import user_path
 from jacrec.util.tensors import read_tensors, with_checksum, without_checksum, write_tensors
 
 DYNAMICS = (DiffusionDynamics, DeterministicDynamics, FlowDynamics, MeanFlowDynamics, EnsembleDynamics, MultiStepDynamics)
@@ -33,7 +34,7 @@ def save_module(module: nn.Module, path: str | Path, *, notes: dict[str, float] 
     kind = type(module).__name__
     if kind not in CLASSES:
         raise ValueError(f"save_module: expected one of {', '.join(CLASSES)}, got {kind}; save its state_dict yourself")
-    path = Path(path)
+    path = user_path(path)
     tensors = {k: v.detach().cpu().contiguous() for k, v in module.state_dict().items()}
     header = with_checksum(tensors, {"class": kind, "config": module.config, **({"notes": notes} if notes else {})})
     # a single entry: safetensors writes several in random order, and equal networks should give equal files
@@ -56,7 +57,7 @@ def load_module(path: str | Path) -> nn.Module:
         FileNotFoundError: there is none.
         ValueError: the file is damaged, as its checksum shows (files of earlier versions have none), or not a network's.
     """
-    path = Path(path)
+    path = user_path(path)
     header, tensors = read_network(path)
     config = header.get("config")
     if header["class"] == FlowDynamics.__name__ and isinstance(config, dict):

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from jacrec.control.controller import MPCConfig
 from jacrec.evaluation.config import PlayConfig
 from jacrec.experimental.config import ExperimentalConfig, with_experimental
-from jacrec.util.errors import expect_count, expect_one_of, expect_positive
+from jacrec.util.errors import expect_count, expect_one_of, expect_positive, expect_seed, plain_numbers
 
 PARTS = ("dynamics", "reward")
 
@@ -54,6 +54,8 @@ class RefreshConfig:
     """seed of the batches"""
 
     def __post_init__(self):
+        plain_numbers(self)
+        expect_seed("seed", self.seed)
         for name in ("start_after", "every", "updates", "batch_size", "window", "offline_rows", "keep"):
             expect_count(name, getattr(self, name), 1)
         for name in ("restarts", "niceness"):
@@ -104,6 +106,7 @@ class ReplayConfig:
     """maximum number of transitions waiting to be written; if the disk does not accept them, `append` raises"""
 
     def __post_init__(self):
+        plain_numbers(self)
         for name in ("flush_every", "buffer"):
             expect_count(name, getattr(self, name), 1)
         if self.sync_seconds < 0:
@@ -131,6 +134,10 @@ class DeployConfig:
     """gymnasium id of the environment (default: the one recorded with the run's data)"""
     physics: str = "d4rl"
     """contact parameters: d4rl (as when the data sets were recorded) or native"""
+    max_episode_steps: int | None = None
+    """time limit, as in an evaluation (default: the environment's own; required if it has none)"""
+    action_bounds: str | None = None
+    """what the policy's actions in [-1, 1] stand for, as in an evaluation: env or data"""
     threads: int = 1
     """torch threads of the controller"""
     step_seconds: float | None = None
@@ -145,6 +152,7 @@ class DeployConfig:
     """settings of the replay buffer"""
 
     def __post_init__(self):
+        plain_numbers(self)
         if self.rows < 1 or self.episodes < 1 or self.episodes % self.rows:
             raise ValueError(f"episodes: expected a multiple of rows = {self.rows}, got {self.episodes}")
         if self.step_seconds is not None:
@@ -159,4 +167,5 @@ class DeployConfig:
     @property
     def play(self) -> PlayConfig:
         """The corresponding settings of an evaluation."""
-        return PlayConfig(self.episodes, self.seed, self.rows, self.env_id, self.physics, self.threads)
+        names = ("episodes", "seed", "rows", "env_id", "physics", "max_episode_steps", "action_bounds", "threads")
+        return PlayConfig(**{name: getattr(self, name) for name in names})

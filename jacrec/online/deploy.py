@@ -23,7 +23,7 @@ from jacrec.evaluation.contestant import digests, environment_record, open_env
 from jacrec.evaluation.episodes import EpisodeLog, play
 from jacrec.evaluation.records import record_differences
 from jacrec.evaluation.versions import machine, versions
-from jacrec.experimental.config import ExperimentalConfig, current_settings
+from jacrec.experimental.config import current_settings
 from jacrec.online.config import DeployConfig
 from jacrec.online.published import read_refreshes
 from jacrec.online.refresh import Refresher, expect_refreshable
@@ -31,7 +31,7 @@ from jacrec.online.replay_buffer import OnlineReplay
 from jacrec.online.wrappers import RecordingEnv, RefreshedController
 from jacrec.training.run import Run, load_run, torch_threads
 from jacrec.util.content import expect_content
-from jacrec.util.files import read_json, write_json
+from jacrec.util.files import read_json, user_path, write_json
 from jacrec.util.signals import OrderlyExit
 from jacrec.util.tensors import read_tensors, with_checksum, without_checksum, write_tensors
 
@@ -146,7 +146,7 @@ def deployment_folder(run: Path, out: str | Path | None) -> Path:
     Raises:
         ValueError: it is the folder of a run, or inside the deployed run's folder.
     """
-    folder = Path(out) if out is not None else run.with_name(run.name + "-deploy")
+    folder = user_path(out) if out is not None else run.with_name(run.name + "-deploy")
     if (folder / "config.yaml").exists() or run.resolve() in folder.resolve().parents:
         raise ValueError(f"{folder}: expected a separate folder, got a run's folder or one inside it; choose another (--out)")
     return folder
@@ -225,7 +225,7 @@ def _previous(path: Path, fresh: dict[str, Any]) -> dict[str, Any]:
     expect_content(old["settings"].get("mpc"), dict, path, remedy)
     # a deployment from before a setting was introduced was played with its default
     mpc = current_settings(old["settings"]["mpc"], f"{path}: mpc")
-    old["settings"] = {"experimental": asdict(ExperimentalConfig())} | old["settings"] | {"mpc": mpc}
+    old["settings"] = json.loads(json.dumps(asdict(DeployConfig()))) | old["settings"] | {"mpc": mpc}
     different = record_differences(old, fresh, ignored=("episodes",))
     if different:
         raise ValueError(

@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ import torch
 
 from jacrec.data.readers.load import load
 from jacrec.data.transitions import Transitions
+from jacrec.envs.actions import ActionBox
 from jacrec.models.io import load_module
 from jacrec.online.config import PARTS, RefreshConfig
 from jacrec.online.learn import LEAST_ROWS, refresh_part
@@ -85,14 +87,16 @@ class Heartbeat:
 def serve(job: RefreshJob, parent: int) -> None:
     """Refresh the models whenever it is due, until the parent process ends."""
     c, folder = job.config, job.folder
-    config = recorded_config(job.run, read_record(job.run))
+    record = read_record(job.run)
+    config = recorded_config(job.run, record)
     with exclusive(folder, parent):  # an earlier process may briefly outlive its parent
         alive, version, done = Heartbeat(folder, parent), latest_version(folder), read_refreshes(folder)
         models = {
             part: load_module((version_folder(folder, version) if version else job.run) / f"{part}.safetensors")
             for part in PARTS
         }
-        offline = offline_data(config, c, lambda sentence: write_notice(folder, sentence))
+        say = partial(write_notice, folder)
+        offline = offline_data(config, c, say, scaled="action_low" in record["data"])
         at_last, began = (done[-1]["transitions"] if done else 0), time.monotonic()
         reader = None
         while True:
@@ -119,15 +123,23 @@ def serve(job: RefreshJob, parent: int) -> None:
             log_refresh(folder, line)
 
 
-def offline_data(config: TrainConfig, c: RefreshConfig, say: Callable[[str], None]) -> tuple[Transitions, Transitions] | None:
+def offline_data(
+    config: TrainConfig, c: RefreshConfig, say: Callable[[str], None], *, scaled: bool = True
+) -> tuple[Transitions, Transitions] | None:
     """At most `offline_rows` of the run's training transitions, and a tenth of that number of its held-out ones.
 
     None if share = 1, or if the data are not available, which is reported through `say`.
+
+    Args:
+        scaled: whether the run's actions were mapped to [-1, 1] from the bounds of its data; earlier versions did not.
     """
     if c.share == 1.0:
         return None
     try:
-        data = load(config.data, env_id=config.env_id, download=False, repair=config.repair)
+        bounds = {"action_low": config.action_low, "action_high": config.action_high}
+        data = load(config.data, env_id=config.env_id, download=False, repair=config.repair, **bounds)
+        if not scaled and not (data.info.action_box or ActionBox()).is_unit:
+            raise ValueError(f"{config.data}: expected actions as the run was trained on, got {data.info.action_box} scaled")
         kept, held_out = data.split(config.held_out, derive_seed(config.seed, "held out"))
     except (OSError, ValueError) as error:
         sentence = f"no offline data, so share = {c.share:g} is ignored and only the replay buffer is used ({error})"

@@ -12,7 +12,7 @@ from jacrec.online.config import RefreshConfig
 from jacrec.online.hot_swap import HotSwap, Poller, Say
 from jacrec.online.published import ALIVE, FOLDER, SETTINGS, clear_notice, read_notice
 from jacrec.training.run import Run
-from jacrec.util.files import write_json
+from jacrec.util.files import user_path, write_json
 
 LOG = "refresher.log"
 
@@ -65,7 +65,7 @@ class Refresher:
         say: Say = print,
         command: Sequence[str] = COMMAND,
     ):
-        self.run, self.folder, self.config = run, Path(folder), config or RefreshConfig()
+        self.run, self.folder, self.config = run, user_path(folder), config or RefreshConfig()
         self.command, self._say = command, say
         self._notices: list[str] = []
         self.process: subprocess.Popen | None = None

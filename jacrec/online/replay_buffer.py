@@ -23,7 +23,7 @@ from jacrec.online.append_writer import AppendWriter
 from jacrec.online.config import ReplayConfig
 from jacrec.online.records import HEADER, LAST, TERMINAL, RecordFile, header, seal
 from jacrec.util import locks
-from jacrec.util.files import naming, write_bytes
+from jacrec.util.files import naming, user_path, write_bytes
 
 FILE, LOCK = "replay.bin", "replay.lock"
 
@@ -57,7 +57,7 @@ class ReplayReader:
     """
 
     def __init__(self, folder: str | Path):
-        path = Path(folder) / FILE
+        path = user_path(folder) / FILE
         if not path.is_file():
             raise FileNotFoundError(f"no replay buffer at {path}; `jacrec deploy` writes one")
         self.records = RecordFile(path)
@@ -88,7 +88,7 @@ class OnlineReplay:
 
     def __init__(self, folder: str | Path, state_dim: int, action_dim: int, config: ReplayConfig | None = None):
         self.config = config or ReplayConfig()
-        self.path = Path(folder) / FILE
+        self.path = user_path(folder) / FILE
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._file: int | None = None
         with contextlib.ExitStack() as opened:

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from jacrec.engine.action_clip import ActionClip
 from jacrec.engine.admission import admit
 from jacrec.engine.parameters import over_rows
 from jacrec.engine.shapes import check_observation, check_state, plain_torch, row_mask
@@ -62,6 +63,7 @@ class Planner:
         first = next(self.policy.parameters(), torch.zeros(()))
         self.dtype, self.device = first.dtype, first.device
         self.generator = torch.Generator(self.device).manual_seed(self.config.seed)
+        self.clip = ActionClip()
         self.last: PlannerStep | None = None
         """the latest decision"""
         self.planned: Planned | None = None
@@ -69,13 +71,15 @@ class Planner:
         self._fresh = torch.ones(batch or 1, dtype=torch.bool, device=self.device)  # rows without a carried plan
 
     @overload
-    def act(self, observation: np.ndarray) -> np.ndarray: ...
+    def act(self, observation: np.ndarray | list) -> np.ndarray: ...
     @overload
     def act(self, observation: Tensor) -> Tensor: ...
     @plain_torch()
     @torch.no_grad()
     def act(self, observation):
-        """The action for an observation (d,) -> (m,), or for N of them (N, d) -> (N, m); numpy in, numpy out.
+        """The action for an observation (d,) -> (m,), or for N of them (N, d) -> (N, m); numpy or a list in, numpy out.
+
+        The action lies in [-1, 1]: that of a policy which leaves it is clipped, with a warning the first time.
 
         Raises:
             ValueError: an observation of the wrong shape or that is not finite.
@@ -84,7 +88,7 @@ class Planner:
         state, single, plan = check_state(self.policy, self.world, state)
         if plan is None:
             admit(self.policy, self.world, state, self.config.horizon)
-        own = policy_action(self.policy, state)
+        own = self.clip(policy_action(self.policy, state), self.policy)
         draws = Draws.of(self.config, self.world, state, own.shape[-1], self.generator)
         action = self._decide(state, own, draws)
         assert self.planned is not None
@@ -92,7 +96,7 @@ class Planner:
         if single:
             rows = [action.squeeze(0), *(x.squeeze(1) for x in rows[1:])]
         self.last = PlannerStep(*rows)
-        return self.last.action.cpu().numpy() if isinstance(observation, np.ndarray) else self.last.action
+        return self.last.action if isinstance(observation, Tensor) else self.last.action.cpu().numpy()
 
     def _decide(self, state: Tensor, own: Tensor, draws: Draws) -> Tensor:
         """The actions (N, m), given the policy's own; stores the plan."""

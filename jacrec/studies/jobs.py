@@ -9,7 +9,7 @@ from typing import Any, TypedDict
 
 from jacrec.control.controller import MPCConfig
 from jacrec.data.readers.load import load
-from jacrec.data.transitions import Transitions
+from jacrec.data.transitions import Bound, Transitions
 from jacrec.evaluation.config import PlayConfig
 from jacrec.evaluation.contestant import (
     digests,
@@ -143,7 +143,7 @@ class TrainJob(Job):
             done[line["stage"]] = line["update"]
             report(sum(done.values()) / max(total, 1))
 
-        data = load_cached(source, config.env_id, config.repair)
+        data = load_cached(source, config.env_id, config.action_low, config.action_high, config.repair)
         policy = load_tilt_policy(self.folder / self.needs[0]) if self.needs else None
         train(config, self.path, stages=self.stages, data=data, policy=policy, quiet=True, on_log=on_log)
         return f"{total} updates"
@@ -327,13 +327,20 @@ def _differing(there: dict[str, Any], here: dict[str, Any]) -> str:
     return ", ".join(found)
 
 
-_loaded: dict[tuple[str, str | None, bool], Transitions] = {}
+_loaded: dict[tuple, Transitions] = {}
 """the data set most recently loaded by this process"""
 
 
-def load_cached(source: str, env_id: str | None, repair: bool = False) -> Transitions:
+def load_cached(
+    source: str,
+    env_id: str | None,
+    action_low: Bound | None = None,
+    action_high: Bound | None = None,
+    repair: bool = False,
+) -> Transitions:
     """`load` with a cache of one data set, so that consecutive jobs of a worker on the same data load it once."""
-    if (source, env_id, repair) not in _loaded:
+    key = source, env_id, action_low, action_high, repair
+    if key not in _loaded:
         _loaded.clear()
-        _loaded[source, env_id, repair] = load(source, env_id=env_id, repair=repair)
-    return _loaded[source, env_id, repair]
+        _loaded[key] = load(source, env_id=env_id, action_low=action_low, action_high=action_high, repair=repair)
+    return _loaded[key]

@@ -7,11 +7,12 @@ from jacrec.data.readers.d4rl import FLAT_SUFFIXES
 from jacrec.data.readers.minari import dataset_path
 from jacrec.studies.config import TaskSpec
 from jacrec.training.config import published_name
+from jacrec.util.files import user_path
 
 
 def needs_root(spec: TaskSpec) -> bool:
     """Whether the task's data are given as a relative path."""
-    return spec.data is not None and spec.data.endswith(FLAT_SUFFIXES) and not Path(spec.data).is_absolute()
+    return spec.data is not None and spec.data.endswith(FLAT_SUFFIXES) and not user_path(spec.data).is_absolute()
 
 
 def data_source(task: str, spec: TaskSpec, data_root: str | Path | None = None) -> str:
@@ -25,7 +26,7 @@ def data_source(task: str, spec: TaskSpec, data_root: str | Path | None = None) 
         ValueError: the task has no data and is not one of D4RL's, or `data_root` contains the file twice.
     """
     if spec.data is not None and spec.data.endswith(FLAT_SUFFIXES):
-        path = Path(data_root or ".") / spec.data
+        path = user_path(data_root or ".") / user_path(spec.data)
         if not path.is_file():
             raise FileNotFoundError(f"{task}: expected the data file {path}, got none; set --data-root")
         return str(path)
@@ -43,7 +44,7 @@ def data_source(task: str, spec: TaskSpec, data_root: str | Path | None = None) 
 
 def _d4rl_path(name: str, data_root: str | Path | None) -> Path:
     file = D4RL_FILES[name].file
-    root = None if data_root is None else Path(data_root)
+    root = None if data_root is None else user_path(data_root)
     under = [] if root is None or not root.is_dir() else sorted(p for n in (file, f"{name}.hdf5") for p in root.rglob(n))
     if len(under) > 1:
         raise ValueError(f"{name}: expected a single data file, got {', '.join(map(str, under))}; choose one with `data`")

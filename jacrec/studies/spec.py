@@ -23,7 +23,8 @@ from jacrec.studies.parse import build, build_mpc, expect_known, expect_mapping
 from jacrec.training.config import DynamicsConfig, TrainConfig, to_dict
 from jacrec.training.folder import read_yaml
 from jacrec.training.run import STAGES
-from jacrec.util.files import write_text
+from jacrec.util.errors import expect_seed
+from jacrec.util.files import user_path, write_text
 
 FILE = "study.yaml"
 OWN_FILES = ("cells", "log.jsonl", ".lock", ".workers.lock*", f"{FILE}.part")
@@ -45,7 +46,7 @@ def find_spec(name: str) -> Path:
     Raises:
         FileNotFoundError: it is none of these.
     """
-    path = Path(name)
+    path = user_path(name)
     if path.is_file():
         return path
     if (path / FILE).is_file():
@@ -64,7 +65,7 @@ def read_spec(path: str | Path) -> StudyConfig:
     Raises:
         ValueError: invalid YAML, or unknown, ill-typed or inconsistent settings.
     """
-    path = Path(path)
+    path = user_path(path)
     return parse_study(read_yaml(path, "correct it"), path.name)
 
 
@@ -74,7 +75,7 @@ def read_study_config(folder: str | Path) -> StudyConfig:
     Raises:
         FileNotFoundError: no study there.
     """
-    path = Path(folder) / FILE
+    path = user_path(folder) / FILE
     if not path.is_file():
         raise FileNotFoundError(f"no study at {folder} (it has no {FILE}); start one with `jacrec sweep SPEC --out {folder}`")
     return read_spec(path)
@@ -282,6 +283,8 @@ def _seeds(content: Any, where: str) -> tuple[int, ...]:
     seeds = content if isinstance(content, list | tuple) else [content]
     if not seeds or any(type(s) is not int for s in seeds) or len(set(seeds)) != len(seeds):
         raise ValueError(f"{where}: expected a list of distinct integers, got {content!r}")
+    for seed in seeds:
+        expect_seed(where, seed)
     return tuple(seeds)
 
 

@@ -11,8 +11,9 @@ from typing import Any
 import yaml
 
 from jacrec.data.d4rl_files import ANTMAZE, KINDS, LOCOMOTION
+from jacrec.envs.actions import ActionBox
 from jacrec.models.dynamics.flow import without_solver
-from jacrec.util.errors import expect_one_of
+from jacrec.util.errors import expect_one_of, expect_seed, plain_numbers
 
 LR_SCHEDULES = ("constant", "cosine")
 PREDICTIONS = {  # by kind of world model; the last three always predict states and ignore the setting
@@ -78,6 +79,7 @@ class ReBRACConfig:
     """number of critic updates"""
 
     def __post_init__(self):
+        plain_numbers(self)
         _check_counts(self, "batch_size", "policy_freq")
         _check_range(self, 0.0, 1.0, "discount", "tau")
 
@@ -157,6 +159,7 @@ class DynamicsConfig:
     """samples per held-out transition"""
 
     def __post_init__(self):
+        plain_numbers(self)
         expect_one_of("dynamics.kind", self.kind, PREDICTIONS)
         expect_one_of(f"dynamics.prediction of kind {self.kind!r}", self.prediction, PREDICTIONS[self.kind])
         expect_one_of("dynamics.times", self.times, ("logit-normal", "uniform"))
@@ -204,6 +207,7 @@ class RewardConfig:
     """held-out transitions for the RMSE (Figure 3 uses 1000)"""
 
     def __post_init__(self):
+        plain_numbers(self)
         expect_one_of("reward.lr_schedule", self.lr_schedule, LR_SCHEDULES)
         _check_counts(self, "batch_size", "eval_transitions")
         _check_range(self, 0.0, 1.0, "ema")
@@ -220,6 +224,11 @@ class TrainConfig:
     repair: bool = False
     """skip empty episodes, drop incomplete or non-finite last steps and clip actions slightly out of bounds, with a warning,
     instead of refusing such data"""
+    action_low: tuple[float, ...] | None = None
+    """lower bounds of the data's actions in the environment's units, one number per component or one for all; None for those
+    that a Minari data set states, and for files with actions in [-1, 1] that stand for the environment's own bounds"""
+    action_high: tuple[float, ...] | None = None
+    """upper bounds, likewise"""
     seed: int = 0
     """seed of initial weights, batches, noise and the choice of held-out episodes"""
     rebrac: ReBRACConfig = field(default_factory=ReBRACConfig)
@@ -243,7 +252,10 @@ class TrainConfig:
     """updates between checkpoints; a kill loses at most this many"""
 
     def __post_init__(self):
+        plain_numbers(self)
         _check_counts(self, "log_every", "checkpoint_every")
+        expect_seed("seed", self.seed)
+        ActionBox.stated(self.action_low, self.action_high)  # raises if they are not bounds
         if not 0.0 < self.held_out < 1.0:
             raise ValueError(f"held_out: expected a share of the episodes in (0, 1), got {self.held_out}")
 
@@ -323,7 +335,7 @@ def from_dict(content: dict[str, Any]) -> TrainConfig:
     if unknown:
         known = ", ".join(sorted(known))
         raise ValueError(f"settings: expected fields of TrainConfig ({known}), got {', '.join(unknown)}")
-    values = dict(content)
+    values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in content.items()}
     for part, kind in PARTS.items():
         if part in values:
             values[part] = _part(kind, values[part])

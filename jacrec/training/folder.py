@@ -15,11 +15,11 @@ import torch
 import yaml
 
 import jacrec
-from jacrec.data.transitions import DatasetInfo, Transitions
+from jacrec.data.transitions import DatasetInfo, Transitions, with_bounds
 from jacrec.training.config import PARTS, TrainConfig, from_dict, to_dict
 from jacrec.util import locks
 from jacrec.util.content import expect_content
-from jacrec.util.files import read_text, write_text
+from jacrec.util.files import read_text, user_path, write_text
 
 REMEDY = "copy the file again, correct it, or train into another folder"
 LOCK = "checkpoints/.lock"
@@ -62,7 +62,7 @@ def read_record(path: Path) -> dict[str, Any]:
         FileNotFoundError: there is none.
         ValueError: it is damaged.
     """
-    file = Path(path) / "config.yaml"
+    file = user_path(path) / "config.yaml"
     if not file.is_file():
         raise FileNotFoundError(f"{path}: expected a run, got no config.yaml; train one with `jacrec train`")
     record = read_yaml(file, REMEDY)
@@ -88,7 +88,9 @@ def recorded_config(path: Path, record: dict[str, Any]) -> TrainConfig:
 def recorded_info(record: dict[str, Any]) -> DatasetInfo:
     """The data's metadata in a run's record."""
     known = {f.name for f in fields(DatasetInfo)}
-    return DatasetInfo(**{k: v for k, v in record["data"].items() if k in known})
+    info = DatasetInfo(**{k: v for k, v in record["data"].items() if k in known})
+    # an earlier version took the actions as they were
+    return info if "action_low" in record["data"] else with_bounds(info, -1.0, 1.0)
 
 
 def digest(data: Transitions) -> str:

@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from jacrec.data.transitions import DatasetInfo, Transitions
+from jacrec.envs.actions import ActionBox
 from jacrec.models.io import DYNAMICS, REMEDY, load_module, read_notes, save_module
 from jacrec.models.networks import Actor, RewardModel, TwinCritic
 from jacrec.models.world import World
@@ -33,6 +34,7 @@ from jacrec.training.stages.reward import RewardStage
 from jacrec.training.stages.tilt import load_tilt_policy
 from jacrec.training.streams import derive_seed
 from jacrec.util.errors import expect_one_of
+from jacrec.util.files import user_path
 from jacrec.util.signals import OrderlyExit
 
 STAGES = ("rebrac", "dynamics", "reward")
@@ -97,7 +99,7 @@ def train(
         FileNotFoundError: a tilted world model without a policy.
         FloatingPointError: training diverged.
     """
-    out = Path(out)
+    out = user_path(out)
     for stage in stages:
         expect_one_of("stages", stage, STAGES)
     if parallel_stages < 1:
@@ -155,11 +157,22 @@ def checkpoint_path(out: Path, stage: str) -> Path:
 
 
 def load_transitions(config: TrainConfig, data: Transitions | None = None) -> Transitions:
-    """The configuration's data, or `data` with the configuration's environment."""
+    """The configuration's data, or `data` with the configuration's environment.
+
+    Raises:
+        ValueError: `data` state other action bounds than the configuration.
+    """
+    stated = ActionBox.stated(config.action_low, config.action_high)
     if data is None:
         from jacrec.data.readers.load import load
 
-        data = load(config.data, env_id=config.env_id, repair=config.repair)
+        bounds = {"action_low": config.action_low, "action_high": config.action_high}
+        data = load(config.data, env_id=config.env_id, repair=config.repair, **bounds)
+    elif stated is not None and stated != data.info.action_box:
+        raise ValueError(
+            f"action_low, action_high: expected none beside data, whose actions are already in [-1, 1] for "
+            f"{data.info.action_box or 'unstated bounds'}, got {stated}; state them where the data are read"
+        )
     return data if config.env_id is None else replace(data, info=replace(data.info, env_id=config.env_id))
 
 
@@ -229,7 +242,7 @@ def load_run(path: str | Path) -> Run:
         FileNotFoundError: no run there, or one of its networks is not trained yet.
         ValueError: one of its files is damaged, or another network's.
     """
-    path = Path(path)
+    path = user_path(path)
     record = read_record(path)
     config = recorded_config(path, record)
     missing = _missing(path)
@@ -255,7 +268,7 @@ def _load_part(path: Path, kinds: tuple[type[nn.Module], ...]) -> nn.Module:
 
 def untrained_stages(path: str | Path) -> list[str]:
     """The stages whose networks are missing in a run's folder."""
-    return list(dict.fromkeys(PARTS[part] for part in _missing(Path(path))))
+    return list(dict.fromkeys(PARTS[part] for part in _missing(user_path(path))))
 
 
 def _missing(path: Path) -> list[str]:

@@ -37,6 +37,7 @@ from jacrec.training.run import (
 )
 from jacrec.training.stages.rebrac import ReBRACStage
 from jacrec.util.errors import expect_count, expect_one_of
+from jacrec.util.files import user_path
 from jacrec.util.processors import processors
 from jacrec.util.signals import OrderlyExit
 
@@ -47,7 +48,7 @@ SPAWN = multiprocessing.get_context("spawn")  # fork would copy torch's thread p
 
 def seed_folder(out: str | Path, seed: int) -> Path:
     """A seed's folder: `out` with {seed} filled in, or the subfolder seed-SEED."""
-    return Path(str(out).replace("{seed}", str(seed))) if "{seed}" in str(out) else Path(out) / f"seed-{seed}"
+    return user_path(str(out).replace("{seed}", str(seed))) if "{seed}" in str(out) else user_path(out) / f"seed-{seed}"
 
 
 def train_seeds(

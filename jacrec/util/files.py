@@ -15,6 +15,13 @@ FULL = {errno.ENOSPC, errno.EFBIG, errno.EDQUOT}
 """what writing answers where there is no room: the disk, the allowed size of a file, or the quota is exhausted"""
 
 
+def user_path(path: str | Path) -> Path:
+    """A path that a caller gives, with `~` for the home folder as in a shell."""
+    with contextlib.suppress(RuntimeError):  # no such user: it is a name
+        return Path(path).expanduser()
+    return Path(path)
+
+
 @contextlib.contextmanager
 def naming(path: Path, size: int | None = None) -> Iterator[None]:
     """Let errors of writing `path` name it, and say how much room is missing.

@@ -10,7 +10,9 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
+from jacrec.envs.actions import ActionBox, expect_time_limit
 from jacrec.envs.batch import BatchedEnv
+from jacrec.util.errors import expect_seed
 
 
 @runtime_checkable
@@ -28,7 +30,8 @@ class BehaviourStage:
 
     name: str
     policy: Callable[[np.ndarray], np.ndarray] | StochasticPolicy | None
-    """maps states (n, d) to actions (n, m), or samples them; None: actions uniform in [-1, 1]"""
+    """maps states (n, d) to actions (n, m) in [-1, 1], which stands for the environment's bounds, or samples them; None: uniform
+    actions"""
     noise: float = 0.0
     """standard deviation of the noise added to a deterministic policy's actions"""
     weight: int = 1
@@ -48,7 +51,7 @@ class Episode:
     """One episode of T steps."""
 
     observations: np.ndarray  # (T + 1, d) float64
-    actions: np.ndarray  # (T, m) float32, exactly as executed
+    actions: np.ndarray  # (T, m) float32, exactly as executed, in the environment's units
     rewards: np.ndarray  # (T,) float64
     terminated: bool
     """the last step terminated the MDP; otherwise the time limit or the step budget truncated the episode"""
@@ -74,30 +77,31 @@ def collect(
     physics: str = "d4rl",
     threads: int | None = None,
     rows: int | None = None,
+    max_episode_steps: int | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> list[Episode]:
     """Collect exactly `steps` steps, shared between the stages by their weights. Only the very last episode may be truncated.
 
     A stage runs whole episodes; what it collects beyond its share is deducted from the next one. `rows` is the number of
-    parallel episodes (default: as many full-length episodes as a stage holds, between 8 and 64). `progress` is called with
-    the number of steps collected so far.
+    parallel episodes (default: as many full-length episodes as a stage holds, between 8 and 64). `max_episode_steps` is a time
+    limit instead of the environment's own. `progress` is called with the number of steps collected so far.
 
     Raises:
-        ValueError: fewer steps than stages, actions not in [-1, 1], or an environment without a time limit.
+        ValueError: fewer steps than stages, or an environment without finite action bounds or a time limit.
     """
+    expect_seed("seed", seed)
     if steps < len(stages):
         raise ValueError(f"steps: expected at least one per stage ({len(stages)} stages), got {steps}")
-    probe = BatchedEnv(env_id, 1, physics=physics)
+    options: dict[str, Any] = {"physics": physics, "max_episode_steps": max_episode_steps}
+    probe = BatchedEnv(env_id, 1, **options)
     limit = probe.max_episode_steps
-    space: Any = probe.action_space
     probe.close()
-    if not np.array_equal(space.low, -np.ones_like(space.low)) or not np.array_equal(space.high, np.ones_like(space.high)):
-        raise ValueError(f"env_id: expected actions in [-1, 1], got {env_id!r} with {space}; wrap it with RescaleAction")
-    if limit is None:
-        raise ValueError(f"env_id: expected an environment with a time limit, got {env_id!r} without one")
+    box = ActionBox.of(probe.action_space, env_id, "register it with a wrapper that bounds its actions")
+    expect_time_limit(env_id, limit)
+    assert limit is not None
     # with full-length episodes, no steps are collected beyond a stage's share
     full = -(-steps // (len(stages) * limit))
-    env = BatchedEnv(env_id, rows or min(max(full, 8), 64), physics=physics, threads=threads)
+    env = BatchedEnv(env_id, rows or min(max(full, 8), 64), threads=threads, **options)
     episodes: list[Episode] = []
     collected = total = 0
     try:
@@ -105,7 +109,7 @@ def collect(
             total += stage.weight
             wanted = steps * total // sum(stage.weight for stage in stages) - collected
             report = None if progress is None else lambda done, base=collected: progress(base + done)
-            found = _run_stage(env, limit, stage, [seed, number], wanted, report) if wanted > 0 else []
+            found = _run_stage(env, limit, box, stage, [seed, number], wanted, report) if wanted > 0 else []
             episodes += found
             collected += sum(map(len, found))
     finally:
@@ -117,7 +121,13 @@ def collect(
 
 
 def _run_stage(
-    env: BatchedEnv, limit: int, stage: BehaviourStage, key: list[int], wanted: int, progress: Callable[[int], None] | None
+    env: BatchedEnv,
+    limit: int,
+    box: ActionBox,
+    stage: BehaviourStage,
+    key: list[int],
+    wanted: int,
+    progress: Callable[[int], None] | None,
 ) -> list[Episode]:
     """Episodes 0, 1, 2, ... of a stage until they hold `wanted` steps."""
     n, d, m = env.n, env.state_dim, env.action_dim
@@ -143,7 +153,7 @@ def _run_stage(
 
         time = env.elapsed.copy()
         every = np.arange(n)
-        actions[every, time] = stage.act(state, draws[every, time])
+        actions[every, time] = box.from_unit(stage.act(state, draws[every, time]))
         state, reward, terminated, _ = env.step(actions[every, time])
         observations[every, time + 1] = state
         rewards[every, time] = reward

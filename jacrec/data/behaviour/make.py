@@ -3,7 +3,7 @@
 The kinds are those of D4RL. Behaviour "sac" rolls stochastic policies of a soft actor-critic training out, as D4RL did;
 behaviour "linear" has linear policies with Gaussian action noise:
 
-    random         actions uniform in [-1, 1]
+    random         actions uniform within the environment's bounds
     medium         the snapshot whose return is closest to `MEDIUM_SHARE` of the best
     expert         the best snapshot
     medium-expert  half medium, half expert
@@ -13,7 +13,7 @@ behaviour "linear" has linear policies with Gaussian action noise:
 
 Point mazes have no snapshots: expert is the path-following PD controller with noise. The kinds of antmaze are D4RL's six
 tasks, umaze to large-diverse (`jacrec.data.behaviour.antmaze`). Any other environment registered in gymnasium, given by
-its id, with actions in [-1, 1] and a time limit, can be used with the kind random.
+its id, with finite action bounds and a time limit, can be used with the kind random.
 """
 
 import time
@@ -38,7 +38,7 @@ from jacrec.data.references import reference_by_env
 from jacrec.envs.antmaze import COLLECTION_IDS as ANTMAZE_COLLECTION_IDS
 from jacrec.envs.antmaze import ENV_IDS as ANTMAZE_IDS
 from jacrec.envs.physics import make_env, physics_record
-from jacrec.util.errors import expect_one_of
+from jacrec.util.errors import expect_one_of, expect_seed
 
 MAZES = {
     "pointmaze-umaze": "PointMaze_UMaze-v3",
@@ -170,12 +170,14 @@ def make_episodes(
     behaviour: str | None = None,
     physics: str = "d4rl",
     threads: int | None = None,
+    max_episode_steps: int | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> list[Episode]:
     """Collect the episodes of a kind in memory, exactly `steps` steps (see `jacrec.data.behaviour.collect.collect`)."""
     stages = behaviour_stages(env_name, kind, behaviour)
     env_id = ANTMAZE_COLLECTION_IDS[kind] if env_name == ANTMAZE else resolve_env_id(env_name)
-    episodes = collect(env_id, stages, steps=steps, seed=seed, physics=physics, threads=threads, progress=progress)
+    options: dict[str, Any] = {"physics": physics, "threads": threads, "max_episode_steps": max_episode_steps}
+    episodes = collect(env_id, stages, steps=steps, seed=seed, progress=progress, **options)
     return relabel(episodes, evaluation_goal(kind, seed)) if env_name == ANTMAZE else episodes
 
 
@@ -209,34 +211,38 @@ def make_dataset(
     behaviour: str | None = None,
     physics: str = "d4rl",
     threads: int | None = None,
+    max_episode_steps: int | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> MadeDataset:
     """Generate a data set and write it to Minari's local root; behaviour: "linear" or "sac" (`behaviour_of`).
 
-    The data depend on the arguments alone, not on the number of threads. `progress` is called with the number of steps
-    collected so far. An interruption leaves no partial data set behind.
+    The data depend on the arguments alone, not on the number of threads. `max_episode_steps` is a time limit instead of the
+    environment's own. `progress` is called with the number of steps collected so far. An interruption leaves no partial data
+    set behind.
 
     Raises:
-        ValueError: unknown names, fewer steps than stages, or AntMaze data with almost no reward; nothing is written.
+        ValueError: unknown names, fewer steps than stages, an environment without finite action bounds or a time limit, or
+            AntMaze data with almost no reward; nothing is written.
         FileExistsError: the data set exists and `overwrite` is False; raised before any work is done.
     """
     began = time.monotonic()
+    expect_seed("seed", seed)
     stages = behaviour_stages(env_name, kind, behaviour)
     behaviour = behaviour_of(env_name, kind, behaviour)
     dataset_id = dataset_id or default_id(env_name, kind, behaviour)
     dataset_path(dataset_id)
     refuse_to_replace(dataset_id, overwrite)
     env_id = resolve_env_id(env_name, kind)
-    episodes = make_episodes(
-        env_name, kind, steps=steps, seed=seed, behaviour=behaviour, physics=physics, threads=threads, progress=progress
-    )
+    options: dict[str, Any] = {"physics": physics, "threads": threads, "max_episode_steps": max_episode_steps}
+    episodes = make_episodes(env_name, kind, steps=steps, seed=seed, behaviour=behaviour, progress=progress, **options)
     rewarded = require_reward(dataset_id, episodes) if env_name == ANTMAZE else None
     env = make_env(env_id, physics=physics)
     metadata = _metadata(env_name, kind, env_id, behaviour, stages, steps, seed, physics_record(env))
     if rewarded is not None:
         goal = evaluation_goal(kind, seed).tolist()
         metadata["jacrec"] |= {"goal": goal, "rewarded": asdict(rewarded)}
-    path = write_minari(dataset_id, episodes, env=env.unwrapped, metadata=metadata, overwrite=overwrite)
+    spaces: dict[str, Any] = {"env": env.unwrapped, "action_space": env.action_space}
+    path = write_minari(dataset_id, episodes, **spaces, metadata=metadata, overwrite=overwrite)
     env.close()
     return MadeDataset(dataset_id, path, len(episodes), sum(map(len, episodes)), time.monotonic() - began, rewarded)
 

@@ -2,7 +2,7 @@
 
 `from_arrays` is the public entry point; the readers use the other two. Sources are read in blocks of rows, directly into
 the float32 result: peak memory is the result plus one block and a few bytes per row, whatever the sources' precision.
-Every number is checked on the way: it must be finite, and actions must lie in [-1, 1].
+Every number is checked on the way: it must be finite, and actions must lie within their bounds, which become [-1, 1].
 """
 
 import warnings
@@ -23,11 +23,12 @@ from jacrec.data.readers.checks import (
     check_lengths,
     check_shapes,
     check_widths,
+    stated_box,
 )
 from jacrec.data.readers.ends import discontinuities, episode_ends
 from jacrec.data.readers.repair import ADVICE, Repairs, finite
 from jacrec.data.references import reference_by_env
-from jacrec.data.transitions import DatasetInfo, Transitions
+from jacrec.data.transitions import Bound, DatasetInfo, Transitions, with_bounds
 
 BLOCK = 1 << 16
 """rows read at a time"""
@@ -45,13 +46,15 @@ def from_arrays(
     lengths: np.ndarray | list[int] | None = None,
     next_observations: np.ndarray | None = None,
     env_id: str | None = None,
+    action_low: Bound | None = None,
+    action_high: Bound | None = None,
     name: str = "arrays",
 ) -> Transitions:
     """Transitions from your own arrays, in the order of collection, ready for `jacrec.training.train(data=...)`.
 
     Args:
         observations: (n, d), the state before each action.
-        actions: (n, m) in [-1, 1].
+        actions: (n, m) within their bounds.
         rewards: (n,).
         terminals: (n,) bool, the MDP terminated with this row's action: no bootstrapping. Without `ends` and `lengths`, such
             a row also ends its episode.
@@ -62,11 +65,14 @@ def from_arrays(
         next_observations: (n, d), the state after each action. If omitted, the successor of a row is the next row of its
             episode, and last rows, whose successor is unknown, are not used to train world models.
         env_id: gymnasium id of the evaluation environment.
+        action_low, action_high: the bounds of the actions in the environment's units, () or (m,). The actions are mapped to
+            [-1, 1], in which networks act, and back when a policy plays. Omit both for actions that already lie in [-1, 1]
+            and stand for the environment's own bounds.
 
     Raises:
         ValueError: arrays that do not match each other or the environment, masked, complex or other values that are not
-            real numbers, episodes longer than the environment's time limit, non-finite numbers, actions outside [-1, 1], or
-            `ends` that omit terminal rows after which the state is reset. The message names the row.
+            real numbers, episodes longer than the environment's time limit, non-finite numbers, actions outside their bounds,
+            or `ends` that omit terminal rows after which the state is reset. The message names the row.
     """
     if ends is not None and lengths is not None:
         raise ValueError("ends, lengths: expected at most one of them, got both; they carry the same information")
@@ -80,7 +86,8 @@ def from_arrays(
     last = episode_ends(name, states, terminal, ends, lengths, following)
     reference = reference_by_env(env_id) if env_id else None
     refs = (reference.ref_min, reference.ref_max) if reference else (None, None)
-    return from_flat(states, acts, reward, terminal, last, DatasetInfo(name, env_id, *refs, source="arrays"), following)
+    info = with_bounds(DatasetInfo(name, env_id, *refs, source="arrays"), action_low, action_high)
+    return from_flat(states, acts, reward, terminal, last, info, following)
 
 
 def from_flat(
@@ -106,6 +113,7 @@ def from_flat(
     check_shapes(info.name, observations, actions, rewards, terminal, last, next_observations)
     n, d, m = len(rewards), observations.shape[1], actions.shape[1]
     check_environment(info, d, m)
+    box = stated_box(info, m)
     last = last.astype(bool)
     last[-1] = True
     if next_observations is None:
@@ -118,7 +126,7 @@ def from_flat(
     for a in range(0, n, step := _block(observations, n)):
         b = min(a + step, n)
         state = as_finite(observations[a:b], a, info.name, "observations")
-        action = as_actions(actions[a:b], a, info.name, repairs)
+        action = as_actions(actions[a:b], a, info.name, repairs, box)
         own, c = known[a:b], int(known[a:b].sum())
         found.state[done : done + c], found.action[done : done + c] = _select(state, own), _select(action, own)
         mine = slice(*np.searchsorted(blind, (a, b)))
@@ -162,7 +170,7 @@ def from_episodes(
     Raises:
         ValueError: as `from_flat`, naming episode and step, or the steps do not sum to `steps`.
     """
-    found, done, read = None, 0, 0
+    found, done, read, box = None, 0, 0, None
     for number, (states, actions, rewards, terminations) in enumerate(episodes):
         where, T = f"{info.name}: episode {number}", len(rewards)
         read += T
@@ -184,6 +192,7 @@ def from_episodes(
         if found is None:
             check_widths(info.name, d, m)
             check_environment(info, d, m)
+            box = stated_box(info, m)
             found = _room(steps, d, m, info)
         if (d, m) != (found.state_dim, found.action_dim):
             raise ValueError(
@@ -197,7 +206,7 @@ def from_episodes(
         # the first dropped step's action still follows the last usable step
         more = n < T and finite(states[n], actions[n])
         with _advising(repairs):
-            action = as_actions(actions[: n + more], 0, where, repairs)
+            action = as_actions(actions[: n + more], 0, where, repairs, box)
             state = as_finite(states[: n + 1] if n or more else states[:0], 0, where, "observations")
             reward = as_finite(rewards[:n], 0, where, "rewards")
         rows = slice(done, done + n)

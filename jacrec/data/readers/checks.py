@@ -7,6 +7,7 @@ import numpy as np
 from jacrec.data.known_envs import episode_limit, known_dimensions
 from jacrec.data.readers.repair import MOST_EXCESS, Repairs
 from jacrec.data.transitions import DatasetInfo
+from jacrec.envs.actions import ActionBox
 
 ACTION_SLACK = 1e-4
 """tolerance beyond ±1 for rounded actions, which are then clipped"""
@@ -158,22 +159,42 @@ def as_flags(values: np.ndarray, name: str, key: str) -> np.ndarray:
     return flags
 
 
-def as_actions(block: Any, first_row: int, name: str, repairs: Repairs | None = None) -> np.ndarray:
-    """The rows as float32 in [-1, 1].
+def as_actions(
+    block: Any, first_row: int, name: str, repairs: Repairs | None = None, box: ActionBox | None = None
+) -> np.ndarray:
+    """The rows as float32 in [-1, 1], which stands for the bounds `box` of the block's actions (default: [-1, 1]).
 
     Raises:
-        ValueError: a number is not finite, or outside [-1, 1] by more than `ACTION_SLACK`, or `MOST_EXCESS` if it is to be repaired.
+        ValueError: a number is not finite, or outside the bounds by more than `ACTION_SLACK` of their half width, or
+            `MOST_EXCESS` if it is to be repaired.
     """
-    numbers = as_finite(block, first_row, name, "actions")
+    numbers, given = as_finite(block, first_row, name, "actions"), box or ActionBox()
+    if not given.is_unit:
+        numbers = given.to_unit(np.asarray(block)).astype(np.float32)
     if numbers.size and max(numbers.max(), -numbers.min()) > 1.0:
         outside = (np.abs(numbers) > 1.0 + (ACTION_SLACK if repairs is None else MOST_EXCESS)).any(1)
         if outside.any():
             row = int(np.argmax(outside))
+            remedy = "state the bounds of the actions (action_low, action_high), or rescale them to [-1, 1]"
             raise ValueError(
-                f"{name}: actions: expected [-1, 1], got {numbers[row]} in row {first_row + row}; "
-                "rescale the actions of the data set to [-1, 1]"
+                f"{name}: actions: expected {given}, got {np.asarray(block)[row]} in row {first_row + row}; "
+                + (remedy if box is None else "state the right bounds (action_low, action_high)")
             )
         if repairs is not None:
             repairs.clip(np.abs(numbers).max(1) - 1.0)
         numbers = np.clip(numbers, -1.0, 1.0)
     return numbers
+
+
+def stated_box(info: DatasetInfo, action_dim: int) -> ActionBox | None:
+    """The bounds that the data state for their m actions.
+
+    Raises:
+        ValueError: they have another number of components.
+    """
+    box = info.action_box
+    if box is not None and not box.serves(action_dim):
+        raise ValueError(
+            f"{info.name}: action_low, action_high: expected 1 or {action_dim} numbers, as many as actions, got {len(box.low)}"
+        )
+    return box

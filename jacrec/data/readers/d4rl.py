@@ -37,7 +37,8 @@ from jacrec.data.readers.hdf5 import Numbers, numbers, open_hdf5, text_attribute
 from jacrec.data.readers.npz import array_of, open_npz, texts_of
 from jacrec.data.readers.repair import Repairs
 from jacrec.data.references import reference_by_env, reference_by_name
-from jacrec.data.transitions import DatasetInfo, Transitions
+from jacrec.data.transitions import Bound, DatasetInfo, Transitions, with_bounds
+from jacrec.util.files import user_path
 
 HDF5_SUFFIXES = (".hdf5", ".h5")
 FLAT_SUFFIXES = (*HDF5_SUFFIXES, ".npz")
@@ -55,8 +56,17 @@ REACH = 1.0
 episodes"""
 
 
-def read_d4rl(path: str | Path, *, env_id: str | None = None, repair: bool = False) -> Transitions:
+def read_d4rl(
+    path: str | Path,
+    *,
+    env_id: str | None = None,
+    action_low: Bound | None = None,
+    action_high: Bound | None = None,
+    repair: bool = False,
+) -> Transitions:
     """Read a file in D4RL's layout. `env_id` overrides the environment given by the file's attributes or name.
+
+    Without `action_low` and `action_high` the actions have to lie in [-1, 1], see `jacrec.data.from_arrays`.
 
     Args:
         repair: drop last rows of episodes that contain numbers that are not finite, and clip actions up to 0.1 beyond ±1. A
@@ -69,14 +79,14 @@ def read_d4rl(path: str | Path, *, env_id: str | None = None, repair: bool = Fal
             episode end, or contents that `jacrec.data.readers.arrays.from_flat` rejects. The message or its note names the
             file.
     """
-    path = Path(path)
+    path = user_path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file; expected a D4RL-layout .hdf5 or .npz file")
     if path.suffix not in FLAT_SUFFIXES:
         raise ValueError(f"{path}: expected a file ending in {', '.join(FLAT_SUFFIXES)}, got {path.suffix!r}")
     with (_open_hdf5 if path.suffix in HDF5_SUFFIXES else _open_npz)(path) as (find, attributes):
         try:
-            return _transitions(path, find, attributes, env_id, Repairs() if repair else None)
+            return _transitions(path, find, attributes, env_id, (action_low, action_high), Repairs() if repair else None)
         except ValueError as error:
             if str(path) not in str(error):  # errors about rows name the data set
                 error.add_note(f"in the file {path}")
@@ -84,7 +94,12 @@ def read_d4rl(path: str | Path, *, env_id: str | None = None, repair: bool = Fal
 
 
 def _transitions(
-    path: Path, find: Find, attributes: Mapping[str, str], env_id: str | None, repairs: Repairs | None
+    path: Path,
+    find: Find,
+    attributes: Mapping[str, str],
+    env_id: str | None,
+    bounds: tuple[Bound | None, Bound | None],
+    repairs: Repairs | None,
 ) -> Transitions:
     """The file's transitions; `find` gives the source at a key, or None."""
     arrays = {key: source for key in (*KEYS, "next_observations") if (source := find(key)) is not None}
@@ -104,7 +119,7 @@ def _transitions(
             )
         )
     _check_rows(path, arrays)
-    info = _info(path, attributes, env_id)
+    info = with_bounds(_info(path, attributes, env_id), *bounds)
     first, second = (as_flags(as_column(arrays[key], str(path), key), str(path), key) for key in keys[3:])
     if masks is not None:
         terminal, last = ~second, first

@@ -9,10 +9,18 @@ from jacrec.data.fetch import DownloadError
 from jacrec.data.readers.d4rl import FLAT_SUFFIXES, read_d4rl
 from jacrec.data.readers.minari import dataset_path, local_ids, read_minari
 from jacrec.data.readers.minari_files import METADATA, is_complete
-from jacrec.data.transitions import Transitions
+from jacrec.data.transitions import Bound, Transitions
 
 
-def load(source: str | Path, *, env_id: str | None = None, download: bool = True, repair: bool = False) -> Transitions:
+def load(
+    source: str | Path,
+    *,
+    env_id: str | None = None,
+    action_low: Bound | None = None,
+    action_high: Bound | None = None,
+    download: bool = True,
+    repair: bool = False,
+) -> Transitions:
     """Transitions of a D4RL data set, a Minari data set, or a D4RL-layout .hdf5, .h5 or .npz file.
 
     D4RL's names (``hopper-medium-replay-v2`` and the 23 others) refer to files in $JACREC_DATA (~/.jacrec/datasets) or in
@@ -21,15 +29,20 @@ def load(source: str | Path, *, env_id: str | None = None, download: bool = True
     data name as ``module:Env-v0`` is refused, as gymnasium would import the module. `repair` mends what other recorders leave
     incomplete (see `jacrec.data.readers.minari.read_minari` and `jacrec.data.readers.d4rl.read_d4rl`) and warns of it.
 
+    Actions are mapped to [-1, 1] from their bounds `action_low` and `action_high`, () or (m,), in the environment's units. By
+    default these are the bounds of a Minari data set's action space; files in D4RL's layout state none, so their actions have
+    to lie in [-1, 1] already, which stands for the evaluation environment's own bounds.
+
     Raises:
         FileNotFoundError: nothing of that name is stored or could be downloaded; the message lists the local data sets.
         ValueError: neither an id nor a file name, or contents that do not form transitions (see the readers).
     """
+    bounds = {"action_low": action_low, "action_high": action_high}
     if isinstance(source, Path) or source.endswith(FLAT_SUFFIXES):
-        return read_d4rl(source, env_id=env_id, repair=repair)
+        return read_d4rl(source, env_id=env_id, repair=repair, **bounds)
     file = find_d4rl(source)
     if file is not None:
-        return read_d4rl(file, env_id=env_id, repair=repair)
+        return read_d4rl(file, env_id=env_id, repair=repair, **bounds)
     path = dataset_path(source)
     if not is_complete(path):
         if source in D4RL_FILES:
@@ -37,7 +50,7 @@ def load(source: str | Path, *, env_id: str | None = None, download: bool = True
         reason = _download(source) if download and not source.startswith("jacrec/") else "not attempted"
         if reason is not None:
             raise FileNotFoundError(_not_found_message(source, path, reason))
-    return read_minari(source, env_id=env_id, repair=repair)
+    return read_minari(source, env_id=env_id, repair=repair, **bounds)
 
 
 def _no_file_message(name: str) -> str:

@@ -27,7 +27,8 @@ from jacrec.data.readers.arrays import from_episodes
 from jacrec.data.readers.minari_files import METADATA, env_id_of, is_complete, metadata_of, space_of, stored_episodes
 from jacrec.data.readers.repair import Repairs
 from jacrec.data.references import reference_by_env, reference_by_name
-from jacrec.data.transitions import DatasetInfo, Transitions
+from jacrec.data.transitions import Bound, DatasetInfo, Transitions, with_bounds
+from jacrec.envs.actions import ActionBox
 from jacrec.envs.physics import is_goal_space, needs_achieved_goal
 from jacrec.util.files import expect_room
 
@@ -68,8 +69,17 @@ def read_metadata(dataset_id: str) -> dict[str, Any]:
     return metadata_of(path)
 
 
-def read_minari(dataset_id: str, *, env_id: str | None = None, repair: bool = False) -> Transitions:
+def read_minari(
+    dataset_id: str,
+    *,
+    env_id: str | None = None,
+    action_low: Bound | None = None,
+    action_high: Bound | None = None,
+    repair: bool = False,
+) -> Transitions:
     """Read a local Minari data set. `env_id` overrides the environment named in its metadata.
+
+    The actions are mapped to [-1, 1] from the bounds of its action space, which `action_low` and `action_high` override.
 
     An episode stores T + 1 observations, so every successor is known. A termination inside an episode (in goal environments
     that continue) masks the bootstrap of its row without splitting the episode; a truncation does neither.
@@ -81,19 +91,24 @@ def read_minari(dataset_id: str, *, env_id: str | None = None, repair: bool = Fa
 
     Raises:
         FileNotFoundError: no complete data set with that id on disk.
-        ValueError: observations that are not vectors (or goal dicts of vectors), or inconsistent or damaged contents. The
-            message or its note names the file.
+        ValueError: observations that are not vectors (or goal dicts of vectors), actions without finite bounds, or
+            inconsistent or damaged contents. The message or its note names the file.
     """
     path, metadata = dataset_path(dataset_id), read_metadata(dataset_id)
     file = path / METADATA
     space = space_of(metadata, "observation_space", file)
     if not is_goal_space(space) and not (isinstance(space, gymnasium.spaces.Box) and len(space.shape) == 1):
         raise ValueError(f"{dataset_id}: expected vector observations or a goal environment's dict of vectors, got {space}")
-    space_of(metadata, "action_space", file)  # without it, Minari would build the environment that the file names
+    # without it, Minari would build the environment that the file names
+    actions = space_of(metadata, "action_space", file)
     recorded = env_id_of(metadata, file)
     if env_id is None and recorded is not None:
         env_id = recorded_env_id(recorded, f"{file}: env_spec")
-    info = dataset_info(dataset_id, metadata, env_id)
+    info = with_bounds(dataset_info(dataset_id, metadata, env_id), action_low, action_high)
+    if info.action_box is None:
+        remedy = "state the bounds of its actions: action_low, action_high (--action-low, --action-high)"
+        box = ActionBox.of(actions, dataset_id, remedy)
+        info = with_bounds(info, box.low, box.high)
     front = ("achieved_goal",) if needs_achieved_goal(recorded or env_id) else ()
     keys = (*front, "observation", "desired_goal") if is_goal_space(space) else ()
     repairs = Repairs() if repair else None
@@ -130,6 +145,7 @@ def write_minari(
     episodes: list[Episode],
     *,
     env: gymnasium.Env,
+    action_space: gymnasium.Space | None = None,
     metadata: dict[str, Any],
     overwrite: bool = False,
 ) -> Path:
@@ -140,6 +156,7 @@ def write_minari(
 
     Args:
         env: the unwrapped gymnasium environment whose spaces and spec are stored with the data.
+        action_space: the space that the actions are in, if a wrapper changes the environment's own.
 
     Raises:
         FileExistsError: the data set exists and `overwrite` is False.
@@ -159,7 +176,7 @@ def write_minari(
         storage = MinariStorage.new(
             staging / "set",
             observation_space=env.observation_space,
-            action_space=env.action_space,
+            action_space=action_space or env.action_space,
             env_spec=gymnasium.spec(env.spec.id) if env.spec else None,
         )
         storage.update_metadata({"dataset_id": dataset_id, "minari_version": version("minari"), **metadata})

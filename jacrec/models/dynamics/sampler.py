@@ -9,6 +9,7 @@ from torch import nn
 from jacrec.models.dynamics.diffusion import DiffusionDynamics
 from jacrec.models.dynamics.flow import FlowDynamics
 from jacrec.models.dynamics.meanflow import MeanFlowDynamics
+from jacrec.util.errors import plain_numbers
 
 AnyModule = TypeVar("AnyModule", bound=nn.Module)
 
@@ -32,6 +33,9 @@ class Sampler:
     """diffusion: the levels visited, ascending within those of training; one network evaluation each"""
     steps: int | None = None
     """flow and meanflow: intervals from noise to the next state"""
+
+    def __post_init__(self):
+        plain_numbers(self)
 
     @property
     def changes(self) -> dict[str, object]:

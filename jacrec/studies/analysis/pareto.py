@@ -80,7 +80,7 @@ def decision_times(
     """
     names = [c for c in contestants if c in study.config.contestants and not study.config.contestants[c].chooses]
     cell, run = _first_run(study, names)
-    observations = _observations(run, decisions + WARM_UP)
+    observations = _observations(run, decisions + WARM_UP, study.config.evaluation)
     with torch_threads(threads or torch.get_num_threads()):
         players = {}
         for name in names:
@@ -121,9 +121,10 @@ def _first_run(study: Study, names: Sequence[str]):
     )
 
 
-def _observations(run: Run, count: int) -> list[np.ndarray]:
+def _observations(run: Run, count: int, evaluation: PlayConfig) -> list[np.ndarray]:
     """The first `count` states visited by the base policy."""
-    config = PlayConfig(episodes=1, seed=0)
+    limit, bounds = evaluation.max_episode_steps, evaluation.action_bounds
+    config = PlayConfig(episodes=1, seed=0, max_episode_steps=limit, action_bounds=bounds)
     env, met = open_env(run, config, threads=1), []
     while len(met) < count:
         play(env, PolicyController(run.policy), [len(met)], watch=lambda state, *_: met.append(state[0].astype(np.float32)))

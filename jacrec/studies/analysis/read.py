@@ -21,7 +21,7 @@ from jacrec.studies.jobs import REMEDY
 from jacrec.studies.spec import FILE, read_study_config
 from jacrec.training.config import to_dict
 from jacrec.training.run import PARTS
-from jacrec.util.files import read_json
+from jacrec.util.files import read_json, user_path
 
 SHARED_NETWORKS = ("actor", "critic", "reward")  # of all contestants of a cell
 
@@ -128,7 +128,7 @@ class Study:
 
 def is_study(path: str | Path) -> bool:
     """Whether a folder is the folder of a study."""
-    return (Path(path) / FILE).is_file()
+    return (user_path(path) / FILE).is_file()
 
 
 def read_study(path: str | Path) -> Study:
@@ -138,7 +138,7 @@ def read_study(path: str | Path) -> Study:
         FileNotFoundError: no study.yaml there.
         ValueError: study.yaml is invalid.
     """
-    path = Path(path)
+    path = user_path(path)
     study = Study(path, read_study_config(path), {}, [])
     for task in study.tasks:
         for seed in study.seeds:

@@ -1,0 +1,41 @@
+"""Where a controller's action leaves it, it is clipped to [-1, 1]."""
+
+import math
+import warnings
+
+import torch
+from torch import Tensor, nn
+
+from jacrec.models.networks import Actor, has_manual_derivatives
+
+
+class ActionClip:
+    """Clips a policy's actions to [-1, 1] and warns the first time that one lies outside.
+
+    Imagination uses the policy as it is; only the action that is executed is clipped. Actions inside keep their bits.
+    """
+
+    def __init__(self):
+        self.warned = False
+
+    def __call__(self, action: Tensor, policy: nn.Module) -> Tensor:
+        """The actions (..., m) of `policy`, clipped."""
+        if action.device.type != "cpu" and ends_with_tanh(policy):
+            return action  # without a look at the numbers, which the host would wait for
+        if torch.linalg.vector_norm(action, math.inf).item() <= 1.0:
+            return action
+        if not self.warned and bool((action.abs() > 1.0).any()):
+            self.warned = True
+            warnings.warn(
+                f"policy: expected actions in [-1, 1], got {action[action.abs() > 1.0][0].item():g}; actions are clipped before "
+                "they are executed, but not in imagination: end the policy with tanh",
+                UserWarning,
+                stacklevel=4,
+            )
+        return action.clamp(-1.0, 1.0)
+
+
+def ends_with_tanh(policy: nn.Module) -> bool:
+    """Whether a policy is an unmodified `Actor`, or a batch of them, whose actions cannot leave [-1, 1]."""
+    actor = getattr(policy, "template", policy)
+    return isinstance(actor, Actor) and has_manual_derivatives(actor) and actor.mlp.tanh_output
