@@ -127,8 +127,8 @@ class Transitions:
         episodes = np.unique(np.concatenate((self.episode, *ends)))
         if len(episodes) < 2:
             raise ValueError(
-                f"{self.info.name}: expected at least two episodes, one of them to be held out, got {len(episodes)}; mark where "
-                "episodes end (ends, lengths, timeouts), or collect more data"
+                f"split: expected at least two episodes, got {len(episodes)}; mark where they end (ends, lengths, timeouts), or "
+                "collect or load more data"
             )
         count = min(max(round(fraction * len(episodes)), 1), len(episodes) - 1)
         held_out = np.random.default_rng(seed).permutation(episodes)[:count]

@@ -146,6 +146,6 @@ def test_a_tilde_that_the_shell_left_is_expanded(tmp_path, monkeypatch, capsys):
 def test_a_single_episode_is_one_sentence(tmp_path):
     rows = np.zeros((20, 2), np.float32)
     data = from_arrays(rows, rows[:, :1], rows[:, 0], np.zeros(20, bool))
-    with pytest.raises(ValueError, match=r"at least two episodes, .*got 1; .*ends"):
+    with pytest.raises(ValueError, match=r"at least two episodes, got 1; .*ends"):
         train(TrainConfig(data="x"), tmp_path / "run", data=data, quiet=True)
     assert not (tmp_path / "run").exists()

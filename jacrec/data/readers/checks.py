@@ -175,7 +175,7 @@ def as_actions(
         outside = (np.abs(numbers) > 1.0 + (ACTION_SLACK if repairs is None else MOST_EXCESS)).any(1)
         if outside.any():
             row = int(np.argmax(outside))
-            remedy = "state the bounds of the actions (action_low, action_high), or rescale them to [-1, 1]"
+            remedy = "state their bounds: action_low, action_high (--action-low, --action-high), or rescale them to [-1, 1]"
             raise ValueError(
                 f"{name}: actions: expected {given}, got {np.asarray(block)[row]} in row {first_row + row}; "
                 + (remedy if box is None else "state the right bounds (action_low, action_high)")
