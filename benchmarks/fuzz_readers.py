@@ -16,6 +16,8 @@ import resource
 import tempfile
 import traceback
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -57,7 +59,7 @@ def fuzz(cases: int, first: int, seed: int, seconds: float) -> tuple[Counter, li
     counts, failures, number, stop = Counter(), [], first, first + cases
     while number < stop:
         here, there = multiprocessing.Pipe()
-        child = multiprocessing.get_context("fork").Process(target=run_cases, args=(there, number, stop, seed), daemon=True)
+        child = multiprocessing.get_context("spawn").Process(target=run_cases, args=(there, number, stop, seed), daemon=True)
         child.start()
         there.close()
         current, result = (number, "?", "?"), None
@@ -78,7 +80,7 @@ def fuzz(cases: int, first: int, seed: int, seconds: float) -> tuple[Counter, li
                 failures.append({"case": current[0], "kind": current[1], "mutation": current[2], "error": result})
             number = current[0] + 1
             if number % 500 == 0:
-                print(f"{number - first} of {cases} cases, {len(failures)} failures", flush=True)
+                print(f"case {number}, {len(failures)} failures", flush=True)
         if number < stop:
             counts[current[1], current[2], "failed"] += 1
             failures.append({"case": current[0], "kind": current[1], "mutation": current[2], "error": ended})
@@ -95,9 +97,16 @@ def main() -> int:
     parser.add_argument("--first", type=int, default=0, help="number of the first case")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--seconds", type=float, default=60.0, help="longest duration of a case")
+    parser.add_argument("--workers", type=int, default=1, help="processes at a time; the results do not depend on it")
     parser.add_argument("--json", type=Path, default=RESULTS / "fuzz_readers.json", help="output path")
     options = parser.parse_args()
-    counts, failures = fuzz(options.cases, options.first, options.seed, options.seconds)
+    edges = [options.first + options.cases * k // options.workers for k in range(options.workers + 1)]
+    counts, failures = Counter(), []
+    with ThreadPoolExecutor(options.workers) as pool:
+        parts = [pool.submit(fuzz, b - a, a, options.seed, options.seconds) for a, b in pairwise(edges)]
+        for part in parts:
+            counts.update(part.result()[0])
+            failures += part.result()[1]
     table: dict[str, dict[str, int]] = {}
     for (kind, mutation, result), count in sorted(counts.items()):
         table.setdefault(f"{kind} {mutation}", {})[result] = count

@@ -161,10 +161,6 @@ def assert_reads_as(read: Transitions, rows: list[tuple]) -> None:
     for k, row in enumerate(rows):
         for column, value in zip(columns, row, strict=True):
             assert np.array_equal(column[k], value), (k, column[k], value)
-    following = np.flatnonzero(read.has_next_action[:-1])
-    blind = set() if read.blind_ends is None else set(read.blind_ends.episode)
-    for k in following:
+    for k in np.flatnonzero(read.has_next_action[:-1]):
         if read.episode[k + 1] == read.episode[k]:
             assert np.array_equal(read.next_action[k], read.action[k + 1])
-        else:
-            assert read.has_next_action[k] or blind

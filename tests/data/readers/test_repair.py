@@ -7,7 +7,7 @@ import h5py
 import numpy as np
 import pytest
 
-from jacrec.data import load
+from jacrec.data import list_datasets, load
 from jacrec.data.readers.minari import read_minari
 from jacrec.training.config import TrainConfig
 from jacrec.training.run import load_transitions
@@ -84,7 +84,7 @@ def test_as_many_observations_as_actions(case, episode):
     assert read.has_next_action[before]
     assert np.array_equal(read.next_action[before], actions[ends])
     terminal = episode != 0
-    assert len(read.for_td()) == len(load_for_td(everything)) - 0 * ends
+    assert len(read.for_td()) == len(td_rows(everything))
     if not terminal:
         assert read.blind_ends is None
         return
@@ -94,7 +94,7 @@ def test_as_many_observations_as_actions(case, episode):
     assert read.for_td().terminal.sum() == 2
 
 
-def load_for_td(rows: list[tuple]) -> list[tuple]:
+def td_rows(rows: list[tuple]) -> list[tuple]:
     """The rows that a critic may use: terminal ones, and those followed by another."""
     return [row for row in rows if row[4] or row[5]]
 
@@ -185,3 +185,11 @@ def test_a_minari_set_imports_no_environment(case, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match=r"metadata\.json: env_spec: expected .*registered .*got 'stranger:Env-v0'"):
         read_minari(case.source)
     assert read_minari(case.source, env_id="Mine-v0").info.env_id == "Mine-v0"
+
+
+def test_a_damaged_set_does_not_hide_the_others(case, tmp_path):
+    make("goals", tmp_path, tmp_path)
+    content = json.loads(case.metadata.read_text())
+    case.metadata.write_text(json.dumps(content | {"env_spec": "{"}))
+    with pytest.warns(UserWarning, match=r"vectors-v0/data/metadata\.json: env_spec: expected the JSON of an environment"):
+        assert [found.dataset_id for found in list_datasets()] == ["test/goals-v0"]
