@@ -17,9 +17,10 @@ import torch
 from torch import Tensor, nn
 
 from jacrec.models.dynamics import MultiStepDynamics
-from jacrec.models.networks import has_manual_derivatives
+from jacrec.models.networks import MLP, has_manual_derivatives
 from jacrec.models.world import BatchedPolicy, World
 from jacrec.util.errors import expect_shape
+from jacrec.util.forks import one_thread_after_fork
 
 ROWS = 16
 """given states, at most, that a part is called with"""
@@ -54,7 +55,7 @@ def admit(policy: nn.Module, world: World, state: Tensor, horizon: int) -> None:
     state = state.detach().reshape(-1, state.shape[-1])[:ROWS]
     # and beside them, where a factor of 0 would hide what it multiplies
     state = torch.cat([state, state + 0.1 * torch.randn(state.shape, generator=generator).to(state)])
-    with _random_numbers_restored(state.device):
+    with _random_numbers_restored(state.device), one_thread_after_fork():
         one = _first_of(policy) if isinstance(policy, BatchedPolicy) else policy
         action = _admit("policy", parts["policy"], (state,), one)
         noise = torch.zeros(len(state), *world.dynamics.noise_shape).normal_(generator=generator)
@@ -81,12 +82,16 @@ def _first_of(policy: BatchedPolicy) -> Callable[[Tensor], Tensor]:
 
 
 def _key(name: str, part: Any, state: Tensor) -> tuple:
-    """What a call depends on besides numbers: flags such as `training` or a library's `deterministic`."""
+    """What a call depends on besides numbers: flags such as `training` or a library's `deterministic`, and shapes."""
     key = name, id(part), state.shape[-1], state.dtype, state.device
-    if not isinstance(part, nn.Module) or has_manual_derivatives(part):
+    if not isinstance(part, nn.Module):
         return key
-    flags = [value for x in part.modules() for value in x.__dict__.values() if type(value) in (bool, str)]
-    return *key, *flags
+    # a stranger's numbers may count its calls
+    kinds = (bool, str, int, float, tuple) if has_manual_derivatives(part) else (bool, str)
+    modules = list(part.modules())
+    flags = [value for x in modules for value in x.__dict__.values() if type(value) in kinds]
+    tensors = [p if p is None else (p.shape, p.dtype) for x in modules for p in (*x._parameters.values(), *x._buffers.values())]
+    return *key, *flags, *tensors
 
 
 def _remember(key: tuple, part: Any) -> None:
@@ -111,7 +116,21 @@ def _admit(name: str, part: Any, arguments: tuple[Tensor, ...], call: Callable |
                     f"{name}: expected the same answer to the same input, got another one, since it is random or keeps state "
                     f"between calls; {RECIPES[name]}, or call .eval() if the randomness is that of training"
                 )
+    _check_widths(name, part)
     return first
+
+
+def _check_widths(name: str, part: Any) -> None:
+    """ValueError if a network of jacrec has other layers than its attribute `hidden` says, by which it is differentiated."""
+    for network in part.modules() if isinstance(part, nn.Module) else ():
+        if type(network) is not MLP:
+            continue
+        widths = tuple(layer.weight.shape[-2] for layer in list(network.layers)[:-1])
+        if tuple(network.hidden) != widths or len(network.norms) not in (0, len(widths)):
+            raise ValueError(
+                f"{name}: expected a network whose hidden widths are those of its layers, {widths}, each with a LayerNorm or "
+                f"none, got hidden = {network.hidden} and {len(network.norms)} LayerNorms; build it anew"
+            )
 
 
 def _call(name: str, part: Any, arguments: tuple[Tensor, ...]) -> Tensor:

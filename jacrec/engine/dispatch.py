@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from jacrec.engine.problem import Problem
 from jacrec.models.world import World
 from jacrec.util.errors import expect_one_of
+from jacrec.util.forks import one_thread_after_fork
 
 KERNELS = ("plain", "fused")
 PRECISIONS = ("ieee", "tf32x3", "tf32")
@@ -56,7 +57,10 @@ def unsupported_reason(p: Problem, form: str) -> str | None:
     if form not in FORMS[device]:
         return f"there are no {device} kernels for the {form} form"
     module = _load(device)
-    return module if isinstance(module, str) else module.unsupported_reason(p, form)
+    if isinstance(module, str):
+        return module
+    with one_thread_after_fork():  # torch lays out the plan
+        return module.unsupported_reason(p, form)
 
 
 def kept_plan(policy: nn.Module, world: World, state: Tensor) -> object | None:

@@ -1,0 +1,32 @@
+"""Torch in a forked child: it has none of its parent's threads, and would wait for them."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+_forked = False
+
+
+def _notice() -> None:
+    global _forked
+    _forked = True
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_notice)
+
+
+@contextmanager
+def one_thread_after_fork() -> Iterator[None]:
+    """Let torch compute in the calling thread alone, in a forked child; elsewhere nothing changes."""
+    threads = torch.get_num_threads() if _forked else 1
+    if threads == 1:
+        yield
+        return
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
