@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cache, partial
 from importlib.util import find_spec
+from types import SimpleNamespace
 
 import decision_speed
 import floor
@@ -25,6 +26,7 @@ from peers import CONTESTANTS
 from problems import Case, Size, make
 
 from jacrec.engine.shapes import problem
+from jacrec.engine.types import PolicyGradient
 
 ROOT = harness.RESULTS.parent.parent
 TESTS = ("test_triton_gradient", "test_triton", "test_triton_served", "test_triton_graphs")
@@ -45,6 +47,8 @@ class Scale:
     """M of the smoke test"""
     particles: tuple[int, ...]
     contestants: tuple[str, ...]
+    batches: tuple[int, ...]
+    """rows of a training update"""
     repetitions: int
     budget: float
     tests: tuple[str, ...]
@@ -64,6 +68,7 @@ FULL = Scale(
     smoke=(1, 3, 64),
     particles=FIRST,
     contestants=tuple(c.name for c in CONTESTANTS.values() if "cuda" in c.default_on),
+    batches=(256, 1024),
     repetitions=9,
     budget=0.3,
     tests=tuple(f"{name}.py" for name in TESTS),
@@ -77,6 +82,7 @@ REHEARSAL = Scale(
     smoke=(1, 3),
     particles=(1, 3),
     contestants=("torch autograd", "adjoint"),
+    batches=(8, 16),
     repetitions=1,
     budget=0.05,
     tests=("test_triton_gradient.py -k vector",),
@@ -95,34 +101,42 @@ def rates(device: str, width: int) -> floor.Rates:
 
 
 def smoke(scale: Scale) -> list[Row]:
-    """The kernels compiled side by side, then each against its plain twin; half a minute."""
-    rows: list[Row] = [("compile", partial(compile_all, scale)), ("dot float64", partial(dot_float64, scale))]
-    for M in scale.smoke:
-        size = scale.size("hopper", M, K=min(scale.steps, 10))
-        rows += [
-            (f"{form} M {M}", partial(against_twin, scale, size, form))
-            for form in ("rollout", "forward", "adjoint", "recompute")
-        ]
-    rows.append(
-        (
-            f"adjoint float64 M {scale.smoke[-1]}",
-            partial(against_twin, scale, scale.size("hopper", scale.smoke[-1]), "adjoint", torch.float64),
-        )
-    )
+    """The kernels of this part compiled side by side, then each against its plain twin; half a minute."""
+    last = scale.smoke[-1]
+    asked = [(form, M, torch.float32) for M in scale.smoke for form in ("rollout", "forward", "adjoint", "recompute")]
+    asked.append(("adjoint", last, torch.float64))
+    sizes = {M: scale.size("hopper", M, K=min(scale.steps, 10)) for M in scale.smoke}
+
+    def calls() -> list[Callable[[], object]]:
+        return [partial(computing(form), problem(*case_of(scale, sizes[M], dtype).arguments)) for form, M, dtype in asked]
+
+    rows: list[Row] = [("compile", partial(compiled, scale, calls)), ("dot float64", partial(dot_float64, scale))]
+    for form, M, dtype in asked:
+        name = f"{form} M {M}" if dtype == torch.float32 else f"{form} float64 M {M}"
+        rows.append((name, partial(against_twin, scale, sizes[M], form, dtype)))
     if scale.device == "cuda":
         rows.append(("recording beside a busy thread", partial(recorded_beside_a_thread, scale)))
     return rows
 
 
-def compile_all(scale: Scale) -> dict:
-    """Compile what all gradients of the run launch, on all cores."""
+def compiled(scale: Scale, calls: Callable[[], Sequence[Callable[[], object]]]) -> dict:
+    """Compile what calls launch, on all cores; interpreted kernels need none."""
     if scale.device != "cuda":
         return {"compiled": 0}
-    warmup = importlib.import_module("jacrec.kernels.warmup")
-    sizes = [scale.size(task, M) for task in scale.tasks for M in scale.particles]
-    sizes += [scale.size("hopper", M, K=min(scale.steps, 10)) for M in scale.smoke]
-    problems = [problem(*case_of(scale, size).arguments) for size in sizes]
-    return {"compiled": len(problems), "seconds": warmup.warm_up(problems, ("auto", "forward", "adjoint"))}
+    made = calls()
+    return {"compiled": len(made), "seconds": importlib.import_module("jacrec.kernels.warmup").compile_calls(made)}
+
+
+def computing(form: str) -> Callable[..., PolicyGradient]:
+    """The gradient by a form of the kernels."""
+    gradient, rollout = (importlib.import_module(f"jacrec.kernels.{name}") for name in ("gradient", "rollout"))
+    return {
+        "rollout": rollout.rollout_gradient,
+        "forward": gradient.forward_gradient,
+        "adjoint": gradient.adjoint_gradient,
+        "recompute": partial(gradient.adjoint_gradient, recompute=True),
+        "auto": gradient.auto_gradient,
+    }[form]
 
 
 def dot_float64(scale: Scale) -> dict:
@@ -141,17 +155,10 @@ def against_twin(scale: Scale, size: Size, form: str, dtype: torch.dtype = torch
     Raises:
         SystemExit: the kernel's is too large.
     """
-    gradient, rollout = (importlib.import_module(f"jacrec.kernels.{name}") for name in ("gradient", "rollout"))
-    compute = {
-        "rollout": rollout.rollout_gradient,
-        "forward": gradient.forward_gradient,
-        "adjoint": gradient.adjoint_gradient,
-        "recompute": partial(gradient.adjoint_gradient, recompute=True),
-    }[form]
     case = case_of(scale, size, dtype)
     exact = CONTESTANTS["adjoint"].prepare(case.to(dtype=torch.float64)).flat()
     own = grad_speed.disagreement(CONTESTANTS["adjoint"].prepare(case).flat(), exact)
-    result = compute(problem(*case.arguments))
+    result = computing(form)(problem(*case.arguments))
     flat = torch.cat([g.reshape(-1).double() for g in result.gradient.values()])
     error = grad_speed.disagreement(flat, exact.to(flat.device))
     # a sign that changes near a kink is no mistake of the kernel: 3e-3 was the most in 90 float32 gradients of plain torch
@@ -163,23 +170,29 @@ def against_twin(scale: Scale, size: Size, form: str, dtype: torch.dtype = torch
 def recorded_beside_a_thread(scale: Scale) -> dict:
     """Record gradients while another thread allocates and synchronises."""
     gradient, graphs = (importlib.import_module(f"jacrec.kernels.{name}") for name in ("gradient", "graphs"))
-    stop, made = threading.Event(), []
+    stop, made, failed = threading.Event(), [], []
+    cases = [case_of(scale, scale.size("hopper", M)) for M in scale.smoke]
 
     def busy() -> None:
-        while not stop.is_set():
-            made.append(float(torch.ones(1 << 20, device=scale.device).sum()))
+        try:
+            while not stop.is_set():
+                made.append(float(cases[0].state.new_ones(1 << 20).sum()))
+        except Exception as error:
+            failed.append(error)
 
     thread = threading.Thread(target=busy)
     thread.start()
     try:
-        for M in scale.smoke:
+        for case in cases:
             graphs.forget()
-            p = problem(*case_of(scale, scale.size("hopper", M)).arguments)
+            p = problem(*case.arguments)
             for _ in range(3):
                 gradient.adjoint_gradient(p)
     finally:
         stop.set()
         thread.join()
+    if failed or not made:
+        raise SystemExit(f"the other thread: expected allocations beside the recordings, got {len(made)}, then {failed}")
     return {"allocations": len(made), "bytes": graphs._RECORDINGS.bytes}
 
 
@@ -217,7 +230,12 @@ def kernels(scale: Scale) -> list[Row]:
         return kernel_chain.measure_chain(case_of(scale, size), fused, tangents, precisions, machine, scale.repetitions)
 
     sizes = [scale.size(task, M, K=min(scale.steps, 10)) for M in scale.particles for task in scale.tasks]
-    return [(str(size), partial(measured, size)) for size in sizes]
+
+    def calls() -> list[Callable[[], object]]:
+        works = [work for size in sizes for work in kernel_chain.chain_work(case_of(scale, size), [size.m, size.d + size.m])]
+        return [partial(work.call, fused, precision=precision) for work in works for precision in precisions]
+
+    return [("compile", partial(compiled, scale, calls)), *((str(size), partial(measured, size)) for size in sizes)]
 
 
 def gradients(scale: Scale) -> list[Row]:
@@ -233,7 +251,14 @@ def gradients(scale: Scale) -> list[Row]:
     sizes = [scale.size(task, M) for task in scale.tasks for M in scale.particles]
     if scale.device == "cuda":
         sizes += [Size("hopper", M, 5, K, scale.width, model) for model, K in grad_speed.CHEAP for M in (1, 16)]
-    return [(str(size), partial(measured, size)) for size in sizes]
+
+    def calls() -> list[Callable[[], object]]:
+        problems = [problem(*case_of(scale, size).arguments) for size in sizes]
+        fused = importlib.import_module("jacrec.kernels.gradient")
+        served = [p for p in problems if fused.unsupported_reason(p, "adjoint") is None]
+        return [partial(fused.compile_form, p, form) for p in served for form in ("auto", "forward", "adjoint")]
+
+    return [("compile", partial(compiled, scale, calls)), *((str(size), partial(measured, size)) for size in sizes)]
 
 
 def decisions(scale: Scale) -> list[Row]:
@@ -289,21 +314,41 @@ def tiles(scale: Scale) -> list[Row]:
                 return {"tile": asdict(tile), "ms": round(1e3 * (time.perf_counter() - begun), 4)}
             return {"tile": asdict(tile), "ms": round(launch.tune(lambda chosen: run(tile=chosen), [tile])[1][tile], 4)}
 
-        def compiled(forms: Sequence[str], few: Sequence, work: Callable[[str], Callable[..., object]] = work) -> dict:
-            calls = [partial(work(form), tile=tile) for form in forms for tile in few]
-            if scale.device != "cuda":
-                return {"compiled": 0}
-            return {"compiled": len(calls), "seconds": importlib.import_module("jacrec.kernels.warmup").compile_calls(calls)}
+        def calls(
+            forms: Sequence[str], few: Sequence, work: Callable[[str], Callable[..., object]] = work
+        ) -> list[Callable[[], object]]:
+            return [partial(work(form), tile=tile) for form in forms for tile in few]
 
         forms = ("chain_forward", "chain_adjoint") + (("rollout",) if M <= 256 else ())
         few = candidates[:1] if scale.device == "cpu" else candidates
-        rows.append((f"compile M {M}", partial(compiled, forms, few)))
+        rows.append((f"compile M {M}", partial(compiled, scale, partial(calls, forms, few))))
         rows += [
             (f"{form} M {M} {t.rows} x {t.columns} x {t.inner}, {t.stages} stages", partial(timed, form, t))
             for t in few
             for form in forms
         ]
     return rows
+
+
+def training(scale: Scale) -> list[Row]:
+    """Updates of ReBRAC, of the world model and of the reward model per second; needs yaml."""
+    speed = importlib.import_module("training_speed")
+    data = cache(partial(speed.noise_data, *speed.SIZES["hopper"]))
+    options = SimpleNamespace(
+        device=scale.device, task="hopper", width=scale.width, repetitions=scale.repetitions, turns=min(3, scale.repetitions)
+    )
+
+    @cache
+    def difference() -> float:
+        found = speed.disagreement(data(), scale.width, scale.device)
+        if not found <= 1e-10:
+            raise SystemExit(f"training: expected weights equal to 1e-10 after 20 updates, got {found:.1e}; nothing was timed")
+        return found
+
+    def measured(batch: int) -> dict:
+        return {"float64_difference": difference(), "rows": speed.measure(data(), options, batch, 1, False)}
+
+    return [(f"batch {batch}", partial(measured, batch)) for batch in scale.batches]
 
 
 PARTS: dict[str, Callable[[Scale], list[Row]]] = {
@@ -314,4 +359,5 @@ PARTS: dict[str, Callable[[Scale], list[Row]]] = {
     "decisions": decisions,
     "memory": memories,
     "tiles": tiles,
+    "training": training,
 }

@@ -120,7 +120,7 @@ def fastest_tile(run: Callable[..., object], work: Work, seconds: float) -> list
             break
         try:
             tried.append({"tile": asdict(tile), "ms": round(launch.tune(lambda t: run(tile=t), [tile])[1][tile], 4)})
-        except (RuntimeError, ValueError):  # it does not fit this GPU, or these sizes
+        except (launch.KernelBuildError, ValueError):  # it does not fit this GPU, or these sizes
             continue
     return sorted(tried, key=lambda t: t["ms"])
 

@@ -339,5 +339,7 @@ def tune(run: Callable[[Tile], object], tiles: list[Tile], *, repetitions: int =
             samples.append(start.elapsed_time(end))
         times[tile] = statistics.median(samples)
     if not times:
-        raise RuntimeError(f"tune: none of {len(tiles)} tiles fits this GPU's registers and shared memory; try smaller ones")
+        raise KernelBuildError(
+            f"tune: none of {len(tiles)} tiles fits this GPU's registers and shared memory; try smaller ones"
+        )
     return min(times, key=lambda tile: times[tile]), times

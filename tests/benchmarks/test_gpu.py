@@ -3,10 +3,14 @@
 import json
 import subprocess
 import sys
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
+import torch
 
+from jacrec.kernels import launch
+from tests.benchmarks.mocked_gpu import mocked_gpu
 from tests.benchmarks.scripts import FOLDER
 
 SCRIPT = """
@@ -116,7 +120,14 @@ def fail_first(result):
     return measured
 
 
-@pytest.mark.parametrize("name", ["smoke", "tests", "gradients", "kernels", "decisions", "memory", "tiles"])
+PARTS = ("smoke", "tests", "gradients", "kernels", "decisions", "memory", "tiles", "training")
+
+
+def test_all_parts_are_rehearsed(load, parts):
+    assert set(PARTS) == parts.PARTS.keys() == {part.name for part in load("gpu").PARTS}
+
+
+@pytest.mark.parametrize("name", PARTS)
 def test_an_injected_failure_costs_every_part_one_row(load, parts, tmp_path, monkeypatch, name):
     rows = load("gpu_rows")
     done = SimpleNamespace(returncode=0, stdout="3 passed in 1 s", stderr="")
@@ -131,6 +142,7 @@ def test_an_injected_failure_costs_every_part_one_row(load, parts, tmp_path, mon
             (parts.kernel_chain, "chain_work"),
             [SimpleNamespace(kernel=k, call=lambda *_, **__: ()) for k in ("chain_forward", "chain_adjoint")],
         ),
+        "training": ((load("training_speed"), "measure"), []),
     }
     (place, attribute), result = places[name]
     monkeypatch.setattr(place, attribute, fail_first(result))
@@ -142,6 +154,43 @@ def test_an_injected_failure_costs_every_part_one_row(load, parts, tmp_path, mon
     assert rows.measure(asked, record, 300) == rows.FAILED
     assert len(record.failed) == 1
     assert len(record.results) == len(asked) - 1 > 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["smoke", "gradients", "kernels", "tiles", "memory"])
+def test_every_part_runs_on_a_mocked_gpu(load, parts, tmp_path, monkeypatch, name):
+    """What only a GPU would run, too: compiling side by side, recordings, every precision, tuning, peak memory."""
+    rows = load("gpu_rows")
+    scale = parts.replace(parts.REHEARSAL, device="cuda", width=16, tasks=("hopper",), smoke=(1, 2), particles=(1,))
+    scale = parts.replace(scale, contestants=("torch autograd", "adjoint fused", "auto"))
+    monkeypatch.setattr(parts.grad_speed, "CHEAP", ())
+    # its products are of a GPU's size
+    monkeypatch.setattr(
+        parts, "rates", lambda *_: parts.floor.Rates(1e12, 1e12, 1e12, parts.floor.dependent_kernel(8, torch.float32))
+    )
+    # once: interpreted kernels take seconds
+    monkeypatch.setattr(
+        parts.kernel_chain, "timed", lambda calls, *_, **__: {x: {"median": 1.0 + len(calls[x]())} for x in calls}
+    )
+    monkeypatch.setattr(parts.kernel_speed, "PRECISIONS", {"cuda": ["tf32x3", "ieee"]})
+    monkeypatch.setattr(launch, "tune", partial(launch.tune, repetitions=1))
+    for constant, value in {"STEPS": (1,), "M": 3, "H": 1}.items():
+        monkeypatch.setattr(parts.memory, constant, value)
+    for changed in ("FULL", "REHEARSAL"):
+        monkeypatch.setattr(parts, changed, scale)
+    record = rows.Record(tmp_path / f"{name}.jsonl", {}, "1")
+    with mocked_gpu() as seen:
+        asked = parts.PARTS[name](scale)
+        if name == "tiles":
+            asked = asked[:4]
+        status = rows.measure(asked, record, 300)
+    assert status == rows.DONE, [line for line in record.lines(record.path) if "error" in line]
+    assert all(row in record.results for row, _ in asked)
+    if name in ("smoke", "gradients", "kernels"):
+        assert record.results["compile"]["compiled"] > 0
+    if name in ("smoke", "gradients"):
+        assert seen.recorded > 0
+        assert seen.replayed > 0
 
 
 def test_a_rehearsal_runs_every_kernel(load, parts, tmp_path):

@@ -1,0 +1,69 @@
+"""A GPU whose memory is the host's and whose kernels are interpreted, for rehearsing what only a machine with a GPU would run."""
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
+from types import SimpleNamespace
+from unittest import mock
+
+import torch
+from torch.overrides import TorchFunctionMode
+
+
+class OnHost(TorchFunctionMode):
+    """Tensors asked for on "cuda" are made on the CPU; all say that they are on a GPU."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        def here(x):
+            return torch.device("cpu") if isinstance(x, str | torch.device) and str(x).startswith("cuda") else x
+
+        if func == torch.Tensor.is_cuda.__get__:  # pyright: ignore
+            return True
+        if func == torch.Tensor.device.__get__:  # pyright: ignore
+            return torch.device("cuda", 0)
+        return func(*map(here, args), **{name: here(x) for name, x in (kwargs or {}).items()})
+
+
+@contextmanager
+def mocked_gpu() -> Iterator[SimpleNamespace]:
+    """Within it, `torch.cuda` plays a GPU; counts recordings, replays and waits."""
+    from jacrec.kernels import graphs, launch, served
+
+    seen = SimpleNamespace(recorded=0, replayed=0, waits=0)
+
+    def count(name: str):
+        def call(*arguments, **options):
+            setattr(seen, name, getattr(seen, name) + 1)
+            return nullcontext()
+
+        return call
+
+    event = mock.MagicMock(**{"return_value.elapsed_time.return_value": 0.5})
+    cuda = dict(
+        is_available=lambda: True,
+        synchronize=count("waits"),
+        device=lambda _: nullcontext(),
+        device_of=lambda _: nullcontext(),
+        Event=event,
+        Stream=mock.MagicMock,
+        stream=lambda _: nullcontext(),
+        current_stream=mock.MagicMock(),
+        graph=count("recorded"),
+        CUDAGraph=lambda: SimpleNamespace(replay=count("replayed")),
+        memory_allocated=lambda: 1000,
+        max_memory_allocated=lambda: 3000,
+        reset_peak_memory_stats=lambda: None,
+        memory_reserved=lambda: 2000,
+        get_device_name=lambda *_: "a mocked GPU",
+        get_device_capability=lambda *_: (9, 0),
+        get_device_properties=lambda *_: SimpleNamespace(multi_processor_count=132),
+    )
+    with ExitStack() as stack:
+        stack.enter_context(mock.patch.multiple(torch.cuda, **cuda))
+        for part in (launch, served):
+            stack.enter_context(mock.patch.object(part, "interpreted", return_value=False))
+        for kept in (launch.multiprocessors, launch._table, served.compute_capability):
+            stack.callback(kept.cache_clear)
+        stack.enter_context(OnHost())
+        graphs.forget()
+        yield seen
+        graphs.forget()
