@@ -174,8 +174,10 @@ def test_a_script_without_a_main_guard_is_told(tmp_path):
     env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
     done = subprocess.run([sys.executable, str(script)], env=env, capture_output=True, text=True, check=False)
     assert done.returncode == 1
-    assert "ChildProcessError" in done.stderr.splitlines()[-1]
-    assert 'call train_seeds under `if __name__ == "__main__":`' in done.stderr.splitlines()[-1]
+    told, where = done.stderr.splitlines()[-2:]
+    assert told.startswith("ChildProcessError: ")
+    assert 'call train_seeds under `if __name__ == "__main__":`' in told
+    assert str(tmp_path / "runs") in where
 
 
 @pytest.mark.slow
