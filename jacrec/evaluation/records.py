@@ -8,19 +8,6 @@ from jacrec.training.folder import differences
 from jacrec.util.files import read_json
 
 
-class Played(TypedDict):
-    """The episodes of one contestant (`jacrec.evaluation.episodes.EpisodeLog`)."""
-
-    seeds: list[int]
-    returns: list[float]
-    scores: list[float] | None
-    lengths: list[int]
-    decisions: int
-    seconds: float
-    thinking: NotRequired["Thinking | None"]
-    controller: NotRequired[dict[str, Any] | None]
-
-
 class Thinking(TypedDict):
     """The summary of a controller's probe."""
 
@@ -31,6 +18,19 @@ class Thinking(TypedDict):
     mean_action_change: float
     updates: int
     rejected: int
+
+
+class Played(TypedDict):
+    """The episodes of one contestant (`jacrec.evaluation.episodes.EpisodeLog`)."""
+
+    seeds: list[int]
+    returns: list[float]
+    scores: list[float] | None
+    lengths: list[int]
+    decisions: int
+    seconds: float
+    thinking: NotRequired[Thinking | None]
+    controller: NotRequired[dict[str, Any] | None]
 
 
 class TimedPlay(Played):

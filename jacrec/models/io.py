@@ -59,11 +59,11 @@ def load_module(path: str | Path) -> nn.Module:
     """
     path = user_path(path)
     header, tensors = read_network(path)
-    config = header.get("config")
+    config: Any = header.get("config")
     if header["class"] == FlowDynamics.__name__ and isinstance(config, dict):
         config = without_solver(config, str(path))
     try:
-        module = CLASSES[header["class"]](**config)
+        module: nn.Module = CLASSES[header["class"]](**config)
         module.to(next(iter(tensors.values())).dtype)  # the saved dtype, not this process's default
         module.load_state_dict(tensors)
     # all that a file can cause; load_state_dict answers a RuntimeError

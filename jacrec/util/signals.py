@@ -24,4 +24,4 @@ class OrderlyExit(contextlib.ExitStack):
 
     def __exit__(self, *details) -> bool:
         with uninterrupted():
-            return super().__exit__(*details)
+            return bool(super().__exit__(*details))

@@ -136,9 +136,7 @@ def test_an_interruption_says_how_to_go_on(monkeypatch, capsys, folder):
 
 def test_settings_come_from_the_data_set_then_the_file_then_the_options(monkeypatch, folder):
     seen = []
-    monkeypatch.setattr(
-        train_verb, "train", lambda config, out, stages, parallel_stages: seen.append((config, str(out), stages))
-    )
+    monkeypatch.setattr(train_verb, "train", lambda config, out, stages, **options: seen.append((config, str(out), stages)))
     (folder / "mine.yaml").write_text("seed: 5\nrebrac: {tau: 0.02, updates: 7}\n")
     source = "some/hopper_medium_replay-v2.hdf5"
     assert cli.main(["train", source, "--settings", "mine.yaml", "--rebrac.updates", "9", "--stages", "rebrac"]) == 0

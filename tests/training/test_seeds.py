@@ -165,6 +165,21 @@ def start_process(folder: Path, batched: bool) -> subprocess.Popen:
     return process
 
 
+def test_a_script_without_a_main_guard_is_told(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(
+        "from tests.training.test_seeds import *\n"
+        f"train_seeds(LONG, [7], {str(tmp_path / 'runs')!r}, data=linear_system(), batched=False, quiet=True)\n"
+    )
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run([sys.executable, str(script)], env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    told, where = done.stderr.splitlines()[-2:]
+    assert told.startswith("ChildProcessError: ")
+    assert 'call train_seeds under `if __name__ == "__main__":`' in told
+    assert str(tmp_path / "runs") in where
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("batched", [True, False], ids=["batched", "processes"])
 def test_a_keyboard_interrupt_keeps_every_update(tmp_path, batched):
