@@ -178,7 +178,7 @@ def appendix_b2(ledger: Ledger, ours: ByJacrec, theirs: ByAutodiff) -> None:
         (lin.returns, theirs.over_noise(theirs.L)),
     )
     grad_r = theirs.gradient(theirs.rewards)  # (M, H, P)
-    at_h = [value_and_gradient(ours.world.reward, states[:, h], actions[:, h]) for h in range(H)]
+    at_h = [value_and_gradient("reward", ours.world.reward, states[:, h], actions[:, h]) for h in range(H)]
     ledger.check(
         "(15)",
         "∇_ψ r_h = ∇_s r G_h + ∇_a r D_h",
@@ -195,7 +195,7 @@ def appendix_b2(ledger: Ledger, ours: ByJacrec, theirs: ByAutodiff) -> None:
         (row(lin.r_s, ours.dense_G[:, :H]) + row(lin.r_a, ours.dense_D[:, :H]), grad_r),
     )
     grad_V = theirs.gradient(theirs.terminal)  # (M, P)
-    _, Q_s, Q_a = value_and_gradient(ours.world.critic, *last)
+    _, Q_s, Q_a = value_and_gradient("critic", ours.world.critic, *last)
     ledger.check(
         "(18)", "∇_ψ V_T = ∇_s Q G_H + ∇_a Q D_H", f"{VALUES}, {SENSITIVITIES}", (row(Q_s, G[:, H]) + row(Q_a, D[:, H]), grad_V)
     )

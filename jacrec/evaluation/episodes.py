@@ -37,7 +37,7 @@ class PolicyController:
     @torch.no_grad()
     def act(self, observation: np.ndarray, /) -> np.ndarray:
         """(N, d) -> (N, m)."""
-        state = as_observation(observation, self.parameter.dtype, self.parameter.device)
+        state = as_observation(observation).to(self.parameter)
         return self.clip(self.policy(state), self.policy).cpu().numpy()
 
     def new_episode(self, rows: Sequence[int] | np.ndarray | None = None) -> None:

@@ -64,13 +64,13 @@ def default_families() -> dict[str, dict[str, MPCConfig]]:
     """Twelve candidates each, around one step that serves critics of any scale (`units="value"`)."""
     common: dict[str, Any] = {"particles": 4, "updates": 1, "units": "value"}
     mpc = {
-        f"h{horizon}-lr{lr:g}-anchor{anchor:g}": MPCConfig(horizon=horizon, lr=lr, anchor=anchor, **common)
-        for horizon in (1, 3)
-        for lr in (1e-3, 3e-3, 1e-2)
-        for anchor in (0.0, 0.03)
+        f"h{horizon}-lr{lr:g}": MPCConfig(horizon=horizon, lr=lr, anchor=0.03, **common)
+        for horizon in (1, 3, 5)
+        for lr in (1e-3, 3e-3, 1e-2, 3e-2)
     }
+    common["particles"] = 1
     h0 = {
-        f"lr{lr:g}-anchor{anchor:g}": MPCConfig(horizon=0, lr=lr, anchor=anchor, **common | {"particles": 1})
+        f"lr{lr:g}-anchor{anchor:g}": MPCConfig(horizon=0, lr=lr, anchor=anchor, **common)
         for lr in (3e-4, 1e-3, 3e-3, 6e-3, 1e-2, 3e-2)
         for anchor in (0.0, 0.03)
     }
