@@ -130,11 +130,11 @@ def right_gradient(policy, world, state, noise):
         return None
 
 
-def close(got, expected):
+def close(got, expected, tolerance):
     finite = all(g.isfinite().all() for g in expected.values())
     if not finite:
         return not all(g.isfinite().all() for g in got.values())
-    return relative_error(got, expected) < 1e-8
+    return relative_error(got, expected) < tolerance
 
 
 @pytest.mark.slow
@@ -153,6 +153,8 @@ def test_an_altered_model_has_its_gradient_or_an_error_that_names_the_part(case,
         change(data.draw, altered)
     except (RuntimeError, TypeError, AttributeError):  # what torch itself does not allow
         return
+    # a part in half precision rounds there, in another order
+    tolerance = 2e-2 if change is other_dtype else 1e-8
     for method in (Auto(), data.draw(st.sampled_from([Forward(), Adjoint(), Autograd()]))):
         try:
             got = policy_gradient(policy, world, state, noise, method=method).gradient
@@ -161,7 +163,7 @@ def test_an_altered_model_has_its_gradient_or_an_error_that_names_the_part(case,
             continue
         assert change is not random_layer or not_random(altered), "randomness was accepted"
         expected = right_gradient(policy, world, state, noise)
-        assert expected is None or close(got, expected), (change.__name__, method)
+        assert expected is None or close(got, expected, tolerance), (change.__name__, method)
 
 
 def not_random(module):
