@@ -186,7 +186,8 @@ def _checked(name: str, answer: Any, arguments: tuple[Tensor, ...]) -> Tensor:
         expect_shape(name, answer, tuple(state.shape), shown)
     else:
         column = isinstance(answer, Tensor) and tuple(answer.shape) == (len(state), 1)
-        expect_shape(name, answer.squeeze(-1) if column else answer, (len(state),), shown)
+        expect_shape(name, answer.squeeze(-1) if column else answer, (len(state),), shown)  # pyright: ignore
+    assert isinstance(answer, Tensor)
     if name in ("policy", "dynamics") and answer.dtype != state.dtype:
         raise ValueError(
             f"{name}: expected an answer in {state.dtype} like the state, got {answer.dtype}; convert it with .to(...)"
@@ -206,7 +207,7 @@ def _same(first: Tensor, second: Tensor, *, exactly: bool) -> bool:
 
 def _random_state() -> tuple:
     """The state of all global generators, to be compared."""
-    numbers = np.random.get_state(legacy=True)
+    numbers: Any = np.random.get_state(legacy=True)
     torch_states = [torch.get_rng_state()]
     if torch.cuda.is_initialized():
         torch_states.append(torch.cuda.get_rng_state())

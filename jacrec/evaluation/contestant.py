@@ -90,10 +90,12 @@ def play_contestant(
         log = play(env, PolicyController(run.policy), config.seeds, watch=watch, progress=progress)
         return _as_dict(log, run)
     player = make_controller(run, controller, env.n)
-    if isinstance(player, Planner):
+    if isinstance(controller, PlannerConfig):
+        assert isinstance(player, Planner)
         probe = PlannerProbe(player, config.probe_every, config.probe_particles)
         log = play(env, player, config.seeds, watch=probe.watch, progress=progress)
     else:
+        assert isinstance(player, MPC)
         probe = ThinkingProbe(run.policy, run.world, player, config.probe_every, config.probe_particles)
         if controller.deadline_ms is None:  # a deadline's expectations are part of the controller, and are its own
             player.warm_up(decisions=2)

@@ -12,6 +12,7 @@ import io
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -79,5 +80,7 @@ def pack_snapshots(files: list[Path], out: Path) -> None:
     returns = np.array([x["stochastic_mean_std"] for x in loaded], np.float64)
     steps = np.array([int(x["env_steps"]) for x in loaded])
     file = io.BytesIO()
-    np.savez_compressed(file, **stacks, env_steps=steps, mean_return=returns[:, 0].round(1), std_return=returns[:, 1].round(1))
+    arrays: dict[str, Any] = stacks | {"env_steps": steps}
+    arrays |= {"mean_return": returns[:, 0].round(1), "std_return": returns[:, 1].round(1)}
+    np.savez_compressed(file, **arrays)
     write_bytes(out, file.getvalue())

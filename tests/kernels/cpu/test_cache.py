@@ -8,9 +8,9 @@ import sys
 import warnings
 from pathlib import Path
 
-import numba
 import numpy as np
 import pytest
+from numba.core import config
 
 from jacrec.kernels.cpu.base import cache, host
 from jacrec.kernels.cpu.base.tiles import integers
@@ -26,7 +26,7 @@ def _double(like, job_address):
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     """Where this test's compiled code is kept."""
-    monkeypatch.setattr(numba.config, "CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(config, "CACHE_DIR", str(tmp_path))
     monkeypatch.setattr(cache, "_warned", [])
     return tmp_path
 
