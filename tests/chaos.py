@@ -206,7 +206,7 @@ def main() -> None:
     # all that the commands import, before the first fork
     for verb in ("data", "train", "eval", "deploy", "sweep"):
         __import__(f"jacrec.commands.{verb}")
-    where = harness.environment()
+    where = harness.environment() | {"command": " ".join(["python", "tests/chaos.py", *sys.argv[1:]])}
     before = json.loads(options.json.read_text()) if options.json.is_file() else {}
     done = before.get("commands", {})
     rng = random.Random(f"{options.seed} {sum(own['kills'] for own in done.values())}")

@@ -80,16 +80,21 @@ class RehearsalSettings(TypedDict):
     data_range: float
 
 
-class RehearsalRecord(TypedDict):
-    """The content of rehearsal.json."""
+class Rehearsed(TypedDict):
+    """What every record of a rehearsal has."""
 
     choice: str
     settings: RehearsalSettings
     termination: bool
     episodes: dict[str, ImaginedRecord]
     others: NotRequired[dict[str, dict[str, ImaginedRecord]]]
-    controllers: dict[str, dict[str, Any]]
     networks: dict[str, str]
+
+
+class RehearsalRecord(Rehearsed):
+    """The content of rehearsal.json."""
+
+    controllers: dict[str, dict[str, Any]]
 
 
 class TuningSettings(TypedDict):

@@ -15,7 +15,7 @@ from typing import Any, NotRequired
 
 import numpy as np
 
-from jacrec.evaluation.records import Played, read_rehearsal_record
+from jacrec.evaluation.records import Played, Rehearsed
 from jacrec.studies.config import BASE, StudyConfig
 from jacrec.studies.jobs import REMEDY
 from jacrec.studies.spec import FILE, read_study_config
@@ -198,7 +198,7 @@ def _read_rehearsals(study: Study, task: str, seed: int, base: Play | None) -> N
         file, failed = folder / f"{name}.json", folder / f"{name}.failed.json"
         if file.is_file():
             try:
-                record = read_rehearsal_record(file)
+                record = read_json(file, Rehearsed, REMEDY)
             except ValueError as error:
                 study.gaps.append(Gap(task, seed, f"rehearsal {name}", "failed", f"{file.name} cannot be read: {error}"))
                 continue
