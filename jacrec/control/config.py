@@ -7,9 +7,10 @@ from typing import Protocol
 
 from torch import Tensor
 
-from jacrec.control.update import Update, compute_update
+from jacrec.control.update import compute_update
 from jacrec.engine.methods import METHODS, Method
 from jacrec.engine.problem import Problem
+from jacrec.engine.types import Update
 from jacrec.models.world import World
 from jacrec.util.errors import expect_count, expect_one_of, expect_positive, expect_seed, plain_number, plain_numbers
 

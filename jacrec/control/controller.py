@@ -18,7 +18,6 @@ from jacrec.engine.action_clip import ActionClip
 from jacrec.engine.admission import admit
 from jacrec.engine.methods import METHODS
 from jacrec.engine.parameters import over_rows, trainable
-from jacrec.engine.problem import Problem
 from jacrec.engine.rollout import noise_like, sampled_problem
 from jacrec.engine.shapes import check_observation, check_state, plain_torch, row_mask
 from jacrec.models.dynamics import MultiStepDynamics
@@ -64,7 +63,7 @@ class MPC:
         if config is not None and not isinstance(config, MPCConfig):
             raise ValueError(f"config: expected MPCConfig(...) or None, got {type(config).__name__}")
         self.config = config or MPCConfig()
-        self.absolute = self.config.in_absolute_units(world.value_scale)
+        self.absolute_config = self.config.in_absolute_units(world.value_scale)
         """`config` with lr, anchor and max_grad_norm in units of Ĵ"""
         self.update = self.config.make_update() if update is None else check_update(update)
         self.update.check(self.config, world)
@@ -99,7 +98,7 @@ class MPC:
 
     def _anchored(self, world: World, policy: nn.Module) -> World:
         """The world with the penalty on leaving the pretrained policy, if there is one."""
-        weight = self.absolute.anchor
+        weight = self.absolute_config.anchor
         if not weight:
             return world
         if world.anchor is not None:
@@ -132,27 +131,28 @@ class MPC:
         c, deadline = self.config, self.deadline
         deadline.begin(deadline_ms)
         state = check_observation(observation, self.batch, self.dtype, self.device)
-        problem = sampled_problem(self.policy, self.world, state, c.particles, c.horizon, self.generator)
         if c.carry == "step":
             self.reset()
+        problem = sampled_problem(self.policy, self.world, state, c.particles, c.horizon, self.generator)
         log, draw = DecisionLog(problem), self._further_noise(problem.state)
         for _ in range(updates):  # line 3
             if not deadline.allows_update():
                 break
-            update = self.update.compute(problem, self.method, self.absolute, draw)  # lines 4–15
+            update = self.update.compute(problem, self.method, self.absolute_config, draw)  # lines 4–15
             deadline.measured(update.value)
             result = log.apply(update)  # line 16
             self.region.project(self.policy)
             deadline.updated(result.accepted)
         deadline.restore_best()
-        self.last = self._bounded(problem, log)  # line 18
+        step = log.step()  # line 18: a = π_ψ(s)
+        self.last = self._clipped(step, log)
         action = self.last.action
         answer = action if isinstance(observation, Tensor) else action.cpu().numpy()
         deadline.end()
         return answer
 
     def _further_noise(self, state: Tensor) -> Draw:
-        """More noise for the states (N, d) of one decision, for update rules that ask for it."""
+        """More noise for the states (N, d) of one decision, for update rules that ask for it; `GradientStep` does not."""
         drawn: list[Tensor] = []
 
         def draw(i: int) -> Tensor:
@@ -163,12 +163,12 @@ class MPC:
         return draw
 
     @torch.no_grad()
-    def _bounded(self, p: Problem, log: DecisionLog) -> MPCStep:
+    def _clipped(self, step: MPCStep, log: DecisionLog) -> MPCStep:
         """The decision, with its action in [-1, 1] and within `max_action_change` of the pretrained policy's."""
-        step, bound = log.step(), self.config.max_action_change
+        bound = self.config.max_action_change
         action = self.clip(step.action, self.policy)
         if bound is not None:
-            base = self.clip(log.act(self.base, p.state).reshape(action.shape), self.base)
+            base = self.clip(log.act(self.base, log.problem.state).reshape(action.shape), self.base)
             change = action - base
             # actions inside the box keep their bits
             action = torch.where(change.abs() <= bound, action, base + change.clamp(-bound, bound))

@@ -1,4 +1,4 @@
-"""Algorithm 1: update the policy's own parameters in imagination, then act."""
+"""Algorithm 1 as a function, and the log of a decision. `jacrec.control.controller.MPC` takes the same steps on a clock."""
 
 from dataclasses import dataclass
 
@@ -6,12 +6,13 @@ import torch
 from torch import Tensor, nn
 
 from jacrec.control.config import check_settings
-from jacrec.control.update import GateRecord, Update, UpdateResult, compute_update
+from jacrec.control.update import compute_update
 from jacrec.engine.methods import Auto, Method, check_method
 from jacrec.engine.parameters import trainable
 from jacrec.engine.problem import Problem
 from jacrec.engine.rollout import sampled_problem
 from jacrec.engine.shapes import plain_torch, problem
+from jacrec.engine.types import GateRecord, Update, UpdateResult
 from jacrec.models.world import World, policy_action
 from jacrec.util.errors import plain_number
 

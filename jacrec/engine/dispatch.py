@@ -2,7 +2,6 @@
 
 from importlib import import_module
 from types import ModuleType
-from typing import Protocol
 
 from torch import Tensor, nn
 
@@ -19,23 +18,6 @@ FORMS = {"cpu": ("forward", "adjoint", "multistep"), "cuda": ("forward", "adjoin
 
 _loaded: dict[str, ModuleType | str] = {}
 """by device: the imported kernels, or why they cannot be imported"""
-
-
-class CompiledUpdate(Protocol):
-    """A gradient in the memory of compiled code, which can take the step too."""
-
-    value: Tensor
-    """Ĵ, () or (N,)"""
-    norm: Tensor
-    """‖∇Ĵ‖, () or (N,) for a `BatchedPolicy`; defined once the step has been taken"""
-
-    def step(self, lr: float, max_grad_norm: float | None) -> Tensor:
-        """ψ ← ψ + α ∇Ĵ, once, where everything is finite; whether the step was taken, shaped as `norm`."""
-        ...
-
-    def act(self, policy: nn.Module, state: Tensor) -> Tensor:
-        """The action of a policy at states (N, d) -> (N, m)."""
-        ...
 
 
 def _load(device: str) -> ModuleType | str:

@@ -8,14 +8,14 @@ import torch
 from torch import Tensor, nn
 
 from jacrec.engine.choice import preferred
-from jacrec.engine.dispatch import CompiledUpdate, check_kernel, kernels
+from jacrec.engine.dispatch import check_kernel, kernels
 from jacrec.engine.gradient import adjoint_gradient, dense_gradient, forward_gradient
 from jacrec.engine.jacobians.generic import pull_back
 from jacrec.engine.multistep import multistep_gradient
 from jacrec.engine.problem import Problem
 from jacrec.engine.rollout import rollout
 from jacrec.engine.shapes import plain_torch, problem
-from jacrec.engine.types import PolicyGradient
+from jacrec.engine.types import PolicyGradient, Update
 from jacrec.models.dynamics.multistep import MultiStepDynamics
 from jacrec.models.networks import has_manual_derivatives
 from jacrec.models.world import World, apply_policy, policy_action
@@ -177,7 +177,8 @@ class Auto:
     """The first method of an order of preference that can serve the problem (`jacrec.engine.choice`).
 
     The fused adjoint form for jacrec's own networks, else plain torch; the reason is then logged once (logger "jacrec").
-    `MultiStep` for a `MultiStepDynamics`. For third-party dynamics it falls back to `Autograd`.
+    `MultiStep` for a `MultiStepDynamics`. For third-party dynamics it falls back to `Autograd`. A controller on a CPU takes
+    `choose`, and the compiled update of what it answers; `gradient` serves `policy_gradient` and updates in torch.
     """
 
     def choose(self, problem: Problem) -> Method:
@@ -231,14 +232,14 @@ def policy_gradient(
     return PolicyGradient(found.value, {f"{prefix}{k}": g for k, g in found.gradient.items()}) if prefix else found
 
 
-def compiled_update(method: Method, problem: Problem) -> CompiledUpdate | None:
-    """The update in compiled code, if that is how `method` computes this gradient; else None. On the CPU only."""
+def fused_update(method: Method, problem: Problem, lr: float, max_grad_norm: float | None) -> Update | None:
+    """The plain step (4) in compiled code, if that is how `method` computes this gradient; else None. On the CPU only."""
     own = _compiled(method, problem)
     if own is None:
         return None
-    if isinstance(own, Adjoint):
-        return kernels(problem, "adjoint").compute_update(problem, precision=own.precision, team=own.team)
-    return kernels(problem, "multistep").compute_update(problem)
+    options = {"precision": own.precision, "team": own.team} if isinstance(own, Adjoint) else {}
+    form = "adjoint" if isinstance(own, Adjoint) else "multistep"
+    return kernels(problem, form, checked=type(method) is Auto).compute_update(problem, lr, max_grad_norm, **options)
 
 
 def action_function(method: Method, problem: Problem) -> Callable[[nn.Module, Tensor], Tensor]:

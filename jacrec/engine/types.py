@@ -1,9 +1,10 @@
 """The objects that the engine propagates and returns. Leading axes (N, M): real states, particles."""
 
 from dataclasses import dataclass
+from typing import NamedTuple, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 @dataclass(frozen=True)
@@ -37,3 +38,39 @@ class Sensitivities:
         G = torch.einsum("nmiad,nmiap->nmdp", self.C, Pi_psi[:, :, :-1])
         D = torch.einsum("nmiab,nmiap->nmbp", self.E, Pi_psi)
         return G, D
+
+
+class GateRecord(NamedTuple):
+    """What a signal gate did (`jacrec.experimental.gate`), () or (N,) per update."""
+
+    snr: Tensor
+    """signal-to-noise ratio of the gradient"""
+    particles: Tensor
+    """particles drawn"""
+    gated: Tensor
+    """whether the step was finite but held back for lack of signal"""
+
+
+class UpdateResult(NamedTuple):
+    """Outcome of an applied update: () for a single ψ, (N,) for a `BatchedPolicy`."""
+
+    gradient_norm: Tensor
+    accepted: Tensor
+    gate: GateRecord | None = None
+
+
+class Update(Protocol):
+    """A step of ψ that has been computed and not yet applied."""
+
+    @property
+    def value(self) -> Tensor:
+        """Ĵ at the present ψ, () or (N,)."""
+        ...
+
+    def apply(self) -> UpdateResult:
+        """Take the step, once; rows whose value, gradient or step is not finite are left unchanged and not accepted."""
+        ...
+
+    def act(self, policy: nn.Module, state: Tensor) -> Tensor:
+        """A policy's action at states (N, d) -> (N, m), evaluated as the update was."""
+        ...

@@ -6,10 +6,11 @@ import torch
 from torch import Tensor, nn
 
 from jacrec.control.config import Draw, MPCConfig
-from jacrec.control.update import GateRecord, TorchUpdate, UpdateResult
+from jacrec.control.update import TorchUpdate
 from jacrec.engine.diagnostics import GradientSignal, Visits
 from jacrec.engine.methods import Method, action_function
 from jacrec.engine.problem import Problem
+from jacrec.engine.types import GateRecord, UpdateResult
 from jacrec.experimental.groups import Groups
 from jacrec.experimental.rows import put_rows, take_rows
 from jacrec.experimental.steps import PlainStep

@@ -4,12 +4,12 @@ from dataclasses import dataclass, field
 
 from jacrec.control.ascent import Direction
 from jacrec.control.config import Draw, MPCConfig
-from jacrec.control.update import TorchUpdate, Update
+from jacrec.control.update import TorchUpdate
 from jacrec.engine.diagnostics import Visits, estimate_of, visit
 from jacrec.engine.methods import Auto, Method
 from jacrec.engine.parameters import parameter_norm, trainable
 from jacrec.engine.problem import Problem
-from jacrec.engine.types import PolicyGradient
+from jacrec.engine.types import PolicyGradient, Update
 from jacrec.experimental.groups import Groups, in_groups
 from jacrec.experimental.natural import natural_step
 from jacrec.models.dynamics import MultiStepDynamics

@@ -89,11 +89,11 @@ def test_descent_is_detected(script, monkeypatch, capsys):
     ascend, compiled = (
         importlib.import_module(name) for name in ("jacrec.control.ascent", "jacrec.kernels.cpu.gradient.gradient")
     )
-    ascend, step = ascend.ascend, compiled.CompiledUpdate.step
+    ascend, update = ascend.ascend, compiled.compute_update
     monkeypatch.setattr(
         "jacrec.control.update.ascend", lambda p, estimate, lr, clip, **more: ascend(p, estimate, -lr, clip, **more)
     )
-    monkeypatch.setattr(compiled.CompiledUpdate, "step", lambda self, lr, clip: step(self, -lr, clip))
+    monkeypatch.setattr(compiled, "compute_update", lambda p, lr, clip, **more: update(p, -lr, clip, **more))
     failed = {row.label for row in script("algorithm_1").main().failed}
     assert {"1", "3", "16", "18"} <= failed
     assert "4" not in failed

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from jacrec.engine import gradient as engine
 from jacrec.engine.problem import Problem
-from jacrec.engine.types import PolicyGradient
+from jacrec.engine.types import PolicyGradient, UpdateResult
 from jacrec.kernels.cpu.base.host import entry
 from jacrec.kernels.cpu.base.layout import DTYPES
 from jacrec.kernels.cpu.base.threads import run, workspace
@@ -55,10 +55,12 @@ def _plan(p: Problem) -> Plan | str:
 
 
 @dataclass
-class CompiledUpdate:
-    """A gradient in compiled code's memory, and the step along it."""
+class FusedUpdate:
+    """A `jacrec.engine.types.Update` in compiled code's memory: the gradient, and the plain step (4) along it."""
 
     problem: Problem
+    lr: float
+    max_grad_norm: float | None
     plan: Plan
     job: np.ndarray
     value: Tensor
@@ -66,26 +68,26 @@ class CompiledUpdate:
     gradient: Tensor
     """vectors of the policies' gradients, (policies, …), then those of other shares"""
     norm: Tensor
-    """‖∇Ĵ‖ over the parameters with requires_grad, () or (N,) for a `BatchedPolicy`; valid after `step`"""
+    """‖∇Ĵ‖ over the parameters with requires_grad, () or (N,) for a `BatchedPolicy`; valid after `apply`"""
     moved: Moved
     memory: int  # elements of memory that the job needs
     held: tuple = field(repr=False)  # what else the job points to
-    stepped: bool = False
+    applied: bool = False
 
-    def step(self, lr: float, max_grad_norm: float | None) -> Tensor:
-        """`jacrec.control.ascent.ascend`, the plain step, in compiled code: whether it was accepted, shaped as `norm`."""
-        if self.stepped:
-            raise RuntimeError("step: expected one call, got a second; the gradient belongs to ψ as it was before the step")
+    def apply(self) -> UpdateResult:
+        """`jacrec.control.ascent.ascend`, the plain step, in compiled code."""
+        if self.applied:
+            raise RuntimeError("apply: expected one call, got a second; the gradient belongs to ψ as it was before the step")
         if not self.moved.parameters:
             raise ValueError("policy: expected parameters with requires_grad=True to improve, got none; thaw some of them")
-        self.stepped = True
-        rates, accepted = np.array([lr, max_grad_norm or 0.0]), torch.empty_like(self.norm, dtype=torch.int64)
+        self.applied = True
+        rates, accepted = np.array([self.lr, self.max_grad_norm or 0.0]), torch.empty_like(self.norm, dtype=torch.int64)
         self.job[_SLOT["rates"]], self.job[_SLOT["accepted"]] = rates.ctypes.data, accepted.data_ptr()
         run(entry(apply_step, DTYPES[self.plan.dtype]), self.job, int(self.job[_SLOT["parts"]]))
         accepted = accepted.bool()
         if accepted.any():
             torch.autograd.graph.increment_version(self.moved.parameters)
-        return accepted
+        return UpdateResult(self.norm, accepted)
 
     def act(self, policy: nn.Module, state: Tensor) -> Tensor:
         """The action of a policy, this one or another, at states (N, d) -> (N, m)."""
@@ -100,8 +102,10 @@ class CompiledUpdate:
 
 
 @torch.no_grad()
-def compute_update(p: Problem, *, precision: str | None = None, team: int = 1) -> CompiledUpdate:
-    """Ĵ and its gradient; `unsupported_reason(p, "adjoint")` must be None. Options as in `adjoint_gradient`."""
+def compute_update(
+    p: Problem, lr: float = 0.0, max_grad_norm: float | None = None, *, precision: str | None = None, team: int = 1
+) -> FusedUpdate:
+    """Ĵ, its gradient, and the step along it with this step size; `unsupported_reason(p, "adjoint")` must be None. Options as in `adjoint_gradient`."""
     check_precision(precision)
     plan = _plan(p)
     if isinstance(plan, str):
@@ -136,7 +140,8 @@ def compute_update(p: Problem, *, precision: str | None = None, team: int = 1) -
     )
     run(entry(rollout_gradient, DTYPES[plan.dtype]), job, sized.threads)
     run(entry(reduce_gradient, DTYPES[plan.dtype]), job, parts)
-    return CompiledUpdate(p, plan, job, value, vectors, norm, moved, sized.memory, (sized, state, noise, member, squares))
+    held = sized, state, noise, member, squares
+    return FusedUpdate(p, lr, max_grad_norm, plan, job, value, vectors, norm, moved, sized.memory, held)
 
 
 def _noise(p: Problem) -> tuple[Tensor, Tensor | None]:

@@ -8,12 +8,13 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from jacrec import MPC, Actor, Adjoint, Auto, BatchedPolicy, MPCConfig, PolicyGradient, mpc_update, policy_gradient
-from jacrec.control.update import KernelUpdate, compute_update
+from jacrec.control.update import compute_update
 from jacrec.engine.dispatch import kept_plan
 from jacrec.engine.shapes import problem as check
 from jacrec.kernels.cpu.base import threads
 from jacrec.kernels.cpu.gradient import plans
 from jacrec.kernels.cpu.gradient.action import action
+from jacrec.kernels.cpu.gradient.gradient import FusedUpdate
 from jacrec.models.networks import LayerNorm
 from jacrec.models.world import apply_policy
 from tests.conftest import property_cases
@@ -82,15 +83,15 @@ def test_threads_share_the_step(threads_asked, batched, updates):
 def test_the_compiled_step_is_the_one_taken(method):
     """Else all of these tests would compare plain torch with itself."""
     problem = check(*problem_of())
-    assert isinstance(compute_update(problem, method, 1e-3), KernelUpdate)
-    assert not isinstance(compute_update(problem, PLAIN, 1e-3), KernelUpdate)
+    assert isinstance(compute_update(problem, method, 1e-3), FusedUpdate)
+    assert not isinstance(compute_update(problem, PLAIN, 1e-3), FusedUpdate)
 
 
 def test_options_of_the_method_count_in_a_decision(threads_asked):
     threads_asked(2)
     problem = problem_of(N=1, M=1)
     for team in (1, 2):
-        update = compute_update(check(*problem), Adjoint(kernel="fused", team=team), 1e-2).compiled
+        update = compute_update(check(*problem), Adjoint(kernel="fused", team=team), 1e-2)
         assert team_of(update.job) == team
     with pytest.raises(ValueError, match="a format of GPUs"):
         decide(problem, Adjoint(kernel="fused", precision="tf32"))
