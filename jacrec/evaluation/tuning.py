@@ -1,9 +1,10 @@
 """Choose controller settings by episodes in the environment, on seeds apart from the evaluation's: the paper's protocol.
 
 The candidates of a family race by successive halving. In every round base policy and remaining candidates play the same new
-seeds; candidates are ranked by their mean paired gain over the base policy, and the better half stays. The last one plays on,
-on new seeds alone, until its gain is clear or the budget is spent: what was selected by its luck has to show it again. It is
-chosen if the lower end of that interval is above zero; otherwise the base policy is.
+seeds; candidates are ranked by their mean paired gain over the base policy, and the better half stays. A third of the budget is
+kept for the last one, which plays on, on new seeds alone: what was selected by its luck has to show it again. Its gain is looked
+at after 1, 2, 4, … rounds, by intervals that together hold at the given level (Bonferroni). It is chosen if such an interval
+lies above zero, otherwise the base policy is.
 
 H = 0 is a family of its own, raced by the same rule with the same budget, so that a comparison with it is fair.
 """
@@ -44,14 +45,14 @@ Families = Mapping[str, Mapping[str, MPCConfig]]
 class TuneConfig:
     """Settings of a race."""
 
-    budget: int = 200
+    budget: int = 300
     """real episodes of candidates, for each family; the base policy's come on top"""
     round: int = 10
     """episodes of each candidate in a round, played in lock-step"""
     seed: int = 7
     """tuning seed; round i plays environment seeds from 1000 · seed + i · round on. An evaluation refuses the seed of its tuning"""
     level: float = 0.95
-    """confidence level of the interval that decides"""
+    """confidence level of the intervals that decide, all together"""
 
     def __post_init__(self):
         expect_count("round", self.round, 2)
@@ -81,6 +82,12 @@ class Race:
     """One race: what has been played, and what that decides. Nothing in it is random."""
 
     def __init__(self, names: list[str], config: TuneConfig, play: Callable[[str, int], list[float]]):
+        least = (len(names) + 1) * config.round if len(names) > 1 else config.round
+        if config.budget - max(config.budget // 3, config.round) < least - config.round:
+            raise ValueError(
+                f"budget: expected enough for a round of {config.round} episodes of each of {len(names)} candidates, with a third "
+                f"of it left for the best, got {config.budget}; at least {-(-3 * (least - config.round) // 2)}"
+            )
         self.config, self.play = config, play
         self.remaining, self.spent, self.rounds = list(names), 0, 0
         self.ranking: list[dict[str, float]] = []
@@ -95,24 +102,31 @@ class Race:
 
     def run(self) -> "Race":
         """Play until the decision is made or the budget is spent."""
-        total = {name: [] for name in self.remaining}
-        while len(self.remaining) > 1 and self._affordable(len(self.remaining)):
+        size, budget = self.config.round, self.config.budget
+        last = self._select(budget - max(budget // 3, size))
+        self.remaining, fresh = [last], []
+        rounds = (budget - self.spent) // size
+        looks = rounds.bit_length() + (rounds & (rounds - 1) > 0)  # 1, 2, 4, … and the last round
+        for i in range(1, rounds + 1):
+            fresh += self._round([last])[last]
+            if i & (i - 1) == 0 or i == rounds:
+                level = 1 - (1 - self.config.level) / looks
+                self.gain = paired_difference(fresh, [0.0] * len(fresh), level=level, method="t")
+                if self.gain.excludes_zero:
+                    break
+        return self
+
+    def _select(self, budget: int) -> str:
+        """The candidate that is best after successive halving within a budget."""
+        total: dict[str, list[float]] = {name: [] for name in self.remaining}
+        while len(self.remaining) > 1 and self.spent + len(self.remaining) * self.config.round <= budget:
             for name, gains in self._round(self.remaining).items():
                 total[name] += gains
             means = {name: sum(total[name]) / len(total[name]) for name in self.remaining}
             self.ranking.append(means)
             ordered = sorted(self.remaining, key=lambda name: -means[name])  # stable: ties keep their order
             self.remaining = ordered[: -(-len(ordered) // 2)]
-        last, fresh = self.remaining[0], []
-        while len(self.remaining) == 1 and self._affordable(1):
-            fresh += self._round([last])[last]
-            self.gain = paired_difference(fresh, [0.0] * len(fresh), level=self.config.level, method="t")
-            if self.gain.excludes_zero:
-                break
-        return self
-
-    def _affordable(self, candidates: int) -> bool:
-        return self.spent + candidates * self.config.round <= self.config.budget
+        return self.remaining[0]
 
     def _round(self, names: list[str]) -> dict[str, list[float]]:
         """Paired gains of the next episodes."""

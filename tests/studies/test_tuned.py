@@ -47,7 +47,7 @@ def cell(tmp_path_factory):
     run = hardly_trained(root)
     contestants = {"best": {"tune": CANDIDATES}}
     content = {"name": "one", "tasks": {"t": {"data": "jacrec/x-v0"}}, "seeds": [0], "evaluation": {"episodes": 2}}
-    study = parse_study(content | {"contestants": contestants, "tuning": {"budget": 8, "round": 2}})
+    study = parse_study(content | {"contestants": contestants, "tuning": {"budget": 12, "round": 2}})
     jobs = {job.id: job for job in study_jobs(study, root)}
     at = root / "cells" / "t" / "seed-0"
     at.mkdir(parents=True)
