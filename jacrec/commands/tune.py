@@ -35,6 +35,10 @@ class Tune:
     """gymnasium id of the environment; default: the run's"""
     physics: Literal["d4rl", "native"] = "d4rl"
     """contacts, as in `jacrec eval`"""
+    max_episode_steps: int | None = None
+    """time limit; default: the environment's own; required if it has none"""
+    action_bounds: Literal["env", "data"] | None = None
+    """what the policy's actions in [-1, 1] stand for, as in `jacrec eval`"""
     threads: int = 1
     """torch threads"""
     config: Annotated[TuneConfig, tyro.conf.arg(name="")] = field(default_factory=TuneConfig)
@@ -50,8 +54,15 @@ def run(args: list[str]) -> int:
     families: dict[str, Any] = default_families()
     if chosen.candidates:
         families["mpc"] = named_candidates(tuple(map(str, chosen.candidates)))
-    play = PlayConfig(env_id=chosen.env_id, physics=chosen.physics, threads=chosen.threads)
-    record = tune(trained, folder, families, chosen.config, play, again=chosen.again, progress=print)
+    play = PlayConfig(
+        env_id=chosen.env_id,
+        physics=chosen.physics,
+        max_episode_steps=chosen.max_episode_steps,
+        action_bounds=chosen.action_bounds,
+        threads=chosen.threads,
+    )
+    progress = lambda line, share: print(f"{share:4.0%}  {line}", flush=True)  # noqa: E731
+    record = tune(trained, folder, families, chosen.config, play, again=chosen.again, progress=progress)
     rows = []
     for family, own in record["choice"].items():
         gain = own["gain"]

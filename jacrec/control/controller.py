@@ -77,7 +77,7 @@ class MPC:
         self.policy.eval()
         self.batch = batch
         self.base = copy.deepcopy(self.policy).requires_grad_(False)
-        self.world = self._anchored(world, policy)
+        self.world = self._anchored(world)
         first = next(iter(trainable(self.policy).values()))
         self.dtype, self.device = first.dtype, first.device
         self.generator = torch.Generator(self.device).manual_seed(self.config.seed)
@@ -88,7 +88,7 @@ class MPC:
         width = self._state_dim()
         if width is not None:  # otherwise the first decision finds out
             state = torch.zeros((width,) if batch is None else (batch, width), dtype=self.dtype, device=self.device)
-            admit(self.policy, world, check_state(self.policy, world, state)[0], self.config.horizon)
+            admit(self.policy, self.world, check_state(self.policy, self.world, state)[0], self.config.horizon)
 
     def _state_dim(self) -> int | None:
         """d, where the policy or the dynamics say so."""
@@ -96,15 +96,15 @@ class MPC:
         told = (getattr(part, "state_dim", None) for part in (policy, self.world.dynamics))
         return next((d for d in told if isinstance(d, int) and d > 0), None)
 
-    def _anchored(self, world: World, policy: nn.Module) -> World:
+    def _anchored(self, world: World) -> World:
         """The world with the penalty on leaving the pretrained policy, if there is one."""
         weight = self.absolute_config.anchor
         if not weight:
             return world
         if world.anchor is not None:
             raise ValueError("anchor: expected 0 for a world that has an anchor already, got another; use one of them")
-        base = self.base if self.batch is None else copied(policy).requires_grad_(False).eval()
-        return replace(world, anchor=Anchor(base, weight))
+        base = self.base if not isinstance(self.base, BatchedPolicy) else copied(self.base.template)
+        return replace(world, anchor=Anchor(base.requires_grad_(False).eval(), weight))
 
     def _share_parameters(self) -> None:
         """ψ₀ by name, which `base` shares, and the trust region around it."""
@@ -251,23 +251,35 @@ class MPC:
         for name, parameter in self.policy.named_parameters():
             parameter.copy_(state[f"psi.{name}"])
             self.pretrained[name].copy_(state[f"pretrained.{name}"])
+        self._refill_anchor()
         self.generator.set_state(state["generator"])
+
+    @torch.no_grad()
+    def _refill_anchor(self) -> None:
+        """Let the anchor be the pretrained policy as it is now; the N copies of a batch are equal."""
+        if self.absolute_config.anchor and self.world.anchor is not None:
+            for name, p in self.world.anchor.policy.named_parameters():
+                p.copy_(self.pretrained[name] if self.batch is None else self.pretrained[name][0])
 
     def __getstate__(self) -> dict:
         own = {k: v for k, v in self.__dict__.items() if k not in ("policy", "base", "deadline", "pretrained", "region")}
         # by value: torch sends tensors to processes as shared memory, in which both controllers would update the same ψ
         own["networks"] = pickle.dumps((copied(self.policy), copied(self.base)))
+        if self.absolute_config.anchor:
+            own["world"] = replace(self.world, anchor=None)
         return own | {"generator": self.generator.get_state().numpy().tobytes(), "pace": self.deadline.pace}
 
     def __setstate__(self, state: dict) -> None:
         networks, generator, pace = (state.pop(name) for name in ("networks", "generator", "pace"))
         self.__dict__.update(state)
         self.policy, self.base = pickle.loads(networks)
+        self.world = self._anchored(self.world)
         self.generator = torch.Generator(self.device)
         self.generator.set_state(torch.frombuffer(bytearray(generator), dtype=torch.uint8))
         self.deadline = Deadline(self.policy)
         self.deadline.pace = pace
         self._share_parameters()
+        self._refill_anchor()
 
 
 def check_update(update: object) -> UpdateRule:

@@ -31,8 +31,9 @@ RECIPES = {
     "dynamics": "compute with the argument noise instead, with noise_shape as its shape",
     "reward": "wrap its mean in a function of (state, action)",
     "critic": "wrap its mean in a function of (state, action)",
+    "anchor": "wrap the mean of its distribution in a module, as for the policy",
 }
-CALLED = {"policy": "policy(state)", "dynamics": "dynamics(state, action, noise)"}
+CALLED = {"policy": "policy(state)", "anchor": "anchor(state)", "dynamics": "dynamics(state, action, noise)"}
 
 _admitted: dict[tuple, weakref.ref] = {}
 """the parts that have been called, by address, dimensions and flags"""
@@ -59,8 +60,11 @@ def admit(policy: nn.Module, world: World, state: Tensor, horizon: int) -> None:
         one = _first_of(policy) if isinstance(policy, BatchedPolicy) else policy
         action = _admit("policy", parts["policy"], (state,), one)
         noise = torch.zeros(len(state), *world.dynamics.noise_shape).normal_(generator=generator)
+        arguments = {"dynamics": (state, action, noise.to(state)), "anchor": (state,)}
         for name in parts.keys() - {"policy"}:
-            _admit(name, parts[name], (state, action, noise.to(state)) if name == "dynamics" else (state, action))
+            answer = _admit(name, parts[name], arguments.get(name, (state, action)))
+            if name == "anchor":
+                expect_shape(name, answer, tuple(action.shape), ", as the policy's actions")
     for name, part in parts.items():
         _remember(_key(name, part, state), part)
 
@@ -70,9 +74,11 @@ def _parts(policy: nn.Module, world: World, horizon: int) -> Iterator[tuple[str,
     yield "critic", world.critic
     if horizon:
         yield "reward", world.reward
-        # which predicts all states at once: it is called in another way
-        if not isinstance(world.dynamics, MultiStepDynamics):
-            yield "dynamics", world.dynamics
+    if world.anchor is not None:
+        yield "anchor", world.anchor.policy
+    # a model that predicts all states at once is called in another way
+    if horizon and not isinstance(world.dynamics, MultiStepDynamics):
+        yield "dynamics", world.dynamics
 
 
 def _first_of(policy: BatchedPolicy) -> Callable[[Tensor], Tensor]:
@@ -176,11 +182,11 @@ def _checked(name: str, answer: Any, arguments: tuple[Tensor, ...]) -> Tensor:
     elif not isinstance(answer, Tensor):
         advice = "; return the next state alone" if name == "dynamics" else f"; {RECIPES[name]}"
     shown = f" for state {tuple(state.shape)}, action {tuple(arguments[-1].shape)}{advice}"
-    if name == "policy":
+    if name in ("policy", "anchor"):
         if not isinstance(answer, Tensor) or answer.dim() != 2 or len(answer) != len(state):
             got = tuple(answer.shape) if isinstance(answer, Tensor) else type(answer).__name__
             raise ValueError(
-                f"policy: expected actions of shape ({len(state)}, m) for states {tuple(state.shape)}, got {got}{advice}"
+                f"{name}: expected actions of shape ({len(state)}, m) for states {tuple(state.shape)}, got {got}{advice}"
             )
     elif name == "dynamics":
         expect_shape(name, answer, tuple(state.shape), shown)
@@ -188,7 +194,7 @@ def _checked(name: str, answer: Any, arguments: tuple[Tensor, ...]) -> Tensor:
         column = isinstance(answer, Tensor) and tuple(answer.shape) == (len(state), 1)
         expect_shape(name, answer.squeeze(-1) if column else answer, (len(state),), shown)  # pyright: ignore
     assert isinstance(answer, Tensor)
-    if name in ("policy", "dynamics") and answer.dtype != state.dtype:
+    if name in ("policy", "anchor", "dynamics") and answer.dtype != state.dtype:
         raise ValueError(
             f"{name}: expected an answer in {state.dtype} like the state, got {answer.dtype}; convert it with .to(...)"
         )

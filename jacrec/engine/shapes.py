@@ -98,6 +98,8 @@ def check_parts(policy: nn.Module, world: World, state: Tensor) -> None:
     for name, part in {"policy": policy, "dynamics": world.dynamics, "reward": world.reward, "critic": world.critic}.items():
         check_part(name, part, state, world.dynamics)
     if world.anchor is not None:
+        if world.anchor.policy is policy:
+            raise ValueError("anchor: expected a policy of its own, got the one that is updated; give copy.deepcopy(policy)")
         check_part("anchor", world.anchor.policy, state, world.dynamics)
 
 

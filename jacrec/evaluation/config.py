@@ -133,7 +133,7 @@ class EvalConfig(PlayConfig):
                 "settings, run `jacrec rehearse RUN --candidates FILE.yaml` first"
             )
         if self.tuned:
-            own = ("mpc", "experimental", "h0_lr", "h0_updates", "h0_carry", "rehearse")
+            own = ("mpc", "experimental", "h0_lr", "h0_updates", "h0_carry", "rehearse", "dynamics")
             given = [f.name for f in fields(self) if f.name in own and getattr(self, f.name) != _default(f)]
             if given:
                 raise ValueError(f"tuned: expected no {', '.join(given)} beside it, since the tuning decides, got some")

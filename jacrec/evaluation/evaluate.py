@@ -66,7 +66,7 @@ def evaluate(
     busy = ValueError(f"{folder}: expected no running evaluation there, got one; wait for it, or choose another folder (--out)")
     with contextlib.closing(env), _locked(folder, busy), torch_threads(config.threads), shown as progress:
         rehearsal = _rehearsed(run, config, folder, progress) if config.rehearse else None
-        tuning = read_tuned(run, folder, config) if config.tuned else None
+        tuning = read_tuned(run, folder, config, environment_record(env)) if config.tuned else None
         fresh = _new_record(run, config, env, rehearsal, tuning)
         record = fresh if again else _previous(folder / FILE, fresh)
         controllers = _controllers(played_config(config, record), tuning)

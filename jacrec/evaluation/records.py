@@ -101,7 +101,6 @@ class TuningSettings(TypedDict):
     """What is read of a race's settings."""
 
     seed: int
-    physics: str
     families: dict[str, dict[str, dict[str, Any]]]
 
 

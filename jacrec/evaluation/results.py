@@ -110,7 +110,9 @@ def settings_in_words(record: dict[str, Any], name: str) -> str:
         return f"H {own['horizon']}"
     particles = f", M {own['particles']}" if own["horizon"] else ""
     carry = CARRY.get(own["carry"], own["carry"])
-    return f"H {own['horizon']}{particles}, E {own['updates']}, lr {own['lr']:g}, {carry}"
+    unit = " mean|Q| units" if own.get("units") == "value" else ""
+    anchor = f", anchor {own['anchor']:g}" if own.get("anchor") else ""
+    return f"H {own['horizon']}{particles}, E {own['updates']}, lr {own['lr']:g}{unit}{anchor}, {carry}"
 
 
 def settings_apart(record: dict[str, Any]) -> list[str]:
@@ -119,7 +121,8 @@ def settings_apart(record: dict[str, Any]) -> list[str]:
     if not all(pair):
         return []
     h0, mpc = pair
-    return [f"{key} {h0[key]} against {mpc[key]}" for key in ("updates", "lr", "carry") if h0[key] != mpc[key]]
+    names = ("updates", "lr", "units", "anchor", "carry")
+    return [f"{key} {h0[key]} against {mpc[key]}" for key in names if h0.get(key) != mpc.get(key)]
 
 
 def interval(estimate: Estimate | None, *, signed: bool = False) -> str:

@@ -68,7 +68,8 @@ def _findings(results: list[Result], record: dict[str, Any], level: float) -> st
     lines = []
     only_base = acts_as_base(record)
     if only_base:
-        lines.append("MPC acts as the base policy, which its rehearsal chose: there is no gain and no loss.")
+        chosen = "tuning" if record.get("tuning") else "rehearsal"
+        lines.append(f"MPC acts as the base policy, which its {chosen} chose: there is no gain and no loss.")
     for name in ("h0",) if only_base else ("mpc", "h0"):
         if name in by_name and by_name[name].gain is not None:
             subject = "MPC" if name == "mpc" else "The control H = 0"
@@ -219,7 +220,7 @@ def _settings(trained: dict[str, Any], record: dict[str, Any]) -> str:
     parts = {part: trained["settings"][part] for part in ("rebrac", "dynamics", "reward")}
     parts |= {"training": trained["settings"], "evaluation": settings, "mpc": settings["mpc"]}
     if "h0" in record["contestants"]:
-        parts["h0"] = record["contestants"]["h0"]["controller"]
+        parts["h0"] = record["contestants"]["h0"].get("controller") or {"as trained": "chosen by the tuning"}
     parts |= {name: record[name] for name in ("environment", "versions", "machine")}
     rows = [["data", trained["data"].get("source") or trained["data"]["name"]]]
     rows += [[name, key_values(values)] for name, values in parts.items()]

@@ -2,9 +2,10 @@
 
 The candidates of a family race by successive halving. In every round base policy and remaining candidates play the same new
 seeds; candidates are ranked by their mean paired gain over the base policy, and the better half stays. A third of the budget is
-kept for the last one, which plays on, on new seeds alone: what was selected by its luck has to show it again. Its gain is looked
-at after 1, 2, 4, … rounds, by intervals that together hold at the given level (Bonferroni). It is chosen if such an interval
-lies above zero, otherwise the base policy is.
+kept for the last one, which plays on, on new seeds alone: what was selected by its luck has to show it again. It is chosen if the
+interval of its mean gain lies above zero once the budget is spent, otherwise the base policy is. Before that a race ends only where
+the candidate clearly loses: an early look at few episodes would take a policy that falls rarely, and deep, for a winner. Falls
+rarer than one in the number of these episodes stay invisible.
 
 H = 0 is a family of its own, raced by the same rule with the same budget, so that a comparison with it is fair.
 """
@@ -21,7 +22,7 @@ import yaml
 from jacrec.control.config import MPCConfig
 from jacrec.envs.batch import BatchedEnv
 from jacrec.evaluation.config import PlayConfig
-from jacrec.evaluation.contestant import digests, environment_id, environment_record, make_controller, open_env
+from jacrec.evaluation.contestant import digests, environment_record, make_controller, open_env
 from jacrec.evaluation.episodes import PolicyController
 from jacrec.evaluation.episodes import play as episodes
 from jacrec.evaluation.records import read_tuning_record, record_differences
@@ -29,11 +30,12 @@ from jacrec.evaluation.statistics import Estimate, paired_difference
 from jacrec.evaluation.versions import machine, versions
 from jacrec.training.run import Run, torch_threads
 from jacrec.util import locks
-from jacrec.util.errors import expect_count
+from jacrec.util.errors import expect_count, expect_seed, plain_numbers
 from jacrec.util.files import write_json, write_text
 
 FILE, CHOICE = "tuning.json", "tuned.yaml"
 BASE = "base"
+SEEDS = 1000
 AS_BASE = MPCConfig(horizon=0, particles=1, updates=0)
 """a controller that acts as the base policy"""
 
@@ -52,11 +54,17 @@ class TuneConfig:
     seed: int = 7
     """tuning seed; round i plays environment seeds from 1000 · seed + i · round on. An evaluation refuses the seed of its tuning"""
     level: float = 0.95
-    """confidence level of the intervals that decide, all together"""
+    """confidence level, two-sided, of the interval that decides"""
 
     def __post_init__(self):
+        plain_numbers(self)
+        expect_seed("seed", self.seed)
         expect_count("round", self.round, 2)
         expect_count("budget", self.budget, self.round)
+        if self.budget > SEEDS:
+            raise ValueError(
+                f"budget: expected at most {SEEDS} episodes, which is how many seeds lie between 1000 · seed and the next"
+            )
         if not 0 < self.level < 1:
             raise ValueError(f"level: expected a probability between 0 and 1, got {self.level}")
 
@@ -89,7 +97,7 @@ class Race:
                 f"of it left for the best, got {config.budget}; at least {-(-3 * (least - config.round) // 2)}"
             )
         self.config, self.play = config, play
-        self.remaining, self.spent, self.rounds = list(names), 0, 0
+        self.remaining, self.spent, self.rounds, self.decided = list(names), 0, 0, False
         self.ranking: list[dict[str, float]] = []
         """mean gains of the candidates, by round of selection"""
         self.gain: Estimate | None = None
@@ -98,22 +106,20 @@ class Race:
     @property
     def choice(self) -> str:
         """The name of the candidate that gains, or "base"."""
-        return self.remaining[0] if self.gain is not None and self.gain.low > 0 else BASE
+        gain = self.gain
+        return self.remaining[0] if self.decided and gain is not None and gain.low > 0 and gain.std > 0 else BASE
 
     def run(self) -> "Race":
         """Play until the decision is made or the budget is spent."""
         size, budget = self.config.round, self.config.budget
         last = self._select(budget - max(budget // 3, size))
         self.remaining, fresh = [last], []
-        rounds = (budget - self.spent) // size
-        looks = rounds.bit_length() + (rounds & (rounds - 1) > 0)  # 1, 2, 4, … and the last round
-        for i in range(1, rounds + 1):
+        for _ in range((budget - self.spent) // size):
             fresh += self._round([last])[last]
-            if i & (i - 1) == 0 or i == rounds:
-                level = 1 - (1 - self.config.level) / looks
-                self.gain = paired_difference(fresh, [0.0] * len(fresh), level=level, method="t")
-                if self.gain.excludes_zero:
-                    break
+            self.gain = paired_difference(fresh, [0.0] * len(fresh), level=self.config.level, method="t")
+            if self.gain.high < 0:
+                break
+        self.decided = True
         return self
 
     def _select(self, budget: int) -> str:
@@ -145,14 +151,14 @@ def tune(
     play: PlayConfig | None = None,
     *,
     again: bool = False,
-    progress: Callable[[str], None] | None = None,
+    progress: Callable[[str, float], None] | None = None,
 ) -> dict[str, Any]:
     """Race the families and write `folder`/tuning.json and tuned.yaml; every finished round is kept, so it can be resumed.
 
     Args:
         play: environment, physics and threads.
         again: discard an earlier race.
-        progress: called with a line of text after every round of a candidate.
+        progress: called after every round of a candidate with a line of text, and with the share of the budgets played.
 
     Returns:
         The record.
@@ -167,6 +173,7 @@ def tune(
             if name == BASE:
                 raise ValueError(f"{family}.{name}: expected another name, got that of the base policy")
             play.allow(own, f"{family}.{name}")
+            own.in_absolute_units(run.world.value_scale)
     path = folder / FILE
     folder.mkdir(parents=True, exist_ok=True)
     busy = ValueError(f"{folder}: expected no running race there, got one; wait for it, or choose another folder (--out)")
@@ -184,6 +191,7 @@ def tune(
                 "last": race.remaining[0],
                 "gain": None if race.gain is None else race.gain.as_dict(),
                 "episodes": race.spent,
+                "seed": config.seed,
                 "ranking": race.ranking,
             }
             write_json(path, record)
@@ -199,7 +207,7 @@ def _player(
     env: BatchedEnv,
     record: dict[str, Any],
     path: Path,
-    progress: Callable[[str], None] | None,
+    progress: Callable[[str, float], None] | None,
 ) -> Callable[[str, int], list[float]]:
     """Plays a round of a candidate or the base policy, or takes it from the record."""
 
@@ -214,14 +222,19 @@ def _player(
             own[str(i)] = log.returns if scores is None else scores.tolist()
             write_json(path, record)
             if progress is not None:
-                progress(f"{family} round {i + 1}, {name}: {sum(own[str(i)]) / len(own[str(i)]):.1f}")
+                rounds = sum(len(rounds) for name, rounds in record["played"].items() if name != BASE)
+                share = rounds * play.episodes / (record["settings"]["budget"] * len(record["settings"]["families"]))
+                progress(f"{family} round {i + 1}, {name}: {sum(own[str(i)]) / len(own[str(i)]):.1f}", share)
         return own[str(i)]
 
     return returns
 
 
-def read_tuned(run: Run, folder: Path, play: PlayConfig) -> dict[str, Any]:
+def read_tuned(run: Run, folder: Path, play: PlayConfig, environment: Mapping[str, Any]) -> dict[str, Any]:
     """The choices of `tune` in a folder, by family: "name", "controller", "gain", … as in the record.
+
+    Args:
+        environment: the `environment_record` of the evaluation.
 
     Raises:
         FileNotFoundError: nothing was tuned in that folder.
@@ -232,13 +245,14 @@ def read_tuned(run: Run, folder: Path, play: PlayConfig) -> dict[str, Any]:
         raise FileNotFoundError(f"no tuning at {path}; make one with `jacrec tune {run.path}`")
     record = read_tuning_record(path)
     wrong = [] if record["networks"] == digests(run) else ["networks"]
-    wrong += [] if record["environment"]["id"] == environment_id(run, play.env_id) else ["environment"]
-    wrong += [] if record["settings"]["physics"] == play.physics else ["physics"]
+    wrong += _other_environment(record["environment"], environment)
     if wrong:
         raise ValueError(
             f"{path}: expected a tuning of this run, got one with different {', '.join(wrong)}; tune again: --again"
         )
-    if record["settings"]["seed"] == play.seed:
+    played = range(1000 * play.seed, 1000 * play.seed + play.episodes)
+    raced = range(1000 * record["settings"]["seed"], 1000 * record["settings"]["seed"] + SEEDS)
+    if played.start < raced.stop and raced.start < played.stop:
         raise ValueError(
             f"seed: expected one that was not used for tuning, got {play.seed}, that of {path}; evaluate with another --seed"
         )
@@ -250,12 +264,17 @@ def read_tuned(run: Run, folder: Path, play: PlayConfig) -> dict[str, Any]:
     return record["choice"]
 
 
+def _other_environment(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
+    """What differs between two environments; the engine does not count, since both give the same episodes."""
+    names = sorted((there.keys() | here.keys()) - {"engine"})
+    return [f"environment.{name}" for name in names if there.get(name) != here.get(name)]
+
+
 def _new_record(run: Run, families: Families, config: TuneConfig, play: PlayConfig, env: BatchedEnv) -> dict[str, Any]:
     record = {
         "settings": asdict(config)
         | {
             "families": {family: {name: asdict(own) for name, own in some.items()} for family, some in families.items()},
-            "physics": play.physics,
         },
         "networks": digests(run),
         "environment": environment_record(env),
@@ -273,7 +292,7 @@ def _resumed(path: Path, fresh: dict[str, Any]) -> dict[str, Any]:
     if not path.is_file():
         return fresh
     old = read_tuning_record(path)
-    different = record_differences(old, fresh)
+    different = record_differences(old, fresh) + _other_environment(old["environment"], fresh["environment"])
     if different:
         raise ValueError(
             f"{path}: expected no race or one with these settings, got one that differs in {'; '.join(different)}. "

@@ -33,7 +33,7 @@ class Anchor:
     """
 
     policy: nn.Module
-    """π₀: state -> action; its own parameters are constants"""
+    """π₀: state -> action, a module of its own: a copy of the policy that is updated; its parameters are constants"""
     weight: float
     """β > 0, in units of return"""
 

@@ -225,7 +225,8 @@ def _previous(path: Path, fresh: dict[str, Any]) -> dict[str, Any]:
     expect_content(old["settings"].get("mpc"), dict, path, remedy)
     # a deployment from before a setting was introduced was played with its default
     mpc = current_settings(old["settings"]["mpc"], f"{path}: mpc")
-    old["settings"] = json.loads(json.dumps(asdict(DeployConfig()))) | old["settings"] | {"mpc": mpc}
+    defaults = json.loads(json.dumps(asdict(DeployConfig())))
+    old["settings"] = defaults | old["settings"] | {"mpc": defaults["mpc"] | mpc}
     different = record_differences(old, fresh, ignored=("episodes",))
     if different:
         raise ValueError(

@@ -238,7 +238,8 @@ class TuneJob(PlayJob):
 
     def perform(self, report: Report) -> str:
         """Race, or go on with a race."""
-        record = tune(self.trained(), self.path, {self.name: self.candidates}, self.tuning, self.config)
+        families = {self.name: self.candidates}
+        record = tune(self.trained(), self.path, families, self.tuning, self.config, progress=lambda line, share: report(share))
         return f"chose {record['choice'][self.name]['name']}"
 
 

@@ -1,13 +1,14 @@
 """The anchored objective, and settings in units of the critic's values."""
 
 import copy
+import pickle
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
-from jacrec import MPC, Anchor, Autograd, BatchedPolicy, MPCConfig, World, mpc_update, policy_gradient, value_scale
+from jacrec import MPC, Anchor, Auto, Autograd, BatchedPolicy, MPCConfig, World, mpc_update, policy_gradient, value_scale
 from jacrec.experimental import Decoupled
 from jacrec.planners import Planner
 from tests.cpu_cases import problem_of
@@ -23,7 +24,7 @@ def test_a_controller_is_anchored_to_its_pretrained_policy():
     controller = MPC(policy, world, config)
     noise = torch.randn(4, 2, *world.dynamics.noise_shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     expected = copy.deepcopy(policy)
-    anchored = replace(world, anchor=Anchor(policy, 0.5))
+    anchored = replace(world, anchor=Anchor(copy.deepcopy(policy), 0.5))
     state = torch.as_tensor(OBSERVATION)
     step = mpc_update(expected, anchored, state, noise=noise, updates=3, lr=1e-2, method=Autograd())
     np.testing.assert_allclose(controller.act(OBSERVATION), step.action.numpy(), rtol=1e-10)
@@ -102,6 +103,42 @@ def test_kept_plans_see_every_change_of_the_anchor(change):
         torch.testing.assert_close(g, expected.gradient[name], rtol=1e-11, atol=1e-12)
 
 
+@pytest.mark.parametrize("batch", [None, 2])
+def test_the_anchor_follows_the_pretrained_policy_of_a_loaded_state(batch):
+    policy, world, *_ = problem_of()
+    other = copy.deepcopy(policy)
+    shake(other)
+    config = MPCConfig(horizon=2, particles=3, updates=4, lr=1e-2, anchor=5.0)
+    observation = OBSERVATION if batch is None else np.stack([OBSERVATION, -OBSERVATION])
+    first, second = (MPC(x, world, config, batch=batch) for x in (policy, other))
+    third = pickle.loads(pickle.dumps(second))
+    for controller in (second, third):
+        controller.load_state_dict(first.state_dict())
+    expected = first.act(observation)
+    fourth = pickle.loads(pickle.dumps(second))
+    for controller in (second, third, fourth):
+        np.testing.assert_array_equal(controller.act(observation), expected)
+
+
+def test_a_policy_cannot_be_anchored_to_itself():
+    policy, world, state, noise = problem_of()
+    with pytest.raises(ValueError, match="deepcopy"):
+        mpc_update(policy, replace(world, anchor=Anchor(policy, 1.0)), state, noise=noise)
+
+
+def test_anchors_are_admitted_like_every_part():
+    policy, world, state, noise = problem_of()
+
+    class Noisy(torch.nn.Linear):
+        def forward(self, state):
+            return super().forward(state) + torch.randn(len(state), 3, dtype=state.dtype)
+
+    for bad, what in ((Noisy(D, 3), "anchor"), (torch.nn.Linear(D, 1), "anchor")):
+        for method in (Autograd(), Auto()):
+            with pytest.raises(ValueError, match=rf"^{what}: "):
+                policy_gradient(policy, replace(world, anchor=Anchor(bad.double(), 1.0)), state, noise, method=method)
+
+
 def test_settings_and_worlds_that_cannot_be_anchored_are_refused():
     policy, world, *_ = problem_of()
     for bad in (-1.0, float("nan"), float("inf"), "0.1"):
@@ -117,10 +154,10 @@ def test_settings_and_worlds_that_cannot_be_anchored_are_refused():
     for bad in (0.0, float("nan")):
         with pytest.raises(ValueError, match="value_scale"):
             replace(world, value_scale=bad)
-    anchored = replace(world, anchor=Anchor(policy, 1.0))
+    anchored = replace(world, anchor=Anchor(copy.deepcopy(policy), 1.0))
     with pytest.raises(ValueError, match="anchor"):
         MPC(policy, anchored, MPCConfig(anchor=1.0))
     with pytest.raises(ValueError, match="anchor"):
         Planner(policy, anchored)
     with pytest.raises(ValueError, match="anchor"):
-        MPC(policy, world, MPCConfig(anchor=1.0), update=Decoupled()).act(OBSERVATION)
+        MPC(policy, world, MPCConfig(anchor=1.0), update=Decoupled())

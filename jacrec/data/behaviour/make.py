@@ -156,7 +156,9 @@ def _sac_stages(snapshots: tuple[SACSnapshot, ...], kind: str) -> list[Behaviour
         steps = [snapshot.env_steps for snapshot in chosen]
         weights = [after - before for before, after in zip([steps[0], *steps], [*steps[1:], steps[-1]], strict=False)]
     return [
-        BehaviourStage(f"SAC after {snapshot.env_steps} steps", snapshot.policy, weight=weight)
+        BehaviourStage(
+            f"SAC after {snapshot.env_steps} steps, return {snapshot.mean_return:.0f}", snapshot.policy, weight=weight
+        )
         for snapshot, weight in zip(chosen, weights, strict=True)
     ]
 

@@ -6,10 +6,11 @@
 
 Actor and two critics of 2×256 ReLU units, Adam 3e-4, batches of 256, γ 0.99, target rate 5e-3, automatic temperature, 1000 random
 steps, then 1000 environment steps and 1000 updates in turn. The environment has the data sets' contact physics. Interrupted
-trainings are resumed from the last snapshot. A training may stay in a local optimum for long; another --seed may not.
+trainings are resumed from the last snapshot, though not bit-identically: the environment starts anew. A training may stay in a local optimum for long; another --seed may not.
 """
 
 import argparse
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -66,10 +67,11 @@ def train(env_name: str, steps: int, seed: int, out: Path) -> None:
     from sbx import SAC  # pyright: ignore[reportMissingImports]
 
     out.mkdir(parents=True, exist_ok=True)
-    env, model_file, replay = make_env(ENVIRONMENTS[env_name]), out / "model.zip", out / "replay.pkl"
-    if model_file.is_file():
-        model = SAC.load(model_file, env=env)
-        model.load_replay_buffer(replay)
+    env, part = make_env(ENVIRONMENTS[env_name]), out / "part"
+    kept = next((folder for folder in (out / "latest", out / "previous") if folder.is_dir()), None)
+    if kept is not None:
+        model = SAC.load(kept / "model.zip", env=env)
+        model.load_replay_buffer(kept / "replay.pkl")
     else:
         model = SAC(
             "MlpPolicy",
@@ -87,15 +89,23 @@ def train(env_name: str, steps: int, seed: int, out: Path) -> None:
         )
     for target in snapshot_steps(steps):
         file = out / f"{target:07d}.npz"
-        if model.num_timesteps > target or file.is_file():
+        if model.num_timesteps > target or (file.is_file() and model.num_timesteps == target):
             continue
+        shutil.rmtree(part, ignore_errors=True)
+        part.mkdir()
         if target > model.num_timesteps:
             model.learn(target - model.num_timesteps, reset_num_timesteps=False)
         weights = actor_arrays(model.policy.actor_state.params)
         returns = measured(make_env(ENVIRONMENTS[env_name]), weights, seed=target)
-        model.save_replay_buffer(replay)
-        model.save(model_file)
         np.savez(file, **weights, env_steps=target, stochastic_mean_std=np.array(returns))  # pyright: ignore[reportArgumentType]
+        # the model and its buffer belong together, so that they change together: the folder of the latest is replaced
+        latest, previous = out / "latest", out / "previous"
+        model.save_replay_buffer(part / "replay.pkl")
+        model.save(part / "model.zip")
+        shutil.rmtree(previous, ignore_errors=True)
+        if latest.is_dir():
+            latest.rename(previous)
+        part.rename(latest)
         print(f"{target} steps: return {returns[0]:.0f} ± {returns[1]:.0f}", flush=True)
 
 
