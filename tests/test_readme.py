@@ -25,12 +25,14 @@ def test_examples_run(page, example, capsys):
     elif "gains" in names:
         assert torch.isfinite(names["gains"].action(1, names["state"])).all()
         assert torch.isfinite(names["mpc"].act(names["state"])).all()
+    elif "mpc" in names:
+        assert torch.isfinite(names["mpc"].last.action).all()
     else:
         assert torch.isfinite(names["action"]).all()
 
 
 def test_there_are_examples():
-    assert len(EXAMPLES) == 3
+    assert len(EXAMPLES) == 4
 
 
 @pytest.mark.parametrize("page", PAGES)

@@ -137,6 +137,18 @@ def _check_widths(name: str, part: Any) -> None:
                 f"{name}: expected a network whose hidden widths are those of its layers, {widths}, each with a LayerNorm or "
                 f"none, got hidden = {network.hidden} and {len(network.norms)} LayerNorms; build it anew"
             )
+        fans = zip((network.in_dim, *widths), (*widths, network.out_dim), network.layers, strict=False)
+        expected = [(layer, {"weight": (b, a), "bias": (b,)}) for a, b, layer in fans]
+        expected += [(norm, {"weight": (w,), "bias": (w,)}) for w, norm in zip(widths, network.norms, strict=False)]
+        for layer, shapes in expected:
+            for key, shape in shapes.items():
+                tensor = layer._parameters.get(key)
+                # one of another shape may still broadcast
+                if tensor is not None and tuple(tensor.shape[-len(shape) :]) != shape:
+                    raise ValueError(
+                        f"{name}: expected a {key} of shape {shape} in a {type(layer).__name__} of its network, got "
+                        f"{tuple(tensor.shape)}; build it anew"
+                    )
 
 
 def _call(name: str, part: Any, arguments: tuple[Tensor, ...]) -> Tensor:
@@ -155,7 +167,7 @@ def _call(name: str, part: Any, arguments: tuple[Tensor, ...]) -> Tensor:
             f"{name}: expected to take {call} of shapes {shapes}, got an error; is d = {arguments[0].shape[-1]} its "
             f"dimension? {type(error).__name__}: {error}"
         ) from error
-    if any(not torch.equal(a, b) for a, b in zip(given, arguments, strict=True)):
+    if any(not _same(a, b, exactly=True) for a, b in zip(given, arguments, strict=True)):
         raise ValueError(f"{name}: expected its arguments to stay as they are, got them changed in place; clone them first")
     return _checked(name, answer, arguments)
 

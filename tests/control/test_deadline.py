@@ -1,6 +1,7 @@
 """Deadlines: what is begun, what a pause changes, what a warm-up leaves behind."""
 
 import gc
+from dataclasses import replace
 from itertools import pairwise
 from time import perf_counter
 
@@ -14,6 +15,7 @@ from jacrec import MPC, Actor, DiffusionDynamics, MPCConfig, RewardModel, TwinCr
 from jacrec.control.deadline import FEW, PATIENCE, RECENT, Best, Pace, expected, realtime
 from jacrec.experimental import Gated
 from jacrec.models.world import BatchedPolicy
+from tests.strategies import ForeignDynamics
 
 d, m = 4, 2
 
@@ -160,7 +162,10 @@ def test_a_warm_up_says_what_it_cannot_do(setup):
     with pytest.raises(ValueError, match="decisions: expected an integer >= 1"):
         MPC(policy, world).warm_up(decisions=0)
     stranger = torch.nn.Sequential(torch.nn.Linear(d, m), torch.nn.Tanh())
-    control = MPC(stranger, world, MPCConfig(horizon=1, particles=2))
+    config = MPCConfig(horizon=1, particles=2)
+    MPC(stranger, world, config).warm_up(decisions=1)  # the dynamics say it
+    nameless = replace(world, dynamics=ForeignDynamics(d, m))
+    control = MPC(stranger, nameless, config)
     with pytest.raises(ValueError, match="Sequential does not say its state_dim"):
         control.warm_up()
     control.warm_up(np.zeros(d), decisions=1)

@@ -200,7 +200,7 @@ def test_values(options, critics, d, m, seed):
     s, a = randn(seed, 5, d), randn(seed + 1, 5, m)
     for build in (lambda: RewardModel(d, m, **options), lambda: TwinCritic(d, m, critics=critics, **options)):
         f = seeded(build, seed)
-        value, v_s, v_a = value_and_gradient(f, s, a)
+        value, v_s, v_a = value_and_gradient("critic", f, s, a)
         expected, pull = torch.func.vjp(f, s, a)
         torch.testing.assert_close(value, expected, **close)
         torch.testing.assert_close((v_s, v_a), pull(torch.ones_like(value)), **close)
@@ -212,7 +212,7 @@ def test_critics_that_tie_share_the_gradient():
     for p in f.parameters():
         p[1] = p[0]
     s, a = randn(0, 4, 3), randn(1, 4, 2)
-    _, v_s, v_a = value_and_gradient(f, s, a)
+    _, v_s, v_a = value_and_gradient("critic", f, s, a)
     torch.testing.assert_close((v_s, v_a), torch.func.vjp(f, s, a)[1](torch.ones(4, dtype=torch.float64)))
 
 

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from jacrec import Autograd, World
 from jacrec.engine.methods import policy_gradient
+from jacrec.engine.problem import Problem
 from jacrec.engine.shapes import problem
 from jacrec.kernels import gradient, graphs, launch, rollout
 from jacrec.models.activations import ACTIVATIONS
@@ -123,7 +124,7 @@ def test_a_recording_is_known_by_all_that_it_depends_on():
     policy, world, state, noise = imagine(2, 2, 1, True, dict(hidden=(7,)), 0)
 
     def key(*options, state=state, noise=noise, world=world):
-        return graphs.key(problem(policy, world, state, noise), *options)
+        return graphs.key(Problem(policy, world, state, noise, False), *options)
 
     first = key("forward")
     with torch.no_grad():

@@ -288,9 +288,10 @@ def test_old_and_incomplete_versions(tmp_path, run):
     assert sorted(p.name for p in (tmp_path / FOLDER).iterdir() if p.is_dir()) == ["000004", "000005"]
     save_module(parts["dynamics"], version_folder(tmp_path, 6) / "dynamics.safetensors")
     assert latest_version(tmp_path) == 5
-    log_refresh(tmp_path, {"number": 1})
+    first, second = ({"number": i, "transitions": 10, "offline": False, "verdicts": []} for i in (1, 2))
+    log_refresh(tmp_path, first)
     with (tmp_path / FOLDER / "refreshes.jsonl").open("a") as file:
         file.write('{"number": 2, "transi')
-    assert read_refreshes(tmp_path) == [{"number": 1}]
-    log_refresh(tmp_path, {"number": 2})
-    assert read_refreshes(tmp_path) == [{"number": 1}, {"number": 2}]
+    assert read_refreshes(tmp_path) == [first]
+    log_refresh(tmp_path, second)
+    assert read_refreshes(tmp_path) == [first, second]

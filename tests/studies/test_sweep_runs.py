@@ -28,7 +28,7 @@ from jacrec.training.run import train
 from tests.training.test_run import restore_sigint
 
 JOBS = 24
-TIMES = {"seconds", "wall_seconds"}
+TIMES = {"seconds", "wall_seconds", "decisions_per_second"}
 has_ray = importlib.util.find_spec("ray") is not None
 needs_ray = pytest.mark.skipif(not has_ray, reason="ray is not installed: pip install 'jacrec[cluster]'")
 
