@@ -36,6 +36,8 @@ from jacrec.util.files import write_json, write_text
 FILE, CHOICE = "tuning.json", "tuned.yaml"
 BASE = "base"
 SEEDS = 1000
+LEAST = 1e-3
+"""smallest gain that counts, as a share of the base policy's own mean: less does not show in a printed score"""
 AS_BASE = MPCConfig(horizon=0, particles=1, updates=0)
 """a controller that acts as the base policy"""
 
@@ -98,6 +100,7 @@ class Race:
             )
         self.config, self.play = config, play
         self.remaining, self.spent, self.rounds, self.decided = list(names), 0, 0, False
+        self.base: list[float] = []  # what the base policy has scored
         self.ranking: list[dict[str, float]] = []
         """mean gains of the candidates, by round of selection"""
         self.gain: Estimate | None = None
@@ -106,8 +109,10 @@ class Race:
     @property
     def choice(self) -> str:
         """The name of the candidate that gains, or "base"."""
-        gain = self.gain
-        return self.remaining[0] if self.decided and gain is not None and gain.low > 0 and gain.std > 0 else BASE
+        if not self.decided or self.gain is None:
+            return BASE
+        least = LEAST * sum(map(abs, self.base)) / len(self.base)
+        return self.remaining[0] if self.gain.low > 0 and self.gain.mean > least else BASE
 
     def run(self) -> "Race":
         """Play until the decision is made or the budget is spent."""
@@ -140,6 +145,7 @@ class Race:
         self.rounds += 1
         self.spent += len(names) * self.config.round
         base = self.play(BASE, i)
+        self.base += base
         return {name: [a - b for a, b in zip(self.play(name, i), base, strict=True)] for name in names}
 
 

@@ -288,7 +288,7 @@ def test_old_and_incomplete_versions(tmp_path, run):
     assert sorted(p.name for p in (tmp_path / FOLDER).iterdir() if p.is_dir()) == ["000004", "000005"]
     save_module(parts["dynamics"], version_folder(tmp_path, 6) / "dynamics.safetensors")
     assert latest_version(tmp_path) == 5
-    first, second = ({"number": i, "transitions": 10, "offline": False, "verdicts": []} for i in (1, 2))
+    first, second = ({"number": i, "transitions": 10, "offline": False, "verdicts": [], "version": i} for i in (1, 2))
     log_refresh(tmp_path, first)
     with (tmp_path / FOLDER / "refreshes.jsonl").open("a") as file:
         file.write('{"number": 2, "transi')
