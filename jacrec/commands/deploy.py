@@ -1,7 +1,7 @@
 """`jacrec deploy RUN`: run MPC and refresh its models meanwhile."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,8 +14,10 @@ from rich.table import Table
 from tyro.conf import Positional
 
 from jacrec.evaluation.markdown import terminal
+from jacrec.evaluation.tuning import tuned_controller
 from jacrec.online.config import DeployConfig
 from jacrec.online.deploy import FILE, deploy, deployment_folder
+from jacrec.training.run import load_run
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,8 @@ class Deploy:
     """the run's folder; it is only read"""
     out: Path | None = None
     """the deployment's folder; default: RUN-deploy"""
+    tuned: bool = False
+    """play with the settings that `jacrec tune` chose for this run"""
     config: Annotated[DeployConfig, tyro.conf.arg(name="")] = field(default_factory=DeployConfig)
 
 
@@ -38,12 +42,15 @@ COMMAND = Deploy
 def run(args: list[str]) -> int:
     """Run the verb."""
     chosen = tyro.cli(COMMAND, args=args, prog="jacrec deploy")
+    config = chosen.config
+    if chosen.tuned:
+        config = replace(config, mpc=tuned_controller(load_run(chosen.run), config.mpc, DeployConfig().mpc))
     columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn(), TimeRemainingColumn())
     with Progress(*columns, TextColumn("{task.fields[note]}")) as shown:
         task = shown.add_task("deployment", total=1.0, note="")
         record = deploy(
             chosen.run,
-            chosen.config,
+            config,
             out=chosen.out,
             say=partial(shown.console.print, markup=False, emoji=False, soft_wrap=True),
             progress=lambda x, note: shown.update(task, completed=x, note=note),

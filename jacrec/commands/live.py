@@ -1,7 +1,7 @@
 """`jacrec live RUN`: one episode in real time."""
 
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -10,6 +10,7 @@ import tyro
 from tyro.conf import Positional
 
 from jacrec.evaluation.live import LiveConfig, LiveLog, play_live
+from jacrec.evaluation.tuning import tuned_controller
 from jacrec.training.run import Run, load_run
 
 
@@ -22,6 +23,8 @@ class Live:
 
     run: Annotated[Positional[Path], tyro.conf.arg(metavar="RUN")]
     """the run's folder"""
+    tuned: bool = False
+    """play with the settings that `jacrec tune` chose for this run"""
     config: Annotated[LiveConfig, tyro.conf.arg(name="")] = field(default_factory=LiveConfig)
 
 
@@ -32,8 +35,10 @@ def run(args: list[str]) -> int:
     """Run the verb."""
     chosen = tyro.cli(COMMAND, args=args, prog="jacrec live")
     trained = load_run(chosen.run)
-    shown = sys.stderr.isatty()
-    log = play_live(trained, chosen.config, status=_overwrite if shown else None)
+    shown, config = sys.stderr.isatty(), chosen.config
+    if chosen.tuned:
+        config = replace(config, mpc=tuned_controller(trained, config.mpc, LiveConfig().mpc))
+    log = play_live(trained, config, status=_overwrite if shown else None)
     if shown:
         print(file=sys.stderr)
     print(summary(trained, log))

@@ -28,6 +28,7 @@ from jacrec.evaluation.episodes import play as episodes
 from jacrec.evaluation.records import read_tuning_record, record_differences
 from jacrec.evaluation.statistics import Estimate, paired_difference
 from jacrec.evaluation.versions import machine, versions
+from jacrec.experimental.config import read_mpc_config
 from jacrec.training.run import Run, torch_threads
 from jacrec.util import locks
 from jacrec.util.errors import expect_count, expect_seed, plain_numbers
@@ -247,9 +248,7 @@ def read_tuned(run: Run, folder: Path, play: PlayConfig, environment: Mapping[st
         ValueError: it was tuned for other networks or another environment, or on the evaluation's seed.
     """
     path = folder / FILE
-    if not path.is_file():
-        raise FileNotFoundError(f"no tuning at {path}; make one with `jacrec tune {run.path}`")
-    record = read_tuning_record(path)
+    record = _record_of(run, path)
     wrong = [] if record["networks"] == digests(run) else ["networks"]
     wrong += _other_environment(record["environment"], environment)
     if wrong:
@@ -268,6 +267,33 @@ def read_tuned(run: Run, folder: Path, play: PlayConfig, environment: Mapping[st
             f"{path}: expected a finished race, got none of {', '.join(unfinished)}; resume it: jacrec tune {run.path}"
         )
     return record["choice"]
+
+
+def _record_of(run: Run, path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise FileNotFoundError(f"no tuning at {path}; make one with `jacrec tune {run.path}`")
+    return read_tuning_record(path)
+
+
+def tuned_controller(run: Run, given: MPCConfig, default: MPCConfig) -> MPCConfig:
+    """The settings that `tune` chose for mpc in a run's folder, for playing outside evaluations.
+
+    Args:
+        given, default: the settings that were given, and those that mean none.
+
+    Raises:
+        FileNotFoundError: nothing was tuned there.
+        ValueError: it was tuned for other networks, the race is not over, or settings are given as well.
+    """
+    if given != default:
+        raise ValueError(f"tuned: expected no settings of mpc beside it, since the tuning decides, got {given}")
+    path = run.path / FILE
+    record = _record_of(run, path)
+    if record["networks"] != digests(run):
+        raise ValueError(f"{path}: expected a tuning of this run, got one of other networks; tune again: --again")
+    if "mpc" not in record["choice"]:
+        raise ValueError(f"{path}: expected a finished race, got none of mpc; resume it: jacrec tune {run.path}")
+    return read_mpc_config(record["choice"]["mpc"]["controller"])
 
 
 def _other_environment(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:

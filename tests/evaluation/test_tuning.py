@@ -1,7 +1,9 @@
 """Races over synthetic returns, whose right answer is known, and of a trained run."""
 
+import importlib
 import json
-from dataclasses import replace
+import shutil
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -13,7 +15,7 @@ from jacrec import MPCConfig
 from jacrec.evaluation.config import EvalConfig, PlayConfig
 from jacrec.evaluation.evaluate import evaluate
 from jacrec.evaluation.run_report import write_run_report
-from jacrec.evaluation.tuning import BASE, CHOICE, FILE, Race, TuneConfig, default_families, tune
+from jacrec.evaluation.tuning import BASE, CHOICE, FILE, Race, TuneConfig, default_families, tune, tuned_controller
 from jacrec.training.run import load_run
 from tests.conftest import property_cases
 from tests.small_run import hardly_trained
@@ -173,6 +175,28 @@ def test_an_evaluation_plays_what_was_tuned(run, tmp_path):
     (tmp_path / FILE).write_text(json.dumps(record))
     with pytest.raises(ValueError, match="tuning"):
         evaluate(run, config, out=tmp_path, quiet=True)
+
+
+def test_live_and_deploy_play_what_was_tuned(run, tmp_path, monkeypatch, capsys):
+    copied = tmp_path / "run"
+    shutil.copytree(run.path, copied)
+    own = load_run(copied)
+    default = MPCConfig()
+    with pytest.raises(FileNotFoundError, match="jacrec tune"):
+        tuned_controller(own, default, default)
+    record = tune(own, copied, FAMILIES, SMALL)
+    chosen = FAMILIES["mpc"]["a"]
+    record["choice"]["mpc"] |= {"name": "a", "controller": asdict(chosen)}
+    (copied / FILE).write_text(json.dumps(record))
+    assert tuned_controller(own, default, default) == chosen
+    with pytest.raises(ValueError, match=r"^tuned: "):
+        tuned_controller(own, MPCConfig(lr=1.0), default)
+    played = []
+    for verb, function in (("live", "play_live"), ("deploy", "deploy")):
+        monkeypatch.setattr(f"jacrec.commands.{verb}.{function}", lambda _, config, **more: played.append(config.mpc) or 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            importlib.import_module(f"jacrec.commands.{verb}").run([str(copied), "--tuned"])
+    assert played == [chosen, chosen]
 
 
 def test_the_tuning_seed_is_refused_for_evaluation(run, tmp_path):
