@@ -67,8 +67,8 @@ def make(
         kind: the behaviour; random and expert for point mazes, umaze to large-diverse for antmaze
         steps: environment steps
         seed: seed of resets and action noise
-        behaviour: of hopper, halfcheetah and walker2d: linear (policies of a random search) or sac (stochastic policies of a
-            soft actor-critic training, as D4RL's data); default: linear, and sac for walker2d
+        behaviour: linear (hopper, halfcheetah: policies of a random search) or sac (hopper, halfcheetah, walker2d: stochastic
+            policies of a soft actor-critic training, as in D4RL's data); default: linear, and sac for walker2d
         id: Minari id; default: jacrec/ENV-KIND-v0, jacrec/ENV-KIND-sac-v0
         physics: d4rl: contacts as when D4RL's data were recorded; native: this MuJoCo's own
         max_episode_steps: time limit; default: the environment's own; required if it has none

@@ -28,7 +28,7 @@ class Eval:
     run: Annotated[Positional[Path], tyro.conf.arg(metavar="RUN")]
     """the run's folder"""
     out: Path | None = None
-    """folder of evaluation.json; default: the run's"""
+    """folder of evaluation.json; default: the run's, and its folder "tuned" with --tuned"""
     again: bool = False
     """discard an earlier evaluation in that folder"""
     video: bool = True
@@ -48,7 +48,7 @@ def run(args: list[str]) -> int:
     if set(planners) <= {"best-of-q"}:
         used -= {"horizon"}
     refuse_unused(args, "planner", used, f"the planners that play ({', '.join(planners) or 'none'})")
-    trained, folder = load_run(chosen.run), chosen.out or chosen.run
+    trained, folder = load_run(chosen.run), chosen.out or (chosen.run / "tuned" if chosen.config.tuned else chosen.run)
     record = evaluate(trained, chosen.config, out=folder, again=chosen.again)
     terminal().print(table(record))
     if record["rehearsal"] is not None:
@@ -59,5 +59,5 @@ def run(args: list[str]) -> int:
     elif chosen.video:
         film = record_video(trained, played_config(chosen.config, record), folder, again=chosen.again)
         print(f"video: {film.path}" if film.path else f"no video: {film.reason}")
-    print(f"next: jacrec report {chosen.run}" + (f" --evaluation {folder}" if chosen.out else ""))
+    print(f"next: jacrec report {chosen.run}" + (f" --evaluation {folder}" if folder != chosen.run else ""))
     return 0

@@ -11,6 +11,8 @@ from tyro.conf import Positional
 from jacrec.commands.rehearse import named_candidates
 from jacrec.evaluation.config import PlayConfig
 from jacrec.evaluation.markdown import terminal_table
+from jacrec.evaluation.results import interval
+from jacrec.evaluation.statistics import Estimate
 from jacrec.evaluation.tuning import BASE, CHOICE, TuneConfig, default_families, tune
 from jacrec.training.run import load_run
 
@@ -66,7 +68,7 @@ def run(args: list[str]) -> int:
     rows = []
     for family, own in record["choice"].items():
         gain = own["gain"]
-        shown = "–" if gain is None else f"{gain['mean']:+.1f} [{gain['low']:+.1f}, {gain['high']:+.1f}] ({gain['n']})"
+        shown = "–" if gain is None else f"{interval(Estimate(**gain), signed=True)} ({gain['n']})"
         rows.append([family, own["name"], own["last"], shown, str(own["episodes"])])
     head = ("", "choice", "last candidate", f"its gain in {record['unit']}, fresh seeds (episodes)", "episodes")
     Console().print(terminal_table(head, rows, title=f"{record['environment']['id']}: tuning", padding=0))

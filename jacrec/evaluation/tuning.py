@@ -26,6 +26,7 @@ from jacrec.evaluation.contestant import digests, environment_record, make_contr
 from jacrec.evaluation.episodes import PolicyController
 from jacrec.evaluation.episodes import play as episodes
 from jacrec.evaluation.records import read_tuning_record, record_differences
+from jacrec.evaluation.results import interval
 from jacrec.evaluation.statistics import Estimate, paired_difference
 from jacrec.evaluation.versions import machine, versions
 from jacrec.experimental.config import read_mpc_config
@@ -51,7 +52,8 @@ class TuneConfig:
     """Settings of a race."""
 
     budget: int = 300
-    """real episodes of candidates, for each family; the base policy's come on top"""
+    """real episodes of candidates, for each family; the base policy's come on top. At least one and a half rounds of all
+    candidates: a third is kept for the best of them"""
     round: int = 10
     """episodes of each candidate in a round, played in lock-step"""
     seed: int = 7
@@ -96,8 +98,8 @@ class Race:
         least = (len(names) + 1) * config.round if len(names) > 1 else config.round
         if config.budget - max(config.budget // 3, config.round) < least - config.round:
             raise ValueError(
-                f"budget: expected enough for a round of {config.round} episodes of each of {len(names)} candidates, with a third "
-                f"of it left for the best, got {config.budget}; at least {-(-3 * (least - config.round) // 2)}"
+                f"budget: expected at least {-(-3 * (least - config.round) // 2)} episodes for {len(names)} candidates and rounds of "
+                f"{config.round}, got {config.budget}; a third is kept for the best candidate"
             )
         self.config, self.play = config, play
         self.remaining, self.spent, self.rounds, self.decided = list(names), 0, 0, False
@@ -238,7 +240,7 @@ def _player(
 
 
 def read_tuned(run: Run, folder: Path, play: PlayConfig, environment: Mapping[str, Any]) -> dict[str, Any]:
-    """The choices of `tune` in a folder, by family: "name", "controller", "gain", … as in the record.
+    """The choices of `tune` in a folder, or in the run's, by family: "name", "controller", "gain", … as in the record.
 
     Args:
         environment: the `environment_record` of the evaluation.
@@ -248,6 +250,7 @@ def read_tuned(run: Run, folder: Path, play: PlayConfig, environment: Mapping[st
         ValueError: it was tuned for other networks or another environment, or on the evaluation's seed.
     """
     path = folder / FILE
+    path = path if path.is_file() else run.path / FILE
     record = _record_of(run, path)
     wrong = [] if record["networks"] == digests(run) else ["networks"]
     wrong += _other_environment(record["environment"], environment)
@@ -338,7 +341,7 @@ def _as_yaml(record: dict[str, Any]) -> str:
     lines = []
     for family, own in record["choice"].items():
         gain = own["gain"]
-        shown = "not measured" if gain is None else f"{gain['mean']:+.2f} [{gain['low']:+.2f}, {gain['high']:+.2f}]"
+        shown = "not measured" if gain is None else interval(Estimate(**gain), signed=True)
         lines.append(
             f"# {family}: {own['name']} after {own['episodes']} episodes; gain of {own['last']}: {shown} {record['unit']}"
         )
