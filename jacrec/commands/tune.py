@@ -28,7 +28,8 @@ class Tune:
     run: Annotated[Positional[Path], tyro.conf.arg(metavar="RUN")]
     """the run's folder"""
     candidates: tuple[Path, ...] = ()
-    """YAML files of candidates for mpc: {name: {controller settings}}; default: twelve around a scale-free step"""
+    """YAML files of candidates: {name: {controller settings}}; those with horizon 0 race as h0. Default, for either: twelve
+    around a scale-free step"""
     out: Path | None = None
     """folder of tuning.json and tuned.yaml; default: the run's"""
     again: bool = False
@@ -55,7 +56,9 @@ def run(args: list[str]) -> int:
     trained, folder = load_run(chosen.run), chosen.out or chosen.run
     families: dict[str, Any] = default_families()
     if chosen.candidates:
-        families["mpc"] = named_candidates(tuple(map(str, chosen.candidates)))
+        named = named_candidates(tuple(map(str, chosen.candidates)))
+        families["mpc"] = {name: own for name, own in named.items() if own.horizon}
+        families["h0"] = {name: own for name, own in named.items() if not own.horizon} or families["h0"]
     play = PlayConfig(
         env_id=chosen.env_id,
         physics=chosen.physics,

@@ -79,7 +79,7 @@ class MPCConfig:
         if value_scale is None:
             raise ValueError(
                 'units: expected "absolute" for a world without value_scale, got "value"; give World(value_scale=...), '
-                "e.g. jacrec.value_scale(policy, critic, states); runs have it if they were trained since version 0.3"
+                "e.g. jacrec.value_scale(policy, critic, states); training records it, but earlier versions did not"
             )
         norm = None if self.max_grad_norm is None else self.max_grad_norm * value_scale
         return replace(self, lr=self.lr / value_scale, anchor=self.anchor * value_scale, max_grad_norm=norm, units="absolute")

@@ -21,7 +21,7 @@ from jacrec.engine.parameters import over_rows, trainable
 from jacrec.engine.rollout import noise_like, sampled_problem
 from jacrec.engine.shapes import check_observation, check_state, plain_torch, row_mask
 from jacrec.models.dynamics import MultiStepDynamics
-from jacrec.models.world import Anchor, BatchedPolicy, World
+from jacrec.models.world import Anchor, BatchedPolicy, World, policy_action
 from jacrec.models.wrappers import check_policy_kind, copied, unwrapped
 from jacrec.util.errors import expect_count, expect_shape
 
@@ -88,7 +88,10 @@ class MPC:
         width = self._state_dim()
         if width is not None:  # otherwise the first decision finds out
             state = torch.zeros((width,) if batch is None else (batch, width), dtype=self.dtype, device=self.device)
-            admit(self.policy, self.world, check_state(self.policy, self.world, state)[0], self.config.horizon)
+            state, *_ = check_state(self.policy, self.world, state)
+            admit(self.policy, self.world, state, self.config.horizon)
+            if not policy_action(self.policy, state).isfinite().all():
+                raise ValueError("policy: expected finite actions, got NaN or infinity at state 0; are its parameters finite?")
 
     def _state_dim(self) -> int | None:
         """d, where the policy or the dynamics say so."""

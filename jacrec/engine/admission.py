@@ -59,6 +59,7 @@ def admit(policy: nn.Module, world: World, state: Tensor, horizon: int) -> None:
     with _random_numbers_restored(state.device), one_thread_after_fork():
         one = _first_of(policy) if isinstance(policy, BatchedPolicy) else policy
         action = _admit("policy", parts["policy"], (state,), one)
+        _check_attached(parts["policy"], state)
         noise = torch.zeros(len(state), *world.dynamics.noise_shape).normal_(generator=generator)
         arguments = {"dynamics": (state, action, noise.to(state)), "anchor": (state,)}
         for name in parts.keys() - {"policy"}:
@@ -126,6 +127,21 @@ def _admit(name: str, part: Any, arguments: tuple[Tensor, ...], call: Callable |
                 )
     _check_widths(name, part)
     return first
+
+
+def _check_attached(policy: nn.Module, state: Tensor) -> None:
+    """ValueError if the actions do not depend on the policy's parameters: an update would move them without effect."""
+    if has_manual_derivatives(policy) or not any(p.requires_grad for p in policy.parameters()):
+        return
+    with _buffers_restored(policy), torch.enable_grad():
+        own = {name: p.detach().clone().requires_grad_() for name, p in policy.named_parameters()}
+        answer = torch.func.functional_call(policy, own, (state.clone(),))
+        slopes = torch.autograd.grad(answer.sum(), list(own.values()), allow_unused=True) if answer.requires_grad else ()
+    if all(slope is None for slope in slopes):
+        raise ValueError(
+            "policy: expected actions that depend on its parameters, got some cut off from them; leave torch.no_grad, detach and "
+            "torch.compile out of its forward"
+        )
 
 
 def _check_widths(name: str, part: Any) -> None:

@@ -95,6 +95,8 @@ class Race:
     """One race: what has been played, and what that decides. Nothing in it is random."""
 
     def __init__(self, names: list[str], config: TuneConfig, play: Callable[[str, int], list[float]]):
+        if not names:
+            raise ValueError("candidates: expected at least one, got none")
         least = (len(names) + 1) * config.round if len(names) > 1 else config.round
         if config.budget - max(config.budget // 3, config.round) < least - config.round:
             raise ValueError(
@@ -178,6 +180,7 @@ def tune(
     families, config = families or default_families(), config or TuneConfig()
     play = replace(play or PlayConfig(), episodes=config.round, rows=None, seed=config.seed)
     for family, candidates in families.items():
+        Race(list(candidates), config, lambda name, i: [])  # checks the budget, before anything is played
         for name, own in candidates.items():
             if name == BASE:
                 raise ValueError(f"{family}.{name}: expected another name, got that of the base policy")

@@ -41,8 +41,8 @@ class Anchor:
         object.__setattr__(self, "policy", unwrapped(self.policy))
         if not isinstance(self.policy, nn.Module) or isinstance(self.policy, BatchedPolicy):
             raise ValueError(f"Anchor.policy: expected a single policy, an nn.Module, got {type(self.policy).__name__}")
-        if not 0.0 < self.weight < math.inf:
-            raise ValueError(f"Anchor.weight: expected a finite β > 0, got {self.weight}; leave the anchor out for none")
+        if not isinstance(self.weight, int | float) or not 0.0 < self.weight < math.inf:
+            raise ValueError(f"Anchor.weight: expected a finite β > 0, got {self.weight!r}; leave the anchor out for none")
         check_deterministic(self.policy, "Anchor.policy")
 
 
@@ -81,10 +81,11 @@ class World:
                 "World.dynamics: expected an attribute noise_shape (the shape of one transition's noise, e.g. (d,); "
                 "(0,) for deterministic dynamics), got none; set it on the module or function"
             )
-        if not 0.0 <= self.discount <= 1.0:
-            raise ValueError(f"World.discount: expected 0 <= γ <= 1, got {self.discount}")
-        if self.value_scale is not None and not 0.0 < self.value_scale < math.inf:
-            raise ValueError(f"World.value_scale: expected a finite number > 0 or None, got {self.value_scale}")
+        if not isinstance(self.discount, int | float) or not 0.0 <= self.discount <= 1.0:
+            raise ValueError(f"World.discount: expected 0 <= γ <= 1, got {self.discount!r}")
+        scale = self.value_scale
+        if scale is not None and (not isinstance(scale, int | float) or not 0.0 < scale < math.inf):
+            raise ValueError(f"World.value_scale: expected a finite number > 0 or None, got {scale!r}")
         if self.anchor is not None and not isinstance(self.anchor, Anchor):
             raise ValueError(f"World.anchor: expected a jacrec.Anchor(policy, weight), got {type(self.anchor).__name__}")
 
@@ -98,9 +99,19 @@ class World:
 
 @torch.no_grad()
 def value_scale(policy: nn.Module, critic: Callable[[Tensor, Tensor], Tensor], states: Tensor, *, chunk: int = 4096) -> float:
-    """mean |Q_φ(s, π(s))| over states (B, d): the unit in which ReBRAC's actor loss measures Q."""
-    total = sum(critic(s, policy(s)).abs().sum(dtype=torch.float64) for s in states.split(chunk))
-    return float(total / len(states))
+    """mean |Q_φ(s, π(s))| over states (B, d), a tensor or array: the unit in which ReBRAC's actor loss measures Q.
+
+    Raises:
+        ValueError: another shape, or values that are not finite.
+    """
+    like = next(policy.parameters())
+    states = torch.as_tensor(states, dtype=like.dtype, device=like.device)
+    if states.dim() != 2 or not len(states):
+        raise ValueError(f"states: expected shape (B, d) with B >= 1, got {tuple(states.shape)}")
+    found = float(sum(critic(s, policy(s)).abs().sum(dtype=torch.float64) for s in states.split(chunk)) / len(states))
+    if not math.isfinite(found):
+        raise ValueError(f"value_scale: expected finite values, got a mean |Q| of {found}; are states and parameters finite?")
+    return found
 
 
 class BatchedPolicy(nn.Module):

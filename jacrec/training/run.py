@@ -7,7 +7,6 @@ checkpoints/          one per stage, for resuming
 """
 
 import contextlib
-import math
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -194,8 +193,8 @@ def check_device(config: TrainConfig) -> torch.device:
 def save_networks(stage: Stage, out: Path) -> None:
     """Save a finished stage's networks, the critic with the scale of its values."""
     for part, module in stage.modules().items():
-        scale = stage.value_scale() if part == "critic" and isinstance(stage, ReBRACStage) else 0.0
-        notes = {"value_scale": scale} if 0.0 < scale < math.inf else None  # a critic that diverged has none
+        scale = stage.value_scale() if part == "critic" and isinstance(stage, ReBRACStage) else None
+        notes = {"value_scale": scale} if scale else None  # a critic that diverged has none
         save_module(_detached_copy(module), out / f"{part}.safetensors", notes=notes)
 
 

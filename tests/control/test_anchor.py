@@ -77,6 +77,10 @@ def test_the_value_scale_is_the_mean_absolute_value():
     states = torch.randn(100, D, dtype=torch.float64)
     expected = world.critic(states, policy(states)).abs().mean().item()
     assert value_scale(policy, world.critic, states, chunk=7) == pytest.approx(expected, rel=1e-12)
+    assert value_scale(policy, world.critic, states.numpy()) == pytest.approx(expected, rel=1e-12)
+    for bad in (states[:0], states[0], states * torch.nan):
+        with pytest.raises(ValueError, match="expected"):
+            value_scale(policy, world.critic, bad)
 
 
 @pytest.mark.parametrize("change", ["weight", "anchor", "parameter", "layer"])
@@ -144,14 +148,14 @@ def test_settings_and_worlds_that_cannot_be_anchored_are_refused():
     for bad in (-1.0, float("nan"), float("inf"), "0.1"):
         with pytest.raises(ValueError, match=r"^anchor: "):
             MPCConfig(anchor=bad)
-    for bad in (0.0, -1.0, float("inf")):
+    for bad in (0.0, -1.0, float("inf"), "1", [1.0]):
         with pytest.raises(ValueError, match="weight"):
             Anchor(policy, bad)
     with pytest.raises(ValueError, match="single policy"):
         Anchor(BatchedPolicy(policy, 2), 1.0)
     with pytest.raises(ValueError, match="value_scale"):
         MPC(policy, world, MPCConfig(units="value"))
-    for bad in (0.0, float("nan")):
+    for bad in (0.0, float("nan"), "1", [1.0]):
         with pytest.raises(ValueError, match="value_scale"):
             replace(world, value_scale=bad)
     anchored = replace(world, anchor=Anchor(copy.deepcopy(policy), 1.0))

@@ -1,5 +1,6 @@
 """A part that is random, cannot be called or answers with something else is refused by name, before it is used."""
 
+import copy
 import random
 from dataclasses import replace
 
@@ -269,3 +270,36 @@ def test_own_networks_with_a_damaged_layer_are_named():
     world.reward.mlp.layers[0].weight = nn.Parameter(torch.zeros(8, 5))
     with pytest.raises(ValueError, match="reward: expected to take"):
         MPC(Actor(d, m, (8,)), world, MPCConfig(horizon=1))
+
+
+@pytest.mark.parametrize("cut", ["no_grad", "detach", "elsewhere"])
+def test_a_policy_cut_off_from_its_parameters_is_refused(cut):
+    """Its updates would have no effect, without a word."""
+    inner = nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, 2), nn.Tanh())
+    other = copy.deepcopy(inner)
+
+    class Wrapped(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = inner
+
+        def forward(self, state):
+            if cut == "no_grad":
+                with torch.no_grad():
+                    return self.inner(state)
+            return self.inner(state).detach() if cut == "detach" else OTHER[0](state)
+
+    OTHER = [other]  # not a submodule
+    world = World(DiffusionDynamics(3, 2, (8,), steps=2), RewardModel(3, 2, (8,)), TwinCritic(3, 2, (8,)), 0.9)
+    for use in (lambda: MPC(Wrapped(), world), lambda: mpc_update(Wrapped(), world, torch.zeros(3), horizon=1)):
+        with pytest.raises(ValueError, match=r"^policy: .*depend on its parameters"):
+            use()
+
+
+def test_a_controller_of_a_policy_with_nan_is_refused():
+    policy = nn.Sequential(nn.Linear(3, 2), nn.Tanh())
+    with torch.no_grad():
+        policy[0].weight[0, 0] = torch.nan
+    world = World(DiffusionDynamics(3, 2, (8,), steps=2), RewardModel(3, 2, (8,)), TwinCritic(3, 2, (8,)), 0.9)
+    with pytest.raises(ValueError, match=r"^policy: expected finite"):
+        MPC(policy, world)

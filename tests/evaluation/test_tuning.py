@@ -238,6 +238,14 @@ def test_seeds_of_a_long_evaluation_may_not_reach_those_of_the_race(run, tmp_pat
         TuneConfig(budget=1001)
 
 
+def test_budgets_of_all_families_are_checked_before_any_episode(run, tmp_path):
+    many = {f"c{i}": MPCConfig(horizon=0, particles=1) for i in range(30)}
+    for h0 in (many, {}):
+        with pytest.raises(ValueError, match=r"^(budget|candidates): "):
+            tune(run, tmp_path, {"mpc": FAMILIES["mpc"], "h0": h0}, SMALL)
+        assert not (tmp_path / FILE).exists()
+
+
 def test_equal_gains_without_variance_are_no_evidence():
     race = Race(["a"], TuneConfig(budget=40), Returns({"a": 1e-9}, 0.0, 10)).run()
     assert race.choice == BASE

@@ -9,6 +9,7 @@ actor's target follows the actor before its update, and the critics' target foll
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 
 import numpy as np
 import torch
@@ -199,10 +200,12 @@ class ReBRACStage:
         """The live tensors to be stored in a checkpoint."""
         return self.learner.state()
 
-    def value_scale(self) -> float:
-        """mean |min Q(s, π(s))| over states of the data, evenly spaced, `SCALE_STATES` at most."""
+    def value_scale(self) -> float | None:
+        """mean |min Q(s, π(s))| over states of the data, evenly spaced, `SCALE_STATES` at most; None where that is not finite."""
         states = self.rows[:: -(-len(self.rows) // SCALE_STATES), : self.learner.actor.state_dim]
-        return value_scale(self.learner.actor, self.learner.critic, states)
+        with suppress(ValueError):
+            return value_scale(self.learner.actor, self.learner.critic, states)
+        return None
 
     def modules(self) -> dict[str, torch.nn.Module]:
         """The trained networks by file stem."""
