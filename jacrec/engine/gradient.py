@@ -7,12 +7,13 @@ adjoint form evaluate policy and reward there once per real state (R = 1 row ins
 import math
 from dataclasses import dataclass, field
 from types import ModuleType
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from jacrec.engine.jacobians import chain
-from jacrec.engine.jacobians.dynamics import dynamics_pass, jacobians
+from jacrec.engine.jacobians.dynamics import DynamicsPass, dynamics_pass, jacobians
 from jacrec.engine.jacobians.policy import PolicyPass, policy_pass
 from jacrec.engine.jacobians.values import term_and_gradient
 from jacrec.engine.problem import Problem
@@ -27,7 +28,7 @@ def forward_gradient(p: Problem, *, chain: ModuleType = chain) -> PolicyGradient
     ∇L = Σ_i w_i Π_ψ(i) with w_i = Σ_{j≥i} γ^j (r_s(j) C_{j,i} + r_a(j) E_{j,i}), the terminal term alike. `chain`: as in
     `dynamics_pass`.
     """
-    passes = dynamics_pass(p.world.dynamics, chain=chain)
+    passes = cast(DynamicsPass, dynamics_pass(p.world.dynamics, chain=chain) if p.H else None)
     visited = Visited(p)
     s = p.state.unsqueeze(1)
     C = s.new_zeros(p.N, 1, 0, s.shape[-1])  # (7)
@@ -59,7 +60,7 @@ def adjoint_weights(p: Problem, *, recompute: bool = False, chain: ModuleType = 
     λ_j = ∂L/∂s̃_j and w_j = ∂L/∂ã_j are pulled back through the stored rollout:
     w_H = γ^H Q_a, λ_H = γ^H Q_s + Π_sᵀ w_H;  w_j = γ^j r_a + F_aᵀ λ_{j+1}, λ_j = γ^j r_s + F_sᵀ λ_{j+1} + Π_sᵀ w_j.
     """
-    passes = dynamics_pass(p.world.dynamics, recompute=recompute, chain=chain)
+    passes = cast(DynamicsPass, dynamics_pass(p.world.dynamics, recompute=recompute, chain=chain) if p.H else None)
     visited = Visited(p)
     policies: list[PolicyPass] = []
     values, pulls = [], []

@@ -138,7 +138,7 @@ def close(got, expected, tolerance):
 
 
 @pytest.mark.slow
-@property_cases(0.1)
+@property_cases(0.04)
 @given(case=cases(max_H=2, max_M=2), data=st.data())
 def test_an_altered_model_has_its_gradient_or_an_error_that_names_the_part(case, data):
     case.batched = case.single = False
