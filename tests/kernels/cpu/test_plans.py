@@ -127,7 +127,7 @@ def test_a_plan_is_given_up_or_brought_up_to_date(change, hidden):
 
 def own_forward(policy, world):
     del policy.config
-    policy.forward = lambda state: torch.tanh(state[..., :3])
+    policy.forward = lambda state: torch.tanh(policy.mlp(state))
 
 
 def same_name(policy, world):
