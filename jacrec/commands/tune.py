@@ -66,12 +66,10 @@ def run(args: list[str]) -> int:
         action_bounds=chosen.action_bounds,
         threads=chosen.threads,
     )
-    progress = lambda line, share: print(f"{share:4.0%}  {line}", flush=True)  # noqa: E731
-    record = tune(trained, folder, families, chosen.config, play, again=chosen.again, progress=progress)
+    record = tune(trained, folder, families, chosen.config, play, again=chosen.again, progress=_show)
     rows = []
     for family, own in record["choice"].items():
-        gain = own["gain"]
-        shown = "–" if gain is None else f"{interval(Estimate(**gain), signed=True)} ({gain['n']})"
+        shown = f"{interval(Estimate(**own['gain']), signed=True)} ({own['gain']['n']})"
         rows.append([family, own["name"], own["last"], shown, str(own["episodes"])])
     head = ("", "choice", "last candidate", f"its gain in {record['unit']}, fresh seeds (episodes)", "episodes")
     Console().print(terminal_table(head, rows, title=f"{record['environment']['id']}: tuning", padding=0))
@@ -79,3 +77,7 @@ def run(args: list[str]) -> int:
         print("no candidate shows a clear gain: the base policy plays. A larger --budget may show a smaller one")
     print(f"tuning: {folder / CHOICE}\nnext: jacrec eval {chosen.run} --tuned" + (f" --out {folder}" if chosen.out else ""))
     return 0
+
+
+def _show(line: str, share: float) -> None:
+    print(f"{share:4.0%}  {line}", flush=True)

@@ -12,7 +12,7 @@ from jacrec.engine.methods import METHODS, Method
 from jacrec.engine.problem import Problem
 from jacrec.engine.types import Update
 from jacrec.models.world import World
-from jacrec.util.errors import expect_count, expect_one_of, expect_positive, expect_seed, plain_number, plain_numbers
+from jacrec.util.errors import expect_count, expect_one_of, expect_positive, expect_seed, plain_numbers
 
 Draw = Callable[[int], Tensor]
 """further noise i = 1, 2, … of a decision, shaped as the problem's own; the same for every update of the decision"""
@@ -118,7 +118,6 @@ def check_settings(horizon: int, particles: int, updates: int, lr: float, max_gr
     expect_count("horizon", horizon, 0)
     expect_count("particles", particles, 1)
     expect_count("updates", updates, 0)
-    lr = plain_number(lr)
     if not isinstance(lr, int | float) or not 0 <= lr < math.inf:
         raise ValueError(f"lr: expected a finite step size >= 0 (gradient ascent), got {lr!r}")
     if max_grad_norm is not None:

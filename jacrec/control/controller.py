@@ -77,7 +77,7 @@ class MPC:
         self.policy.eval()
         self.batch = batch
         self.base = copy.deepcopy(self.policy).requires_grad_(False)
-        self.world = self._anchored(world)
+        self.world = world
         first = next(iter(trainable(self.policy).values()))
         self.dtype, self.device = first.dtype, first.device
         self.generator = torch.Generator(self.device).manual_seed(self.config.seed)
@@ -110,9 +110,11 @@ class MPC:
         return replace(world, anchor=Anchor(base.requires_grad_(False).eval(), weight))
 
     def _share_parameters(self) -> None:
-        """ψ₀ by name, which `base` shares, and the trust region around it."""
+        """ψ₀ by name, which `base` shares, the trust region around it, and the world anchored to it."""
         self.pretrained = {name: p.detach() for name, p in self.base.named_parameters()}
         self.region = TrustRegion(self.pretrained, self.config.trust_radius)
+        self.world = self._anchored(self.world)
+        self._refill_anchor()
 
     @overload
     def act(self, observation: np.ndarray | list) -> np.ndarray: ...
@@ -276,13 +278,11 @@ class MPC:
         networks, generator, pace = (state.pop(name) for name in ("networks", "generator", "pace"))
         self.__dict__.update(state)
         self.policy, self.base = pickle.loads(networks)
-        self.world = self._anchored(self.world)
         self.generator = torch.Generator(self.device)
         self.generator.set_state(torch.frombuffer(bytearray(generator), dtype=torch.uint8))
         self.deadline = Deadline(self.policy)
         self.deadline.pace = pace
         self._share_parameters()
-        self._refill_anchor()
 
 
 def check_update(update: object) -> UpdateRule:

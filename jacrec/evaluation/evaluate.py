@@ -17,7 +17,7 @@ from jacrec.envs.batch import BatchedEnv
 from jacrec.evaluation.config import EvalConfig
 from jacrec.evaluation.contestant import digests, environment_record, open_env, play_contestant, with_sampling
 from jacrec.evaluation.probes import jacobian_growth
-from jacrec.evaluation.records import read_evaluation_record, record_differences
+from jacrec.evaluation.records import only_one, read_evaluation_record, record_differences
 from jacrec.evaluation.rehearsal import BASE, chosen_controller, make_rehearsal, read_rehearsal
 from jacrec.evaluation.tuning import read_tuned
 from jacrec.evaluation.versions import machine, versions
@@ -25,7 +25,6 @@ from jacrec.experimental.config import current_settings, read_mpc_config
 from jacrec.models.dynamics.flow import without_solver
 from jacrec.planners import PlannerConfig
 from jacrec.training.run import Run, load_run, torch_threads
-from jacrec.util import locks
 from jacrec.util.files import user_path, write_json
 
 FILE = "evaluation.json"
@@ -63,8 +62,7 @@ def evaluate(
     env = open_env(run, config)
     columns = (TextColumn("{task.description:>9}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
     shown = Progress(*columns, TimeRemainingColumn(), disable=quiet)
-    busy = ValueError(f"{folder}: expected no running evaluation there, got one; wait for it, or choose another folder (--out)")
-    with contextlib.closing(env), _locked(folder, busy), torch_threads(config.threads), shown as progress:
+    with contextlib.closing(env), only_one(folder, "evaluation"), torch_threads(config.threads), shown as progress:
         rehearsal = _rehearsed(run, config, folder, progress) if config.rehearse else None
         tuning = read_tuned(run, folder, config, environment_record(env)) if config.tuned else None
         fresh = _new_record(run, config, env, rehearsal, tuning)
@@ -97,11 +95,6 @@ def read_evaluation(folder: str | Path) -> dict[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(f"no evaluation at {path}; make one with `jacrec eval {folder}`")
     return read_evaluation_record(path)
-
-
-def _locked(folder: Path, busy: Exception) -> contextlib.AbstractContextManager[None]:
-    folder.mkdir(parents=True, exist_ok=True)
-    return locks.locked(folder / ".evaluation.lock", busy)
 
 
 def played_config(config: EvalConfig, record: dict[str, Any]) -> EvalConfig:

@@ -1,10 +1,12 @@
 """The records of evaluations and rehearsals: what they hold, and how they differ from those that would continue them."""
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict
 
 from jacrec.training.folder import differences
+from jacrec.util import locks
 from jacrec.util.files import read_json
 
 
@@ -110,7 +112,7 @@ class TunedFamily(TypedDict):
     name: str
     controller: dict[str, Any]
     last: str
-    gain: dict[str, float] | None
+    gain: dict[str, float]
     episodes: int
     ranking: list[dict[str, float]]
 
@@ -138,6 +140,17 @@ class EvaluationRecord(TypedDict):
     machine: dict[str, Any]
     growth: Growth | None
     contestants: dict[str, TimedPlay]
+
+
+def only_one(folder: Path, what: str) -> AbstractContextManager[None]:
+    """Keep a second evaluation, rehearsal or tuning out of a folder, which is made if there is none.
+
+    Raises:
+        ValueError: on entry, if there is one.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    busy = ValueError(f"{folder}: expected no running {what} there, got one; wait for it, or choose another folder (--out)")
+    return locks.locked(folder / f".{what}.lock", busy)
 
 
 def read_evaluation_record(path: Path) -> dict[str, Any]:

@@ -24,12 +24,11 @@ from jacrec.envs.termination import Termination, termination
 from jacrec.evaluation.config import PlayConfig
 from jacrec.evaluation.contestant import digests, open_env
 from jacrec.evaluation.episodes import Controller
-from jacrec.evaluation.records import read_rehearsal_record
+from jacrec.evaluation.records import only_one, read_rehearsal_record
 from jacrec.evaluation.versions import machine, versions
 from jacrec.experimental.config import read_mpc_config
 from jacrec.models.world import World
 from jacrec.training.run import Run, torch_threads
-from jacrec.util import locks
 from jacrec.util.errors import expect_count, expect_positive, expect_seed, plain_numbers
 from jacrec.util.files import user_path, write_json
 
@@ -274,9 +273,7 @@ def make_rehearsal(
                 f"{', '.join(wrong)}. Write to another folder (--out), or replace it (--again)"
             )
         return old
-    busy = ValueError(f"{folder}: expected no running rehearsal there, got one; wait for it, or choose another folder (--out)")
-    folder.mkdir(parents=True, exist_ok=True)
-    with locks.locked(folder / ".rehearsal.lock", busy):
+    with only_one(folder, "rehearsal"):
         began = time.perf_counter()
         record = rehearse_run(run, candidates, config, play, others=others, progress=progress)
         record |= {"wall_seconds": time.perf_counter() - began}

@@ -25,13 +25,13 @@ from jacrec.evaluation.config import PlayConfig
 from jacrec.evaluation.contestant import digests, environment_record, make_controller, open_env
 from jacrec.evaluation.episodes import PolicyController
 from jacrec.evaluation.episodes import play as episodes
-from jacrec.evaluation.records import read_tuning_record, record_differences
+from jacrec.evaluation.records import only_one, read_tuning_record, record_differences
 from jacrec.evaluation.results import interval
-from jacrec.evaluation.statistics import Estimate, paired_difference
+from jacrec.evaluation.statistics import Estimate, t_mean
 from jacrec.evaluation.versions import machine, versions
 from jacrec.experimental.config import read_mpc_config
+from jacrec.training.folder import differences
 from jacrec.training.run import Run, torch_threads
-from jacrec.util import locks
 from jacrec.util.errors import expect_count, expect_seed, plain_numbers
 from jacrec.util.files import write_json, write_text
 
@@ -73,6 +73,11 @@ class TuneConfig:
         if not 0 < self.level < 1:
             raise ValueError(f"level: expected a probability between 0 and 1, got {self.level}")
 
+    @property
+    def selection(self) -> int:
+        """Episodes for selecting one candidate; the rest, a third and at least a round, decides about it."""
+        return self.budget - max(self.budget // 3, self.round)
+
 
 def default_families() -> dict[str, dict[str, MPCConfig]]:
     """Twelve candidates each, around one step that serves critics of any scale (`units="value"`)."""
@@ -97,45 +102,43 @@ class Race:
     def __init__(self, names: list[str], config: TuneConfig, play: Callable[[str, int], list[float]]):
         if not names:
             raise ValueError("candidates: expected at least one, got none")
-        least = (len(names) + 1) * config.round if len(names) > 1 else config.round
-        if config.budget - max(config.budget // 3, config.round) < least - config.round:
+        least = len(names) * config.round if len(names) > 1 else 0
+        if config.selection < least:
             raise ValueError(
-                f"budget: expected at least {-(-3 * (least - config.round) // 2)} episodes for {len(names)} candidates and rounds of "
+                f"budget: expected at least {-(-3 * least // 2)} episodes for {len(names)} candidates and rounds of "
                 f"{config.round}, got {config.budget}; a third is kept for the best candidate"
             )
         self.config, self.play = config, play
-        self.remaining, self.spent, self.rounds, self.decided = list(names), 0, 0, False
+        self.remaining, self.spent, self.rounds = list(names), 0, 0
         self.base: list[float] = []  # what the base policy has scored
         self.ranking: list[dict[str, float]] = []
         """mean gains of the candidates, by round of selection"""
         self.gain: Estimate | None = None
-        """of the last candidate, on seeds that did not select it; None if the budget ended before"""
+        """of the last candidate, on seeds that did not select it; None before `run`"""
 
     @property
     def choice(self) -> str:
         """The name of the candidate that gains, or "base"."""
-        if not self.decided or self.gain is None:
+        if self.gain is None:
             return BASE
         least = LEAST * sum(map(abs, self.base)) / len(self.base)
         return self.remaining[0] if self.gain.low > 0 and self.gain.mean > least else BASE
 
     def run(self) -> "Race":
-        """Play until the decision is made or the budget is spent."""
-        size, budget = self.config.round, self.config.budget
-        last = self._select(budget - max(budget // 3, size))
+        """Play until the budget is spent, or the last candidate clearly loses."""
+        last = self._select()
         self.remaining, fresh = [last], []
-        for _ in range((budget - self.spent) // size):
+        for _ in range((self.config.budget - self.spent) // self.config.round):
             fresh += self._round([last])[last]
-            self.gain = paired_difference(fresh, [0.0] * len(fresh), level=self.config.level, method="t")
+            self.gain = t_mean(fresh, level=self.config.level)
             if self.gain.high < 0:
                 break
-        self.decided = True
         return self
 
-    def _select(self, budget: int) -> str:
-        """The candidate that is best after successive halving within a budget."""
+    def _select(self) -> str:
+        """The candidate that is best after successive halving."""
         total: dict[str, list[float]] = {name: [] for name in self.remaining}
-        while len(self.remaining) > 1 and self.spent + len(self.remaining) * self.config.round <= budget:
+        while len(self.remaining) > 1 and self.spent + len(self.remaining) * self.config.round <= self.config.selection:
             for name, gains in self._round(self.remaining).items():
                 total[name] += gains
             means = {name: sum(total[name]) / len(total[name]) for name in self.remaining}
@@ -187,21 +190,19 @@ def tune(
             play.allow(own, f"{family}.{name}")
             own.in_absolute_units(run.world.value_scale)
     path = folder / FILE
-    folder.mkdir(parents=True, exist_ok=True)
-    busy = ValueError(f"{folder}: expected no running race there, got one; wait for it, or choose another folder (--out)")
-    locked = locks.locked(folder / ".tuning.lock", busy)
-    with locked, contextlib.closing(open_env(run, play)) as env, torch_threads(play.threads):
+    with only_one(folder, "tuning"), contextlib.closing(open_env(run, play)) as env, torch_threads(play.threads):
         record = _new_record(run, families, config, play, env)
         record = record if again else _resumed(path, record)
         for family, candidates in families.items():
             player = _player(run, family, candidates, play, env, record, path, progress)
             race = Race(list(candidates), config, player).run()
+            assert race.gain is not None
             chosen = AS_BASE if race.choice == BASE else candidates[race.choice]
             record["choice"][family] = {
                 "name": race.choice,
                 "controller": asdict(chosen),
                 "last": race.remaining[0],
-                "gain": None if race.gain is None else race.gain.as_dict(),
+                "gain": race.gain.as_dict(),
                 "episodes": race.spent,
                 "seed": config.seed,
                 "ranking": race.ranking,
@@ -254,31 +255,33 @@ def read_tuned(run: Run, folder: Path, play: PlayConfig, environment: Mapping[st
     """
     path = folder / FILE
     path = path if path.is_file() else run.path / FILE
-    record = _record_of(run, path)
-    wrong = [] if record["networks"] == digests(run) else ["networks"]
-    wrong += _other_environment(record["environment"], environment)
-    if wrong:
-        raise ValueError(
-            f"{path}: expected a tuning of this run, got one with different {', '.join(wrong)}; tune again: --again"
-        )
+    record = _finished_record(run, path, environment)
     played = range(1000 * play.seed, 1000 * play.seed + play.episodes)
     raced = range(1000 * record["settings"]["seed"], 1000 * record["settings"]["seed"] + SEEDS)
     if played.start < raced.stop and raced.start < played.stop:
         raise ValueError(
             f"seed: expected one that was not used for tuning, got {play.seed}, that of {path}; evaluate with another --seed"
         )
+    return record["choice"]
+
+
+def _finished_record(run: Run, path: Path, environment: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """The record of a run's races; environment: the one that it has to be of, None for any."""
+    if not path.is_file():
+        raise FileNotFoundError(f"no tuning at {path}; make one with `jacrec tune {run.path}`")
+    record = read_tuning_record(path)
+    wrong = [] if record["networks"] == digests(run) else ["networks"]
+    wrong += [] if environment is None else _other_environment(record["environment"], environment)
+    if wrong:
+        raise ValueError(
+            f"{path}: expected a tuning of this run, got one with different {', '.join(wrong)}; tune again: --again"
+        )
     unfinished = [family for family in record["settings"]["families"] if family not in record["choice"]]
     if unfinished:
         raise ValueError(
             f"{path}: expected a finished race, got none of {', '.join(unfinished)}; resume it: jacrec tune {run.path}"
         )
-    return record["choice"]
-
-
-def _record_of(run: Run, path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise FileNotFoundError(f"no tuning at {path}; make one with `jacrec tune {run.path}`")
-    return read_tuning_record(path)
+    return record
 
 
 def tuned_controller(run: Run, given: MPCConfig, default: MPCConfig) -> MPCConfig:
@@ -293,19 +296,12 @@ def tuned_controller(run: Run, given: MPCConfig, default: MPCConfig) -> MPCConfi
     """
     if given != default:
         raise ValueError(f"tuned: expected no settings of mpc beside it, since the tuning decides, got {given}")
-    path = run.path / FILE
-    record = _record_of(run, path)
-    if record["networks"] != digests(run):
-        raise ValueError(f"{path}: expected a tuning of this run, got one of other networks; tune again: --again")
-    if "mpc" not in record["choice"]:
-        raise ValueError(f"{path}: expected a finished race, got none of mpc; resume it: jacrec tune {run.path}")
-    return read_mpc_config(record["choice"]["mpc"]["controller"])
+    return read_mpc_config(_finished_record(run, run.path / FILE)["choice"]["mpc"]["controller"])
 
 
 def _other_environment(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
     """What differs between two environments; the engine does not count, since both give the same episodes."""
-    names = sorted((there.keys() | here.keys()) - {"engine"})
-    return [f"environment.{name}" for name in names if there.get(name) != here.get(name)]
+    return [f"environment.{name}" for name in differences(there, here) if name != "engine"]
 
 
 def _new_record(run: Run, families: Families, config: TuneConfig, play: PlayConfig, env: BatchedEnv) -> dict[str, Any]:
@@ -343,8 +339,7 @@ def _as_yaml(record: dict[str, Any]) -> str:
     """The choice as settings of an evaluation, with a comment on how they were found."""
     lines = []
     for family, own in record["choice"].items():
-        gain = own["gain"]
-        shown = "not measured" if gain is None else interval(Estimate(**gain), signed=True)
+        shown = interval(Estimate(**own["gain"]), signed=True)
         lines.append(
             f"# {family}: {own['name']} after {own['episodes']} episodes; gain of {own['last']}: {shown} {record['unit']}"
         )

@@ -29,7 +29,7 @@ CLASSES = {c.__name__: c for c in (Actor, TwinCritic, RewardModel, *DYNAMICS)}
 def save_module(module: nn.Module, path: str | Path, *, notes: dict[str, float] | None = None) -> Path:
     """Write one of jacrec's networks to `path` (.safetensors), atomically: an interrupted save leaves the old file.
 
-    notes: numbers to be kept with it, for `read_notes`.
+    notes: numbers to be kept with it, for `load_module_and_notes`.
     """
     kind = type(module).__name__
     if kind not in CLASSES:
@@ -42,14 +42,6 @@ def save_module(module: nn.Module, path: str | Path, *, notes: dict[str, float] 
     return path
 
 
-def read_notes(path: str | Path) -> dict[str, float]:
-    """The numbers kept with the network stored at `path`; {} if there are none. Raises as `load_module`."""
-    notes = read_network(Path(path))[0].get("notes", {})
-    if not isinstance(notes, dict) or not all(isinstance(x, float) for x in notes.values()):
-        raise ValueError(f"{path}: expected numbers as notes, got {str(notes)[:200]}; {REMEDY}")
-    return notes
-
-
 def load_module(path: str | Path) -> nn.Module:
     """The network stored at `path`, on the CPU, in evaluation mode.
 
@@ -57,6 +49,11 @@ def load_module(path: str | Path) -> nn.Module:
         FileNotFoundError: there is none.
         ValueError: the file is damaged, as its checksum shows (files of earlier versions have none), or not a network's.
     """
+    return load_module_and_notes(path)[0]
+
+
+def load_module_and_notes(path: str | Path) -> tuple[nn.Module, dict[str, float]]:
+    """The network stored at `path`, and the numbers kept with it, {} if there are none. Raises as `load_module`."""
     path = user_path(path)
     header, tensors = read_network(path)
     config: Any = header.get("config")
@@ -69,7 +66,10 @@ def load_module(path: str | Path) -> nn.Module:
     # all that a file can cause; load_state_dict answers a RuntimeError
     except (TypeError, ValueError, RuntimeError, StopIteration) as error:
         raise ValueError(f"{path}: expected a network of class {header['class']}, got another ({error}); {REMEDY}") from error
-    return module.eval()
+    notes = header.get("notes", {})
+    if not isinstance(notes, dict) or not all(isinstance(x, float) for x in notes.values()):
+        raise ValueError(f"{path}: expected numbers as notes, got {str(notes)[:200]}; {REMEDY}")
+    return module.eval(), notes
 
 
 def read_network(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:

@@ -19,7 +19,7 @@ from torch import nn
 
 from jacrec.data.transitions import DatasetInfo, Transitions
 from jacrec.envs.actions import ActionBox
-from jacrec.models.io import DYNAMICS, REMEDY, load_module, read_notes, save_module
+from jacrec.models.io import DYNAMICS, REMEDY, load_module_and_notes, save_module
 from jacrec.models.networks import Actor, RewardModel, TwinCritic
 from jacrec.models.world import World
 from jacrec.training.config import TrainConfig
@@ -253,18 +253,19 @@ def load_run(path: str | Path) -> Run:
             f"{path}: expected a finished run, got one without {', '.join(missing)}; resume it with "
             f"`jacrec train {config.data} --settings {path / 'config.yaml'} --out {path} --stages {stages}`"
         )
-    parts: dict[str, Any] = {part: _load_part(path / f"{part}.safetensors", kinds) for part, kinds in CLASSES.items()}
-    scale = read_notes(path / "critic.safetensors").get("value_scale")  # None for runs of earlier versions
+    loaded = {part: _load_part(path / f"{part}.safetensors", kinds) for part, kinds in CLASSES.items()}
+    parts: dict[str, Any] = {part: module for part, (module, _) in loaded.items()}
+    scale = loaded["critic"][1].get("value_scale")  # None for runs of earlier versions
     world = World(parts["dynamics"], parts["reward"], parts["critic"], config.rebrac.discount, scale)
     return Run(parts["actor"], world, recorded_info(record), config, path)
 
 
-def _load_part(path: Path, kinds: tuple[type[nn.Module], ...]) -> nn.Module:
-    module = load_module(path)
+def _load_part(path: Path, kinds: tuple[type[nn.Module], ...]) -> tuple[nn.Module, dict[str, float]]:
+    module, notes = load_module_and_notes(path)
     if not isinstance(module, kinds):
         names = " or ".join(kind.__name__ for kind in kinds)
         raise ValueError(f"{path}: expected a network of class {names}, got {type(module).__name__}; {REMEDY}")
-    return module
+    return module, notes
 
 
 def untrained_stages(path: str | Path) -> list[str]:

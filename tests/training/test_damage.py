@@ -55,14 +55,19 @@ def same(run: Run, expected: Run) -> bool:
     return all(a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a) for a, b in zip(*states, strict=True))
 
 
+def damaged(finished, tmp_path_factory, draw, names, donors):
+    """A copy of the run in which the file of one of the names is changed, or gone: its folder and that name."""
+    folder = shutil.copytree(finished, tmp_path_factory.mktemp("damaged") / "run")
+    path = folder / draw(st.sampled_from(names))
+    new = changed(draw, path.read_bytes(), (folder / draw(st.sampled_from(donors))).read_bytes())
+    path.unlink() if new is None else path.write_bytes(new)
+    return folder, str(path.relative_to(folder))
+
+
 @property_cases(0.04)
 @given(data=st.data())
 def test_damaged_networks_load_as_they_were_or_are_told(finished, tmp_path_factory, data):
-    folder = shutil.copytree(finished, tmp_path_factory.mktemp("damaged") / "run")
-    name = data.draw(st.sampled_from(NETWORKS))
-    path = folder / name
-    new = changed(data.draw, path.read_bytes(), (folder / data.draw(st.sampled_from((*NETWORKS, *TEXTS)))).read_bytes())
-    path.unlink() if new is None else path.write_bytes(new)
+    folder, name = damaged(finished, tmp_path_factory, data.draw, NETWORKS, (*NETWORKS, *TEXTS))
     run, told = outcome(lambda: load_run(folder))
     assert name.split(".")[0] in told if run is None else same(run, load_run(finished))
     shutil.rmtree(folder)
@@ -71,11 +76,7 @@ def test_damaged_networks_load_as_they_were_or_are_told(finished, tmp_path_facto
 @property_cases(0.02)
 @given(data=st.data())
 def test_damaged_texts_are_read_or_told(finished, tmp_path_factory, data):
-    folder = shutil.copytree(finished, tmp_path_factory.mktemp("damaged") / "run")
-    name = data.draw(st.sampled_from(TEXTS))
-    path = folder / name
-    new = changed(data.draw, path.read_bytes(), (folder / data.draw(st.sampled_from(NETWORKS))).read_bytes())
-    path.unlink() if new is None else path.write_bytes(new)
+    folder, _ = damaged(finished, tmp_path_factory, data.draw, TEXTS, NETWORKS)
     for call in (load_run, lambda out: train(SHORT, out, data=linear_system(), quiet=True)):
         result, told = outcome(lambda call=call: call(folder))
         assert result is not None or str(folder) in told
@@ -85,16 +86,12 @@ def test_damaged_texts_are_read_or_told(finished, tmp_path_factory, data):
 @property_cases(0.02)
 @given(data=st.data())
 def test_training_resumes_from_damaged_checkpoints_as_it_was_or_tells(finished, tmp_path_factory, data):
-    folder = shutil.copytree(finished, tmp_path_factory.mktemp("damaged") / "run")
-    name = data.draw(st.sampled_from(CHECKPOINTS))
-    path = folder / name
-    new = changed(data.draw, path.read_bytes(), (folder / data.draw(st.sampled_from((*CHECKPOINTS, *TEXTS)))).read_bytes())
-    path.unlink() if new is None else path.write_bytes(new)
+    folder, name = damaged(finished, tmp_path_factory, data.draw, CHECKPOINTS, (*CHECKPOINTS, *TEXTS))
     for network in NETWORKS:
         (folder / network).unlink()
     result, told = outcome(lambda: train(SHORT, folder, data=linear_system(), quiet=True))
     if result is None:
-        assert str(path) in told
+        assert str(folder / name) in told
     else:
         expected = weights(finished)
         assert all(torch.equal(v, expected[k]) for k, v in weights(folder).items())

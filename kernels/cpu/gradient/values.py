@@ -116,8 +116,7 @@ def anchor_gradient(like, task, tile, j, b, tapes, team):
     """Subtracts β γ^j ‖a − π₀(s)‖² from the returns, and its gradients from the weighted ones of step j."""
     size, net, R, d, m = size_of(like), network_of(task.anchor, 0), tile.R, task.sizes.d, task.sizes.m
     penalty = at(like, task.constants.penalties)[j]
-    # a row's share of the mean: the weights are γ^j times it
-    share = at(like, task.constants.weights)[0] / at(like, task.constants.discounts)[0]
+    share = at(like, task.constants.weights)[0]  # a row's, of the mean: the weights are γ^j times it
     states, actions = b.states + j * R * d * size, b.actions + j * R * m * size
     first_layer(like, net, states, R, tapes.anchor, 1, 0, team)
     record(like, net, tapes.anchor, 1, 0, R, layer_of(net, 0).bias, b.base, team)
