@@ -129,10 +129,10 @@ def _admit(name: str, part: Any, arguments: tuple[Tensor, ...], call: Callable |
 
 def _check_attached(policy: nn.Module, state: Tensor) -> None:
     """ValueError if the actions do not depend on the policy's parameters: an update would move them without effect."""
-    if has_manual_derivatives(policy) or not any(p.requires_grad for p in policy.parameters()):
+    if has_manual_derivatives(policy):
         return
     with _buffers_restored(policy), torch.enable_grad():
-        own = {name: p.detach().clone().requires_grad_() for name, p in policy.named_parameters()}
+        own = {name: p.detach().clone().requires_grad_() for name, p in policy.named_parameters() if p.is_floating_point()}
         answer = torch.func.functional_call(policy, own, (state.clone(),))
         slopes = torch.autograd.grad(answer.sum(), list(own.values()), allow_unused=True) if answer.requires_grad else ()
     if all(slope is None for slope in slopes):

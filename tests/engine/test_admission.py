@@ -291,7 +291,11 @@ def test_a_policy_cut_off_from_its_parameters_is_refused(cut):
 
     OTHER = [other]  # not a submodule
     world = World(DiffusionDynamics(3, 2, (8,), steps=2), RewardModel(3, 2, (8,)), TwinCritic(3, 2, (8,)), 0.9)
-    for use in (lambda: MPC(Wrapped(), world), lambda: mpc_update(Wrapped(), world, torch.zeros(3), horizon=1)):
+    for use in (
+        lambda: MPC(Wrapped(), world),
+        lambda: MPC(Wrapped(), world, batch=2),
+        lambda: mpc_update(Wrapped(), world, torch.zeros(3), horizon=1),
+    ):
         with pytest.raises(ValueError, match=r"^policy: .*depend on its parameters"):
             use()
 
