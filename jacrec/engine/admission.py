@@ -59,7 +59,7 @@ def admit(policy: nn.Module, world: World, state: Tensor, horizon: int) -> None:
     with _random_numbers_restored(state.device), one_thread_after_fork():
         one = _first_of(policy) if isinstance(policy, BatchedPolicy) else policy
         action = _admit("policy", parts["policy"], (state,), one)
-        _check_attached(parts["policy"], state)
+        _check_attached(parts["policy"], _own_tensors(policy), state)
         noise = torch.zeros(len(state), *world.dynamics.noise_shape).normal_(generator=generator)
         arguments = {"dynamics": (state, action, noise.to(state)), "anchor": (state,)}
         for name in parts.keys() - {"policy"}:
@@ -82,9 +82,16 @@ def _parts(policy: nn.Module, world: World, horizon: int) -> Iterator[tuple[str,
         yield "dynamics", world.dynamics
 
 
+def _own_tensors(policy: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers of the policy; of n policies those of the first: the template's are not used."""
+    if not isinstance(policy, BatchedPolicy):
+        return {**dict(policy.named_parameters()), **dict(policy.named_buffers())}
+    return {name: p[0] for name, p in policy.named_parameters()} | dict(policy.named_buffers())
+
+
 def _first_of(policy: BatchedPolicy) -> Callable[[Tensor], Tensor]:
     """The first of n policies."""
-    own = {name: p[0] for name, p in policy.named_parameters()} | dict(policy.named_buffers())
+    own = _own_tensors(policy)
     return lambda state: torch.func.functional_call(policy.template, own, (state,))
 
 
@@ -127,14 +134,16 @@ def _admit(name: str, part: Any, arguments: tuple[Tensor, ...], call: Callable |
     return first
 
 
-def _check_attached(policy: nn.Module, state: Tensor) -> None:
+def _check_attached(policy: nn.Module, tensors: dict[str, Tensor], state: Tensor) -> None:
     """ValueError if the actions do not depend on the policy's parameters: an update would move them without effect."""
     if has_manual_derivatives(policy):
         return
     with _buffers_restored(policy), torch.enable_grad():
-        own = {name: p.detach().clone().requires_grad_() for name, p in policy.named_parameters() if p.is_floating_point()}
-        answer = torch.func.functional_call(policy, own, (state.clone(),))
-        slopes = torch.autograd.grad(answer.sum(), list(own.values()), allow_unused=True) if answer.requires_grad else ()
+        parameters = {name for name, p in policy.named_parameters() if p.is_floating_point()}
+        given = {name: x.detach().clone().requires_grad_(name in parameters) for name, x in tensors.items()}
+        own = [given[name] for name in parameters]
+        answer = torch.func.functional_call(policy, given, (state.clone(),))
+        slopes = torch.autograd.grad(answer.sum(), own, allow_unused=True) if answer.requires_grad else ()
     if all(slope is None for slope in slopes):
         raise ValueError(
             "policy: expected actions that depend on its parameters, got some cut off from them; leave torch.no_grad, detach and "

@@ -12,6 +12,7 @@ from torch import nn
 from jacrec import (
     MPC,
     Actor,
+    BatchedPolicy,
     DiffusionDynamics,
     MPCConfig,
     RewardModel,
@@ -298,6 +299,15 @@ def test_a_policy_cut_off_from_its_parameters_is_refused(cut):
     ):
         with pytest.raises(ValueError, match=r"^policy: .*depend on its parameters"):
             use()
+
+
+def test_a_batch_moved_to_another_type_after_its_making_is_admitted():
+    """The template of a `BatchedPolicy` keeps the type that it was made with; the batch's own parameters count."""
+    world = World(ForeignDynamics(d, m).double(), foreign_reward, foreign_critic, 0.9)
+    policy = BatchedPolicy(Policy(), 2).double()
+    noise = torch.randn(2, 3, 2, 2, dtype=torch.float64)
+    gradient = policy_gradient(policy, world, torch.zeros(2, d, dtype=torch.float64), noise)
+    assert all(g.dtype == torch.float64 for g in gradient.gradient.values())
 
 
 def test_a_controller_of_a_policy_with_nan_is_refused():
