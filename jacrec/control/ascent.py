@@ -90,28 +90,21 @@ def _plain_step(
     return torch.tensor(accepted, device=norm.device)
 
 
-class TrustRegion:
-    """The ball ‖ψ − ψ₀‖ <= radius around the pretrained parameters; radius None: unbounded."""
+@torch.no_grad()
+def distance(policy: nn.Module, centre: dict[str, Tensor]) -> Tensor:
+    """‖ψ − ψ₀‖ from the parameters ψ₀ by name, () or (N,) for a `BatchedPolicy`."""
+    moved = {name: p - centre[name] for name, p in trainable(policy).items()}
+    return parameter_norm(moved, batched=isinstance(policy, BatchedPolicy))
 
-    def __init__(self, centre: dict[str, Tensor], radius: float | None):
-        self.centre, self.radius = centre, radius
 
-    @torch.no_grad()
-    def distance(self, policy: nn.Module) -> Tensor:
-        """‖ψ − ψ₀‖, () or (N,) for a `BatchedPolicy`."""
-        moved = {name: p - self.centre[name] for name, p in trainable(policy).items()}
-        return parameter_norm(moved, batched=isinstance(policy, BatchedPolicy))
-
-    @torch.no_grad()
-    def project(self, policy: nn.Module) -> None:
-        """ψ ← the nearest point of the ball, row by row."""
-        if self.radius is None:
-            return
-        distance = self.distance(policy)
-        if bool((distance <= self.radius).all()):
-            return
-        share = self.radius / distance.clamp(min=self.radius)
-        for name, p in trainable(policy).items():
-            s = over_rows(share, p)
-            # rows inside the ball keep their bits: the arithmetic with share 1 would not
-            p.copy_(torch.where(s < 1, self.centre[name] + s * (p - self.centre[name]), p))
+@torch.no_grad()
+def project(policy: nn.Module, centre: dict[str, Tensor], radius: float) -> None:
+    """ψ ← the nearest point of the ball ‖ψ − ψ₀‖ <= radius, row by row."""
+    far = distance(policy, centre)
+    if bool((far <= radius).all()):
+        return
+    share = radius / far.clamp(min=radius)
+    for name, p in trainable(policy).items():
+        s = over_rows(share, p)
+        # rows inside the ball keep their bits: the arithmetic with share 1 would not
+        p.copy_(torch.where(s < 1, centre[name] + s * (p - centre[name]), p))

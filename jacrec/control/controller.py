@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+from collections.abc import Callable
 from dataclasses import replace
 from time import perf_counter
 from typing import overload
@@ -10,10 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from jacrec.control.ascent import TrustRegion
+from jacrec.control.ascent import distance, project
 from jacrec.control.config import Draw, MPCConfig, UpdateRule
 from jacrec.control.deadline import Deadline, Pace
-from jacrec.control.mpc import DecisionLog, MPCStep
+from jacrec.control.mpc import MPCStep, decision
 from jacrec.engine.action_clip import ActionClip
 from jacrec.engine.admission import admit
 from jacrec.engine.methods import METHODS
@@ -110,9 +111,8 @@ class MPC:
         return replace(world, anchor=Anchor(base.requires_grad_(False).eval(), weight))
 
     def _share_parameters(self) -> None:
-        """ψ₀ by name, which `base` shares, the trust region around it, and the world anchored to it."""
+        """ψ₀ by name, which `base` shares, and the world anchored to it."""
         self.pretrained = {name: p.detach() for name, p in self.base.named_parameters()}
-        self.region = TrustRegion(self.pretrained, self.config.trust_radius)
         self.world = self._anchored(self.world)
         self._refill_anchor()
 
@@ -139,20 +139,21 @@ class MPC:
         if c.carry == "step":
             self.reset()
         problem = sampled_problem(self.policy, self.world, state, c.particles, c.horizon, self.generator)
-        log, draw = DecisionLog(problem), self._further_noise(problem.state)
+        results, action, draw = [], policy_action, self._further_noise(problem.state)
         for _ in range(updates):  # line 3
             if not deadline.allows_update():
                 break
             update = self.update.compute(problem, self.method, self.absolute_config, draw)  # lines 4–15
             deadline.measured(update.value)
-            result = log.apply(update)  # line 16
-            self.region.project(self.policy)
-            deadline.updated(result.accepted)
+            results.append(update.apply())  # line 16
+            action = update.action
+            if c.trust_radius is not None:
+                project(self.policy, self.pretrained, c.trust_radius)
+            deadline.updated(results[-1].accepted)
         deadline.restore_best()
-        step = log.step()  # line 18: a = π_ψ(s)
-        self.last = self._clipped(step, log)
-        action = self.last.action
-        answer = action if isinstance(observation, Tensor) else action.cpu().numpy()
+        chosen = self._clipped(action(self.policy, problem.state), lambda: action(self.base, problem.state))
+        self.last = decision(problem, chosen, results)  # line 18: a = π_ψ(s)
+        answer = self.last.action if isinstance(observation, Tensor) else self.last.action.cpu().numpy()
         deadline.end()
         return answer
 
@@ -168,16 +169,16 @@ class MPC:
         return draw
 
     @torch.no_grad()
-    def _clipped(self, step: MPCStep, log: DecisionLog) -> MPCStep:
-        """The decision, with its action in [-1, 1] and within `max_action_change` of the pretrained policy's."""
+    def _clipped(self, action: Tensor, base_action: Callable[[], Tensor]) -> Tensor:
+        """The actions (N, m) in [-1, 1] and within `max_action_change` of the pretrained policy's."""
         bound = self.config.max_action_change
-        action = self.clip(step.action, self.policy)
-        if bound is not None:
-            base = self.clip(log.act(self.base, log.problem.state).reshape(action.shape), self.base)
-            change = action - base
-            # actions inside the box keep their bits
-            action = torch.where(change.abs() <= bound, action, base + change.clamp(-bound, bound))
-        return step if action is step.action else replace(step, action=action)
+        action = self.clip(action, self.policy)
+        if bound is None:
+            return action
+        base = self.clip(base_action(), self.base)
+        change = action - base
+        # actions inside the box keep their bits
+        return torch.where(change.abs() <= bound, action, base + change.clamp(-bound, bound))
 
     def warm_up(self, observation: np.ndarray | Tensor | None = None, *, decisions: int = 16) -> float:
         """Make decisions without effect, so that the first real one keeps its deadline; returns the seconds it took.
@@ -233,7 +234,7 @@ class MPC:
 
     def drift(self) -> Tensor:
         """‖ψ − ψ₀‖, () or (N,)."""
-        return self.region.distance(self.policy)
+        return distance(self.policy, self.pretrained)
 
     def state_dict(self) -> dict:
         """ψ, ψ₀ and the noise generator's state: what it takes to resume bit-identically."""
@@ -267,7 +268,7 @@ class MPC:
                 p.copy_(self.pretrained[name] if self.batch is None else self.pretrained[name][0])
 
     def __getstate__(self) -> dict:
-        own = {k: v for k, v in self.__dict__.items() if k not in ("policy", "base", "deadline", "pretrained", "region")}
+        own = {k: v for k, v in self.__dict__.items() if k not in ("policy", "base", "deadline", "pretrained")}
         # by value: torch sends tensors to processes as shared memory, in which both controllers would update the same ψ
         own["networks"] = pickle.dumps((copied(self.policy), copied(self.base)))
         if self.absolute_config.anchor:

@@ -1,4 +1,4 @@
-"""Algorithm 1 as a function, and the log of a decision. `jacrec.control.controller.MPC` takes the same steps on a clock."""
+"""Algorithm 1 as a function, and what a decision did. `jacrec.control.controller.MPC` takes the same steps on a clock."""
 
 from dataclasses import dataclass
 
@@ -12,7 +12,7 @@ from jacrec.engine.parameters import trainable
 from jacrec.engine.problem import Problem
 from jacrec.engine.rollout import sampled_problem
 from jacrec.engine.shapes import plain_torch, problem
-from jacrec.engine.types import GateRecord, Update, UpdateResult
+from jacrec.engine.types import GateRecord, UpdateResult
 from jacrec.models.world import World, policy_action
 from jacrec.util.errors import plain_number
 
@@ -86,47 +86,29 @@ def mpc_update(
     else:
         p = problem(policy, world, state, noise)
     trainable(policy)
-    log = DecisionLog(p)
+    results, action = [], policy_action
     for _ in range(updates):  # line 3
         update = compute_update(p, method, lr, max_grad_norm)  # lines 4–15
-        log.apply(update)  # line 16
-    return log.step()  # line 18
+        results.append(update.apply())  # line 16
+        action = update.action
+    return decision(p, action(p.policy, p.state), results)  # line 18
 
 
-class DecisionLog:
-    """Applies the updates of one decision and collects their outcomes."""
+def decision(p: Problem, action: Tensor, results: list[UpdateResult]) -> MPCStep:
+    """The `MPCStep` with an action (N, m), after these updates."""
+    row = (p.N,) if not p.single else ()
+    norm_row = (p.N,) if p.batched and not p.single else ()
 
-    def __init__(self, p: Problem):
-        self.problem = p
-        self.objective: list[Tensor] = []
-        self.results: list[UpdateResult] = []
-        self.act = policy_action
-        """how the latest update evaluates a policy"""
+    def stacked(rows: list[Tensor], shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        if len(rows) == 1:
+            return rows[0].unsqueeze(0)
+        return torch.stack(rows) if rows else torch.empty(0, *shape, dtype=dtype, device=p.state.device)
 
-    def apply(self, update: Update) -> UpdateResult:
-        """Apply the next update."""
-        self.objective.append(update.value)
-        self.results.append(update.apply())
-        self.act = update.act
-        return self.results[-1]
-
-    def step(self) -> MPCStep:
-        """The `MPCStep`, with the action that the policy takes now."""
-        p = self.problem
-        row = (p.N,) if not p.single else ()
-        norm_row = (p.N,) if p.batched and not p.single else ()
-
-        def stacked(rows: list[Tensor], shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-            if len(rows) == 1:
-                return rows[0].unsqueeze(0)
-            return torch.stack(rows) if rows else torch.empty(0, *shape, dtype=dtype, device=p.state.device)
-
-        action = self.act(p.policy, p.state)
-        gates = [result.gate for result in self.results if result.gate is not None]
-        return MPCStep(
-            action.squeeze(0) if p.single else action,
-            stacked(self.objective, row, p.state.dtype),
-            stacked([result.gradient_norm for result in self.results], norm_row, p.state.dtype),
-            stacked([result.accepted for result in self.results], norm_row, torch.bool),
-            GateRecord(*map(torch.stack, zip(*gates, strict=True))) if gates else None,
-        )
+    gates = [result.gate for result in results if result.gate is not None]
+    return MPCStep(
+        action.squeeze(0) if p.single else action,
+        stacked([result.objective for result in results], row, p.state.dtype),
+        stacked([result.gradient_norm for result in results], norm_row, p.state.dtype),
+        stacked([result.accepted for result in results], norm_row, torch.bool),
+        GateRecord(*map(torch.stack, zip(*gates, strict=True))) if gates else None,
+    )

@@ -28,9 +28,9 @@ class TorchUpdate:
 
     def apply(self) -> UpdateResult:
         done = ascend(self.problem, self.estimate, self.lr, self.max_grad_norm, direction=self.direction, allowed=self.allowed)
-        return UpdateResult(*done)
+        return UpdateResult(self.value, *done)
 
-    def act(self, policy: nn.Module, state: Tensor) -> Tensor:
+    def action(self, policy: nn.Module, state: Tensor) -> Tensor:
         return policy_action(policy, state)
 
 

@@ -54,6 +54,8 @@ class GateRecord(NamedTuple):
 class UpdateResult(NamedTuple):
     """Outcome of an applied update: () for a single ψ, (N,) for a `BatchedPolicy`."""
 
+    objective: Tensor
+    """Ĵ before the update, () or (N,)"""
     gradient_norm: Tensor
     accepted: Tensor
     gate: GateRecord | None = None
@@ -71,6 +73,6 @@ class Update(Protocol):
         """Take the step, once; rows whose value, gradient or step is not finite are left unchanged and not accepted."""
         ...
 
-    def act(self, policy: nn.Module, state: Tensor) -> Tensor:
+    def action(self, policy: nn.Module, state: Tensor) -> Tensor:
         """A policy's action at states (N, d) -> (N, m), evaluated as the update was."""
         ...

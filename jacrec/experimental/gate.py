@@ -98,7 +98,7 @@ class GatedUpdate:
     def __init__(self, problem: Problem, parts: list[Part], min_signal: float, method: Method):
         self.problem, self.parts, self.min_signal = problem, parts, min_signal
         self.value = self._gathered([part.update.value for part in parts])
-        self._act = action_function(method, problem)
+        self._action = action_function(method, problem)
 
     def apply(self) -> UpdateResult:
         results = []
@@ -111,10 +111,10 @@ class GatedUpdate:
         snr = self._gathered([part.snr for part in self.parts])
         counts = [torch.full_like(part.snr, part.particles, dtype=torch.long) for part in self.parts]
         gated = torch.isfinite(norm) & torch.isfinite(self.value) & ~(snr >= self.min_signal)
-        return UpdateResult(norm, accepted, GateRecord(snr, self._gathered(counts), gated))
+        return UpdateResult(self.value, norm, accepted, GateRecord(snr, self._gathered(counts), gated))
 
-    def act(self, policy: nn.Module, state: Tensor) -> Tensor:
-        return self._act(policy, state)
+    def action(self, policy: nn.Module, state: Tensor) -> Tensor:
+        return self._action(policy, state)
 
     def _gathered(self, values: list[Tensor]) -> Tensor:
         if self.parts[0].rows is None:

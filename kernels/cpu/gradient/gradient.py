@@ -87,9 +87,9 @@ class FusedUpdate:
         accepted = accepted.bool()
         if accepted.any():
             torch.autograd.graph.increment_version(self.moved.parameters)
-        return UpdateResult(self.norm, accepted)
+        return UpdateResult(self.value, self.norm, accepted)
 
-    def act(self, policy: nn.Module, state: Tensor) -> Tensor:
+    def action(self, policy: nn.Module, state: Tensor) -> Tensor:
         """The action of a policy, this one or another, at states (N, d) -> (N, m)."""
         p = self.problem
         if policy is not p.policy or state is not p.state:

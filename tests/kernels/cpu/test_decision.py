@@ -239,7 +239,7 @@ def test_weights_that_another_hand_changes_between_updates_are_seen():
         torch.testing.assert_close(taken.gradient_norm, torch.stack([g.norm() for g in expected.gradient.values()]).norm())
         for parameter in policy.parameters():
             parameter.data.mul_(0.9)
-        torch.testing.assert_close(update.act(policy, p.state), policy(p.state), rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(update.action(policy, p.state), policy(p.state), rtol=1e-12, atol=1e-12)
         p = check(policy, world, state, noise)
 
 
