@@ -67,7 +67,7 @@ class Watch:
         return types
 
     def _changed(self) -> bool:
-        """Whether a module has a hook or another forward, or another one than a layer has another method."""
+        """Whether a module has a hook or another forward, or a module that is no layer another method."""
         return (
             list(map(len, self.attributes)) != self.counts
             or any("forward" in own for own in self.layers)

@@ -9,6 +9,8 @@ import tyro
 from tyro.conf import Positional
 
 from jacrec.commands.options import refuse_unused
+from jacrec.evaluation.config import PlayConfig
+from jacrec.evaluation.curve import CURVE_SEED, PolicyEvaluation
 from jacrec.training.config import TrainConfig, from_dict, published_name, to_dict
 from jacrec.training.folder import read_yaml
 from jacrec.training.run import STAGES, train, untrained_stages
@@ -46,6 +48,11 @@ class Train:
     """several seeds instead of --seed, one folder each: OUT/seed-SEED, or OUT with {seed} replaced. On a GPU they are trained
     together as one batched model; on a CPU, where that is slower, in parallel processes of --threads threads each (default:
     one), as many as there are processors"""
+    eval_every: int = 0
+    """play the policy in its environment every so many updates of its training and record return and score in metrics.jsonl, a
+    curve of the report; a multiple of --log-every; 0: never"""
+    eval_episodes: int = 10
+    """episodes of each of these evaluations, from environment seed 9000 on"""
     extend: bool = False
     """train an existing run for longer: more --rebrac.updates, --dynamics.updates or --reward.updates than it was started with.
     It goes on from the last checkpoint"""
@@ -72,9 +79,17 @@ def run(args: list[str]) -> int:
     if chosen.seeds:
         return _run_seeds(chosen, config)
     out = chosen.out or Path("runs") / f"{slug(chosen.source)}-s{config.seed}"
-    train(config, out, stages=chosen.stages, parallel_stages=chosen.parallel_stages, extend=chosen.extend)
+    stages, curve = chosen.stages, _curve(chosen)
+    train(config, out, stages=stages, parallel_stages=chosen.parallel_stages, extend=chosen.extend, evaluate=curve)
     print(f"trained: {out}\n{_next(out)}")
     return 0
+
+
+def _curve(chosen: Train) -> PolicyEvaluation | None:
+    """The evaluations while training, if any."""
+    if chosen.eval_every == 0:
+        return None
+    return PolicyEvaluation(chosen.eval_every, PlayConfig(episodes=chosen.eval_episodes, seed=CURVE_SEED))
 
 
 def _next(run: Path) -> str:
@@ -87,7 +102,7 @@ def _run_seeds(chosen: Train, config: TrainConfig) -> int:
     if chosen.parallel_stages > 1:
         raise ValueError("--parallel_stages: expected 1 with --seeds, which uses all processors itself; leave it out")
     out = chosen.out or f"runs/{slug(chosen.source)}-s{{seed}}"
-    folders = train_seeds(config, chosen.seeds, out, stages=chosen.stages, extend=chosen.extend)
+    folders = train_seeds(config, chosen.seeds, out, stages=chosen.stages, extend=chosen.extend, evaluate=_curve(chosen))
     print("\n".join(f"trained: {out}" for out in folders) + f"\n{_next(Path(folders[0]))}")
     return 0
 

@@ -39,7 +39,7 @@ def ascend(
     value, its gradient, its step or a norm of them is not finite, or if it is not `allowed`.
 
     Raises:
-        ValueError: on a GPU, before anything moves: the state or the noise is not finite, on which a CPU's `problem` insists.
+        ValueError: on a GPU, before anything moves: the state or the noise is not finite. On a CPU `problem` has checked them.
     """
     parameters = trainable(p.policy)
     gradient = {name: estimate.gradient[name] for name in parameters}
@@ -80,7 +80,7 @@ def _plain_step(
     lr: float,
     max_grad_norm: float | None,
 ) -> Tensor:
-    """`ascend` for the most common case, one ψ on the CPU, in Python numbers: it lies on the path of every decision."""
+    """`ascend` for the most common case in torch, one ψ on the CPU, in Python numbers, which are faster than small tensors."""
     length = norm.item()
     # Python's numbers reach further than those of float32
     accepted = length * lr <= torch.finfo(norm.dtype).max and all(map(math.isfinite, value.reshape(-1).tolist()))

@@ -26,7 +26,7 @@ from jacrec.models.world import Anchor, BatchedPolicy, World, policy_action
 from jacrec.models.wrappers import check_policy_kind, copied, unwrapped
 from jacrec.util.errors import expect_count, expect_shape
 
-NO_SINGLE_TRANSITION = ("forward", "adjoint", "fused-forward", "fused-adjoint")
+NEEDS_SINGLE_TRANSITION = ("forward", "adjoint", "fused-forward", "fused-adjoint")
 """methods that need a world model of one transition at a time"""
 
 
@@ -40,8 +40,8 @@ class MPC:
         batch: N to control N environments in lock-step, each with its own ψ; None for one.
         update: how ψ is updated, e.g. an object of `jacrec.experimental`; default: the plain gradient step of `config`.
 
-    A controller can be pickled, and sent to a process however started, if its policy and world can: with ψ of its own, and the
-    world as torch sends modules.
+    A controller can be pickled, and sent to a process of any start method, if its policy and world can be: ψ is copied, the
+    world is sent as torch sends modules.
 
     Raises:
         ValueError: no module or world, settings that do not fit, or a part that is random or does not fit the others; where
@@ -68,10 +68,10 @@ class MPC:
         """`config` with lr, anchor and max_grad_norm in units of Ĵ"""
         self.update = self.config.make_update() if update is None else check_update(update)
         self.update.check(self.config, world)
-        if isinstance(world.dynamics, MultiStepDynamics) and self.config.method in NO_SINGLE_TRANSITION:
+        if isinstance(world.dynamics, MultiStepDynamics) and self.config.method in NEEDS_SINGLE_TRANSITION:
             raise ValueError(
-                f'method: expected "auto", "multistep" or "autograd" with MultiStepDynamics, which has no single '
-                f"transition, got {self.config.method!r}; use a one-step world model for it"
+                f'method: expected "auto", "multistep", "fused-multistep", "autograd" or "finite-difference" with '
+                f"MultiStepDynamics, which has no single transition, got {self.config.method!r}; use a one-step world model for it"
             )
         self.method = METHODS[self.config.method]
         self.policy = copied(policy) if batch is None else BatchedPolicy(policy, batch)
@@ -133,26 +133,26 @@ class MPC:
     @plain_torch()
     def _decide(self, observation: np.ndarray | Tensor | list, updates: int, deadline_ms: float | None) -> np.ndarray | Tensor:
         """Algorithm 1: observe, update ψ as often as `updates` and the deadline allow, act."""
-        c, deadline = self.config, self.deadline
+        c, deadline = self.absolute_config, self.deadline
         deadline.begin(deadline_ms)
         state = check_observation(observation, self.batch, self.dtype, self.device)
         if c.carry == "step":
             self.reset()
         problem = sampled_problem(self.policy, self.world, state, c.particles, c.horizon, self.generator)
-        results, action, draw = [], policy_action, self._further_noise(problem.state)
+        results, evaluate, draw = [], policy_action, self._further_noise(problem.state)
         for _ in range(updates):  # line 3
             if not deadline.allows_update():
                 break
-            update = self.update.compute(problem, self.method, self.absolute_config, draw)  # lines 4–15
-            deadline.measured(update.value)
-            results.append(update.apply())  # line 16
-            action = update.action
+            step = self.update.compute(problem, self.method, c, draw)  # lines 4–15
+            deadline.measured(step.value)
+            results.append(step.apply())  # line 16
+            evaluate = step.action
             if c.trust_radius is not None:
                 project(self.policy, self.pretrained, c.trust_radius)
             deadline.updated(results[-1].accepted)
         deadline.restore_best()
-        chosen = self._clipped(action(self.policy, problem.state), lambda: action(self.base, problem.state))
-        self.last = decision(problem, chosen, results)  # line 18: a = π_ψ(s)
+        action = self._clipped(evaluate(self.policy, problem.state), lambda: evaluate(self.base, problem.state))
+        self.last = decision(problem, action, results)  # line 18: a = π_ψ(s)
         answer = self.last.action if isinstance(observation, Tensor) else self.last.action.cpu().numpy()
         deadline.end()
         return answer

@@ -15,7 +15,7 @@ from jacrec.models.world import BatchedPolicy
 RECENT = 64
 """number of durations kept"""
 FEW = 8
-"""number of durations from which an outlier can be told from the rule"""
+"""number of durations from which the longest is taken for an outlier"""
 PATIENCE = 8, 4096
 """number of decisions without an update after which one is tried anyway: initially, and at most"""
 

@@ -1,4 +1,4 @@
-"""Algorithm 1 as a function, and what a decision did. `jacrec.control.controller.MPC` takes the same steps on a clock."""
+"""Algorithm 1 as a function, and what a decision did. `jacrec.control.controller.MPC` takes the same steps under a deadline."""
 
 from dataclasses import dataclass
 
@@ -85,13 +85,13 @@ def mpc_update(
         p = sampled_problem(policy, world, state, particles, horizon, generator)
     else:
         p = problem(policy, world, state, noise)
-    trainable(policy)
-    results, action = [], policy_action
+    trainable(policy)  # raises if there is nothing to update
+    results, evaluate = [], policy_action
     for _ in range(updates):  # line 3
         update = compute_update(p, method, lr, max_grad_norm)  # lines 4–15
         results.append(update.apply())  # line 16
-        action = update.action
-    return decision(p, action(p.policy, p.state), results)  # line 18
+        evaluate = update.action
+    return decision(p, evaluate(p.policy, p.state), results)  # line 18
 
 
 def decision(p: Problem, action: Tensor, results: list[UpdateResult]) -> MPCStep:

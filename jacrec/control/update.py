@@ -1,4 +1,4 @@
-"""One update of ψ, computed before it is applied: in compiled code where the method has some, else in torch."""
+"""One update of ψ, computed before it is applied: in compiled code if the method supports it, else in torch."""
 
 from dataclasses import dataclass
 

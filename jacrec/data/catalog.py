@@ -1,6 +1,5 @@
 """List the data sets on this machine and describe their contents."""
 
-import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from jacrec.data.readers.load import load
 from jacrec.data.readers.minari import dataset_path, local_ids, read_metadata
 from jacrec.data.readers.minari_files import METADATA, env_id_of
 from jacrec.data.transitions import Bound, DatasetInfo, Transitions
+from jacrec.util.caller import warn_caller
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ def list_datasets() -> list[DatasetSummary]:
         try:
             found.append(_summary(dataset_id))
         except ValueError as error:
-            warnings.warn(str(error), UserWarning, stacklevel=2)
+            warn_caller(str(error))
     return found
 
 

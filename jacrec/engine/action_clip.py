@@ -1,12 +1,12 @@
-"""Where a controller's action leaves it, it is clipped to [-1, 1]."""
+"""Clips the executed action to [-1, 1]."""
 
 import math
-import warnings
 
 import torch
 from torch import Tensor, nn
 
 from jacrec.models.networks import Actor, has_manual_derivatives
+from jacrec.util.caller import warn_caller
 
 
 class ActionClip:
@@ -26,11 +26,9 @@ class ActionClip:
             return action
         if not self.warned and bool((action.abs() > 1.0).any()):
             self.warned = True
-            warnings.warn(
+            warn_caller(
                 f"policy: expected actions in [-1, 1], got {action[action.abs() > 1.0][0].item():g}; actions are clipped before "
-                "they are executed, but not in imagination: end the policy with tanh",
-                UserWarning,
-                stacklevel=4,
+                "they are executed, but not in imagination: end the policy with tanh"
             )
         return action.clamp(-1.0, 1.0)
 

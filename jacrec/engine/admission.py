@@ -1,8 +1,7 @@
 """Every part of a problem is called before it is used: errors name the part, and a part that is random is refused.
 
 The gradient of a return belongs to a deterministic policy, and to dynamics, reward and critic that are functions of their
-arguments: all randomness is in the noise. A part that draws numbers of its own gives another gradient at every call, and nothing
-else would tell.
+arguments: all randomness is in the noise. A part that draws numbers of its own gives another gradient at every call, unnoticed.
 """
 
 import inspect
@@ -100,7 +99,7 @@ def _key(name: str, part: Any, state: Tensor) -> tuple:
     key = name, id(part), state.shape[-1], state.dtype, state.device
     if not isinstance(part, nn.Module):
         return key
-    # a stranger's numbers may count its calls
+    # numbers of a third-party module may count its calls
     kinds = (bool, str, int, float, tuple) if has_manual_derivatives(part) else (bool, str)
     modules = list(part.modules())
     flags = [value for x in modules for value in x.__dict__.values() if type(value) in kinds]

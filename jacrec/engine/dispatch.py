@@ -1,4 +1,4 @@
-"""The door to the fused kernels: which module serves a device, and why one cannot. The only importer of `jacrec.kernels`."""
+"""Access to the fused gradient kernels: which module serves a device, and why one cannot."""
 
 from importlib import import_module
 from types import ModuleType

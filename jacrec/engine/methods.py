@@ -177,8 +177,8 @@ class Auto:
     """The first method of an order of preference that can serve the problem (`jacrec.engine.choice`).
 
     The fused adjoint form for jacrec's own networks, else plain torch; the reason is then logged once (logger "jacrec").
-    `MultiStep` for a `MultiStepDynamics`. For third-party dynamics it falls back to `Autograd`. A controller on a CPU takes
-    `choose`, and the compiled update of what it answers; `gradient` serves `policy_gradient` and updates in torch.
+    `MultiStep` for a `MultiStepDynamics`. For third-party dynamics it falls back to `Autograd`. A controller on a CPU calls
+    `choose` and uses the compiled update of the chosen method; `gradient` serves `policy_gradient` and updates in torch.
     """
 
     def choose(self, problem: Problem) -> Method:

@@ -9,7 +9,8 @@ from jacrec.models.world import BatchedPolicy, World
 
 @dataclass(frozen=True)
 class Problem:
-    """A policy, a world, N real states and their noise; made by `jacrec.engine.shapes.problem`.
+    """A policy, a world, N real states and their noise; `jacrec.engine.shapes.problem` and `jacrec.engine.rollout.sampled_problem` check
+    what they make one of.
 
     It poses Ĵ(ψ) = mean over M of [Σ_{j<H} γ^j r(s̃_j, ã_j) + γ^H Q(s̃_H, ã_H)] with ã_j = π_ψ(s̃_j), for each of the N states.
     """

@@ -104,7 +104,7 @@ def check_parts(policy: nn.Module, world: World, state: Tensor) -> None:
 
 
 def first_parameter(module: nn.Module) -> Tensor | None:
-    """`next(module.parameters(), None)` in less than half its time: called at every decision."""
+    """`next(module.parameters(), None)` in less than half its time."""
     parts = [module]
     while parts:
         part = parts.pop()
@@ -172,7 +172,7 @@ def check_finite(name: str, value: Tensor, *, wait: bool = False) -> None:
 
 
 def as_observation(observation) -> Tensor:
-    """An observation as a tensor, where it is: from a tensor, an array of any layout and byte order, or a list; the latter are copied.
+    """An observation as a tensor: a tensor as it is; an array of any layout and byte order, or a list, as a copy on the CPU.
 
     Raises:
         ValueError: it does not hold real numbers.

@@ -1,4 +1,4 @@
-"""The objects that the engine propagates and returns. Leading axes (N, M): real states, particles."""
+"""The engine's results, and the protocol of an update. Leading axes (N, M): real states, particles."""
 
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
@@ -52,7 +52,7 @@ class GateRecord(NamedTuple):
 
 
 class UpdateResult(NamedTuple):
-    """Outcome of an applied update: () for a single ψ, (N,) for a `BatchedPolicy`."""
+    """Outcome of an applied update; norm and acceptance are () for a single ψ, (N,) for a `BatchedPolicy`."""
 
     objective: Tensor
     """Ĵ before the update, () or (N,)"""

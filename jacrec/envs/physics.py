@@ -18,6 +18,7 @@ import gymnasium
 import mujoco
 import numpy as np
 
+from jacrec.util.caller import warn_caller
 from jacrec.util.errors import expect_one_of
 
 PHYSICS = ("d4rl", "native")
@@ -206,7 +207,7 @@ def _quiet_compiler() -> Iterator[None]:
 
     def warn(message: str) -> None:
         if "settotalmass" not in message:
-            warnings.warn(message, RuntimeWarning, stacklevel=2)
+            warn_caller(message, RuntimeWarning)
 
     before = _mj.get_mju_user_warning()
     _mj.set_mju_user_warning(warn)

@@ -4,12 +4,13 @@ import zlib
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from torch import nn
 
 from jacrec.control.controller import MPC, MPCConfig
 from jacrec.data.known_envs import recorded_env_id
+from jacrec.data.transitions import DatasetInfo
 from jacrec.envs.actions import expect_time_limit, played_box
 from jacrec.envs.batch import BatchedEnv
 from jacrec.evaluation.config import PlayConfig
@@ -18,12 +19,24 @@ from jacrec.evaluation.planner_probe import PlannerProbe
 from jacrec.evaluation.probes import ThinkingProbe
 from jacrec.models.dynamics.sampler import Sampler, with_sampler
 from jacrec.models.io import load_module
+from jacrec.models.networks import Actor
 from jacrec.planners import Planner, PlannerConfig, model_calls
 from jacrec.training.run import Run
 from jacrec.util.files import user_path
 
 
-def open_env(run: Run, config: PlayConfig, *, threads: int | None = None, played: bool = True) -> BatchedEnv:
+class Trained(Protocol):
+    """What an environment is opened for: a `Run`, or a policy under training."""
+
+    @property
+    def policy(self) -> Actor: ...
+    @property
+    def info(self) -> DatasetInfo: ...
+    @property
+    def path(self) -> Path: ...
+
+
+def open_env(run: Trained, config: PlayConfig, *, threads: int | None = None, played: bool = True) -> BatchedEnv:
     """The batched environment that a run is evaluated in.
 
     Args:
@@ -54,7 +67,7 @@ def open_env(run: Run, config: PlayConfig, *, threads: int | None = None, played
     return env
 
 
-def environment_id(run: Run, env_id: str | None) -> str:
+def environment_id(run: Trained, env_id: str | None) -> str:
     """`env_id`, or by default the environment of the run's data.
 
     Raises:

@@ -12,11 +12,13 @@ from jacrec.evaluation.results import LABELS, compare, interval, unit
 
 
 def learning_curves(metrics: list[dict[str, Any]], path: Path) -> bool:
-    """Draw policy, world model and reward model over training; False if no metrics were logged."""
+    """Draw policy, world model and reward model over training, and the evaluations meanwhile; False if no metrics were logged."""
     stages = {name: [line for line in metrics if line["stage"] == name] for name in ("rebrac", "dynamics", "reward")}
     if not any(stages.values()):
         return False
-    with figure(path, (12, 3.3), 3) as (policy, model, reward):
+    played = next((key for key in ("eval_score", "eval_return") if any(key in line for line in stages["rebrac"])), None)
+    panels = 4 if played else 3
+    with figure(path, (4 * panels, 3.3), panels) as (policy, model, reward, *curve):
         _curve(policy, stages["rebrac"], "q_policy", COLOURS["mpc"], "mean Q of the policy's actions")
         _curve(policy, stages["rebrac"], "data_return", COLOURS["reference"], "mean discounted return in the data", dashed=True)
         policy.set_title("Critic's value of the policy")
@@ -29,6 +31,12 @@ def learning_curves(metrics: list[dict[str, Any]], path: Path) -> bool:
         _curve(reward, stages["reward"], "reward_std", COLOURS["reference"], "spread of the rewards", dashed=True)
         reward.set_title("Reward RMSE, held-out")
         reward.set_yscale("log")
+        for axes in curve:
+            _curve(axes, stages["rebrac"], str(played), COLOURS["base"], "mean, 95 % interval of the episodes")
+            axes.set_title("Policy in the environment")
+            axes.set_ylabel("normalised score" if played == "eval_score" else "return")
+            axes.set_xlabel("updates")
+            axes.legend()
         for axes, lines in zip((policy, model, reward), stages.values(), strict=True):
             axes.set_xlabel("updates")
             if lines:

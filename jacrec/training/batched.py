@@ -209,8 +209,11 @@ def _train_until(
             state.update, state.seconds = update, seconds + time.perf_counter() - start
         if log and not stopped:
             for member, output in zip(group.members, outputs, strict=True):
+                scored = time.perf_counter()
+                scores = output.metrics.scores(member, update)
+                start += time.perf_counter() - scored
                 try:
-                    line = metrics_line(member, output.state)
+                    line = metrics_line(member, output.state, scores)
                 except FloatingPointError as error:
                     error.add_note(f"(in {output.metrics.path.parent})")
                     raise

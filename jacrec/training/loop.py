@@ -22,6 +22,8 @@ from jacrec.util.content import expect_content
 from jacrec.util.files import naming, read_json_lines, write_text
 from jacrec.util.tensors import read_tensors, with_checksum, without_checksum, write_tensors
 
+Scores = Callable[["Stage", int], dict[str, float]]
+"""further entries for a stage's line of metrics after so many updates, which training time does not include"""
 REMEDY = "copy the file again, or delete it: its stage is then trained from the start"
 OnLog = Callable[[dict[str, Any]], None]
 
@@ -64,8 +66,9 @@ class LoopState:
 class Metrics:
     """A run's `metrics.jsonl`, written by one or several stages at a time."""
 
-    def __init__(self, path: Path, on_log: OnLog | None = None):
+    def __init__(self, path: Path, on_log: OnLog | None = None, scores: Scores | None = None):
         self.path, self.on_log, self.lock = path, on_log, threading.Lock()
+        self.scores: Scores = scores or (lambda stage, update: {})
 
     def write(self, line: dict[str, Any]) -> None:
         """Append a line, flush, and call `on_log`, one line at a time."""
@@ -154,7 +157,10 @@ def run_stage(
             shown = now
         last = state.update == stage.updates
         if state.update % log_every == 0 or last:
-            line = metrics_line(stage, state)
+            scored = time.perf_counter()
+            scores = metrics.scores(stage, state.update)
+            start += time.perf_counter() - scored
+            line = metrics_line(stage, state, scores)
             metrics.write(line)
             progress.update(task, completed=state.update, note=progress_note(line))
         if state.update % checkpoint_every == 0 or last:
@@ -184,15 +190,22 @@ def _means(sums: dict[str, Tensor]) -> dict[str, float]:
     return {name: value / count for name, (value, count) in totals.items()}
 
 
-def metrics_line(stage: Stage, state: LoopState) -> dict[str, Any]:
-    """A line of metrics from the sums since the previous line, which are cleared.
+def metrics_line(stage: Stage, state: LoopState, scores: dict[str, float]) -> dict[str, Any]:
+    """A line of metrics from the sums since the previous line, which are cleared, and from further entries.
 
     Raises:
         FloatingPointError: a metric is not finite.
     """
     means = _means(state.sums)
     state.sums.clear()
-    line = {"stage": stage.name, "update": state.update, **means, **stage.evaluate(), "seconds": round(state.seconds, 3)}
+    line = {
+        "stage": stage.name,
+        "update": state.update,
+        **means,
+        **stage.evaluate(),
+        **scores,
+        "seconds": round(state.seconds, 3),
+    }
     broken = [f"{k} = {v}" for k, v in line.items() if isinstance(v, float) and not math.isfinite(v)]
     if broken:
         raise FloatingPointError(
@@ -204,7 +217,7 @@ def metrics_line(stage: Stage, state: LoopState) -> dict[str, Any]:
 
 def progress_note(line: dict[str, Any]) -> str:
     """A line of metrics, shortened for the progress display."""
-    names = ("one_step_rmse", "reward_rmse", "loss", "critic_loss", "bc")
+    names = ("one_step_rmse", "reward_rmse", "eval_score", "loss", "critic_loss", "bc")
     return "  ".join(f"{name} {line[name]:.4g}" for name in names if name in line)
 
 

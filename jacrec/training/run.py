@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import nn
@@ -25,7 +25,7 @@ from jacrec.models.world import World
 from jacrec.training.config import TrainConfig
 from jacrec.training.determinism import determinism
 from jacrec.training.folder import NETWORKS, claimed, read_record, recorded_config, recorded_info
-from jacrec.training.loop import Metrics, OnLog, Stage, make_progress, run_stage
+from jacrec.training.loop import Metrics, OnLog, Scores, Stage, make_progress, run_stage
 from jacrec.training.stages.dynamics import DynamicsStage
 from jacrec.training.stages.multistep import MultiStepStage
 from jacrec.training.stages.objectives import make_dynamics
@@ -44,6 +44,23 @@ PARTS = {part: stage for stage, parts in NETWORKS.items() for part in parts}
 
 CLASSES = {"actor": (Actor,), "critic": (TwinCritic,), "dynamics": DYNAMICS, "reward": (RewardModel,)}
 """classes by the file stems of the networks"""
+
+
+class Evaluate(Protocol):
+    """Plays a policy under training: `jacrec.evaluation.curve.PolicyEvaluation`."""
+
+    @property
+    def every(self) -> int:
+        """Updates between evaluations."""
+        ...
+
+    def check(self, policy: Actor, info: DatasetInfo, folder: Path) -> None:
+        """ValueError if the policy cannot be played."""
+        ...
+
+    def __call__(self, policy: Actor, info: DatasetInfo, folder: Path) -> dict[str, float]:
+        """Entries for a line of metrics."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -71,6 +88,7 @@ def train(
     parallel_stages: int = 1,
     policy: nn.Module | None = None,
     extend: bool = False,
+    evaluate: Evaluate | None = None,
     quiet: bool = False,
     on_log: OnLog | None = None,
 ) -> Path:
@@ -91,6 +109,8 @@ def train(
             checkpoint; with a constant learning rate the result is that of a run of this length from the start. The stage's
             networks are deleted first; interrupted, it is resumed as every run is. A schedule of the learning rate continues
             as that of the longer training, so a cosine starts again from where it would be.
+        evaluate: plays the policy while it is trained, e.g. `jacrec.evaluation.curve.PolicyEvaluation`; the results become
+            entries of the metrics. It does not change what is trained, and need not be the same when a run is resumed.
         quiet: no progress display.
         on_log: called with every line of metrics as it is written, in the thread of its stage.
 
@@ -106,7 +126,8 @@ def train(
         raise ValueError(f"parallel_stages: expected an integer >= 1, got {parallel_stages}")
     data = load_transitions(config, data)
     check_device(config)
-    metrics, stop, saving = Metrics(out / "metrics.jsonl", on_log), threading.Event(), threading.Lock()
+    scores = None if evaluate is None else policy_scores(evaluate, config, data, out, stages)
+    metrics, stop, saving = Metrics(out / "metrics.jsonl", on_log, scores), threading.Event(), threading.Lock()
     threads = config.threads or max(1, torch.get_num_threads() // parallel_stages)
 
     def run(stage: Stage) -> None:
@@ -149,6 +170,30 @@ def train(
         finally:
             stop.set()
     return out
+
+
+def policy_scores(evaluate: Evaluate, config: TrainConfig, data: Transitions, out: Path, stages: Sequence[str]) -> Scores:
+    """The entries of `evaluate` for the metrics of ReBRAC.
+
+    Raises:
+        ValueError: evaluations that fall between lines of metrics, or a policy that cannot be played.
+    """
+    if evaluate.every % config.log_every:
+        raise ValueError(
+            f"eval_every: expected a multiple of log_every = {config.log_every}, whose lines hold the scores, got {evaluate.every}"
+        )
+    if "rebrac" in stages:
+        with torch.random.fork_rng(devices=[]):
+            evaluate.check(Actor(data.state_dim, data.action_dim, (1,)), data.info, out)
+
+    def scores(stage: Stage, update: int) -> dict[str, float]:
+        if stage.name != "rebrac" or (update % evaluate.every and update < stage.updates):
+            return {}
+        actor = _detached_copy(stage.modules()["actor"])
+        assert isinstance(actor, Actor)
+        return evaluate(actor.eval(), data.info, out)
+
+    return scores
 
 
 def checkpoint_path(out: Path, stage: str) -> Path:

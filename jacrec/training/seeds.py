@@ -26,10 +26,12 @@ from jacrec.training.folder import claimed
 from jacrec.training.loop import Metrics, OnLog, make_progress
 from jacrec.training.run import (
     STAGES,
+    Evaluate,
     check_device,
     checkpoint_path,
     load_transitions,
     make_stage,
+    policy_scores,
     save_networks,
     split_stages,
     torch_threads,
@@ -61,6 +63,7 @@ def train_seeds(
     batched: bool | None = None,
     at_once: int | None = None,
     extend: bool = False,
+    evaluate: Evaluate | None = None,
     quiet: bool = False,
     on_log: OnLog | None = None,
 ) -> list[Path]:
@@ -75,7 +78,7 @@ def train_seeds(
         out: the folders, see `seed_folder`.
         batched: train one batched model instead of processes; default: on a GPU.
         at_once: number of processes at a time; default: the number of processors divided by config.threads (or by 1).
-        extend: as in `train`.
+        extend, evaluate: as in `train`; for processes, `evaluate` has to be picklable.
         on_log: called with every line of metrics and its "seed", from the threads of several seeds if they are processes.
 
     Raises:
@@ -94,13 +97,13 @@ def train_seeds(
     if batched is None:
         batched = device.type == "cuda"
     if batched:
-        _train_batched(configs, folders, stages, load_transitions(config, data), extend, quiet, on_log)
+        _train_batched(configs, folders, stages, load_transitions(config, data), extend, evaluate, quiet, on_log)
         return folders
     threads = config.threads or 1
     if at_once is None:
         at_once = max(1, processors() // threads)
     expect_count("at_once", at_once, 1)
-    _train_in_processes(configs, folders, stages, data, threads, min(at_once, len(seeds)), extend, quiet, on_log)
+    _train_in_processes(configs, folders, stages, data, threads, min(at_once, len(seeds)), extend, evaluate, quiet, on_log)
     return folders
 
 
@@ -114,11 +117,15 @@ def _train_batched(
     stages: Sequence[str],
     data: Transitions,
     extend: bool,
+    evaluate: Evaluate | None,
     quiet: bool,
     on_log: OnLog | None,
 ) -> None:
     first, stop = configs[0], threading.Event()
-    metrics = [Metrics(out / "metrics.jsonl", _with_seed(on_log, c.seed)) for c, out in zip(configs, folders, strict=True)]
+    metrics = []
+    for c, out in zip(configs, folders, strict=True):
+        scores = None if evaluate is None else policy_scores(evaluate, c, data, out, stages)
+        metrics.append(Metrics(out / "metrics.jsonl", _with_seed(on_log, c.seed), scores))
 
     def run(name: str) -> None:
         torch.set_num_threads(threads)
@@ -177,6 +184,7 @@ def _train_in_processes(
     threads: int,
     at_once: int,
     extend: bool,
+    evaluate: Evaluate | None,
     quiet: bool,
     on_log: OnLog | None,
 ) -> None:
@@ -196,7 +204,7 @@ def _train_in_processes(
                 if log is not None:
                     log(line)
 
-            _run_process((config, out, list(stages), data, threads, extend), on_line, stop)
+            _run_process((config, out, list(stages), data, threads, extend, evaluate), on_line, stop)
             if not stop.is_set():
                 progress.update(task, completed=total)
 
@@ -263,6 +271,7 @@ def _process_main(
     data: Transitions | None,
     threads: int,
     extend: bool,
+    evaluate: Evaluate | None,
     pipe: Connection,
 ) -> None:
     """Entry point of a process. On SIGTERM it finishes the current update and writes its checkpoint."""
@@ -272,7 +281,7 @@ def _process_main(
     pipe.send(STARTED)
     torch.set_num_threads(threads)
     try:
-        train(config, out, stages=stages, data=data, extend=extend, quiet=True, on_log=pipe.send)
+        train(config, out, stages=stages, data=data, extend=extend, evaluate=evaluate, quiet=True, on_log=pipe.send)
     except KeyboardInterrupt:
         pass
     except Exception as error:

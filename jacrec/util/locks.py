@@ -3,11 +3,12 @@
 import contextlib
 import errno
 import os
-import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from filelock import FileLock, Timeout
+
+from jacrec.util.caller import warn_caller
 
 UNSUPPORTED = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
 """what locking answers on a file system without locks"""
@@ -46,7 +47,7 @@ def acquire(path: Path, *, required: bool = False) -> Callable[[], None] | None:
         where = f"{path.parent}: expected a file system with locks, got one without ({error.strerror})"
         if required:
             raise NoLocksError(f"{where}; use a folder on a local disk") from error
-        warnings.warn(f"{where}; make sure that no other process writes there", RuntimeWarning, stacklevel=2)
+        warn_caller(f"{where}; make sure that no other process writes there", RuntimeWarning)
         return _release_nothing
     return lock.release
 

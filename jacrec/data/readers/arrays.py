@@ -5,7 +5,6 @@ the float32 result: peak memory is the result plus one block and a few bytes per
 Every number is checked on the way: it must be finite, and actions must lie within their bounds, which become [-1, 1].
 """
 
-import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -29,6 +28,7 @@ from jacrec.data.readers.ends import discontinuities, episode_ends
 from jacrec.data.readers.repair import ADVICE, Repairs, finite
 from jacrec.data.references import reference_by_env
 from jacrec.data.transitions import Bound, DatasetInfo, Transitions, with_bounds
+from jacrec.util.caller import warn_caller
 
 BLOCK = 1 << 16
 """rows read at a time"""
@@ -291,5 +291,5 @@ def _end_episodes(info: DatasetInfo, last: np.ndarray, discontinuous: np.ndarray
             f"{info.name}: {what}; expected rows in the order of collection with the last row of each episode marked: "
             "mark those rows (timeouts, ends), or every row if the rows are shuffled"
         )
-    warnings.warn(f"{info.name}: {what}; these rows are treated as episode ends", UserWarning, stacklevel=3)
+    warn_caller(f"{info.name}: {what}; these rows are treated as episode ends")
     last[discontinuous] = True

@@ -21,7 +21,6 @@ after all if the next row is more than `REACH` away or has another `infos/goal`.
 scripts and from users' reports and are assumed to hold for all six files, none of which was available for a check.
 """
 
-import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -38,6 +37,7 @@ from jacrec.data.readers.npz import array_of, open_npz, texts_of
 from jacrec.data.readers.repair import Repairs
 from jacrec.data.references import reference_by_env, reference_by_name
 from jacrec.data.transitions import Bound, DatasetInfo, Transitions, with_bounds
+from jacrec.util.caller import warn_caller
 from jacrec.util.files import user_path
 
 HDF5_SUFFIXES = (".hdf5", ".h5")
@@ -192,7 +192,7 @@ def _antmaze_ends(
         )
         if len(unmarked) > max(1, UNMARKED_SHARE * n):
             raise ValueError(f"{what}; provide rows in the order of collection, with timeouts at the ends of episodes")
-        warnings.warn(f"{what} (as in files of version 0); these rows are treated as ends", UserWarning, stacklevel=3)
+        warn_caller(f"{what} (as in files of version 0); these rows are treated as ends")
     return terminal & ~timeout, timeout | (terminal & new_episode) | (jumped & ~terminal)
 
 

@@ -1,11 +1,11 @@
 """Mend episodes that other recorders left slightly incomplete, on request, and say what was done."""
 
-import warnings
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from jacrec.data.transitions import DatasetInfo, Transitions
+from jacrec.util.caller import warn_caller
 
 MOST_EXCESS = 0.1
 """actions at most this far beyond ±1 are clipped; others remain an error"""
@@ -94,7 +94,7 @@ class Repairs:
         if self.clipped:
             found.append(f"actions of {self.clipped} steps clipped by at most {self.excess:.2g}")
         if found:
-            warnings.warn(f"{name}: repaired: {'; '.join(found)}", UserWarning, stacklevel=3)
+            warn_caller(f"{name}: repaired: {'; '.join(found)}")
 
 
 def finite(*numbers: np.ndarray) -> bool:
