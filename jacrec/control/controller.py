@@ -15,14 +15,14 @@ from jacrec.control.ascent import distance, project
 from jacrec.control.config import Draw, MPCConfig, UpdateRule
 from jacrec.control.deadline import Deadline, Pace
 from jacrec.control.mpc import MPCStep, decision
-from jacrec.engine.action_clip import ActionClip
+from jacrec.engine.action_clip import ActionClip, near
 from jacrec.engine.admission import admit
 from jacrec.engine.methods import METHODS
 from jacrec.engine.parameters import over_rows, trainable
 from jacrec.engine.rollout import noise_like, sampled_problem
 from jacrec.engine.shapes import check_observation, check_state, plain_torch, row_mask
 from jacrec.models.dynamics import MultiStepDynamics
-from jacrec.models.world import Anchor, BatchedPolicy, World, policy_action
+from jacrec.models.world import Anchor, BatchedPolicy, World, expect_world, policy_action
 from jacrec.models.wrappers import check_policy_kind, copied, unwrapped
 from jacrec.util.errors import expect_count, expect_shape
 
@@ -59,8 +59,7 @@ class MPC:
     ):
         policy = unwrapped(policy)
         check_policy_kind(policy)
-        if not isinstance(world, World):
-            raise ValueError(f"world: expected a jacrec.World(dynamics, reward, critic, discount), got {type(world).__name__}")
+        expect_world(world)
         if config is not None and not isinstance(config, MPCConfig):
             raise ValueError(f"config: expected MPCConfig(...) or None, got {type(config).__name__}")
         self.config = config or MPCConfig()
@@ -175,10 +174,7 @@ class MPC:
         action = self.clip(action, self.policy)
         if bound is None:
             return action
-        base = self.clip(base_action(), self.base)
-        change = action - base
-        # actions inside the box keep their bits
-        return torch.where(change.abs() <= bound, action, base + change.clamp(-bound, bound))
+        return near(action, self.clip(base_action(), self.base), bound)
 
     def warm_up(self, observation: np.ndarray | Tensor | None = None, *, decisions: int = 16) -> float:
         """Make decisions without effect, so that the first real one keeps its deadline; returns the seconds it took.

@@ -1,4 +1,4 @@
-"""Clips the executed action to [-1, 1]."""
+"""Bounds on the executed action: [-1, 1], and the distance from another action."""
 
 import math
 
@@ -31,6 +31,15 @@ class ActionClip:
                 "they are executed, but not in imagination: end the policy with tanh"
             )
         return action.clamp(-1.0, 1.0)
+
+
+def near(action: Tensor, base: Tensor, bound: float | None) -> Tensor:
+    """The actions (..., m), each component at most `bound` from that of `base`; None: as they are."""
+    if bound is None:
+        return action
+    change = action - base
+    # actions inside the box keep their bits
+    return torch.where(change.abs() <= bound, action, base + change.clamp(-bound, bound))
 
 
 def ends_with_tanh(policy: nn.Module) -> bool:

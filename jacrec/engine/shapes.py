@@ -11,7 +11,7 @@ from jacrec.engine.admission import admit
 from jacrec.engine.dispatch import kept_plan
 from jacrec.engine.problem import Problem
 from jacrec.models.networks import has_manual_derivatives
-from jacrec.models.world import BatchedPolicy, World, check_deterministic
+from jacrec.models.world import BatchedPolicy, World, check_deterministic, expect_world
 from jacrec.models.wrappers import check_policy_kind, unwrapped
 
 
@@ -72,8 +72,7 @@ def check_state(policy: nn.Module, world: World, state: Tensor) -> tuple[Tensor,
     checked again.
     """
     check_policy_kind(policy)
-    if not isinstance(world, World):
-        raise ValueError(f"world: expected a jacrec.World(dynamics, reward, critic, discount), got {type(world).__name__}")
+    expect_world(world)
     check_tensor("state", state)
     if state.dim() not in (1, 2) or not state.numel():
         raise ValueError(f"state: expected shape (d,) or (N, d), got {tuple(state.shape)}")

@@ -97,6 +97,12 @@ class World:
         return self
 
 
+def expect_world(world: object) -> None:
+    """ValueError for anything but a `World`."""
+    if not isinstance(world, World):
+        raise ValueError(f"world: expected a jacrec.World(dynamics, reward, critic, discount), got {type(world).__name__}")
+
+
 @torch.no_grad()
 def value_scale(policy: nn.Module, critic: Callable[[Tensor, Tensor], Tensor], states: Tensor, *, chunk: int = 4096) -> float:
     """mean |Q_φ(s, π(s))| over states (B, d), a tensor or array: the unit in which ReBRAC's actor loss measures Q.

@@ -7,12 +7,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from jacrec.engine.action_clip import ActionClip
+from jacrec.engine.action_clip import ActionClip, near
 from jacrec.engine.admission import admit
 from jacrec.engine.parameters import over_rows
 from jacrec.engine.shapes import check_observation, check_state, plain_torch, row_mask
 from jacrec.models.dynamics import MultiStepDynamics
-from jacrec.models.world import BatchedPolicy, World, policy_action
+from jacrec.models.world import BatchedPolicy, World, expect_world, policy_action
 from jacrec.models.wrappers import check_policy_kind, copied, unwrapped
 from jacrec.planners.config import PlannerConfig
 from jacrec.planners.search import Decision, Draws, Planned, search
@@ -45,8 +45,7 @@ class Planner:
         if not isinstance(policy, nn.Module) or isinstance(policy, BatchedPolicy):
             raise ValueError(f"policy: expected one torch.nn.Module state -> action, got {type(policy).__name__}")
         check_policy_kind(policy)
-        if not isinstance(world, World):
-            raise ValueError(f"world: expected a jacrec.World(dynamics, reward, critic, discount), got {type(world).__name__}")
+        expect_world(world)
         if world.anchor is not None:
             raise ValueError("world: expected one without anchor, which is a penalty on updates of the policy, got one")
         if config is not None and not isinstance(config, PlannerConfig):
@@ -107,11 +106,7 @@ class Planner:
         self.planned = search(Decision(self.policy, self.world, c, state, draws, carried, warm))
         self._fresh = ~self.planned.accepted.any(0)
         action = torch.where(over_rows(self._fresh, own), own, self.planned.actions[:, 0])
-        if c.max_action_change is not None:
-            change, bound = action - own, c.max_action_change
-            # actions inside the box keep their bits
-            action = torch.where(change.abs() <= bound, action, own + change.clamp(-bound, bound))
-        return action
+        return near(action, own, c.max_action_change)
 
     def new_episode(self, rows=None) -> None:
         """Begin an episode, in all rows or in those given (indices or a mask over N; may be empty): drop their plans.
