@@ -10,7 +10,9 @@ from tyro.conf import Positional
 
 from jacrec.evaluation.markdown import terminal
 from jacrec.studies.executors import Executor
+from jacrec.studies.jobs import TrainJob
 from jacrec.studies.ledger import is_locked, locked, read_failure
+from jacrec.studies.made import STEPS, make_missing, with_made_data
 from jacrec.studies.show import TimeEstimator, failure_table, make_watcher, progress_table
 from jacrec.studies.sources import needs_root
 from jacrec.studies.spec import FILE, expect_same_study, find_spec, read_spec, write_study
@@ -37,6 +39,11 @@ class Sweep:
     """the study's folder; default: that of the spec if it is an earlier sweep's, else studies/NAME"""
     data_root: Path | None = None
     """folder of the tasks' data: relative paths start here, and D4RL's files are found below it at any depth"""
+    made: bool = False
+    """use data made here instead of D4RL's, as by `jacrec data make --behaviour sac`: the same kinds, not the same data. Sets that
+    are missing are made first; default folder: studies/NAME-made"""
+    made_steps: int = STEPS
+    """transitions of each set that --made makes"""
     workers: int | None = None
     """parallel processes; default: as many as fit this machine's cores"""
     retries: int = 1
@@ -64,12 +71,13 @@ COMMAND = Sweep
 def run(args: list[str]) -> int:
     """Run the verb."""
     chosen = tyro.cli(COMMAND, args=args, prog="jacrec sweep")
-    for name, least in (("workers", 1), ("retries", 0)):
+    for name, least in (("workers", 1), ("retries", 0), ("made_steps", 1)):
         value = getattr(chosen, name)
         if value is not None and value < least:
             raise ValueError(f"--{name}: expected at least {least}, got {value}")
     path = find_spec(chosen.spec)
-    study = read_spec(path)
+    original = read_spec(path)
+    study = with_made_data(original) if chosen.made else original
     resumed = path.name == FILE and (path.parent / "cells").is_dir()
     folder = chosen.out or (path.parent if resumed else Path("studies") / study.name)
     root = chosen.data_root or study.data_root or ("." if any(map(needs_root, study.tasks.values())) else None)
@@ -81,6 +89,8 @@ def run(args: list[str]) -> int:
     if chosen.status or chosen.dry_run:
         return _tell(todo, folder, workers, console, dry_run=chosen.dry_run)
     expect_same_study(study, folder)
+    if chosen.made:
+        make_missing(original, {job.task for job in todo.todo if isinstance(job, TrainJob)}, chosen.made_steps, console.print)
     expect_data(todo)
     with locked(folder) as lock:
         # workers of a killed sweep may have finished jobs while this one waited for them
