@@ -3,17 +3,18 @@
 import platform
 from importlib.metadata import PackageNotFoundError, version
 
+from jacrec import __version__
 from jacrec.util.processors import processors
 
 PACKAGES = ("jacrec", "torch", "triton", "numpy", "gymnasium", "mujoco", "minari")
 
 
 def versions(packages: tuple[str, ...] = PACKAGES) -> dict[str, str]:
-    """Installed versions by package name; "absent" if a package is not installed."""
+    """Versions by package name: jacrec's own as it runs, the others as installed; "absent" if a package is not installed."""
     found = {"python": platform.python_version()}
     for name in packages:
         try:
-            found[name] = version(name)
+            found[name] = __version__ if name == "jacrec" else version(name)
         except PackageNotFoundError:
             found[name] = "absent"
     return found

@@ -8,11 +8,13 @@ from dataclasses import replace
 
 import pytest
 
+import jacrec
 from jacrec import cli
 from jacrec.control.controller import MPCConfig
 from jacrec.evaluation.config import EvalConfig
 from jacrec.evaluation.evaluate import FILE, evaluate, read_evaluation
 from jacrec.evaluation.run_report import write_run_report
+from jacrec.evaluation.versions import versions
 from jacrec.util import locks
 
 CONFIG = EvalConfig(episodes=2, contestants=("mpc",), mpc=MPCConfig(horizon=1, particles=2), probe_every=5)
@@ -90,3 +92,7 @@ def test_a_damaged_rehearsal_is_told(trained, tmp_path, content):
     (tmp_path / "rehearsal.json").write_text(content)
     with pytest.raises(ValueError, match=r"rehearsal\.json: expected .*rehearse again"):
         evaluate(trained, EvalConfig(episodes=2, contestants=("mpc",), rehearse=True), out=tmp_path, quiet=True)
+
+
+def test_records_hold_the_version_that_runs_whatever_is_installed():
+    assert versions()["jacrec"] == jacrec.__version__

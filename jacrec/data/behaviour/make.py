@@ -19,13 +19,13 @@ its id, with finite action bounds and a time limit, can be used with the kind ra
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import gymnasium
 import numpy as np
 
+from jacrec import __version__
 from jacrec.data.behaviour.antmaze import ACTION_NOISE, RewardCount, WaypointFollower, evaluation_goal, relabel, require_reward
 from jacrec.data.behaviour.collect import BehaviourStage, Episode, collect
 from jacrec.data.behaviour.linear_policy import ENVIRONMENTS, Snapshot, load_action_noise, load_snapshots
@@ -267,7 +267,7 @@ def _metadata(
             numbers = {"gait": policy.gait.parameters().tolist()}
         numbers |= {} if stage.weight == 1 else {"weight": stage.weight}
         policies.append({"name": stage.name, "noise": stage.noise, **numbers})
-    made = version("jacrec")
+    made = __version__
     metadata: dict[str, Any] = {
         "description": f"{env_name} {kind}, {steps} steps made by jacrec {made} with seed {seed} from embedded behaviour",
         "algorithm_name": {"random": "uniform actions"}.get(kind)
