@@ -25,6 +25,7 @@ from gpu_rows import Row
 from peers import CONTESTANTS
 from problems import Case, Size, make
 
+from jacrec.engine.gradient import forward_gradient
 from jacrec.engine.shapes import problem
 from jacrec.engine.types import PolicyGradient
 
@@ -49,6 +50,10 @@ class Scale:
     contestants: tuple[str, ...]
     batches: tuple[int, ...]
     """rows of a training update"""
+    lockstep: int
+    """environments of a joint decision"""
+    tiled: tuple[int, ...]
+    """M of the tiles"""
     repetitions: int
     budget: float
     tests: tuple[str, ...]
@@ -69,6 +74,8 @@ FULL = Scale(
     particles=FIRST,
     contestants=tuple(c.name for c in CONTESTANTS.values() if "cuda" in c.default_on),
     batches=(256, 1024),
+    lockstep=10,
+    tiled=(16, 256, 4096),
     repetitions=9,
     budget=0.3,
     tests=tuple(f"{name}.py" for name in TESTS),
@@ -82,7 +89,9 @@ REHEARSAL = Scale(
     smoke=(1, 3),
     particles=(1, 3),
     contestants=("torch autograd", "adjoint"),
-    batches=(8, 16),
+    batches=(512, 1024),
+    lockstep=2,
+    tiled=(1,),
     repetitions=1,
     budget=0.05,
     tests=("test_triton_gradient.py -k vector",),
@@ -128,11 +137,11 @@ def compiled(scale: Scale, calls: Callable[[], Sequence[Callable[[], object]]]) 
 
 
 def computing(form: str) -> Callable[..., PolicyGradient]:
-    """The gradient by a form of the kernels."""
-    gradient, rollout = (importlib.import_module(f"jacrec.kernels.{name}") for name in ("gradient", "rollout"))
+    """The gradient by a form of the kernels; "forward" has a chain for each step, however few the particles are."""
+    gradient, rollout, chain = (importlib.import_module(f"jacrec.kernels.{name}") for name in ("gradient", "rollout", "chain"))
     return {
         "rollout": rollout.rollout_gradient,
-        "forward": gradient.forward_gradient,
+        "forward": partial(forward_gradient, chain=chain),
         "adjoint": gradient.adjoint_gradient,
         "recompute": partial(gradient.adjoint_gradient, recompute=True),
         "auto": gradient.auto_gradient,
@@ -262,7 +271,7 @@ def gradients(scale: Scale) -> list[Row]:
 
 
 def decisions(scale: Scale) -> list[Row]:
-    """Decisions of one environment and of ten in lock-step."""
+    """Decisions of one environment and of several in lock-step."""
     ask = decision_speed.Ask(1, scale.device, 200 if scale.device == "cuda" else 10, min(scale.budget * 3, 1.0))
 
     def measured(size: Size, batch: int | None = None) -> dict:
@@ -275,7 +284,7 @@ def decisions(scale: Scale) -> list[Row]:
     return [
         *rows,
         ("meanflow", partial(measured, replace(few, K=1, model="meanflow"))),
-        ("10 in lock-step", partial(measured, few, 10)),
+        (f"{scale.lockstep} in lock-step", partial(measured, few, scale.lockstep)),
     ]
 
 
@@ -297,7 +306,7 @@ def tiles(scale: Scale) -> list[Row]:
         launch.Tile(r, c, i, 8, s) for r in (16, 32, 64) for c in (64, 128) for i in (16, 32) for s in (2, 3) if r * c <= 4096
     ]
     rows: list[Row] = []
-    for M in scale.particles[:1] if scale.device == "cpu" else (16, 256, 4096):
+    for M in scale.tiled:
         case = cache(partial(case_of, scale, scale.size("hopper", M, K=min(scale.steps, 10))))
 
         def work(name: str, case: Callable[[], Case] = case) -> Callable[..., object]:

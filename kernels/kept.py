@@ -54,7 +54,7 @@ class Snapshot:
         """Whether the modules still are as they were."""
         return (
             same(self.attributes, self._attributes())
-            and self.watch.unchanged(self.modules)
+            and self.watch.unchanged_within(self.modules)
             and all(tuple(now) == then for now, then in self.lists)
             and self._children() == self.children
             and self._devices() == self.devices

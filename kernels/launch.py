@@ -125,22 +125,26 @@ class Plan:
 
 
 _STAGES: dict[tuple, int] = {}
-_compile_only: ContextVar[bool] = ContextVar("compile_only", default=False)
+_compiled: ContextVar["list[tuple[str, Any]] | None"] = ContextVar("compiled", default=None)
 
 
 @contextmanager
-def compiling() -> Iterator[None]:
-    """Within it, `start` compiles and launches nothing: the tensors that a kernel would fill stay uninitialised."""
-    token = _compile_only.set(True)
+def compiling() -> Iterator[list[tuple[str, Any]]]:
+    """Within it, `start` compiles and launches nothing: the tensors that a kernel would fill stay uninitialised.
+
+    Yields, for each launch, what it is and what became of it: a kernel, Triton's promise of one, or a `KernelBuildError`.
+    """
+    found: list[tuple[str, Any]] = []
+    token = _compiled.set(found)
     try:
-        yield
+        yield found
     finally:
-        _compile_only.reset(token)
+        _compiled.reset(token)
 
 
 def is_compiling() -> bool:
     """Whether launches are compiled only."""
-    return _compile_only.get()
+    return _compiled.get() is not None
 
 
 def start(kernel: Any, cut: Plan, *arguments: Any, groups: int = 1, **constants: Any) -> None:
@@ -149,27 +153,43 @@ def start(kernel: Any, cut: Plan, *arguments: Any, groups: int = 1, **constants:
     Where the GPU has too little shared memory for the plan's chunks in flight, fewer are used, from then on.
 
     Raises:
-        KernelBuildError: the kernel cannot be compiled, or does not fit the GPU.
+        KernelBuildError: the kernel cannot be compiled, or does not fit the GPU; not within `compiling`.
     """
     grid = cut.grid if groups == 1 else (*cut.grid, groups)
+    compiled = _compiled.get()
+    launch = kernel[grid] if compiled is None else partial(kernel.run, grid=grid, warmup=True)
+    try:
+        made = _fitted(launch, kernel, cut, *arguments, **constants)
+    except Exception as error:
+        if not is_build_failure(error):
+            raise
+        made = KernelBuildError(f"{_launch_name(kernel, cut, grid, arguments[0].dtype)}: {described(error)}")
+        if compiled is None:
+            raise made from error
+    if compiled is not None:
+        compiled.append((_launch_name(kernel, cut, grid, arguments[0].dtype), made))
+
+
+def _fitted(launch: Callable[..., Any], kernel: Any, cut: Plan, *arguments: Any, **constants: Any) -> Any:
+    """Launch with as many of the plan's stages as fit the GPU."""
     key = (kernel, cut.shape, cut.warps, constants.get("NET"), arguments[0].dtype, arguments[0].device)
     stages = _STAGES.get(key, cut.stages)
-    launch = partial(kernel.run, grid=grid, warmup=True) if _compile_only.get() else kernel[grid]
     while True:
         try:
             with torch.cuda.device_of(arguments[0]):
-                launch(*arguments, **constants, SHAPE=cut.shape, **(cut.options | {"num_stages": stages}))
-            return
-        except Exception as error:
-            if isinstance(error, triton.runtime.errors.OutOfResources) and stages > 1:
-                stages -= 1
-                _STAGES[key] = stages
-            elif is_build_failure(error):
-                name = getattr(kernel, "__name__", type(kernel).__name__)
-                tile = f"tiles of {cut.shape.rows} rows × {cut.shape.columns} columns, grid {grid}"
-                raise KernelBuildError(f"{name} ({tile}): {described(error)}") from error
-            else:
+                return launch(*arguments, **constants, SHAPE=cut.shape, **(cut.options | {"num_stages": stages}))
+        except triton.runtime.errors.OutOfResources:
+            if stages == 1:
                 raise
+            stages -= 1
+            _STAGES[key] = stages
+
+
+def _launch_name(kernel: Any, cut: Plan, grid: tuple[int, ...], dtype: torch.dtype) -> str:
+    """What a launch is, for messages."""
+    name = getattr(kernel, "__name__", type(kernel).__name__)
+    kind = str(dtype).removeprefix("torch.")
+    return f"{name} ({kind}, tiles of {cut.shape.rows} rows × {cut.shape.columns} columns, grid {grid})"
 
 
 def described(error: Exception) -> str:

@@ -77,15 +77,22 @@ class Watch:
 
     def unchanged(self, modules: list[nn.Module]) -> bool:
         """Whether these are the modules, with the same submodules and methods, and tensors at the same addresses."""
+        return self._roots_are(modules) and same(self.found, self._found()) and self.unchanged_within(modules)
+
+    def unchanged_within(self, modules: list[nn.Module]) -> bool:
+        """`unchanged` for callers that have found all attributes of all modules to be the same objects."""
         return (
-            len(modules) == len(self.roots)
-            and all(root() is module for root, module in zip(self.roots, modules, strict=True))
+            self._roots_are(modules)
             and self._types(modules) == self.types
             and not self._changed()
-            and same(self.found, self._found())
             and not any(self.empty)
             and same(self.held, self._held())
             and self._answers() == self.answers
+        )
+
+    def _roots_are(self, modules: list[nn.Module]) -> bool:
+        return len(modules) == len(self.roots) and all(
+            root() is module for root, module in zip(self.roots, modules, strict=True)
         )
 
 

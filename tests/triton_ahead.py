@@ -120,16 +120,25 @@ def ahead(stage: str = "cubin", sm: int = 90) -> Iterator[Launches]:
         done.ones |= {name for name, kind in done.signature.items() if kind in ("i32", "i64") and given[name] == 1}
         return done
 
+    with (
+        absent_gpu(sm),
+        mock.patch.object(JITFunction, "_do_compile", compile_only),
+        mock.patch.object(JITFunction, "run", run_ahead),
+    ):
+        yield found
+
+
+@contextmanager
+def absent_gpu(sm: int = 90) -> Iterator[None]:
+    """Within it, Triton compiles for a GPU that is not there, and the kernels serve CPU tensors."""
     with ExitStack() as stack:
-        stack.enter_context(mock.patch.object(driver, "_active", Absent(target)))
-        stack.enter_context(mock.patch.object(JITFunction, "_do_compile", compile_only))
-        stack.enter_context(mock.patch.object(JITFunction, "run", run_ahead))
+        stack.enter_context(mock.patch.object(driver, "_active", Absent(GPUTarget("cuda", sm, 32))))
         stack.enter_context(mock.patch.object(served, "interpreted", return_value=True))
         for part in (launch, rollout):
             stack.enter_context(mock.patch.object(part, "multiprocessors", return_value=PROCESSORS))
         for kernel in KERNELS:
             kernel.device_caches.clear()
-        yield found
+        yield
         for kernel in KERNELS:
             kernel.device_caches.clear()
 

@@ -1,5 +1,6 @@
 """`jacrec compile RUN`."""
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -42,6 +43,7 @@ def run(args: list[str]) -> int:
         )
     if not torch.cuda.is_available():
         raise ValueError(f"--device: expected a CUDA GPU, torch {torch.__version__} finds none")
+    from jacrec.kernels.failures import KernelBuildError
     from jacrec.kernels.warmup import warm_up
 
     trained = load_run(chosen.run)
@@ -52,5 +54,10 @@ def run(args: list[str]) -> int:
     reason = unsupported_reason(problems[0], "adjoint")
     if reason is not None:
         raise ValueError(f"nothing to compile: {reason}")
-    print(f"{len(sizes)} sizes compiled in {warm_up(problems, workers=chosen.workers):.0f} s")
+    try:
+        seconds = warm_up(problems, workers=chosen.workers)
+    except KernelBuildError as error:
+        print(f"{error}; Auto takes plain torch for their sizes", file=sys.stderr)
+        return 1
+    print(f"{len(sizes)} sizes compiled in {seconds:.0f} s")
     return 0

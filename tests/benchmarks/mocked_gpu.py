@@ -8,6 +8,8 @@ from unittest import mock
 import torch
 from torch.overrides import TorchFunctionMode
 
+GPU = torch.device("cuda", 0)
+
 
 class OnHost(TorchFunctionMode):
     """Tensors asked for on "cuda" are made on the CPU; all say that they are on a GPU."""
@@ -19,8 +21,17 @@ class OnHost(TorchFunctionMode):
         if func == torch.Tensor.is_cuda.__get__:  # pyright: ignore
             return True
         if func == torch.Tensor.device.__get__:  # pyright: ignore
-            return torch.device("cuda", 0)
+            return GPU
         return func(*map(here, args), **{name: here(x) for name, x in (kwargs or {}).items()})
+
+
+class HostGenerator(torch.Generator):
+    """A generator of the host that says it is the GPU's."""
+
+    device = GPU
+
+    def __new__(cls, device: object = GPU):
+        return super().__new__(cls, "cpu")
 
 
 @contextmanager
@@ -61,6 +72,7 @@ def mocked_gpu() -> Iterator[SimpleNamespace]:
     )
     with ExitStack() as stack:
         stack.enter_context(mock.patch.multiple(torch.cuda, **cuda))
+        stack.enter_context(mock.patch.multiple(torch, get_device_module=lambda *_: torch.cuda, Generator=HostGenerator))
         for part in (launch, served):
             stack.enter_context(mock.patch.object(part, "interpreted", return_value=False))
         for kept in (launch.multiprocessors, launch._table, served.compute_capability):

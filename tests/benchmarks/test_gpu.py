@@ -3,13 +3,14 @@
 import json
 import subprocess
 import sys
+import time
 from functools import partial
 from types import SimpleNamespace
 
 import pytest
 import torch
 
-from jacrec.kernels import launch
+from jacrec.kernels import chain_adjoint, chain_forward, launch, rollout
 from tests.benchmarks.mocked_gpu import mocked_gpu
 from tests.benchmarks.scripts import FOLDER
 
@@ -98,7 +99,83 @@ def test_rows_without_time_are_not_begun(load, tmp_path):
 
 def test_everything_fits_ten_minutes(load):
     gpu = load("gpu")
-    assert sum(part.most_seconds for part in gpu.PARTS) <= 570
+    assert sum(part.most_seconds for part in gpu.PARTS) + gpu.COLLECTING <= 570
+    assert (gpu.PARTS[0].name, gpu.PARTS[0].most_seconds) == ("smoke", 30)
+
+
+class Clock:
+    """Time that passes as parts use it."""
+
+    def __init__(self):
+        self.now = 100.0
+
+    def monotonic(self):
+        return self.now
+
+    def time_ns(self):
+        return 7
+
+
+@pytest.mark.parametrize("share", [0.2, 1.0, 3.0], ids=["quick", "slow", "much too slow"])
+def test_slow_parts_keep_to_their_seconds_and_get_what_is_left(load, tmp_path, monkeypatch, share):
+    """Every part would need this share of its seconds, the smoke test four times as much."""
+    gpu, clock, given = load("gpu"), Clock(), []
+    monkeypatch.setattr(gpu, "time", clock)
+    needed = {part.name: part.most_seconds * (4 if part.name == "smoke" else share) for part in gpu.PARTS}
+
+    def run_part(part, seconds, *options, rehearse):
+        given.append((part.name, seconds))
+        if seconds < gpu.LEAST_SECONDS:
+            return "left out: no time was left"
+        (tmp_path / f"{part.name}.jsonl").write_text('{"identity": {}}\n')
+        clock.now += min(seconds, needed[part.name])
+        needed[part.name] -= min(seconds, needed[part.name])
+        return "done" if needed[part.name] == 0 else f"stopped after {seconds:.0f} s"
+
+    monkeypatch.setattr(gpu, "run_part", run_part)
+    outcomes = gpu.run_parts(gpu.PARTS, clock.now + 570 - gpu.COLLECTING, tmp_path)
+    assert clock.now <= 100 + 570 - gpu.COLLECTING
+    first, again = given[: len(gpu.PARTS)], given[len(gpu.PARTS) :]
+    assert all(seconds <= part.most_seconds for (_, seconds), part in zip(first, gpu.PARTS, strict=True))
+    assert outcomes.keys() == {part.name for part in gpu.PARTS}
+    if share < 1:
+        assert set(outcomes.values()) == {"done"}
+        assert [name for name, _ in again] == ["smoke"]
+    else:
+        # the caps leave 25 s, which the first part that was cut short gets
+        assert again == [("smoke", 570 - gpu.COLLECTING - sum(part.most_seconds for part in gpu.PARTS))]
+        assert outcomes["smoke"].startswith("stopped")
+        assert all(outcomes[name] == ("done" if share == 1 else f"stopped after {s:.0f} s") for name, s in first[1:])
+
+
+SLOW = """
+import sys, time
+sys.path.insert(0, {folder!r})
+import gpu_rows
+from pathlib import Path
+
+a = dict(zip(sys.argv[2::2], sys.argv[3::2]))
+path = Path(a["--out"]) / (sys.argv[1] + ".jsonl")
+record = gpu_rows.Record(path, {{}}, a["--run"])
+gpu_rows.LEAST_SECONDS = 0.0
+sys.exit(gpu_rows.measure([("quick", lambda: 1), ("slow", lambda: time.sleep(60))], record, 3600.0))
+"""
+
+
+def test_a_slow_row_costs_its_part_its_seconds_and_no_more(load, tmp_path, monkeypatch):
+    gpu = load("gpu")
+    script = tmp_path / "rows.py"
+    script.write_text(SLOW.format(folder=str(FOLDER)))
+    monkeypatch.setattr(gpu, "ROWS", str(script))
+    monkeypatch.setattr(gpu, "LEAST_SECONDS", 1.0)
+    begun = time.monotonic()
+    outcomes = gpu.run_parts([gpu.rows_of(name, 3) for name in ("smoke", "kernels", "tests")], begun + 6.5, tmp_path)
+    assert time.monotonic() - begun < 10
+    slow = "stopped after 3 s"
+    assert outcomes == {"smoke": slow, "kernels": slow, "tests": "left out: no time was left"}
+    # what was measured before is kept
+    found = gpu.collect(tmp_path, {}, "cpu")["parts"]
+    assert {name: part["results"] for name, part in found.items()} == {"smoke": {"quick": 1}, "kernels": {"quick": 1}}
 
 
 def test_rows_of_a_gpu_are_named_apart(parts):
@@ -157,11 +234,11 @@ def test_an_injected_failure_costs_every_part_one_row(load, parts, tmp_path, mon
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["smoke", "gradients", "kernels", "tiles", "memory"])
+@pytest.mark.parametrize("name", PARTS)
 def test_every_part_runs_on_a_mocked_gpu(load, parts, tmp_path, monkeypatch, name):
     """What only a GPU would run, too: compiling side by side, recordings, every precision, tuning, peak memory."""
     rows = load("gpu_rows")
-    scale = parts.replace(parts.REHEARSAL, device="cuda", width=16, tasks=("hopper",), smoke=(1, 2), particles=(1,))
+    scale = parts.replace(parts.REHEARSAL, device="cuda", smoke=(2,), particles=(1,))
     scale = parts.replace(scale, contestants=("torch autograd", "adjoint fused", "auto"))
     monkeypatch.setattr(parts.grad_speed, "CHEAP", ())
     # its products are of a GPU's size
@@ -188,15 +265,33 @@ def test_every_part_runs_on_a_mocked_gpu(load, parts, tmp_path, monkeypatch, nam
     assert all(row in record.results for row, _ in asked)
     if name in ("smoke", "gradients", "kernels"):
         assert record.results["compile"]["compiled"] > 0
-    if name in ("smoke", "gradients"):
+    if name in ("smoke", "gradients", "decisions"):
         assert seen.recorded > 0
         assert seen.replayed > 0
+    if name == "decisions":
+        assert [row["N"] for row in record.results.values()] == [None, None, scale.lockstep]
+        assert all(row["ms"]["decisions"] >= 10 for row in record.results.values())
+    if name == "training":
+        for batch in scale.batches:
+            names = {row["name"] for row in record.results[f"batch {batch}"]["rows"]}
+            assert {"CUDA graphs", "by hand", "autograd, fused Adam", "reward model", "diffusion model"} <= names
+    if name == "tests":
+        assert list(record.results.values()) == [{"passed": 1, "deselected": 13}]
 
 
-def test_a_rehearsal_runs_every_kernel(load, parts, tmp_path):
+def test_a_rehearsal_runs_every_kernel(load, parts, tmp_path, monkeypatch):
     """The smoke test itself, interpreted: forms, particles and precisions against their twins."""
-    rows = load("gpu_rows")
+    rows, launched = load("gpu_rows"), set()
+
+    def start(kernel, cut, *arguments, **named):
+        launched.add((kernel.__name__, arguments[0].dtype))
+        return launch.start(kernel, cut, *arguments, **named)
+
+    for module in (chain_forward, chain_adjoint, rollout):
+        monkeypatch.setattr(module, "start", start)
     record = rows.Record(tmp_path / "smoke.jsonl", {}, "1")
     assert rows.measure(parts.smoke(parts.REHEARSAL), record, 300) == rows.DONE
     assert {"rollout M 1", "forward M 3", "recompute M 1", "adjoint float64 M 3", "dot float64"} <= record.results.keys()
     assert all(row["error"] < 1e-2 for name, row in record.results.items() if " M " in name)
+    kernels = {"rollout_kernel", "chain_forward_kernel", "chain_record_kernel", "chain_adjoint_kernel"}
+    assert {name for name, dtype in launched if dtype == torch.float32} == kernels

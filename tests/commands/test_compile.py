@@ -9,6 +9,7 @@ import torch
 from jacrec import Actor, DiffusionDynamics, RewardModel, TwinCritic, World, cli
 from jacrec.commands import compile as verb
 from jacrec.kernels import warmup
+from jacrec.kernels.failures import KernelBuildError
 
 
 def test_other_devices_are_refused(capsys):
@@ -19,19 +20,33 @@ def test_other_devices_are_refused(capsys):
     assert "expected a CUDA GPU" in capsys.readouterr().err
 
 
-def test_every_size_is_compiled(capsys):
+def compile_on_a_mocked_gpu(**warm_up):
+    """The verb's status, and its call of `warm_up`, on a GPU whose tensors are the CPU's."""
     world = World(DiffusionDynamics(3, 2, (7,), steps=2), RewardModel(3, 2, (7,)), TwinCritic(3, 2, (7,)), 0.9)
     trained = SimpleNamespace(policy=Actor(3, 2, (7,)), world=world)
-    asked = verb.Compile(Path("run"), "cpu", (2, 3), (1, 64))
-    # a GPU whose tensors are the CPU's
+    asked = verb.Compile(Path("run"), "cpu", (2, 3), (1, 64), workers=5)
     with (
         mock.patch.object(verb.tyro, "cli", return_value=asked),
         mock.patch.object(verb.torch, "device", return_value=SimpleNamespace(type="cuda")),
         mock.patch.object(torch.cuda, "is_available", return_value=True),
         mock.patch.object(verb, "load_run", return_value=trained),
         mock.patch.object(verb, "unsupported_reason", return_value=None),
-        mock.patch.object(warmup, "warm_up", return_value=3.0) as warm_up,
+        mock.patch.object(warmup, "warm_up", **warm_up) as called,
     ):
-        assert verb.run([]) == 0
-    assert [(p.M, p.H) for p in warm_up.call_args.args[0]] == [(1, 2), (64, 2), (1, 3), (64, 3)]
+        return verb.run([]), called.call_args
+
+
+def test_every_size_is_compiled(capsys):
+    status, call = compile_on_a_mocked_gpu(return_value=3.0)
+    assert status == 0
+    assert [(p.M, p.H) for p in call.args[0]] == [(1, 2), (64, 2), (1, 3), (64, 3)]
+    assert call.kwargs == {"workers": 5}
     assert "4 sizes compiled in 3 s" in capsys.readouterr().out
+
+
+def test_kernels_that_fail_are_named(capsys):
+    error = KernelBuildError("warm-up: not compiled, while all others are: rollout_kernel (float32): PTXASError")
+    assert compile_on_a_mocked_gpu(side_effect=error)[0] == 1
+    printed = capsys.readouterr()
+    assert "rollout_kernel (float32): PTXASError; Auto takes plain torch" in printed.err
+    assert not printed.out

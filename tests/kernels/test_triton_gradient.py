@@ -200,8 +200,11 @@ def test_a_vector_holds_value_and_gradient():
         args = imagine(N, 2, 1, batched, dict(hidden=(7,)), 0)
         for p in (problem(*args), *([problem(args[0], args[1], args[2][0], args[3][0])] if N == 1 else [])):
             exact = gradient.forward_gradient(p)
-            again = graphs.unflatten(graphs.flatten(exact), p, graphs.shapes_of(p))
+            again = graphs.unflatten(graphs.flatten(exact), p, graphs.places_of(p))
             assert torch.equal(again.value, exact.value)
+            assert {k: (g.shape, g.stride()) for k, g in again.gradient.items()} == {
+                k: (x.shape, x.stride()) for k, x in p.policy.named_parameters()
+            }
             assert relative_error(again.gradient, exact.gradient) == 0.0
 
 

@@ -1,5 +1,6 @@
 """What the Triton kernels keep of a policy and a world between calls, and that every change to them is seen."""
 
+import copy
 from unittest import mock
 
 import pytest
@@ -7,9 +8,12 @@ import torch
 from torch import nn
 
 from jacrec import World
+from jacrec.engine.gradient import adjoint_gradient
+from jacrec.engine.problem import Problem
 from jacrec.engine.shapes import problem
-from jacrec.kernels import gradient, kept, served
+from jacrec.kernels import automatic, gradient, graphs, kept, served
 from jacrec.models.activations import ACTIVATIONS
+from tests.oracles import relative_error
 from tests.strategies import foreign_reward
 from tests.triton_cases import imagine
 
@@ -95,6 +99,16 @@ def add_module(policy, world):
     world.critic.mlp.layers[0].extra = nn.Linear(1, 1)
 
 
+def replace_parameters(policy, world):
+    layer = world.reward.mlp.layers[1]
+    layer._parameters = dict(layer._parameters)
+
+
+def replace_hooks(policy, world):
+    mlp = policy.get_submodule("mlp")
+    mlp._forward_pre_hooks = type(mlp._forward_pre_hooks)()
+
+
 CHANGES = [value for name, value in globals().items() if name.split("_")[0] in ("replace", "move", "change", "add")]
 
 
@@ -105,6 +119,73 @@ def test_changes_of_modules_are_seen(args, change):
     assert kept.kept_plan(policy, world, state) is found
     change(policy, world)
     assert kept.kept_plan(policy, world, state) is None
+
+
+def tensors(policy, world):
+    """(module, dict of the module, name) of every parameter and buffer."""
+    for module in (policy, world.dynamics, world.reward, world.critic):
+        for part in module.modules():
+            for held in (part._parameters, part._buffers):
+                numbers = [name for name, value in held.items() if value is not None and value.is_floating_point()]
+                yield from ((part, held, name) for name in numbers)
+
+
+def in_place(part, held, name):
+    with torch.no_grad():
+        held[name].mul_(1.1).add_(0.01)
+
+
+def another_tensor(part, held, name):
+    old, new = held[name], held[name].detach() * 1.1 + 0.01
+    setattr(part, name, nn.Parameter(new, old.requires_grad) if isinstance(old, nn.Parameter) else new)
+
+
+def another_storage(part, held, name):
+    held[name].data = held[name].detach() * 1.1 + 0.01
+
+
+class Replayed:
+    """What a CUDA graph does: computes with the tensors that were there when it was recorded."""
+
+    bytes = 0
+
+    def __init__(self, p, compute, alive):
+        self.policy, self.world = copy.deepcopy(p.policy), copy.deepcopy(p.world)
+        originals = (p.policy, p.world.dynamics, p.world.reward, p.world.critic)
+        shadows = (self.policy, self.world.dynamics, self.world.reward, self.world.critic)
+        for original, shadow in zip(originals, shadows, strict=True):
+            for kind in ("named_parameters", "named_buffers"):
+                found = dict(getattr(original, kind)())
+                for name, x in getattr(shadow, kind)():
+                    x.data = found[name].data
+
+    def replay(self, p):
+        return adjoint_gradient(Problem(self.policy, self.world, p.state, p.noise, p.single))
+
+
+@pytest.mark.parametrize("change", [in_place, another_tensor, another_storage], ids=lambda change: change.__name__)
+def test_a_change_of_any_parameter_reaches_the_next_gradient(args, change):
+    policy, world, state, noise = args
+    automatic.forget()
+    graphs.forget()
+    recorded = mock.Mock(side_effect=Replayed)
+    patches = [
+        mock.patch.object(graphs, "recordable", side_effect=lambda p: kept.facts(p) is not None),
+        mock.patch.object(graphs, "record", recorded),
+        mock.patch.object(automatic, "disagreement", return_value=None),
+    ]
+    with patches[0], patches[1], patches[2]:
+        gradient.auto_gradient(problem(policy, world, state, noise))
+        everything = list(tensors(policy, world))
+        for count, place in enumerate(everything, 1):
+            change(*place)
+            assert (kept.kept_plan(policy, world, state) is None) == (change is not in_place)
+            p = problem(policy, world, state, noise)
+            assert relative_error(gradient.auto_gradient(p).gradient, adjoint_gradient(p).gradient) < 1e-12
+            assert recorded.call_count == 1 + (0 if change is in_place else count)
+    assert len(everything) > 40
+    graphs.forget()
+    automatic.forget()
 
 
 def test_third_party_parts_are_never_kept(args):
