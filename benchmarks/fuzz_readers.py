@@ -16,10 +16,12 @@ with its block.
 
 import argparse
 import json
+import math
 import multiprocessing
 import os
 import resource
 import tempfile
+import time
 import traceback
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -127,8 +129,8 @@ def draw_block(link: Connection, numbers: range, seed: int, kind: str, check: Ch
 SUBJECTS = {"data": mutate_data, "runs": mutate_runs, "models": mutate_models}
 
 
-def fuzz(subject: str, cases: int, first: int, seed: int, seconds: float) -> tuple[Counter, list[dict[str, Any]]]:
-    """Counts of (kind, mutation, result), and the failures."""
+def fuzz(subject: str, cases: int, first: int, seed: int, seconds: float, until: float) -> tuple[Counter, list[dict[str, Any]]]:
+    """Counts of (kind, mutation, result), and the failures; no further case after `until` on the monotonic clock."""
     counts, failures, number, stop = Counter(), [], first, first + cases
     while number < stop:
         here, there = multiprocessing.Pipe()
@@ -156,6 +158,8 @@ def fuzz(subject: str, cases: int, first: int, seed: int, seconds: float) -> tup
             number = current[0] + 1
             if number % 500 == 0:
                 print(f"case {number}, {len(failures)} failures", flush=True)
+            if time.monotonic() > until:
+                stop = number
         if number < stop:
             counts[current[1], current[2], "failed"] += 1
             failures.append({"case": current[0], "kind": current[1], "mutation": current[2], "error": ended})
@@ -174,6 +178,7 @@ def main() -> int:
     parser.add_argument("--first", type=int, default=0, help="number of the first case")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--seconds", type=float, default=60.0, help="longest duration of a case")
+    parser.add_argument("--minutes", type=float, default=math.inf, help="begin no further case after this time")
     parser.add_argument("--workers", type=int, default=1, help="processes at a time; the results do not depend on it")
     parser.add_argument("--json", type=Path, default=None, help="output path; default: in benchmarks/results")
     options = parser.parse_args()
@@ -181,9 +186,11 @@ def main() -> int:
     edges = [options.first + options.cases * k // options.workers // step * step for k in range(options.workers)]
     edges.append(options.first + options.cases)
     name = f"fuzz_{'readers' if options.subject == 'data' else options.subject}"
+    where = environment() | {"h5py": h5py.__version__, "hdf5": h5py.version.hdf5_version}
+    until = time.monotonic() + 60 * options.minutes
     counts, failures = Counter(), []
     with ThreadPoolExecutor(options.workers) as pool:
-        parts = [pool.submit(fuzz, options.subject, b - a, a, options.seed, options.seconds) for a, b in pairwise(edges)]
+        parts = [pool.submit(fuzz, options.subject, b - a, a, options.seed, options.seconds, until) for a, b in pairwise(edges)]
         for part in parts:
             counts.update(part.result()[0])
             failures += part.result()[1]
@@ -192,7 +199,7 @@ def main() -> int:
         table.setdefault(f"{kind} {mutation}", {})[result] = count
     total = {result: sum(n for key, n in counts.items() if key[2] == result) for result in ("read", "refused", "failed")}
     content = {
-        "environment": environment() | {"h5py": h5py.__version__, "hdf5": h5py.version.hdf5_version},
+        "environment": where,
         "cases": sum(total.values()),
         "first": options.first,
         "seed": options.seed,
