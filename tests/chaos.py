@@ -5,7 +5,8 @@
 train, eval, sweep, data make and deploy, each with tiny budgets. A trial starts a command in a new folder, kills it with
 SIGKILL after a random time up to four times in a row, lets it finish, and compares: networks, metrics, returns, transitions
 and data sets must be those of an undisturbed command, bit for bit, without a duplicate and without a half file. The result is
-written after every trial; a file with fewer kills is continued. Not part of the test suite: 300 kills take half an hour.
+written after every trial; a file with fewer kills is continued, and names the kills at each commit. Not part of the test
+suite: 300 kills take half an hour.
 
 Commands run in forked copies of this process, so that kills meet the work instead of the imports; a sweep's workers are
 new processes.
@@ -209,6 +210,8 @@ def main() -> None:
     where = harness.environment() | {"command": " ".join(["python", "tests/chaos.py", *sys.argv[1:]])}
     before = json.loads(options.json.read_text()) if options.json.is_file() else {}
     done = before.get("commands", {})
+    commits = before.get("kills by commit", {before["commit"]: before["kills"]} if before else {})
+    earlier = sum(own["kills"] for own in done.values()) - commits.get(where["commit"], 0)
     rng = random.Random(f"{options.seed} {sum(own['kills'] for own in done.values())}")
     root = Path(tempfile.mkdtemp(prefix="chaos-"))
     given = root / "given"
@@ -244,7 +247,9 @@ def main() -> None:
             own["trials"] += 1
             total = sum(x["kills"] for x in done.values())
             failures = sum(len(x["failures"]) for x in done.values())
-            result = {**where, "kills": total, "asked": options.kills, "failures": failures, "commands": done}
+            commits[where["commit"]] = total - earlier
+            counts = {"kills": total, "asked": options.kills, "failures": failures, "kills by commit": commits}
+            result = {**where, **counts, "commands": done}
             options.json.write_text(json.dumps(result, indent=1) + "\n")
             print(f"{total} kills, {failures} failures ({name}: {own['kills']})", flush=True)
     if not any(own["failures"] for own in done.values()):

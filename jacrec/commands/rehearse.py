@@ -14,7 +14,7 @@ from jacrec.evaluation.markdown import terminal
 from jacrec.evaluation.rehearsal import CANDIDATES, FILE, RehearsalConfig, make_rehearsal
 from jacrec.evaluation.rehearsal_tables import choice_sentence, table
 from jacrec.studies.parse import build_mpc, expect_mapping
-from jacrec.training.folder import read_yaml
+from jacrec.training.folder import loadable, read_yaml
 from jacrec.training.run import load_run
 from jacrec.util.files import user_path
 
@@ -71,9 +71,10 @@ def run(args: list[str]) -> int:
     terminal().print(table(record))
     print(f"{choice_sentence(record)}\nrehearsal: {folder / FILE}")
     if not chosen.others:
+        how = "jacrec train DATA --seeds ..." if loadable(trained.config, trained.info) else "jacrec.training.train_seeds"
         print(
             "a single world model can be wrong in exactly the states that its controller seeks: train further seeds "
-            "(jacrec train DATA --seeds ...) and pass their runs with --others"
+            f"({how}) and pass their runs with --others"
         )
     print(f"next: jacrec eval {chosen.run} --rehearse" + (f" --out {folder}" if chosen.out else ""))
     return 0

@@ -12,7 +12,7 @@ from jacrec.engine.methods import METHODS, Method
 from jacrec.engine.problem import Problem
 from jacrec.engine.types import Update
 from jacrec.models.world import World
-from jacrec.util.errors import expect_count, expect_one_of, expect_positive, expect_seed, plain_numbers
+from jacrec.util.errors import check_fields, expect_count, expect_one_of, expect_positive, expect_seed
 
 Draw = Callable[[int], Tensor]
 """further noise i = 1, 2, … of a decision, shaped as the problem's own; the same for every update of the decision"""
@@ -56,7 +56,7 @@ class MPCConfig:
     """seed of the imagination's noise"""
 
     def __post_init__(self):
-        plain_numbers(self)
+        check_fields(self)
         expect_seed("seed", self.seed)
         check_settings(self.horizon, self.particles, self.updates, self.lr, self.max_grad_norm)
         if not isinstance(self.anchor, int | float) or not 0 <= self.anchor < math.inf:

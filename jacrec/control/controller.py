@@ -24,7 +24,7 @@ from jacrec.engine.shapes import check_observation, check_state, plain_torch, ro
 from jacrec.models.dynamics import MultiStepDynamics
 from jacrec.models.world import Anchor, BatchedPolicy, World, expect_world, policy_action
 from jacrec.models.wrappers import check_policy_kind, copied, unwrapped
-from jacrec.util.errors import expect_count, expect_shape
+from jacrec.util.errors import counted, expect_count, expect_shape
 
 NEEDS_SINGLE_TRANSITION = ("forward", "adjoint", "fused-forward", "fused-adjoint")
 """methods that need a world model of one transition at a time"""
@@ -62,6 +62,7 @@ class MPC:
         expect_world(world)
         if config is not None and not isinstance(config, MPCConfig):
             raise ValueError(f"config: expected MPCConfig(...) or None, got {type(config).__name__}")
+        batch = None if batch is None else counted("batch", batch)
         self.config = config or MPCConfig()
         self.absolute_config = self.config.in_absolute_units(world.value_scale)
         """`config` with lr, anchor and max_grad_norm in units of Ĵ"""

@@ -9,6 +9,8 @@ from jacrec.envs.actions import ActionBox
 from jacrec.util.errors import expect_seed
 
 STD_FLOOR = 1e-6
+ARRAYS = "arrays"
+"""the source of data that `from_arrays` made; no name leads back to them"""
 Bound = float | Sequence[float]
 """a bound of actions: one number, or one per component"""
 

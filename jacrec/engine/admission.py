@@ -57,8 +57,10 @@ def admit(policy: nn.Module, world: World, state: Tensor, horizon: int) -> None:
     state = torch.cat([state, state + 0.1 * torch.randn(state.shape, generator=generator).to(state)])
     with _random_numbers_restored(state.device), one_thread_after_fork():
         one = _first_of(policy) if isinstance(policy, BatchedPolicy) else policy
-        action = _admit("policy", parts["policy"], (state,), one)
-        _check_attached(parts["policy"], _own_tensors(policy), state)
+        if isinstance(policy, BatchedPolicy):
+            _check_stacked(policy, state)
+        action = _admit("policy", policy, (state,), one)
+        _check_attached(_template(policy), _own_tensors(policy), state)
         noise = torch.zeros(len(state), *world.dynamics.noise_shape).normal_(generator=generator)
         arguments = {"dynamics": (state, action, noise.to(state)), "anchor": (state,)}
         for name in parts.keys() - {"policy"}:
@@ -70,7 +72,7 @@ def admit(policy: nn.Module, world: World, state: Tensor, horizon: int) -> None:
 
 
 def _parts(policy: nn.Module, world: World, horizon: int) -> Iterator[tuple[str, Any]]:
-    yield "policy", policy.template if isinstance(policy, BatchedPolicy) else policy
+    yield "policy", policy
     yield "critic", world.critic
     if horizon:
         yield "reward", world.reward
@@ -79,6 +81,11 @@ def _parts(policy: nn.Module, world: World, horizon: int) -> Iterator[tuple[str,
     # a model that predicts all states at once is called in another way
     if horizon and not isinstance(world.dynamics, MultiStepDynamics):
         yield "dynamics", world.dynamics
+
+
+def _template(policy: Any) -> Any:
+    """The architecture of n policies, or the policy itself."""
+    return policy.template if isinstance(policy, BatchedPolicy) else policy
 
 
 def _own_tensors(policy: nn.Module) -> dict[str, Tensor]:
@@ -100,8 +107,9 @@ def _key(name: str, part: Any, state: Tensor) -> tuple:
     if not isinstance(part, nn.Module):
         return key
     # numbers of a third-party module may count its calls
-    kinds = (bool, str, int, float, tuple) if has_manual_derivatives(part) else (bool, str)
+    kinds = (bool, str, int, float, tuple) if has_manual_derivatives(_template(part)) else (bool, str)
     modules = list(part.modules())
+    modules += part.template.modules() if isinstance(part, BatchedPolicy) else []
     flags = [value for x in modules for value in x.__dict__.values() if type(value) in kinds]
     tensors = [p if p is None else (p.shape, p.dtype) for x in modules for p in (*x._parameters.values(), *x._buffers.values())]
     return *key, *flags, *tensors
@@ -131,6 +139,24 @@ def _admit(name: str, part: Any, arguments: tuple[Tensor, ...], call: Callable |
                 )
     _check_widths(name, part)
     return first
+
+
+def _check_stacked(policy: BatchedPolicy, state: Tensor) -> None:
+    """ValueError if the n policies have other parameters than their architecture: what it lacks would be ignored."""
+    expected = {name: (policy.n, *p.shape) for name, p in policy.template.named_parameters()}
+    got = {name: tuple(p.shape) for name, p in policy.named_parameters()}
+    for name in [*expected, *got]:
+        if expected.get(name) != got.get(name):
+            raise ValueError(
+                f"policy: expected {name} of shape {expected.get(name, 'none')}, one for each of {policy.n} policies, got "
+                f"{got.get(name, 'none')}; change the policy first, then build the BatchedPolicy or controller anew"
+            )
+    for name, p in policy.named_parameters():
+        if p.is_floating_point() and (p.dtype != state.dtype or p.device != state.device):
+            raise ValueError(
+                f"policy: expected {name} as {state.dtype} on {state.device} like the state, got {p.dtype} on {p.device}; "
+                "convert one of them with .to(...)"
+            )
 
 
 def _check_attached(policy: nn.Module, tensors: dict[str, Tensor], state: Tensor) -> None:

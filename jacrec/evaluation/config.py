@@ -8,7 +8,7 @@ from jacrec.envs.actions import CHOICES
 from jacrec.experimental.config import ExperimentalConfig, experimental_of, with_experimental
 from jacrec.models.dynamics.sampler import Sampler
 from jacrec.planners import PLANNERS, PlannerConfig, within_budget
-from jacrec.util.errors import expect_count, expect_one_of, expect_seed, plain_numbers
+from jacrec.util.errors import check_fields, expect_count, expect_one_of, expect_seed
 
 CONTESTANTS = ("base", "h0", "mpc", *PLANNERS)
 
@@ -61,7 +61,7 @@ class PlayConfig:
     """imagined trajectories per measurement"""
 
     def __post_init__(self):
-        plain_numbers(self)
+        check_fields(self)
         expect_seed("seed", self.seed)
         for name in ("episodes", "threads", "probe_every", "probe_particles"):
             if getattr(self, name) < 1:

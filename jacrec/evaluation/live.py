@@ -20,7 +20,7 @@ from jacrec.evaluation.contestant import environment_id
 from jacrec.evaluation.episodes import PolicyController
 from jacrec.experimental.config import ExperimentalConfig, with_experimental
 from jacrec.training.run import Run
-from jacrec.util.errors import expect_count, expect_one_of, expect_positive, expect_seed, plain_numbers
+from jacrec.util.errors import check_fields, expect_count, expect_one_of, expect_positive, expect_seed
 
 SHARE = 0.9
 """default deadline as a share of the control interval; the rest is left for handing over the action"""
@@ -58,7 +58,7 @@ class LiveConfig:
     """an experimental update rule of the controller"""
 
     def __post_init__(self):
-        plain_numbers(self)
+        check_fields(self)
         expect_seed("seed", self.seed)
         for name in ("seconds", "deadline_ms"):
             if getattr(self, name) is not None:

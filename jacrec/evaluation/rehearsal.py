@@ -29,7 +29,7 @@ from jacrec.evaluation.versions import machine, versions
 from jacrec.experimental.config import read_mpc_config
 from jacrec.models.world import World
 from jacrec.training.run import Run, torch_threads
-from jacrec.util.errors import expect_count, expect_positive, expect_seed, plain_numbers
+from jacrec.util.errors import check_fields, expect_count, expect_positive, expect_seed
 from jacrec.util.files import user_path, write_json
 
 BASE = "base"
@@ -61,7 +61,7 @@ class RehearsalConfig:
     """an imagined state is lost if a coordinate lies more than this many standard deviations from the data's mean"""
 
     def __post_init__(self):
-        plain_numbers(self)
+        check_fields(self, "rehearsal.")
         expect_seed("rehearsal.seed", self.seed)
         expect_count("rehearsal.episodes", self.episodes, 2)
         expect_count("rehearsal.steps", self.steps, 1)

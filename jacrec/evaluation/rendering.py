@@ -1,11 +1,14 @@
-"""Headless rendering of MuJoCo, tested in a subprocess because OpenGL may crash it."""
+"""Headless rendering, in a subprocess because OpenGL may crash it."""
 
 import os
+import re
 import subprocess
 import sys
 from dataclasses import dataclass
 
 REMEDY = "on Debian or Ubuntu: apt-get install libegl1 libegl-mesa0 libgl1-mesa-dri (and leave MUJOCO_GL unset or egl)"
+_OPENGL = re.compile(r"egl|opengl|gladload|glx|glfw|osmesa|display|killed by signal|image is empty", re.IGNORECASE)
+"""reasons that are OpenGL's"""
 _PROBE = """
 from jacrec.envs.physics import make_env
 env = make_env("HalfCheetah-v4", render_mode="rgb_array", width=32, height=32)
@@ -34,6 +37,14 @@ def probe(timeout: float = 60.0) -> Rendering:
     backend = environment()["MUJOCO_GL"]
     reason = run_renderer([sys.executable, "-c", _PROBE], timeout)
     return Rendering(reason is None, backend, "" if reason is None else f"rendering with {backend} failed: {reason}")
+
+
+def with_remedy(reason: str) -> str:
+    """The reason of a failure, with what to do about it where that is known: other libraries name their own remedies."""
+    if _OPENGL.search(reason):
+        return f"{reason}; {REMEDY}"
+    missing = re.search(r"No module named '(\w+)", reason)
+    return f"{reason}; pip install {missing[1]}" if missing else reason
 
 
 def run_renderer(command: list[str], timeout: float) -> str | None:

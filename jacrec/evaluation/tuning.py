@@ -32,7 +32,7 @@ from jacrec.evaluation.versions import machine, versions
 from jacrec.experimental.config import read_mpc_config
 from jacrec.training.folder import differences
 from jacrec.training.run import Run, torch_threads
-from jacrec.util.errors import expect_count, expect_seed, plain_numbers
+from jacrec.util.errors import check_fields, expect_count, expect_seed
 from jacrec.util.files import write_json, write_text
 
 FILE, CHOICE = "tuning.json", "tuned.yaml"
@@ -62,7 +62,7 @@ class TuneConfig:
     """confidence level, two-sided, of the interval that decides"""
 
     def __post_init__(self):
-        plain_numbers(self)
+        check_fields(self)
         expect_seed("seed", self.seed)
         expect_count("round", self.round, 2)
         expect_count("budget", self.budget, self.round)

@@ -3,6 +3,7 @@
 Rendering runs in a subprocess: `python -m jacrec.evaluation.video REQUEST`.
 """
 
+import inspect
 import json
 import sys
 from dataclasses import asdict, dataclass
@@ -10,6 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import gymnasium
 import numpy as np
 import torch
 
@@ -18,7 +20,7 @@ from jacrec.envs.physics import make_env
 from jacrec.evaluation.config import EvalConfig
 from jacrec.evaluation.contestant import environment_id, make_controller, with_dynamics, with_sampling
 from jacrec.evaluation.episodes import Controller, PolicyController
-from jacrec.evaluation.rendering import REMEDY, run_renderer
+from jacrec.evaluation.rendering import run_renderer, with_remedy
 from jacrec.experimental.config import ExperimentalConfig, read_mpc_config
 from jacrec.models.dynamics.sampler import Sampler
 from jacrec.planners import PlannerConfig
@@ -78,7 +80,7 @@ def record_video(
         }
     )
     reason = run_renderer([sys.executable, "-m", "jacrec.evaluation.video", request], timeout)
-    return Video(path, "") if reason is None else Video(None, f"{reason}; {REMEDY}")
+    return Video(path, "") if reason is None else Video(None, with_remedy(reason))
 
 
 def render_video(run: Run, config: EvalConfig, path: Path, seconds: float, label: str = "MPC", who: str = "mpc") -> None:
@@ -102,8 +104,7 @@ def render_video(run: Run, config: EvalConfig, path: Path, seconds: float, label
 
 def _play(name: str, controller: Controller, run: Run, config: EvalConfig, seconds: float) -> list[np.ndarray]:
     env_id = environment_id(run, config.env_id)
-    options = {"render_mode": "rgb_array", "width": SIZE, "height": SIZE, "max_episode_steps": config.max_episode_steps}
-    env = make_env(env_id, physics=config.physics, **options)
+    env = _rendered_env(env_id, config)
     box = played_box(env.action_space, env_id, run.info.action_box, config.action_bounds)
     simulator: Any = env.unwrapped
     _use_tracking_camera(simulator)
@@ -123,13 +124,23 @@ def _play(name: str, controller: Controller, run: Run, config: EvalConfig, secon
     return frames
 
 
+def _rendered_env(env_id: str, config: EvalConfig) -> gymnasium.Env:
+    """The environment, rendered at SIZE where its constructor lets choose: only those of MuJoCo do."""
+    options: dict[str, Any] = {"physics": config.physics, "max_episode_steps": config.max_episode_steps}
+    env = make_env(env_id, **options)
+    parameters = inspect.signature(type(env.unwrapped).__init__).parameters
+    env.close()
+    sized = "width" in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    return make_env(env_id, **options, render_mode="rgb_array", **({"width": SIZE, "height": SIZE} if sized else {}))
+
+
 def _use_tracking_camera(simulator: Any) -> None:
     """Use the model's tracking camera if it has one; gymnasium's default camera is static."""
-    import mujoco
-
-    lib: Any = mujoco  # untyped bindings
     model, renderer = getattr(simulator, "model", None), getattr(simulator, "mujoco_renderer", None)
     if model is not None and renderer is not None:
+        import mujoco
+
+        lib: Any = mujoco  # untyped bindings
         camera = lib.mj_name2id(model, int(lib.mjtObj.mjOBJ_CAMERA), "track")
         if camera >= 0:
             renderer.camera_id = camera
@@ -139,6 +150,8 @@ def _caption(frame: Any, text: str) -> np.ndarray:
     from PIL import Image, ImageDraw
 
     image = Image.fromarray(frame)
+    if image.height != SIZE:
+        image = image.resize((round(image.width * SIZE / image.height), SIZE))
     ImageDraw.Draw(image).text((6, 4), text, fill="white", stroke_width=1, stroke_fill="black")
     return np.asarray(image)
 

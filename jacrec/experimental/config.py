@@ -9,7 +9,7 @@ from jacrec.experimental.decoupled import LOCAL, WEIGHTS, Decoupled
 from jacrec.experimental.gate import Gated
 from jacrec.experimental.steps import FisherStep, NormalisedStep, PlainStep
 from jacrec.util.content import mismatch
-from jacrec.util.errors import expect_count, expect_one_of, expect_positive, plain_numbers
+from jacrec.util.errors import check_fields, expect_count, expect_one_of, expect_positive
 
 STEPS = ("plain", "normalised", "fisher")
 OBJECTIVES = ("return", *(f"decoupled-{local}" for local in LOCAL))
@@ -38,7 +38,7 @@ class ExperimentalConfig:
     """weights of the imagined steps in a decoupled objective: "discounted" (γ^j) or "uniform\""""
 
     def __post_init__(self):
-        plain_numbers(self)
+        check_fields(self)
         expect_one_of("step", self.step, STEPS)
         expect_positive("damping", self.damping)
         expect_one_of("objective", self.objective, OBJECTIVES)

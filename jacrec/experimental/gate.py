@@ -15,7 +15,7 @@ from jacrec.experimental.groups import Groups
 from jacrec.experimental.rows import put_rows, take_rows
 from jacrec.experimental.steps import PlainStep
 from jacrec.models.world import World
-from jacrec.util.errors import expect_count, expect_positive, plain_numbers
+from jacrec.util.errors import check_fields, expect_count, expect_positive
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Gated:
     """the step that is gated"""
 
     def __post_init__(self):
-        plain_numbers(self)
+        check_fields(self)
         expect_positive("min_signal", self.min_signal)
 
     def check(self, config: MPCConfig, world: World | None = None) -> None:

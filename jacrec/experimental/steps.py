@@ -14,7 +14,7 @@ from jacrec.experimental.groups import Groups, in_groups
 from jacrec.experimental.natural import natural_step
 from jacrec.models.dynamics import MultiStepDynamics
 from jacrec.models.world import World
-from jacrec.util.errors import expect_positive, plain_numbers
+from jacrec.util.errors import check_fields, expect_positive
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ class FisherStep(PlainStep):
     """λ as a share of the mean squared sensitivity of an action component to ψ"""
 
     def __post_init__(self):
-        plain_numbers(self)
+        check_fields(self)
         expect_positive("damping", self.damping)
 
     def check(self, config: MPCConfig, world: World | None = None) -> None:

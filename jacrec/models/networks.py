@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 
 from jacrec.models.activations import ACTIVATIONS
-from jacrec.util.errors import expect_count, expect_one_of
+from jacrec.util.errors import counted, expect_one_of, widths
 
 WRITTEN: set[type] = {nn.ModuleList}
 """the classes with hand-written derivatives"""
@@ -205,6 +205,8 @@ class Actor(nn.Module):
         residual: bool = False,
     ):
         super().__init__()
+        state_dim, action_dim = counted("state_dim", state_dim), counted("action_dim", action_dim)
+        hidden = widths("hidden", hidden)
         self.config = dict(
             state_dim=state_dim,
             action_dim=action_dim,
@@ -240,7 +242,9 @@ class TwinCritic(nn.Module):
         critics: int = 2,
     ):
         super().__init__()
-        expect_count("critics", critics, 1)
+        state_dim, action_dim = counted("state_dim", state_dim), counted("action_dim", action_dim)
+        hidden = widths("hidden", hidden)
+        critics = counted("critics", critics)
         self.config = dict(
             state_dim=state_dim,
             action_dim=action_dim,
@@ -285,6 +289,8 @@ class RewardModel(nn.Module):
         residual: bool = False,
     ):
         super().__init__()
+        state_dim, action_dim = counted("state_dim", state_dim), counted("action_dim", action_dim)
+        hidden = widths("hidden", hidden)
         self.config = dict(
             state_dim=state_dim,
             action_dim=action_dim,
@@ -333,7 +339,10 @@ class Denoiser(nn.Module):
         times: int = 1,
     ):
         super().__init__()
-        if embedding_dim < 2 or embedding_dim % 2:
+        state_dim, action_dim = counted("state_dim", state_dim), counted("action_dim", action_dim)
+        hidden = widths("hidden", hidden)
+        embedding_dim, times = counted("embedding_dim", embedding_dim, 2), counted("times", times)
+        if embedding_dim % 2:
             raise ValueError(f"embedding_dim: expected a positive even number, got {embedding_dim}")
         self.config = dict(
             state_dim=state_dim,

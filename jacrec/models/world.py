@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Protocol
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 
 from jacrec.models.networks import Actor, has_manual_derivatives
 from jacrec.models.wrappers import check_policy_kind, copied, unwrapped
+from jacrec.util.errors import counted, plain_number
 
 
 class Dynamics(Protocol):
@@ -41,6 +43,7 @@ class Anchor:
         object.__setattr__(self, "policy", unwrapped(self.policy))
         if not isinstance(self.policy, nn.Module) or isinstance(self.policy, BatchedPolicy):
             raise ValueError(f"Anchor.policy: expected a single policy, an nn.Module, got {type(self.policy).__name__}")
+        object.__setattr__(self, "weight", plain_number(self.weight))
         if not isinstance(self.weight, int | float) or not 0.0 < self.weight < math.inf:
             raise ValueError(f"Anchor.weight: expected a finite β > 0, got {self.weight!r}; leave the anchor out for none")
         check_deterministic(self.policy, "Anchor.policy")
@@ -76,11 +79,14 @@ class World:
                 raise ValueError(f"World.{name}: expected a callable, got {type(part).__name__}")
             if isinstance(part, nn.Module):
                 check_deterministic(part, f"World.{name}")
-        if not isinstance(getattr(self.dynamics, "noise_shape", None), tuple | list | torch.Size):
+        shape = getattr(self.dynamics, "noise_shape", None)
+        if not isinstance(shape, tuple | list | torch.Size) or not all(map(_is_count, shape)):
             raise ValueError(
-                "World.dynamics: expected an attribute noise_shape (the shape of one transition's noise, e.g. (d,); "
-                "(0,) for deterministic dynamics), got none; set it on the module or function"
+                "World.dynamics: expected an attribute noise_shape (the shape of one transition's noise, a tuple of integers "
+                f"such as (d,); (0,) for deterministic dynamics), got {shape!r}; set it on the module or function"
             )
+        for name in ("discount", "value_scale"):
+            object.__setattr__(self, name, plain_number(getattr(self, name)))
         if not isinstance(self.discount, int | float) or not 0.0 <= self.discount <= 1.0:
             raise ValueError(f"World.discount: expected 0 <= γ <= 1, got {self.discount!r}")
         scale = self.value_scale
@@ -101,6 +107,10 @@ def expect_world(world: object) -> None:
     """ValueError for anything but a `World`."""
     if not isinstance(world, World):
         raise ValueError(f"world: expected a jacrec.World(dynamics, reward, critic, discount), got {type(world).__name__}")
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool) and value >= 0
 
 
 @torch.no_grad()
@@ -129,8 +139,7 @@ class BatchedPolicy(nn.Module):
 
     def __init__(self, policy: nn.Module, n: int):
         super().__init__()
-        if n < 1:
-            raise ValueError(f"BatchedPolicy: expected n >= 1 policies, got {n}")
+        n = counted("BatchedPolicy.n", n)
         if isinstance(policy, BatchedPolicy):
             raise ValueError("BatchedPolicy: expected a single policy, got a BatchedPolicy")
         policy = unwrapped(policy)

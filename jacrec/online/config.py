@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from jacrec.control.controller import MPCConfig
 from jacrec.evaluation.config import PlayConfig
 from jacrec.experimental.config import ExperimentalConfig, with_experimental
-from jacrec.util.errors import expect_count, expect_one_of, expect_positive, expect_seed, plain_numbers
+from jacrec.util.errors import check_fields, expect_count, expect_one_of, expect_positive, expect_seed
 
 PARTS = ("dynamics", "reward")
 
@@ -54,7 +54,7 @@ class RefreshConfig:
     """seed of the batches"""
 
     def __post_init__(self):
-        plain_numbers(self)
+        check_fields(self)
         expect_seed("seed", self.seed)
         for name in ("start_after", "every", "updates", "batch_size", "window", "offline_rows", "keep"):
             expect_count(name, getattr(self, name), 1)
@@ -106,7 +106,7 @@ class ReplayConfig:
     """maximum number of transitions waiting to be written; if the disk does not accept them, `append` raises"""
 
     def __post_init__(self):
-        plain_numbers(self)
+        check_fields(self)
         for name in ("flush_every", "buffer"):
             expect_count(name, getattr(self, name), 1)
         if self.sync_seconds < 0:
@@ -152,7 +152,7 @@ class DeployConfig:
     """settings of the replay buffer"""
 
     def __post_init__(self):
-        plain_numbers(self)
+        check_fields(self)
         if self.rows < 1 or self.episodes < 1 or self.episodes % self.rows:
             raise ValueError(f"episodes: expected a multiple of rows = {self.rows}, got {self.episodes}")
         if self.step_seconds is not None:

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from jacrec.data.readers.load import load
-from jacrec.data.transitions import Transitions
+from jacrec.data.transitions import DatasetInfo, Transitions
 from jacrec.envs.actions import ActionBox
 from jacrec.models.io import load_module
 from jacrec.online.config import PARTS, RefreshConfig
@@ -36,7 +36,7 @@ from jacrec.online.published import (
 )
 from jacrec.online.replay_buffer import FILE, ReplayReader
 from jacrec.training.config import TrainConfig
-from jacrec.training.folder import read_record, recorded_config
+from jacrec.training.folder import loadable, read_record, recorded_config, recorded_info
 from jacrec.training.streams import derive_seed
 from jacrec.util import locks
 
@@ -96,7 +96,7 @@ def serve(job: RefreshJob, parent: int) -> None:
             for part in PARTS
         }
         say = partial(write_notice, folder)
-        offline = offline_data(config, c, say, scaled="action_low" in record["data"])
+        offline = offline_data(config, c, say, recorded_info(record), scaled="action_low" in record["data"])
         at_last, began = (done[-1]["transitions"] if done else 0), time.monotonic()
         reader = None
         while True:
@@ -124,18 +124,21 @@ def serve(job: RefreshJob, parent: int) -> None:
 
 
 def offline_data(
-    config: TrainConfig, c: RefreshConfig, say: Callable[[str], None], *, scaled: bool = True
+    config: TrainConfig, c: RefreshConfig, say: Callable[[str], None], info: DatasetInfo, *, scaled: bool = True
 ) -> tuple[Transitions, Transitions] | None:
     """At most `offline_rows` of the run's training transitions, and a tenth of that number of its held-out ones.
 
     None if share = 1, or if the data are not available, which is reported through `say`.
 
     Args:
+        info: the metadata of the run's data.
         scaled: whether the run's actions were mapped to [-1, 1] from the bounds of its data; earlier versions did not.
     """
     if c.share == 1.0:
         return None
     try:
+        if not loadable(config, info):
+            raise ValueError(f"expected data that can be loaded, got {info.name!r}, given to train(..., data=...)")
         bounds = {"action_low": config.action_low, "action_high": config.action_high}
         data = load(config.data, env_id=config.env_id, download=False, repair=config.repair, **bounds)
         if not scaled and not (data.info.action_box or ActionBox()).is_unit:

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
-from jacrec.util.errors import expect_count, expect_one_of, expect_positive, expect_seed, plain_numbers
+from jacrec.util.errors import check_fields, expect_count, expect_one_of, expect_positive, expect_seed
 
 COMMON = ("planner", "horizon", "max_action_change", "seed")
 USES = {
@@ -57,7 +57,7 @@ class PlannerConfig:
     """seed of the imagination's noise and of the candidates"""
 
     def __post_init__(self):
-        plain_numbers(self)
+        check_fields(self)
         expect_seed("seed", self.seed)
         expect_one_of("planner", self.planner, PLANNERS)
         if self.planner == "best-of-q":

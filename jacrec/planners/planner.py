@@ -16,6 +16,7 @@ from jacrec.models.world import BatchedPolicy, World, expect_world, policy_actio
 from jacrec.models.wrappers import check_policy_kind, copied, unwrapped
 from jacrec.planners.config import PlannerConfig
 from jacrec.planners.search import Decision, Draws, Planned, search
+from jacrec.util.errors import counted
 
 
 @dataclass(frozen=True)
@@ -55,8 +56,7 @@ class Planner:
                 "world: expected dynamics that take one step at a time, got MultiStepDynamics, which predicts all states at "
                 "once from the policy's own actions; only planner 'best-of-q' needs no transition"
             )
-        if batch is not None and batch < 1:
-            raise ValueError(f"batch: expected None or an integer >= 1, got {batch}")
+        batch = None if batch is None else counted("batch", batch)
         self.policy = copied(policy).eval().requires_grad_(False)
         self.world, self.config, self.batch = world, config or PlannerConfig(), batch
         first = next(self.policy.parameters(), torch.zeros(()))

@@ -2,6 +2,7 @@
 
 import math
 import re
+import sys
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from functools import cache
 from importlib import resources
@@ -13,7 +14,7 @@ import yaml
 from jacrec.data.d4rl_files import ANTMAZE, KINDS, LOCOMOTION
 from jacrec.envs.actions import ActionBox
 from jacrec.models.dynamics.flow import without_solver
-from jacrec.util.errors import expect_one_of, expect_seed, plain_numbers
+from jacrec.util.errors import check_fields, expect_count, expect_one_of, expect_seed
 
 LR_SCHEDULES = ("constant", "cosine")
 PREDICTIONS = {  # by kind of world model; the last three always predict states and ignore the setting
@@ -79,8 +80,9 @@ class ReBRACConfig:
     """number of critic updates"""
 
     def __post_init__(self):
-        plain_numbers(self)
-        _check_counts(self, "batch_size", "policy_freq")
+        check_fields(self, _prefix(self))
+        _check_counts(self, "batch_size", "policy_freq", "hidden")
+        _check_range(self, 0.0, sys.float_info.max, "actor_lr", "critic_lr", "policy_noise", "noise_clip")
         _check_range(self, 0.0, 1.0, "discount", "tau")
 
 
@@ -159,12 +161,13 @@ class DynamicsConfig:
     """samples per held-out transition"""
 
     def __post_init__(self):
-        plain_numbers(self)
+        check_fields(self, _prefix(self))
         expect_one_of("dynamics.kind", self.kind, PREDICTIONS)
         expect_one_of(f"dynamics.prediction of kind {self.kind!r}", self.prediction, PREDICTIONS[self.kind])
         expect_one_of("dynamics.times", self.times, ("logit-normal", "uniform"))
         expect_one_of("dynamics.lr_schedule", self.lr_schedule, LR_SCHEDULES)
-        _check_counts(self, "steps", "batch_size", "eval_transitions", "eval_samples", "members", "horizon")
+        _check_counts(self, "steps", "batch_size", "eval_transitions", "eval_samples", "members", "horizon", "hidden")
+        _check_range(self, 0.0, sys.float_info.max, "lr", *(() if self.max_grad_norm is None else ("max_grad_norm",)))
         _check_range(self, 0.0, 1.0, "ema", "eta", "flow_ratio")
         _check_range(self, 0.0, math.inf, "tilt", "adaptive_power", "times_std")
         if self.tilt and self.kind == "multistep":
@@ -207,9 +210,10 @@ class RewardConfig:
     """held-out transitions for the RMSE (Figure 3 uses 1000)"""
 
     def __post_init__(self):
-        plain_numbers(self)
+        check_fields(self, _prefix(self))
         expect_one_of("reward.lr_schedule", self.lr_schedule, LR_SCHEDULES)
-        _check_counts(self, "batch_size", "eval_transitions")
+        _check_counts(self, "batch_size", "eval_transitions", "hidden")
+        _check_range(self, 0.0, sys.float_info.max, "lr", *(() if self.max_grad_norm is None else ("max_grad_norm",)))
         _check_range(self, 0.0, 1.0, "ema")
 
 
@@ -252,8 +256,8 @@ class TrainConfig:
     """updates between checkpoints; a kill loses at most this many"""
 
     def __post_init__(self):
-        plain_numbers(self)
-        _check_counts(self, "log_every", "checkpoint_every")
+        check_fields(self, _prefix(self))
+        _check_counts(self, "log_every", "checkpoint_every", *(() if self.threads is None else ("threads",)))
         expect_seed("seed", self.seed)
         ActionBox.stated(self.action_low, self.action_high)  # raises if they are not bounds
         if not 0.0 < self.held_out < 1.0:
@@ -349,8 +353,8 @@ def _part(kind: type, content: dict[str, Any]) -> Any:
 def _check_counts(config: Any, *names: str) -> None:
     for name in (*names, *(n for n in ("updates",) if hasattr(config, n))):
         value, lowest = getattr(config, name), 0 if name == "updates" else 1
-        if not isinstance(value, int) or value < lowest:
-            raise ValueError(f"{_prefix(config)}{name}: expected an integer >= {lowest}, got {value!r}")
+        for count in value if name == "hidden" else (value,):
+            expect_count(f"{_prefix(config)}{name}", count, lowest)
 
 
 def _check_range(config: Any, low: float, high: float, *names: str) -> None:

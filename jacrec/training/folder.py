@@ -15,7 +15,7 @@ import torch
 import yaml
 
 import jacrec
-from jacrec.data.transitions import DatasetInfo, Transitions, with_bounds
+from jacrec.data.transitions import ARRAYS, DatasetInfo, Transitions, with_bounds
 from jacrec.training.config import PARTS, TrainConfig, from_dict, to_dict
 from jacrec.util import locks
 from jacrec.util.content import expect_content
@@ -93,6 +93,11 @@ def recorded_info(record: dict[str, Any]) -> DatasetInfo:
     return info if "action_low" in record["data"] else with_bounds(info, -1.0, 1.0)
 
 
+def loadable(config: TrainConfig, info: DatasetInfo) -> bool:
+    """Whether the data of a run can be loaded by `config.data`: they were not given to `train` as arrays."""
+    return bool(config.data) and info.source != ARRAYS
+
+
 def digest(data: Transitions) -> str:
     """A checksum of everything that training reads."""
     value = 0
@@ -165,9 +170,10 @@ def _expect_own(out: Path, record: dict[str, Any], extend: bool) -> list[str]:
         found.append(f"data: {there['name']} ({there['digest']}) in the run, {here['name']} ({here['digest']}) now")
     if found:
         how = "train the run for longer (--extend)" if longer and changed.keys() == longer else "choose another folder"
+        own = "--settings " if loadable(recorded_config(out, other), recorded_info(other)) else "those of "
         raise ValueError(
             f"{out}: expected a new folder or a run with the same settings, got another run: {'; '.join(found)}; "
-            f"{how}, or resume with the run's own settings: --settings {out / 'config.yaml'}"
+            f"{how}, or resume with the run's own settings: {own}{out / 'config.yaml'}"
         )
     if grown and "rebrac" in grown and record["settings"]["dynamics"]["tilt"] > 0:
         raise ValueError(

@@ -24,7 +24,7 @@ from jacrec.models.networks import Actor, RewardModel, TwinCritic
 from jacrec.models.world import World
 from jacrec.training.config import TrainConfig
 from jacrec.training.determinism import determinism
-from jacrec.training.folder import NETWORKS, claimed, read_record, recorded_config, recorded_info
+from jacrec.training.folder import NETWORKS, claimed, loadable, read_record, recorded_config, recorded_info
 from jacrec.training.loop import Metrics, OnLog, Scores, Stage, make_progress, run_stage
 from jacrec.training.stages.dynamics import DynamicsStage
 from jacrec.training.stages.multistep import MultiStepStage
@@ -209,6 +209,10 @@ def load_transitions(config: TrainConfig, data: Transitions | None = None) -> Tr
     """
     stated = ActionBox.stated(config.action_low, config.action_high)
     if data is None:
+        if not config.data:
+            raise ValueError(
+                "data: expected the name or path of a data set in the settings, or train(..., data=...), got neither"
+            )
         from jacrec.data.readers.load import load
 
         low, high = config.action_low, config.action_high
@@ -293,10 +297,12 @@ def load_run(path: str | Path) -> Run:
     config = recorded_config(path, record)
     missing = _missing(path)
     if missing:
-        stages = " ".join(untrained_stages(path))
+        stages, settings = untrained_stages(path), path / "config.yaml"
+        remedy = f"`jacrec train {config.data} --settings {settings} --out {path} --stages {' '.join(stages)}`"
+        if not loadable(config, recorded_info(record)):
+            remedy = f"jacrec.training.train(config, {str(path)!r}, stages={stages}, data=...), config as in {settings}"
         raise FileNotFoundError(
-            f"{path}: expected a finished run, got one without {', '.join(missing)}; resume it with "
-            f"`jacrec train {config.data} --settings {path / 'config.yaml'} --out {path} --stages {stages}`"
+            f"{path}: expected a finished run, got one without {', '.join(missing)}; resume it with {remedy}"
         )
     loaded = {part: _load_part(path / f"{part}.safetensors", kinds) for part, kinds in CLASSES.items()}
     parts: dict[str, Any] = {part: module for part, (module, _) in loaded.items()}

@@ -23,6 +23,7 @@ from jacrec import (
     mpc_update,
     policy_gradient,
 )
+from jacrec.models.networks import MLP
 from jacrec.planners import Planner, PlannerConfig
 from tests.strategies import ForeignDynamics, foreign_critic, foreign_reward
 
@@ -317,3 +318,48 @@ def test_a_controller_of_a_policy_with_nan_is_refused():
     world = World(DiffusionDynamics(3, 2, (8,), steps=2), RewardModel(3, 2, (8,)), TwinCritic(3, 2, (8,)), 0.9)
     with pytest.raises(ValueError, match=r"^policy: expected finite"):
         MPC(policy, world)
+
+
+def wider(mlp):
+    mlp.layers[1], mlp.layers[2] = resized(mlp.layers[1], -2, 16), resized(mlp.layers[2], -1, 16)
+
+
+def no_last(mlp):
+    mlp.layers = mlp.layers[:2]
+
+
+CHANGES = {
+    "wider": wider,
+    "narrower": lambda mlp: mlp.layers.__setitem__(0, resized(mlp.layers[0], -2, 4)),
+    "in": lambda mlp: mlp.layers.__setitem__(0, resized(mlp.layers[0], -1, 40)),
+    "out": lambda mlp: mlp.layers.__setitem__(2, resized(mlp.layers[2], -2, 7)),
+    "fewer": no_last,
+    "told": lambda mlp: setattr(mlp, "hidden", (8, 16)),
+    "double": lambda mlp: mlp.layers[1].double(),
+}
+
+
+def resized(layer, axis, size):
+    """A layer with another width along an axis of its weight."""
+    shape = list(layer.weight.shape)
+    shape[axis] = size
+    other = copy.deepcopy(layer)
+    other.weight = nn.Parameter(0.1 * torch.ones(shape))
+    other.bias = nn.Parameter(torch.zeros(shape[:-1]))
+    return other
+
+
+@pytest.mark.parametrize("batch", [None, 2])
+@pytest.mark.parametrize("method", ["auto", "adjoint", "autograd"])
+@pytest.mark.parametrize("part", ["policy", "dynamics", "reward", "critic"])
+@pytest.mark.parametrize("change", CHANGES)
+def test_layers_replaced_between_two_decisions_are_named(batch, method, part, change):
+    torch.manual_seed(0)
+    own = World(DiffusionDynamics(d, m, (8, 8), steps=2), RewardModel(d, m, (8, 8)), TwinCritic(d, m, (8, 8)), 0.9)
+    controller = MPC(Actor(d, m, (8, 8)), own, MPCConfig(horizon=2, particles=2, method=method), batch=batch)
+    observation = torch.zeros((d,) if batch is None else (batch, d))
+    controller.act(observation)
+    altered = controller.policy if part == "policy" else getattr(controller.world, part)
+    CHANGES[change](next(x for x in altered.modules() if type(x) is MLP))
+    with pytest.raises(ValueError, match=f"^{part}: expected "):
+        controller.act(observation)

@@ -114,7 +114,7 @@ def test_world_says_what_it_needs():
 
 
 def test_batched_policies_say_what_they_need():
-    with pytest.raises(ValueError, match="expected n >= 1 policies, got 0"):
+    with pytest.raises(ValueError, match=r"BatchedPolicy\.n: expected an integer >= 1, got 0"):
         BatchedPolicy(Actor(d, m, (8,)), 0)
     with pytest.raises(ValueError, match="expected a single policy"):
         BatchedPolicy(BatchedPolicy(Actor(d, m, (8,)), 2), 2)

@@ -206,7 +206,7 @@ def test_flows_say_what_was_expected(make, message):
     ("options", "message"),
     [
         ({"schedule": "sigmoid"}, "schedule: expected one of 'linear', 'cosine', 'vp', got 'sigmoid'"),
-        ({"steps": 0}, "steps: expected K >= 1"),
+        ({"steps": 0}, "steps: expected an integer >= 1, got 0"),
         ({"sampler": "ddim", "eta": 50.0}, "eta: expected 0 <= eta <= 1"),
         ({"eta": 0.5}, "eta: expected 0 with sampler 'ddpm', got 0.5"),
         ({"levels": [3, 2]}, r"levels: expected ascending steps within 1..10, got \[3, 2\]"),

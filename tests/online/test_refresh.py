@@ -17,7 +17,7 @@ from jacrec.models.world import World
 from jacrec.online import hot_swap
 from jacrec.online.config import RefreshConfig
 from jacrec.online.hot_swap import HotSwap
-from jacrec.online.process import ParentGone, exclusive
+from jacrec.online.process import ParentGone, exclusive, offline_data
 from jacrec.online.published import (
     FOLDER,
     latest_version,
@@ -120,6 +120,14 @@ def test_missing_offline_data_are_reported_and_only_the_replay_buffer_is_used(tm
     line = read_refreshes(tmp_path)[0]
     assert line["offline"] is False
     assert line["verdicts"][0]["offline"] is None
+
+
+@pytest.mark.parametrize("named", ["", "hopper-medium-v2"])
+def test_arrays_are_not_looked_for_by_a_name(run, named):
+    said, info = [], replace(run.info, source="arrays")
+    assert offline_data(replace(run.config, data=named), RefreshConfig(share=0.5), said.append, info) is None
+    assert len(said) == 1
+    assert "given to train(..., data=...)" in said[0]
 
 
 def test_notices_of_an_earlier_process_are_not_reported(tmp_path, run):

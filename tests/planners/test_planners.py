@@ -310,7 +310,7 @@ def test_settings_carry_over_to_another_planner_where_it_looks_at_them(planner, 
         ({"carry": "persist"}, "'episode', 'step'"),
         ({"planner": "cem", "samples": 3}, r"elites: expected at most 3 \(samples\), got 4"),
         ({"planner": "best-of-return", "horizon": 1, "noisy_steps": 3}, "noisy_steps: expected at most 2"),
-        ({"planner": "action-gradient", "normalise": 1}, "normalise: expected True or False"),
+        ({"planner": "action-gradient", "normalise": 1}, "normalise: expected true or false, got 1"),
     ],
 )
 def test_settings_that_make_no_sense(settings, message):

@@ -6,11 +6,13 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from jacrec import cli
+from jacrec.data import from_arrays
 from jacrec.training import load_run, train
 from jacrec.training.folder import claimed, differences, read_record
 from jacrec.training.loop import read_metrics
@@ -216,3 +218,23 @@ def test_a_tilted_world_model_keeps_its_policy(tmp_path):
 def test_differences_are_those_of_single_entries():
     there, here = {"a": 1, "b": {"c": 2, "d": 3}}, {"a": 1, "b": {"c": 4, "d": 3}, "e": 5}
     assert differences(there, here) == {"b.c": (2, 4), "e": (None, 5)}
+
+
+@pytest.mark.parametrize("named", ["", "hopper-medium-v2"])
+def test_a_run_of_arrays_is_never_told_to_load_its_data(tmp_path, named):
+    """Neither an unfinished run nor one of other settings is referred to a data set that does not exist."""
+    rng, n = np.random.default_rng(0), 400
+    states, actions = rng.standard_normal((n, 3)), rng.uniform(-1, 1, (n, 2))
+    data = from_arrays(states, actions, rng.standard_normal(n), np.zeros(n, bool), lengths=[40] * 10)
+    config = replace(SHORT, data=named)
+    train(config, tmp_path, data=data, stages=("rebrac",), quiet=True)
+    with pytest.raises(FileNotFoundError, match=r"without dynamics, reward; .*data=\.\.\.") as caught:
+        load_run(tmp_path)
+    told = [str(caught.value)]
+    with pytest.raises(ValueError, match="seed = 5 in the run, 3 now") as caught:
+        train(replace(config, seed=3), tmp_path, data=data, quiet=True)
+    told.append(str(caught.value))
+    assert not any("jacrec train" in text or "--settings" in text for text in told)
+    if not named:
+        with pytest.raises(ValueError, match=r"^data: expected the name or path .* data=\.\.\."):
+            train(config, tmp_path, quiet=True)

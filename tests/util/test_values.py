@@ -24,7 +24,7 @@ from jacrec.online.config import DeployConfig, RefreshConfig, ReplayConfig
 from jacrec.planners import PlannerConfig
 from jacrec.training.config import DynamicsConfig, ReBRACConfig, RewardConfig, TrainConfig
 from jacrec.training.run import load_run, train
-from jacrec.util.errors import plain_numbers
+from jacrec.util.errors import check_fields
 from jacrec.util.files import user_path
 from tests.training_data import linear_system
 
@@ -70,9 +70,9 @@ def test_arrays_with_axes_stay_what_they_are():
         values: np.ndarray
 
     own = Own(np.ones(1))
-    plain_numbers(own)
+    check_fields(own)
     assert own.values.shape == (1,)
-    with pytest.raises(ValueError, match=r"lr: expected a finite step size.*got array\(\[0\.1\]\)"):
+    with pytest.raises(ValueError, match=r"lr: expected a number, got array\(\[0\.1\]\)"):
         MPCConfig(lr=np.array([0.1]))
 
 
@@ -91,7 +91,7 @@ def test_arrays_with_axes_stay_what_they_are():
 )
 @pytest.mark.parametrize("seed", [-1, 2**64, 0.5, True])
 def test_seeds_are_natural_numbers(kind, name, seed):
-    with pytest.raises(ValueError, match=rf"^{name}: expected an integer .*, got {seed}$"):
+    with pytest.raises(ValueError, match=rf"^{name}: expected an integer( .*)?, got {seed}$"):
         kind(seed=seed)
 
 

@@ -27,7 +27,7 @@ from jacrec.data.readers.checks import (
 from jacrec.data.readers.ends import discontinuities, episode_ends
 from jacrec.data.readers.repair import ADVICE, Repairs, finite
 from jacrec.data.references import reference_by_env
-from jacrec.data.transitions import Bound, DatasetInfo, Transitions, with_bounds
+from jacrec.data.transitions import ARRAYS, Bound, DatasetInfo, Transitions, with_bounds
 from jacrec.util.caller import warn_caller
 
 BLOCK = 1 << 16
@@ -86,7 +86,7 @@ def from_arrays(
     last = episode_ends(name, states, terminal, ends, lengths, following)
     reference = reference_by_env(env_id) if env_id else None
     refs = (reference.ref_min, reference.ref_max) if reference else (None, None)
-    info = with_bounds(DatasetInfo(name, env_id, *refs, source="arrays"), action_low, action_high)
+    info = with_bounds(DatasetInfo(name, env_id, *refs, source=ARRAYS), action_low, action_high)
     return from_flat(states, acts, reward, terminal, last, info, following)
 
 

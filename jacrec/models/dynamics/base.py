@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor, nn
 
+from jacrec.util.errors import counted
+
 
 class ScaledDynamics(nn.Module):
     """Dynamics f(s, a, ε) = offset(s) + out_mean + out_std ⊙ x with x a network's output on standardised states.
@@ -18,6 +20,7 @@ class ScaledDynamics(nn.Module):
 
     def __init__(self, state_dim: int, action_dim: int, target: str):
         super().__init__()
+        state_dim, action_dim = counted("state_dim", state_dim), counted("action_dim", action_dim)
         self.state_dim, self.action_dim, self.target = state_dim, action_dim, target
         for name in ("state_mean", "out_mean"):
             self.register_buffer(name, torch.zeros(state_dim))

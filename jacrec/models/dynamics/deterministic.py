@@ -7,7 +7,7 @@ from torch import Tensor
 
 from jacrec.models.dynamics.base import ScaledDynamics
 from jacrec.models.networks import MLP, written
-from jacrec.util.errors import expect_one_of
+from jacrec.util.errors import expect_one_of, widths
 
 
 @written
@@ -27,6 +27,7 @@ class DeterministicDynamics(ScaledDynamics):
     ):
         expect_one_of("target", target, ("difference", "state"))
         super().__init__(state_dim, action_dim, target)
+        state_dim, action_dim, hidden = self.state_dim, self.action_dim, widths("hidden", hidden)
         self.config = dict(
             state_dim=state_dim,
             action_dim=action_dim,

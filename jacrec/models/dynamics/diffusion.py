@@ -8,7 +8,7 @@ from torch import Tensor
 from jacrec.models.dynamics.chain import ChainDynamics
 from jacrec.models.dynamics.schedule import alphas, reverse_steps
 from jacrec.models.networks import Denoiser, written
-from jacrec.util.errors import expect_one_of
+from jacrec.util.errors import counted, expect_one_of, real, widths
 
 
 @written
@@ -49,6 +49,9 @@ class DiffusionDynamics(ChainDynamics):
     ):
         expect_one_of("target", target, ("difference", "state"))
         super().__init__(state_dim, action_dim, target)
+        state_dim, action_dim, hidden = self.state_dim, self.action_dim, widths("hidden", hidden)
+        steps, eta = counted("steps", steps), real("eta", eta)
+        levels = None if levels is None else list(widths("levels", levels, 0))
         self.config = dict(
             state_dim=state_dim,
             action_dim=action_dim,
@@ -58,7 +61,7 @@ class DiffusionDynamics(ChainDynamics):
             prediction=prediction,
             sampler=sampler,
             eta=eta,
-            levels=None if levels is None else list(levels),
+            levels=levels,
             target=target,
             activation=activation,
             layer_norm=layer_norm,

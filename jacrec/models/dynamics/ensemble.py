@@ -8,7 +8,7 @@ from torch.nn import functional
 
 from jacrec.models.dynamics.base import ScaledDynamics
 from jacrec.models.networks import MLP, written
-from jacrec.util.errors import expect_count, expect_one_of
+from jacrec.util.errors import counted, expect_one_of, widths
 
 LOWEST, HIGHEST = -12.0, 1.0
 """soft bounds of the logarithm of the variance, of the standardised target"""
@@ -39,8 +39,9 @@ class EnsembleDynamics(ScaledDynamics):
         residual: bool = False,
     ):
         expect_one_of("target", target, ("difference", "state"))
-        expect_count("members", members, 1)
+        members = counted("members", members)
         super().__init__(state_dim, action_dim, target)
+        state_dim, action_dim, hidden = self.state_dim, self.action_dim, widths("hidden", hidden)
         self.config = dict(
             state_dim=state_dim,
             action_dim=action_dim,

@@ -8,7 +8,7 @@ from torch import Tensor
 from jacrec.models.dynamics.chain import ChainDynamics
 from jacrec.models.dynamics.flow import TIME_SCALE
 from jacrec.models.networks import Denoiser, written
-from jacrec.util.errors import expect_count, expect_one_of
+from jacrec.util.errors import counted, expect_one_of, widths
 
 
 @written
@@ -45,8 +45,9 @@ class MeanFlowDynamics(ChainDynamics):
     ):
         expect_one_of("target", target, ("difference", "state"))
         expect_one_of("prediction", prediction, ("velocity", "x0"))
-        expect_count("steps", steps, 1)
+        steps = counted("steps", steps)
         super().__init__(state_dim, action_dim, target)
+        state_dim, action_dim, hidden = self.state_dim, self.action_dim, widths("hidden", hidden)
         self.config = dict(
             state_dim=state_dim,
             action_dim=action_dim,

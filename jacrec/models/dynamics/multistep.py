@@ -30,7 +30,7 @@ import torch
 from torch import Tensor, nn
 
 from jacrec.models.networks import MLP, written
-from jacrec.util.errors import expect_count
+from jacrec.util.errors import counted, widths
 
 LOG_SCALE = (-1.5, 2.5)
 """log σ = centre + half-width · tanh(network): σ from 0.018 to 2.7 standard deviations of the displacement"""
@@ -65,9 +65,9 @@ class MultiStepDynamics(nn.Module):
         residual: bool = False,
     ):
         super().__init__()
-        expect_count("horizon", horizon, 1)
-        if sweeps is not None:
-            expect_count("sweeps", sweeps, 1)
+        state_dim, action_dim = counted("state_dim", state_dim), counted("action_dim", action_dim)
+        hidden, horizon = widths("hidden", hidden), counted("horizon", horizon)
+        sweeps = None if sweeps is None else counted("sweeps", sweeps)
         self.state_dim, self.action_dim, self.horizon, self.stochastic, self.sweeps = (
             state_dim,
             action_dim,

@@ -9,7 +9,7 @@ from torch import nn
 from jacrec.models.dynamics.diffusion import DiffusionDynamics
 from jacrec.models.dynamics.flow import FlowDynamics
 from jacrec.models.dynamics.meanflow import MeanFlowDynamics
-from jacrec.util.errors import plain_numbers
+from jacrec.util.errors import check_fields
 
 AnyModule = TypeVar("AnyModule", bound=nn.Module)
 
@@ -35,7 +35,7 @@ class Sampler:
     """flow and meanflow: intervals from noise to the next state"""
 
     def __post_init__(self):
-        plain_numbers(self)
+        check_fields(self)
 
     @property
     def changes(self) -> dict[str, object]:

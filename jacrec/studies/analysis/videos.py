@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from jacrec.evaluation.config import EvalConfig
-from jacrec.evaluation.rendering import REMEDY, probe
+from jacrec.evaluation.rendering import probe, with_remedy
 from jacrec.evaluation.video import record_video
 from jacrec.planners import PlannerConfig
 from jacrec.studies.analysis.read import Study
@@ -31,7 +31,7 @@ def record_study_videos(study: Study, folder: Path, *, seconds: float = 8.0) -> 
     """
     rendering = probe()
     if not rendering.ok:
-        return dict.fromkeys(study.tasks, f"no video: {rendering.reason}; {REMEDY}")
+        return dict.fromkeys(study.tasks, f"no video: {with_remedy(rendering.reason)}")
     return {task: _record(study, task, folder, seconds) for task in study.tasks}
 
 
