@@ -51,7 +51,8 @@ TILES: dict[int, Tile] = {
     64: Tile(rows=64, columns=64, inner=16, warps=8, stages=3),
 }
 """By rows. The widest columns with which every chain kernel compiles without stack for sm_90
-(benchmarks/results/kernel_resources_sm_90.json); times are not measured. `tune` times their neighbours on the GPU at hand"""
+(benchmarks/results/kernel_resources_sm_90.json, Triton 3.9; 3.6 leaves 16 bytes to the adjoint that recomputes in the larger
+two); times are not measured. `tune` times their neighbours on the GPU at hand"""
 DOUBLE = Tile(rows=16, columns=64, inner=16, warps=8, stages=2)
 """of float64: elements twice as large, products a quarter as wide"""
 

@@ -17,7 +17,10 @@ from jacrec.training.run import load_run
 
 @dataclass(frozen=True)
 class Compile:
-    """Compile a GPU's kernels for a run before its first decision, several at once; Triton's cache keeps them."""
+    """Compile a GPU's kernels for a run before its first decision, several at once; Triton's cache keeps them.
+
+    Kernels that cannot be compiled are named, with status 1; the others are kept all the same.
+    """
 
     run: Annotated[Positional[Path], tyro.conf.arg(metavar="RUN")]
     """the run's folder"""

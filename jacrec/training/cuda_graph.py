@@ -51,6 +51,7 @@ class CapturedStep:
         for tensor, value in before:
             tensor.copy_(value)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
+        # the thread that draws batches pins memory meanwhile, which in the default mode would end the capture
+        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
             self.scalars = self.step(*self.inputs)
         self.graph = graph

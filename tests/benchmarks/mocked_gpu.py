@@ -8,6 +8,8 @@ from unittest import mock
 import torch
 from torch.overrides import TorchFunctionMode
 
+from jacrec.training.cuda_graph import CapturedStep
+
 GPU = torch.device("cuda", 0)
 
 
@@ -22,6 +24,8 @@ class OnHost(TorchFunctionMode):
             return True
         if func == torch.Tensor.device.__get__:  # pyright: ignore
             return GPU
+        if func == torch.device:
+            return func(*args, **(kwargs or {}))
         return func(*map(here, args), **{name: here(x) for name, x in (kwargs or {}).items()})
 
 
@@ -34,12 +38,33 @@ class HostGenerator(torch.Generator):
         return super().__new__(cls, "cpu")
 
 
+def capture(step: CapturedStep) -> None:
+    """Capture, which changes nothing on a GPU, and let replays run the step."""
+    before = [(x, x.clone()) for x in step.state()]
+    real_capture(step)
+    for x, value in before:
+        x.copy_(value)
+
+    def replay() -> None:
+        step.scalars = step.step(*step.inputs)
+
+    step.graph.replay = replay  # pyright: ignore
+
+
+real_capture = CapturedStep._capture
+
+
 @contextmanager
 def mocked_gpu() -> Iterator[SimpleNamespace]:
-    """Within it, `torch.cuda` plays a GPU; counts recordings, replays and waits."""
+    """Within it, `torch.cuda` plays a GPU; counts recordings, replays and waits, and keeps capture modes."""
     from jacrec.kernels import graphs, launch, served
 
-    seen = SimpleNamespace(recorded=0, replayed=0, waits=0)
+    seen = SimpleNamespace(recorded=0, replayed=0, waits=0, modes=set())
+
+    def record(graph: object, capture_error_mode: str = "global"):
+        seen.recorded += 1
+        seen.modes.add(capture_error_mode)
+        return nullcontext()
 
     def count(name: str):
         def call(*arguments, **options):
@@ -60,7 +85,7 @@ def mocked_gpu() -> Iterator[SimpleNamespace]:
         Stream=mock.MagicMock,
         stream=lambda _: nullcontext(),
         current_stream=mock.MagicMock(),
-        graph=count("recorded"),
+        graph=record,
         CUDAGraph=lambda: SimpleNamespace(replay=count("replayed")),
         memory_allocated=lambda: 1000,
         max_memory_allocated=lambda: 3000,
@@ -72,7 +97,9 @@ def mocked_gpu() -> Iterator[SimpleNamespace]:
     )
     with ExitStack() as stack:
         stack.enter_context(mock.patch.multiple(torch.cuda, **cuda))
-        stack.enter_context(mock.patch.multiple(torch, get_device_module=lambda *_: torch.cuda, Generator=HostGenerator))
+        stack.enter_context(mock.patch.object(torch, "Generator", HostGenerator))
+        stack.enter_context(mock.patch.object(CapturedStep, "_capture", capture))
+        stack.enter_context(mock.patch.object(torch.Tensor, "pin_memory", lambda self: self))
         for part in (launch, served):
             stack.enter_context(mock.patch.object(part, "interpreted", return_value=False))
         for kept in (launch.multiprocessors, launch._table, served.compute_capability):

@@ -1,6 +1,5 @@
 """`jacrec compile`: what it refuses, and what it compiles on a mocked GPU."""
 
-from pathlib import Path
 from types import SimpleNamespace
 from unittest import mock
 
@@ -10,6 +9,7 @@ from jacrec import Actor, DiffusionDynamics, RewardModel, TwinCritic, World, cli
 from jacrec.commands import compile as verb
 from jacrec.kernels import warmup
 from jacrec.kernels.failures import KernelBuildError
+from tests.benchmarks.mocked_gpu import mocked_gpu
 
 
 def test_other_devices_are_refused(capsys):
@@ -21,19 +21,15 @@ def test_other_devices_are_refused(capsys):
 
 
 def compile_on_a_mocked_gpu(**warm_up):
-    """The verb's status, and its call of `warm_up`, on a GPU whose tensors are the CPU's."""
+    """The verb's status, and its call of `warm_up`."""
     world = World(DiffusionDynamics(3, 2, (7,), steps=2), RewardModel(3, 2, (7,)), TwinCritic(3, 2, (7,)), 0.9)
     trained = SimpleNamespace(policy=Actor(3, 2, (7,)), world=world)
-    asked = verb.Compile(Path("run"), "cpu", (2, 3), (1, 64), workers=5)
     with (
-        mock.patch.object(verb.tyro, "cli", return_value=asked),
-        mock.patch.object(verb.torch, "device", return_value=SimpleNamespace(type="cuda")),
-        mock.patch.object(torch.cuda, "is_available", return_value=True),
+        mocked_gpu(),
         mock.patch.object(verb, "load_run", return_value=trained),
-        mock.patch.object(verb, "unsupported_reason", return_value=None),
         mock.patch.object(warmup, "warm_up", **warm_up) as called,
     ):
-        return verb.run([]), called.call_args
+        return verb.run(["run", "--horizon", "2", "3", "--particles", "1", "64", "--workers", "5"]), called.call_args
 
 
 def test_every_size_is_compiled(capsys):
