@@ -84,6 +84,15 @@ def _parts(policy: nn.Module, world: World, horizon: int) -> Iterator[tuple[str,
         yield "dynamics", world.dynamics
 
 
+@torch.no_grad()
+def check_parameters(policy: nn.Module, world: World) -> None:
+    """ValueError if a part has a parameter that is not finite: nothing that it answers would be."""
+    for name, part in _parts(policy, world, horizon=1):
+        for key, parameter in part.named_parameters() if isinstance(part, nn.Module) else ():
+            if not parameter.isfinite().all():
+                raise ValueError(f"{name}: expected finite parameters, got NaN or infinity in {key}; load or train it again")
+
+
 def _template(policy: Any) -> Any:
     """The architecture of n policies, or the policy itself."""
     return policy.template if isinstance(policy, BatchedPolicy) else policy

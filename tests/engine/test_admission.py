@@ -12,6 +12,8 @@ from torch import nn
 from jacrec import (
     MPC,
     Actor,
+    Adjoint,
+    Autograd,
     BatchedPolicy,
     DiffusionDynamics,
     MPCConfig,
@@ -363,3 +365,30 @@ def test_layers_replaced_between_two_decisions_are_named(batch, method, part, ch
     CHANGES[change](next(x for x in altered.modules() if type(x) is MLP))
     with pytest.raises(ValueError, match=f"^{part}: expected "):
         controller.act(observation)
+
+
+@pytest.mark.parametrize("part", ["reward", "critic", "dynamics"])
+def test_an_answer_of_nan_is_not_told_to_be_cut_off(world, part):
+    def nothing(state, *rest):
+        return torch.full(state.shape if part == "dynamics" else state.shape[:1], torch.nan)
+
+    spoiled = replace(world, **{part: with_noise(nothing)})
+    for method in (Adjoint(), Autograd()):
+        with pytest.raises(ValueError, match=f"^{part}: expected finite values, got NaN"):
+            policy_gradient(Policy(), spoiled, torch.zeros(d), torch.zeros(2, 2, 2), method=method)
+
+
+@pytest.mark.parametrize("make", [MPC, Planner])
+@pytest.mark.parametrize("part", ["policy", "dynamics", "reward", "critic"])
+def test_parameters_that_are_not_finite_are_named(make, part):
+    parts = {
+        "policy": Actor(d, m, (8,)),
+        "dynamics": DiffusionDynamics(d, m, (8,), steps=2),
+        "reward": RewardModel(d, m, (8,)),
+        "critic": TwinCritic(d, m, (8,)),
+    }
+    with torch.no_grad():
+        next(x for x in parts[part].modules() if type(x) is MLP).layers[1].bias[0] = torch.inf
+    policy = parts.pop("policy")
+    with pytest.raises(ValueError, match=rf"^{part}: expected finite parameters, got .* in \S*mlp\.layers\.1\.bias; "):
+        make(policy, World(**parts, discount=0.9))
