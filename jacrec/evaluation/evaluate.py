@@ -15,7 +15,14 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from jacrec.control.config import MPCConfig
 from jacrec.envs.batch import BatchedEnv
 from jacrec.evaluation.config import EvalConfig
-from jacrec.evaluation.contestant import digests, environment_record, open_env, play_contestant, with_sampling
+from jacrec.evaluation.contestant import (
+    digests,
+    environment_record,
+    expect_value_scale,
+    open_env,
+    play_contestant,
+    with_sampling,
+)
 from jacrec.evaluation.probes import jacobian_growth
 from jacrec.evaluation.records import only_one, read_evaluation_record, record_differences
 from jacrec.evaluation.rehearsal import BASE, chosen_controller, make_rehearsal, read_rehearsal
@@ -59,6 +66,7 @@ def evaluate(
     run = run if isinstance(run, Run) else load_run(run)
     folder = user_path(out) if out is not None else run.path
     run = with_sampling(run, config.dynamics)
+    expect_value_scale(run, [config.controller(name) for name in config.order if name != "base"])
     env = open_env(run, config)
     columns = (TextColumn("{task.description:>9}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
     shown = Progress(*columns, TimeRemainingColumn(), disable=quiet)

@@ -16,7 +16,7 @@ from jacrec.control.deadline import realtime
 from jacrec.envs.actions import ActionBox, expect_time_limit, played_box
 from jacrec.envs.physics import make_env, simulator
 from jacrec.evaluation.config import expect_playable
-from jacrec.evaluation.contestant import environment_id
+from jacrec.evaluation.contestant import environment_id, expect_value_scale
 from jacrec.evaluation.episodes import PolicyController
 from jacrec.experimental.config import ExperimentalConfig, with_experimental
 from jacrec.training.run import Run
@@ -117,6 +117,7 @@ def play_live(run: Run, config: LiveConfig, *, status: Callable[[str], None] | N
     Raises:
         ValueError: the environment is unknown, does not fit the policy, or has no step time, time limit or action bounds.
     """
+    expect_value_scale(run, () if config.base else [config.mpc])
     env_id = environment_id(run, config.env_id)
     options: dict[str, Any] = {"render_mode": "human"} if config.window else {}
     options |= {"max_episode_steps": config.max_episode_steps}
