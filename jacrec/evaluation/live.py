@@ -31,21 +31,21 @@ class LiveConfig:
     """How the episode is played."""
 
     seconds: float | None = None
-    """end after this much simulated time (default: play the whole episode)"""
+    """end after this much simulated time; None: play the whole episode"""
     speed: float = 1.0
     """simulated seconds per wall-clock second; at 0.5 the controller has twice the time per decision"""
     deadline_ms: float | None = None
-    """the controller's deadline in milliseconds (default: 90% of the control interval)"""
+    """the controller's deadline in milliseconds; None: 90% of the control interval"""
     base: bool = False
     """act with the base policy, without updates"""
     seed: int = 42_000
     """environment seed; 42000 is the first episode of an evaluation"""
     env_id: str | None = None
-    """gymnasium id of the environment (default: the one recorded with the run's data)"""
+    """gymnasium id of the environment; None: the one recorded with the run's data"""
     physics: str = "d4rl"
     """contact parameters: d4rl or native, as in an evaluation"""
     max_episode_steps: int | None = None
-    """time limit, as in an evaluation (default: the environment's own; required if it has none and `seconds` is not given)"""
+    """time limit, as in an evaluation; None: the environment's own; required if it has none and `seconds` is not given"""
     action_bounds: str | None = None
     """what the policy's actions in [-1, 1] stand for, as in an evaluation: env or data"""
     threads: int = 1

@@ -3,6 +3,7 @@
 import re
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -213,3 +214,25 @@ def test_every_verb_explains_itself(capsys):
             cli.main([verb, "--help"])
         assert stop.value.code == 0
         assert verb in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("verb", [*cli.VERBS, "data make", "data get", "data list", "data show"])
+def test_no_option_states_two_defaults(capsys, verb):
+    with pytest.raises(SystemExit):
+        cli.main([*verb.split(), "--help"])
+    text = re.sub(r"[│╭╮╰╯─]", " ", capsys.readouterr().out)
+    for option in re.split(r"\n(?= *(?:--[a-z]|\[?[A-Z]{2}))", text):
+        assert len(re.findall(r"(?i)\bdefault(?:, [^:]*)?:", option)) <= 1, option
+
+
+def test_what_is_refused_before_work_begins_shows_no_progress(capfd, tmp_path, monkeypatch):
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path))
+    monkeypatch.setenv("JACREC_DATA", str(tmp_path))
+    for args in (
+        ["make", "hopper", "no-such", "--steps", "9"],
+        ["make", "hopper", "random", "--seed", "-1"],
+        ["get", "no-such-v0"],
+    ):
+        with suppress(SystemExit):
+            assert cli.main(["data", *args]) != 0
+        assert capfd.readouterr().out.strip() == ""

@@ -16,7 +16,10 @@ from jacrec import (
     Autograd,
     BatchedPolicy,
     DiffusionDynamics,
+    EnsembleDynamics,
+    FlowDynamics,
     MPCConfig,
+    MultiStepDynamics,
     RewardModel,
     TwinCritic,
     World,
@@ -336,9 +339,27 @@ CHANGES = {
     "in": lambda mlp: mlp.layers.__setitem__(0, resized(mlp.layers[0], -1, 40)),
     "out": lambda mlp: mlp.layers.__setitem__(2, resized(mlp.layers[2], -2, 7)),
     "fewer": no_last,
+    "no bias": lambda mlp: mlp.layers[1]._parameters.update(bias=None),
     "told": lambda mlp: setattr(mlp, "hidden", (8, 16)),
     "double": lambda mlp: mlp.layers[1].double(),
 }
+
+
+@pytest.mark.parametrize("method", [Autograd(), Adjoint()])
+@pytest.mark.parametrize("layer", [0, 2])
+@pytest.mark.parametrize("make", [EnsembleDynamics, FlowDynamics, MultiStepDynamics])
+def test_models_without_a_bias_or_their_dimensions_are_named(make, layer, method):
+    """Torch computes without a bias; the hand-written derivatives need it."""
+    own = World(make(d, m, (8, 8)), RewardModel(d, m, (8,)), TwinCritic(d, m, (8,)), 0.9)
+    noise = torch.zeros(2, 2, *own.dynamics.noise_shape)
+    own.dynamics.state_dim = None
+    with pytest.raises(ValueError, match=r"^dynamics: expected an integer as its state_dim, got None|^noise: "):
+        policy_gradient(Actor(d, m, (8,)), own, torch.zeros(d), noise, method=method)
+    own.dynamics.state_dim = d
+    mlp = next(x for x in own.dynamics.modules() if type(x) is MLP)
+    mlp.layers[layer]._parameters["bias"] = None
+    with pytest.raises(ValueError, match=r"^dynamics: expected a bias of shape .*got None"):
+        policy_gradient(Actor(d, m, (8,)), own, torch.zeros(d), noise, method=method)
 
 
 def resized(layer, axis, size):
