@@ -155,6 +155,7 @@ def fuzz(subject: str, cases: int, first: int, seed: int, seconds: float, until:
             counts[current[1], current[2], result if result in ("read", "refused") else "failed"] += 1
             if result not in ("read", "refused"):
                 failures.append({"case": current[0], "kind": current[1], "mutation": current[2], "error": result})
+                print(f"case {current[0]} failed: {result.splitlines()[-1]}", flush=True)
             number = current[0] + 1
             if number % 500 == 0:
                 print(f"case {number}, {len(failures)} failures", flush=True)
