@@ -6,6 +6,7 @@ else would tell.
 """
 
 import inspect
+import logging
 import random
 import weakref
 from collections.abc import Callable, Iterator
@@ -35,6 +36,7 @@ RECIPES = {
 }
 CALLED = {"policy": "policy(state)", "anchor": "anchor(state)", "dynamics": "dynamics(state, action, noise)"}
 
+_log = logging.getLogger("jacrec")
 _admitted: dict[tuple, weakref.ref] = {}
 """the parts that have been called, by address, dimensions and flags"""
 
@@ -89,11 +91,19 @@ def _parts(policy: nn.Module, world: World, horizon: int) -> Iterator[tuple[str,
 
 @torch.no_grad()
 def check_parameters(policy: nn.Module, world: World) -> None:
-    """ValueError if a part has a parameter that is not finite: nothing that it answers would be."""
+    """Name the parts with parameters that are not finite: no policy acts with them, and no update is accepted with the others.
+
+    Raises:
+        ValueError: the policy. The others are logged.
+    """
     for name, part in _parts(policy, world, horizon=1):
         for key, parameter in part.named_parameters() if isinstance(part, nn.Module) else ():
             if not parameter.isfinite().all():
-                raise ValueError(f"{name}: expected finite parameters, got NaN or infinity in {key}; load or train it again")
+                found = f"{name}: expected finite parameters, got NaN or infinity in {key}; load or train it again"
+                if name == "policy":
+                    raise ValueError(found)
+                _log.warning("%s; until then no update is accepted", found)
+                break
 
 
 def _template(policy: Any) -> Any:

@@ -109,7 +109,7 @@ class EvalConfig(PlayConfig):
     of iterations); for comparison, MPC spends 2 · updates · particles · horizon"""
     rehearse: bool = False
     """let a rehearsal in the world model choose mpc's settings, or the base policy; uses rehearsal.json next to the
-    evaluation, which is made if missing"""
+    evaluation, else the run's, and makes one if there is none"""
     tuned: bool = False
     """play mpc and h0 with the settings that `jacrec tune` chose for this run (tuning.json next to the evaluation)"""
     h0_lr: float | None = None

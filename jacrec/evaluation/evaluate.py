@@ -49,7 +49,7 @@ def evaluate(
     """Play all contestants and record the results in `out`/evaluation.json; the record.
 
     Finished contestants are not played again, so an interrupted evaluation is resumed. The same settings give the same
-    returns. With `config.rehearse`, the rehearsal in `out` is read (or made first), and mpc plays with the chosen controller;
+    returns. With `config.rehearse`, the rehearsal in `out`, else the run's, is read (or made first), and mpc plays with the chosen controller;
     with `config.tuned`, the tuning in `out` is read, and mpc and h0 play with its choices. Episodes of a contestant for which
     the base policy was chosen are copies of the base policy's.
 
@@ -71,6 +71,8 @@ def evaluate(
     columns = (TextColumn("{task.description:>9}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
     shown = Progress(*columns, TimeRemainingColumn(), disable=quiet)
     with contextlib.closing(env), only_one(folder, "evaluation"), torch_threads(config.threads), shown as progress:
+        if not again:
+            _expect_same_kind(run, config, folder / FILE)  # before anything is rehearsed
         rehearsal = _rehearsed(run, config, folder, progress) if config.rehearse else None
         tuning = read_tuned(run, folder, config, environment_record(env)) if config.tuned else None
         fresh = _new_record(run, config, env, rehearsal, tuning)
@@ -121,9 +123,23 @@ def played_by_base(record: dict[str, Any]) -> set[str]:
     return tuned | ({"mpc"} if _choice(record) == BASE else set())
 
 
+def _expect_same_kind(run: Run, config: EvalConfig, path: Path) -> None:
+    """ValueError if the evaluation in `path` is one with rehearsal and this one is without, or the other way round."""
+    if not path.is_file():
+        return
+    kinds = {True: "after a rehearsal", False: "without a rehearsal"}
+    there = read_evaluation_record(path).get("rehearsal") is not None
+    if there != config.rehearse:
+        other = run.path / ("rehearsed" if config.rehearse else "plain")
+        raise ValueError(
+            f"{path}: expected an evaluation played {kinds[config.rehearse]}, got one played {kinds[there]}. Keep both by writing "
+            f"to another folder (--out {other}), or replace it (--again)"
+        )
+
+
 def _rehearsed(run: Run, config: EvalConfig, folder: Path, progress: Progress) -> dict[str, Any]:
-    """The rehearsal in the folder; if there is none, a default one is made."""
-    found = read_rehearsal(run, folder, config)
+    """The rehearsal in the folder, else that of the run; if there is none, a default one is made."""
+    found = read_rehearsal(run, folder, config) or read_rehearsal(run, run.path, config)
     if found is not None:
         return found
     task = progress.add_task("rehearsal", total=1.0)
