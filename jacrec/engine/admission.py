@@ -17,7 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from jacrec.models.dynamics import MultiStepDynamics
+from jacrec.models.dynamics import ChainDynamics, MultiStepDynamics
+from jacrec.models.dynamics.chain import chain_reason
 from jacrec.models.networks import MLP, WRITTEN, has_manual_derivatives
 from jacrec.models.world import BatchedPolicy, World
 from jacrec.util.errors import expect_shape
@@ -205,6 +206,9 @@ def _check_widths(name: str, part: Any) -> None:
         for key in ("state_dim", "action_dim") if type(network) in WRITTEN else ():
             if key in network.__dict__ and type(network.__dict__[key]) is not int:
                 raise ValueError(f"{name}: expected an integer as its {key}, got {network.__dict__[key]!r}; build it anew")
+        reason = chain_reason(network) if isinstance(network, ChainDynamics) else None
+        if reason is not None:
+            raise ValueError(f"{reason}; build it anew")
         if type(network) is not MLP:
             continue
         widths = tuple(layer.weight.shape[-2] for layer in list(network.layers)[:-1])
