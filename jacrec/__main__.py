@@ -10,9 +10,9 @@ import sys
 def main() -> int:
     """Run the command line; the exit code."""
     try:
-        from jacrec import cli
+        from jacrec.cli import main as run
 
-        return cli.main()
+        return run()
     except KeyboardInterrupt:  # outside of a verb; `cli.main` says how to resume one
         print("\ninterrupted", file=sys.stderr)
         return 130
