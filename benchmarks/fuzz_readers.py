@@ -37,6 +37,7 @@ import numpy as np
 from harness import RESULTS, environment, write
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
+from hypothesis.errors import HypothesisException
 
 from tests.data.readers.mutations import mutations_for, outcome
 from tests.data.readers.sources import KINDS, make
@@ -50,6 +51,7 @@ MEMORY = 8 << 30
 
 BLOCK = 50
 """cases that Hypothesis draws with one seed"""
+QUIET = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much, HealthCheck.large_base_example]
 Check = Callable[[str, Callable], tuple[str, str]]
 """(kind, draw) -> (mutation, "read" or "refused")"""
 FIRST_SECONDS = 600.0
@@ -107,7 +109,7 @@ def draw_block(link: Connection, numbers: range, seed: int, kind: str, check: Ch
         phases=(Phase.generate,),
         database=None,
         deadline=None,
-        suppress_health_check=list(HealthCheck),
+        suppress_health_check=QUIET,
     )
     @hypothesis.given(data=st.data())
     def run(data):
@@ -116,7 +118,7 @@ def draw_block(link: Connection, numbers: range, seed: int, kind: str, check: Ch
             link.send((number, kind, "?", None))
         try:
             mutation, result = check(kind, data.draw)
-        except hypothesis.errors.HypothesisException:
+        except HypothesisException:
             raise
         except Exception:
             mutation, result = "?", traceback.format_exc(limit=-4)
@@ -155,6 +157,7 @@ def fuzz(subject: str, cases: int, first: int, seed: int, seconds: float, until:
             counts[current[1], current[2], result if result in ("read", "refused") else "failed"] += 1
             if result not in ("read", "refused"):
                 failures.append({"case": current[0], "kind": current[1], "mutation": current[2], "error": result})
+                print(f"case {current[0]} failed: {result.splitlines()[-1]}", flush=True)
             number = current[0] + 1
             if number % 500 == 0:
                 print(f"case {number}, {len(failures)} failures", flush=True)

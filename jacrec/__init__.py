@@ -7,7 +7,8 @@ Public names and subpackages are imported on first access, so `import jacrec` do
 """
 
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+
+TYPE_CHECKING = False  # a type checker takes it for typing's, whose import would be most of the time until Ctrl-C is met
 
 if TYPE_CHECKING:
     from jacrec import commands as commands
@@ -125,7 +126,7 @@ _SUBPACKAGES = (
 
 if not TYPE_CHECKING:  # a type checker that saw it would accept every name
 
-    def __getattr__(name: str) -> Any:
+    def __getattr__(name: str):
         if name in _MODULES:
             value = getattr(import_module(_MODULES[name]), name)
             globals()[name] = value  # found without this function from now on

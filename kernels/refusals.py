@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from jacrec.engine.jacobians.policy import has_written_jacobian
 from jacrec.models.activations import ACTIVATIONS
 from jacrec.models.dynamics import ChainDynamics, DeterministicDynamics, EnsembleDynamics, MultiStepDynamics
+from jacrec.models.dynamics.chain import chain_reason
 from jacrec.models.networks import (
     MLP,
     WRITTEN,
@@ -62,13 +63,15 @@ def dynamics_reason(f: Any, kinds: Sequence[type], like: Tensor, *, eps: float |
         served = sorted(x.__name__ for x in WRITTEN if issubclass(x, tuple(kinds)))
         return f"dynamics: expected an unmodified jacrec {', '.join(served[:-1])} or {served[-1]}, got {type(f).__name__}"
     d, m = f.state_dim, f.action_dim
+    if type(d) is not int or type(m) is not int:
+        return f"dynamics: expected integers as its state_dim and action_dim, got {d!r} and {m!r}; build it anew"
     shapes: dict[str, tuple[int, ...]] = dict.fromkeys(DYNAMICS_SCALES, (d,))
     inputs, outputs, stack, net = d + m, d, None, f._modules.get("mlp")
     reason = modified("dynamics", f)
     if reason is not None:
         return reason
     if isinstance(f, ChainDynamics):
-        reason = _chain_reason(f)
+        reason = chain_reason(f)
         if reason is not None:
             return reason
         inputs, net = 2 * d + m + f.denoiser.times * f.denoiser.embedding_dim, f.denoiser._modules.get("mlp")
@@ -80,23 +83,6 @@ def dynamics_reason(f: Any, kinds: Sequence[type], like: Tensor, *, eps: float |
     return tensors_reason("dynamics", f, like, shapes) or network_reason(
         "dynamics", net, inputs, outputs, like, stack=stack, eps=eps
     )
-
-
-def _chain_reason(f: ChainDynamics) -> str | None:
-    """Why a sampler's tables are not those of a chain, or not those of its network."""
-    K, denoiser = f.diffusion_steps, f.denoiser
-    if f.noises not in (1, K + 1) or (f.noises == 1 and any(f.sigma)):
-        return f"dynamics: expected {K + 1} rows of noise, or 1 where σ is 0, got {f.noises}"
-    lengths = [len(x) for x in (f.times, f.c_u, f.c_net, f.sigma)]
-    if lengths != [K] * 4:
-        return f"dynamics: expected {K} entries in each of times, c_u, c_net and sigma, got {lengths}"
-    expected, got = (f.state_dim, f.action_dim), (denoiser.state_dim, denoiser.action_dim)
-    if got != expected:
-        return f"dynamics: expected a denoiser with (state_dim, action_dim) = {expected}, got {got}"
-    shape = (K,) if denoiser.times == 1 else (K, denoiser.times)
-    if tuple(f.time.shape) != shape:
-        return f"dynamics.time: expected shape {shape}, got {tuple(f.time.shape)}"
-    return None
 
 
 def times_reason(f: object) -> str | None:

@@ -19,7 +19,7 @@ def bench(names: Positional[tuple[str, ...]] = ()) -> int:
     table from benchmarks/results.
 
     Args:
-        names: scripts to run, as benchmarks/NAME.py; default: all that measure this machine
+        names: scripts to run, as benchmarks/NAME.py; none: all that measure this machine
     """
     here = scripts(FOLDER)
     if not here:

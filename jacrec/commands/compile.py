@@ -31,7 +31,7 @@ class Compile:
     particles: tuple[int, ...] = (1, 64, 256, 4096)
     """M; kernels are shared by all numbers that use the same tiles"""
     workers: int | None = None
-    """compilations at once; default: one to a core"""
+    """compilations at once; None: one to a core"""
 
 
 COMMAND = Compile

@@ -1,7 +1,8 @@
 """`jacrec data make | get | list | show`: offline data sets."""
 
 import sys
-from functools import partial
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Annotated, Literal
 
 import tyro
@@ -10,7 +11,7 @@ from rich.progress import (
     DownloadColumn,
     MofNCompleteColumn,
     Progress,
-    TaskID,
+    ProgressColumn,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
@@ -68,15 +69,14 @@ def make(
         steps: environment steps
         seed: seed of resets and action noise
         behaviour: linear (hopper, halfcheetah: policies of a random search) or sac (hopper, halfcheetah, walker2d: stochastic
-            policies of a soft actor-critic training, as in D4RL's data); default: linear, and sac for walker2d
-        id: Minari id; default: jacrec/ENV-KIND-v0, jacrec/ENV-KIND-sac-v0
+            policies of a soft actor-critic training, as in D4RL's data); None: linear, and sac for walker2d
+        id: Minari id; None: jacrec/ENV-KIND-v0, jacrec/ENV-KIND-sac-v0
         physics: d4rl: contacts as when D4RL's data were recorded; native: this MuJoCo's own
-        max_episode_steps: time limit; default: the environment's own; required if it has none
+        max_episode_steps: time limit; None: the environment's own; required if it has none
         overwrite: replace a data set with the same id
     """
     columns = (TextColumn("collecting"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-    with Progress(*columns) as progress:
-        task = progress.add_task("collecting", total=steps)
+    with _shown_once_begun(*columns) as progress:
         made = make_dataset(
             env,
             kind,
@@ -87,7 +87,7 @@ def make(
             behaviour=behaviour,
             physics=physics,
             max_episode_steps=max_episode_steps,
-            progress=lambda done: progress.update(task, completed=done),
+            progress=lambda done: progress(done, steps),
         )
     print(f"{made.dataset_id}: {made.episodes} episodes, {made.steps} steps in {made.seconds:.1f} s, at {made.path}")
     if made.rewarded is not None:
@@ -117,9 +117,8 @@ def fetch(names: Positional[tuple[str, ...]], *, overwrite: bool = False) -> int
             TimeRemainingColumn(),
         )
         try:
-            with Progress(*columns) as bar:
-                task = bar.add_task(name, total=None)
-                got = get(name, overwrite=overwrite, progress=partial(_update, bar, task))
+            with _shown_once_begun(*columns, title=name) as progress:
+                got = get(name, overwrite=overwrite, progress=progress)
         except DownloadError as error:
             failed.append(name)
             print(f"jacrec: {error}", file=sys.stderr)
@@ -135,8 +134,22 @@ def fetch(names: Positional[tuple[str, ...]], *, overwrite: bool = False) -> int
     return 0
 
 
-def _update(bar: Progress, task: TaskID, have: int, total: int | None) -> None:
-    bar.update(task, completed=have, total=total)
+@contextmanager
+def _shown_once_begun(*columns: ProgressColumn, title: str = "") -> Iterator[Callable[[int, int | None], None]]:
+    """A progress bar as a function of (done, total); what fails before its first call shows none."""
+    bar = Progress(*columns)
+    task = bar.add_task(title, start=False)
+
+    def show(done: int, total: int | None) -> None:
+        bar.start()
+        bar.start_task(task)
+        bar.update(task, completed=done, total=total)
+
+    try:
+        yield show
+    finally:
+        if bar.live.is_started:
+            bar.stop()
 
 
 def list_() -> int:
@@ -167,8 +180,8 @@ def show(
 
     Args:
         source: name of a D4RL data set, Minari id, or path of an HDF5 file in D4RL's layout
-        env_id: gymnasium id of the environment; default: the one recorded in the data
-        action_low: lower bounds of the actions, one number per component or one for all; default: those recorded, else -1
+        env_id: gymnasium id of the environment; None: the one recorded in the data
+        action_low: lower bounds of the actions, one number per component or one for all; None: those recorded, else -1
         action_high: upper bounds, likewise
         repair: skip empty episodes, drop incomplete last steps, clip actions slightly out of bounds; say what was done
     """

@@ -169,7 +169,7 @@ def run_demo(*, out: Path | None = None, quick: bool = False) -> int:
     """Make data in MuJoCo, train, compare base policy and MPC, and write a report. An interrupted demo is resumed.
 
     Args:
-        out: the run's folder; default: runs/demo, or runs/demo-quick with --quick
+        out: the run's folder; None: runs/demo, or runs/demo-quick with --quick
         quick: run every stage with a minimal budget, in about a minute; the scores mean nothing
     """
     demo(QUICK if quick else FULL, out or Path("runs/demo-quick" if quick else "runs/demo"))

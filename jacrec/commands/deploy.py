@@ -30,7 +30,7 @@ class Deploy:
     run: Annotated[Positional[Path], tyro.conf.arg(metavar="RUN")]
     """the run's folder; it is only read"""
     out: Path | None = None
-    """the deployment's folder; default: RUN-deploy"""
+    """the deployment's folder; None: RUN-deploy"""
     tuned: bool = False
     """play with the settings that `jacrec tune` chose for this run"""
     config: Annotated[DeployConfig, tyro.conf.arg(name="")] = field(default_factory=DeployConfig)

@@ -28,7 +28,7 @@ class Eval:
     run: Annotated[Positional[Path], tyro.conf.arg(metavar="RUN")]
     """the run's folder"""
     out: Path | None = None
-    """folder of evaluation.json; default: the run's, and its folder "tuned" with --tuned"""
+    """folder of evaluation.json; None: the run's, and its folder "tuned" with --tuned"""
     again: bool = False
     """discard an earlier evaluation in that folder"""
     video: bool = True

@@ -34,11 +34,11 @@ class Rehearse:
     others: tuple[Path, ...] = ()
     """further runs on the same data (other seeds): a candidate must gain in the world models of all of them"""
     out: Path | None = None
-    """folder of rehearsal.json; default: the run's"""
+    """folder of rehearsal.json; None: the run's"""
     again: bool = False
     """discard an earlier rehearsal in that folder"""
     env_id: str | None = None
-    """gymnasium id of the environment; default: the run's"""
+    """gymnasium id of the environment; None: the run's"""
     physics: Literal["d4rl", "native"] = "d4rl"
     """contacts as in `jacrec eval`; affects only the reset states"""
     threads: int = 1

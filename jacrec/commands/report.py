@@ -22,13 +22,13 @@ class Report:
     folder: Annotated[Positional[Path], tyro.conf.arg(metavar="RUN|STUDY")]
     """folder of a run, or of a study (with study.yaml)"""
     evaluation: Path | None = None
-    """run only: folder of the evaluation and the report; default: the run's"""
+    """run only: folder of the evaluation and the report; None: the run's"""
     table: int | None = None
     """study only: print this table of the paper (1 to 5) beside the study's results, and nothing else"""
     figure: int | None = None
     """study only: draw this figure of the paper (2 or 3), and nothing else"""
     contestant: str | None = None
-    """study only: the contestant to lead with; default: mpc, default, or the first with a world model"""
+    """study only: the contestant to lead with; None: mpc, default, or the first with a world model"""
     level: float = 0.95
     """confidence level of the intervals"""
     video: bool = False

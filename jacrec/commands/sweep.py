@@ -36,7 +36,7 @@ class Sweep:
     spec: Annotated[Positional[str], tyro.conf.arg(metavar="SPEC")]
     """a study.yaml, the folder of an earlier sweep, or a built-in spec: table-1 to table-5, figure-2, figure-3, smoke"""
     out: Path | None = None
-    """the study's folder; default: that of the spec if it is an earlier sweep's, else studies/NAME"""
+    """the study's folder; None: that of the spec if it is an earlier sweep's, else studies/NAME"""
     data_root: Path | None = None
     """folder of the tasks' data: relative paths start here, and D4RL's files are found below it at any depth"""
     made: bool = False
@@ -45,7 +45,7 @@ class Sweep:
     made_steps: int = STEPS
     """transitions of each set that --made makes"""
     workers: int | None = None
-    """parallel processes; default: as many as fit this machine's cores"""
+    """parallel processes; None: as many as fit this machine's cores"""
     retries: int = 1
     """how often a failed job is retried"""
     only: tuple[str, ...] = ()

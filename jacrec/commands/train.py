@@ -37,7 +37,7 @@ class Train:
     source: Annotated[Positional[str], tyro.conf.arg(metavar="DATA")]
     """name of a D4RL data set (see `jacrec data get`), Minari id, or path of an HDF5 file in D4RL's layout"""
     out: Path | None = None
-    """the run's folder; default: runs/DATA-sSEED"""
+    """the run's folder; None: runs/DATA-sSEED"""
     settings: Path | None = None
     """YAML file of settings; the options below override it"""
     stages: tuple[Stage, ...] = STAGES
@@ -46,8 +46,8 @@ class Train:
     """stages trained at the same time; small batches gain more from this than from more threads"""
     seeds: tuple[int, ...] = ()
     """several seeds instead of --seed, one folder each: OUT/seed-SEED, or OUT with {seed} replaced. On a GPU they are trained
-    together as one batched model; on a CPU, where that is slower, in parallel processes of --threads threads each (default:
-    one), as many as there are processors"""
+    together as one batched model; on a CPU, where that is slower, in parallel processes of --threads threads each (one
+    without it), as many as there are processors"""
     eval_every: int = 0
     """play the policy in its environment every so many updates of its training and record return and score in metrics.jsonl, a
     curve of the report; a multiple of --log-every; 0: never"""

@@ -28,18 +28,18 @@ class Tune:
     run: Annotated[Positional[Path], tyro.conf.arg(metavar="RUN")]
     """the run's folder"""
     candidates: tuple[Path, ...] = ()
-    """YAML files of candidates: {name: {controller settings}}; those with horizon 0 race as h0. Default, for either: twelve
+    """YAML files of candidates: {name: {controller settings}}; those with horizon 0 race as h0. Without any, for either: twelve
     around a scale-free step"""
     out: Path | None = None
-    """folder of tuning.json and tuned.yaml; default: the run's"""
+    """folder of tuning.json and tuned.yaml; None: the run's"""
     again: bool = False
     """discard an earlier race in that folder"""
     env_id: str | None = None
-    """gymnasium id of the environment; default: the run's"""
+    """gymnasium id of the environment; None: the run's"""
     physics: Literal["d4rl", "native"] = "d4rl"
     """contacts, as in `jacrec eval`"""
     max_episode_steps: int | None = None
-    """time limit; default: the environment's own; required if it has none"""
+    """time limit; None: the environment's own; required if it has none"""
     action_bounds: Literal["env", "data"] | None = None
     """what the policy's actions in [-1, 1] stand for, as in `jacrec eval`"""
     threads: int = 1

@@ -37,18 +37,18 @@ class MPCConfig:
     """what lr, anchor and max_grad_norm refer to: "absolute", Ĵ itself; "value", Ĵ / mean|Q|, so that one setting serves critics
     of any scale; needs `World.value_scale`, which training records"""
     max_grad_norm: float | None = None
-    """scale longer gradients down to this norm; default: no clipping"""
+    """scale longer gradients down to this norm; None: no clipping"""
     trust_radius: float | None = None
-    """largest ‖ψ − ψ₀‖ from the pretrained parameters; ψ is projected onto the ball; default: unbounded"""
+    """largest ‖ψ − ψ₀‖ from the pretrained parameters; ψ is projected onto the ball; None: unbounded"""
     max_action_change: float | None = None
-    """largest |a − π_ψ₀(s)| per component; an action further from the pretrained policy's is clipped to that box; default:
+    """largest |a − π_ψ₀(s)| per component; an action further from the pretrained policy's is clipped to that box; None:
     unbounded"""
     carry: str = "episode"
     """what becomes of ψ between decisions: "episode" keeps it until `new_episode` restores the pretrained parameters,
     "persist" keeps it across episodes, "step" restarts every decision from the pretrained parameters"""
     deadline_ms: float | None = None
     """time for a decision in milliseconds; an update is begun only if it is expected to end in time, and the best ψ so far
-    answers; default: no deadline"""
+    answers; None: no deadline"""
     method: str = "auto"
     """how the gradient is computed: "auto", "forward", "adjoint", "fused-forward", "fused-adjoint", "multistep",
     "fused-multistep", "autograd" or "finite-difference"; the gradient is the same"""

@@ -16,7 +16,7 @@ from jacrec.control.config import Draw, MPCConfig, UpdateRule
 from jacrec.control.deadline import Deadline, Pace
 from jacrec.control.mpc import MPCStep, decision
 from jacrec.engine.action_clip import ActionClip, near
-from jacrec.engine.admission import admit
+from jacrec.engine.admission import admit, check_parameters
 from jacrec.engine.methods import METHODS
 from jacrec.engine.parameters import over_rows, trainable
 from jacrec.engine.rollout import noise_like, sampled_problem
@@ -86,6 +86,7 @@ class MPC:
         """the latest decision"""
         self.deadline, self.clip = Deadline(self.policy), ActionClip()
         self._share_parameters()
+        check_parameters(self.policy, self.world)
         width = self._state_dim()
         if width is not None:  # otherwise the first decision finds out
             state = torch.zeros((width,) if batch is None else (batch, width), dtype=self.dtype, device=self.device)

@@ -5,6 +5,7 @@ arguments: all randomness is in the noise. A part that draws numbers of its own 
 """
 
 import inspect
+import logging
 import random
 import weakref
 from collections.abc import Callable, Iterator
@@ -15,8 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from jacrec.models.dynamics import MultiStepDynamics
-from jacrec.models.networks import MLP, has_manual_derivatives
+from jacrec.models.dynamics import ChainDynamics, MultiStepDynamics
+from jacrec.models.dynamics.chain import chain_reason
+from jacrec.models.networks import MLP, WRITTEN, has_manual_derivatives
 from jacrec.models.world import BatchedPolicy, World
 from jacrec.util.errors import expect_shape
 from jacrec.util.forks import one_thread_after_fork
@@ -34,6 +36,7 @@ RECIPES = {
 }
 CALLED = {"policy": "policy(state)", "anchor": "anchor(state)", "dynamics": "dynamics(state, action, noise)"}
 
+_log = logging.getLogger("jacrec")
 _admitted: dict[tuple, weakref.ref] = {}
 """the parts that have been called, by address, dimensions and flags"""
 
@@ -63,7 +66,11 @@ def admit(policy: nn.Module, world: World, state: Tensor, horizon: int) -> None:
         _check_attached(_template(policy), _own_tensors(policy), state)
         noise = torch.zeros(len(state), *world.dynamics.noise_shape).normal_(generator=generator)
         arguments = {"dynamics": (state, action, noise.to(state)), "anchor": (state,)}
-        for name in parts.keys() - {"policy"}:
+        called = parts.keys() - {"policy"}
+        if "dynamics" in parts and isinstance(world.dynamics, MultiStepDynamics):  # it is called in another way
+            called -= {"dynamics"}
+            _check_widths("dynamics", world.dynamics)
+        for name in called:
             answer = _admit(name, parts[name], arguments.get(name, (state, action)))
             if name == "anchor":
                 expect_shape(name, answer, tuple(action.shape), ", as the policy's actions")
@@ -78,9 +85,25 @@ def _parts(policy: nn.Module, world: World, horizon: int) -> Iterator[tuple[str,
         yield "reward", world.reward
     if world.anchor is not None:
         yield "anchor", world.anchor.policy
-    # a model that predicts all states at once is called in another way
-    if horizon and not isinstance(world.dynamics, MultiStepDynamics):
+    if horizon:
         yield "dynamics", world.dynamics
+
+
+@torch.no_grad()
+def check_parameters(policy: nn.Module, world: World) -> None:
+    """Name the parts with parameters that are not finite: no policy acts with them, and no update is accepted with the others.
+
+    Raises:
+        ValueError: the policy. The others are logged.
+    """
+    for name, part in _parts(policy, world, horizon=1):
+        for key, parameter in part.named_parameters() if isinstance(part, nn.Module) else ():
+            if not parameter.isfinite().all():
+                found = f"{name}: expected finite parameters, got NaN or infinity in {key}; load or train it again"
+                if name == "policy":
+                    raise ValueError(found)
+                _log.warning("%s; until then no update is accepted", found)
+                break
 
 
 def _template(policy: Any) -> Any:
@@ -179,6 +202,12 @@ def _check_attached(policy: nn.Module, tensors: dict[str, Tensor], state: Tensor
 def _check_widths(name: str, part: Any) -> None:
     """ValueError if a network of jacrec has other layers than its attribute `hidden` says, by which it is differentiated."""
     for network in part.modules() if isinstance(part, nn.Module) else ():
+        for key in ("state_dim", "action_dim") if type(network) in WRITTEN else ():
+            if key in network.__dict__ and type(network.__dict__[key]) is not int:
+                raise ValueError(f"{name}: expected an integer as its {key}, got {network.__dict__[key]!r}; build it anew")
+        reason = chain_reason(network) if isinstance(network, ChainDynamics) else None
+        if reason is not None:
+            raise ValueError(f"{reason}; build it anew")
         if type(network) is not MLP:
             continue
         widths = tuple(layer.weight.shape[-2] for layer in list(network.layers)[:-1])
@@ -192,12 +221,14 @@ def _check_widths(name: str, part: Any) -> None:
         expected += [(norm, {"weight": (w,), "bias": (w,)}) for w, norm in zip(widths, network.norms, strict=False)]
         for layer, shapes in expected:
             for key, shape in shapes.items():
-                tensor = layer._parameters.get(key)
-                # one of another shape may still broadcast
-                if tensor is not None and tuple(tensor.shape[-len(shape) :]) != shape:
+                if key not in layer._parameters:  # a library computes it from others
+                    continue
+                tensor = layer._parameters[key]
+                # torch does without, and one of another shape may still broadcast
+                if tensor is None or tuple(tensor.shape[-len(shape) :]) != shape:
                     raise ValueError(
                         f"{name}: expected a {key} of shape {shape} in a {type(layer).__name__} of its network, got "
-                        f"{tuple(tensor.shape)}; build it anew"
+                        f"{tensor if tensor is None else tuple(tensor.shape)}; build it anew"
                     )
 
 

@@ -118,7 +118,7 @@ class FiniteDifference:
     """
 
     step: float | None = None
-    """half-width of the difference; default: the cube root of the dtype's ε, which is close to optimal"""
+    """half-width of the difference; None: the cube root of the dtype's ε, which is close to optimal"""
     chunk: int = 64
     """parameters perturbed per batch"""
 

@@ -43,16 +43,16 @@ class PlayConfig:
     seed: int = 42
     """episode i starts from environment seed 1000 · seed + i"""
     rows: int | None = None
-    """episodes played in lock-step (default: all)"""
+    """episodes played in lock-step; None: all"""
     env_id: str | None = None
-    """gymnasium id of the environment (default: the one recorded with the run's data)"""
+    """gymnasium id of the environment; None: the one recorded with the run's data"""
     physics: str = "d4rl"
     """contact parameters: d4rl (as when the data sets were recorded) or native"""
     max_episode_steps: int | None = None
-    """time limit (default: the environment's own; required if it has none)"""
+    """time limit; None: the environment's own; required if it has none"""
     action_bounds: str | None = None
     """what the policy's actions in [-1, 1] stand for: env (the environment's bounds) or data (those that the data state, else
-    [-1, 1] itself); default: the environment's, and an error if the data state others"""
+    [-1, 1] itself); None: the environment's, and an error if the data state others"""
     threads: int = 1
     """torch threads; batches are small, and more threads than idle cores slow down evaluation several times"""
     probe_every: int = 20
@@ -109,15 +109,15 @@ class EvalConfig(PlayConfig):
     of iterations); for comparison, MPC spends 2 · updates · particles · horizon"""
     rehearse: bool = False
     """let a rehearsal in the world model choose mpc's settings, or the base policy; uses rehearsal.json next to the
-    evaluation, which is made if missing"""
+    evaluation, else the run's, and makes one if there is none"""
     tuned: bool = False
     """play mpc and h0 with the settings that `jacrec tune` chose for this run (tuning.json next to the evaluation)"""
     h0_lr: float | None = None
-    """step size of h0 (default: mpc's)"""
+    """step size of h0; None: mpc's"""
     h0_updates: int | None = None
-    """gradient steps per decision of h0 (default: mpc's)"""
+    """gradient steps per decision of h0; None: mpc's"""
     h0_carry: str | None = None
-    """what h0 does with ψ between decisions (default: as mpc)"""
+    """what h0 does with ψ between decisions; None: as mpc"""
     growth_horizon: int = 10
     """imagined steps over which the growth of the closed-loop Jacobian is measured"""
 

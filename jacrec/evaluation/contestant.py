@@ -1,7 +1,7 @@
 """Episodes of one contestant (base policy, MPC or planner) in the environment of a run."""
 
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -115,6 +115,16 @@ def play_contestant(
         log = play(env, player, config.seeds, before=probe.before, watch=probe.watch, progress=progress)
     thinking = {"controller": asdict(controller), "model_calls": model_calls(controller), "thinking": probe.summary()}
     return _as_dict(log, run) | thinking
+
+
+def expect_value_scale(run: Run, controllers: Iterable[MPCConfig | PlannerConfig | None]) -> None:
+    """ValueError if a controller measures in units of a value scale that the run does not have; before anything is played."""
+    for own in controllers:
+        if isinstance(own, MPCConfig) and own.units == "value" and run.world.value_scale is None:
+            raise ValueError(
+                f'{run.path}: units: expected "absolute" for a run without a value scale, got "value"; its critic has diverged, or '
+                'is of an earlier version. Set units to "absolute" (--mpc.units) with an lr for it, or train a new run'
+            )
 
 
 def make_controller(run: Run, controller: MPCConfig | PlannerConfig, batch: int | None) -> MPC | Planner:

@@ -15,7 +15,14 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from jacrec.control.config import MPCConfig
 from jacrec.envs.batch import BatchedEnv
 from jacrec.evaluation.config import EvalConfig
-from jacrec.evaluation.contestant import digests, environment_record, open_env, play_contestant, with_sampling
+from jacrec.evaluation.contestant import (
+    digests,
+    environment_record,
+    expect_value_scale,
+    open_env,
+    play_contestant,
+    with_sampling,
+)
 from jacrec.evaluation.probes import jacobian_growth
 from jacrec.evaluation.records import only_one, read_evaluation_record, record_differences
 from jacrec.evaluation.rehearsal import BASE, chosen_controller, make_rehearsal, read_rehearsal
@@ -42,7 +49,7 @@ def evaluate(
     """Play all contestants and record the results in `out`/evaluation.json; the record.
 
     Finished contestants are not played again, so an interrupted evaluation is resumed. The same settings give the same
-    returns. With `config.rehearse`, the rehearsal in `out` is read (or made first), and mpc plays with the chosen controller;
+    returns. With `config.rehearse`, the rehearsal in `out`, else the run's, is read (or made first), and mpc plays with the chosen controller;
     with `config.tuned`, the tuning in `out` is read, and mpc and h0 play with its choices. Episodes of a contestant for which
     the base policy was chosen are copies of the base policy's.
 
@@ -59,10 +66,13 @@ def evaluate(
     run = run if isinstance(run, Run) else load_run(run)
     folder = user_path(out) if out is not None else run.path
     run = with_sampling(run, config.dynamics)
+    expect_value_scale(run, [config.controller(name) for name in config.order if name != "base"])
     env = open_env(run, config)
     columns = (TextColumn("{task.description:>9}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
     shown = Progress(*columns, TimeRemainingColumn(), disable=quiet)
     with contextlib.closing(env), only_one(folder, "evaluation"), torch_threads(config.threads), shown as progress:
+        if not again:
+            _expect_same_kind(run, config, folder / FILE)  # before anything is rehearsed
         rehearsal = _rehearsed(run, config, folder, progress) if config.rehearse else None
         tuning = read_tuned(run, folder, config, environment_record(env)) if config.tuned else None
         fresh = _new_record(run, config, env, rehearsal, tuning)
@@ -113,9 +123,23 @@ def played_by_base(record: dict[str, Any]) -> set[str]:
     return tuned | ({"mpc"} if _choice(record) == BASE else set())
 
 
+def _expect_same_kind(run: Run, config: EvalConfig, path: Path) -> None:
+    """ValueError if the evaluation in `path` is one with rehearsal and this one is without, or the other way round."""
+    if not path.is_file():
+        return
+    kinds = {True: "after a rehearsal", False: "without a rehearsal"}
+    there = read_evaluation_record(path).get("rehearsal") is not None
+    if there != config.rehearse:
+        other = run.path / ("rehearsed" if config.rehearse else "plain")
+        raise ValueError(
+            f"{path}: expected an evaluation played {kinds[config.rehearse]}, got one played {kinds[there]}. Keep both by writing "
+            f"to another folder (--out {other}), or replace it (--again)"
+        )
+
+
 def _rehearsed(run: Run, config: EvalConfig, folder: Path, progress: Progress) -> dict[str, Any]:
-    """The rehearsal in the folder; if there is none, a default one is made."""
-    found = read_rehearsal(run, folder, config)
+    """The rehearsal in the folder, else that of the run; if there is none, a default one is made."""
+    found = read_rehearsal(run, folder, config) or read_rehearsal(run, run.path, config)
     if found is not None:
         return found
     task = progress.add_task("rehearsal", total=1.0)

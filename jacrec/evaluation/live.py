@@ -16,7 +16,7 @@ from jacrec.control.deadline import realtime
 from jacrec.envs.actions import ActionBox, expect_time_limit, played_box
 from jacrec.envs.physics import make_env, simulator
 from jacrec.evaluation.config import expect_playable
-from jacrec.evaluation.contestant import environment_id
+from jacrec.evaluation.contestant import environment_id, expect_value_scale
 from jacrec.evaluation.episodes import PolicyController
 from jacrec.experimental.config import ExperimentalConfig, with_experimental
 from jacrec.training.run import Run
@@ -31,21 +31,21 @@ class LiveConfig:
     """How the episode is played."""
 
     seconds: float | None = None
-    """end after this much simulated time (default: play the whole episode)"""
+    """end after this much simulated time; None: play the whole episode"""
     speed: float = 1.0
     """simulated seconds per wall-clock second; at 0.5 the controller has twice the time per decision"""
     deadline_ms: float | None = None
-    """the controller's deadline in milliseconds (default: 90% of the control interval)"""
+    """the controller's deadline in milliseconds; None: 90% of the control interval"""
     base: bool = False
     """act with the base policy, without updates"""
     seed: int = 42_000
     """environment seed; 42000 is the first episode of an evaluation"""
     env_id: str | None = None
-    """gymnasium id of the environment (default: the one recorded with the run's data)"""
+    """gymnasium id of the environment; None: the one recorded with the run's data"""
     physics: str = "d4rl"
     """contact parameters: d4rl or native, as in an evaluation"""
     max_episode_steps: int | None = None
-    """time limit, as in an evaluation (default: the environment's own; required if it has none and `seconds` is not given)"""
+    """time limit, as in an evaluation; None: the environment's own; required if it has none and `seconds` is not given"""
     action_bounds: str | None = None
     """what the policy's actions in [-1, 1] stand for, as in an evaluation: env or data"""
     threads: int = 1
@@ -117,6 +117,7 @@ def play_live(run: Run, config: LiveConfig, *, status: Callable[[str], None] | N
     Raises:
         ValueError: the environment is unknown, does not fit the policy, or has no step time, time limit or action bounds.
     """
+    expect_value_scale(run, () if config.base else [config.mpc])
     env_id = environment_id(run, config.env_id)
     options: dict[str, Any] = {"render_mode": "human"} if config.window else {}
     options |= {"max_episode_steps": config.max_episode_steps}

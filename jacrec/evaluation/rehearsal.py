@@ -22,7 +22,7 @@ from jacrec.control.controller import MPC, MPCConfig
 from jacrec.engine.rollout import noise_like
 from jacrec.envs.termination import Termination, termination
 from jacrec.evaluation.config import PlayConfig
-from jacrec.evaluation.contestant import digests, open_env
+from jacrec.evaluation.contestant import digests, expect_value_scale, open_env
 from jacrec.evaluation.episodes import Controller
 from jacrec.evaluation.records import only_one, read_rehearsal_record
 from jacrec.evaluation.versions import machine, versions
@@ -256,6 +256,7 @@ def make_rehearsal(
         ValueError: the folder holds a rehearsal of other networks, candidates or settings, or another process rehearses there.
     """
     config, play = config or RehearsalConfig(), play or PlayConfig()
+    expect_value_scale(run, candidates.values())
     path = user_path(folder) / FILE
     if path.is_file() and not again:
         old = read_rehearsal_record(path)

@@ -22,7 +22,7 @@ import yaml
 from jacrec.control.config import MPCConfig
 from jacrec.envs.batch import BatchedEnv
 from jacrec.evaluation.config import PlayConfig
-from jacrec.evaluation.contestant import digests, environment_record, make_controller, open_env
+from jacrec.evaluation.contestant import digests, environment_record, expect_value_scale, make_controller, open_env
 from jacrec.evaluation.episodes import PolicyController
 from jacrec.evaluation.episodes import play as episodes
 from jacrec.evaluation.records import only_one, read_tuning_record, record_differences
@@ -182,13 +182,13 @@ def tune(
     """
     families, config = families or default_families(), config or TuneConfig()
     play = replace(play or PlayConfig(), episodes=config.round, rows=None, seed=config.seed)
+    expect_value_scale(run, [own for candidates in families.values() for own in candidates.values()])
     for family, candidates in families.items():
         Race(list(candidates), config, lambda name, i: [])  # checks the budget, before anything is played
         for name, own in candidates.items():
             if name == BASE:
                 raise ValueError(f"{family}.{name}: expected another name, got that of the base policy")
             play.allow(own, f"{family}.{name}")
-            own.in_absolute_units(run.world.value_scale)
     path = folder / FILE
     with only_one(folder, "tuning"), contextlib.closing(open_env(run, play)) as env, torch_threads(play.threads):
         record = _new_record(run, families, config, play, env)

@@ -131,7 +131,8 @@ def _rendered_env(env_id: str, config: EvalConfig) -> gymnasium.Env:
     parameters = inspect.signature(type(env.unwrapped).__init__).parameters
     env.close()
     sized = "width" in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
-    return make_env(env_id, **options, render_mode="rgb_array", **({"width": SIZE, "height": SIZE} if sized else {}))
+    size: dict[str, Any] = {"width": SIZE, "height": SIZE} if sized else {}
+    return make_env(env_id, **options, render_mode="rgb_array", **size)
 
 
 def _use_tracking_camera(simulator: Any) -> None:

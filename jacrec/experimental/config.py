@@ -23,9 +23,9 @@ class ExperimentalConfig:
 
     min_signal: float | None = None
     """smallest signal-to-noise ratio ‖∇Ĵ‖² / E‖error‖² of a gradient that is stepped along; below it twice as many particles are
-    drawn, up to `max_particles`, then ψ is left unchanged; default: no gate"""
+    drawn, up to `max_particles`, then ψ is left unchanged; None: no gate"""
     max_particles: int | None = None
-    """largest number of particles for `min_signal`; default: four times `particles`"""
+    """largest number of particles for `min_signal`; None: four times `particles`"""
     step: str = "plain"
     """"plain" is α ∇Ĵ (4); "normalised" is α times the unit gradient; "fisher" is the natural gradient of a Gaussian policy,
     with α the root mean squared change of the visited actions (`jacrec.experimental.natural`)"""

@@ -30,7 +30,7 @@ class Gated:
     min_signal: float
     """smallest signal-to-noise ratio of a step"""
     max_particles: int | None = None
-    """largest number of particles; default: four times those of the controller"""
+    """largest number of particles; None: four times those of the controller"""
     step: PlainStep = field(default_factory=PlainStep)
     """the step that is gated"""
 

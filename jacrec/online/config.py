@@ -131,17 +131,17 @@ class DeployConfig:
     seed: int = 42
     """episode i starts from environment seed 1000 · seed + i, as in an evaluation"""
     env_id: str | None = None
-    """gymnasium id of the environment (default: the one recorded with the run's data)"""
+    """gymnasium id of the environment; None: the one recorded with the run's data"""
     physics: str = "d4rl"
     """contact parameters: d4rl (as when the data sets were recorded) or native"""
     max_episode_steps: int | None = None
-    """time limit, as in an evaluation (default: the environment's own; required if it has none)"""
+    """time limit, as in an evaluation; None: the environment's own; required if it has none"""
     action_bounds: str | None = None
     """what the policy's actions in [-1, 1] stand for, as in an evaluation: env or data"""
     threads: int = 1
     """torch threads of the controller"""
     step_seconds: float | None = None
-    """minimum wall-clock time per environment step, for real-time deployment (default: no minimum)"""
+    """minimum wall-clock time per environment step, for real-time deployment; None: no minimum"""
     mpc: MPCConfig = field(default_factory=MPCConfig)
     """settings of the controller"""
     experimental: ExperimentalConfig = field(default_factory=ExperimentalConfig)

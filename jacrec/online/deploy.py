@@ -19,7 +19,7 @@ from torch import Tensor
 
 from jacrec.control.controller import MPC
 from jacrec.envs.batch import BatchedEnv
-from jacrec.evaluation.contestant import digests, environment_record, open_env
+from jacrec.evaluation.contestant import digests, environment_record, expect_value_scale, open_env
 from jacrec.evaluation.episodes import EpisodeLog, play
 from jacrec.evaluation.records import record_differences
 from jacrec.evaluation.versions import machine, versions
@@ -101,6 +101,7 @@ def deploy(
     run, config = run if isinstance(run, Run) else load_run(run), config or DeployConfig()
     run = replace(run, world=copy.deepcopy(run.world))  # its weights will be replaced
     folder = deployment_folder(run.path, out)
+    expect_value_scale(run, [config.controller])
     expect_refreshable(run, config.online)  # before anything is written
     with OrderlyExit() as stack:
         env = open_env(run, config.play)

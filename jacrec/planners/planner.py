@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from jacrec.engine.action_clip import ActionClip, near
-from jacrec.engine.admission import admit
+from jacrec.engine.admission import admit, check_parameters
 from jacrec.engine.parameters import over_rows
 from jacrec.engine.shapes import check_observation, check_state, plain_torch, row_mask
 from jacrec.models.dynamics import MultiStepDynamics
@@ -59,6 +59,7 @@ class Planner:
         batch = None if batch is None else counted("batch", batch)
         self.policy = copied(policy).eval().requires_grad_(False)
         self.world, self.config, self.batch = world, config or PlannerConfig(), batch
+        check_parameters(self.policy, world)
         first = next(self.policy.parameters(), torch.zeros(()))
         self.dtype, self.device = first.dtype, first.device
         self.generator = torch.Generator(self.device).manual_seed(self.config.seed)

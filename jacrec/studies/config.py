@@ -25,7 +25,7 @@ class TaskSpec:
     """Minari id, name of a D4RL data set, or path of a file in D4RL's layout, relative to `data_root`; {task} is replaced by
     the task's name. Default: the D4RL data set with the task's name, under `data_root` or where `jacrec data get` stores it"""
     env_id: str | None = None
-    """gymnasium id of the environment (default: the one recorded with the data)"""
+    """gymnasium id of the environment; None: the one recorded with the data"""
     training: TrainConfig = field(default_factory=TrainConfig)
     """all training settings except the seed. In a spec: the differences to the study's `training`, which in turn overrides
     ReBRAC's published settings if the task is one of the 24"""

@@ -41,16 +41,37 @@ class RunRecord(TypedDict):
     data: RunData
 
 
+class RepeatedKey(ValueError):
+    """A mapping has a key twice; YAML's loaders would keep the last one alone."""
+
+
+class _UniqueKeys(yaml.SafeLoader):
+    """A safe loader that refuses a key given twice in one mapping."""
+
+    def construct_mapping(self, node, deep=False):
+        """The mapping as a dict."""
+        lines: dict[Any, int] = {}
+        for key_node, _ in node.value if isinstance(node, yaml.MappingNode) else ():
+            if key_node.tag != "tag:yaml.org,2002:merge":
+                key, line = self.construct_object(key_node, deep=True), key_node.start_mark.line + 1
+                if key in lines:
+                    raise RepeatedKey(f"{key!r} in lines {lines[key]} and {line}")
+                lines[key] = line
+        return super().construct_mapping(node, deep)
+
+
 def read_yaml(path: Path, remedy: str) -> Any:
     """The content of a YAML file.
 
     Raises:
         FileNotFoundError: there is none.
-        ValueError: it is damaged. The error ends with the `remedy`.
+        ValueError: it is damaged, or a mapping has a key twice. The error ends with the `remedy`.
     """
     text = read_text(path, remedy)
     try:
-        return yaml.safe_load(text)
+        return yaml.load(text, _UniqueKeys)  # a safe loader
+    except RepeatedKey as error:
+        raise ValueError(f"{path}: expected each key once, got {error}; {remedy}") from None
     except Exception as error:  # besides YAMLError whatever scalars such as !!int x or 2000-99-99 raise
         raise ValueError(f"{path}: expected YAML, cannot read it: {' '.join(str(error).split())}; {remedy}") from None
 

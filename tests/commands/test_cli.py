@@ -3,6 +3,7 @@
 import re
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -168,6 +169,39 @@ def test_a_setting_that_cannot_be_built_leaves_no_folder(folder, capsys, monkeyp
     assert "file" in capsys.readouterr().err.splitlines()[-1]
 
 
+@pytest.mark.parametrize("module", ["jacrec.cli", "jacrec.util.files", "jacrec.commands.doctor"])
+def test_an_interrupt_during_imports_ends_quietly(module):
+    """As far as Python lets: nothing of jacrec runs before `jacrec` itself is imported."""
+    interrupted = (
+        "import importlib.abc, runpy, signal, sys\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "class Interrupted(importlib.abc.MetaPathFinder):\n"
+        "    def find_spec(self, name, path, target=None):\n"
+        f"        if name == {module!r}:\n"
+        "            signal.raise_signal(signal.SIGINT)\n"
+        "sys.meta_path.insert(0, Interrupted())\n"
+        "sys.argv = ['jacrec', 'doctor']\n"
+        "runpy.run_module('jacrec', run_name='__main__', alter_sys=True)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", interrupted], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 130
+    assert done.stdout == ""
+    assert len(done.stderr.split()) < 10
+    assert done.stderr.strip().startswith("interrupted")
+
+
+def test_importing_jacrec_imports_hardly_anything():
+    loaded = "import sys; before = set(sys.modules); import jacrec; print(*sorted(set(sys.modules) - before))"
+    done = subprocess.run([sys.executable, "-S", "-c", loaded], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert set(done.stdout.split()) <= {
+        "importlib",
+        "importlib._bootstrap",
+        "importlib._bootstrap_external",
+        "jacrec",
+        "warnings",
+    }
+
+
 @pytest.mark.parametrize("option", ["--help", "--version"])
 def test_help_and_version_are_fast(option):
     """In processor time, of which a busy machine does not take more."""
@@ -213,3 +247,25 @@ def test_every_verb_explains_itself(capsys):
             cli.main([verb, "--help"])
         assert stop.value.code == 0
         assert verb in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("verb", [*cli.VERBS, "data make", "data get", "data list", "data show"])
+def test_no_option_states_two_defaults(capsys, verb):
+    with pytest.raises(SystemExit):
+        cli.main([*verb.split(), "--help"])
+    text = re.sub(r"[│╭╮╰╯─]", " ", capsys.readouterr().out)
+    for option in re.split(r"\n(?= *(?:--[a-z]|\[?[A-Z]{2}))", text):
+        assert len(re.findall(r"(?i)\bdefault(?:, [^:]*)?:", option)) <= 1, option
+
+
+def test_what_is_refused_before_work_begins_shows_no_progress(capfd, tmp_path, monkeypatch):
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path))
+    monkeypatch.setenv("JACREC_DATA", str(tmp_path))
+    for args in (
+        ["make", "hopper", "no-such", "--steps", "9"],
+        ["make", "hopper", "random", "--seed", "-1"],
+        ["get", "no-such-v0"],
+    ):
+        with suppress(SystemExit):
+            assert cli.main(["data", *args]) != 0
+        assert capfd.readouterr().out.strip() == ""

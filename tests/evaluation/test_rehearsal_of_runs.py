@@ -225,3 +225,18 @@ def test_rehearsal_job_writes_the_same_record(trained, tmp_path):
     alone = make_rehearsal(load_run(trained), tmp_path, MINE, SHORT, PLAY)
     assert record["episodes"] == alone["episodes"]
     assert record["networks"] == alone["networks"]
+
+
+def test_an_evaluation_of_the_other_kind_is_told_before_anything_is_rehearsed(trained, tmp_path, monkeypatch):
+    plain = replace(CONFIG, rehearse=False, contestants=())
+    evaluate(trained, plain, out=tmp_path, quiet=True)
+    monkeypatch.setattr(evaluation, "make_rehearsal", None)
+    with pytest.raises(ValueError, match=r"evaluation.json: .*--out .*rehearsed\).*--again"):
+        evaluate(trained, CONFIG, out=tmp_path, quiet=True)
+    run = replace(load_run(trained), path=tmp_path)
+    write_choice(tmp_path, run, "a")
+    record = evaluate(run, replace(CONFIG, contestants=()), out=tmp_path / "rehearsed", quiet=True)
+    assert record["rehearsal"]["choice"] == "a"  # the run's own
+    assert not (tmp_path / "rehearsed" / "rehearsal.json").exists()
+    with pytest.raises(ValueError, match=r"evaluation.json: .*--out .*plain\).*--again"):
+        evaluate(run, plain, out=tmp_path / "rehearsed", quiet=True)

@@ -14,6 +14,7 @@ import torch
 from hypothesis import strategies as st
 
 from jacrec.training import load_run, train
+from jacrec.training.loop import read_metrics
 from jacrec.training.run import Run
 from tests.training.test_folder import SHORT, weights
 from tests.training_data import linear_system
@@ -71,6 +72,14 @@ def read(finished: Path, folder: Path, name: str) -> str:
         assert result is not None or str(folder) in told, told
         results.append(result)
     return "refused" if None in results else "read"
+
+
+def outcome_of_text(finished: Path, folder: Path, name: str) -> str:
+    """A text is read without training, or the error names the run."""
+    read = {"config.yaml": load_run, "metrics.jsonl": lambda out: read_metrics(out / "metrics.jsonl")}[name]
+    result, told = outcome(lambda: read(folder))
+    assert result is not None or str(folder) in told, told
+    return "refused" if result is None else "read"
 
 
 def resumed(finished: Path, folder: Path, name: str) -> str:

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from jacrec import cli
 from jacrec.data import from_arrays
 from jacrec.training import load_run, train
-from jacrec.training.folder import claimed, differences, read_record
+from jacrec.training.folder import claimed, differences, read_record, read_yaml
 from jacrec.training.loop import read_metrics
 from tests.training.test_run import SMALL, metrics, same_bits, weights
 from tests.training_data import linear_system
@@ -238,3 +238,32 @@ def test_a_run_of_arrays_is_never_told_to_load_its_data(tmp_path, named):
     if not named:
         with pytest.raises(ValueError, match=r"^data: expected the name or path .* data=\.\.\."):
             train(config, tmp_path, quiet=True)
+
+
+@pytest.mark.parametrize(
+    ("verb", "content", "key"),
+    [
+        ("tune", "a: {horizon: 1}\nb: {horizon: 2}\na: {horizon: 3}\n", "a"),
+        ("tune", "a:\n  horizon: 1\n  lr: 1.0e-3\n  horizon: 2\n", "horizon"),
+        ("rehearse", "a: {horizon: 1}\na: {horizon: 3}\n", "a"),
+        ("sweep", "name: s\nseeds: [0]\ntasks: {x: {data: y}}\nseeds: [1]\n", "seeds"),
+        ("train", "rebrac: {updates: 3}\nrebrac: {tau: 0.1}\n", "rebrac"),
+    ],
+)
+def test_a_key_given_twice_is_named(copied, tmp_path, capsys, verb, content, key):
+    file = tmp_path / "mine.yaml"
+    file.write_text(content)
+    args = {
+        "tune": [str(copied), "--candidates", str(file)],
+        "rehearse": [str(copied), "--candidates", str(file)],
+        "sweep": [str(file), "--out", str(tmp_path / "study")],
+        "train": ["x.hdf5", "--settings", str(file), "--out", str(tmp_path / "new")],
+    }
+    assert cli.main([verb, *args[verb]]) == 2
+    told = capsys.readouterr().err
+    assert f"{file}: expected each key once, got {key!r} in lines " in told
+
+
+def test_merged_mappings_may_override(tmp_path):
+    (tmp_path / "own.yaml").write_text("base: &base {horizon: 1, lr: 0.1}\nmine: {<<: *base, lr: 0.2}\n")
+    assert read_yaml(tmp_path / "own.yaml", "")["mine"] == {"horizon": 1, "lr": 0.2}

@@ -138,8 +138,10 @@ def _refuse_cut_off(
 ) -> None:
     """ValueError if an output without derivative moves with those inputs that should carry one (`moving`: state, action).
 
-    A constant is as good as any function.
+    A constant is as good as any function, unless it is NaN.
     """
+    if output.isnan().any():
+        raise ValueError(f"{name}: expected finite values, got NaN for finite states and actions, and no derivative")
     elsewhere = function(state.detach() + 1e-2 * moving[0], action.detach() + 1e-2 * moving[1])
     if not torch.equal(elsewhere.reshape(-1), output.reshape(-1)):
         raise ValueError(

@@ -91,3 +91,20 @@ class ChainDynamics(ScaledDynamics):
                 following = following + self.sigma[i] * noise[..., i, :]
             u = following
         return self.decode(state, u)  # (25)
+
+
+def chain_reason(f: ChainDynamics) -> str | None:
+    """Why a sampler's tables are not those of a chain, or not those of its network."""
+    K, denoiser = f.diffusion_steps, f.denoiser
+    if f.noises not in (1, K + 1) or (f.noises == 1 and any(f.sigma)):
+        return f"dynamics: expected {K + 1} rows of noise, or 1 where σ is 0, got {f.noises}"
+    lengths = [len(x) for x in (f.times, f.c_u, f.c_net, f.sigma)]
+    if lengths != [K] * 4:
+        return f"dynamics: expected {K} entries in each of times, c_u, c_net and sigma, got {lengths}"
+    expected, got = (f.state_dim, f.action_dim), (denoiser.state_dim, denoiser.action_dim)
+    if got != expected:
+        return f"dynamics: expected a denoiser with (state_dim, action_dim) = {expected}, got {got}"
+    shape = (K,) if denoiser.times == 1 else (K, denoiser.times)
+    if tuple(f.time.shape) != shape:
+        return f"dynamics.time: expected shape {shape}, got {tuple(f.time.shape)}"
+    return None
