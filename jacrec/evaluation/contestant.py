@@ -122,7 +122,7 @@ def expect_value_scale(run: Run, controllers: Iterable[MPCConfig | PlannerConfig
     for own in controllers:
         if isinstance(own, MPCConfig) and own.units == "value" and run.world.value_scale is None:
             raise ValueError(
-                f'{run.path}: units: expected "absolute" for a run without a value scale, got "value"; its critic has diverged, or '
+                f'{run.path}: units: expected "absolute" for a run without value_scale, got "value"; its critic has diverged, or '
                 'is of an earlier version. Set units to "absolute" (--mpc.units) with an lr for it, or train a new run'
             )
 
