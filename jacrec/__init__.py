@@ -10,6 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from jacrec import adapters as adapters
     from jacrec import commands as commands
     from jacrec import control as control
     from jacrec import data as data
@@ -106,6 +107,7 @@ _PUBLIC = {
 """module below jacrec -> its public names, as in the imports above"""
 _MODULES = {name: f"jacrec.{module}" for module, names in _PUBLIC.items() for name in names.split()}
 _SUBPACKAGES = (
+    "adapters",
     "commands",
     "control",
     "data",
