@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from jacrec.control.config import MPCConfig
     from jacrec.control.controller import MPC
     from jacrec.control.mpc import MPCStep, mpc_update
+    from jacrec.control.storage import load, save
     from jacrec.engine.diagnostics import GradientSignal, gradient_signal, state_growth
     from jacrec.engine.feedback import FeedbackGains
     from jacrec.engine.linearize import Linearization, linearize
@@ -82,9 +83,11 @@ __all__ = [
     "gradient_signal",
     "imagined_return",
     "linearize",
+    "load",
     "mpc_update",
     "policy_gradient",
     "rollout",
+    "save",
     "state_growth",
     "value_scale",
 ]
@@ -93,6 +96,7 @@ _PUBLIC = {
     "control.config": "MPCConfig",
     "control.controller": "MPC",
     "control.mpc": "MPCStep mpc_update",
+    "control.storage": "load save",
     "engine.diagnostics": "GradientSignal gradient_signal state_growth",
     "engine.feedback": "FeedbackGains",
     "engine.linearize": "Linearization linearize",
