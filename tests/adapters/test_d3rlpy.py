@@ -11,8 +11,7 @@ from jacrec.engine.choice import preferred
 from jacrec.engine.rollout import sampled_problem
 
 d3rlpy = pytest.importorskip("d3rlpy", reason="needs d3rlpy, pip install 'jacrec[d3rlpy]'")
-from d3rlpy import preprocessing as pre  # noqa: E402
-from d3rlpy.models import MeanQFunctionFactory, QRQFunctionFactory, VectorEncoderFactory  # noqa: E402
+pre, VectorEncoderFactory = d3rlpy.preprocessing, d3rlpy.models.VectorEncoderFactory
 
 D, M = 3, 2
 
@@ -132,9 +131,9 @@ def test_what_it_refuses(data):
         from_d3rlpy(d3rlpy.algos.ReBRACConfig().create())
     with pytest.raises(ValueError, match=r"expected one of d3rlpy's .*, got BC"):
         from_d3rlpy(d3rlpy.algos.BCConfig().create())
-    quantiles = trained(data, q_func_factory=QRQFunctionFactory(), steps=0)
+    quantiles = trained(data, q_func_factory=d3rlpy.models.QRQFunctionFactory(), steps=0)
     with pytest.raises(ValueError, match="expected mean Q functions, got ContinuousQRQFunction"):
         from_d3rlpy(quantiles)
-    shifted = trained(data, reward_scaler=pre.StandardRewardScaler(), q_func_factory=MeanQFunctionFactory(), steps=0)
+    shifted = trained(data, reward_scaler=pre.StandardRewardScaler(), steps=0)
     with pytest.raises(ValueError, match=r"only multiplies.*got StandardRewardScaler"):
         from_d3rlpy(shifted)

@@ -13,9 +13,7 @@ from jacrec.engine.choice import preferred
 from jacrec.engine.rollout import sampled_problem
 
 sb3 = pytest.importorskip("stable_baselines3", reason="needs stable-baselines3, pip install 'jacrec[sb3]'")
-from stable_baselines3.common.env_util import make_vec_env  # noqa: E402
-from stable_baselines3.common.torch_layers import FlattenExtractor  # noqa: E402
-from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize  # noqa: E402
+make_vec_env, vec_env = sb3.common.env_util.make_vec_env, sb3.common.vec_env
 
 SMALL = dict(learning_starts=20, batch_size=16, seed=0)
 
@@ -84,7 +82,7 @@ def test_the_pretrained_model_stays_as_it_is():
 
 
 def normalised(clip=10.0, steps=200, kind=None, **options):
-    venv = VecNormalize(make_vec_env("Pendulum-v1", n_envs=2, seed=0), clip_obs=clip)
+    venv = vec_env.VecNormalize(make_vec_env("Pendulum-v1", n_envs=2, seed=0), clip_obs=clip)
     return trained(kind or sb3.SAC, venv, steps, **options), venv
 
 
@@ -108,15 +106,17 @@ def test_statistics_that_are_given_count(tmp_path):
     model.save(tmp_path / "model")
     venv.save(str(tmp_path / "statistics"))
     alone = sb3.SAC.load(tmp_path / "model")
-    again = VecNormalize.load(str(tmp_path / "statistics"), DummyVecEnv([lambda: gymnasium.make("Pendulum-v1")]))
+    again = vec_env.VecNormalize.load(
+        str(tmp_path / "statistics"), vec_env.DummyVecEnv([lambda: gymnasium.make("Pendulum-v1")])
+    )
     raw = states(model)
     expect_same_actions(alone, from_sb3(alone, again), raw, venv.normalize_obs(raw))
-    wrong = VecNormalize(make_vec_env("MountainCarContinuous-v0"))
+    wrong = vec_env.VecNormalize(make_vec_env("MountainCarContinuous-v0"))
     with pytest.raises(ValueError, match=r"expected statistics of 3 observations, got \(2,\)"):
         from_sb3(alone, wrong)
 
 
-class Doubled(FlattenExtractor):
+class Doubled(sb3.common.torch_layers.FlattenExtractor):
     def forward(self, observations):
         return 2.0 * super().forward(observations)
 
