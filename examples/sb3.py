@@ -1,14 +1,14 @@
 """Better actions from a Stable-Baselines3 SAC on Pendulum-v1, by thinking before each action.
 
-    pip install "jacrec[sb3]" && python examples/sb3.py     # five minutes on one core; again: seconds for what is there
+    pip install "jacrec[sb3]" && python examples/sb3.py     # some five minutes on one idle core; again: a minute
 
 A SAC of 5000 steps swings most pendulums up, but not all. The same networks, with a world model trained on the transitions in its replay
 buffer, plan five steps ahead. Both play the same seeds.
 """
 
-import argparse
 from pathlib import Path
 
+import tyro
 from rich import print
 from stable_baselines3 import SAC
 
@@ -23,6 +23,7 @@ from jacrec.training import DynamicsConfig, RewardConfig, TrainConfig, train_wor
 def trained_sac(steps: int, seed: int, folder: Path) -> SAC:
     """The SAC and its replay buffer, from the folder if they are there."""
     model, buffer = folder / "sac.zip", folder / "replay_buffer.pkl"
+    folder.mkdir(parents=True, exist_ok=True)
     if not buffer.is_file():
         sac = SAC("MlpPolicy", "Pendulum-v1", learning_rate=1e-3, seed=seed).learn(steps)
         sac.save(model)
@@ -32,32 +33,22 @@ def trained_sac(steps: int, seed: int, folder: Path) -> SAC:
     return sac
 
 
-def main() -> None:
-    """Train or load, then compare."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=5000, help="environment steps of the SAC's training")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the SAC's training")
-    parser.add_argument(
-        "--updates", type=int, default=20_000, help="gradient steps of the world model; half as many of the reward model"
-    )
-    parser.add_argument("--episodes", type=int, default=50, help="episodes of base policy and MPC, on the same seeds")
-    parser.add_argument("--out", type=Path, default=Path("runs/sb3"), help="folder of networks and data")
-    args = parser.parse_args()
-
-    model = trained_sac(args.steps, args.seed, args.out)
-    parts = from_sb3(model)
-    data = transitions_from_sb3(model, env_id="Pendulum-v1")
+def main(
+    steps: int = 5000, seed: int = 0, updates: int = 20_000, episodes: int = 50, out: Path = Path("runs/sb3"), threads: int = 1
+) -> None:
+    """Train or load a SAC of `steps` and two models of `updates`, and compare the SAC with MPC over `episodes`."""
+    model = trained_sac(steps, seed, out)
+    parts, data = from_sb3(model), transitions_from_sb3(model, env_id="Pendulum-v1")
     config = TrainConfig(
-        dynamics=DynamicsConfig(kind="deterministic", hidden=(128, 128), updates=args.updates),
-        reward=RewardConfig(hidden=(128, 128), updates=args.updates // 2, batch_size=256),
+        dynamics=DynamicsConfig(kind="deterministic", hidden=(128, 128), updates=updates),
+        reward=RewardConfig(hidden=(128, 128), updates=updates // 2, batch_size=256),
+        threads=threads,
     )
-    world = train_world(
-        data, args.out / "world", policy=parts.policy, critic=parts.critic, discount=parts.discount, config=config
-    )
+    world = train_world(data, out / "world", policy=parts.policy, critic=parts.critic, discount=parts.discount, config=config)
     mpc = MPCConfig(horizon=5, particles=1, updates=5, lr=1e-4, carry="step")
-    play = EvalConfig(episodes=args.episodes, mpc=mpc)
+    play = EvalConfig(episodes=episodes, mpc=mpc, threads=threads)
     print(table(evaluate_policy(parts.policy, world, "Pendulum-v1", play, action_box=parts.action_box)))
 
 
 if __name__ == "__main__":
-    main()
+    tyro.cli(main)

@@ -194,17 +194,15 @@ def _of_unit_actions(layers: Layers, d: int, scale: Tensor | None, bias: Tensor 
 
 def _ready(layers: Layers, scaling: Scaling, *, m: int) -> Layers | None:
     """The network of the observation itself, and of m more inputs, with jacrec's ε; None if that is impossible."""
-    layers = _with_eps(layers)
-    if layers is None or layers.weights[0].shape[1] != len(scaling.mean) + m:
+    own = _with_eps(layers)
+    if own is None or own.weights[0].shape[1] != len(scaling.mean) + m:
         return None
     if not math.isfinite(scaling.clip):
         gain = torch.cat([1.0 / scaling.std, torch.ones(m, dtype=torch.float64)])
         mean = torch.cat([scaling.mean, torch.zeros(m, dtype=torch.float64)])
-        weight = layers.weights[0] * gain
-        return replace(
-            layers, weights=(weight, *layers.weights[1:]), biases=(layers.biases[0] - weight @ mean, *layers.biases[1:])
-        )
-    return _clipped(layers, scaling, m) if layers.activation == "relu" and not layers.norms else None
+        weight = own.weights[0] * gain
+        return replace(own, weights=(weight, *own.weights[1:]), biases=(own.biases[0] - weight @ mean, *own.biases[1:]))
+    return _clipped(own, scaling, m) if own.activation == "relu" and not own.norms else None
 
 
 def _clipped(layers: Layers, scaling: Scaling, m: int) -> Layers:
