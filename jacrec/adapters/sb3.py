@@ -67,10 +67,12 @@ def transitions_from_sb3(model: Any, *, env_id: str | None = None, name: str = "
         env_id: gymnasium id of the environment that evaluates.
 
     Raises:
-        ValueError: no replay buffer, an empty one, or one without successors (`optimize_memory_usage=True`).
+        ValueError: spaces that are not flat boxes, no replay buffer, an empty one, or one without successors
+            (`optimize_memory_usage=True`).
     """
     _expect_known(model)
     box = ActionBox.of(model.action_space, "model.action_space", "bound them with a wrapper before training")
+    _flat_size(model.observation_space, "observations")
     buffer = model.replay_buffer
     if buffer is None or not buffer.size():
         raise ValueError(

@@ -38,15 +38,15 @@ class Played(Protocol):
 
 
 @dataclass(frozen=True)
-class Parts:
-    """Policy and world of any origin, as a run would have them."""
+class PolicyAndWorld:
+    """A policy and a world of any origin, with what is known of the environment."""
 
     policy: nn.Module
     world: World
     info: DatasetInfo
 
 
-Own = TypeVar("Own", Run, Parts)
+Own = TypeVar("Own", Run, PolicyAndWorld)
 
 
 def open_env(run: Run, config: PlayConfig, *, threads: int | None = None, played: bool = True) -> BatchedEnv:

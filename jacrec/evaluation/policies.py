@@ -14,7 +14,14 @@ from jacrec.data.transitions import DatasetInfo, with_bounds
 from jacrec.envs.actions import ActionBox
 from jacrec.envs.batch import BatchedEnv
 from jacrec.evaluation.config import EvalConfig
-from jacrec.evaluation.contestant import Parts, digests, environment_record, play_contestant, prepare_env, with_sampling
+from jacrec.evaluation.contestant import (
+    PolicyAndWorld,
+    digests,
+    environment_record,
+    play_contestant,
+    prepare_env,
+    with_sampling,
+)
 from jacrec.evaluation.versions import machine, versions
 from jacrec.models.world import World
 from jacrec.training.run import torch_threads
@@ -62,7 +69,7 @@ def evaluate_policy(
         stack.enter_context(torch_threads(config.threads))
         prepare_env(made, action_box, config)
         _expect_dimensions(policy, made)
-        parts = with_sampling(Parts(policy, world, _info(env, made, action_box)), config.dynamics)
+        parts = with_sampling(PolicyAndWorld(policy, world, _info(env, made, action_box)), config.dynamics)
         record: dict[str, Any] = {
             "settings": asdict(config) | {"rows": rows},
             "rehearsal": None,

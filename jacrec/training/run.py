@@ -251,6 +251,11 @@ def load_run(path: str | Path) -> Run:
     missing = _missing(path)
     if missing:
         stages = " ".join(untrained_stages(path))
+        if "rebrac" in stages and not config.rebrac.updates:
+            raise FileNotFoundError(
+                f"{path}: expected a run, got one without {', '.join(missing)}, as `train_world` leaves it for parts that are not "
+                "jacrec's own; read its world alone: jacrec.training.load_world(path, critic=critic)"
+            )
         raise FileNotFoundError(
             f"{path}: expected a finished run, got one without {', '.join(missing)}; resume it with "
             f"`jacrec train {config.data} --settings {path / 'config.yaml'} --out {path} --stages {stages}`"

@@ -200,6 +200,18 @@ def test_the_replay_buffer_is_data(buffer_size):
     assert reward == pytest.approx(data.reward[0], abs=1e-4)
 
 
+class Goal(gymnasium.Env):
+    observation_space = gymnasium.spaces.Dict({"observation": gymnasium.spaces.Box(-1.0, 1.0, (2,), np.float32)})
+    action_space = gymnasium.spaces.Box(-1.0, 1.0, (1,), np.float32)
+
+
+def test_spaces_that_are_not_flat():
+    model = sb3.SAC("MultiInputPolicy", Goal(), buffer_size=10)
+    for convert in (from_sb3, transitions_from_sb3):
+        with pytest.raises(ValueError, match="expected observations in a flat Box, got Dict"):
+            convert(model)
+
+
 def test_a_buffer_that_cannot_serve():
     model = sb3.SAC("MlpPolicy", "Pendulum-v1")
     with pytest.raises(ValueError, match="expected one with transitions, got an empty one"):
