@@ -11,6 +11,7 @@ from importlib import import_module
 TYPE_CHECKING = False  # a type checker takes it for typing's, whose import would be most of the time until Ctrl-C is met
 
 if TYPE_CHECKING:
+    from jacrec import adapters as adapters
     from jacrec import commands as commands
     from jacrec import control as control
     from jacrec import data as data
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from jacrec.control.config import MPCConfig
     from jacrec.control.controller import MPC
     from jacrec.control.mpc import MPCStep, mpc_update
+    from jacrec.control.storage import load, save
     from jacrec.engine.diagnostics import GradientSignal, gradient_signal, state_growth
     from jacrec.engine.feedback import FeedbackGains
     from jacrec.engine.linearize import Linearization, linearize
@@ -82,9 +84,11 @@ __all__ = [
     "gradient_signal",
     "imagined_return",
     "linearize",
+    "load",
     "mpc_update",
     "policy_gradient",
     "rollout",
+    "save",
     "state_growth",
     "value_scale",
 ]
@@ -93,6 +97,7 @@ _PUBLIC = {
     "control.config": "MPCConfig",
     "control.controller": "MPC",
     "control.mpc": "MPCStep mpc_update",
+    "control.storage": "load save",
     "engine.diagnostics": "GradientSignal gradient_signal state_growth",
     "engine.feedback": "FeedbackGains",
     "engine.linearize": "Linearization linearize",
@@ -107,6 +112,7 @@ _PUBLIC = {
 """module below jacrec -> its public names, as in the imports above"""
 _MODULES = {name: f"jacrec.{module}" for module, names in _PUBLIC.items() for name in names.split()}
 _SUBPACKAGES = (
+    "adapters",
     "commands",
     "control",
     "data",

@@ -22,6 +22,7 @@ LAYERS = (
     ("data",),
     ("training",),
     ("evaluation",),
+    ("adapters",),
     ("studies",),
     ("online",),
     ("commands",),

@@ -1,6 +1,6 @@
 """Episodes of one environment, stepped in parallel."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import gymnasium
@@ -10,7 +10,7 @@ import numpy as np
 
 from jacrec.envs.actions import ActionBox
 from jacrec.envs.batched_tasks import BATCHED_TASKS, BatchedTask
-from jacrec.envs.physics import ContactPhysics, make_env, physics_record, simulator
+from jacrec.envs.physics import ContactPhysics, GoalInState, is_goal_space, make_env, physics_record, simulator
 from jacrec.util.errors import expect_one_of
 from jacrec.util.processors import processors
 
@@ -52,11 +52,15 @@ class _ThreadedEngine:
 class _LoopedEngine:
     """One gymnasium environment per row, stepped in a loop; supports every environment."""
 
-    def __init__(self, env_id: str, n: int, physics: str, threads: int, limit: int | None):
+    def __init__(self, envs: Sequence[gymnasium.Env]):
+        self._envs = envs
+        self.env = self._envs[0]
+
+    @classmethod
+    def of_id(cls, env_id: str, n: int, physics: str, threads: int, limit: int | None) -> "_LoopedEngine":
         # gymnasium's passive checker costs as much as a small simulation
         options = {"disable_env_checker": True, "max_episode_steps": limit}
-        self._envs = [make_env(env_id, physics=physics, **options) for _ in range(n)]
-        self.env = self._envs[0]
+        return cls([make_env(env_id, physics=physics, **options) for _ in range(n)])
 
     def reset(self, row: int, seed: int) -> np.ndarray:
         return self._envs[row].reset(seed=seed)[0]
@@ -71,6 +75,24 @@ class _LoopedEngine:
             env.close()
 
 
+class _MadeEngine(_LoopedEngine):
+    """Environments that a caller makes, which get their actions in the type of their own space."""
+
+    def __init__(self, make: Callable[[], gymnasium.Env], n: int):
+        made = [make() for _ in range(n)]
+        for env in made:
+            if not isinstance(env, gymnasium.Env):
+                raise ValueError(
+                    f"env: expected a function that makes a gymnasium.Env, got one that makes {type(env).__name__}"
+                )
+        if len({id(env) for env in made}) < n:
+            raise ValueError(f"env: expected a function that makes a new environment at every call, got the same one {n} times")
+        super().__init__([GoalInState(env) if is_goal_space(env.observation_space) else env for env in made])
+
+    def step(self, rows: np.ndarray, actions: np.ndarray) -> StepResult:
+        return super().step(rows, actions.astype(self.env.action_space.dtype))
+
+
 def _can_batch(env: gymnasium.Env) -> bool:
     """Whether `BATCHED_TASKS` covers the environment. The tasks reproduce classes; an id may add options or wrappers to one."""
     spec: Any = env.spec
@@ -79,8 +101,17 @@ def _can_batch(env: gymnasium.Env) -> bool:
     return type(env.unwrapped) in BATCHED_TASKS and not options and not wrappers
 
 
+def _has_contact_physics(env: gymnasium.Env) -> bool:
+    """Whether `make_env` has built the environment."""
+    while isinstance(env, gymnasium.Wrapper):
+        if isinstance(env, ContactPhysics):
+            return True
+        env = env.env
+    return False
+
+
 class BatchedEnv:
-    """`n` episodes of `env_id` in parallel. A finished row keeps its state, with reward 0, until it is reset.
+    """`n` episodes of an environment in parallel. A finished row keeps its state, with reward 0, until it is reset.
 
     Row i, reset with seed s, reproduces `make_env(env_id).reset(seed=s)` and its steps bit for bit, independently of the other
     rows and of the engine. An episode ends when the environment terminates or truncates it, or at the time limit.
@@ -89,19 +120,22 @@ class BatchedEnv:
     action as given. They are in the environment's units, until `action_box` is set to the bounds that [-1, 1] stands for.
 
     Args:
+        env_id: gymnasium id, or a function that makes a new environment at every call. Those of a function are taken as they are:
+            `physics` and `threads` have no effect, and they are stepped in a loop.
         engine: "mujoco.batch" (threads inside MuJoCo) supports Hopper, HalfCheetah, Walker2d, Ant-v4 and D4RL's AntMaze;
             "gymnasium" (a loop) supports everything; "auto" selects the first if possible. The attribute `engine` holds the
             selected one.
         threads: default: the processors available to this process.
-        max_episode_steps: time limit instead of the environment's own.
+        max_episode_steps: time limit instead of the environment's own; a function's environments keep theirs beside it.
 
     Raises:
-        ValueError: `n` < 1, unknown ids or engines, or "mujoco.batch" for an environment it does not support.
+        ValueError: `n` < 1, unknown ids or engines, spaces that are not boxes, or "mujoco.batch" for an environment it does not
+            support.
     """
 
     def __init__(
         self,
-        env_id: str,
+        env_id: str | Callable[[], gymnasium.Env],
         n: int,
         *,
         physics: str = "d4rl",
@@ -112,6 +146,43 @@ class BatchedEnv:
         expect_one_of("engine", engine, ENGINES)
         if n < 1:
             raise ValueError(f"n: expected at least 1 episode, got {n}")
+        if isinstance(env_id, str):
+            self.engine, self._engine = self._of_id(env_id, n, physics, engine, threads or processors(), max_episode_steps)
+        elif engine == "mujoco.batch":
+            raise ValueError(
+                "engine: expected 'auto' or 'gymnasium' for environments of a function, got 'mujoco.batch'; give an id"
+            )
+        else:
+            self.engine, self._engine = "gymnasium", _MadeEngine(env_id, n)
+
+        env = self._engine.env
+        given, own_limit = not isinstance(env_id, str), env.spec.max_episode_steps if env.spec else None
+        if not isinstance(env_id, str):
+            env_id = env.spec.id if env.spec else type(env.unwrapped).__name__
+        for what, space in (("observations", env.observation_space), ("actions", env.action_space)):
+            if not isinstance(space, gymnasium.spaces.Box):
+                raise ValueError(f"env_id: expected continuous {what} (a Box), got {env_id!r} with {space}")
+        self.env_id, self.n = env_id, n
+        self.physics = {} if given and not _has_contact_physics(env) else physics_record(env)
+        self.observation_space, self.action_space = env.observation_space, env.action_space
+        self.state_dim = int(np.prod(env.observation_space.shape or (0,)))
+        self.action_dim = int(np.prod(env.action_space.shape or (0,)))
+        self.action_box = ActionBox()
+        """what actions in [-1, 1] stand for; those of policies: `jacrec.envs.actions.played_box`"""
+        step_time = getattr(simulator(env), "dt", None)
+        self.step_time = None if step_time is None else float(step_time)
+        """seconds of simulated time per step; None if the environment does not state it"""
+        self.max_episode_steps = max_episode_steps if given and max_episode_steps is not None else own_limit
+        self.elapsed = np.zeros(n, np.int64)
+        self._observation = np.zeros((n, self.state_dim))
+        self._terminated, self._truncated = np.zeros(n, bool), np.zeros(n, bool)
+        self._started = np.zeros(n, bool)
+
+    @staticmethod
+    def _of_id(
+        env_id: str, n: int, physics: str, engine: str, threads: int, limit: int | None
+    ) -> tuple[str, _ThreadedEngine | _LoopedEngine]:
+        """The name of the engine that serves an id, and the engine."""
         probe = make_env(env_id, physics=physics)
         threaded = _can_batch(probe)
         probe.close()
@@ -121,29 +192,9 @@ class BatchedEnv:
                 f"engine: 'mujoco.batch' supports {supported} without options or wrappers, got {env_id!r}; "
                 "use engine='gymnasium'"
             )
-        self.engine = ("mujoco.batch" if threaded else "gymnasium") if engine == "auto" else engine
-        maker = _ThreadedEngine if self.engine == "mujoco.batch" else _LoopedEngine
-        self._engine = maker(env_id, n, physics, threads or processors(), max_episode_steps)
-
-        env = self._engine.env
-        for what, space in (("observations", env.observation_space), ("actions", env.action_space)):
-            if not isinstance(space, gymnasium.spaces.Box):
-                raise ValueError(f"env_id: expected continuous {what} (a Box), got {env_id!r} with {space}")
-        self.env_id, self.n = env_id, n
-        self.physics = physics_record(env)
-        self.observation_space, self.action_space = env.observation_space, env.action_space
-        self.state_dim = int(np.prod(env.observation_space.shape or (0,)))
-        self.action_dim = int(np.prod(env.action_space.shape or (0,)))
-        self.action_box = ActionBox()
-        """what actions in [-1, 1] stand for; those of policies: `jacrec.envs.actions.played_box`"""
-        step_time = getattr(simulator(env), "dt", None)
-        self.step_time = None if step_time is None else float(step_time)
-        """seconds of simulated time per step; None if the environment does not state it"""
-        self.max_episode_steps = env.spec.max_episode_steps if env.spec else None
-        self.elapsed = np.zeros(n, np.int64)
-        self._observation = np.zeros((n, self.state_dim))
-        self._terminated, self._truncated = np.zeros(n, bool), np.zeros(n, bool)
-        self._started = np.zeros(n, bool)
+        name = ("mujoco.batch" if threaded else "gymnasium") if engine == "auto" else engine
+        maker = _ThreadedEngine if name == "mujoco.batch" else _LoopedEngine.of_id
+        return name, maker(env_id, n, physics, threads, limit)
 
     @property
     def done(self) -> np.ndarray:

@@ -2,16 +2,17 @@
 
 import zlib
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
+import numpy as np
 from torch import nn
 
 from jacrec.control.controller import MPC, MPCConfig
 from jacrec.data.known_envs import recorded_env_id
 from jacrec.data.transitions import DatasetInfo
-from jacrec.envs.actions import expect_time_limit, played_box
+from jacrec.envs.actions import ActionBox, expect_time_limit, played_box
 from jacrec.envs.batch import BatchedEnv
 from jacrec.evaluation.config import PlayConfig
 from jacrec.evaluation.episodes import EpisodeLog, PolicyController, Watcher, play
@@ -20,6 +21,7 @@ from jacrec.evaluation.probes import ThinkingProbe
 from jacrec.models.dynamics.sampler import Sampler, with_sampler
 from jacrec.models.io import load_module
 from jacrec.models.networks import Actor
+from jacrec.models.world import World
 from jacrec.planners import Planner, PlannerConfig, model_calls
 from jacrec.training.run import Run
 from jacrec.util.files import user_path
@@ -34,6 +36,29 @@ class Trained(Protocol):
     def info(self) -> DatasetInfo: ...
     @property
     def path(self) -> Path: ...
+
+
+class Played(Protocol):
+    """What a contestant needs of a run."""
+
+    @property
+    def policy(self) -> nn.Module: ...
+    @property
+    def world(self) -> World: ...
+    @property
+    def info(self) -> DatasetInfo: ...
+
+
+@dataclass(frozen=True)
+class PolicyAndWorld:
+    """A policy and a world of any origin, with what is known of the environment."""
+
+    policy: nn.Module
+    world: World
+    info: DatasetInfo
+
+
+Own = TypeVar("Own", Run, PolicyAndWorld)
 
 
 def open_env(run: Trained, config: PlayConfig, *, threads: int | None = None, played: bool = True) -> BatchedEnv:
@@ -56,15 +81,20 @@ def open_env(run: Trained, config: PlayConfig, *, threads: int | None = None, pl
         threads=threads,
         max_episode_steps=config.max_episode_steps,
     )
-    env.action_box = played_box(env.action_space, env_id, run.info.action_box, config.action_bounds)
-    if played:
-        expect_time_limit(env_id, env.max_episode_steps)
+    prepare_env(env, run.info.action_box, config, played=played)
     if (env.state_dim, env.action_dim) != (run.policy.state_dim, run.policy.action_dim):
         raise ValueError(
             f"{env_id}: expected state and action dimensions {run.policy.state_dim} and {run.policy.action_dim}, as in the "
             f"run, got {env.state_dim} and {env.action_dim}; name the right environment with env_id"
         )
     return env
+
+
+def prepare_env(env: BatchedEnv, data: ActionBox | None, config: PlayConfig, *, played: bool = True) -> None:
+    """Let [-1, 1] stand for the actions of the environment, or of `data`, as `config` says; see `open_env`."""
+    env.action_box = played_box(env.action_space, env.env_id, data, config.action_bounds)
+    if played:
+        expect_time_limit(env.env_id, env.max_episode_steps)
 
 
 def environment_id(run: Trained, env_id: str | None) -> str:
@@ -81,7 +111,7 @@ def environment_id(run: Trained, env_id: str | None) -> str:
 
 
 def play_contestant(
-    run: Run,
+    run: Played,
     controller: MPCConfig | PlannerConfig | None,
     config: PlayConfig,
     env: BatchedEnv,
@@ -111,7 +141,7 @@ def play_contestant(
         assert isinstance(player, MPC)
         probe = ThinkingProbe(run.policy, run.world, player, config.probe_every, config.probe_particles)
         if controller.deadline_ms is None:  # a deadline's expectations are part of the controller, and are its own
-            player.warm_up(decisions=2)
+            player.warm_up(np.zeros((env.n, env.state_dim)), decisions=2)
         log = play(env, player, config.seeds, before=probe.before, watch=probe.watch, progress=progress)
     thinking = {"controller": asdict(controller), "model_calls": model_calls(controller), "thinking": probe.summary()}
     return _as_dict(log, run) | thinking
@@ -127,7 +157,7 @@ def expect_value_scale(run: Run, controllers: Iterable[MPCConfig | PlannerConfig
             )
 
 
-def make_controller(run: Run, controller: MPCConfig | PlannerConfig, batch: int | None) -> MPC | Planner:
+def make_controller(run: Played, controller: MPCConfig | PlannerConfig, batch: int | None) -> MPC | Planner:
     """The controller with these settings for a run's policy and world."""
     if isinstance(controller, PlannerConfig):
         return Planner(run.policy, run.world, controller, batch=batch)
@@ -139,7 +169,7 @@ def with_dynamics(run: Run, folder: str | Path) -> Run:
     return replace(run, world=replace(run.world, dynamics=load_module(user_path(folder) / "dynamics.safetensors")))
 
 
-def with_sampling(run: Run, sampler: Sampler) -> Run:
+def with_sampling(run: Own, sampler: Sampler) -> Own:
     """The run with other sampling settings of its world model (`jacrec.models.dynamics.sampler.with_sampler`)."""
     dynamics = run.world.dynamics
     if not sampler.changes:
@@ -162,7 +192,7 @@ def environment_record(env: BatchedEnv) -> dict[str, Any]:
     }
 
 
-def digests(run: Run) -> dict[str, str]:
+def digests(run: Played) -> dict[str, str]:
     """CRC-32 of each network's parameters and buffers, as hexadecimal digits."""
     parts = {"actor": run.policy, "critic": run.world.critic, "dynamics": run.world.dynamics, "reward": run.world.reward}
     return {name: _digest(module) for name, module in parts.items() if isinstance(module, nn.Module)}
@@ -175,6 +205,6 @@ def _digest(module: nn.Module) -> str:
     return f"{value:08x}"
 
 
-def _as_dict(log: EpisodeLog, run: Run) -> dict[str, Any]:
+def _as_dict(log: EpisodeLog, run: Played) -> dict[str, Any]:
     scores = run.info.score(log.returns)
     return asdict(log) | {"scores": None if scores is None else [float(s) for s in scores]}

@@ -31,12 +31,12 @@ def save_module(module: nn.Module, path: str | Path, *, notes: dict[str, float] 
 
     notes: numbers to be kept with it, for `load_module_and_notes`.
     """
-    kind = type(module).__name__
-    if kind not in CLASSES:
-        raise ValueError(f"save_module: expected one of {', '.join(CLASSES)}, got {kind}; save its state_dict yourself")
+    if type(module).__name__ not in CLASSES:
+        names = ", ".join(CLASSES)
+        raise ValueError(f"save_module: expected one of {names}, got {type(module).__name__}; save its state_dict yourself")
     path = user_path(path)
     tensors = {k: v.detach().cpu().contiguous() for k, v in module.state_dict().items()}
-    header = with_checksum(tensors, {"class": kind, "config": module.config, **({"notes": notes} if notes else {})})
+    header = with_checksum(tensors, described(module) | ({"notes": notes} if notes else {}))
     # a single entry: safetensors writes several in random order, and equal networks should give equal files
     write_tensors(path, tensors, {"jacrec": json.dumps(header, sort_keys=True)})
     return path
@@ -56,6 +56,24 @@ def load_module_and_notes(path: str | Path) -> tuple[nn.Module, dict[str, float]
     """The network stored at `path`, and the numbers kept with it, {} if there are none. Raises as `load_module`."""
     path = user_path(path)
     header, tensors = read_network(path)
+    module = rebuilt(header, tensors, path)
+    notes = header.get("notes", {})
+    if not isinstance(notes, dict) or not all(isinstance(x, float) for x in notes.values()):
+        raise ValueError(f"{path}: expected numbers as notes, got {str(notes)[:200]}; {REMEDY}")
+    return module.eval(), notes
+
+
+def described(module: nn.Module) -> dict[str, Any]:
+    """Class and configuration of one of jacrec's networks, for `rebuilt`."""
+    return {"class": type(module).__name__, "config": module.config}
+
+
+def rebuilt(header: dict[str, Any], tensors: dict[str, Tensor], path: Path, remedy: str = REMEDY) -> nn.Module:
+    """The network of a `described` header with these tensors, on the CPU.
+
+    Raises:
+        ValueError: they do not belong together. The error names the file and ends with the `remedy`.
+    """
     config: Any = header.get("config")
     if header["class"] == FlowDynamics.__name__ and isinstance(config, dict):
         config = without_solver(config, str(path))
@@ -65,11 +83,8 @@ def load_module_and_notes(path: str | Path) -> tuple[nn.Module, dict[str, float]
         module.load_state_dict(tensors)
     # all that a file can cause; load_state_dict answers a RuntimeError
     except (TypeError, ValueError, RuntimeError, StopIteration) as error:
-        raise ValueError(f"{path}: expected a network of class {header['class']}, got another ({error}); {REMEDY}") from error
-    notes = header.get("notes", {})
-    if not isinstance(notes, dict) or not all(isinstance(x, float) for x in notes.values()):
-        raise ValueError(f"{path}: expected numbers as notes, got {str(notes)[:200]}; {REMEDY}")
-    return module.eval(), notes
+        raise ValueError(f"{path}: expected a network of class {header['class']}, got another ({error}); {remedy}") from error
+    return module
 
 
 def read_network(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:

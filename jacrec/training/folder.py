@@ -16,6 +16,7 @@ import yaml
 
 import jacrec
 from jacrec.data.transitions import ARRAYS, DatasetInfo, Transitions, with_bounds
+from jacrec.models.io import load_module_and_notes
 from jacrec.training.config import PARTS, TrainConfig, from_dict, to_dict
 from jacrec.util import locks
 from jacrec.util.content import expect_content
@@ -25,6 +26,8 @@ REMEDY = "copy the file again, correct it, or train into another folder"
 LOCK = "checkpoints/.lock"
 NETWORKS = {"rebrac": ("actor", "critic"), "dynamics": ("dynamics",), "reward": ("reward",)}
 """file stems of each stage's networks"""
+ELSEWHERE = "trained_elsewhere"
+"""note with a policy that `train_world` was given"""
 
 
 class RunData(TypedDict):
@@ -145,12 +148,29 @@ def claimed(out: Path, config: TrainConfig, data: Transitions, *, extend: bool =
     busy = ValueError(f"{out}: expected a run that is not being trained, got one that is; wait for it, or stop it")
     with locks.locked(out / LOCK, busy):
         grown = _expect_own(out, record, extend)  # another process may have been faster
+        if "rebrac" in grown:
+            expect_own_policy(out)
         for part in grown:  # first, so that networks never have fewer updates than recorded
             for name in NETWORKS[part]:
                 (out / f"{name}.safetensors").unlink(missing_ok=True)
         if grown or not (out / "config.yaml").is_file():
             write_text(out / "config.yaml", yaml.safe_dump(record, sort_keys=False, allow_unicode=True))
         yield
+
+
+def expect_own_policy(out: Path) -> None:
+    """ValueError if the folder's policy was trained elsewhere, which a training would replace."""
+    path = out / "actor.safetensors"
+    if not path.is_file():
+        return
+    notes: dict[str, float] = {}
+    with contextlib.suppress(ValueError):  # a damaged one is replaced
+        _, notes = load_module_and_notes(path)
+    if ELSEWHERE in notes:
+        raise ValueError(
+            f"{out}: expected a run whose policy is trained here, got one that was trained elsewhere; train its models alone "
+            "(--stages dynamics reward), or choose another folder"
+        )
 
 
 def new_record(config: TrainConfig, data: Transitions) -> dict[str, Any]:

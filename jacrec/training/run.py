@@ -24,7 +24,7 @@ from jacrec.models.networks import Actor, RewardModel, TwinCritic
 from jacrec.models.world import World
 from jacrec.training.config import TrainConfig
 from jacrec.training.determinism import determinism
-from jacrec.training.folder import NETWORKS, claimed, loadable, read_record, recorded_config, recorded_info
+from jacrec.training.folder import NETWORKS, claimed, expect_own_policy, loadable, read_record, recorded_config, recorded_info
 from jacrec.training.loop import Metrics, OnLog, Scores, Stage, make_progress, run_stage
 from jacrec.training.stages.dynamics import DynamicsStage
 from jacrec.training.stages.multistep import MultiStepStage
@@ -122,6 +122,8 @@ def train(
     out = user_path(out)
     for stage in stages:
         expect_one_of("stages", stage, STAGES)
+    if "rebrac" in stages:
+        expect_own_policy(out)
     if parallel_stages < 1:
         raise ValueError(f"parallel_stages: expected an integer >= 1, got {parallel_stages}")
     data = load_transitions(config, data)
@@ -298,20 +300,27 @@ def load_run(path: str | Path) -> Run:
     missing = _missing(path)
     if missing:
         stages, settings = untrained_stages(path), path / "config.yaml"
+        if "rebrac" in stages and not config.rebrac.updates:
+            raise FileNotFoundError(
+                f"{path}: expected a run, got one without {', '.join(missing)}, as `train_world` leaves it for parts that are not "
+                "jacrec's own; read its world alone: jacrec.training.load_world(path, critic=critic)"
+            )
         remedy = f"`jacrec train {config.data} --settings {settings} --out {path} --stages {' '.join(stages)}`"
         if not loadable(config, recorded_info(record)):
             remedy = f"jacrec.training.train(config, {str(path)!r}, stages={stages}, data=...), config as in {settings}"
         raise FileNotFoundError(
             f"{path}: expected a finished run, got one without {', '.join(missing)}; resume it with {remedy}"
         )
-    loaded = {part: _load_part(path / f"{part}.safetensors", kinds) for part, kinds in CLASSES.items()}
+    loaded = {part: load_part(path / f"{part}.safetensors", part) for part in CLASSES}
     parts: dict[str, Any] = {part: module for part, (module, _) in loaded.items()}
     scale = loaded["critic"][1].get("value_scale")  # None for runs of earlier versions
     world = World(parts["dynamics"], parts["reward"], parts["critic"], config.rebrac.discount, scale)
     return Run(parts["actor"], world, recorded_info(record), config, path)
 
 
-def _load_part(path: Path, kinds: tuple[type[nn.Module], ...]) -> tuple[nn.Module, dict[str, float]]:
+def load_part(path: Path, part: str) -> tuple[nn.Module, dict[str, float]]:
+    """The network at `path` and the numbers kept with it; ValueError unless its class is one of `CLASSES[part]`."""
+    kinds = CLASSES[part]
     module, notes = load_module_and_notes(path)
     if not isinstance(module, kinds):
         names = " or ".join(kind.__name__ for kind in kinds)

@@ -22,7 +22,7 @@ from jacrec.data.transitions import Transitions
 from jacrec.training.batched import BatchableStage, run_batched
 from jacrec.training.config import TrainConfig
 from jacrec.training.determinism import determinism
-from jacrec.training.folder import claimed
+from jacrec.training.folder import claimed, expect_own_policy
 from jacrec.training.loop import Metrics, OnLog, make_progress
 from jacrec.training.run import (
     STAGES,
@@ -146,6 +146,8 @@ def _train_batched(
     with OrderlyExit() as stack:
         stack.enter_context(determinism(first))
         for config, out in zip(configs, folders, strict=True):
+            if "rebrac" in stages:
+                expect_own_policy(out)
             stack.enter_context(claimed(out, config, data, extend=extend))
         threads = first.threads or torch.get_num_threads()
         stack.enter_context(torch_threads(threads))

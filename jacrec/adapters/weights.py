@@ -1,0 +1,29 @@
+"""Files of weights that torch.save wrote."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from jacrec.util.files import user_path
+
+
+def load_weights(path: str | Path) -> Any:
+    """The tensors in a file of torch.save, on the CPU. Nothing in it is executed.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: it is damaged, or holds other objects than tensors, numbers and containers.
+    """
+    path = user_path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no weights at {path}")
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except OSError:
+        raise
+    except Exception as error:  # whatever a malformed pickle causes
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise ValueError(
+            f"{path}: expected tensors that torch.save wrote, got something else ({reason}); save the modules' state_dict() alone"
+        ) from None
