@@ -11,6 +11,7 @@ from jacrec.kernels.cpu.gradient.moves import Moved, gradient_pieces, moved
 from jacrec.kernels.cpu.gradient.values import Scales
 from jacrec.kernels.refusals import policy_network, policy_settings, world_settings
 from jacrec.kernels.watch import Watch
+from jacrec.models.mlp import ParallelMLP
 from jacrec.models.networks import MLP, RewardModel, TwinCritic
 from jacrec.models.world import BatchedPolicy, World
 
@@ -22,11 +23,12 @@ class PolicyPlan:
         self.dtype, self.state_dim = state.dtype, state.shape[-1]
         self.policies = policy.n if isinstance(policy, BatchedPolicy) else None
         self.watch, self.settings = Watch([policy]), policy_settings(policy)
-        self.addresses, mlp = Addresses(self.dtype), policy_network(policy)
-        self.rows = self.addresses.network(mlp, mlp.layers[0].weight)
+        self.addresses, network = Addresses(self.dtype), policy_network(policy)
+        mlp = network.mlp
+        self.rows = self.addresses.network(mlp)
         self.action_dim, self.macs = self.rows.network.outputs, weights(mlp)
         self.copies = copy_job(self.addresses.copies, [], self.addresses)
-        self.pieces = gradient_pieces(mlp, self.rows, self.dtype)
+        self.pieces = gradient_pieces(network, self.rows, self.dtype)
         self.parameters: list[Tensor] = list(policy.parameters())
         self.moves: dict[tuple[bool, ...], Moved] = {}
 
@@ -58,8 +60,8 @@ class WorldPlan:
         f, reward, critic = parts(world)
         self.watch, self.settings = Watch([f, reward, critic]), world_settings(f, reward, critic)
         own = self.addresses = Addresses(self.dtype)
-        self.reward = own.network(reward.mlp, reward.mlp.layers[0].weight)
-        self.critics = own.network(critic.mlp, critic.mlp.layers[0].weight)
+        self.reward = own.network(reward.mlp)
+        self.critics = own.network(critic.mlp)
         self.chain, self.dynamics = describe_dynamics(own, f)
         self.shares_layers = not (self.chain.members or self.chain.from_actions)
         """whether the threads of a team may share a row's layers"""
@@ -99,4 +101,5 @@ def parts(world: World) -> tuple[Served, RewardModel, TwinCritic]:
 
 def weights(net: MLP) -> int:
     """Multiply–adds of one row through a network."""
-    return sum(layer.weight.shape[-1] * layer.weight.shape[-2] for layer in net.layers)
+    one = net.networks[0] if isinstance(net, ParallelMLP) else net
+    return sum(layer.weight.shape[-1] * layer.weight.shape[-2] for layer in one.layers)

@@ -4,9 +4,8 @@ from itertools import pairwise
 
 from torch import Tensor, nn
 
-from jacrec.engine.jacobians.policy import has_written_jacobian
+from jacrec.engine.jacobians.policy import written_network
 from jacrec.kernels import refusals
-from jacrec.kernels.cpu.base.norms import EPS
 from jacrec.models.dynamics import ChainDynamics, DeterministicDynamics, EnsembleDynamics, MultiStepDynamics
 from jacrec.models.networks import MLP
 from jacrec.models.world import BatchedPolicy, World
@@ -24,11 +23,11 @@ def unsupported_reason(policy: nn.Module, world: World, state: Tensor) -> str | 
     if state.shape[-1] != d:
         return f"state: expected shape (..., {d}), got {tuple(state.shape)}"
     return (
-        refusals.policy_reason(policy, d, m, state, eps=EPS)
-        or _overlapping(refusals.policy_network(policy))
-        or refusals.reward_reason(world.reward, d, m, state, eps=EPS)
-        or refusals.critic_reason(world.critic, d, m, state, eps=EPS)
-        or (refusals.anchor_reason(world.anchor, d, m, state, eps=EPS) if world.anchor else None)
+        refusals.policy_reason(policy, d, m, state)
+        or _overlapping(refusals.policy_network(policy).mlp)
+        or refusals.reward_reason(world.reward, d, m, state)
+        or refusals.critic_reason(world.critic, d, m, state)
+        or (refusals.anchor_reason(world.anchor, d, m, state) if world.anchor else None)
     )
 
 
@@ -36,7 +35,7 @@ def dynamics_reason(f: object, like: Tensor) -> str | None:
     """Why the kernels cannot serve dynamics with tensors as `like`; None if they can."""
     if like.dtype not in refusals.DTYPES or like.device.type != "cpu":
         return f"state: expected float32 or float64 on the CPU, got {like.dtype} on {like.device}"
-    return refusals.dynamics_reason(f, SERVED, like, eps=EPS) or refusals.times_reason(f)
+    return refusals.dynamics_reason(f, SERVED, like) or refusals.times_reason(f)
 
 
 def policy_reason(policy: nn.Module, state: Tensor) -> str | None:
@@ -45,8 +44,9 @@ def policy_reason(policy: nn.Module, state: Tensor) -> str | None:
         return f"state: expected float32 or float64 on the CPU, got {state.dtype} on {state.device}"
     if isinstance(policy, BatchedPolicy) and policy.n != len(state):
         return f"state: expected {policy.n} rows, one for each policy, got {len(state)}"
-    m = refusals.policy_network(policy).out_dim if has_written_jacobian(policy) else 0
-    return refusals.policy_reason(policy, state.shape[-1], m, state, eps=EPS)
+    network = written_network(policy)
+    m = 0 if isinstance(network, str) else network.mlp.out_dim
+    return refusals.policy_reason(policy, state.shape[-1], m, state)
 
 
 def _overlapping(net: MLP) -> str | None:
