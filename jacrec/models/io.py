@@ -15,6 +15,7 @@ from jacrec.models.dynamics import (
     MultiStepDynamics,
 )
 from jacrec.models.dynamics.flow import without_solver
+from jacrec.models.mlp import LayerNorm, ParallelMLP
 from jacrec.models.networks import Actor, RewardModel, TwinCritic
 from jacrec.util.files import user_path
 from jacrec.util.tensors import read_tensors, with_checksum, without_checksum, write_tensors
@@ -34,6 +35,12 @@ def save_module(module: nn.Module, path: str | Path, *, notes: dict[str, float] 
     kind = type(module).__name__
     if kind not in CLASSES:
         raise ValueError(f"save_module: expected one of {', '.join(CLASSES)}, got {kind}; save its state_dict yourself")
+    for part in module.modules():
+        if isinstance(part, ParallelMLP) or (type(part) is LayerNorm and part.eps != LayerNorm.eps):
+            got = f"LayerNorms with eps = {part.eps}" if isinstance(part, LayerNorm) else "critics with parameters of their own"
+            raise ValueError(
+                f"save_module: expected a network that a {kind}'s constructor makes, got {got}; save the state_dict of the modules that it was made of"
+            )
     path = user_path(path)
     tensors = {k: v.detach().cpu().contiguous() for k, v in module.state_dict().items()}
     header = with_checksum(tensors, {"class": kind, "config": module.config, **({"notes": notes} if notes else {})})

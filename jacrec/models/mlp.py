@@ -123,14 +123,15 @@ class MLP(nn.Module):
     @classmethod
     def of_layers(cls, layers: Layers, stack: int | None = None) -> "MLP":
         """The network of layers that are another module's: it has their parameters, also those that replace them later."""
-        own = blank(cls)
-        own.in_dim, *hidden, own.out_dim = layers.widths()
-        own.hidden, own.stack, own.residual, own.tanh_output = tuple(hidden), stack, False, layers.tanh_output
-        own.activation, own.act = layers.activation, ACTIVATIONS[layers.activation]
-        own.layers = cast("list[Affine]", nn.ModuleList(_holding(Affine, table) for table in layers.linears.values()))
-        own.norms = cast("list[LayerNorm]", nn.ModuleList(_holding(LayerNorm, table) for table in layers.norms.values()))
+        own, (in_dim, *hidden, out_dim) = blank(cls), layers.widths()
+        # past `Module.__setattr__`: policies of other classes are read as networks several times in a gradient
+        own.__dict__.update(in_dim=in_dim, out_dim=out_dim, hidden=tuple(hidden), stack=stack, residual=False)
+        own.__dict__.update(activation=layers.activation, act=ACTIVATIONS[layers.activation], tanh_output=layers.tanh_output)
+        for name, kind, tables in (("layers", Affine, layers.linears), ("norms", LayerNorm, layers.norms)):
+            own._modules[name] = held = blank(nn.ModuleList)
+            held._modules.update({str(i): _holding(kind, table) for i, table in enumerate(tables.values())})
         for norm in own.norms:
-            norm.eps = layers.eps
+            norm.__dict__["eps"] = layers.eps
         return own
 
     @classmethod

@@ -1,5 +1,6 @@
 """Why the CPU kernels cannot serve a policy and a world."""
 
+from collections.abc import Iterator
 from itertools import pairwise
 
 from torch import Tensor, nn
@@ -15,20 +16,29 @@ SERVED = (ChainDynamics, DeterministicDynamics, EnsembleDynamics, MultiStepDynam
 
 def unsupported_reason(policy: nn.Module, world: World, state: Tensor) -> str | None:
     """Why the kernels cannot serve a policy and a world at states (..., d); None if they can."""
+    return next(part_reasons(policy, world, state), None)
+
+
+def part_reasons(policy: nn.Module, world: World, state: Tensor) -> Iterator[str]:
+    """Why the kernels cannot serve each part that they cannot; where that are the dynamics, it is the only reason."""
     f = world.dynamics
     reason = dynamics_reason(f, state)
     if reason is not None:
-        return reason
+        yield reason
+        return
     d, m = f.state_dim, f.action_dim  # pyright: ignore[reportAttributeAccessIssue]
     if state.shape[-1] != d:
-        return f"state: expected shape (..., {d}), got {tuple(state.shape)}"
-    return (
-        refusals.policy_reason(policy, d, m, state)
-        or _overlapping(refusals.policy_network(policy).mlp)
-        or refusals.reward_reason(world.reward, d, m, state)
-        or refusals.critic_reason(world.critic, d, m, state)
-        or (refusals.anchor_reason(world.anchor, d, m, state) if world.anchor else None)
-    )
+        yield f"state: expected shape (..., {d}), got {tuple(state.shape)}"
+    yield from filter(None, [_policy_reason(policy, d, m, state)])
+    yield from filter(None, [refusals.reward_reason(world.reward, d, m, state)])
+    yield from filter(None, [refusals.critic_reason(world.critic, d, m, state)])
+    if world.anchor is not None:
+        yield from filter(None, [refusals.anchor_reason(world.anchor, d, m, state)])
+
+
+def _policy_reason(policy: nn.Module, d: int, m: int, state: Tensor) -> str | None:
+    """Why a policy's gradient and step cannot be computed."""
+    return refusals.policy_reason(policy, d, m, state) or _overlapping(refusals.policy_network(policy).mlp)
 
 
 def dynamics_reason(f: object, like: Tensor) -> str | None:
