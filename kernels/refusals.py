@@ -261,10 +261,12 @@ def policy_settings(policy: nn.Module) -> list:
 
 
 def world_settings(
-    f: ChainDynamics | DeterministicDynamics | EnsembleDynamics | MultiStepDynamics, reward: RewardModel, critic: TwinCritic
+    f: ChainDynamics | DeterministicDynamics | EnsembleDynamics | MultiStepDynamics,
+    reward: RewardModel | None,
+    critic: TwinCritic | None,
 ) -> list:
-    """The plain attributes of a world's parts that kernels depend on."""
-    own: list = [f.state_dim, f.action_dim, critic.critics]
+    """The plain attributes of a world's parts that kernels depend on; reward or critic None: they are not jacrec's."""
+    own: list = [f.state_dim, f.action_dim, critic and critic.critics]
     if isinstance(f, ChainDynamics):
         denoiser = f.denoiser
         own += [f.target, tuple(f.c_u), tuple(f.c_net), tuple(f.sigma), tuple(f.times), f.noises]
@@ -278,4 +280,4 @@ def world_settings(
             own.append(f.target)
             if isinstance(f, EnsembleDynamics):
                 own.append(f.members)
-    return [*own, architecture(net), architecture(reward.mlp), architecture(critic.mlp)]
+    return [*own, architecture(net), *(part and architecture(part.mlp) for part in (reward, critic))]

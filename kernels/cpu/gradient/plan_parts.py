@@ -53,20 +53,23 @@ class PolicyPlan:
 
 
 class WorldPlan:
-    """A world's networks in compiled code. Refers to dynamics, reward and critic weakly."""
+    """A world's networks in compiled code. Refers to dynamics, reward and critic weakly.
+
+    A reward or critic that is not jacrec's has none: torch evaluates it, between two calls.
+    """
 
     def __init__(self, world: World, state: Tensor):
         self.dtype, self.state_dim = state.dtype, state.shape[-1]
         f, reward, critic = parts(world)
-        self.watch, self.settings = Watch([f, reward, critic]), world_settings(f, reward, critic)
+        self.watch, self.settings = Watch(own_parts(world)), world_settings(f, reward, critic)
         own = self.addresses = Addresses(self.dtype)
-        self.reward = own.network(reward.mlp)
-        self.critics = own.network(critic.mlp)
+        self.reward = own.network(reward.mlp) if reward else None
+        self.critics = own.network(critic.mlp) if critic else None
         self.chain, self.dynamics = describe_dynamics(own, f)
         self.shares_layers = not (self.chain.members or self.chain.from_actions)
         """whether the threads of a team may share a row's layers"""
-        self.scales = Scales(*(own.tensor(getattr(reward, name)) for name in Scales._fields))
-        self.reward_macs, self.dynamics_macs = weights(reward.mlp), weights(dynamics_network(f))
+        self.scales = Scales(*(own.tensor(getattr(reward, name)) if reward else 0 for name in Scales._fields))
+        self.reward_macs, self.dynamics_macs = weights(reward.mlp) if reward else 0, weights(dynamics_network(f))
         sources = [x.detach() for x in own.sources.values()]
         sources = [x.unsqueeze(0) if x.dim() == 1 else x for x in sources]
         self.seen = [(x, x.clone(memory_format=torch.contiguous_format)) for x in sources]
@@ -75,12 +78,11 @@ class WorldPlan:
 
     def unchanged(self, world: World, state: Tensor) -> bool:
         """Whether it is the plan of this world as it is now, for such a state."""
-        own = parts(world)
         return (
             self.dtype == state.dtype
             and self.state_dim == state.shape[-1]
-            and self.watch.unchanged(list(own))
-            and world_settings(*own) == self.settings
+            and self.watch.unchanged(own_parts(world))
+            and world_settings(*parts(world)) == self.settings
         )
 
     def update(self) -> None:
@@ -94,9 +96,19 @@ class WorldPlan:
             seen.copy_(source)
 
 
-def parts(world: World) -> tuple[Served, RewardModel, TwinCritic]:
-    """Dynamics, reward and critic, which are jacrec's own."""
-    return cast(Served, world.dynamics), cast(RewardModel, world.reward), cast(TwinCritic, world.critic)
+def parts(world: World) -> tuple[Served, RewardModel | None, TwinCritic | None]:
+    """Dynamics, reward and critic; None for a reward or critic that is not jacrec's."""
+    reward, critic = world.reward, world.critic
+    return (
+        cast(Served, world.dynamics),
+        cast(RewardModel, reward) if type(reward) is RewardModel else None,
+        cast(TwinCritic, critic) if type(critic) is TwinCritic else None,
+    )
+
+
+def own_parts(world: World) -> list[nn.Module]:
+    """Those that are jacrec's own."""
+    return [part for part in parts(world) if part is not None]
 
 
 def weights(net: MLP) -> int:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from jacrec.engine.jacobians.policy import written_network
 from jacrec.kernels import refusals
 from jacrec.models.dynamics import ChainDynamics, DeterministicDynamics, EnsembleDynamics, MultiStepDynamics
-from jacrec.models.networks import MLP
+from jacrec.models.networks import MLP, RewardModel, TwinCritic
 from jacrec.models.world import BatchedPolicy, World
 
 SERVED = (ChainDynamics, DeterministicDynamics, EnsembleDynamics, MultiStepDynamics)
@@ -30,8 +30,11 @@ def part_reasons(policy: nn.Module, world: World, state: Tensor) -> Iterator[str
     if state.shape[-1] != d:
         yield f"state: expected shape (..., {d}), got {tuple(state.shape)}"
     yield from filter(None, [_policy_reason(policy, d, m, state)])
-    yield from filter(None, [refusals.reward_reason(world.reward, d, m, state)])
-    yield from filter(None, [refusals.critic_reason(world.critic, d, m, state)])
+    # others than jacrec's are torch's to evaluate
+    if type(world.reward) is RewardModel:
+        yield from filter(None, [refusals.reward_reason(world.reward, d, m, state)])
+    if type(world.critic) is TwinCritic:
+        yield from filter(None, [refusals.critic_reason(world.critic, d, m, state)])
     if world.anchor is not None:
         yield from filter(None, [refusals.anchor_reason(world.anchor, d, m, state)])
 
