@@ -1,7 +1,7 @@
 """Which method to take where the fused kernels cannot serve: plain `Adjoint` and `Forward` against `Autograd` on one thread.
 
-The networks outside jacrec's own are a policy, a reward and a critic built from `nn.Sequential`. The order of preference in
-`jacrec.engine.choice` is taken from this table. Writes benchmarks/results/fallback_speed_<device>_<machine>.json.
+The networks outside jacrec's own are a policy, a reward and a critic with a forward of their own, which calls an
+`nn.Sequential`. The order of preference in `jacrec.engine.choice` is taken from this table. Writes benchmarks/results/fallback_speed_<device>_<machine>.json.
 
     python benchmarks/fallback_speed.py
     python benchmarks/fallback_speed.py --cases "own policy" --particles 4 --json /tmp/fallback.json
@@ -44,9 +44,20 @@ class Value(nn.Module):
         return self.net(torch.cat([state, action], -1)).squeeze(-1)
 
 
+class Policy(nn.Module):
+    """A policy of one's own, whose layers are not read since its forward is another one."""
+
+    def __init__(self, hidden: Sequence[int]):
+        super().__init__()
+        self.net = mlp(D, hidden, M_ACTION, nn.Tanh())
+
+    def forward(self, state: Tensor) -> Tensor:
+        return self.net(state)
+
+
 def own_policy(hidden: Sequence[int], K: int) -> tuple[nn.Module, World]:
     """An own policy in jacrec's world."""
-    return mlp(D, hidden, M_ACTION, nn.Tanh()), ours(hidden, K)[1]
+    return Policy(hidden), ours(hidden, K)[1]
 
 
 def own_values(hidden: Sequence[int], K: int) -> tuple[nn.Module, World]:

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from jacrec.control.config import MPCConfig
     from jacrec.control.controller import MPC
     from jacrec.control.mpc import MPCStep, mpc_update
+    from jacrec.engine.choice import explain
     from jacrec.engine.diagnostics import GradientSignal, gradient_signal, state_growth
     from jacrec.engine.feedback import FeedbackGains
     from jacrec.engine.linearize import Linearization, linearize
@@ -78,6 +79,7 @@ __all__ = [
     "TwinCritic",
     "World",
     "decoupled_gradient",
+    "explain",
     "gradient_signal",
     "imagined_return",
     "linearize",
@@ -92,6 +94,7 @@ _PUBLIC = {
     "control.config": "MPCConfig",
     "control.controller": "MPC",
     "control.mpc": "MPCStep mpc_update",
+    "engine.choice": "explain",
     "engine.diagnostics": "GradientSignal gradient_signal state_growth",
     "engine.feedback": "FeedbackGains",
     "engine.linearize": "Linearization linearize",

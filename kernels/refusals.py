@@ -112,7 +112,7 @@ def policy_reason(policy: nn.Module, d: int, m: int, like: Tensor) -> str | None
     network = written_network(policy)
     if isinstance(network, str):
         what = f"expected an unmodified jacrec Actor, no parameter added or tied, got {type(policy).__name__}"
-        why = "" if type(architecture_of(policy)) is Actor else f"; or for a Sequential as one: {network}"
+        why = "" if type(architecture_of(policy)) is Actor else f"; read by its layers: {network}"
         hooks = " and global module hooks" if global_hooks() else ""
         return methods_replaced("policy", policy) or f"policy: {what}{hooks}{why}"
     mlp, stack = network.mlp, None

@@ -76,7 +76,7 @@ def layers_of(module: nn.Module) -> Layers | str:
             return f"expected a Dropout in evaluation mode, got one in training mode at '{path}'; call .eval()"
         elif type(part) not in (nn.Sequential, nn.Dropout, nn.Identity):
             if not groups:
-                return f"expected a Linear as the first layer, got a {type(part).__name__}"
+                return f"expected a Linear as the first layer, got {type(part).__name__}"
             groups[-1].behind.append((path, part))
     return _sorted(groups)
 
@@ -100,7 +100,7 @@ def _altered(path: str, part: nn.Module) -> str | None:
     """Why a part may compute something else than a layer that is read."""
     kind, at = type(part), f" at '{path}'" if path else ""
     if kind not in FORWARD:
-        return f"expected layers of {SHOWN}, got a {kind.__name__}{at}"
+        return f"expected layers of {SHOWN}, got {kind.__name__}{at}"
     own, names = part.__dict__, PARAMETERS.get(kind, ())
     if kind.forward is not FORWARD[kind] or not is_unmodified(part) or not own.keys().isdisjoint(PLAIN):
         return f"expected layers without hooks and other methods than torch's, got a {kind.__name__}{at} with some"

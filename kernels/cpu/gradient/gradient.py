@@ -18,11 +18,13 @@ from jacrec.kernels.cpu.base.host import entry
 from jacrec.kernels.cpu.base.layout import DTYPES
 from jacrec.kernels.cpu.base.threads import run, workspace
 from jacrec.kernels.cpu.gradient import chain as chain
+from jacrec.kernels.cpu.gradient import unsupported
 from jacrec.kernels.cpu.gradient.action import action
 from jacrec.kernels.cpu.gradient.chain import chain_forward
 from jacrec.kernels.cpu.gradient.decision import apply_step, evaluate_policy, reduce_gradient
 from jacrec.kernels.cpu.gradient.job import AT, CALL, Call, Sizes
 from jacrec.kernels.cpu.gradient.moves import Moved, named_gradients
+from jacrec.kernels.cpu.gradient.plan_parts import parts
 from jacrec.kernels.cpu.gradient.plans import Plan, plan_or_reason
 from jacrec.kernels.cpu.gradient.plans import kept_plan as kept_plan
 from jacrec.kernels.cpu.gradient.rollout import rollout_gradient
@@ -45,6 +47,16 @@ def unsupported_reason(p: Problem, form: str) -> str | None:
         return f"the fused forward form needs a chain (diffusion, flow or MeanFlow), got {type(f).__name__}"
     found = _plan(p)
     return found if isinstance(found, str) else None
+
+
+def part_reasons(p: Problem, form: str) -> list[tuple[str, str]]:
+    """The parts that keep a gradient from one compiled call, and why; those that torch evaluates between two calls included."""
+    found = list(unsupported.part_reasons(p.policy, p.world, p.state))
+    if not found:
+        reason = unsupported_reason(p, form)
+        found = [] if reason is None else [("kernels", reason)]
+    beside = [name for name, part in zip(("reward", "critic"), parts(p.world)[1:], strict=True) if part is None]
+    return found + [(name, f"{name}: torch evaluates it between two compiled calls") for name in beside]
 
 
 def _plan(p: Problem) -> Plan | str:

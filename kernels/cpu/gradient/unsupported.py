@@ -7,8 +7,9 @@ from torch import Tensor, nn
 
 from jacrec.engine.jacobians.policy import written_network
 from jacrec.kernels import refusals
+from jacrec.kernels.cpu.gradient.plan_parts import parts
 from jacrec.models.dynamics import ChainDynamics, DeterministicDynamics, EnsembleDynamics, MultiStepDynamics
-from jacrec.models.networks import MLP, RewardModel, TwinCritic
+from jacrec.models.networks import MLP
 from jacrec.models.world import BatchedPolicy, World
 
 SERVED = (ChainDynamics, DeterministicDynamics, EnsembleDynamics, MultiStepDynamics)
@@ -16,27 +17,30 @@ SERVED = (ChainDynamics, DeterministicDynamics, EnsembleDynamics, MultiStepDynam
 
 def unsupported_reason(policy: nn.Module, world: World, state: Tensor) -> str | None:
     """Why the kernels cannot serve a policy and a world at states (..., d); None if they can."""
-    return next(part_reasons(policy, world, state), None)
+    return next((reason for _, reason in part_reasons(policy, world, state)), None)
 
 
-def part_reasons(policy: nn.Module, world: World, state: Tensor) -> Iterator[str]:
-    """Why the kernels cannot serve each part that they cannot; where that are the dynamics, it is the only reason."""
+def part_reasons(policy: nn.Module, world: World, state: Tensor) -> Iterator[tuple[str, str]]:
+    """Each part that the kernels cannot serve, and why; the dynamics alone where they are one."""
     f = world.dynamics
     reason = dynamics_reason(f, state)
     if reason is not None:
-        yield reason
+        yield "dynamics", reason
         return
     d, m = f.state_dim, f.action_dim  # pyright: ignore[reportAttributeAccessIssue]
     if state.shape[-1] != d:
-        yield f"state: expected shape (..., {d}), got {tuple(state.shape)}"
-    yield from filter(None, [_policy_reason(policy, d, m, state)])
-    # others than jacrec's are torch's to evaluate
-    if type(world.reward) is RewardModel:
-        yield from filter(None, [refusals.reward_reason(world.reward, d, m, state)])
-    if type(world.critic) is TwinCritic:
-        yield from filter(None, [refusals.critic_reason(world.critic, d, m, state)])
-    if world.anchor is not None:
-        yield from filter(None, [refusals.anchor_reason(world.anchor, d, m, state)])
+        yield "state", f"state: expected shape (..., {d}), got {tuple(state.shape)}"
+    _, reward, critic = parts(world)  # None: not jacrec's, for torch to evaluate
+    reasons = {
+        "policy": lambda: _policy_reason(policy, d, m, state),
+        "reward": lambda: reward and refusals.reward_reason(reward, d, m, state),
+        "critic": lambda: critic and refusals.critic_reason(critic, d, m, state),
+        "anchor": lambda: world.anchor and refusals.anchor_reason(world.anchor, d, m, state),
+    }
+    for name, ask in reasons.items():
+        found = ask()
+        if found is not None:
+            yield name, found
 
 
 def _policy_reason(policy: nn.Module, d: int, m: int, state: Tensor) -> str | None:
