@@ -36,9 +36,9 @@ def mlp(inputs: int, hidden: Sequence[int], outputs: int, *last: nn.Module) -> n
 class Value(nn.Module):
     """A reward or a critic of one's own, (state, action) -> (...)."""
 
-    def __init__(self, hidden: Sequence[int]):
+    def __init__(self, inputs: int, hidden: Sequence[int]):
         super().__init__()
-        self.net = mlp(D + M_ACTION, hidden, 1)
+        self.net = mlp(inputs, hidden, 1)
 
     def forward(self, state: Tensor, action: Tensor) -> Tensor:
         return self.net(torch.cat([state, action], -1)).squeeze(-1)
@@ -63,7 +63,7 @@ def own_policy(hidden: Sequence[int], K: int) -> tuple[nn.Module, World]:
 def own_values(hidden: Sequence[int], K: int) -> tuple[nn.Module, World]:
     """jacrec's policy and dynamics with an own reward and critic."""
     policy, world = ours(hidden, K)
-    return policy, World(world.dynamics, Value(hidden), Value(hidden), 0.99)
+    return policy, World(world.dynamics, Value(D + M_ACTION, hidden), Value(D + M_ACTION, hidden), 0.99)
 
 
 def ours(hidden: Sequence[int], K: int) -> tuple[nn.Module, World]:

@@ -107,8 +107,11 @@ def times_reason(f: object) -> str | None:
     return None
 
 
-def policy_reason(policy: nn.Module, d: int, m: int, like: Tensor) -> str | None:
-    """Why a policy is no network d -> m with tanh, or no `BatchedPolicy` of one, as its attributes say."""
+def policy_reason(policy: nn.Module, d: int, m: int, like: Tensor, *, bounded: bool = True) -> str | None:
+    """Why a policy is no network d -> m, or no `BatchedPolicy` of one, as its attributes say.
+
+    bounded: whether it has to end with tanh; an `Actor` does.
+    """
     network = written_network(policy)
     if isinstance(network, str):
         what = f"expected an unmodified jacrec Actor, no parameter added or tied, got {type(policy).__name__}"
@@ -116,15 +119,15 @@ def policy_reason(policy: nn.Module, d: int, m: int, like: Tensor) -> str | None
         hooks = " and global module hooks" if global_hooks() else ""
         return methods_replaced("policy", policy) or f"policy: {what}{hooks}{why}"
     mlp, stack = network.mlp, None
-    if network.layers is not None and not mlp.tanh_output:
-        return "policy: expected a Tanh as its last layer, got none; actions lie in [-1, 1]"
+    if network.layers is not None and not mlp.tanh_output and bounded:
+        return "policy: expected a Tanh as its last layer, got none"
     if isinstance(policy, BatchedPolicy):
         stack = policy.n
         if network.layers is None:
             expected, got = architecture(cast(MLP, policy.template._modules["mlp"])), architecture(mlp)
             if got != expected:
                 return f"policy: expected networks with the attributes of its template, {expected}, got {got}; make it anew"
-    return network_reason("policy", mlp, d, m, like, stack=stack, tanh_output=True)
+    return network_reason("policy", mlp, d, m, like, stack=stack, tanh_output=network.layers is None or mlp.tanh_output)
 
 
 def architecture_of(policy: nn.Module) -> nn.Module:

@@ -32,7 +32,7 @@ def test_examples_run(page, example, capsys):
 
 
 def test_there_are_examples():
-    assert len(EXAMPLES) == 4
+    assert len(EXAMPLES) == 5
 
 
 @pytest.mark.parametrize("page", PAGES)

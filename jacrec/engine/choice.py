@@ -47,7 +47,7 @@ ONE_STEP = (ChainDynamics, DeterministicDynamics, EnsembleDynamics)
 FEW = 2
 """network evaluations per transition up to which autograd is faster for a third-party policy"""
 ADVICE = {
-    "policy": "an nn.Sequential of Linear layers with one activation and a final Tanh is served as it is: give the one inside",
+    "policy": "an nn.Sequential of Linear, one kind of activation, and LayerNorm or none is served as it is: give the one inside",
     "reward": "RewardModel.from_module(net, state_dim=d) serves an nn.Sequential over [state, action] in the same call",
     "critic": "TwinCritic.from_modules(q1, q2, state_dim=d) serves nn.Sequentials over [state, action] in the same call",
     "anchor": "it is served as the policy is",

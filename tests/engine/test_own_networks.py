@@ -76,10 +76,16 @@ def is_right(policy, world, methods=(FUSED,), tolerance=1e-11):
 
 
 @property_cases(0.04)
-@given(case=cases(max_H=3, max_M=4, foreign=False), build=stacks(), parts=st.tuples(PARTS, PARTS), anchored=st.booleans())
-def test_every_form_has_autograds_gradient(case, build, parts, anchored):
+@given(
+    case=cases(max_H=3, max_M=4, foreign=False),
+    build=stacks(),
+    parts=st.tuples(PARTS, PARTS),
+    anchored=st.booleans(),
+    tanh=st.booleans(),
+)
+def test_every_form_has_autograds_gradient(case, build, parts, anchored, tanh):
     _, world, state, noise = case.build()
-    one, both = build(case.d, case.m, tanh=True), case.d + case.m
+    one, both = build(case.d, case.m, tanh=tanh), case.d + case.m
     policy = BatchedPolicy(one, case.N) if case.batched else one
     shake(policy, 0.05)
     reward = {
@@ -94,7 +100,7 @@ def test_every_form_has_autograds_gradient(case, build, parts, anchored):
     }[parts[1]]
     if parts[1] == "view":
         shake(critic, 0.1)
-    anchor = Anchor(copy.deepcopy(one).requires_grad_(False), 0.5) if anchored else None
+    anchor = Anchor(build(case.d, case.m, tanh=True).requires_grad_(False), 0.5) if anchored else None
     args = policy, World(world.dynamics, reward, critic, case.discount, anchor=anchor), state, noise
     expected = policy_gradient(*args, method=Autograd())
     for method in (FUSED, Adjoint(), Forward(), Auto()):
@@ -189,6 +195,14 @@ def test_a_policy_that_changes_after_its_plan_was_made(change, batched):
     change(policy.template if batched else policy)
     served = is_right(policy, world, (Auto(), Adjoint()), 1e-10)
     assert served == (change in (other_eps, other_activation, another_class))
+
+
+def test_a_layer_that_computes_something_else_from_now_on(monkeypatch):
+    policy, world = stack(nn.SiLU()), world_of()
+    assert is_right(policy, world)
+    before = nn.SiLU.forward
+    monkeypatch.setattr(nn.SiLU, "forward", lambda self, x: 2 * before(self, x))
+    assert not is_right(policy, world, (Auto(), Adjoint()))
 
 
 def test_dropout_that_is_switched_on_is_refused():
@@ -341,7 +355,9 @@ def test_what_keeps_a_problem_from_compiled_code_is_explained(caplog, monkeypatc
     assert "RewardModel.from_module" in told["reward"]
     assert "TwinCritic.from_modules" in told["critic"]
     assert "got LayerNorm → ReLU" in explain(stack(nn.LayerNorm(5), nn.ReLU()), world)["policy"]
-    assert "got none" in explain(stack(tanh=False), world)["policy"]
+    assert explain(stack(tanh=False), world) == {}
+    anchored = world_of(anchor=Anchor(stack(tanh=False), 0.1))
+    assert "expected a Tanh as its last layer, got none" in explain(policy, anchored)["anchor"]
     assert "got ForeignDynamics" in explain(policy, world_of(dynamics=ForeignDynamics(d, m).double()))["dynamics"]
     monkeypatch.setattr(choice, "_logged", set())
     Auto().choose(problem(stack(nn.ELU()), world, *inputs(world)))

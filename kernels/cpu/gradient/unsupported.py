@@ -45,7 +45,7 @@ def part_reasons(policy: nn.Module, world: World, state: Tensor) -> Iterator[tup
 
 def _policy_reason(policy: nn.Module, d: int, m: int, state: Tensor) -> str | None:
     """Why a policy's gradient and step cannot be computed."""
-    return refusals.policy_reason(policy, d, m, state) or _overlapping(refusals.policy_network(policy).mlp)
+    return refusals.policy_reason(policy, d, m, state, bounded=False) or _overlapping(refusals.policy_network(policy).mlp)
 
 
 def dynamics_reason(f: object, like: Tensor) -> str | None:
@@ -63,7 +63,7 @@ def policy_reason(policy: nn.Module, state: Tensor) -> str | None:
         return f"state: expected {policy.n} rows, one for each policy, got {len(state)}"
     network = written_network(policy)
     m = 0 if isinstance(network, str) else network.mlp.out_dim
-    return refusals.policy_reason(policy, state.shape[-1], m, state)
+    return refusals.policy_reason(policy, state.shape[-1], m, state, bounded=False)
 
 
 def _overlapping(net: MLP) -> str | None:
