@@ -110,14 +110,15 @@ def own_networks(size: Size, ask: Ask) -> dict:
     functions = replace(case.world, reward=values[0], critic=lambda s, a: torch.minimum(values[1](s, a), values[2](s, a)))
     problems = {"jacrec's": (case.policy, case.world), "policy": (policy, case.world), "all": (policy, views)}
     problems["policy, and functions"] = policy, functions
-    ways = {f"{name}, {method}": (*parts, method) for name, parts in problems.items() for method in ("auto", "autograd")}
     observation = np.random.default_rng(0).standard_normal(size.d).astype(np.float32)
 
     def decide(policy: nn.Module, world: World, method: str) -> Callable[[], object]:
         controller = MPC(policy, world, MPCConfig(horizon=size.H, particles=size.M, updates=ask.updates, method=method))
         return lambda: controller.act(observation)
 
-    ms = timed({name: decide(*way) for name, way in ways.items()}, ask.repetitions, ask.device, budget=ask.budget)
+    ways = itertools.product(problems, ("auto", "autograd"))
+    calls = {f"{name}, {method}": decide(*problems[name], method) for name, method in ways}
+    ms = timed(calls, ask.repetitions, ask.device, budget=ask.budget)
     base = ms["jacrec's, auto"]["median"]
     ratios = {name: round(found["median"] / base, 3) for name, found in ms.items()}
     return {**asdict(size), "updates": ask.updates, "ms": ms, "ratio": ratios}

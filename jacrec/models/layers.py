@@ -129,7 +129,7 @@ def _sorted(groups: list[_Group]) -> Layers | str:
             return f"expected an activation, then a LayerNorm or none, behind the Linear at '{group.path}', got {_names(kinds)}"
         if kinds != form:
             return f"expected the same behind all hidden Linears, got {_names(form)} and {_names(kinds)}"
-    norms = {path: part for group in hidden for path, part in group.behind[1:]}
+    norms = {path: part for group in hidden for path, part in group.behind if isinstance(part, nn.LayerNorm)}
     found = [part.eps for part in norms.values()]
     if len(set(found)) > 1:
         return f"expected one eps for all LayerNorms, got {found}"

@@ -182,7 +182,7 @@ NEAR_MISSES = {
     "two kinds of activation": lambda: stack(nn.ReLU(), linear(5, 5), nn.SiLU()),
     "two activations": lambda: stack(nn.ReLU(), nn.Tanh()),
     "no activation": lambda: stack(nn.Identity()),
-    "another last layer": lambda: nn.Sequential(*stack()[:-1], nn.Hardtanh()),
+    "another last layer": lambda: nn.Sequential(*list(stack())[:-1], nn.Hardtanh()),
     "no hidden layer": lambda: nn.Sequential(linear(d, m), nn.Tanh()),
     "an activation first": lambda: nn.Sequential(nn.Tanh(), *stack()),
     "an Actor inside": lambda: nn.Sequential(Actor(d, m, (5,)).double()),
