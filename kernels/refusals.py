@@ -245,9 +245,9 @@ def policy_network(policy: nn.Module) -> PolicyNetwork:
 
 def architecture(net: MLP) -> tuple:
     """What a network's tensors do not say."""
-    if isinstance(net, ParallelMLP):
+    if type(net) is ParallelMLP:
         return *_attributes(net), net.stack, [architecture(one) for one in net.networks]
-    return *_attributes(net), [norm.eps for norm in cast(Any, net._modules["norms"])]
+    return *_attributes(net), [norm.eps for norm in net._modules["norms"]]  # pyright: ignore[reportGeneralTypeIssues]
 
 
 def _attributes(net: MLP) -> tuple:
@@ -256,11 +256,14 @@ def _attributes(net: MLP) -> tuple:
 
 def policy_settings(policy: nn.Module) -> list:
     """The plain attributes of a policy that kernels depend on."""
-    parts = [policy, policy.template] if isinstance(policy, BatchedPolicy) else [policy]
-    counts = [policy.n] if isinstance(policy, BatchedPolicy) else []
-    if type(parts[-1]) is not Actor:
-        return settings_of(parts[-1]) + counts
-    return [architecture(cast(MLP, part._modules["mlp"])) for part in parts] + counts
+    if type(policy) is Actor:
+        return [architecture(cast(MLP, policy._modules["mlp"]))]
+    if not isinstance(policy, BatchedPolicy):
+        return settings_of(policy)
+    own = policy.template
+    if type(own) is not Actor:
+        return [*settings_of(own), policy.n]
+    return [architecture(cast(MLP, part._modules["mlp"])) for part in (policy, own)] + [policy.n]
 
 
 def world_settings(

@@ -1,7 +1,5 @@
 """What the kernels keep for a policy alone and for a world alone; checked at every use."""
 
-from typing import cast
-
 import torch
 from torch import Tensor, nn
 
@@ -65,6 +63,7 @@ class WorldPlan:
         own = self.addresses = Addresses(self.dtype)
         self.reward = own.network(reward.mlp) if reward else None
         self.critics = own.network(critic.mlp) if critic else None
+        self.complete = reward is not None and critic is not None
         self.chain, self.dynamics = describe_dynamics(own, f)
         self.shares_layers = not (self.chain.members or self.chain.from_actions)
         """whether the threads of a team may share a row's layers"""
@@ -78,11 +77,12 @@ class WorldPlan:
 
     def unchanged(self, world: World, state: Tensor) -> bool:
         """Whether it is the plan of this world as it is now, for such a state."""
+        found = parts(world)
         return (
             self.dtype == state.dtype
             and self.state_dim == state.shape[-1]
-            and self.watch.unchanged(own_parts(world))
-            and world_settings(*parts(world)) == self.settings
+            and self.watch.unchanged([part for part in found if part is not None])
+            and world_settings(*found) == self.settings
         )
 
     def update(self) -> None:
@@ -99,11 +99,8 @@ class WorldPlan:
 def parts(world: World) -> tuple[Served, RewardModel | None, TwinCritic | None]:
     """Dynamics, reward and critic; None for a reward or critic that is not jacrec's."""
     reward, critic = world.reward, world.critic
-    return (
-        cast(Served, world.dynamics),
-        cast(RewardModel, reward) if type(reward) is RewardModel else None,
-        cast(TwinCritic, critic) if type(critic) is TwinCritic else None,
-    )
+    own_reward, own_critic = reward if type(reward) is RewardModel else None, critic if type(critic) is TwinCritic else None
+    return world.dynamics, own_reward, own_critic  # pyright: ignore[reportReturnType]
 
 
 def own_parts(world: World) -> list[nn.Module]:

@@ -70,7 +70,8 @@ def kept_plan(policy: nn.Module, world: World, state: Tensor) -> Plan | None:
 
     None for a world with a part that is not jacrec's, about which nothing is known: it has to be examined before every use.
     """
-    return None if None in parts(world) else _kept(policy, world, state)
+    found = _kept(policy, world, state)
+    return found if found is not None and found.world.complete else None
 
 
 def _kept(policy: nn.Module, world: World, state: Tensor) -> Plan | None:
@@ -125,9 +126,10 @@ def _world_plan(world: World, state: Tensor) -> WorldPlan:
     return found
 
 
-def _key(policy: nn.Module, world: World) -> tuple[int, ...]:
+def _key(policy: nn.Module, world: World) -> tuple[int | None, ...]:
     return id(policy), *_ids(world), 0 if world.anchor is None else id(world.anchor.policy)
 
 
-def _ids(world: World) -> tuple[int, ...]:
-    return tuple(0 if part is None else id(part) for part in parts(world))
+def _ids(world: World) -> tuple[int | None, ...]:
+    # of a reward or critic that is not jacrec's nothing is kept
+    return tuple([part and id(part) for part in parts(world)])
