@@ -108,8 +108,12 @@ def own_networks(size: Size, ask: Ask) -> dict:
         critic=TwinCritic.from_modules(*critics, state_dim=size.d),
     )
     functions = replace(case.world, reward=values[0], critic=lambda s, a: torch.minimum(values[1](s, a), values[2](s, a)))
-    problems = {"jacrec's": (case.policy, case.world), "policy": (policy, case.world), "all": (policy, views)}
-    problems["policy, and functions"] = policy, functions
+    problems: dict[str, tuple[nn.Module, World]] = {
+        "jacrec's": (case.policy, case.world),
+        "policy": (policy, case.world),
+        "all": (policy, views),
+        "policy, and functions": (policy, functions),
+    }
     observation = np.random.default_rng(0).standard_normal(size.d).astype(np.float32)
 
     def decide(policy: nn.Module, world: World, method: str) -> Callable[[], object]:

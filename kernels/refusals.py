@@ -247,7 +247,7 @@ def architecture(net: MLP) -> tuple:
     """What a network's tensors do not say."""
     if type(net) is ParallelMLP:
         return *_attributes(net), net.stack, [architecture(one) for one in net.networks]
-    return *_attributes(net), [norm.eps for norm in net._modules["norms"]]  # pyright: ignore[reportGeneralTypeIssues]
+    return *_attributes(net), [norm.eps for norm in cast(Any, net._modules["norms"])]
 
 
 def _attributes(net: MLP) -> tuple:

@@ -213,6 +213,11 @@ class ParallelMLP(MLP):
     def layers(self) -> Sequence[Affine]:  # pyright: ignore[reportIncompatibleVariableOverride]
         return _StackedLayers(Affine, [network.layers for network in self.networks])
 
+    def initialise(self, *, last: float | None = None, hidden_bias: float | None = None) -> None:
+        """As `MLP.initialise`, each network on its own."""
+        for network in self.networks:
+            network.initialise(last=last, hidden_bias=hidden_bias)
+
     @property
     def norms(self) -> Sequence[LayerNorm]:  # pyright: ignore[reportIncompatibleVariableOverride]
         return _StackedLayers(LayerNorm, [network.norms for network in self.networks])

@@ -215,6 +215,13 @@ def test_dropout_that_is_switched_on_is_refused():
     assert is_right(policy, world)
 
 
+def test_one_more_parameter_of_a_layer_of_an_actor():
+    """It has a gradient of 0, by autograd and by `Auto`."""
+    policy = Actor(d, m, (8,)).double()
+    policy.mlp.layers[0].register_parameter("extra", nn.Parameter(torch.ones(2, dtype=torch.float64)))
+    assert not is_right(policy, world_of(), (Auto(), Adjoint(), Forward()))
+
+
 def test_a_stacks_own_parameters_decide():
     policy, world = BatchedPolicy(stack(), 2), world_of()
     policy.register_parameter("extra", nn.Parameter(torch.ones(2, dtype=torch.float64)))

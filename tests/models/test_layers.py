@@ -95,6 +95,13 @@ def test_parameters_are_the_modules_own(change):
     assert not torch.allclose(module(x), before)
 
 
+def test_networks_beside_each_other_are_initialised_anew():
+    critic = TwinCritic.from_modules(values(), values(), state_dim=d)
+    critic.mlp.initialise(last=1e-3, hidden_bias=0.1)
+    assert [float(x.detach().abs().max()) <= 1e-3 for x in (y.layers[-1].weight for y in critic.mlp.networks)] == [True, True]
+    assert all((x.layers[0].bias == 0.1).all() for x in critic.mlp.networks)
+
+
 def test_copies_are_separate():
     module = stack()
     twin = copy.deepcopy(Actor.from_module(module))

@@ -106,7 +106,7 @@ def _own_network(policy: nn.Module) -> bool:
         and not mlp._parameters
         and len(policy._modules) == 1
         and len(mlp._modules) == 2
-        and (len({id(p) for p in own}) == len(own))
+        and (len({id(p) for p in own}) == len(own) == 2 * (len(mlp.layers) + len(mlp.norms)))
     )
 
 
