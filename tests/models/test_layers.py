@@ -11,6 +11,7 @@ from torch import nn
 from jacrec import Actor, RewardModel, TwinCritic
 from jacrec.models.io import load_module, save_module
 from jacrec.models.layers import Layers, layers_of
+from jacrec.models.mlp import ParallelMLP
 from jacrec.models.networks import has_manual_derivatives
 from tests.conftest import property_cases
 from tests.strategies import stacks
@@ -97,6 +98,7 @@ def test_parameters_are_the_modules_own(change):
 
 def test_networks_beside_each_other_are_initialised_anew():
     critic = TwinCritic.from_modules(values(), values(), state_dim=d)
+    assert isinstance(critic.mlp, ParallelMLP)
     critic.mlp.initialise(last=1e-3, hidden_bias=0.1)
     assert [float(x.detach().abs().max()) <= 1e-3 for x in (y.layers[-1].weight for y in critic.mlp.networks)] == [True, True]
     assert all((x.layers[0].bias == 0.1).all() for x in critic.mlp.networks)
