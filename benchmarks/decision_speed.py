@@ -1,7 +1,9 @@
 """Time of one decision, `MPC.act`, compared with the time step of the environment.
 
 First for one environment: median, 99th percentile and maximum in milliseconds, and the share of the time step. Then for N
-environments in lock-step, `MPC(batch=N)`, with the ratio to N = 1. Weights are random, since time does not depend on them.
+environments in lock-step, `MPC(batch=N)`, with the ratio to N = 1. Then with a user's own networks of the same layers, taken in
+turn with jacrec's: an `nn.Sequential` as the policy, views of such networks as reward and critic, and those two as functions
+that torch differentiates, each also by autograd. Weights are random, since time does not depend on them.
 Writes benchmarks/results/decision_speed_<device>_<machine>.json.
 
     python benchmarks/decision_speed.py
@@ -13,15 +15,18 @@ import importlib
 import itertools
 import time
 import warnings
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
-from harness import as_usual, environment, percentiles, record, slug, synchronise, use_threads
+from fallback_speed import Value, mlp
+from harness import as_usual, environment, percentiles, record, slug, synchronise, timed, use_threads
 from problems import MODELS, TASKS, Size, make
+from torch import nn
 
-from jacrec import MPC, MPCConfig
+from jacrec import MPC, MPCConfig, RewardModel, TwinCritic, World
 from jacrec.experimental import ExperimentalConfig
 
 TIME_STEPS = {"hopper": 0.008, "halfcheetah": 0.05, "walker2d": 0.008}
@@ -88,6 +93,39 @@ def decisions(size: Size, ask: Ask, *, batch: int | None = None, objective: str 
             break
     numbers = percentiles(samples, (50, 99))
     return {**numbers, "max": round(max(samples), 4), "decisions": len(samples)}
+
+
+def own_networks(size: Size, ask: Ask) -> dict:
+    """Milliseconds of decisions with own networks of the same layers, by what is a user's and how it is differentiated."""
+    case = make(size, device=ask.device)
+    hidden, both = (size.width,) * 3, size.d + size.m
+    policy = mlp(size.d, hidden, size.m, nn.Tanh()).to(ask.device)
+    values = [Value(both, hidden).to(ask.device).requires_grad_(False) for _ in range(3)]
+    reward, *critics = (value.net for value in values)
+    views = replace(
+        case.world,
+        reward=RewardModel.from_module(reward, state_dim=size.d),
+        critic=TwinCritic.from_modules(*critics, state_dim=size.d),
+    )
+    functions = replace(case.world, reward=values[0], critic=lambda s, a: torch.minimum(values[1](s, a), values[2](s, a)))
+    problems: dict[str, tuple[nn.Module, World]] = {
+        "jacrec's": (case.policy, case.world),
+        "policy": (policy, case.world),
+        "all": (policy, views),
+        "policy, and functions": (policy, functions),
+    }
+    observation = np.random.default_rng(0).standard_normal(size.d).astype(np.float32)
+
+    def decide(policy: nn.Module, world: World, method: str) -> Callable[[], object]:
+        controller = MPC(policy, world, MPCConfig(horizon=size.H, particles=size.M, updates=ask.updates, method=method))
+        return lambda: controller.act(observation)
+
+    ways = itertools.product(problems, ("auto", "autograd"))
+    calls = {f"{name}, {method}": decide(*problems[name], method) for name, method in ways}
+    ms = timed(calls, ask.repetitions, ask.device, budget=ask.budget)
+    base = ms["jacrec's, auto"]["median"]
+    ratios = {name: round(found["median"] / base, 3) for name, found in ms.items()}
+    return {**asdict(size), "updates": ask.updates, "ms": ms, "ratio": ratios}
 
 
 def goal_lines(rows: list[dict], lockstep: list[dict]) -> list[str]:
@@ -168,9 +206,15 @@ def main(arguments: list[str] | None = None) -> dict:
             lockstep.append({**asdict(size), "N": N, "updates": options.updates, "ms": ms, "ratio_to_one": round(ratio, 3)})
             name = f"{task} M {size.M} H {size.H} × {N} in lock-step"
             print(f"{name:58s}{ms['median']:9.2f}{ms['p99']:9.2f}{ms['max']:9.2f}{ratio:8.2f}× one", flush=True)
+    own = []
+    for task, (H, M) in itertools.product(options.tasks, itertools.product(options.horizon, options.particles)):
+        own.append(own_networks(Size(task, M, H, options.steps, options.width), ask))
+        for name, ratio in own[-1]["ratio"].items():
+            label = f"{task} M {M} H {H} own networks: {name}"
+            print(f"{label:58s}{own[-1]['ms'][name]['median']:9.2f}{ratio:8.2f}× jacrec's", flush=True)
     goals = goal_lines(rows, lockstep)
     print("\n".join(goals))
-    result = {"environment": environment(options.device), "rows": rows, "lockstep": lockstep, "goals": goals}
+    result = {"environment": environment(options.device), "rows": rows, "lockstep": lockstep, "own": own, "goals": goals}
     record(f"decision_speed_{slug(options.device)}", result, options.json, as_usual(parser, options))
     return result
 

@@ -1,7 +1,7 @@
 """Which method to take where the fused kernels cannot serve: plain `Adjoint` and `Forward` against `Autograd` on one thread.
 
-The networks outside jacrec's own are a policy, a reward and a critic built from `nn.Sequential`. The order of preference in
-`jacrec.engine.choice` is taken from this table. Writes benchmarks/results/fallback_speed_<device>_<machine>.json.
+The networks outside jacrec's own are a policy, a reward and a critic with a forward of their own, which calls an
+`nn.Sequential`. The order of preference in `jacrec.engine.choice` is taken from this table. Writes benchmarks/results/fallback_speed_<device>_<machine>.json.
 
     python benchmarks/fallback_speed.py
     python benchmarks/fallback_speed.py --cases "own policy" --particles 4 --json /tmp/fallback.json
@@ -36,23 +36,34 @@ def mlp(inputs: int, hidden: Sequence[int], outputs: int, *last: nn.Module) -> n
 class Value(nn.Module):
     """A reward or a critic of one's own, (state, action) -> (...)."""
 
-    def __init__(self, hidden: Sequence[int]):
+    def __init__(self, inputs: int, hidden: Sequence[int]):
         super().__init__()
-        self.net = mlp(D + M_ACTION, hidden, 1)
+        self.net = mlp(inputs, hidden, 1)
 
     def forward(self, state: Tensor, action: Tensor) -> Tensor:
         return self.net(torch.cat([state, action], -1)).squeeze(-1)
 
 
+class Policy(nn.Module):
+    """A policy of one's own, whose layers are not read since its forward is another one."""
+
+    def __init__(self, hidden: Sequence[int]):
+        super().__init__()
+        self.net = mlp(D, hidden, M_ACTION, nn.Tanh())
+
+    def forward(self, state: Tensor) -> Tensor:
+        return self.net(state)
+
+
 def own_policy(hidden: Sequence[int], K: int) -> tuple[nn.Module, World]:
     """An own policy in jacrec's world."""
-    return mlp(D, hidden, M_ACTION, nn.Tanh()), ours(hidden, K)[1]
+    return Policy(hidden), ours(hidden, K)[1]
 
 
 def own_values(hidden: Sequence[int], K: int) -> tuple[nn.Module, World]:
     """jacrec's policy and dynamics with an own reward and critic."""
     policy, world = ours(hidden, K)
-    return policy, World(world.dynamics, Value(hidden), Value(hidden), 0.99)
+    return policy, World(world.dynamics, Value(D + M_ACTION, hidden), Value(D + M_ACTION, hidden), 0.99)
 
 
 def ours(hidden: Sequence[int], K: int) -> tuple[nn.Module, World]:

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from jacrec.control.controller import MPC
     from jacrec.control.mpc import MPCStep, mpc_update
     from jacrec.control.storage import load, save
+    from jacrec.engine.choice import explain
     from jacrec.engine.diagnostics import GradientSignal, gradient_signal, state_growth
     from jacrec.engine.feedback import FeedbackGains
     from jacrec.engine.linearize import Linearization, linearize
@@ -81,6 +82,7 @@ __all__ = [
     "TwinCritic",
     "World",
     "decoupled_gradient",
+    "explain",
     "gradient_signal",
     "imagined_return",
     "linearize",
@@ -98,6 +100,7 @@ _PUBLIC = {
     "control.controller": "MPC",
     "control.mpc": "MPCStep mpc_update",
     "control.storage": "load save",
+    "engine.choice": "explain",
     "engine.diagnostics": "GradientSignal gradient_signal state_growth",
     "engine.feedback": "FeedbackGains",
     "engine.linearize": "Linearization linearize",

@@ -13,12 +13,13 @@ from typing import cast
 import jacrec.engine.gradient
 from jacrec.engine.problem import Problem
 from jacrec.engine.types import PolicyGradient
-from jacrec.kernels import automatic, graphs, kept, served
+from jacrec.kernels import automatic, graphs, kept, refusals, served
 from jacrec.kernels.chain import chain_adjoint, chain_forward, chain_record
 from jacrec.kernels.kept import kept_plan as kept_plan
 from jacrec.kernels.launch import check_precision, is_compiling
 from jacrec.kernels.rollout import rollout_gradient, rollout_unsupported_reason, worthwhile
 from jacrec.kernels.served import require_supported
+from jacrec.models.dynamics import ChainDynamics
 from jacrec.util.errors import expect_one_of
 
 
@@ -27,6 +28,22 @@ def unsupported_reason(p: Problem, form: str) -> str | None:
     expect_one_of("form", form, ("forward", "adjoint"))
     facts = kept.facts(p)
     return served.unsupported_reason(p) if facts is None else facts.unsupported_reason(p)
+
+
+def part_reasons(p: Problem, form: str) -> list[tuple[str, str]]:
+    """The parts that are not in compiled code, and why; where that are not the dynamics, torch evaluates them beside the chains."""
+    reason = unsupported_reason(p, form)
+    if reason is not None:
+        return [("kernels", reason)]
+    f, world = p.world.dynamics, p.world
+    assert isinstance(f, ChainDynamics)
+    sizes = f.state_dim, f.action_dim, p.state
+    found = {
+        "policy": refusals.policy_reason(p.policy, *sizes),
+        "reward": refusals.reward_reason(world.reward, *sizes),
+        "critic": refusals.critic_reason(world.critic, *sizes),
+    }
+    return [(name, reason) for name, reason in found.items() if reason is not None]
 
 
 def chain_at(precision: str) -> ModuleType:

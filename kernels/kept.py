@@ -13,6 +13,7 @@ from jacrec.kernels import served
 from jacrec.kernels.store import LruStore
 from jacrec.kernels.watch import Watch, module_tree, same
 from jacrec.models.dynamics import ChainDynamics
+from jacrec.models.layers import SETTINGS
 from jacrec.models.networks import MLP, Denoiser, LayerNorm, RewardModel, TwinCritic, has_manual_derivatives
 from jacrec.models.world import World
 
@@ -90,6 +91,8 @@ def structure(modules: list[nn.Module]) -> Structure:
                 settings.append((x.embedding_dim, x.times))
             elif isinstance(x, TwinCritic):
                 settings.append((x.critics,))
+            elif type(x) in SETTINGS:
+                settings.append(tuple(x.__dict__.get(name) for name in SETTINGS[type(x)]))
     layouts = tuple((t.data_ptr(), t.dtype, t.shape, t.stride()) for t in tensors)
     return Structure((tuple(map(id, modules)), layouts, tuple(settings)))
 

@@ -11,13 +11,16 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from jacrec.engine.jacobians.policy import has_written_jacobian
+from jacrec.engine.jacobians.policy import PolicyNetwork, written_network
 from jacrec.models.activations import ACTIVATIONS
 from jacrec.models.dynamics import ChainDynamics, DeterministicDynamics, EnsembleDynamics, MultiStepDynamics
 from jacrec.models.dynamics.chain import chain_reason
+from jacrec.models.layers import settings_of
+from jacrec.models.mlp import ParallelMLP
 from jacrec.models.networks import (
     MLP,
     WRITTEN,
+    Actor,
     RewardModel,
     TwinCritic,
     global_hooks,
@@ -57,7 +60,7 @@ def methods_replaced(name: str, module: nn.Module) -> str | None:
     return None
 
 
-def dynamics_reason(f: Any, kinds: Sequence[type], like: Tensor, *, eps: float | None = None) -> str | None:
+def dynamics_reason(f: Any, kinds: Sequence[type], like: Tensor) -> str | None:
     """Why dynamics are none of these kinds, or not what their attributes say, or not of `like`'s dtype and device."""
     if not isinstance(f, tuple(kinds)) or type(f) not in WRITTEN:
         served = sorted(x.__name__ for x in WRITTEN if issubclass(x, tuple(kinds)))
@@ -80,9 +83,7 @@ def dynamics_reason(f: Any, kinds: Sequence[type], like: Tensor, *, eps: float |
     elif isinstance(f, MultiStepDynamics):
         inputs, outputs = d + f.horizon * m + f.horizon, 2 * d if f.stochastic else d
         shapes |= dict.fromkeys(("out_mean", "out_std"), (f.horizon, d))
-    return tensors_reason("dynamics", f, like, shapes) or network_reason(
-        "dynamics", net, inputs, outputs, like, stack=stack, eps=eps
-    )
+    return tensors_reason("dynamics", f, like, shapes) or network_reason("dynamics", net, inputs, outputs, like, stack=stack)
 
 
 def times_reason(f: object) -> str | None:
@@ -92,26 +93,41 @@ def times_reason(f: object) -> str | None:
     return None
 
 
-def policy_reason(policy: nn.Module, d: int, m: int, like: Tensor, *, eps: float | None = None) -> str | None:
-    """Why a policy is not an `Actor` (d -> m), or a `BatchedPolicy` of one, as its attributes say."""
-    if not has_written_jacobian(policy):
+def policy_reason(policy: nn.Module, d: int, m: int, like: Tensor, *, bounded: bool = True) -> str | None:
+    """Why a policy is no network d -> m, or no `BatchedPolicy` of one, as its attributes say.
+
+    bounded: whether it has to end with tanh; an `Actor` does.
+    """
+    network = written_network(policy)
+    if isinstance(network, str):
         what = f"expected an unmodified jacrec Actor, no parameter added or tied, got {type(policy).__name__}"
-        return methods_replaced("policy", policy) or f"policy: {what}{' and global module hooks' if global_hooks() else ''}"
-    mlp, stack = policy_network(policy), None
+        why = "" if type(architecture_of(policy)) is Actor else f"; read by its layers: {network}"
+        hooks = " and global module hooks" if global_hooks() else ""
+        return methods_replaced("policy", policy) or f"policy: {what}{hooks}{why}"
+    mlp, stack = network.mlp, None
+    if network.layers is not None and not mlp.tanh_output and bounded:
+        return "policy: expected a Tanh as its last layer, got none"
     if isinstance(policy, BatchedPolicy):
-        stack, expected, got = policy.n, architecture(policy_network(policy.template)), architecture(mlp)
-        if got != expected:
-            return f"policy: expected networks with the attributes of its template, {expected}, got {got}; make it anew"
-    return network_reason("policy", mlp, d, m, like, stack=stack, tanh_output=True, eps=eps)
+        stack = policy.n
+        if network.layers is None:
+            expected, got = architecture(cast(MLP, policy.template._modules["mlp"])), architecture(mlp)
+            if got != expected:
+                return f"policy: expected networks with the attributes of its template, {expected}, got {got}; make it anew"
+    return network_reason("policy", mlp, d, m, like, stack=stack, tanh_output=network.layers is None or mlp.tanh_output)
 
 
-def anchor_reason(anchor: Anchor, d: int, m: int, like: Tensor, *, eps: float | None = None) -> str | None:
+def architecture_of(policy: nn.Module) -> nn.Module:
+    """The policy, or the one that a batch of policies consists of."""
+    return policy.template if isinstance(policy, BatchedPolicy) else policy
+
+
+def anchor_reason(anchor: Anchor, d: int, m: int, like: Tensor) -> str | None:
     """Why an anchor's policy is not an `Actor` (d -> m), as its attributes say."""
-    reason = policy_reason(anchor.policy, d, m, like, eps=eps)
+    reason = policy_reason(anchor.policy, d, m, like)
     return None if reason is None else f"anchor: {reason}"
 
 
-def reward_reason(reward: object, d: int, m: int, like: Tensor, *, eps: float | None = None) -> str | None:
+def reward_reason(reward: object, d: int, m: int, like: Tensor) -> str | None:
     """Why a reward is not a `RewardModel` of d + m inputs, as its attributes say."""
     if type(reward) is not RewardModel:
         return f"reward: expected an unmodified jacrec RewardModel, got {type(reward).__name__}"
@@ -120,17 +136,17 @@ def reward_reason(reward: object, d: int, m: int, like: Tensor, *, eps: float | 
     return (
         modified("reward", own)
         or tensors_reason("reward", own, like, shapes)
-        or network_reason("reward", own._modules.get("mlp"), d + m, 1, like, eps=eps)
+        or network_reason("reward", own._modules.get("mlp"), d + m, 1, like)
     )
 
 
-def critic_reason(critic: object, d: int, m: int, like: Tensor, *, eps: float | None = None) -> str | None:
+def critic_reason(critic: object, d: int, m: int, like: Tensor) -> str | None:
     """Why a critic is not a `TwinCritic` of d + m inputs, as its attributes say."""
     if type(critic) is not TwinCritic:
         return f"critic: expected an unmodified jacrec TwinCritic, got {type(critic).__name__}"
     own = cast(TwinCritic, critic)
     mlp = own._modules.get("mlp")
-    return modified("critic", own) or network_reason("critic", mlp, d + m, 1, like, stack=own.critics, eps=eps)
+    return modified("critic", own) or network_reason("critic", mlp, d + m, 1, like, stack=own.critics)
 
 
 def network_reason(
@@ -142,14 +158,12 @@ def network_reason(
     *,
     stack: int | None = None,
     tanh_output: bool = False,
-    eps: float | None = None,
 ) -> str | None:
-    """Why a network is not in_dim -> mlp.hidden -> out_dim with the activation of its name and tensors as `like`.
-
-    eps: of every LayerNorm; None: any, but the same for all.
-    """
+    """Why a network is not in_dim -> mlp.hidden -> out_dim with the activation of its name and tensors as `like`."""
     if not isinstance(mlp, MLP):
         return f"{name}: expected an MLP as mlp, got {type(mlp).__name__}"
+    if isinstance(mlp, ParallelMLP):
+        return _parallel_reason(name, mlp, in_dim, out_dim, like, stack)
     # not `is`: a deep copy of a network has its own
     if mlp.act != ACTIVATIONS.get(mlp.activation):
         return f"{name}: expected mlp.act to be the {mlp.activation!r} of mlp.activation, got {mlp.act}; build it with another"
@@ -171,9 +185,22 @@ def network_reason(
         if reason is not None:
             return reason
     found = [norm.eps for norm in norms]
-    if eps is not None and any(x != eps for x in found):
-        return f"{name}: expected eps = {eps} in all LayerNorms, got {found}"
     return None if len(set(found)) < 2 else f"{name}: expected one eps for all LayerNorms, got {found}"
+
+
+def _parallel_reason(name: str, mlp: ParallelMLP, in_dim: int, out_dim: int, like: Tensor, stack: int | None) -> str | None:
+    """Why some networks beside each other are not `stack` of one architecture."""
+    networks = list(mlp.networks)
+    if not len(networks) == mlp.stack == stack:
+        return f"{name}: expected {stack} networks, got {len(networks)}"
+    expected = _attributes(mlp)
+    for network in networks:
+        if _attributes(network) != expected or architecture(network) != architecture(networks[0]):
+            return f"{name}: expected networks of one architecture, {expected}, got {architecture(network)}; make it anew"
+        reason = network_reason(name, network, in_dim, out_dim, like)
+        if reason is not None:
+            return reason
+    return None
 
 
 def tensors_reason(name: str | tuple, module: nn.Module, like: Tensor, shapes: dict[str, tuple[int, ...]]) -> str | None:
@@ -195,29 +222,43 @@ def tensors_reason(name: str | tuple, module: nn.Module, like: Tensor, shapes: d
     return None
 
 
-def policy_network(policy: nn.Module) -> MLP:
-    """The network of an `Actor`, or the stack of networks of a `BatchedPolicy`."""
-    return cast(MLP, policy._modules["mlp"])
+def policy_network(policy: nn.Module) -> PolicyNetwork:
+    """The network of a policy that `policy_reason` accepts."""
+    found = written_network(policy)
+    assert not isinstance(found, str), found
+    return found
 
 
 def architecture(net: MLP) -> tuple:
     """What a network's tensors do not say."""
-    eps = [norm.eps for norm in cast(Any, net._modules["norms"])]
-    return net.act, net.activation, net.hidden, net.residual, net.tanh_output, net.in_dim, net.out_dim, eps
+    if type(net) is ParallelMLP:
+        return *_attributes(net), net.stack, [architecture(one) for one in net.networks]
+    return *_attributes(net), [norm.eps for norm in cast(Any, net._modules["norms"])]
+
+
+def _attributes(net: MLP) -> tuple:
+    return net.act, net.activation, net.hidden, net.residual, net.tanh_output, net.in_dim, net.out_dim
 
 
 def policy_settings(policy: nn.Module) -> list:
     """The plain attributes of a policy that kernels depend on."""
+    if type(policy) is Actor:
+        return [architecture(cast(MLP, policy._modules["mlp"]))]
     if not isinstance(policy, BatchedPolicy):
-        return [architecture(policy_network(policy))]
-    return [architecture(policy_network(policy)), architecture(policy_network(policy.template)), policy.n]
+        return settings_of(policy)
+    own = policy.template
+    if type(own) is not Actor:
+        return [*settings_of(own), policy.n]
+    return [architecture(cast(MLP, part._modules["mlp"])) for part in (policy, own)] + [policy.n]
 
 
 def world_settings(
-    f: ChainDynamics | DeterministicDynamics | EnsembleDynamics | MultiStepDynamics, reward: RewardModel, critic: TwinCritic
+    f: ChainDynamics | DeterministicDynamics | EnsembleDynamics | MultiStepDynamics,
+    reward: RewardModel | None,
+    critic: TwinCritic | None,
 ) -> list:
-    """The plain attributes of a world's parts that kernels depend on."""
-    own: list = [f.state_dim, f.action_dim, critic.critics]
+    """The plain attributes of a world's parts that kernels depend on; reward or critic None: they are not jacrec's."""
+    own: list = [f.state_dim, f.action_dim, critic and critic.critics]
     if isinstance(f, ChainDynamics):
         denoiser = f.denoiser
         own += [f.target, tuple(f.c_u), tuple(f.c_net), tuple(f.sigma), tuple(f.times), f.noises]
@@ -231,4 +272,4 @@ def world_settings(
             own.append(f.target)
             if isinstance(f, EnsembleDynamics):
                 own.append(f.members)
-    return [*own, architecture(net), architecture(reward.mlp), architecture(critic.mlp)]
+    return [*own, architecture(net), *(part and architecture(part.mlp) for part in (reward, critic))]

@@ -68,10 +68,10 @@ def rollout_unsupported_reason(p: Problem) -> str | None:
 
 def networks(p: Problem) -> dict[str, MLP]:
     """The four networks of a problem that `rollout_unsupported_reason` accepts."""
-    modules = {"policy": p.policy, "reward": p.world.reward, "critic": p.world.critic}
+    modules = {"reward": p.world.reward, "critic": p.world.critic}
     found: dict[str, MLP] = {name: module.get_submodule("mlp") for name, module in modules.items()}  # pyright: ignore
     assert isinstance(p.world.dynamics, ChainDynamics)
-    return {"dynamics": p.world.dynamics.denoiser.mlp, **found}
+    return {"dynamics": p.world.dynamics.denoiser.mlp, "policy": refusals.policy_network(p.policy).mlp, **found}
 
 
 def rollout_plan(p: Problem, m: int, precision: str, tile: Tile | None = None) -> Plan:

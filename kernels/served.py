@@ -72,7 +72,7 @@ def _parts_reason(p: Problem, f: ChainDynamics) -> str | None:
     policy, reward, critic = p.policy, p.world.reward, p.world.critic
     own = policy.template if isinstance(policy, BatchedPolicy) else policy
     reason = refusals.methods_replaced("policy", policy) if type(own) is Actor else None
-    if reason is None and has_written_jacobian(policy):
+    if reason is None and type(own) is Actor and has_written_jacobian(policy):
         reason = refusals.policy_reason(policy, d, m, like)
     for name, part, kind, own_reason in (
         ("reward", reward, RewardModel, refusals.reward_reason),

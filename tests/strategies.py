@@ -128,6 +128,42 @@ def foreign_critic(state, action):
     return -(state.square().sum(-1)) + (state.sum(-1) * action.sum(-1))
 
 
+TORCHS = {"relu": nn.ReLU, "silu": nn.SiLU, "mish": nn.Mish, "tanh": nn.Tanh, "gelu": nn.GELU}
+
+
+@st.composite
+def stacks(draw):
+    """A function (inputs, outputs, tanh) -> an `nn.Sequential` of torch's layers, in float64, that jacrec knows as a network."""
+    architecture = draw(architectures())
+    kind, norm, hidden = TORCHS[architecture["activation"]], architecture["layer_norm"], architecture["hidden"]
+    eps, nested, between = (
+        draw(st.sampled_from([1e-6, 1e-5, 1e-2])),
+        draw(st.booleans()),
+        draw(st.sampled_from([None, 0.0, 0.3])),
+    )
+    shared, inplace, seed = draw(st.booleans()), draw(st.booleans()), draw(st.integers(0, 2**31 - 1))
+
+    def build(inputs, outputs, tanh=False):
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            make = (lambda: kind(inplace=True)) if inplace and kind in (nn.ReLU, nn.SiLU, nn.Mish) else kind
+            one, layers, below = make(), [], inputs
+            for width in hidden:
+                block = [nn.Linear(below, width), one if shared else make()]
+                if between is not None:
+                    block.insert(draw_position, nn.Dropout(between) if between else nn.Identity())
+                block += [nn.LayerNorm(width, eps=eps)] if norm else []
+                layers += [nn.Sequential(*block)] if nested else block
+                below = width
+            layers += [nn.Linear(below, outputs)] + ([nn.Tanh()] if tanh else [])
+            made = nn.Sequential(*layers).double().eval()
+            shake(made)
+            return made
+
+    draw_position = draw(st.integers(1, 2))
+    return build
+
+
 @dataclass
 class Case:
     """One random problem; `build` makes its tensors."""

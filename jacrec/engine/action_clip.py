@@ -5,6 +5,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from jacrec.models.layers import Layers, layers_of
 from jacrec.models.networks import Actor, has_manual_derivatives
 from jacrec.util.caller import warn_caller
 
@@ -43,6 +44,9 @@ def near(action: Tensor, base: Tensor, bound: float | None) -> Tensor:
 
 
 def ends_with_tanh(policy: nn.Module) -> bool:
-    """Whether a policy is an unmodified `Actor`, or a batch of them, whose actions cannot leave [-1, 1]."""
+    """Whether a policy is an unmodified `Actor`, one of torch's own layers, or a batch of them, and cannot leave [-1, 1]."""
     actor = getattr(policy, "template", policy)
-    return isinstance(actor, Actor) and has_manual_derivatives(actor) and actor.mlp.tanh_output
+    if isinstance(actor, Actor):
+        return has_manual_derivatives(actor) and actor.mlp.tanh_output
+    layers = layers_of(actor)
+    return isinstance(layers, Layers) and layers.tanh_output

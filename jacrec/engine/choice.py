@@ -7,6 +7,9 @@
 | `MultiStepDynamics`         | fused multi-step                | plain multi-step                               |
 | third-party                 | autograd                        |                                                |
 
+A policy of torch's own layers is served as an `Actor` is (`jacrec.models.layers`). A third-party reward or critic is torch's
+to evaluate, on a CPU along the path of a first call of compiled code, once for all steps.
+
 CPU. Of 10 800 sizes timed with the compiled kernels, the fused adjoint form was the fastest at all but those of one 32-wide
 layer with H = 1 and K <= 2. Where the kernels cannot serve, the plain adjoint form was compared with autograd
 (benchmarks/fallback_speed.py: d 17, m 6, K 1 to 10, H 1 to 5, M 1 to 64, two and three layers of 256, one thread); its time
@@ -28,16 +31,28 @@ graph per step.
 
 import logging
 
-from jacrec.engine.dispatch import unsupported_reason
+from torch import nn
+
+from jacrec.engine.dispatch import part_reasons, unsupported_reason
 from jacrec.engine.jacobians.policy import has_written_jacobian
 from jacrec.engine.problem import Problem
+from jacrec.engine.shapes import first_parameter
+from jacrec.engine.shapes import problem as make_problem
 from jacrec.models.dynamics import ChainDynamics, DeterministicDynamics, EnsembleDynamics, MultiStepDynamics
 from jacrec.models.networks import has_manual_derivatives
+from jacrec.models.world import BatchedPolicy, World
 
 ONE_STEP = (ChainDynamics, DeterministicDynamics, EnsembleDynamics)
 """jacrec's own dynamics that predict one transition"""
 FEW = 2
 """network evaluations per transition up to which autograd is faster for a third-party policy"""
+ADVICE = {
+    "policy": "an nn.Sequential of Linear, one kind of activation, and LayerNorm or none is served as it is: give the one inside",
+    "reward": "RewardModel.from_module(net, state_dim=d) serves an nn.Sequential over [state, action] in the same call",
+    "critic": "TwinCritic.from_modules(q1, q2, state_dim=d) serves nn.Sequentials over [state, action] in the same call",
+    "anchor": "it is served as the policy is",
+}
+"""what brings a part into compiled code"""
 _logged: set[str] = set()
 _log = logging.getLogger("jacrec")
 
@@ -50,7 +65,7 @@ def preferred(problem: Problem) -> str:
     f = problem.world.dynamics
     if not isinstance(f, (*ONE_STEP, MultiStepDynamics)):
         return "autograd"
-    form = "multistep" if isinstance(f, MultiStepDynamics) else "adjoint"
+    form = _form(problem)
     reason = unsupported_reason(problem, form)
     if reason is None:
         return f"fused-{form}"
@@ -59,8 +74,34 @@ def preferred(problem: Problem) -> str:
     plain = form if form == "multistep" else _plain(problem)
     if reason not in _logged:
         _logged.add(reason)
-        _log.warning("Auto takes %r, since the fused kernels cannot serve: %s", plain, reason)
+        told = "; jacrec.explain(policy, world) says what would change that"
+        _log.warning("Auto takes %r, since the fused kernels cannot serve: %s%s", plain, reason, told)
     return plain
+
+
+def explain(policy: nn.Module, world: World) -> dict[str, str]:
+    """What keeps `Auto` from computing a policy's gradient in one call of compiled code, and what would change that.
+
+    Returns:
+        part ("policy", "dynamics", "reward", "critic", "anchor", or "kernels" for all of them) -> why, and what to do; {} if
+        nothing does.
+
+    Raises:
+        ValueError: the parts do not fit one another, as in `policy_gradient`.
+    """
+    f, like = world.dynamics, first_parameter(policy)
+    d = getattr(f, "state_dim", None)
+    if like is None or not isinstance(d, int) or not isinstance(f, (*ONE_STEP, MultiStepDynamics)):
+        own = ", ".join(kind.__name__ for kind in (*ONE_STEP, MultiStepDynamics))
+        return {"dynamics": f"dynamics: expected one of jacrec's world models ({own}), got {type(f).__name__}"}
+    lead = (policy.n,) if isinstance(policy, BatchedPolicy) else ()
+    p = make_problem(policy, world, like.new_zeros(*lead, d), like.new_zeros(*lead, 1, 1, *f.noise_shape))
+    found = part_reasons(p, _form(p))
+    return {name: f"{reason}; {ADVICE[name]}" if name in ADVICE else reason for name, reason in found.items()}
+
+
+def _form(problem: Problem) -> str:
+    return "multistep" if isinstance(problem.world.dynamics, MultiStepDynamics) else "adjoint"
 
 
 def _plain(problem: Problem) -> str:

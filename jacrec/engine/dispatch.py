@@ -31,18 +31,30 @@ def _load(device: str) -> ModuleType | str:
     return found
 
 
-def unsupported_reason(p: Problem, form: str) -> str | None:
-    """Why the device's fused kernels cannot compute `form` ("forward", "adjoint" or "multistep"); None if they can."""
+def _loaded_for(p: Problem, form: str) -> ModuleType | str:
+    """The kernels of the problem's device, or why there are none for a form."""
     device = p.state.device.type
     if device not in MODULES:
         return f"there are kernels for {' and '.join(MODULES)}, got tensors on {p.state.device}"
-    if form not in FORMS[device]:
-        return f"there are no {device} kernels for the {form} form"
-    module = _load(device)
+    return _load(device) if form in FORMS[device] else f"there are no {device} kernels for the {form} form"
+
+
+def unsupported_reason(p: Problem, form: str) -> str | None:
+    """Why the device's fused kernels cannot compute `form` ("forward", "adjoint" or "multistep"); None if they can."""
+    module = _loaded_for(p, form)
     if isinstance(module, str):
         return module
     with one_thread_after_fork():  # torch lays out the plan
         return module.unsupported_reason(p, form)
+
+
+def part_reasons(p: Problem, form: str) -> dict[str, str]:
+    """Why each part of a problem is not in the device's compiled code, by name; all of them under "kernels" where nothing can be."""
+    module = _loaded_for(p, form)
+    if isinstance(module, str):
+        return {"kernels": module}
+    with one_thread_after_fork():
+        return dict(module.part_reasons(p, form))
 
 
 def kept_plan(policy: nn.Module, world: World, state: Tensor) -> object | None:

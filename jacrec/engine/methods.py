@@ -41,7 +41,7 @@ class Forward:
     sensitivities: str = "factored"
     kernel: str = "plain"
     """"plain": torch operations, for every world; "fused": compiled kernels (CPU: Numba, CUDA: Triton), for jacrec's own
-    networks only, ValueError for others"""
+    networks and policies of the same layers, ValueError for other policies and dynamics"""
     precision: str | None = None
     """of the fused kernels' products on a GPU: "ieee", "tf32x3" (default) or "tf32\""""
 
@@ -176,7 +176,8 @@ class MultiStep:
 class Auto:
     """The first method of an order of preference that can serve the problem (`jacrec.engine.choice`).
 
-    The fused adjoint form for jacrec's own networks, else plain torch; the reason is then logged once (logger "jacrec").
+    The fused adjoint form where policy and dynamics are jacrec's own or of the same layers, else plain torch; the reason is then
+    logged once (logger "jacrec"), and told in full by `explain`.
     `MultiStep` for a `MultiStepDynamics`. For third-party dynamics it falls back to `Autograd`. A controller on a CPU calls
     `choose` and uses the compiled update of the chosen method; `gradient` serves `policy_gradient` and updates in torch.
     """

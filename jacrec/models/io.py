@@ -15,6 +15,7 @@ from jacrec.models.dynamics import (
     MultiStepDynamics,
 )
 from jacrec.models.dynamics.flow import without_solver
+from jacrec.models.mlp import LayerNorm, ParallelMLP
 from jacrec.models.networks import Actor, RewardModel, TwinCritic
 from jacrec.util.files import user_path
 from jacrec.util.tensors import read_tensors, with_checksum, without_checksum, write_tensors
@@ -64,7 +65,19 @@ def load_module_and_notes(path: str | Path) -> tuple[nn.Module, dict[str, float]
 
 
 def described(module: nn.Module) -> dict[str, Any]:
-    """Class and configuration of one of jacrec's networks, for `rebuilt`."""
+    """Class and configuration of one of jacrec's networks, for `rebuilt`.
+
+    Raises:
+        ValueError: a network that its class's constructor would not make again: a view of other modules.
+    """
+    kind = type(module).__name__
+    for part in module.modules():
+        if isinstance(part, ParallelMLP) or (type(part) is LayerNorm and part.eps != LayerNorm.eps):
+            got = f"LayerNorms with eps = {part.eps}" if isinstance(part, LayerNorm) else "critics with parameters of their own"
+            raise ValueError(
+                f"{kind}: expected a network that its constructor makes, got {got}, which cannot be saved; save the state_dict of "
+                "the modules that it was made of"
+            )
     return {"class": type(module).__name__, "config": module.config}
 
 

@@ -6,188 +6,23 @@ hand-written values, tangents and cotangents of the same object are in `jacrec.e
 
 import math
 from collections.abc import Sequence
-from functools import cache
-from itertools import pairwise
-from typing import cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules import module as torch_module
 
-from jacrec.models.activations import ACTIVATIONS
-from jacrec.util.errors import counted, expect_one_of, widths
-
-WRITTEN: set[type] = {nn.ModuleList}
-"""the classes with hand-written derivatives"""
-
-
-def written(cls):
-    """Class decorator: its forward has hand-written derivatives."""
-    WRITTEN.add(cls)
-    return cls
-
-
-def has_manual_derivatives(module: object) -> bool:
-    """Whether jacrec's hand-written derivatives hold for this module.
-
-    Not if it or any submodule is a subclass, or has a hook, a parametrisation or a forward of its own; it is then treated as
-    third-party.
-    """
-    if global_hooks():
-        return False
-    parts = [module]
-    # not `modules()`, whose check for cycles is many times slower: this is called at every decision
-    for part in parts:  # grows as it goes
-        if type(part) not in WRITTEN or not is_unmodified(part):  # pyright: ignore
-            return False
-        own = part.__dict__["_modules"]
-        if own:
-            parts.extend(own.values())
-    return True
-
-
-HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-_GLOBAL_HOOKS = tuple(getattr(torch_module, f"_global{name}") for name in HOOKS)
-
-
-def global_hooks() -> bool:
-    """Whether torch calls a hook with every module."""
-    return any(_GLOBAL_HOOKS)
-
-
-@cache
-def methods_of(kind: type) -> frozenset[str]:
-    """The names of the methods that decide what a module of this class computes: those beside `nn.Module`'s, and its calls."""
-    own = {name for name in dir(kind) if callable(getattr(kind, name))}.difference(dir(nn.Module))
-    return frozenset(own | {"forward", "_call_impl", "_wrapped_call_impl"})
-
-
-def is_unmodified(module: nn.Module) -> bool:
-    """Whether a module, its submodules aside, has no hooks and the methods of its class."""
-    own = module.__dict__
-    hooks = own["_forward_hooks"] or own["_forward_pre_hooks"] or own["_backward_hooks"] or own["_backward_pre_hooks"]
-    return not hooks and own.keys().isdisjoint(methods_of(type(module)))
-
-
-@written
-class Affine(nn.Module):
-    """x ↦ x Wᵀ + b; with `stack` = n it holds n sets of W and b, applied to n slices of x.
-
-    `weight` is (out, in) or (n, out, in), `bias` (out,) or (n, out).
-    """
-
-    def __init__(self, in_dim: int, out_dim: int, stack: int | None = None):
-        super().__init__()
-        lead = () if stack is None else (stack,)
-        self.weight = nn.Parameter(torch.empty(*lead, out_dim, in_dim))
-        self.bias = nn.Parameter(torch.empty(*lead, out_dim))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(..., in) -> (..., out); stacked: (n, ..., in) -> (n, ..., out)."""
-        return affine(x, self.weight, self.bias)
-
-
-def affine(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """x Wᵀ + b for weight (out, in), or slice by slice for weight (n, out, in) and x (n, ..., in)."""
-    if weight.dim() == 2:
-        return nn.functional.linear(x, weight, bias)
-    rows = x.reshape(x.shape[0], -1, x.shape[-1])
-    y = torch.bmm(rows, weight.mT) if bias is None else torch.baddbmm(bias.unsqueeze(1), rows, weight.mT)
-    return y.reshape(*x.shape[:-1], weight.shape[-2])
-
-
-@written
-class LayerNorm(nn.Module):
-    """Normalisation over the features with gain and offset; (width,) or stacked (n, width). ε = 1e-6 as in ReBRAC."""
-
-    eps = 1e-6
-
-    def __init__(self, width: int, stack: int | None = None):
-        super().__init__()
-        lead = () if stack is None else (stack,)
-        self.weight = nn.Parameter(torch.ones(*lead, width))
-        self.bias = nn.Parameter(torch.zeros(*lead, width))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(..., width) -> (..., width)."""
-        if self.weight.dim() == 1:
-            return nn.functional.layer_norm(x, x.shape[-1:], self.weight, self.bias, self.eps)
-        lead = (self.weight.shape[0],) + (1,) * (x.dim() - 2) + (-1,)
-        y = nn.functional.layer_norm(x, x.shape[-1:], None, None, self.eps)
-        return torch.addcmul(self.bias.view(lead), y, self.weight.view(lead))
-
-
-@written
-class MLP(nn.Module):
-    """Linear → activation [→ LayerNorm] for each hidden layer, then Linear [→ tanh].
-
-    With `residual`, every hidden layer behind the first that is as wide as the one before adds its input. With `stack` = n
-    the module holds n networks of one architecture and maps (n, ..., in) to (n, ..., out).
-    """
-
-    def __init__(
-        self,
-        in_dim: int,
-        out_dim: int,
-        hidden: Sequence[int],
-        *,
-        activation: str = "relu",
-        layer_norm: bool = False,
-        residual: bool = False,
-        tanh_output: bool = False,
-        stack: int | None = None,
-    ):
-        super().__init__()
-        if in_dim < 1 or out_dim < 1 or any(width < 1 for width in hidden) or not hidden:
-            raise ValueError(
-                f"MLP: expected positive dimensions and at least a hidden layer, got {in_dim} -> {tuple(hidden)} -> {out_dim}"
-            )
-        self.in_dim, self.out_dim, self.hidden = in_dim, out_dim, tuple(hidden)
-        self.activation, self.residual, self.tanh_output, self.stack = activation, residual, tanh_output, stack
-        widths = [in_dim, *hidden, out_dim]
-        # lists of these classes to a type checker, registered modules to torch
-        self.layers = cast("list[Affine]", nn.ModuleList(Affine(a, b, stack) for a, b in pairwise(widths)))
-        self.norms = cast("list[LayerNorm]", nn.ModuleList(LayerNorm(width, stack) for width in hidden if layer_norm))
-        expect_one_of("activation", activation, ACTIVATIONS)
-        self.act = ACTIVATIONS[activation]
-
-    def skips(self, layer: int) -> bool:
-        """Whether hidden layer `layer` adds its input to its output."""
-        return self.residual and layer > 0 and self.hidden[layer] == self.hidden[layer - 1]
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(..., in_dim) -> (..., out_dim); stacked: (n, ..., in_dim) -> (n, ..., out_dim)."""
-        return self.after_first(self.layers[0](x))
-
-    def after_first(self, z: Tensor) -> Tensor:
-        """The output from the first layer's pre-activation (..., hidden[0])."""
-        h = z
-        for i in range(len(self.hidden)):
-            x, z = h, z if i == 0 else self.layers[i](h)
-            h = self.act.value(z)
-            if self.norms:
-                h = self.norms[i](h)
-            if self.skips(i):
-                h = h + x
-        y = self.layers[-1](h)
-        return torch.tanh(y) if self.tanh_output else y
-
-    @torch.no_grad()
-    def initialise(self, *, last: float | None = None, hidden_bias: float | None = None) -> None:
-        """Weights and biases from U(±1/√fan_in); optionally the last layer from U(±last), hidden biases constant.
-
-        ReBRAC uses last = 1e-3 (actor) or 3e-3 (critics) and hidden_bias = 0.1.
-        """
-        for layer in self.layers:
-            bound = 1.0 / math.sqrt(layer.weight.shape[-1])
-            layer.weight.uniform_(-bound, bound)
-            layer.bias.uniform_(-bound, bound)
-        if hidden_bias is not None:
-            for layer in self.layers[:-1]:
-                layer.bias.fill_(hidden_bias)
-        if last is not None:
-            self.layers[-1].weight.uniform_(-last, last)
-            self.layers[-1].bias.uniform_(-last, last)
+from jacrec.models.mlp import MLP as MLP
+from jacrec.models.mlp import Affine as Affine
+from jacrec.models.mlp import LayerNorm as LayerNorm
+from jacrec.models.mlp import ParallelMLP, blank
+from jacrec.models.mlp import affine as affine
+from jacrec.models.unmodified import HOOKS as HOOKS
+from jacrec.models.unmodified import WRITTEN as WRITTEN
+from jacrec.models.unmodified import global_hooks as global_hooks
+from jacrec.models.unmodified import has_manual_derivatives as has_manual_derivatives
+from jacrec.models.unmodified import is_unmodified as is_unmodified
+from jacrec.models.unmodified import methods_of as methods_of
+from jacrec.models.unmodified import written as written
+from jacrec.util.errors import counted, expect_count, widths
 
 
 @written
@@ -220,6 +55,23 @@ class Actor(nn.Module):
             state_dim, action_dim, hidden, activation=activation, layer_norm=layer_norm, residual=residual, tanh_output=True
         )
         self.mlp.initialise(last=1e-3, hidden_bias=0.1)
+
+    @classmethod
+    def from_module(cls, module: nn.Module) -> "Actor":
+        """The actor that an `nn.Sequential` of torch's own layers is: it has the module's parameters, not copies.
+
+        Such a policy needs no conversion: it is recognised wherever an actor is. Layers as in `RewardModel.from_module`, and a
+        final Tanh.
+
+        Raises:
+            ValueError: other layers, or a module with hooks or methods of its own.
+        """
+        own, mlp = blank(cls), MLP.of_module(module, "Actor.from_module")
+        if not mlp.tanh_output:
+            raise ValueError("Actor.from_module: expected a Tanh as the last layer, got none; actions lie in [-1, 1]")
+        own.state_dim, own.action_dim, own.mlp = mlp.in_dim, mlp.out_dim, mlp
+        own.config = _config(mlp, mlp.in_dim, mlp.out_dim)
+        return own
 
     def forward(self, state: Tensor) -> Tensor:
         """(..., d) -> (..., m) in [-1, 1]."""
@@ -259,6 +111,30 @@ class TwinCritic(nn.Module):
             state_dim + action_dim, 1, hidden, activation=activation, layer_norm=layer_norm, residual=residual, stack=critics
         )
         self.mlp.initialise(last=3e-3, hidden_bias=0.1)
+
+    @classmethod
+    def from_modules(cls, *modules: nn.Module, state_dim: int) -> "TwinCritic":
+        """The critic that is the smallest of some `nn.Sequential`s over [state, action], with their parameters, not copies.
+
+        Layers as in `RewardModel.from_module`, the same in all modules.
+
+        Raises:
+            ValueError: no module, other layers, or a module with hooks or methods of its own.
+        """
+        name = "TwinCritic.from_modules"
+        expect_count(f"{name}: modules", len(modules), 1)
+        networks = [MLP.of_module(module, name) for module in modules]
+        forms = [(x.in_dim, *_form(x)) for x in networks]
+        if len(set(forms)) > 1:
+            raise ValueError(f"{name}: expected modules of the same layers, got {' and '.join(map(str, dict.fromkeys(forms)))}")
+        if len({id(x) for network in networks for x in network.parameters()}) < sum(
+            len(list(x.parameters())) for x in networks
+        ):
+            raise ValueError(f"{name}: expected modules with parameters of their own, got some that share them")
+        own, mlp = blank(cls), ParallelMLP(networks)
+        own.state_dim, own.action_dim, own.critics, own.mlp = state_dim, _actions(mlp, state_dim, name), len(networks), mlp
+        own.config = _config(mlp, state_dim, own.action_dim) | {"critics": len(networks)}
+        return own
 
     def both(self, state: Tensor, action: Tensor) -> Tensor:
         """(..., d), (..., m) -> (critics, ...): every critic's value."""
@@ -311,10 +187,50 @@ class RewardModel(nn.Module):
         self.register_buffer("reward_mean", torch.zeros(()))
         self.register_buffer("reward_std", torch.ones(()))
 
+    @classmethod
+    def from_module(cls, module: nn.Module, *, state_dim: int) -> "RewardModel":
+        """The reward model that an `nn.Sequential` over [state, action] is: it has the module's parameters, not copies.
+
+        Its layers are Linear, an activation (ReLU, SiLU, GELU, Mish or Tanh, the same everywhere) and a LayerNorm or none, for
+        each hidden layer, and a last Linear; Identity, nested Sequential, and Dropout in evaluation mode may lie between. The
+        scales are 0 and 1; another layer put into the module later is not seen, other parameters of the same layers are.
+
+        Raises:
+            ValueError: other layers, or a module with hooks or methods of its own.
+        """
+        own, mlp = blank(cls), MLP.of_module(module, "RewardModel.from_module")
+        own.state_dim, own.action_dim, own.mlp = state_dim, _actions(mlp, state_dim, "RewardModel.from_module"), mlp
+        own.config = _config(mlp, state_dim, own.action_dim)
+        like = mlp.layers[0].weight.detach()
+        for name, value in (("mean", 0.0), ("std", 1.0)):
+            own.register_buffer(f"state_{name}", like.new_full((state_dim,), value))
+            own.register_buffer(f"reward_{name}", like.new_full((), value))
+        return own
+
     def forward(self, state: Tensor, action: Tensor) -> Tensor:
         """(..., d), (..., m) -> (...): the predicted reward in the data's units."""
         x = torch.cat([(state - self.state_mean) / self.state_std, action], -1)
         return self.reward_mean + self.reward_std * self.mlp(x).squeeze(-1)
+
+
+def _form(mlp: MLP) -> tuple:
+    """hidden widths, activation, LayerNorm's ε."""
+    return mlp.hidden, mlp.activation, mlp.norms[0].eps if mlp.norms else None, mlp.tanh_output
+
+
+def _config(mlp: MLP, state_dim: int, action_dim: int) -> dict:
+    """The constructor's arguments of a network with such layers."""
+    options = dict(activation=mlp.activation, layer_norm=bool(mlp.norms), residual=mlp.residual)
+    return dict(state_dim=state_dim, action_dim=action_dim, hidden=list(mlp.hidden), **options)
+
+
+def _actions(mlp: MLP, state_dim: int, caller: str) -> int:
+    """m of a network over [state, action] with one output."""
+    expect_count(f"{caller}: state_dim", state_dim, 1)
+    if mlp.in_dim <= state_dim or mlp.out_dim != 1 or mlp.tanh_output:
+        got = f"{mlp.in_dim} inputs and {mlp.out_dim} outputs{', with a Tanh' if mlp.tanh_output else ''}"
+        raise ValueError(f"{caller}: expected more inputs than state_dim = {state_dim} and one output without Tanh, got {got}")
+    return mlp.in_dim - state_dim
 
 
 @written

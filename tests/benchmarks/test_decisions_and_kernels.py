@@ -28,6 +28,13 @@ def test_decision_speed(tmp_path, load, capsys):
         assert 0 < row["ms"]["median"] <= row["ms"]["p99"] <= row["ms"]["max"]
     assert [r["N"] for r in result["lockstep"]] == [1, 2]
     assert result["lockstep"][0]["ratio_to_one"] == 1.0
+    ways = [
+        f"{name}, {method}"
+        for name in ("jacrec's", "policy", "all", "policy, and functions")
+        for method in ("auto", "autograd")
+    ]
+    assert list(result["own"][0]["ratio"]) == list(result["own"][0]["ms"]) == ways
+    assert result["own"][0]["ratio"]["jacrec's, auto"] == 1.0
     assert "8 ms (Hopper-v4)" in capsys.readouterr().out
 
 

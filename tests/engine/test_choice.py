@@ -44,6 +44,17 @@ def own_policy():
     return nn.Sequential(nn.Linear(d, m), nn.Tanh())
 
 
+def known_policy():
+    return nn.Sequential(nn.Linear(d, 8), nn.SiLU(), nn.Linear(8, m), nn.Tanh())
+
+
+@pytest.mark.parametrize("dynamics", [None, MeanFlowDynamics(d, m, (8,)), EnsembleDynamics(d, m, (8,))])
+@pytest.mark.parametrize("batched", [False, True])
+def test_a_policy_of_known_layers_is_served_as_an_actor(dynamics, batched):
+    policy = BatchedPolicy(known_policy(), 1) if batched else known_policy()
+    assert Auto().choose(sized(dynamics, policy)) == Adjoint(kernel="fused")
+
+
 @pytest.mark.parametrize("M", [1, 64])
 @pytest.mark.parametrize("H", [0, 1, 3])
 @pytest.mark.parametrize(
@@ -64,8 +75,9 @@ def test_a_multi_step_model_has_its_own():
         (None, own_policy(), None, Adjoint()),
         (MeanFlowDynamics(d, m, (8,)), own_policy(), None, Autograd()),
         (DeterministicDynamics(d, m, (8,)), own_policy(), None, Autograd()),
-        (MeanFlowDynamics(d, m, (8,)), None, lambda s, a: s.sum(-1), Adjoint()),
-        (None, None, lambda s, a: s.sum(-1), Adjoint()),
+        (MeanFlowDynamics(d, m, (8,)), None, lambda s, a: s.sum(-1), Adjoint(kernel="fused")),
+        (None, None, lambda s, a: s.sum(-1), Adjoint(kernel="fused")),
+        (None, own_policy(), lambda s, a: s.sum(-1), Adjoint()),
         (ForeignDynamics(d, m), None, None, Autograd()),
     ],
 )

@@ -23,7 +23,7 @@ from jacrec.engine.rollout import noise_like
 from jacrec.experimental.decoupled import Decoupled, decoupled_gradient
 from tests.conftest import property_cases
 from tests.oracles import relative_error, well_posed
-from tests.strategies import cases, shake
+from tests.strategies import ForeignDynamics, cases, shake
 
 
 def one_surrogate(policy, frozen, world, state, noise, local, weights):
@@ -136,10 +136,19 @@ def test_what_cannot_be_is_refused(setup):
         Decoupled("two-step")
     with pytest.raises(ValueError, match=r"Decoupled.weights"):
         Decoupled(weights="none")
-    foreign = replace(world, reward=lambda s, a: s.sum(-1))
-    state, noise = torch.randn(4).double(), torch.randn(3, 1, *world.dynamics.noise_shape).double()
+    foreign = replace(world, dynamics=ForeignDynamics(4, 2).double())
+    state, noise = torch.randn(4).double(), torch.randn(3, 1, 2).double()
     with pytest.raises(ValueError, match='kernel="fused"'):
         decoupled_gradient(policy, foreign, state, noise, kernel="fused")
+
+
+def test_the_transitions_are_compiled_beside_another_reward(setup):
+    policy, world = setup
+    world = replace(world, reward=lambda s, a: s.square().sum(-1) - a.sum(-1))
+    state, noise = torch.randn(4).double(), torch.randn(3, 1, *world.dynamics.noise_shape).double()
+    plain, fused = (decoupled_gradient(policy, world, state, noise, kernel=kernel) for kernel in ("plain", "fused"))
+    torch.testing.assert_close(fused.value, plain.value, rtol=1e-12, atol=1e-12)
+    assert relative_error(fused.gradient, plain.gradient) <= 1e-12
 
 
 def test_the_controller_ascends_it(setup):

@@ -1,21 +1,22 @@
 """What the Triton kernels keep of a policy and a world between calls, and that every change to them is seen."""
 
 import copy
+import dataclasses
 from unittest import mock
 
 import pytest
 import torch
 from torch import nn
 
-from jacrec import World
+from jacrec import Autograd, BatchedPolicy, RewardModel, TwinCritic, World, policy_gradient
 from jacrec.engine.gradient import adjoint_gradient
 from jacrec.engine.problem import Problem
 from jacrec.engine.shapes import problem
-from jacrec.kernels import automatic, gradient, graphs, kept, served
+from jacrec.kernels import automatic, gradient, graphs, kept, rollout, served
 from jacrec.models.activations import ACTIVATIONS
 from tests.oracles import relative_error
-from tests.strategies import foreign_reward
-from tests.triton_cases import imagine
+from tests.strategies import foreign_reward, shake
+from tests.triton_cases import DEVICE, imagine
 
 NETWORK = dict(hidden=(7, 7), layer_norm=True)
 
@@ -201,3 +202,29 @@ def test_the_number_kept_is_bounded():
         kept.facts(problem(*imagine(1, 1, 0, False, dict(hidden=(3,)), seed)))
     assert len(kept._facts) == kept.MOST
     kept.forget()
+
+
+@pytest.mark.parametrize("batched", [False, True])
+def test_own_networks_of_known_layers(batched):
+    """A policy of torch's own layers, and views of such networks, are served as jacrec's; a change of a layer is seen."""
+    _, world, state, noise = imagine(2, 2, 1, False, dict(hidden=(7,)), 0)
+
+    def net(inputs, outputs, *last):
+        made = nn.Sequential(nn.Linear(inputs, 7), nn.SiLU(), nn.LayerNorm(7), nn.Linear(7, outputs), *last).double().to(DEVICE)
+        shake(made)
+        return made
+
+    one, value = net(3, 2, nn.Tanh()), [net(5, 1) for _ in range(3)]
+    policy = BatchedPolicy(one, 2) if batched else one
+    critic = TwinCritic.from_modules(*value[1:], state_dim=3)
+    world = dataclasses.replace(world, reward=RewardModel.from_module(value[0], state_dim=3), critic=critic)
+    architecture = policy.template if isinstance(policy, BatchedPolicy) else policy
+    for eps in (1e-5, 1e-2):
+        architecture[2].eps = eps
+        p = problem(policy, world, state, noise)
+        assert kept.facts(p) is not None
+        exact = policy_gradient(policy, world, state, noise, method=Autograd())
+        for compute in (rollout.rollout_gradient, gradient.forward_gradient, gradient.adjoint_gradient):
+            got = compute(p)
+            assert list(got.gradient) == list(exact.gradient)
+            assert relative_error(got.gradient, exact.gradient) < 1e-10

@@ -93,11 +93,12 @@ def factored_rows(pi: PolicyPass, w: Tensor, counted: Collection[str] | None) ->
         return FactoredRows([], pi.parameter_rows(w), counted)
     bars = mlp_cotangents(pi.mlp, pi.tape, w)
     inputs = [pi.state, *pi.tape.inputs]
-    outer = [Outer(f"mlp.layers.{i}", z, x) for i, (z, x) in enumerate(zip(bars.layers, inputs, strict=True))]
-    vectors = {}
+    names, vectors = pi.network.names(), {}
+    layers = [names[f"layers.{i}.weight"].removesuffix(".weight") for i in range(len(inputs))]
+    outer = [Outer(name, z, x) for name, z, x in zip(layers, bars.layers, inputs, strict=True)]
     for i, y_bar in enumerate(bars.norms):
-        vectors[f"mlp.norms.{i}.weight"] = y_bar * pi.tape.hats[i].unsqueeze(-2)
-        vectors[f"mlp.norms.{i}.bias"] = y_bar
+        vectors[names[f"norms.{i}.weight"]] = y_bar * pi.tape.hats[i].unsqueeze(-2)
+        vectors[names[f"norms.{i}.bias"]] = y_bar
     return FactoredRows(outer, vectors, counted)
 
 

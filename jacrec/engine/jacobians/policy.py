@@ -1,5 +1,6 @@
 """The policy at a batch of states: π_ψ(s), Π_s, and products with Π_ψ, which stays factored per layer."""
 
+from dataclasses import dataclass, replace
 from typing import Protocol, cast
 
 import torch
@@ -7,6 +8,7 @@ from torch import Tensor, nn
 
 from jacrec.engine.jacobians import generic
 from jacrec.engine.jacobians.mlp import MLPTape, mlp_parameter_pull, mlp_parameter_rows, mlp_pull, mlp_record
+from jacrec.models.layers import Layers, layers_of
 from jacrec.models.networks import MLP, Actor, affine, has_manual_derivatives, is_unmodified
 from jacrec.models.world import BatchedPolicy
 
@@ -34,27 +36,68 @@ class PolicyPass(Protocol):
 
 
 def policy_pass(policy: nn.Module, state: Tensor, *, parameters: bool = True) -> PolicyPass:
-    """Evaluate the policy at `state` (N, R, d): by hand for an `Actor` (or a `BatchedPolicy` of one), else by torch.func.
+    """Evaluate the policy at `state` (N, R, d): by hand where it has a `written_network`, else by torch.func.
 
     Set `parameters` to False where no product with Π_ψ will be asked for: less is kept.
     """
-    if has_written_jacobian(policy):
-        return ActorPass(policy, state, keep_inputs=parameters)
-    return generic.GenericPolicyPass(policy, state)
+    network = written_network(policy)
+    if isinstance(network, str):
+        return generic.GenericPolicyPass(policy, state)
+    return ActorPass(network, state, keep_inputs=parameters)
+
+
+@dataclass(frozen=True)
+class PolicyNetwork:
+    """A policy as a network with hand-written derivatives, whose parameters are the policy's own."""
+
+    policy: nn.Module
+    mlp: MLP
+    """a stack of n networks for a `BatchedPolicy`"""
+    layers: Layers | None = None
+    """where the network is read from a module of torch's own layers"""
+
+    def names(self) -> dict[str, str]:
+        """The network's parameter -> the policy's, in the policy's order."""
+        if self.layers is None:
+            return {name: f"mlp.{name}" for name, _ in self.mlp.named_parameters()}
+        own = {f"{path}.{x}": f"{ours}.{x}" for ours, path, table in self.layers.tables() for x in table}
+        return {own[name]: name for name, _ in self.policy.named_parameters()}
+
+
+def written_network(policy: nn.Module) -> PolicyNetwork | str:
+    """The policy's network, or why it has none with hand-written derivatives.
+
+    It has one if it is an unmodified `Actor`, an `nn.Sequential` of known layers, or a `BatchedPolicy` of one, with no
+    parameter besides the network's or tied to another.
+    """
+    architecture = policy.template if type(policy) is BatchedPolicy else policy
+    if type(architecture) is Actor:
+        if not _own_network(policy):
+            return "expected no parameter added or tied, and no hooks or other methods"
+        return PolicyNetwork(policy, cast(MLP, policy._modules["mlp"]))
+    layers = layers_of(architecture)
+    if isinstance(policy, BatchedPolicy) and isinstance(layers, Layers):
+        layers = _stacked(policy, layers)
+    if isinstance(layers, str):
+        return layers
+    return PolicyNetwork(policy, MLP.of_layers(layers, policy.n if isinstance(policy, BatchedPolicy) else None), layers)
 
 
 def has_written_jacobian(policy: nn.Module) -> bool:
-    """Whether the policy is one of jacrec's own networks, with no parameter besides the network's or tied to another."""
+    """Whether the policy has a `written_network`."""
+    return not isinstance(written_network(policy), str)
+
+
+def _own_network(policy: nn.Module) -> bool:
+    """Whether an `Actor`, or a `BatchedPolicy` of one, is what its class says."""
     if type(policy) is BatchedPolicy:
         if (
-            type(policy.template) is not Actor
-            or not has_manual_derivatives(policy.template)
+            not has_manual_derivatives(policy.template)
             or not has_manual_derivatives(policy._modules["mlp"])
+            or not is_unmodified(policy)
         ):
             return False
-        if not is_unmodified(policy):
-            return False
-    elif type(policy) is not Actor or not has_manual_derivatives(policy):
+    elif not has_manual_derivatives(policy):
         return False
     mlp = cast(MLP, policy._modules["mlp"])
     own = [p for layer in (*mlp.layers, *mlp.norms) for p in layer._parameters.values()]
@@ -63,15 +106,33 @@ def has_written_jacobian(policy: nn.Module) -> bool:
         and not mlp._parameters
         and len(policy._modules) == 1
         and len(mlp._modules) == 2
-        and (len({id(p) for p in own}) == len(own))
+        and (len({id(p) for p in own}) == len(own) == 2 * (len(mlp.layers) + len(mlp.norms)))
     )
 
 
-class ActorPass:
-    """`PolicyPass` of an `Actor`, by hand."""
+def _stacked(policy: BatchedPolicy, layers: Layers) -> Layers | str:
+    """The layers of a batch of policies: those of its architecture, with the parameters that it holds for all n."""
+    altered = "expected the parameters of its template, each with a leading axis n, and no others; make it anew"
+    if not is_unmodified(policy):
+        return "expected a BatchedPolicy without hooks and other methods, got one with some"
+    held = dict(policy.named_parameters())
+    expected = {f"{path}.{x}": p for _, path, table in layers.tables() for x, p in table.items()}
+    if held.keys() != expected.keys() or any(True for _ in policy.buffers()):
+        return altered
+    if any(type(p) is not nn.Parameter or p.shape != (policy.n, *expected[name].shape) for name, p in held.items()):
+        return altered
 
-    def __init__(self, policy: nn.Module, state: Tensor, *, keep_inputs: bool):
-        self.mlp: MLP = policy.get_submodule("mlp")  # pyright: ignore[reportAttributeAccessIssue]
+    def tables(of: dict) -> dict:
+        return {path: policy.get_submodule(path)._parameters for path in of}
+
+    return replace(layers, linears=tables(layers.linears), norms=tables(layers.norms))
+
+
+class ActorPass:
+    """`PolicyPass` of a `PolicyNetwork`, by hand."""
+
+    def __init__(self, network: PolicyNetwork, state: Tensor, *, keep_inputs: bool):
+        self.network, self.mlp = network, network.mlp
         self.state = state
         self.tape: MLPTape
         self.action, self.tape = mlp_record(self.mlp, self.mlp.layers[0](state), keep_inputs=keep_inputs)
@@ -88,7 +149,9 @@ class ActorPass:
         return affine(mlp_pull(self.mlp, self.tape, w), self._first())
 
     def pull_parameters(self, w: Tensor) -> dict[str, Tensor]:
-        return {f"mlp.{k}": v for k, v in mlp_parameter_pull(self.mlp, self.tape, self.state, w).items()}
+        found = mlp_parameter_pull(self.mlp, self.tape, self.state, w)
+        return {name: found[own] for own, name in self.network.names().items()}
 
     def parameter_rows(self, w: Tensor) -> dict[str, Tensor]:
-        return {f"mlp.{k}": v for k, v in mlp_parameter_rows(self.mlp, self.tape, self.state, w).items()}
+        found = mlp_parameter_rows(self.mlp, self.tape, self.state, w)
+        return {name: found[own] for own, name in self.network.names().items()}

@@ -29,6 +29,7 @@ class Network(NamedTuple):
     depth: int  # hidden layers
     activation: int  # see `ACTIVATION_CODES`
     norm: int  # whether every hidden layer ends with a LayerNorm
+    eps: int  # address of its ε, float64
     residual: int
     tanh: int  # whether the output goes through tanh
     inputs: int

@@ -131,7 +131,7 @@ def record(like, net, tape, J, j, R, first_bias, y, team):
         if net.norm:
             hat = slot(like, tape, layer.hat, padded, J, j, R)
             inv_std = slot(like, tape, layer.inv_std, 1, J, j, R)
-            normalise(like, R, width, padded, layer.gain, layer.shift, h, hat, inv_std, begin, end, team)
+            normalise(like, R, width, padded, net.eps, layer.gain, layer.shift, h, hat, inv_std, begin, end, team)
         if skips(net, i):
             add_columns(like, R, padded, below, h, begin, end)
         barrier(team)
@@ -228,7 +228,7 @@ def push(like, net, particles, T, first_bias, x, gate, y):
                 times_gate(like, net.activation, 1, padded, value + t * padded * size, value, 0, padded)
             copy_to(like, padded, gate, value)
             if net.norm:
-                normalise_push(like, T, width, padded, layer.gain, layer.shift, value, gate)
+                normalise_push(like, T, width, padded, net.eps, layer.gain, layer.shift, value, gate)
         if skips(net, i):
             add_to(like, rows * padded, x, z)
         if i:

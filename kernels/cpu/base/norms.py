@@ -6,9 +6,6 @@ from jacrec.kernels.cpu.base.host import part
 from jacrec.kernels.cpu.base.team import barrier
 from jacrec.kernels.cpu.base.tiles import at, size_of
 
-EPS = 1e-6
-"""LayerNorm's, as in `jacrec.models.networks.LayerNorm`"""
-
 
 @part
 def _means(like, width, x, hat):
@@ -21,8 +18,9 @@ def _means(like, width, x, hat):
 
 
 @part
-def normalise(like, R, width, padded, gain, shift, h, hat, inv_std, begin, end, team):
-    """LayerNorm of h (R, padded) in place, in columns begin … end − 1; its x̂ in hat, 1/σ in inv_std (R,)."""
+def normalise(like, R, width, padded, eps, gain, shift, h, hat, inv_std, begin, end, team):
+    """LayerNorm of h (R, padded) in place, in columns begin … end − 1; its x̂ in hat, 1/σ in inv_std (R,). eps: its address."""
+    small = type(like)(at(0.0, eps)[0])
     row = padded * size_of(like)
     g, b, inverse = at(like, gain), at(like, shift), at(like, inv_std)
     full = min(width, end)
@@ -37,7 +35,7 @@ def normalise(like, R, width, padded, gain, shift, h, hat, inv_std, begin, end, 
         for i in range(width):
             square += (v[i] - mean) * (v[i] - mean)
         n = at(like, hat + r * row)
-        inv = type(like)(1) / type(like)(math.sqrt(square / type(like)(width) + type(like)(EPS)))
+        inv = type(like)(1) / type(like)(math.sqrt(square / type(like)(width) + small))
         # every thread of the team has computed it, and writes the same
         inverse[r] = inv
         for i in range(begin, full):
@@ -78,8 +76,9 @@ def normalise_back(like, R, width, padded, gain, x, hat, inv_std, gain_bar, shif
 
 
 @part
-def normalise_push(like, T, width, padded, gain, shift, rows, hat):
+def normalise_push(like, T, width, padded, eps, gain, shift, rows, hat):
     """LayerNorm of a value and its T tangents, rows (1+T, padded) in place; scratch hat (padded,)."""
+    small = type(like)(at(0.0, eps)[0])
     size = size_of(like)
     g, b, v, n = at(like, gain), at(like, shift), at(like, rows), at(like, hat)
     mean, square = type(like)(0), type(like)(0)
@@ -88,7 +87,7 @@ def normalise_push(like, T, width, padded, gain, shift, rows, hat):
     mean /= type(like)(width)
     for i in range(width):
         square += (v[i] - mean) * (v[i] - mean)
-    inverse = type(like)(1) / type(like)(math.sqrt(square / type(like)(width) + type(like)(EPS)))
+    inverse = type(like)(1) / type(like)(math.sqrt(square / type(like)(width) + small))
     for i in range(width):
         n[i] = (v[i] - mean) * inverse
         v[i] = n[i] * g[i] + b[i]

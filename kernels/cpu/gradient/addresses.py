@@ -18,6 +18,7 @@ from jacrec.kernels.cpu.base.layout import ACTIVATION_CODES, DTYPES, LAYER, NETW
 from jacrec.kernels.cpu.base.rows import WORD
 from jacrec.kernels.cpu.gradient.transition import Chain
 from jacrec.models.dynamics import ChainDynamics, DeterministicDynamics, EnsembleDynamics, MultiStepDynamics
+from jacrec.models.mlp import ParallelMLP
 from jacrec.models.networks import MLP, Affine
 
 Served = ChainDynamics | DeterministicDynamics | EnsembleDynamics | MultiStepDynamics
@@ -106,8 +107,15 @@ class Addresses:
         self.sources[id(of)] = of
         return self.tensor(copy)
 
-    def network(self, mlp: MLP, first: Tensor | None = None) -> "Rows":
-        """The networks of a stack; `first`: the first layer's weight, (n, w, in) or (w, in), if it is read as a whole."""
+    def network(self, mlp: MLP, *, whole: bool = True) -> "Rows":
+        """The networks of a stack; `whole`: whether the first layer's weight is read as a whole."""
+        parts = list(mlp.networks) if isinstance(mlp, ParallelMLP) else [mlp]
+        rows = np.concatenate([self._rows(one, whole) for one in parts])
+        rows[:, position("layers")] = self.array(rows) + (np.arange(len(rows)) * rows.shape[1] + NETWORK) * WORD
+        return Rows(rows)
+
+    def _rows(self, mlp: MLP, whole: bool) -> np.ndarray:
+        """The rows of a stack's networks, but for the addresses of their layers' rows."""
         size = self.dtype.itemsize
         shape = Shape(
             mlp.in_dim, mlp.out_dim, tuple(mlp.hidden), mlp.activation, bool(mlp.norms), mlp.residual, mlp.tanh_output
@@ -130,11 +138,11 @@ class Addresses:
             put(position("shift", i), self.tensor(norm.bias), mlp.hidden[i])
         put(position("last_weight"), self.wide(layers[-1].weight), mlp.out_dim * pads[-1])
         put(position("last_bias"), self.tensor(layers[-1].bias), mlp.out_dim)
-        if first is not None:
-            put(position("first"), self.transposed(first), first.shape[-1] * pads[0])
-        rows = row[None] + np.arange(stack)[:, None] * step
-        rows[:, position("layers")] = self.array(rows) + (np.arange(stack) * len(row) + NETWORK) * WORD
-        return Rows(rows)
+        if whole:
+            put(position("first"), self.transposed(layers[0].weight), mlp.in_dim * pads[0])
+        if mlp.norms:
+            put(position("eps"), self.array(np.array([mlp.norms[0].eps])), 0)
+        return row[None] + np.arange(stack)[:, None] * step
 
 
 class Rows:
@@ -196,6 +204,7 @@ def template(shape: Shape, dtype: torch.dtype) -> np.ndarray:
         depth=len(pads),
         activation=ACTIVATION_CODES[shape.activation],
         norm=shape.norm,
+        eps=0,
         residual=shape.residual,
         tanh=shape.tanh_output,
         inputs=shape.in_dim,
@@ -221,7 +230,7 @@ def describe_dynamics(own: Addresses, f: Served, table: Tensor | None = None) ->
     net = dynamics_network(f)
     first = net.layers[0].weight
     # an ensemble's networks take state and action, and nothing else
-    rows = own.network(net, first if isinstance(f, EnsembleDynamics) else None)
+    rows = own.network(net, whole=isinstance(f, EnsembleDynamics))
     fields = dict.fromkeys(Chain._fields, 0)
     coefficients: tuple = ([0.0], [1.0], [0.0])
     if isinstance(f, ChainDynamics):

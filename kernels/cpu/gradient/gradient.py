@@ -11,20 +11,24 @@ from numba.core import config
 from torch import Tensor, nn
 
 from jacrec.engine import gradient as engine
+from jacrec.engine.jacobians.generic import value_and_gradient
 from jacrec.engine.problem import Problem
 from jacrec.engine.types import PolicyGradient, UpdateResult
 from jacrec.kernels.cpu.base.host import entry
 from jacrec.kernels.cpu.base.layout import DTYPES
 from jacrec.kernels.cpu.base.threads import run, workspace
 from jacrec.kernels.cpu.gradient import chain as chain
+from jacrec.kernels.cpu.gradient import unsupported
 from jacrec.kernels.cpu.gradient.action import action
 from jacrec.kernels.cpu.gradient.chain import chain_forward
 from jacrec.kernels.cpu.gradient.decision import apply_step, evaluate_policy, reduce_gradient
-from jacrec.kernels.cpu.gradient.job import CALL, Call
+from jacrec.kernels.cpu.gradient.job import AT, CALL, Call, Sizes
 from jacrec.kernels.cpu.gradient.moves import Moved, named_gradients
+from jacrec.kernels.cpu.gradient.plan_parts import parts
 from jacrec.kernels.cpu.gradient.plans import Plan, plan_or_reason
 from jacrec.kernels.cpu.gradient.plans import kept_plan as kept_plan
 from jacrec.kernels.cpu.gradient.rollout import rollout_gradient
+from jacrec.kernels.cpu.gradient.sized import SizedJob
 from jacrec.models.dynamics import ChainDynamics, EnsembleDynamics, MultiStepDynamics
 
 _SLOT = {name: CALL.start + i for i, name in enumerate(Call._fields)}
@@ -43,6 +47,16 @@ def unsupported_reason(p: Problem, form: str) -> str | None:
         return f"the fused forward form needs a chain (diffusion, flow or MeanFlow), got {type(f).__name__}"
     found = _plan(p)
     return found if isinstance(found, str) else None
+
+
+def part_reasons(p: Problem, form: str) -> list[tuple[str, str]]:
+    """The parts that keep a gradient from one compiled call, and why; those that torch evaluates between two calls included."""
+    found = list(unsupported.part_reasons(p.policy, p.world, p.state))
+    if not found:
+        reason = unsupported_reason(p, form)
+        found = [] if reason is None else [("kernels", reason)]
+    beside = [name for name, part in zip(("reward", "critic"), parts(p.world)[1:], strict=True) if part is None]
+    return found + [(name, f"{name}: torch evaluates it between two compiled calls") for name in beside]
 
 
 def _plan(p: Problem) -> Plan | str:
@@ -138,10 +152,34 @@ def compute_update(
         parts=parts,
         squares=squares.ctypes.data,
     )
+    terms = _given_terms(p, plan, job, sized)
     run(entry(rollout_gradient, DTYPES[plan.dtype]), job, sized.threads)
     run(entry(reduce_gradient, DTYPES[plan.dtype]), job, parts)
-    held = sized, state, noise, member, squares
+    held = sized, state, noise, member, squares, terms
     return FusedUpdate(p, lr, max_grad_norm, plan, job, value, vectors, norm, moved, sized.memory, held)
+
+
+def _given_terms(p: Problem, plan: Plan, job: np.ndarray, sized: SizedJob) -> list[Tensor]:
+    """Lets torch evaluate a reward or critic that is not jacrec's along the path, and the job read it: its tensors."""
+    H, world = p.H, plan.world
+    steps = {"reward": range(0 if world.reward else H), "critic": range(H, H if world.critics else H + 1)}
+    if not any(map(len, steps.values())):
+        return []
+    rows, like = int(job[AT.sizes + Sizes._fields.index("rows")]), p.state
+    states, actions = (like.new_empty(H + 1, rows, n) for n in (plan.policy.state_dim, plan.policy.action_dim))
+    path = job.copy()
+    path[_SLOT["path_s"]], path[_SLOT["path_a"]] = states.data_ptr(), actions.data_ptr()
+    run(entry(rollout_gradient, DTYPES[plan.dtype]), path, sized.threads)
+    terms = [like.new_empty(H + 1, rows), torch.empty_like(states), torch.empty_like(actions)]
+    for name, which in steps.items():
+        if which:
+            at = slice(which.start, which.stop)
+            found = value_and_gradient(name, getattr(p.world, name), states[at].flatten(0, 1), actions[at].flatten(0, 1))
+            for term, value in zip(terms, found, strict=True):
+                term[at].copy_(value.view_as(term[at]))
+    for name, term in zip(("terms", "terms_s", "terms_a"), terms, strict=True):
+        job[_SLOT[name]] = term.data_ptr()
+    return terms
 
 
 def _noise(p: Problem) -> tuple[Tensor, Tensor | None]:

@@ -62,6 +62,11 @@ class Call(NamedTuple):
     rates: int = 0  # α and the largest gradient norm, 0 for any; float64
     accepted: int = 0  # whether a policy's step was taken, (policies,) int64, written
     actions: int = 0  # π_ψ (N, m), written
+    path_s: int = 0  # s̃ (H+1, N·M, d), written; 0: the gradient is computed, else the rollout alone
+    path_a: int = 0  # ã (H+1, N·M, m), written with it
+    terms: int = 0  # of reward or critic where the job has none: r or Q along the path, (H+1, N·M)
+    terms_s: int = 0  # their gradients by state (H+1, N·M, d)
+    terms_a: int = 0  # and by action (H+1, N·M, m)
 
 
 class Piece(NamedTuple):
@@ -123,7 +128,7 @@ class Task(NamedTuple):
     sizes: Sizes
     policies: Stack
     reward: Stack
-    critics: Stack
+    critics: Stack  # as the reward, none if its count is 0: then the call gives its terms
     anchor: Stack  # π₀; none if its count is 0
     dynamics: Stack
     chain: Chain
@@ -184,8 +189,8 @@ class Networks(NamedTuple):
     """The networks of a job in Python: the first of each stack."""
 
     policy: Network
-    reward: Network
-    critic: Network
+    reward: Network | None
+    critic: Network | None
     dynamics: Network
     anchor: Network | None
 
@@ -225,8 +230,8 @@ def memory_layout(
         work=4 * max(net.widest for net in nets if net is not None),
         policy=(H + 1) * nets.policy.tape,
         bars=(H + 1) * nets.policy.bars,
-        reward=nets.reward.tape,
-        critic=critics * nets.critic.tape,
+        reward=0 if nets.reward is None else nets.reward.tape,
+        critic=0 if nets.critic is None else critics * nets.critic.tape,
         anchor=0 if nets.anchor is None else nets.anchor.tape,
         dynamics=H * chain.K * nets.dynamics.tape,
         order=2 * H * ensemble,  # two elements of float32 for an int64

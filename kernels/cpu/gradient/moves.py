@@ -6,9 +6,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from jacrec.engine.jacobians.policy import PolicyNetwork
 from jacrec.kernels.cpu.gradient.addresses import Rows, padded
 from jacrec.kernels.cpu.gradient.job import Piece
-from jacrec.models.networks import MLP
 
 
 class GradientPiece(NamedTuple):
@@ -27,8 +27,9 @@ class Moved(NamedTuple):
     parameters: list[Tensor]
 
 
-def gradient_pieces(mlp: MLP, rows: Rows, dtype: torch.dtype) -> list[GradientPiece]:
-    """The pieces of all parameters, in the order of `named_parameters`."""
+def gradient_pieces(network: PolicyNetwork, rows: Rows, dtype: torch.dtype) -> list[GradientPiece]:
+    """The pieces of all parameters, in the order of the policy's `named_parameters`."""
+    mlp = network.mlp
     net, pieces = rows.network, {}
     for i, layer in enumerate(mlp.layers):
         out, fan_in = layer.weight.shape[-2:]
@@ -44,7 +45,7 @@ def gradient_pieces(mlp: MLP, rows: Rows, dtype: torch.dtype) -> list[GradientPi
         width = norm.weight.shape[-1]
         pieces[f"norms.{i}.weight"] = rows.layers[i].gain_gradient, (width,), (1,)
         pieces[f"norms.{i}.bias"] = rows.layers[i].shift_gradient, (width,), (1,)
-    return [GradientPiece(f"mlp.{name}", *pieces[name]) for name, _ in mlp.named_parameters()]
+    return [GradientPiece(name, *pieces[own]) for own, name in network.names().items()]
 
 
 def moved(parameters: list[Tensor], pieces: list[GradientPiece]) -> Moved:

@@ -1,7 +1,5 @@
 """What the kernels keep for a policy alone and for a world alone; checked at every use."""
 
-from typing import cast
-
 import torch
 from torch import Tensor, nn
 
@@ -11,6 +9,7 @@ from jacrec.kernels.cpu.gradient.moves import Moved, gradient_pieces, moved
 from jacrec.kernels.cpu.gradient.values import Scales
 from jacrec.kernels.refusals import policy_network, policy_settings, world_settings
 from jacrec.kernels.watch import Watch
+from jacrec.models.mlp import ParallelMLP
 from jacrec.models.networks import MLP, RewardModel, TwinCritic
 from jacrec.models.world import BatchedPolicy, World
 
@@ -22,11 +21,12 @@ class PolicyPlan:
         self.dtype, self.state_dim = state.dtype, state.shape[-1]
         self.policies = policy.n if isinstance(policy, BatchedPolicy) else None
         self.watch, self.settings = Watch([policy]), policy_settings(policy)
-        self.addresses, mlp = Addresses(self.dtype), policy_network(policy)
-        self.rows = self.addresses.network(mlp, mlp.layers[0].weight)
+        self.addresses, network = Addresses(self.dtype), policy_network(policy)
+        mlp = network.mlp
+        self.rows = self.addresses.network(mlp)
         self.action_dim, self.macs = self.rows.network.outputs, weights(mlp)
         self.copies = copy_job(self.addresses.copies, [], self.addresses)
-        self.pieces = gradient_pieces(mlp, self.rows, self.dtype)
+        self.pieces = gradient_pieces(network, self.rows, self.dtype)
         self.parameters: list[Tensor] = list(policy.parameters())
         self.moves: dict[tuple[bool, ...], Moved] = {}
 
@@ -51,20 +51,24 @@ class PolicyPlan:
 
 
 class WorldPlan:
-    """A world's networks in compiled code. Refers to dynamics, reward and critic weakly."""
+    """A world's networks in compiled code. Refers to dynamics, reward and critic weakly.
+
+    A reward or critic that is not jacrec's has none: torch evaluates it, between two calls.
+    """
 
     def __init__(self, world: World, state: Tensor):
         self.dtype, self.state_dim = state.dtype, state.shape[-1]
         f, reward, critic = parts(world)
-        self.watch, self.settings = Watch([f, reward, critic]), world_settings(f, reward, critic)
+        self.watch, self.settings = Watch(own_parts(world)), world_settings(f, reward, critic)
         own = self.addresses = Addresses(self.dtype)
-        self.reward = own.network(reward.mlp, reward.mlp.layers[0].weight)
-        self.critics = own.network(critic.mlp, critic.mlp.layers[0].weight)
+        self.reward = own.network(reward.mlp) if reward else None
+        self.critics = own.network(critic.mlp) if critic else None
+        self.complete = reward is not None and critic is not None
         self.chain, self.dynamics = describe_dynamics(own, f)
         self.shares_layers = not (self.chain.members or self.chain.from_actions)
         """whether the threads of a team may share a row's layers"""
-        self.scales = Scales(*(own.tensor(getattr(reward, name)) for name in Scales._fields))
-        self.reward_macs, self.dynamics_macs = weights(reward.mlp), weights(dynamics_network(f))
+        self.scales = Scales(*(own.tensor(getattr(reward, name)) if reward else 0 for name in Scales._fields))
+        self.reward_macs, self.dynamics_macs = weights(reward.mlp) if reward else 0, weights(dynamics_network(f))
         sources = [x.detach() for x in own.sources.values()]
         sources = [x.unsqueeze(0) if x.dim() == 1 else x for x in sources]
         self.seen = [(x, x.clone(memory_format=torch.contiguous_format)) for x in sources]
@@ -73,12 +77,12 @@ class WorldPlan:
 
     def unchanged(self, world: World, state: Tensor) -> bool:
         """Whether it is the plan of this world as it is now, for such a state."""
-        own = parts(world)
+        found = parts(world)
         return (
             self.dtype == state.dtype
             and self.state_dim == state.shape[-1]
-            and self.watch.unchanged(list(own))
-            and world_settings(*own) == self.settings
+            and self.watch.unchanged([part for part in found if part is not None])
+            and world_settings(*found) == self.settings
         )
 
     def update(self) -> None:
@@ -92,11 +96,19 @@ class WorldPlan:
             seen.copy_(source)
 
 
-def parts(world: World) -> tuple[Served, RewardModel, TwinCritic]:
-    """Dynamics, reward and critic, which are jacrec's own."""
-    return cast(Served, world.dynamics), cast(RewardModel, world.reward), cast(TwinCritic, world.critic)
+def parts(world: World) -> tuple[Served, RewardModel | None, TwinCritic | None]:
+    """Dynamics, reward and critic; None for a reward or critic that is not jacrec's."""
+    reward, critic = world.reward, world.critic
+    own_reward, own_critic = reward if type(reward) is RewardModel else None, critic if type(critic) is TwinCritic else None
+    return world.dynamics, own_reward, own_critic  # pyright: ignore[reportReturnType]
+
+
+def own_parts(world: World) -> list[nn.Module]:
+    """Those that are jacrec's own."""
+    return [part for part in parts(world) if part is not None]
 
 
 def weights(net: MLP) -> int:
     """Multiply–adds of one row through a network."""
-    return sum(layer.weight.shape[-1] * layer.weight.shape[-2] for layer in net.layers)
+    one = net.networks[0] if isinstance(net, ParallelMLP) else net
+    return sum(layer.weight.shape[-1] * layer.weight.shape[-2] for layer in one.layers)

@@ -15,7 +15,7 @@ from jacrec.kernels.cpu.base.host import entry
 from jacrec.kernels.cpu.base.layout import DTYPES
 from jacrec.kernels.cpu.gradient.addresses import Addresses
 from jacrec.kernels.cpu.gradient.copies import CHANGED, copy_job, update_copies
-from jacrec.kernels.cpu.gradient.plan_parts import PolicyPlan, WorldPlan, parts
+from jacrec.kernels.cpu.gradient.plan_parts import PolicyPlan, WorldPlan, own_parts, parts
 from jacrec.kernels.cpu.gradient.sized import SizedJob, sized_job
 from jacrec.kernels.cpu.gradient.unsupported import policy_reason, unsupported_reason
 from jacrec.kernels.store import LruStore
@@ -66,7 +66,15 @@ _worlds: LruStore[WorldPlan] = LruStore(WORLDS_KEPT)
 
 
 def kept_plan(policy: nn.Module, world: World, state: Tensor) -> Plan | None:
-    """The plan kept for a policy and a world, if nothing has changed since it was made."""
+    """The plan kept for a policy and a world, if nothing has changed since it was made.
+
+    None for a world with a part that is not jacrec's, about which nothing is known: it has to be examined before every use.
+    """
+    found = _kept(policy, world, state)
+    return found if found is not None and found.world.complete else None
+
+
+def _kept(policy: nn.Module, world: World, state: Tensor) -> Plan | None:
     found, anchor = _plans.get(_key(policy, world)), world.anchor
     fits = found is not None and found.policy.unchanged(policy, state) and found.world.unchanged(world, state)
     if fits and found is not None and found.anchor is not None:
@@ -76,7 +84,7 @@ def kept_plan(policy: nn.Module, world: World, state: Tensor) -> Plan | None:
 
 def plan_or_reason(policy: nn.Module, world: World, state: Tensor) -> Plan | str:
     """The plan for a policy and a world, kept or new; or why there is none."""
-    found = kept_plan(policy, world, state)
+    found = _kept(policy, world, state)
     if found is not None:
         return found
     reason = unsupported_reason(policy, world, state)
@@ -84,7 +92,7 @@ def plan_or_reason(policy: nn.Module, world: World, state: Tensor) -> Plan | str
         return reason
     anchor = None if world.anchor is None else world.anchor.policy
     made = Plan(_policy_plan(policy, state), _world_plan(world, state), anchor and _policy_plan(anchor, state))
-    _plans.put(_key(policy, world), made, tuple(x for x in (policy, *parts(world), anchor) if x is not None))
+    _plans.put(_key(policy, world), made, tuple(x for x in (policy, *own_parts(world), anchor) if x is not None))
     return made
 
 
@@ -114,13 +122,14 @@ def _world_plan(world: World, state: Tensor) -> WorldPlan:
     found = _worlds.get(_ids(world))
     if found is None or not found.unchanged(world, state):
         found = WorldPlan(world, state)
-        _worlds.put(_ids(world), found, parts(world))
+        _worlds.put(_ids(world), found, own_parts(world))
     return found
 
 
-def _key(policy: nn.Module, world: World) -> tuple[int, ...]:
+def _key(policy: nn.Module, world: World) -> tuple[int | None, ...]:
     return id(policy), *_ids(world), 0 if world.anchor is None else id(world.anchor.policy)
 
 
-def _ids(world: World) -> tuple[int, int, int]:
-    return id(world.dynamics), id(world.reward), id(world.critic)
+def _ids(world: World) -> tuple[int | None, ...]:
+    # of a reward or critic that is not jacrec's nothing is kept
+    return tuple([part and id(part) for part in parts(world)])

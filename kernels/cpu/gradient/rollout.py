@@ -25,7 +25,14 @@ from jacrec.kernels.cpu.gradient.job import (
 )
 from jacrec.kernels.cpu.gradient.multistep import pull_step, record_step
 from jacrec.kernels.cpu.gradient.transition import pull_transition, record_transition
-from jacrec.kernels.cpu.gradient.values import anchor_gradient, critic_gradient, first_layer, input_cotangent, reward_gradient
+from jacrec.kernels.cpu.gradient.values import (
+    anchor_gradient,
+    critic_gradient,
+    first_layer,
+    given_gradient,
+    input_cotangent,
+    reward_gradient,
+)
 
 
 class Tile(NamedTuple):
@@ -75,9 +82,13 @@ def rollout_gradient(like, job):
             begin, end = first + (last - first) * i // tiles, first + (last - first) * (i + 1) // tiles
             tile = Tile(begin, end - begin, gradient - n * length * size)
             _forward(like, task, tile, b, tapes, team)
-            _backward(like, task, tile, b, tapes, team)
-            if team.thread == 0:
-                copy_to(like, tile.R, b.returns, call.returns + begin * size)
+            if call.path_s:
+                if team.thread == 0:
+                    _write_path(like, task, tile, b)
+            else:
+                _backward(like, task, tile, b, tapes, team)
+                if team.thread == 0:
+                    copy_to(like, tile.R, b.returns, call.returns + begin * size)
             barrier(team)
         if team.size > 1:
             break
@@ -96,14 +107,36 @@ def _forward(like, task, tile, b, tapes, team):
         returns[r] = type(like)(0)
     for j in range(H):
         _act(like, task, tile, j, b, tapes, team)
-        reward_gradient(like, task, tile, j, b, tapes, team)
-        if task.anchor.count:
-            anchor_gradient(like, task, tile, j, b, tapes, team)
+        _value(like, task, tile, j, b, tapes, team)
         _step(like, task, tile, j, b, tapes, team)
     _act(like, task, tile, H, b, tapes, team)
-    critic_gradient(like, task, tile, b, tapes, team)
+    _value(like, task, tile, H, b, tapes, team)
+
+
+@glue
+def _value(like, task, tile, j, b, tapes, team):
+    """The term of step j with its gradients: r, at the last step Q; less the anchor. Not needed for the path."""
+    if task.call.path_s:
+        return
+    own = task.reward.count if j < task.sizes.H else task.critics.count
+    if own == 0:
+        given_gradient(like, task, tile, j, b)
+    elif j < task.sizes.H:
+        reward_gradient(like, task, tile, j, b, tapes, team)
+    else:
+        critic_gradient(like, task, tile, b, tapes, team)
     if task.anchor.count:
-        anchor_gradient(like, task, tile, H, b, tapes, team)
+        anchor_gradient(like, task, tile, j, b, tapes, team)
+
+
+@part
+def _write_path(like, task, tile, b):
+    """The tile's states and actions to the call's path."""
+    call, d, m, R, rows, size = task.call, task.sizes.d, task.sizes.m, tile.R, task.sizes.rows, size_of(like)
+    for j in range(task.sizes.H + 1):
+        to = j * rows + tile.begin
+        copy_to(like, R * d, b.states + j * R * d * size, call.path_s + to * d * size)
+        copy_to(like, R * m, b.actions + j * R * m * size, call.path_a + to * m * size)
 
 
 @glue

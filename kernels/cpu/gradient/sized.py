@@ -44,15 +44,15 @@ def sized_job(own: PolicyPlan, world: WorldPlan, anchor: PolicyPlan | None, p: P
     base = anchor.rows if anchor else None
     nets = Networks(
         own.rows.network,
-        world.reward.network,
-        world.critics.network,
+        world.reward and world.reward.network,
+        world.critics and world.critics.network,
         world.dynamics.network,
         base.network if base else None,
     )
     tape = max(1, H * K * nets.dynamics.tape * size)
     tile = max(1, min(TILE, -(-N * M // threads), TAPE_BYTES // tape))
     sizes = Sizes(1 if team > 1 else threads, team, d, m, H, M, N * M, p.batched, tile)
-    first, critics = world.dynamics.layers[0].padded, world.critics.stack.count
+    first, critics = world.dynamics.layers[0].padded, world.critics.stack.count if world.critics else 0
     scratch, tapes, elements = memory_layout(sizes, world.chain, nets, critics, first, size)
     room = -(-elements // PAGE) * PAGE
     discounts = p.world.discount ** np.arange(H + 1)
@@ -61,8 +61,7 @@ def sized_job(own: PolicyPlan, world: WorldPlan, anchor: PolicyPlan | None, p: P
     first_factor, row_bytes = factors.ctypes.data, factors.strides[0]
     constants = Constants(first_factor, first_factor + row_bytes, own.copies.ctypes.data, first_factor + 2 * row_bytes)
     row = np.zeros(job_length(team), dtype=np.int64)
-    no_anchor = Stack(0, 0, 0)
-    stacks = (own.rows.stack, world.reward.stack, world.critics.stack, base.stack if base else no_anchor, world.dynamics.stack)
+    stacks = [rows.stack if rows else Stack(0, 0, 0) for rows in (own.rows, world.reward, world.critics, base, world.dynamics)]
     fixed = (*sizes, *(x for stack in stacks for x in stack), *world.chain, *world.scales, *constants)
     row[COUNTERS : AT.call] = [int(x) for x in fixed]
     row[AT.scratch : AT.flags] = (*scratch, *tapes)

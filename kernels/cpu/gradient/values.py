@@ -112,6 +112,23 @@ def critic_gradient(like, task, tile, b, tapes, team):
 
 
 @part
+def given_gradient(like, task, tile, j, b):
+    """Adds γ^j times the call's terms of step j to the returns; writes their weighted gradients."""
+    call, size, R, d, m = task.call, size_of(like), tile.R, task.sizes.d, task.sizes.m
+    first = j * task.sizes.rows + tile.begin
+    discount, weight = at(like, task.constants.discounts)[j], at(like, task.constants.weights)[j]
+    total, term = at(like, b.returns), at(like, call.terms + first * size)
+    for r in range(R):
+        total[r] += discount * term[r]
+    to, by = at(like, b.values_s + j * R * d * size), at(like, call.terms_s + first * d * size)
+    for i in range(R * d):
+        to[i] = weight * by[i]
+    to, by = at(like, b.values_a + j * R * m * size), at(like, call.terms_a + first * m * size)
+    for i in range(R * m):
+        to[i] = weight * by[i]
+
+
+@part
 def anchor_gradient(like, task, tile, j, b, tapes, team):
     """Subtracts β γ^j ‖a − π₀(s)‖² from the returns, and its gradients from the weighted ones of step j."""
     size, net, R, d, m = size_of(like), network_of(task.anchor, 0), tile.R, task.sizes.d, task.sizes.m

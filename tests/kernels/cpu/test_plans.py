@@ -277,8 +277,7 @@ def other_activation(policy, world):
 
 
 def other_eps(policy, world):
-    for norm in world.critic.mlp.norms:
-        norm.eps = 1e-2
+    world.critic.mlp.norms[0].eps = 1e-2
 
 
 def one_scale_for_all(policy, world):
@@ -315,6 +314,20 @@ def test_networks_that_are_not_what_they_say(change):
     expected = policy_gradient(*problem, method=Autograd()).gradient
     for method in (Auto(), Adjoint(), Forward()):
         assert relative_error(policy_gradient(*problem, method=method).gradient, expected) < 1e-12
+
+
+def test_another_eps_of_all_layer_norms_is_served():
+    problem = problem_of(hidden=(32, 32), layer_norm=True)
+    before = policy_gradient(*problem, method=FUSED)
+    for module in (problem[0], problem[1].dynamics, problem[1].reward, problem[1].critic):
+        for norm in module.modules():
+            if isinstance(norm, LayerNorm):
+                norm.eps = 1e-2
+    expected = policy_gradient(*problem, method=Autograd())
+    for method in (FUSED, Forward(kernel="fused")):
+        got = policy_gradient(*problem, method=method)
+        assert relative_error(got.gradient, expected.gradient) < 1e-12
+        assert relative_error(got.gradient, before.gradient) > 1e-4
 
 
 @pytest.mark.parametrize(
