@@ -30,6 +30,10 @@ def unsupported_reason(p: Problem, form: str) -> str | None:
     return served.unsupported_reason(p) if facts is None else facts.unsupported_reason(p)
 
 
+examined_plan = kept_plan
+"""here nothing is kept where a part is not jacrec's"""
+
+
 def part_reasons(p: Problem, form: str) -> list[tuple[str, str]]:
     """The parts that are not in compiled code, and why; where that are not the dynamics, torch evaluates them beside the chains."""
     reason = unsupported_reason(p, form)

@@ -57,16 +57,21 @@ def part_reasons(p: Problem, form: str) -> dict[str, str]:
         return dict(module.part_reasons(p, form))
 
 
-def kept_plan(policy: nn.Module, world: World, state: Tensor) -> object | None:
+def kept_plan(policy: nn.Module, world: World, state: Tensor, *, examined: bool = False) -> object | None:
     """The plan that the device's kernels keep for a policy and a world, if neither has changed since it was made.
 
     None before the first use of the kernels, which are not loaded for it, and for arguments that are not a policy, a
     world and a state.
+
+    Args:
+        examined: whether the parts that are not jacrec's have been examined just now; else they have no plan.
     """
     if not isinstance(world, World) or not isinstance(state, Tensor) or not state.dim():
         return None
     module = _loaded.get(state.device.type)
-    return module.kept_plan(policy, world, state) if isinstance(module, ModuleType) else None
+    if not isinstance(module, ModuleType):
+        return None
+    return (module.examined_plan if examined else module.kept_plan)(policy, world, state)
 
 
 def kernels(p: Problem, form: str, *, checked: bool = False) -> ModuleType:

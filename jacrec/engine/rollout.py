@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from jacrec.engine.admission import admit
+from jacrec.engine.dispatch import kept_plan
 from jacrec.engine.jacobians.generic import checked_step, checked_value
 from jacrec.engine.problem import Problem
 from jacrec.engine.shapes import check_state, plain_torch, problem
@@ -101,4 +102,5 @@ def sampled_problem(
     state, single, plan = check_state(policy, world, state)
     if plan is None:
         admit(policy, world, state, horizon)
+        plan = kept_plan(policy, world, state, examined=True)
     return Problem(policy, world, state, noise_like(world, state, particles, horizon, generator), single, plan)

@@ -41,6 +41,7 @@ def problem(policy: nn.Module, world: World, state: Tensor, noise: Tensor) -> Pr
     noise = check_noise(world, state, noise, single)
     if plan is None:
         admit(policy, world, state, noise.shape[2])
+        plan = kept_plan(policy, world, state, examined=True)
     return Problem(policy, world, mark_nonfinite(state, noise), noise, single, plan)
 
 

@@ -26,6 +26,7 @@ from jacrec.kernels.cpu.gradient.job import AT, CALL, Call, Sizes
 from jacrec.kernels.cpu.gradient.moves import Moved, named_gradients
 from jacrec.kernels.cpu.gradient.plan_parts import parts
 from jacrec.kernels.cpu.gradient.plans import Plan, plan_or_reason
+from jacrec.kernels.cpu.gradient.plans import examined_plan as examined_plan
 from jacrec.kernels.cpu.gradient.plans import kept_plan as kept_plan
 from jacrec.kernels.cpu.gradient.rollout import rollout_gradient
 from jacrec.kernels.cpu.gradient.sized import SizedJob

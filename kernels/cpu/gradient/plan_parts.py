@@ -63,7 +63,6 @@ class WorldPlan:
         own = self.addresses = Addresses(self.dtype)
         self.reward = own.network(reward.mlp) if reward else None
         self.critics = own.network(critic.mlp) if critic else None
-        self.complete = reward is not None and critic is not None
         self.chain, self.dynamics = describe_dynamics(own, f)
         self.shares_layers = not (self.chain.members or self.chain.from_actions)
         """whether the threads of a team may share a row's layers"""

@@ -19,6 +19,7 @@ from jacrec.kernels.cpu.gradient.plan_parts import PolicyPlan, WorldPlan, own_pa
 from jacrec.kernels.cpu.gradient.sized import SizedJob, sized_job
 from jacrec.kernels.cpu.gradient.unsupported import policy_reason, unsupported_reason
 from jacrec.kernels.store import LruStore
+from jacrec.models.networks import RewardModel, TwinCritic
 from jacrec.models.world import World
 
 PLANS_KEPT, WORLDS_KEPT, SIZES_KEPT = 1024, 16, 64
@@ -70,11 +71,12 @@ def kept_plan(policy: nn.Module, world: World, state: Tensor) -> Plan | None:
 
     None for a world with a part that is not jacrec's, about which nothing is known: it has to be examined before every use.
     """
-    found = _kept(policy, world, state)
-    return found if found is not None and found.world.complete else None
+    own = type(world.reward) is RewardModel and type(world.critic) is TwinCritic
+    return examined_plan(policy, world, state) if own else None
 
 
-def _kept(policy: nn.Module, world: World, state: Tensor) -> Plan | None:
+def examined_plan(policy: nn.Module, world: World, state: Tensor) -> Plan | None:
+    """The same where the caller has examined the parts that are not jacrec's."""
     found, anchor = _plans.get(_key(policy, world)), world.anchor
     fits = found is not None and found.policy.unchanged(policy, state) and found.world.unchanged(world, state)
     if fits and found is not None and found.anchor is not None:
@@ -84,7 +86,7 @@ def _kept(policy: nn.Module, world: World, state: Tensor) -> Plan | None:
 
 def plan_or_reason(policy: nn.Module, world: World, state: Tensor) -> Plan | str:
     """The plan for a policy and a world, kept or new; or why there is none."""
-    found = _kept(policy, world, state)
+    found = examined_plan(policy, world, state)
     if found is not None:
         return found
     reason = unsupported_reason(policy, world, state)
