@@ -225,7 +225,8 @@ def test_one_more_parameter_of_a_layer_of_an_actor():
 def test_a_stacks_own_parameters_decide():
     policy, world = BatchedPolicy(stack(), 2), world_of()
     policy.register_parameter("extra", nn.Parameter(torch.ones(2, dtype=torch.float64)))
-    assert not is_right(policy, world, (Auto(),))
+    with pytest.raises(ValueError, match="expected extra of shape none"):
+        is_right(policy, world, (Auto(),))
 
 
 @pytest.mark.parametrize("options", [{}, {"max_grad_norm": 1e-3}, {"updates": 3}])
