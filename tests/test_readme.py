@@ -34,7 +34,7 @@ def test_examples_run(page, example, capsys, tmp_path, monkeypatch):
 
 
 def test_there_are_examples():
-    assert len(EXAMPLES) == 5
+    assert len(EXAMPLES) == 6
 
 
 @pytest.mark.parametrize("page", PAGES)

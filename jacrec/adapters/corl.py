@@ -53,6 +53,10 @@ def from_corl(
                 "data's mean and its std + 1e-3, or 0 and 1 for a training with normalize=False"
             )
     elif {"actor", "critic"} <= keys:
+        if max_action != 1.0:
+            raise ValueError(
+                f"max_action: expected 1 for ReBRAC, whose networks know the tanh itself, got {max_action}; omit it"
+            )
         actor = _flax(content["actor"], "actor", tanh=True)[0]
         heads = _flax(content["critic"], "critic", tanh=False)
     else:

@@ -17,7 +17,7 @@ def from_d3rlpy(algo: Any) -> Parts:
     """Policy and critic of a trained ReBRAC, TD3PlusBC, TD3, DDPG, SAC, CQL, CalQL, IQL or AWAC; actions as of `algo.predict`.
 
     The policy is an `Actor` and the critic a `TwinCritic`, on the fused kernels' path, with vector encoders of one activation of ReLU,
-    Tanh, SiLU or GELU, LayerNorm with ReLU, dropout, and mean Q functions. Others, with batch normalisation or an encoder of your own,
+    Tanh or GELU, LayerNorm with ReLU, dropout, and mean Q functions. Others, with batch normalisation or an encoder of your own,
     are plain modules, which torch differentiates.
 
     Scalers become part of both: the policy takes raw observations, the critic's values are in units of raw rewards, and with an

@@ -24,6 +24,11 @@ WITHOUT_EFFECT = (nn.Identity, nn.Dropout)
 """modules that change nothing in evaluation mode"""
 
 
+LARGEST_SHIFT = 100.0
+"""|mean| / std of an observation up to which the scaling becomes part of the weights: beyond it x W − mean W cancels in float32,
+where (x − mean) does not"""
+
+
 @dataclass(frozen=True)
 class Norm:
     """A LayerNorm behind an activation."""
@@ -196,6 +201,8 @@ def _ready(layers: Layers, scaling: Scaling, *, m: int) -> Layers | None:
     """The network of the observation itself, and of m more inputs, with jacrec's ε; None if that is impossible."""
     own = _with_eps(layers)
     if own is None or own.weights[0].shape[1] != len(scaling.mean) + m:
+        return None
+    if float((scaling.mean / scaling.std).abs().max()) > LARGEST_SHIFT:
         return None
     if not math.isfinite(scaling.clip):
         gain = torch.cat([1.0 / scaling.std, torch.ones(m, dtype=torch.float64)])

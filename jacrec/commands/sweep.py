@@ -89,10 +89,13 @@ def run(args: list[str]) -> int:
     if chosen.status or chosen.dry_run:
         return _tell(todo, folder, workers, console, dry_run=chosen.dry_run)
     expect_same_study(study, folder)
-    if chosen.made:
-        make_missing(original, {job.task for job in todo.todo if isinstance(job, TrainJob)}, chosen.made_steps, console.print)
-    expect_data(todo)
+    if not chosen.made:
+        expect_data(todo)
     with locked(folder) as lock:
+        if chosen.made:
+            tasks = {job.task for job in todo.todo if isinstance(job, TrainJob)}
+            make_missing(original, tasks, chosen.made_steps, console.print)
+            expect_data(todo)
         # workers of a killed sweep may have finished jobs while this one waited for them
         todo = plan(study, folder, only=chosen.only, kinds=chosen.kinds)
         write_study(study, folder)

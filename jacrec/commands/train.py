@@ -53,6 +53,10 @@ class Train:
     curve of the report; a multiple of --log-every; 0: never"""
     eval_episodes: int = 10
     """episodes of each of these evaluations, from environment seed 9000 on"""
+    max_episode_steps: int | None = None
+    """of these evaluations: time limit, required if the environment has none; None: the environment's own"""
+    action_bounds: Literal["env", "data"] | None = None
+    """of these evaluations: what the policy's [-1, 1] stands for; None: the environment's, and an error if the data state others"""
     extend: bool = False
     """train an existing run for longer: more --rebrac.updates, --dynamics.updates or --reward.updates than it was started with.
     It goes on from the last checkpoint"""
@@ -89,7 +93,13 @@ def _curve(chosen: Train) -> PolicyEvaluation | None:
     """The evaluations while training, if any."""
     if chosen.eval_every == 0:
         return None
-    return PolicyEvaluation(chosen.eval_every, PlayConfig(episodes=chosen.eval_episodes, seed=CURVE_SEED))
+    play = PlayConfig(
+        episodes=chosen.eval_episodes,
+        seed=CURVE_SEED,
+        max_episode_steps=chosen.max_episode_steps,
+        action_bounds=chosen.action_bounds,
+    )
+    return PolicyEvaluation(chosen.eval_every, play)
 
 
 def _next(run: Path) -> str:

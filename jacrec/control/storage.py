@@ -38,6 +38,8 @@ class Header(TypedDict):
     settings: dict[str, Any]
     batch: int | None
     device: str
+    frozen: list[str]
+    """ψ's parameters without requires_grad"""
 
 
 def save(mpc: MPC, path: str | Path) -> Path:
@@ -81,6 +83,7 @@ def save(mpc: MPC, path: str | Path) -> Path:
         "settings": asdict(mpc.config),
         "batch": mpc.batch,
         "device": mpc.device.type,
+        "frozen": [name for name, p in mpc.policy.named_parameters() if not p.requires_grad],
     }
     path = user_path(path)
     write_tensors(path, tensors, {"jacrec": json.dumps(with_checksum(tensors, header), sort_keys=True)})
@@ -119,6 +122,8 @@ def load(path: str | Path, *, device: str | torch.device = "cpu") -> MPC:
     parts["policy"] = rebuilt(cast("dict[str, Any]", own["policy"]), first, path, REMEDY)
     for part in parts.values():
         part.eval().to(device)
+    for name, p in parts["policy"].named_parameters():
+        p.requires_grad_(name not in header["frozen"])
     weight = header["anchor_weight"]
     try:
         anchor = None if weight is None else Anchor(parts["anchor"].requires_grad_(False), weight)

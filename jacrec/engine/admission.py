@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from jacrec.models.dynamics import ChainDynamics, MultiStepDynamics
 from jacrec.models.dynamics.chain import chain_reason
 from jacrec.models.networks import MLP, WRITTEN, has_manual_derivatives
-from jacrec.models.world import BatchedPolicy, World
+from jacrec.models.world import BatchedPolicy, World, called_with
 from jacrec.util.errors import expect_shape
 from jacrec.util.forks import one_thread_after_fork
 
@@ -121,7 +121,7 @@ def _own_tensors(policy: nn.Module) -> dict[str, Tensor]:
 def _first_of(policy: BatchedPolicy) -> Callable[[Tensor], Tensor]:
     """The first of n policies."""
     own = _own_tensors(policy)
-    return lambda state: torch.func.functional_call(policy.template, own, (state,))
+    return lambda state: called_with(policy.template, own, state)
 
 
 def _key(name: str, part: Any, state: Tensor) -> tuple:
@@ -190,7 +190,7 @@ def _check_attached(policy: nn.Module, tensors: dict[str, Tensor], state: Tensor
         parameters = {name for name, p in policy.named_parameters() if p.is_floating_point()}
         given = {name: x.detach().clone().requires_grad_(name in parameters) for name, x in tensors.items()}
         own = [given[name] for name in parameters]
-        answer = torch.func.functional_call(policy, given, (state.clone(),))
+        answer = called_with(policy, given, state.clone())
         slopes = torch.autograd.grad(answer.sum(), own, allow_unused=True) if answer.requires_grad else ()
     if all(slope is None for slope in slopes):
         raise ValueError(

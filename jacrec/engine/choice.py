@@ -39,8 +39,9 @@ from jacrec.engine.problem import Problem
 from jacrec.engine.shapes import first_parameter
 from jacrec.engine.shapes import problem as make_problem
 from jacrec.models.dynamics import ChainDynamics, DeterministicDynamics, EnsembleDynamics, MultiStepDynamics
-from jacrec.models.networks import has_manual_derivatives
-from jacrec.models.world import BatchedPolicy, World
+from jacrec.models.networks import WRITTEN, has_manual_derivatives
+from jacrec.models.world import BatchedPolicy, World, expect_world
+from jacrec.models.wrappers import check_policy_kind, unwrapped
 
 ONE_STEP = (ChainDynamics, DeterministicDynamics, EnsembleDynamics)
 """jacrec's own dynamics that predict one transition"""
@@ -50,7 +51,7 @@ ADVICE = {
     "policy": "an nn.Sequential of Linear, one kind of activation, and LayerNorm or none is served as it is: give the one inside",
     "reward": "RewardModel.from_module(net, state_dim=d) serves an nn.Sequential over [state, action] in the same call",
     "critic": "TwinCritic.from_modules(q1, q2, state_dim=d) serves nn.Sequentials over [state, action] in the same call",
-    "anchor": "it is served as the policy is",
+    "anchor": "it has to end in a Tanh, with layers that are served for a policy",
 }
 """what brings a part into compiled code"""
 _logged: set[str] = set()
@@ -89,15 +90,23 @@ def explain(policy: nn.Module, world: World) -> dict[str, str]:
     Raises:
         ValueError: the parts do not fit one another, as in `policy_gradient`.
     """
+    policy = unwrapped(policy)
+    check_policy_kind(policy)
+    expect_world(world)
     f, like = world.dynamics, first_parameter(policy)
+    if like is None:
+        raise ValueError("policy: expected a module with parameters to improve, got none")
     d = getattr(f, "state_dim", None)
-    if like is None or not isinstance(d, int) or not isinstance(f, (*ONE_STEP, MultiStepDynamics)):
+    if not isinstance(d, int) or not isinstance(f, (*ONE_STEP, MultiStepDynamics)):
         own = ", ".join(kind.__name__ for kind in (*ONE_STEP, MultiStepDynamics))
         return {"dynamics": f"dynamics: expected one of jacrec's world models ({own}), got {type(f).__name__}"}
-    lead = (policy.n,) if isinstance(policy, BatchedPolicy) else ()
-    p = make_problem(policy, world, like.new_zeros(*lead, d), like.new_zeros(*lead, 1, 1, *f.noise_shape))
+    lead, H = (policy.n,) if isinstance(policy, BatchedPolicy) else (), f.horizon if isinstance(f, MultiStepDynamics) else 1
+    p = make_problem(policy, world, like.new_zeros(*lead, d), like.new_zeros(*lead, 1, H, *f.noise_shape))
     found = part_reasons(p, _form(p))
-    return {name: f"{reason}; {ADVICE[name]}" if name in ADVICE else reason for name, reason in found.items()}
+    parts = {"policy": policy, "reward": world.reward, "critic": world.critic, "anchor": world.anchor and world.anchor.policy}
+    # jacrec's own are told what is altered in them
+    foreign = {name for name, part in parts.items() if type(getattr(part, "template", part)) not in WRITTEN}
+    return {name: f"{reason}; {ADVICE[name]}" if name in foreign else reason for name, reason in found.items()}
 
 
 def _form(problem: Problem) -> str:

@@ -98,7 +98,8 @@ def check_parts(policy: nn.Module, world: World, state: Tensor) -> None:
     for name, part in {"policy": policy, "dynamics": world.dynamics, "reward": world.reward, "critic": world.critic}.items():
         check_part(name, part, state, world.dynamics)
     if world.anchor is not None:
-        if world.anchor.policy is policy:
+        own = {p.data_ptr() for p in policy.parameters() if p.numel()}
+        if world.anchor.policy is policy or any(p.data_ptr() in own for p in world.anchor.policy.parameters()):
             raise ValueError("anchor: expected a policy of its own, got the one that is updated; give copy.deepcopy(policy)")
         check_part("anchor", world.anchor.policy, state, world.dynamics)
 

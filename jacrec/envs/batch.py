@@ -110,6 +110,16 @@ def _has_contact_physics(env: gymnasium.Env) -> bool:
     return False
 
 
+def _time_limit(env: gymnasium.Env) -> int | None:
+    """The smallest limit of the `TimeLimit` wrappers around an environment; None without one."""
+    limits = []
+    while isinstance(env, gymnasium.Wrapper):
+        if isinstance(env, gymnasium.wrappers.TimeLimit):
+            limits.append(env._max_episode_steps)
+        env = env.env
+    return min(limits, default=None)
+
+
 class BatchedEnv:
     """`n` episodes of an environment in parallel. A finished row keeps its state, with reward 0, until it is reset.
 
@@ -156,7 +166,7 @@ class BatchedEnv:
             self.engine, self._engine = "gymnasium", _MadeEngine(env_id, n)
 
         env = self._engine.env
-        given, own_limit = not isinstance(env_id, str), env.spec.max_episode_steps if env.spec else None
+        given, own_limit = not isinstance(env_id, str), env.spec.max_episode_steps if env.spec else _time_limit(env)
         if not isinstance(env_id, str):
             env_id = env.spec.id if env.spec else type(env.unwrapped).__name__
         for what, space in (("observations", env.observation_space), ("actions", env.action_space)):

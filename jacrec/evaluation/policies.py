@@ -9,6 +9,7 @@ import gymnasium
 import torch
 from torch import nn
 
+from jacrec.control.config import MPCConfig
 from jacrec.data.references import reference_by_env
 from jacrec.data.transitions import DatasetInfo, with_bounds
 from jacrec.envs.actions import ActionBox
@@ -60,6 +61,10 @@ def evaluate_policy(
     for name in ("env_id", "rehearse", "tuned"):
         if getattr(config, name):
             raise ValueError(f"config.{name}: expected the default without a run, got {getattr(config, name)!r}")
+    for name in config.order:
+        controller = None if name == "base" else config.controller(name)
+        if isinstance(controller, MPCConfig):
+            controller.in_absolute_units(world.value_scale)  # refuses units that the world lacks, before anything is played
     rows = _rows(env, config)
     make = env if not isinstance(env, gymnasium.Env) else lambda: env
     made = BatchedEnv(make, rows, physics=config.physics, max_episode_steps=config.max_episode_steps)
@@ -69,6 +74,8 @@ def evaluate_policy(
         stack.enter_context(torch_threads(config.threads))
         prepare_env(made, action_box, config)
         _expect_dimensions(policy, made)
+        if action_box is not None and not action_box.serves(made.action_dim):
+            raise ValueError(f"action_box: expected bounds of m = {made.action_dim} actions, got {action_box}")
         parts = with_sampling(PolicyAndWorld(policy, world, _info(env, made, action_box)), config.dynamics)
         record: dict[str, Any] = {
             "settings": asdict(config) | {"rows": rows},
@@ -113,10 +120,11 @@ def _info(env: object, made: BatchedEnv, box: ActionBox | None) -> DatasetInfo:
 
 @torch.no_grad()
 def _expect_dimensions(policy: nn.Module, env: BatchedEnv) -> None:
-    like = next(policy.parameters())
+    like = next(policy.parameters(), torch.zeros(()))
     told = getattr(policy, "state_dim", None)
     try:
-        shape = tuple(policy(torch.zeros(1, env.state_dim).to(like)).shape)
+        action = policy(torch.zeros(1, env.state_dim).to(like))
+        shape = tuple(action.shape) if isinstance(action, torch.Tensor) else type(action).__name__
     except RuntimeError as error:
         expected = "" if told is None else f" (state_dim = {told})"
         raise ValueError(

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from jacrec.models.dynamics import (
@@ -68,7 +69,7 @@ def described(module: nn.Module) -> dict[str, Any]:
     """Class and configuration of one of jacrec's networks, for `rebuilt`.
 
     Raises:
-        ValueError: a network that its class's constructor would not make again: a view of other modules.
+        ValueError: a network that its class's constructor would not make again: a view of other modules, or an altered one.
     """
     kind = type(module).__name__
     for part in module.modules():
@@ -78,7 +79,30 @@ def described(module: nn.Module) -> dict[str, Any]:
                 f"{kind}: expected a network that its constructor makes, got {got}, which cannot be saved; save the state_dict of "
                 "the modules that it was made of"
             )
+    own_config: Any = module.config
+    config = {name: value for name, value in own_config.items() if name != "solver"}  # of flow models of earlier versions
+    with torch.random.fork_rng(devices=[]):
+        again = CLASSES[kind](**config)  # pyright: ignore[reportArgumentType, reportCallIssue]
+    for (name, part), other in zip(module.named_modules(), again.modules(), strict=False):
+        own, made = _plain(part), _plain(other)
+        changed = [key for key in {**own, **made} if own.get(key) != made.get(key)]
+        if type(part) is not type(other) or changed:
+            raise ValueError(
+                f"{kind}: expected a network as its constructor makes it, got another {name or 'class'} ({', '.join(changed)}), which "
+                "would be lost; give the setting to the constructor, or save the state_dict yourself"
+            )
+    shapes, expected = ({key: tuple(x.shape) for key, x in net.state_dict().items()} for net in (module, again))
+    if shapes != expected:
+        raise ValueError(
+            f"{kind}: expected tensors {expected}, as its constructor makes them, got {shapes}; save the state_dict"
+        )
     return {"class": type(module).__name__, "config": module.config}
+
+
+def _plain(module: nn.Module) -> dict[str, Any]:
+    """The attributes by which a module computes, besides tensors and modules."""
+    kinds = (bool, int, float, str, tuple, list)
+    return {k: v for k, v in vars(module).items() if type(v) in kinds and k not in ("training", "config") and k[0] != "_"}
 
 
 def rebuilt(header: dict[str, Any], tensors: dict[str, Tensor], path: Path, remedy: str = REMEDY) -> nn.Module:

@@ -123,6 +123,7 @@ class TwinCritic(nn.Module):
         """
         name = "TwinCritic.from_modules"
         expect_count(f"{name}: modules", len(modules), 1)
+        state_dim = counted("state_dim", state_dim)
         networks = [MLP.of_module(module, name) for module in modules]
         forms = [(x.in_dim, *_form(x)) for x in networks]
         if len(set(forms)) > 1:
@@ -198,6 +199,7 @@ class RewardModel(nn.Module):
         Raises:
             ValueError: other layers, or a module with hooks or methods of its own.
         """
+        state_dim = counted("state_dim", state_dim)
         own, mlp = blank(cls), MLP.of_module(module, "RewardModel.from_module")
         own.state_dim, own.action_dim, own.mlp = state_dim, _actions(mlp, state_dim, "RewardModel.from_module"), mlp
         own.config = _config(mlp, state_dim, own.action_dim)

@@ -172,6 +172,20 @@ class BatchedPolicy(nn.Module):
         return batched_call(self, dict(self.named_parameters()), state)
 
 
+def called_with(module: nn.Module, tensors: dict[str, Tensor], *arguments: Tensor) -> Tensor:
+    """The module's answer with these parameters and buffers, by the names that `named_parameters` gives them, as its own.
+
+    As `torch.func.functional_call`, which puts back a substitute where the same module stands in two places (torch 2.13).
+    """
+    own = {id(x): tensors[name] for name, x in (*module.named_parameters(), *module.named_buffers()) if name in tensors}
+    every = {}
+    for prefix, part in module.named_modules():
+        for name, x in (*part._parameters.items(), *part._buffers.items()):
+            if id(x) in own and x is not None:
+                every[f"{prefix}.{name}" if prefix else name] = own[id(x)]
+    return torch.func.functional_call(module, every, arguments, tie_weights=False)
+
+
 def batched_call(policy: BatchedPolicy, parameters: dict[str, Tensor], state: Tensor) -> Tensor:
     """The n policies with the given stacked parameters on state (n, ..., d)."""
     if state.shape[0] != policy.n:
@@ -179,7 +193,7 @@ def batched_call(policy: BatchedPolicy, parameters: dict[str, Tensor], state: Te
     buffers = dict(policy.named_buffers())
 
     def one(p: dict[str, Tensor], s: Tensor) -> Tensor:
-        return torch.func.functional_call(policy.template, {**p, **buffers}, (s,))
+        return called_with(policy.template, {**p, **buffers}, s)
 
     return torch.func.vmap(one)(parameters, state)
 
@@ -204,7 +218,7 @@ def apply_policy(policy: nn.Module, parameters: dict[str, Tensor] | None, state:
     else:
         rows = state.reshape(N * R, d)
         try:
-            action = policy(rows) if parameters is None else torch.func.functional_call(policy, parameters, (rows,))
+            action = policy(rows) if parameters is None else called_with(policy, parameters, rows)
         except RuntimeError as error:
             raise ValueError(
                 f"policy: expected to take states of shape ({N * R}, {d}), got an error; is d = {d} its dimension? {error}"

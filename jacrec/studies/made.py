@@ -1,6 +1,8 @@
 """Studies of D4RL's tasks on data made here instead of downloaded: the same kinds, not the same data."""
 
+import json
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -49,6 +51,8 @@ def with_made_data(study: StudyConfig) -> StudyConfig:
         made = made_data(task, spec)
         if made is not None:
             tasks[task] = replace(spec, data=made.id, training=replace(spec.training, data=made.id))
+    if tasks == dict(study.tasks) and study.name.endswith("-made"):  # it has been made
+        return study
     if tasks == dict(study.tasks):
         raise ValueError(f"{study.name}: expected tasks of D4RL, whose data can be made, got {', '.join(tasks)}")
     return replace(study, name=f"{study.name}-made", tasks=tasks)
@@ -58,10 +62,19 @@ def make_missing(study: StudyConfig, tasks: set[str], steps: int, say: Callable[
     """Make the data sets of these tasks of a study, as D4RL's, that do not exist yet; from seed 0.
 
     Raises:
-        ValueError: as `make_dataset`.
+        ValueError: as `make_dataset`, or a set that exists is of another size.
     """
     for task in sorted(tasks):
         made = made_data(task, study.tasks[task])
-        if made is not None and not (dataset_path(made.id) / "data").exists():
+        if made is None:
+            continue
+        if not (dataset_path(made.id) / "data").exists():
             say(f"making {made.id}: {steps} steps")
-            make_dataset(made.env, made.kind, steps=steps, behaviour=made.behaviour)
+            with suppress(FileExistsError):  # another sweep may have made it meanwhile
+                make_dataset(made.env, made.kind, steps=steps, behaviour=made.behaviour)
+        have = json.loads((dataset_path(made.id) / "data" / "metadata.json").read_text())["total_steps"]
+        if have != steps:
+            raise ValueError(
+                f"{made.id}: expected {steps} steps, got a set of {have}; sweep with --made-steps {have}, or make it anew: "
+                f"jacrec data make {made.env} {made.kind}{' --behaviour sac' if made.behaviour else ''} --steps {steps} --overwrite"
+            )

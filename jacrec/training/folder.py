@@ -48,19 +48,25 @@ class RepeatedKey(ValueError):
     """A mapping has a key twice; YAML's loaders would keep the last one alone."""
 
 
-class _UniqueKeys(yaml.SafeLoader):
-    """A safe loader that refuses a key given twice in one mapping."""
-
-    def construct_mapping(self, node, deep=False):
-        """The mapping as a dict."""
-        lines: dict[Any, int] = {}
-        for key_node, _ in node.value if isinstance(node, yaml.MappingNode) else ():
-            if key_node.tag != "tag:yaml.org,2002:merge":
-                key, line = self.construct_object(key_node, deep=True), key_node.start_mark.line + 1
-                if key in lines:
-                    raise RepeatedKey(f"{key!r} in lines {lines[key]} and {line}")
-                lines[key] = line
-        return super().construct_mapping(node, deep)
+def _expect_unique_keys(root: yaml.Node | None) -> None:
+    """Raise RepeatedKey for a key given twice in one mapping; what a merge (<<) brings does not count."""
+    waiting, seen = [root], set()
+    while waiting:
+        node = waiting.pop()
+        if node is None or id(node) in seen:
+            continue
+        seen.add(id(node))
+        if isinstance(node, yaml.SequenceNode):
+            waiting.extend(node.value)
+        elif isinstance(node, yaml.MappingNode):
+            lines: dict[tuple[str, str], int] = {}
+            for key, value in node.value:
+                waiting.extend((key, value))
+                if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
+                    line = key.start_mark.line + 1
+                    if (key.tag, key.value) in lines:
+                        raise RepeatedKey(f"{key.value!r} in lines {lines[key.tag, key.value]} and {line}")
+                    lines[key.tag, key.value] = line
 
 
 def read_yaml(path: Path, remedy: str) -> Any:
@@ -72,7 +78,8 @@ def read_yaml(path: Path, remedy: str) -> Any:
     """
     text = read_text(path, remedy)
     try:
-        return yaml.load(text, _UniqueKeys)  # a safe loader
+        _expect_unique_keys(yaml.compose(text, yaml.SafeLoader))
+        return yaml.safe_load(text)
     except RepeatedKey as error:
         raise ValueError(f"{path}: expected each key once, got {error}; {remedy}") from None
     except Exception as error:  # besides YAMLError whatever scalars such as !!int x or 2000-99-99 raise

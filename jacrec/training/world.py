@@ -1,5 +1,6 @@
 """A world for a policy and a critic that were trained elsewhere: the world model and the reward model alone are trained."""
 
+import zlib
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
@@ -9,14 +10,15 @@ import torch
 from torch import Tensor, nn
 
 from jacrec.data.transitions import Transitions
-from jacrec.models.io import REMEDY, load_module, save_module
+from jacrec.models.io import load_module, save_module
 from jacrec.models.networks import Actor, TwinCritic
 from jacrec.models.world import World, value_scale
 from jacrec.training.config import TrainConfig
 from jacrec.training.folder import ELSEWHERE, read_record, recorded_config
 from jacrec.training.run import load_part, train
 from jacrec.training.stages.rebrac import SCALE_STATES
-from jacrec.util.files import user_path
+from jacrec.util.caller import warn_caller
+from jacrec.util.files import user_path, write_text
 
 Critic = Callable[[Tensor, Tensor], Tensor]
 KEPT = {"actor": Actor, "critic": TwinCritic}
@@ -96,7 +98,7 @@ def load_world(path: str | Path, *, critic: Critic | None = None, value_scale: f
 @torch.no_grad()
 def _scale(policy: nn.Module, critic: Critic, data: Transitions) -> float | None:
     """mean |Q(s, π(s))| over states of the data, None where it is not a positive number; ValueError if the parts do not fit."""
-    like = next(policy.parameters())
+    like = next(policy.parameters(), torch.zeros(()))
     state = torch.from_numpy(data.state[:: -(-len(data) // SCALE_STATES)]).to(like)
     try:
         action = policy(state[:2])
@@ -104,8 +106,16 @@ def _scale(policy: nn.Module, critic: Critic, data: Transitions) -> float | None
         raise ValueError(
             f"policy: expected to take the data's states of d = {data.state_dim}, got an error: {error}"
         ) from error
-    if tuple(action.shape) != (len(state[:2]), data.action_dim):
-        raise ValueError(f"policy: expected actions of m = {data.action_dim} as in the data, got shape {tuple(action.shape)}")
+    if not isinstance(action, Tensor) or tuple(action.shape) != (len(state[:2]), data.action_dim):
+        raise ValueError(
+            f"policy: expected actions of m = {data.action_dim} as in the data, got shape {tuple(getattr(action, 'shape', ())) or type(action).__name__}"
+        )
+    largest = float(policy(state).abs().max())
+    if largest > 1.0 + 1e-3:
+        warn_caller(
+            f"policy: expected actions in [-1, 1], as those of the data, got {largest:g}; one in the environment's units has to be "
+            "scaled, e.g. by ActionBox.to_unit"
+        )
     try:
         value = critic(state[:2], action)
     except RuntimeError as error:
@@ -125,6 +135,8 @@ def _keep(out: Path, part: str, module: object, notes: dict[str, float]) -> None
     if type(module) is not KEPT[part]:
         if path.is_file():
             raise ValueError(f"{out}: expected a folder without {part}, got one of another training; choose another folder")
+        if part == "actor" and isinstance(module, nn.Module):
+            _expect_same(out / f"{part}.crc32", module)
         return
     assert isinstance(module, Actor | TwinCritic)
     if path.is_file():
@@ -132,6 +144,18 @@ def _keep(out: Path, part: str, module: object, notes: dict[str, float]) -> None
         own, theirs = module.state_dict(), kept.state_dict()
         same = kept.config == module.config and all(torch.equal(theirs[name], own[name].cpu()) for name in own)
         if not same:
-            raise ValueError(f"{path}: expected the {part} that is given, got another; choose another folder. Or else {REMEDY}")
+            raise ValueError(f"{path}: expected the {part} that is given, got another; choose another folder")
         return
     save_module(module, path, notes=notes)
+
+
+def _expect_same(path: Path, module: nn.Module) -> None:
+    """Record the checksum of a module that the folder cannot keep; ValueError if it has another one's."""
+    value = 0
+    for name, tensor in sorted(module.state_dict().items()):
+        numbers = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+        value = zlib.crc32(numbers, zlib.crc32(name.encode(), value))
+    if not path.is_file():
+        write_text(path, f"{value:08x}\n")
+    elif path.read_text().strip() != f"{value:08x}":
+        raise ValueError(f"{path.parent}: expected the {path.stem} of its training, got another; choose another folder")

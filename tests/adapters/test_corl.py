@@ -123,6 +123,10 @@ def test_what_it_refuses(td3_bc, tmp_path):
         from_corl(source | {"actor": short}, state_mean=0, state_std=1)
     with pytest.raises(ValueError, match="expected finite means and stds other than 0"):
         from_corl(source, state_mean=MEAN, state_std=0)
+    rng = np.random.default_rng(0)
+    rebrac = {"actor": flax_network(rng, D, M, True), "critic": flax_network(rng, D + M, 1, True, lead=(2,))}
+    with pytest.raises(ValueError, match=r"max_action: expected 1 for ReBRAC.* got 2"):
+        from_corl(rebrac, max_action=2.0)
     with pytest.raises(FileNotFoundError, match="no weights at"):
         from_corl(tmp_path / "none.pt")
     (tmp_path / "half.pt").write_bytes(b"half a file")

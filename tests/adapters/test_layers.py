@@ -107,3 +107,10 @@ def test_the_fused_gradient_of_a_clipped_policy():
     for name, value in plain.gradient.items():
         torch.testing.assert_close(fused.gradient[name], value, rtol=1e-9, atol=1e-9)
     assert fused.gradient["mlp.layers.0.weight"].abs().max() > 0
+
+
+def test_a_scaling_that_would_cancel_in_float32_is_left_beside_the_network():
+    far = Scaling(torch.full((D,), 500.0), torch.full((D,), 0.005))
+    net = read_layers(sequential(D, M, nn.ReLU, None, nn.Tanh()))
+    assert as_actor(net, far) is None
+    assert as_actor(net, scaling()) is not None

@@ -169,3 +169,32 @@ def test_a_network_is_no_controller(tmp_path):
     path = save_module(Actor(D, M, (8,)), tmp_path / "actor.safetensors")
     with pytest.raises(ValueError, match=r"expected a controller that jacrec\.save wrote, got Actor"):
         jacrec.load(path)
+
+
+@pytest.mark.parametrize("batch", [None, 2])
+def test_frozen_parameters_stay_frozen(tmp_path, batch):
+    policy, world = parts()
+    policy.mlp.layers[0].weight.requires_grad_(False)
+    mpc = MPC(policy, world, MPCConfig(**PLAIN), batch=batch)
+    again = jacrec.load(jacrec.save(mpc, tmp_path / "mpc.safetensors"))
+    expect_same_decisions(mpc, again, batch)
+
+
+@pytest.mark.parametrize(
+    "alter",
+    [
+        lambda p, w: setattr(w.critic.mlp, "activation", "tanh"),
+        lambda p, w: setattr(w.dynamics, "target", "state"),
+        lambda p, w: setattr(w.reward.mlp, "residual", True),
+        lambda p, w: setattr(p.mlp, "tanh_output", False),
+        lambda p, w: p.mlp.layers[0].register_parameter("extra", nn.Parameter(torch.zeros(1))),
+    ],
+)
+def test_altered_networks_are_not_saved(tmp_path, alter):
+    """Their constructors would make others."""
+    policy, world = parts()
+    mpc = MPC(policy, world, MPCConfig(**PLAIN))
+    alter(mpc.policy, mpc.world)
+    with pytest.raises(ValueError, match=r"expected .* as its constructor makes"):
+        jacrec.save(mpc, tmp_path / "mpc.safetensors")
+    assert not list(tmp_path.iterdir())

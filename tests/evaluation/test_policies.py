@@ -138,3 +138,31 @@ def test_a_function_that_makes_one_environment_again_and_again(parts):
 def test_other_action_bounds_have_to_be_settled(parts):
     with pytest.raises(ValueError, match=r"Pendulum-v1: expected action bounds \[-1, 1\], as in the data, got \[-2, 2\]"):
         evaluate_policy(*parts, "Pendulum-v1", CONFIG, action_box=ActionBox())
+
+
+def test_a_time_limit_of_a_wrapper_counts(parts):
+    def env():
+        return gymnasium.wrappers.TimeLimit(gymnasium.make("Pendulum-v1").unwrapped.__class__(), 7)
+
+    record = evaluate_policy(*parts, env, EvalConfig(episodes=2, contestants=("base",)))
+    assert record["contestants"]["base"]["lengths"] == [7, 7]
+
+
+@pytest.mark.parametrize(
+    ("changes", "box", "message"),
+    [
+        (dict(mpc=MPCConfig(units="value")), None, 'units: expected "absolute"'),
+        ({}, ActionBox((-2.0,) * 3, (2.0,) * 3), "action_box: expected bounds of m = 1"),
+    ],
+)
+def test_nothing_is_played_before_it_refuses(parts, changes, box, message):
+    played = []
+    with pytest.raises(ValueError, match=message):
+        evaluate_policy(
+            *parts,
+            "Pendulum-v1",
+            EvalConfig(episodes=1, max_episode_steps=2, **changes),
+            action_box=box,
+            progress=lambda *x: played.append(x),
+        )
+    assert not played

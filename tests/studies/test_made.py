@@ -48,3 +48,6 @@ def test_missing_sets_are_made_and_the_sweep_runs_on_them(tmp_path, monkeypatch,
     made = (tmp_path / "minari").stat().st_mtime_ns
     assert run(["studies/tiny-made"]) == 0
     assert (tmp_path / "minari").stat().st_mtime_ns == made
+    with pytest.raises(ValueError, match=r"expected 200 steps, got a set of 300; .*--made-steps 300"):
+        run(["spec.yaml", "--made", "--made-steps", "200", "--out", "other", "--workers", "1"])
+    assert run(["studies/tiny-made", "--made", "--made-steps", "300"]) == 0

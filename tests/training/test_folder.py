@@ -267,3 +267,9 @@ def test_a_key_given_twice_is_named(copied, tmp_path, capsys, verb, content, key
 def test_merged_mappings_may_override(tmp_path):
     (tmp_path / "own.yaml").write_text("base: &base {horizon: 1, lr: 0.1}\nmine: {<<: *base, lr: 0.2}\n")
     assert read_yaml(tmp_path / "own.yaml", "")["mine"] == {"horizon": 1, "lr": 0.2}
+
+
+def test_merges_of_merged_mappings_have_no_key_twice(tmp_path):
+    path = tmp_path / "merged.yaml"
+    path.write_text("base: &b {a: 1}\nx: {deep: {y: &y {<<: *b, a: 2}}}\nz: {<<: *y}\n")
+    assert read_yaml(path, "correct it")["z"] == {"a": 2}

@@ -225,7 +225,11 @@ def test_the_command_line(tmp_path, capsys, monkeypatch):
     assert main(["train", "jacrec/hopper/medium-v0", "--seeds", "10", "11", "--reward.updates", "7", "--stages", "reward"]) == 0
     config, seeds, out, options = calls[0]
     assert (config.data, config.reward.updates) == ("jacrec/hopper/medium-v0", 7)
-    assert (seeds, out, options) == ((10, 11), "runs/hopper-medium-v0-s{seed}", {"stages": ("reward",), "extend": False})
+    assert (seeds, out, options) == (
+        (10, 11),
+        "runs/hopper-medium-v0-s{seed}",
+        {"stages": ("reward",), "extend": False, "evaluate": None},
+    )
     # --stages reward leaves the other stages untrained
     assert "trained: runs/hopper-medium-v0-s11\nnext: the same with --stages rebrac dynamics" in capsys.readouterr().out
     assert main(["train", "x", "--seeds", "1", "2", "--parallel_stages", "2"]) == 2

@@ -108,6 +108,9 @@ def test_third_party_parts(data, tmp_path):
     assert world.critic is critic
     assert world.value_scale > 0
     assert load_world(tmp_path / "world", critic=critic).critic is critic
+    other = nn.Sequential(nn.Linear(D, M), nn.Tanh())
+    with pytest.raises(ValueError, match="expected the actor of its training, got another"):
+        train_world(data, tmp_path / "world", config=tilted, quiet=True, **(given | {"policy": other}))
     with pytest.raises(FileNotFoundError, match=r"without critic.*load_world\(path, critic=critic\)"):
         load_world(tmp_path / "world")
     with pytest.raises(FileNotFoundError, match=r"without actor, critic.*load_world"):

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from jacrec.models.world import BatchedPolicy, Dynamics, apply_policy
+from jacrec.models.world import BatchedPolicy, Dynamics, apply_policy, called_with
 from jacrec.util.errors import expect_shape
 
 
@@ -42,7 +42,7 @@ class GenericPolicyPass:
 
         def one_row(p: dict[str, Tensor], s: Tensor, w: Tensor) -> dict[str, Tensor]:
             def act(q: dict[str, Tensor]) -> Tensor:
-                return torch.func.functional_call(module, {**q, **buffers}, (s.unsqueeze(0),)).squeeze(0)
+                return called_with(module, {**q, **buffers}, s.unsqueeze(0)).squeeze(0)
 
             pull = torch.func.vjp(act, p)[1]
             return torch.func.vmap(lambda v: pull(v)[0])(w)

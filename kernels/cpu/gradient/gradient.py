@@ -154,6 +154,9 @@ def compute_update(
         squares=squares.ctypes.data,
     )
     terms = _given_terms(p, plan, job, sized)
+    if terms:  # a reward or critic may use these kernels itself, and then the workspace is another one
+        memory = workspace(sized.memory, plan.dtype).data_ptr()
+        job[_SLOT["returns"]], job[_SLOT["memory"]] = memory, memory + sized.first
     run(entry(rollout_gradient, DTYPES[plan.dtype]), job, sized.threads)
     run(entry(reduce_gradient, DTYPES[plan.dtype]), job, parts)
     held = sized, state, noise, member, squares, terms

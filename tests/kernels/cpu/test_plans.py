@@ -347,7 +347,7 @@ def test_sizes_that_are_not_what_they_say(change, words):
 def test_a_stack_of_policies_of_another_number_is_refused():
     policy, world, state, noise = problem_of(N=3, batched=True, hidden=(16, 16))
     policy.mlp = BatchedPolicy(Actor(11, 3, (16, 16)).double(), 2).mlp
-    with pytest.raises(ValueError, match=r"policy.mlp.layers.0.weight: expected shape \(3, 16, 11\), got \(2, 16, 11\)"):
+    with pytest.raises(ValueError, match=r"policy: expected mlp.layers.0.weight of shape \(3, 16, 11\).* got \(2, 16, 11\)"):
         policy_gradient(policy, world, state, noise, method=FUSED)
 
 

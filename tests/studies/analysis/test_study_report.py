@@ -132,12 +132,14 @@ def test_task_specific_settings_are_mentioned(tmp_path):
 
 def test_videos_without_a_rendering_backend(study, monkeypatch):
     assert best_contestant(study, "hopper-medium") == "mpc"
-    monkeypatch.setattr("jacrec.studies.analysis.videos.probe", lambda: Rendering(False, "egl", "no backend"))
+    monkeypatch.setattr(
+        "jacrec.studies.analysis.videos.probe", lambda: Rendering(False, "egl", "rendering with egl failed: no backend")
+    )
     videos = record_study_videos(study, study.path / "report")
     assert set(videos) == set(study.tasks)
-    assert all(text.startswith("no video: no backend; on Debian") for text in videos.values())
+    assert all(text.startswith("no video: rendering with egl failed: no backend; on Debian") for text in videos.values())
     text = write_study_report(study, videos=videos).read_text()
-    assert "* hopper-medium: no video: no backend" in text
+    assert "* hopper-medium: no video: rendering with egl failed: no backend" in text
 
 
 def test_videos_show_the_best_contestant_with_its_world_model(tmp_path, monkeypatch):
