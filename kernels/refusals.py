@@ -27,7 +27,7 @@ from jacrec.models.networks import (
     has_manual_derivatives,
     methods_of,
 )
-from jacrec.models.world import Anchor, BatchedPolicy
+from jacrec.models.world import Anchor, BatchedPolicy, architecture_of
 
 DYNAMICS_SCALES = ("state_mean", "state_std", "out_mean", "out_std")
 REWARD_SCALES = ("state_mean", "state_std", "reward_mean", "reward_std")
@@ -114,11 +114,6 @@ def policy_reason(policy: nn.Module, d: int, m: int, like: Tensor, *, bounded: b
             if got != expected:
                 return f"policy: expected networks with the attributes of its template, {expected}, got {got}; make it anew"
     return network_reason("policy", mlp, d, m, like, stack=stack, tanh_output=network.layers is None or mlp.tanh_output)
-
-
-def architecture_of(policy: nn.Module) -> nn.Module:
-    """The policy, or the one that a batch of policies consists of."""
-    return policy.template if isinstance(policy, BatchedPolicy) else policy
 
 
 def anchor_reason(anchor: Anchor, d: int, m: int, like: Tensor) -> str | None:

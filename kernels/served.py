@@ -13,7 +13,7 @@ from jacrec.kernels.launch import interpreted
 from jacrec.kernels.refusals import DYNAMICS_SCALES as DYNAMICS_SCALES
 from jacrec.models.dynamics import ChainDynamics
 from jacrec.models.networks import Actor, RewardModel, TwinCritic, has_manual_derivatives
-from jacrec.models.world import BatchedPolicy
+from jacrec.models.world import architecture_of
 
 MAX_WIDTH, MAX_DEPTH, MAX_STATE, MAX_ACTION = 1024, 6, 64, 32
 
@@ -70,7 +70,7 @@ def _parts_reason(p: Problem, f: ChainDynamics) -> str | None:
     """Why jacrec's own modules among policy, reward and critic are not what their attributes say."""
     like, d, m = p.state, f.state_dim, f.action_dim
     policy, reward, critic = p.policy, p.world.reward, p.world.critic
-    own = policy.template if isinstance(policy, BatchedPolicy) else policy
+    own = architecture_of(policy)
     reason = refusals.methods_replaced("policy", policy) if type(own) is Actor else None
     if reason is None and type(own) is Actor and has_written_jacobian(policy):
         reason = refusals.policy_reason(policy, d, m, like)

@@ -2,12 +2,10 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
-import torch
 from torch import Tensor
 
-from jacrec.adapters.layers import Layers, Scaling, as_actor, as_critic
+from jacrec.adapters.layers import Layers, Scaling, as_actor, as_critic, double
 from jacrec.adapters.parts import Parts
 from jacrec.adapters.weights import load_weights
 from jacrec.envs.actions import ActionBox
@@ -42,7 +40,7 @@ def from_cleanrl(source: Sequence[State] | str | Path, *, discount: float = 0.99
     others = {"fc_logstd.weight", "fc_logstd.bias"} if output == "fc_mean" else set()
     actor = _layers(state, "actor", output, {"action_scale", "action_bias"} | others, tanh=True)
     heads = [_layers(x, f"qf{i}", "fc3", set(), tanh=False) for i, x in enumerate(critics, 1)]
-    scale, bias = (_double(state[name]).reshape(-1) for name in ("action_scale", "action_bias"))
+    scale, bias = (double(state[name]).reshape(-1) for name in ("action_scale", "action_bias"))
     scaling = Scaling.none(actor.weights[0].shape[1])
     d, m = len(scaling.mean), len(actor.biases[-1])
     policy, critic = as_actor(actor, scaling), as_critic(heads, scaling, m, action_scale=scale, action_bias=bias)
@@ -58,9 +56,5 @@ def _layers(state: State, name: str, output: str, others: set[str], *, tanh: boo
     expected = {f"{layer}.{part}" for layer in names for part in ("weight", "bias")} | others
     if set(state) != expected:
         raise ValueError(f"{name}: expected the entries {sorted(expected)}, got {sorted(map(str, state))}")
-    weights, biases = (tuple(_double(state[f"{layer}.{part}"]) for layer in names) for part in ("weight", "bias"))
+    weights, biases = (tuple(double(state[f"{layer}.{part}"]) for layer in names) for part in ("weight", "bias"))
     return Layers(weights, biases, tanh=tanh)
-
-
-def _double(x: Any) -> Tensor:
-    return torch.as_tensor(x).detach().to("cpu", torch.float64)

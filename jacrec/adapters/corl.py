@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from jacrec.adapters.layers import Layers, Norm, Scaling, as_actor, as_critic
+from jacrec.adapters.layers import Layers, Norm, Scaling, as_actor, as_critic, double
 from jacrec.adapters.parts import Parts
 from jacrec.adapters.weights import load_weights
 from jacrec.envs.actions import ActionBox
@@ -84,7 +84,7 @@ def _sequential(state: Mapping[str, Any], name: str, *, tanh: bool) -> Layers:
     numbers = sorted({int(key.split(".")[1]) for key in found})
     if set(found) != set(state) or len(found) != 2 * len(numbers) or numbers != list(range(0, 2 * len(numbers), 2)):
         raise ValueError(f"{name}: expected entries net.0.weight, net.0.bias, net.2.weight, …, got {sorted(state)}")
-    weights, biases = ([_double(found[f"net.{i}.{part}"]) for i in numbers] for part in ("weight", "bias"))
+    weights, biases = ([double(found[f"net.{i}.{part}"]) for i in numbers] for part in ("weight", "bias"))
     return Layers(tuple(weights), tuple(biases), tanh=tanh)
 
 
@@ -120,13 +120,9 @@ def _collect(tree: Any, dense: list[tuple[Tensor, Tensor]], norms: list[tuple[Te
     if not isinstance(tree, Mapping):
         return
     if {"kernel", "bias"} == set(tree):
-        dense.append((_double(tree["kernel"]), _double(tree["bias"])))
+        dense.append((double(tree["kernel"]), double(tree["bias"])))
     elif {"scale", "bias"} == set(tree):
-        norms.append((_double(tree["scale"]), _double(tree["bias"])))
+        norms.append((double(tree["scale"]), double(tree["bias"])))
     else:
         for key in sorted(tree, key=lambda key: [int(x) if x.isdigit() else x for x in re.split(r"(\d+)", str(key))]):
             _collect(tree[key], dense, norms)
-
-
-def _double(x: Any) -> Tensor:
-    return torch.as_tensor(x if isinstance(x, Tensor) else np.asarray(x)).detach().to("cpu", torch.float64)

@@ -13,13 +13,15 @@ What stands around a network elsewhere becomes part of its weights, in float64:
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+from jacrec.models.layers import ACTIVATIONS
 from jacrec.models.networks import MLP, Actor, LayerNorm, TwinCritic, is_unmodified
 
-ACTIVATIONS = {nn.ReLU: "relu", nn.Tanh: "tanh", nn.SiLU: "silu", nn.Mish: "mish", nn.GELU: "gelu"}
 WITHOUT_EFFECT = (nn.Identity, nn.Dropout)
 """modules that change nothing in evaluation mode"""
 
@@ -97,8 +99,8 @@ def read_layers(module: nn.Module) -> Layers | None:
     for i, part in enumerate(parts[:-1] if tanh else parts):
         before = type(parts[i - 1]) if i else None
         if type(part) is nn.Linear and before is not nn.Linear:
-            weights.append(_double(part.weight))
-            biases.append(torch.zeros_like(weights[-1][:, 0]) if part.bias is None else _double(part.bias))
+            weights.append(double(part.weight))
+            biases.append(torch.zeros_like(weights[-1][:, 0]) if part.bias is None else double(part.bias))
         elif type(part) in ACTIVATIONS and before is nn.Linear:
             if isinstance(part, nn.GELU) and part.approximate != "none":
                 return None
@@ -107,7 +109,7 @@ def read_layers(module: nn.Module) -> Layers | None:
             isinstance(part, nn.LayerNorm) and type(part) is nn.LayerNorm and before in ACTIVATIONS and part.weight is not None
         ):
             bias = torch.zeros_like(part.weight) if part.bias is None else part.bias
-            norms.append(Norm(_double(part.weight), _double(bias), part.eps))
+            norms.append(Norm(double(part.weight), double(bias), part.eps))
         else:
             return None
     ends_linear = len(weights) > 1 and type(parts[-2 if tanh else -1]) is nn.Linear
@@ -125,8 +127,9 @@ def _flat(module: nn.Module) -> Iterable[nn.Module]:
         yield module
 
 
-def _double(x: Tensor) -> Tensor:
-    return x.detach().to("cpu", torch.float64)
+def double(x: Any) -> Tensor:
+    """A tensor or array of a library as float64 on the CPU."""
+    return torch.as_tensor(x if isinstance(x, Tensor) else np.asarray(x)).detach().to("cpu", torch.float64)
 
 
 def as_actor(layers: Layers | None, scaling: Scaling) -> Actor | None:

@@ -22,7 +22,7 @@ from jacrec.engine.parameters import over_rows, trainable
 from jacrec.engine.rollout import noise_like, sampled_problem
 from jacrec.engine.shapes import check_observation, check_state, plain_torch, row_mask
 from jacrec.models.dynamics import MultiStepDynamics
-from jacrec.models.world import Anchor, BatchedPolicy, World, expect_world, policy_action
+from jacrec.models.world import Anchor, BatchedPolicy, World, architecture_of, expect_world, policy_action
 from jacrec.models.wrappers import check_policy_kind, copied, unwrapped
 from jacrec.util.errors import counted, expect_count, expect_shape
 
@@ -97,8 +97,7 @@ class MPC:
 
     def _state_dim(self) -> int | None:
         """d, where the policy or the dynamics say so."""
-        policy = self.policy.template if isinstance(self.policy, BatchedPolicy) else self.policy
-        told = (getattr(part, "state_dim", None) for part in (policy, self.world.dynamics))
+        told = (getattr(part, "state_dim", None) for part in (architecture_of(self.policy), self.world.dynamics))
         return next((d for d in told if isinstance(d, int) and d > 0), None)
 
     def _anchored(self, world: World) -> World:

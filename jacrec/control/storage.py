@@ -12,7 +12,7 @@ from jacrec.control.config import GradientStep, MPCConfig
 from jacrec.control.controller import MPC
 from jacrec.models.io import CLASSES, described, rebuilt
 from jacrec.models.networks import has_manual_derivatives
-from jacrec.models.world import Anchor, BatchedPolicy, Dynamics, World
+from jacrec.models.world import Anchor, Dynamics, World, architecture_of
 from jacrec.util.content import expect_content
 from jacrec.util.files import user_path
 from jacrec.util.tensors import read_tensors, with_checksum, without_checksum, write_tensors
@@ -57,7 +57,7 @@ def save(mpc: MPC, path: str | Path) -> Path:
             f"save: expected a controller that takes the plain step (MPCConfig, GradientStep), got {type(mpc.config).__name__} with "
             f"{rule}; save one without the rule, and make the controller anew with MPC(loaded.base, loaded.world, loaded.config, update=…)"
         )
-    policy = mpc.policy.template if isinstance(mpc.policy, BatchedPolicy) else mpc.policy
+    policy = architecture_of(mpc.policy)
     world = replace(mpc.world, anchor=None) if mpc.absolute_config.anchor else mpc.world  # its own is made from the settings
     parts: dict[str, Any] = {"policy": policy, "dynamics": world.dynamics, "reward": world.reward, "critic": world.critic}
     if world.anchor is not None:

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from jacrec.models.layers import Layers, layers_of
 from jacrec.models.networks import Actor, has_manual_derivatives
+from jacrec.models.world import architecture_of
 from jacrec.util.caller import warn_caller
 
 
@@ -45,7 +46,7 @@ def near(action: Tensor, base: Tensor, bound: float | None) -> Tensor:
 
 def ends_with_tanh(policy: nn.Module) -> bool:
     """Whether a policy is an unmodified `Actor`, one of torch's own layers, or a batch of them, and cannot leave [-1, 1]."""
-    actor = getattr(policy, "template", policy)
+    actor = architecture_of(policy)
     if isinstance(actor, Actor):
         return has_manual_derivatives(actor) and actor.mlp.tanh_output
     layers = layers_of(actor)

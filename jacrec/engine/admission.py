@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from jacrec.models.dynamics import ChainDynamics, MultiStepDynamics
 from jacrec.models.dynamics.chain import chain_reason
 from jacrec.models.networks import MLP, WRITTEN, has_manual_derivatives
-from jacrec.models.world import BatchedPolicy, World, called_with
+from jacrec.models.world import BatchedPolicy, World, architecture_of, called_with
 from jacrec.util.errors import expect_shape
 from jacrec.util.forks import one_thread_after_fork
 
@@ -63,7 +63,7 @@ def admit(policy: nn.Module, world: World, state: Tensor, horizon: int) -> None:
         if isinstance(policy, BatchedPolicy):
             _check_stacked(policy, state)
         action = _admit("policy", policy, (state,), one)
-        _check_attached(_template(policy), _own_tensors(policy), state)
+        _check_attached(architecture_of(policy), _own_tensors(policy), state)
         noise = torch.zeros(len(state), *world.dynamics.noise_shape).normal_(generator=generator)
         arguments = {"dynamics": (state, action, noise.to(state)), "anchor": (state,)}
         called = parts.keys() - {"policy"}
@@ -106,11 +106,6 @@ def check_parameters(policy: nn.Module, world: World) -> None:
                 break
 
 
-def _template(policy: Any) -> Any:
-    """The architecture of n policies, or the policy itself."""
-    return policy.template if isinstance(policy, BatchedPolicy) else policy
-
-
 def _own_tensors(policy: nn.Module) -> dict[str, Tensor]:
     """Parameters and buffers of the policy; of n policies those of the first: the template's are not used."""
     if not isinstance(policy, BatchedPolicy):
@@ -130,7 +125,7 @@ def _key(name: str, part: Any, state: Tensor) -> tuple:
     if not isinstance(part, nn.Module):
         return key
     # numbers of a third-party module may count its calls
-    kinds = (bool, str, int, float, tuple) if has_manual_derivatives(_template(part)) else (bool, str)
+    kinds = (bool, str, int, float, tuple) if has_manual_derivatives(architecture_of(part)) else (bool, str)
     modules = list(part.modules())
     modules += part.template.modules() if isinstance(part, BatchedPolicy) else []
     flags = [value for x in modules for value in x.__dict__.values() if type(value) in kinds]

@@ -40,7 +40,7 @@ from jacrec.engine.shapes import first_parameter
 from jacrec.engine.shapes import problem as make_problem
 from jacrec.models.dynamics import ChainDynamics, DeterministicDynamics, EnsembleDynamics, MultiStepDynamics
 from jacrec.models.networks import WRITTEN, has_manual_derivatives
-from jacrec.models.world import BatchedPolicy, World, expect_world
+from jacrec.models.world import BatchedPolicy, World, architecture_of, expect_world
 from jacrec.models.wrappers import check_policy_kind, unwrapped
 
 ONE_STEP = (ChainDynamics, DeterministicDynamics, EnsembleDynamics)
@@ -105,7 +105,7 @@ def explain(policy: nn.Module, world: World) -> dict[str, str]:
     found = part_reasons(p, _form(p))
     parts = {"policy": policy, "reward": world.reward, "critic": world.critic, "anchor": world.anchor and world.anchor.policy}
     # jacrec's own are told what is altered in them
-    foreign = {name for name, part in parts.items() if type(getattr(part, "template", part)) not in WRITTEN}
+    foreign = {name for name, part in parts.items() if type(architecture_of(part)) not in WRITTEN}
     return {name: f"{reason}; {ADVICE[name]}" if name in foreign else reason for name, reason in found.items()}
 
 

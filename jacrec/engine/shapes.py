@@ -11,7 +11,7 @@ from jacrec.engine.admission import admit
 from jacrec.engine.dispatch import kept_plan
 from jacrec.engine.problem import Problem
 from jacrec.models.networks import has_manual_derivatives
-from jacrec.models.world import BatchedPolicy, World, check_deterministic, expect_world
+from jacrec.models.world import BatchedPolicy, World, architecture_of, check_deterministic, expect_world
 from jacrec.models.wrappers import check_policy_kind, unwrapped
 
 
@@ -118,7 +118,7 @@ def first_parameter(module: nn.Module) -> Tensor | None:
 
 def check_part(name: str, part: object, state: Tensor, dynamics: object) -> None:
     """ValueError if a network's dimensions do not match the state or the dynamics, or if it has random layers."""
-    maker = part.template if isinstance(part, BatchedPolicy) else part
+    maker = architecture_of(part)
     for dim, expected in (("state_dim", state.shape[-1]), ("action_dim", getattr(dynamics, "action_dim", None))):
         own = getattr(maker, dim, None)
         if isinstance(own, int) and isinstance(expected, int) and own != expected:

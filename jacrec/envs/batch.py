@@ -1,6 +1,6 @@
 """Episodes of one environment, stepped in parallel."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import gymnasium
@@ -103,21 +103,20 @@ def _can_batch(env: gymnasium.Env) -> bool:
 
 def _has_contact_physics(env: gymnasium.Env) -> bool:
     """Whether `make_env` has built the environment."""
-    while isinstance(env, gymnasium.Wrapper):
-        if isinstance(env, ContactPhysics):
-            return True
-        env = env.env
-    return False
+    return any(isinstance(wrapper, ContactPhysics) for wrapper in _wrappers(env))
 
 
 def _time_limit(env: gymnasium.Env) -> int | None:
     """The smallest limit of the `TimeLimit` wrappers around an environment; None without one."""
-    limits = []
-    while isinstance(env, gymnasium.Wrapper):
-        if isinstance(env, gymnasium.wrappers.TimeLimit):
-            limits.append(env._max_episode_steps)
-        env = env.env
+    limits = (x._max_episode_steps for x in _wrappers(env) if isinstance(x, gymnasium.wrappers.TimeLimit))
     return min(limits, default=None)
+
+
+def _wrappers(env: gymnasium.Env) -> Iterator[gymnasium.Wrapper]:
+    """The wrappers around an environment, the outermost first."""
+    while isinstance(env, gymnasium.Wrapper):
+        yield env
+        env = env.env
 
 
 class BatchedEnv:

@@ -61,8 +61,8 @@ def evaluate_policy(
     for name in ("env_id", "rehearse", "tuned"):
         if getattr(config, name):
             raise ValueError(f"config.{name}: expected the default without a run, got {getattr(config, name)!r}")
-    for name in config.order:
-        controller = None if name == "base" else config.controller(name)
+    controllers = {name: None if name == "base" else config.controller(name) for name in config.order}
+    for controller in controllers.values():
         if isinstance(controller, MPCConfig):
             controller.in_absolute_units(world.value_scale)  # refuses units that the world lacks, before anything is played
     rows = _rows(env, config)
@@ -88,8 +88,7 @@ def evaluate_policy(
             "growth": None,
             "contestants": {},
         }
-        for name in config.order:
-            controller = None if name == "base" else config.controller(name)
+        for name, controller in controllers.items():
             told = None if progress is None else lambda share, name=name: progress(name, share)
             record["contestants"][name] = play_contestant(parts, controller, config, made, progress=told)
     return record

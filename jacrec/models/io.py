@@ -96,7 +96,7 @@ def described(module: nn.Module) -> dict[str, Any]:
         raise ValueError(
             f"{kind}: expected tensors {expected}, as its constructor makes them, got {shapes}; save the state_dict"
         )
-    return {"class": type(module).__name__, "config": module.config}
+    return {"class": kind, "config": module.config}
 
 
 def _plain(module: nn.Module) -> dict[str, Any]:

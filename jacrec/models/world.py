@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from numbers import Integral
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -170,6 +170,11 @@ class BatchedPolicy(nn.Module):
         if type(self.template) is Actor and has_manual_derivatives(self.get_submodule("mlp")) and state.shape[0] == self.n:
             return self.get_submodule("mlp")(state)
         return batched_call(self, dict(self.named_parameters()), state)
+
+
+def architecture_of(policy: Any) -> Any:
+    """The policy itself, or the one whose copies a `BatchedPolicy` holds; other parts are returned as they are."""
+    return policy.template if isinstance(policy, BatchedPolicy) else policy
 
 
 def called_with(module: nn.Module, tensors: dict[str, Tensor], *arguments: Tensor) -> Tensor:

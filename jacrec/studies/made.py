@@ -1,6 +1,5 @@
 """Studies of D4RL's tasks on data made here instead of downloaded: the same kinds, not the same data."""
 
-import json
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
@@ -9,7 +8,7 @@ from typing import NamedTuple
 from jacrec.data.behaviour.make import ANTMAZE, behaviour_of, default_id, make_dataset
 from jacrec.data.d4rl_files import ANTMAZE as ANTMAZE_FILES
 from jacrec.data.d4rl_files import D4RL_FILES, LOCOMOTION
-from jacrec.data.readers.minari import dataset_path
+from jacrec.data.readers.minari import dataset_path, read_metadata
 from jacrec.studies.config import StudyConfig, TaskSpec
 from jacrec.training.config import published_name
 
@@ -72,7 +71,7 @@ def make_missing(study: StudyConfig, tasks: set[str], steps: int, say: Callable[
             say(f"making {made.id}: {steps} steps")
             with suppress(FileExistsError):  # another sweep may have made it meanwhile
                 make_dataset(made.env, made.kind, steps=steps, behaviour=made.behaviour)
-        have = json.loads((dataset_path(made.id) / "data" / "metadata.json").read_text())["total_steps"]
+        have = read_metadata(made.id)["total_steps"]
         if have != steps:
             raise ValueError(
                 f"{made.id}: expected {steps} steps, got a set of {have}; sweep with --made-steps {have}, or make it anew: "

@@ -1,6 +1,5 @@
 """A world for a policy and a critic that were trained elsewhere: the world model and the reward model alone are trained."""
 
-import zlib
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
@@ -19,6 +18,7 @@ from jacrec.training.run import load_part, train
 from jacrec.training.stages.rebrac import SCALE_STATES
 from jacrec.util.caller import warn_caller
 from jacrec.util.files import user_path, write_text
+from jacrec.util.tensors import checksum
 
 Critic = Callable[[Tensor, Tensor], Tensor]
 KEPT = {"actor": Actor, "critic": TwinCritic}
@@ -151,11 +151,8 @@ def _keep(out: Path, part: str, module: object, notes: dict[str, float]) -> None
 
 def _expect_same(path: Path, module: nn.Module) -> None:
     """Record the checksum of a module that the folder cannot keep; ValueError if it has another one's."""
-    value = 0
-    for name, tensor in sorted(module.state_dict().items()):
-        numbers = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
-        value = zlib.crc32(numbers, zlib.crc32(name.encode(), value))
+    own = checksum(module.state_dict(), {})
     if not path.is_file():
-        write_text(path, f"{value:08x}\n")
-    elif path.read_text().strip() != f"{value:08x}":
+        write_text(path, f"{own}\n")
+    elif path.read_text().strip() != own:
         raise ValueError(f"{path.parent}: expected the {path.stem} of its training, got another; choose another folder")

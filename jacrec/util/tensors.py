@@ -39,7 +39,7 @@ def read_tensors(path: Path, remedy: str) -> tuple[dict[str, Tensor], dict[str, 
 
 def with_checksum(tensors: Mapping[str, Tensor], content: Mapping[str, Any]) -> dict[str, Any]:
     """`content` with a checksum of itself and the tensors."""
-    return {**content, CHECKSUM: _checksum(tensors, content)}
+    return {**content, CHECKSUM: checksum(tensors, content)}
 
 
 def without_checksum(tensors: Mapping[str, Tensor], content: Mapping[str, Any], path: Path, remedy: str) -> dict[str, Any]:
@@ -49,13 +49,13 @@ def without_checksum(tensors: Mapping[str, Tensor], content: Mapping[str, Any], 
         ValueError: tensors or content differ from those that were written. The error ends with the `remedy`.
     """
     own = {name: value for name, value in content.items() if name != CHECKSUM}
-    expected, got = content.get(CHECKSUM), _checksum(tensors, own)
+    expected, got = content.get(CHECKSUM), checksum(tensors, own)
     if expected not in (None, got):
         raise ValueError(f"{path}: expected content with checksum {expected}, got {got}: the file is damaged; {remedy}")
     return own
 
 
-def _checksum(tensors: Mapping[str, Tensor], content: Mapping[str, Any]) -> str:
+def checksum(tensors: Mapping[str, Tensor], content: Mapping[str, Any]) -> str:
     """CRC-32 of content (as JSON) and of the tensors' names, types, shapes and bytes, as hexadecimal digits."""
     value = zlib.crc32(json.dumps(content, sort_keys=True).encode())
     for name, tensor in sorted(tensors.items()):

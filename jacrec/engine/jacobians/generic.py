@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from jacrec.models.world import BatchedPolicy, Dynamics, apply_policy, called_with
+from jacrec.models.world import BatchedPolicy, Dynamics, apply_policy, architecture_of, called_with
 from jacrec.util.errors import expect_shape
 
 
@@ -37,7 +37,7 @@ class GenericPolicyPass:
     def parameter_rows(self, w: Tensor) -> dict[str, Tensor]:
         directions = w.unsqueeze(-2) if w.dim() == self.action.dim() else w  # (N, R, T, m)
         batched = isinstance(self.policy, BatchedPolicy)
-        module = self.policy.template if isinstance(self.policy, BatchedPolicy) else self.policy
+        module = architecture_of(self.policy)
         buffers = dict(self.policy.named_buffers())
 
         def one_row(p: dict[str, Tensor], s: Tensor, w: Tensor) -> dict[str, Tensor]:
