@@ -7,7 +7,6 @@ from typing import Protocol
 
 from torch import Tensor
 
-from jacrec.control.update import compute_update
 from jacrec.engine.methods import METHODS, Method
 from jacrec.engine.problem import Problem
 from jacrec.engine.types import Update
@@ -84,13 +83,13 @@ class MPCConfig:
         norm = None if self.max_grad_norm is None else self.max_grad_norm * value_scale
         return replace(self, lr=self.lr / value_scale, anchor=self.anchor * value_scale, max_grad_norm=norm, units="absolute")
 
-    def make_update(self) -> "UpdateRule":
-        """The update rule that these settings describe: the plain gradient step."""
-        return GradientStep()
+    def make_update(self) -> "UpdateRule | None":
+        """The update rule that these settings describe; None: the plain step (4)."""
+        return None
 
 
 class UpdateRule(Protocol):
-    """How a controller updates ψ: `GradientStep`, or one from `jacrec.experimental`."""
+    """How a controller updates ψ other than by the plain step (4), e.g. by a rule from `jacrec.experimental`."""
 
     def check(self, config: MPCConfig, world: World | None = None) -> None:
         """ValueError for settings or a world that it cannot serve."""
@@ -99,18 +98,6 @@ class UpdateRule(Protocol):
     def compute(self, problem: Problem, method: Method, config: MPCConfig, draw: Draw) -> Update:
         """The next update of ψ."""
         ...
-
-
-@dataclass(frozen=True)
-class GradientStep:
-    """The plain step (4) along the gradient of the return."""
-
-    def check(self, config: MPCConfig, world: World | None = None) -> None:
-        """Serves everything."""
-
-    def compute(self, problem: Problem, method: Method, config: MPCConfig, draw: Draw) -> Update:
-        """The update with the config's step size and clipping."""
-        return compute_update(problem, method, config.lr, config.max_grad_norm)
 
 
 def check_settings(horizon: int, particles: int, updates: int, lr: float, max_grad_norm: float | None) -> None:

@@ -15,7 +15,8 @@ from jacrec.control.ascent import distance, project
 from jacrec.control.config import Draw, MPCConfig, UpdateRule
 from jacrec.control.deadline import Deadline, Pace
 from jacrec.control.mpc import MPCStep, decision
-from jacrec.engine.action_clip import ActionClip, near
+from jacrec.control.update import compute_update
+from jacrec.engine.action_clip import clip_action, near, warned
 from jacrec.engine.admission import admit, check_parameters
 from jacrec.engine.methods import METHODS
 from jacrec.engine.parameters import over_rows, trainable
@@ -38,7 +39,7 @@ class MPC:
         world: the `World` that it imagines in.
         config: `MPCConfig`.
         batch: N to control N environments in lock-step, each with its own ψ; None for one.
-        update: how ψ is updated, e.g. an object of `jacrec.experimental`; default: the plain gradient step of `config`.
+        update: how ψ is updated, e.g. an object of `jacrec.experimental`; default: the plain step (4), unless `config` says otherwise.
 
     A controller can be pickled, and sent to a process of any start method, if its policy and world can be: ψ is copied, the
     world is sent as torch sends modules.
@@ -67,7 +68,8 @@ class MPC:
         self.absolute_config = self.config.in_absolute_units(world.value_scale)
         """`config` with lr, anchor and max_grad_norm in units of Ĵ"""
         self.update = self.config.make_update() if update is None else check_update(update)
-        self.update.check(self.config, world)
+        if self.update is not None:
+            self.update.check(self.config, world)
         if isinstance(world.dynamics, MultiStepDynamics) and self.config.method in NEEDS_SINGLE_TRANSITION:
             raise ValueError(
                 f'method: expected "auto", "multistep", "fused-multistep", "autograd" or "finite-difference" with '
@@ -84,7 +86,7 @@ class MPC:
         self.generator = torch.Generator(self.device).manual_seed(self.config.seed)
         self.last: MPCStep | None = None
         """the latest decision"""
-        self.deadline, self.clip = Deadline(self.policy), ActionClip()
+        self.deadline = Deadline(self.policy)
         self._share_parameters()
         check_parameters(self.policy, self.world)
         width = self._state_dim()
@@ -143,7 +145,10 @@ class MPC:
         for _ in range(updates):  # line 3
             if not deadline.allows_update():
                 break
-            step = self.update.compute(problem, self.method, c, draw)  # lines 4–15
+            if self.update is None:
+                step = compute_update(problem, self.method, c.lr, c.max_grad_norm)  # lines 4–15
+            else:
+                step = self.update.compute(problem, self.method, c, draw)
             deadline.measured(step.value)
             results.append(step.apply())  # line 16
             evaluate = step.action
@@ -158,7 +163,7 @@ class MPC:
         return answer
 
     def _further_noise(self, state: Tensor) -> Draw:
-        """More noise for the states (N, d) of one decision, for update rules that ask for it; `GradientStep` does not."""
+        """More noise for the states (N, d) of one decision, for update rules that ask for it."""
         drawn: list[Tensor] = []
 
         def draw(i: int) -> Tensor:
@@ -172,10 +177,10 @@ class MPC:
     def _clipped(self, action: Tensor, base_action: Callable[[], Tensor]) -> Tensor:
         """The actions (N, m) in [-1, 1] and within `max_action_change` of the pretrained policy's."""
         bound = self.config.max_action_change
-        action = self.clip(action, self.policy)
+        action = clip_action(action, self.policy)
         if bound is None:
             return action
-        return near(action, self.clip(base_action(), self.base), bound)
+        return near(action, clip_action(base_action(), self.policy), bound)
 
     def warm_up(self, observation: np.ndarray | Tensor | None = None, *, decisions: int = 16) -> float:
         """Make decisions without effect, so that the first real one keeps its deadline; returns the seconds it took.
@@ -270,10 +275,11 @@ class MPC:
         own["networks"] = pickle.dumps((copied(self.policy), copied(self.base)))
         if self.absolute_config.anchor:
             own["world"] = replace(self.world, anchor=None)
-        return own | {"generator": self.generator.get_state().numpy().tobytes(), "pace": self.deadline.pace}
+        own["generator"] = self.generator.get_state().numpy().tobytes()
+        return own | {"pace": self.deadline.pace, "warned": self.policy in warned}
 
     def __setstate__(self, state: dict) -> None:
-        networks, generator, pace = (state.pop(name) for name in ("networks", "generator", "pace"))
+        networks, generator, pace, told = (state.pop(name) for name in ("networks", "generator", "pace", "warned"))
         self.__dict__.update(state)
         self.policy, self.base = pickle.loads(networks)
         self.generator = torch.Generator(self.device)
@@ -281,6 +287,8 @@ class MPC:
         self.deadline = Deadline(self.policy)
         self.deadline.pace = pace
         self._share_parameters()
+        if told:
+            warned.add(self.policy)
 
 
 def check_update(update: object) -> UpdateRule:

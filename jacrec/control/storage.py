@@ -8,7 +8,7 @@ from typing import Any, TypedDict, cast
 import torch
 from torch import Tensor
 
-from jacrec.control.config import GradientStep, MPCConfig
+from jacrec.control.config import MPCConfig
 from jacrec.control.controller import MPC
 from jacrec.models.io import CLASSES, described, rebuilt
 from jacrec.models.networks import has_manual_derivatives
@@ -51,10 +51,10 @@ def save(mpc: MPC, path: str | Path) -> Path:
     Raises:
         ValueError: policy, world or update rule are not jacrec's own and unmodified.
     """
-    if type(mpc.update) is not GradientStep or type(mpc.config) is not MPCConfig:
-        rule = type(mpc.update).__name__
+    if mpc.update is not None or type(mpc.config) is not MPCConfig:
+        rule = "update=None" if mpc.update is None else f"update={type(mpc.update).__name__}"
         raise ValueError(
-            f"save: expected a controller that takes the plain step (MPCConfig, GradientStep), got {type(mpc.config).__name__} with "
+            f"save: expected a controller that takes the plain step (MPCConfig, update=None), got {type(mpc.config).__name__}, "
             f"{rule}; save one without the rule, and make the controller anew with MPC(loaded.base, loaded.world, loaded.config, update=…)"
         )
     policy = architecture_of(mpc.policy)

@@ -1,6 +1,7 @@
 """Bounds on the executed action: [-1, 1], and the distance from another action."""
 
 import math
+from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
@@ -10,29 +11,26 @@ from jacrec.models.networks import Actor, has_manual_derivatives
 from jacrec.models.world import architecture_of
 from jacrec.util.caller import warn_caller
 
+warned: WeakSet[nn.Module] = WeakSet()
+"""policies whose actions have been clipped with a warning"""
 
-class ActionClip:
-    """Clips a policy's actions to [-1, 1] and warns the first time that one lies outside.
+
+def clip_action(action: Tensor, policy: nn.Module) -> Tensor:
+    """The actions (..., m) of `policy` in [-1, 1], with a warning the first time that one of this policy lies outside.
 
     Imagination uses the policy as it is; only the action that is executed is clipped. Actions inside keep their bits.
     """
-
-    def __init__(self):
-        self.warned = False
-
-    def __call__(self, action: Tensor, policy: nn.Module) -> Tensor:
-        """The actions (..., m) of `policy`, clipped."""
-        if action.device.type != "cpu" and ends_with_tanh(policy):
-            return action  # without a look at the numbers, which the host would wait for
-        if torch.linalg.vector_norm(action, math.inf).item() <= 1.0:
-            return action
-        if not self.warned and bool((action.abs() > 1.0).any()):
-            self.warned = True
-            warn_caller(
-                f"policy: expected actions in [-1, 1], got {action[action.abs() > 1.0][0].item():g}; actions are clipped before "
-                "they are executed, but not in imagination: end the policy with tanh"
-            )
-        return action.clamp(-1.0, 1.0)
+    if action.device.type != "cpu" and ends_with_tanh(policy):
+        return action  # without a look at the numbers, which the host would wait for
+    if torch.linalg.vector_norm(action, math.inf).item() <= 1.0:
+        return action
+    if policy not in warned and bool((action.abs() > 1.0).any()):
+        warned.add(policy)
+        warn_caller(
+            f"policy: expected actions in [-1, 1], got {action[action.abs() > 1.0][0].item():g}; actions are clipped before "
+            "they are executed, but not in imagination: end the policy with tanh"
+        )
+    return action.clamp(-1.0, 1.0)
 
 
 def near(action: Tensor, base: Tensor, bound: float | None) -> Tensor:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from jacrec.engine.action_clip import ActionClip
+from jacrec.engine.action_clip import clip_action
 from jacrec.engine.shapes import as_observation
 from jacrec.envs.actions import expect_time_limit
 from jacrec.envs.batch import BatchedEnv
@@ -31,14 +31,14 @@ class PolicyController:
     """A fixed policy as a controller: the baseline of every comparison. Its actions are clipped to [-1, 1]."""
 
     def __init__(self, policy: nn.Module):
-        self.policy, self.clip = policy, ActionClip()
+        self.policy = policy
         self.parameter = next(policy.parameters())
 
     @torch.no_grad()
     def act(self, observation: np.ndarray, /) -> np.ndarray:
         """(N, d) -> (N, m)."""
         state = as_observation(observation).to(self.parameter)
-        return self.clip(self.policy(state), self.policy).cpu().numpy()
+        return clip_action(self.policy(state), self.policy).cpu().numpy()
 
     def new_episode(self, rows: Sequence[int] | np.ndarray | None = None) -> None:
         """Do nothing: there is no state to reset."""

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from jacrec.control.config import GradientStep, MPCConfig, UpdateRule
+from jacrec.control.config import MPCConfig, UpdateRule
 from jacrec.experimental.decoupled import LOCAL, WEIGHTS, Decoupled
 from jacrec.experimental.gate import Gated
 from jacrec.experimental.steps import FisherStep, NormalisedStep, PlainStep
@@ -56,8 +56,8 @@ class ExperimentalConfig:
                 f'objective: expected "return" with step="fisher", a form of the adjoint gradient, got {self.objective!r}'
             )
 
-    def make_update(self) -> UpdateRule:
-        """The update rule that these settings describe."""
+    def make_update(self) -> UpdateRule | None:
+        """The update rule that these settings describe; None: the plain step (4)."""
         step = PlainStep()
         if self.objective != "return":
             step = Decoupled(self.objective.removeprefix("decoupled-"), self.objective_weights)
@@ -65,7 +65,7 @@ class ExperimentalConfig:
             step = NormalisedStep(step) if self.step == "normalised" else FisherStep(self.damping)
         if self.min_signal is not None:
             return Gated(self.min_signal, self.max_particles, step)
-        return GradientStep() if step == PlainStep() else step
+        return None if step == PlainStep() else step
 
 
 @dataclass(frozen=True)
@@ -77,10 +77,12 @@ class ExperimentalMPCConfig(MPCConfig):
 
     def __post_init__(self):
         super().__post_init__()
-        self.make_update().check(self)
+        update = self.make_update()
+        if update is not None:
+            update.check(self)
 
-    def make_update(self) -> UpdateRule:
-        """The update rule that these settings describe."""
+    def make_update(self) -> UpdateRule | None:
+        """The update rule that these settings describe; None: the plain step (4)."""
         return self.experimental.make_update()
 
     def simplified(self) -> MPCConfig:

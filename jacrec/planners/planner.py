@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from jacrec.engine.action_clip import ActionClip, near
+from jacrec.engine.action_clip import clip_action, near
 from jacrec.engine.admission import admit, check_parameters
 from jacrec.engine.parameters import over_rows
 from jacrec.engine.shapes import check_observation, check_state, plain_torch, row_mask
@@ -63,7 +63,6 @@ class Planner:
         first = next(self.policy.parameters(), torch.zeros(()))
         self.dtype, self.device = first.dtype, first.device
         self.generator = torch.Generator(self.device).manual_seed(self.config.seed)
-        self.clip = ActionClip()
         self.last: PlannerStep | None = None
         """the latest decision"""
         self.planned: Planned | None = None
@@ -88,7 +87,7 @@ class Planner:
         state, single, plan = check_state(self.policy, self.world, state)
         if plan is None:
             admit(self.policy, self.world, state, self.config.horizon)
-        own = self.clip(policy_action(self.policy, state), self.policy)
+        own = clip_action(policy_action(self.policy, state), self.policy)
         draws = Draws.of(self.config, self.world, state, own.shape[-1], self.generator)
         action = self._decide(state, own, draws)
         assert self.planned is not None

@@ -112,7 +112,7 @@ def test_what_cannot_be_saved(tmp_path):
     plain = World(world.dynamics, lambda s, a: s.sum(-1), world.critic, 0.97)
     with pytest.raises(ValueError, match=r"save: expected a reward of jacrec's own classes.*got function"):
         jacrec.save(MPC(policy, plain, MPCConfig(**PLAIN)), path)
-    with pytest.raises(ValueError, match=r"expected a controller that takes the plain step.*with Gated"):
+    with pytest.raises(ValueError, match=r"expected a controller that takes the plain step.*update=Gated"):
         jacrec.save(MPC(policy, world, MPCConfig(**PLAIN), update=Gated(min_signal=1.0)), path)
     assert not path.exists()
 

@@ -5,7 +5,6 @@ from dataclasses import asdict
 import pytest
 
 from jacrec import MPC, Actor, DiffusionDynamics, MPCConfig, MultiStepDynamics, RewardModel, TwinCritic, World
-from jacrec.control.config import GradientStep
 from jacrec.experimental import Decoupled, ExperimentalConfig, ExperimentalMPCConfig, FisherStep, Gated, NormalisedStep
 from jacrec.experimental.config import current_settings, experimental_of, read_mpc_config, with_experimental
 from jacrec.experimental.steps import PlainStep
@@ -16,7 +15,7 @@ d, m = 4, 2
 @pytest.mark.parametrize(
     ("settings", "update"),
     [
-        ({}, GradientStep()),
+        ({}, None),
         ({"min_signal": 1.0}, Gated(1.0)),
         ({"min_signal": 2.0, "max_particles": 64, "step": "normalised"}, Gated(2.0, 64, NormalisedStep())),
         ({"step": "normalised"}, NormalisedStep()),
