@@ -6,6 +6,7 @@ Each has `COMMAND`, from which tyro reads the options (a dictionary where the ve
 
 VERBS = {
     "data": "make, download, list and describe offline data sets",
+    "models": "list and unpack trained runs that ship with the package",
     "train": "train policy, critic, world model and reward model on a data set",
     "rehearse": "choose controller settings by imagined episodes in a run's world model",
     "tune": "choose controller settings by racing real episodes, on seeds apart from the evaluation's",

@@ -26,6 +26,7 @@ from jacrec.training.config import TrainConfig
 from jacrec.training.determinism import determinism
 from jacrec.training.folder import NETWORKS, claimed, expect_own_policy, loadable, read_record, recorded_config, recorded_info
 from jacrec.training.loop import Metrics, OnLog, Scores, Stage, make_progress, run_stage
+from jacrec.training.pretrained import unpacked
 from jacrec.training.stages.dynamics import DynamicsStage
 from jacrec.training.stages.multistep import MultiStepStage
 from jacrec.training.stages.objectives import make_dynamics
@@ -288,13 +289,13 @@ def make_stage(name: str, config: TrainConfig, data: Transitions, policy: nn.Mod
 
 
 def load_run(path: str | Path) -> Run:
-    """Load the run in a folder created by `train`.
+    """Load the run in a folder created by `train`; `pretrained/NAME` is one that ships with the package (`jacrec models list`).
 
     Raises:
         FileNotFoundError: no run there, or one of its networks is not trained yet.
         ValueError: one of its files is damaged, or another network's.
     """
-    path = user_path(path)
+    path = unpacked(user_path(path))
     record = read_record(path)
     config = recorded_config(path, record)
     missing = _missing(path)
