@@ -70,7 +70,13 @@ class MPC:
         self.update = self.config.make_update() if update is None else check_update(update)
         if self.update is not None:
             self.update.check(self.config, world)
-        if isinstance(world.dynamics, MultiStepDynamics) and self.config.method in NEEDS_SINGLE_TRANSITION:
+        multistep = isinstance(world.dynamics, MultiStepDynamics)
+        if not multistep and self.config.method in ("multistep", "fused-multistep"):
+            raise ValueError(
+                f"method: expected another than {self.config.method!r} for {type(world.dynamics).__name__}, got it; it serves a "
+                'MultiStepDynamics alone: use "auto"'
+            )
+        if multistep and self.config.method in NEEDS_SINGLE_TRANSITION:
             raise ValueError(
                 f'method: expected "auto", "multistep", "fused-multistep", "autograd" or "finite-difference" with '
                 f"MultiStepDynamics, which has no single transition, got {self.config.method!r}; use a one-step world model for it"
@@ -158,7 +164,8 @@ class MPC:
         deadline.restore_best()
         action = self._clipped(evaluate(self.policy, problem.state), lambda: evaluate(self.base, problem.state))
         self.last = decision(problem, action, results)  # line 18: a = π_ψ(s)
-        answer = self.last.action if isinstance(observation, Tensor) else self.last.action.cpu().numpy()
+        answer = self.last.action.clone()  # the caller may write into it
+        answer = answer if isinstance(observation, Tensor) else answer.cpu().numpy()
         deadline.end()
         return answer
 

@@ -39,6 +39,7 @@ class Deadline:
         if self.seconds is not None:
             self.best = self.best or Best(self.policy)
             self.best.begin()
+            self.pace.begin()
 
     def allows_update(self) -> bool:
         """Whether to begin another update."""
@@ -81,10 +82,15 @@ class Pace:
     def __init__(self):
         self.updates: deque[float] = deque(maxlen=RECENT)
         self.ends: deque[float] = deque(maxlen=RECENT)
+        self.deadline = 0.0
+        self.refused, self.patience = 0, PATIENCE[0]
+        self.begin()
+
+    def begin(self) -> None:
+        """Begin a decision; an earlier one may have been interrupted."""
         self.made = 0  # updates of this decision
         self.looked = 0.0  # seconds into this decision at the latest reading
-        self.deadline = 0.0
-        self.refused, self.patience, self.trying = 0, PATIENCE[0], False
+        self.trying = False
 
     def fits(self, elapsed: float, deadline: float) -> bool:
         """Whether to begin an update `elapsed` seconds after the observation, with `deadline` seconds for the decision."""
@@ -113,7 +119,7 @@ class Pace:
         if self.trying:
             kept = elapsed <= self.deadline
             self.patience = max(PATIENCE[0], self.patience // 2) if kept else min(PATIENCE[1], 2 * self.patience)
-        self.made, self.looked, self.trying = 0, 0.0, False
+        self.begin()
 
 
 def expected(seconds: Collection[float]) -> float:

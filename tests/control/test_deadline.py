@@ -107,6 +107,19 @@ def test_a_machine_that_has_recovered_is_trusted_again():
     assert all(decide(pace, 0.002) == (True, True) for _ in range(1000))
 
 
+def test_a_decision_that_an_error_ended_does_not_count_for_the_next(setup, monkeypatch):
+    policy, world = setup
+    mpc = MPC(policy, world, MPCConfig(horizon=1, particles=1, updates=2, deadline_ms=1e6))
+    mpc.act(np.zeros(d))
+    with monkeypatch.context() as patch:
+        patch.setattr("jacrec.control.controller.decision", lambda *args: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            mpc.act(np.zeros(d))
+    assert mpc.deadline.pace.made == 2
+    mpc.deadline.begin(1e6)
+    assert (mpc.deadline.pace.made, mpc.deadline.pace.looked) == (0, 0.0)
+
+
 def test_what_is_refused_in_the_midst_of_a_decision_is_no_wait():
     pace = Pace()
     for _ in range(10 * PATIENCE[0]):

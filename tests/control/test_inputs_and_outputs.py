@@ -96,6 +96,21 @@ def test_the_last_decision_reports_the_clipped_action_and_pickles(world):
         pickle.loads(pickle.dumps(mpc)).act(np.stack([STATE, STATE]))
 
 
+@pytest.mark.parametrize("kind", [np.asarray, torch.as_tensor])
+def test_what_the_caller_writes_into_the_action_does_not_reach_the_record(world, kind):
+    mpc = MPC(Actor(D, M, (8,)), world, MPCConfig(horizon=1, particles=2))
+    action = mpc.act(kind(STATE))
+    kept = mpc.last.action.clone()
+    action[:] = 9.0
+    assert torch.equal(mpc.last.action, kept)
+
+
+@pytest.mark.parametrize("method", ["multistep", "fused-multistep"])
+def test_a_method_that_does_not_fit_the_world_is_refused_when_the_controller_is_made(world, method):
+    with pytest.raises(ValueError, match=f"method: expected another than '{method}' for DeterministicDynamics"):
+        MPC(Actor(D, M, (8,)), world, MPCConfig(method=method))
+
+
 def read_only():
     state = STATE.copy()
     state.flags.writeable = False

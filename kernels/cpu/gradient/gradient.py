@@ -94,7 +94,7 @@ class FusedUpdate:
         if self.applied:
             raise RuntimeError("apply: expected one call, got a second; the gradient belongs to ψ as it was before the step")
         if not self.moved.parameters:
-            raise ValueError("policy: expected parameters with requires_grad=True to improve, got none; thaw some of them")
+            raise ValueError("policy: expected parameters with requires_grad=True to improve, got none; unfreeze some of them")
         self.applied = True
         rates, accepted = np.array([self.lr, self.max_grad_norm or 0.0]), torch.empty_like(self.norm, dtype=torch.int64)
         self.job[_SLOT["rates"]], self.job[_SLOT["accepted"]] = rates.ctypes.data, accepted.data_ptr()
