@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from jacrec.control.ascent import Direction, ascend
-from jacrec.engine.methods import Method, fused_update
+from jacrec.engine.methods import Method, compiled_update, resolved
 from jacrec.engine.problem import Problem
 from jacrec.engine.types import PolicyGradient, Update, UpdateResult
 from jacrec.models.world import policy_action
@@ -36,5 +36,6 @@ class TorchUpdate:
 
 def compute_update(problem: Problem, method: Method, lr: float, max_grad_norm: float | None = None) -> Update:
     """Compute the plain step (4), in compiled code if `method` computes the gradient there."""
-    fused = fused_update(method, problem, lr, max_grad_norm)
-    return fused if fused is not None else TorchUpdate(problem, method.gradient(problem), lr, max_grad_norm)
+    chosen = resolved(method, problem)
+    compiled = compiled_update(chosen, problem, lr, max_grad_norm, checked=chosen is not method)
+    return compiled or TorchUpdate(problem, chosen.gradient(problem), lr, max_grad_norm)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from types import ModuleType
 from typing import Protocol, cast
 
 import torch
@@ -206,6 +207,8 @@ METHODS: dict[str, Method] = {
     "finite-difference": FiniteDifference(),
 }
 """all methods by name, with their default options"""
+UPDATE_FORMS: dict[type, str] = {Adjoint: "adjoint", MultiStep: "multistep"}
+"""the kernels' forms of whole updates, by method; a subclass may compute something else"""
 
 
 @plain_torch()
@@ -233,31 +236,38 @@ def policy_gradient(
     return PolicyGradient(found.value, {f"{prefix}{k}": g for k, g in found.gradient.items()}) if prefix else found
 
 
-def fused_update(method: Method, problem: Problem, lr: float, max_grad_norm: float | None) -> Update | None:
-    """The plain step (4) in compiled code, if that is how `method` computes this gradient; else None. On the CPU only."""
-    own = _compiled(method, problem)
-    if own is None:
+def resolved(method: Method, problem: Problem) -> Method:
+    """What `Auto` chooses on a CPU; any other method itself."""
+    return method.choose(problem) if type(method) is Auto and problem.state.device.type == "cpu" else method
+
+
+def update_kernels(method: Method, problem: Problem, *, checked: bool = False) -> ModuleType | None:
+    """The kernels by which a resolved method computes a whole update on the CPU; None if it does not.
+
+    Args:
+        checked: `Auto` has just chosen it.
+    """
+    form = UPDATE_FORMS.get(type(method))
+    if form is None or not isinstance(method, Adjoint | MultiStep) or method.kernel == "plain":
         return None
-    options = {"precision": own.precision, "team": own.team} if isinstance(own, Adjoint) else {}
-    form = "adjoint" if isinstance(own, Adjoint) else "multistep"
-    return kernels(problem, form, checked=type(method) is Auto).compute_update(problem, lr, max_grad_norm, **options)
+    return kernels(problem, form, checked=checked) if problem.state.device.type == "cpu" else None
+
+
+def compiled_update(
+    method: Method, problem: Problem, lr: float, max_grad_norm: float | None, *, checked: bool
+) -> Update | None:
+    """The plain step (4) of a resolved method in compiled code; None if it computes the gradient in torch. On a CPU alone."""
+    module = update_kernels(method, problem, checked=checked)
+    if module is None:
+        return None
+    options = {"precision": method.precision, "team": method.team} if isinstance(method, Adjoint) else {}
+    return module.compute_update(problem, lr, max_grad_norm, **options)
 
 
 def action_function(method: Method, problem: Problem) -> Callable[[nn.Module, Tensor], Tensor]:
     """How to evaluate a policy at states (N, d) -> (N, m): in compiled code if `method` computes updates there."""
-    own = _compiled(method, problem)
-    return policy_action if own is None else kernels(problem, "adjoint" if isinstance(own, Adjoint) else "multistep").action
-
-
-def _compiled(method: Method, problem: Problem) -> Adjoint | MultiStep | None:
-    """The method itself, or what `Auto` takes, if it computes an update in compiled code on the CPU."""
-    if problem.state.device.type != "cpu":
-        return None
-    # the exact classes: a subclass may compute something else
-    method = method.choose(problem) if type(method) is Auto else method
-    if type(method) is Adjoint or type(method) is MultiStep:
-        return method if method.kernel == "fused" else None
-    return None
+    module = update_kernels(resolved(method, problem), problem)
+    return policy_action if module is None else module.action
 
 
 def check_method(method: object) -> Method:
