@@ -1,6 +1,7 @@
 # make demo      install, then data -> train -> eval -> report on a built-in task (QUICK=1: every stage in about a minute)
 # make test      install, then the whole test suite
 # make lint      ruff and pyright
+# make docs      the site, built strictly into build/site; make docs SERVE=1 shows it while it is written
 # make bench     the benchmarks that this machine can run
 # make bench-gpu on a machine with a GPU, torch and triton and nothing else: check, tune and time every kernel
 # make bounds    the tests of the core with the lowest and the newest versions of what jacrec requires
@@ -12,9 +13,10 @@ PIP := $(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check 
 STAMP := $(VENV)/.installed
 WORKERS ?= 2
 QUICK ?=
+SERVE ?=
 TEST ?=
 
-.PHONY: install demo test lint bench bench-gpu bounds clean
+.PHONY: install demo test lint docs bench bench-gpu bounds clean
 
 install: $(STAMP)
 
@@ -47,6 +49,13 @@ lint: $(VENV)/.linters build/types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
+
+$(VENV)/.docs: $(STAMP)
+	$(PIP) -e ".[docs]"
+	touch $(VENV)/.docs
+
+docs: $(VENV)/.docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs $(if $(SERVE),serve,build)
 
 bench: install
 	$(BIN)/jacrec bench

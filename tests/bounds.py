@@ -27,7 +27,7 @@ TESTS = (
     "training",
     "commands",
     "util",
-    "test_readme.py",
+    "docs",
     "test_public.py",
 )
 TOOLS = ("pytest", "pytest-xdist", "hypothesis")

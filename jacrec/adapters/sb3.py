@@ -113,7 +113,7 @@ def _expect_known(model: Any) -> None:
     if not any(kind.__module__.startswith(FAMILIES) for kind in kinds):
         raise ValueError(
             f"model: expected SAC, TD3, DDPG or TQC of Stable-Baselines3, got {type(model).__name__}; for another, wrap its mean "
-            "action in an nn.Module and its critic in a function (docs/guide.md, Your own models)"
+            "action in an nn.Module and its critic in a function (docs/tutorials/own-models.md)"
         )
 
 

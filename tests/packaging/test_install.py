@@ -1,6 +1,7 @@
 """What a user installs: source distribution and wheel, in an environment outside the checkout."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -16,6 +17,7 @@ import pytest
 import jacrec
 from jacrec import cli
 from tests import ROOT
+from tests.packaging.release import faults
 
 pytestmark = pytest.mark.slow
 BUILD = "from setuptools import build_meta; print(build_meta.build_{}({!r}))"
@@ -72,6 +74,15 @@ def source_tree(folder):
     return folder
 
 
+def released(pattern):
+    """The file that is to be released, from the folder $JACREC_DIST; None: build one from the checkout."""
+    folder = os.environ.get("JACREC_DIST")
+    if not folder:
+        return None
+    (path,) = (ROOT / folder).glob(pattern)
+    return path
+
+
 def environment(folder, *pip):
     """A new environment that finds this one's packages, and jacrec as pip installs it there."""
     venv.create(folder / "env", symlinks=os.name != "nt")
@@ -94,11 +105,14 @@ def tree(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def wheel(tree, tmp_path_factory):
-    return build("wheel", tree, tmp_path_factory.mktemp("wheel") / "dist")
+    return released("*.whl") or build("wheel", tree, tmp_path_factory.mktemp("wheel") / "dist")
 
 
 @pytest.fixture(scope="module")
-def installed(wheel, tmp_path_factory):
+def installed(tree, wheel, tmp_path_factory):
+    if os.environ.get("JACREC_KIND") == "sdist":
+        sdist = released("*.tar.gz") or build("sdist", tree, tmp_path_factory.mktemp("sdist") / "dist")
+        return environment(tmp_path_factory.mktemp("installed"), "--no-build-isolation", sdist)
     return environment(tmp_path_factory.mktemp("installed"), wheel)
 
 
@@ -115,7 +129,7 @@ def test_the_wheel_holds_every_module_once(wheel):
 
 
 def test_the_source_distribution_builds_the_same_wheel(tree, wheel, tmp_path):
-    sdist = build("sdist", tree, tmp_path / "dist")
+    sdist = released("*.tar.gz") or build("sdist", tree, tmp_path / "dist")
     with tarfile.open(sdist) as archive:
         archive.extractall(tmp_path, filter="data")
     (unpacked,) = tmp_path.glob("jacrec-*")
@@ -126,6 +140,18 @@ def test_the_source_distribution_builds_the_same_wheel(tree, wheel, tmp_path):
     assert contents[0] == contents[1]
     needed = ("jacrec/kernels.py", "tests/conftest.py", "tests/commands/test_cli.py", "Makefile", "constraints.txt")
     assert [name for name in needed if not (unpacked / name).is_file()] == []
+
+
+def test_a_tag_is_released_if_all_agree(tree, tmp_path):
+    tag = f"v{jacrec.__version__}"
+    assert faults(tag) == []
+    assert [x.split(":")[0] for x in faults("v99.0.0")] == ["jacrec/__init__.py", "CITATION.cff", "CHANGELOG.md"]
+    (tmp_path / "jacrec").mkdir()
+    for name in ("jacrec/__init__.py", "CHANGELOG.md"):
+        shutil.copy(tree / name, tmp_path / name)
+    citation = (tree / "CITATION.cff").read_text(encoding="utf-8")
+    (tmp_path / "CITATION.cff").write_text(re.sub("date-released: .*", "date-released: 1999-12-31", citation), encoding="utf-8")
+    assert faults(tag, tmp_path) == [f"CITATION.cff: date-released: expected that of {tag}"]
 
 
 def test_every_verb_explains_itself(installed):
