@@ -22,6 +22,7 @@ from jacrec.training import load_run
 ONE = MPCConfig(horizon=3, particles=4, lr=1e-2, units="value")
 SETTINGS = [
     replace(ONE, horizon=1),
+    replace(ONE, horizon=1, lr=3e-2),
     replace(ONE, lr=3e-3),
     ONE,
     replace(ONE, lr=3e-2),
@@ -29,8 +30,8 @@ SETTINGS = [
     replace(ONE, anchor=0.03),
     replace(ONE, anchor=0.03, lr=3e-2),
     replace(ONE, particles=1),
-    replace(ONE, particles=16),
     replace(ONE, updates=3),
+    replace(ONE, particles=16),
 ]
 
 
