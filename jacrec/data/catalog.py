@@ -97,7 +97,7 @@ def describe(
     returns, lengths, terminated = episode_table(data)
     if not len(returns):
         raise ValueError(f"{data.info.name}: expected rows with a known successor, got none; every episode has a single row")
-    scores = data.info.score(evaluated_returns(data))
+    scores = data.info.score(evaluated_returns(data), terminated)
     made_by = read_metadata(data.info.name).get("jacrec", {}) if data.info.physics else {}
     return DatasetDescription(
         info=data.info,

@@ -169,7 +169,7 @@ def _episodes(log: EpisodeLog, run: Run, controller: RefreshedController, versio
         "p99_ms": float(np.quantile(ms, 0.99)),
         "max_ms": float(ms.max()),
     }
-    scores = run.info.score(log.returns)
+    scores = run.info.score(log.returns, log.terminated)
     return [
         {
             "seed": seed,

@@ -47,8 +47,8 @@ Find = Callable[[str], Source | None]
 KEYS = ("observations", "actions", "rewards", "terminals", "timeouts")
 OGBENCH_KEYS = ("observations", "actions", "rewards", "terminals", "masks")
 RAW_OGBENCH = (
-    "if it is OGBench's own file, which has no rewards, choose a single task: arrays of "
-    "`ogbench.make_env_and_datasets('...-singletask-v0')` saved with numpy.savez are read as they are"
+    "if it is OGBench's own file, which has no rewards, choose a single task by its name, as cube-single-play-singletask-v0: "
+    "the file is then looked up in ~/.ogbench/data, and its rows get the task's rewards"
 )
 ATTRIBUTES = ("env_id", "source")
 REACH = 1.0

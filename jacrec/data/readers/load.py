@@ -1,5 +1,6 @@
 """Load offline data of any supported kind."""
 
+from dataclasses import replace
 from difflib import get_close_matches
 from pathlib import Path
 
@@ -9,7 +10,9 @@ from jacrec.data.fetch import DownloadError
 from jacrec.data.readers.d4rl import FLAT_SUFFIXES, read_d4rl
 from jacrec.data.readers.minari import dataset_path, local_ids, read_minari
 from jacrec.data.readers.minari_files import METADATA, is_complete
+from jacrec.data.readers.ogbench import read_ogbench
 from jacrec.data.transitions import Bound, Transitions
+from jacrec.envs.ogbench import is_single_task
 
 
 def load(
@@ -21,10 +24,11 @@ def load(
     download: bool = True,
     repair: bool = False,
 ) -> Transitions:
-    """Transitions of a D4RL data set, a Minari data set, or a D4RL-layout .hdf5, .h5 or .npz file.
+    """Transitions of a D4RL data set, a Minari data set, one of OGBench's single tasks, or a D4RL-layout .hdf5, .h5 or .npz file.
 
     D4RL's names (``hopper-medium-replay-v2`` and the 23 others) refer to files in $JACREC_DATA (~/.jacrec/datasets) or in
-    D4RL's own folder, as stored by `jacrec data get` or by hand. A Minari id is looked up on disk; if it is missing and
+    D4RL's own folder, as stored by `jacrec data get` or by hand. OGBench's (``cube-single-play-singletask-v0``) refer to files in
+    its folder ~/.ogbench/data. A Minari id is looked up on disk; if it is missing and
     `download` is True, it is requested from Minari's server. `env_id` overrides the environment named in the data; one that the
     data name as ``module:Env-v0`` is refused, as gymnasium would import the module. `repair` mends what other recorders leave
     incomplete (see `jacrec.data.readers.minari.read_minari` and `jacrec.data.readers.d4rl.read_d4rl`) and warns of it.
@@ -40,6 +44,9 @@ def load(
     bounds = {"action_low": action_low, "action_high": action_high}
     if isinstance(source, Path) or source.endswith(FLAT_SUFFIXES):
         return read_d4rl(source, env_id=env_id, repair=repair, **bounds)
+    if is_single_task(source):
+        data = read_ogbench(source, **bounds)
+        return data if env_id is None else replace(data, info=replace(data.info, env_id=env_id))
     file = find_d4rl(source)
     if file is not None:
         return read_d4rl(file, env_id=env_id, repair=repair, **bounds)
