@@ -1,5 +1,6 @@
 """OGBench's environments: their names, and how the package registers them."""
 
+import warnings
 from importlib import import_module
 from typing import Any, NamedTuple
 
@@ -40,8 +41,11 @@ def ogbench(module: str = "ogbench") -> Any:
         ValueError: it is not installed.
     """
     try:
-        return import_module(module)
+        found = import_module(module)
     except ImportError as error:
         raise ValueError(
             f"ogbench: expected an installed package, got an error ({error}); pip install 'jacrec[ogbench]'"
         ) from None
+    # its manipulation environments make their action space, of float64 bounds, at every access
+    warnings.filterwarnings("ignore", message=r".*Box (low|high)'s precision lowered by casting", category=UserWarning)
+    return found

@@ -102,8 +102,6 @@ def make_env(env_id: str, *, physics: str = "d4rl", **kwargs) -> gymnasium.Env:
         ogbench()
     with warnings.catch_warnings(), _quiet_compiler():
         warnings.filterwarnings("ignore", message=".*is out of date", category=DeprecationWarning)
-        if is_single_task(env_id):
-            warnings.filterwarnings("ignore", message=".*precision lowered by casting", category=UserWarning)
         try:
             env = gymnasium.make(env_id, **kwargs)
             if is_single_task(env_id):
