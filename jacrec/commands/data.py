@@ -175,17 +175,19 @@ def show(
     action_low: tuple[float, ...] | None = None,
     action_high: tuple[float, ...] | None = None,
     repair: bool = False,
+    mapping: str | None = None,
 ) -> int:
     """Describe a data set.
 
     Args:
-        source: name of a D4RL data set, Minari id, or path of an HDF5 file in D4RL's layout
+        source: name of a D4RL data set or of a single task of OGBench, Minari id, or path of an HDF5 file in D4RL's layout
         env_id: gymnasium id of the environment; None: the one recorded in the data
         action_low: lower bounds of the actions, one number per component or one for all; None: those recorded, else -1
         action_high: upper bounds, likewise
         repair: skip empty episodes, drop incomplete last steps, clip actions slightly out of bounds; say what was done
+        mapping: YAML file, or neorl2 or lerobot: which arrays of a .npz or HDF5 file, or columns of .parquet files, are what
     """
-    x = describe(source, env_id=env_id, action_low=action_low, action_high=action_high, repair=repair)
+    x = describe(source, env_id=env_id, action_low=action_low, action_high=action_high, repair=repair, mapping=mapping)
     table = Table(show_header=False, title=x.info.name)
     rows = {
         "environment": x.info.env_id or "not recorded",

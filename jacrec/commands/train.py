@@ -36,7 +36,8 @@ class Train:
     """
 
     source: Annotated[Positional[str], tyro.conf.arg(metavar="DATA")]
-    """name of a D4RL data set (see `jacrec data get`), Minari id, or path of an HDF5 file in D4RL's layout"""
+    """name of a D4RL data set (see `jacrec data get`) or of a single task of OGBench, Minari id, or path of an HDF5 file in D4RL's
+    layout, or of another file with --mapping"""
     out: Path | None = None
     """the run's folder; None: runs/DATA-sSEED"""
     settings: Path | None = None
@@ -136,7 +137,7 @@ def _run_seeds(chosen: Train, config: TrainConfig) -> int:
 
 def slug(source: str) -> str:
     """A data set's name as the name of a folder."""
-    name = PurePath(source).name if source.endswith((".hdf5", ".h5", ".npz")) else source
+    name = PurePath(source).name if source.endswith((".hdf5", ".h5", ".npz", ".parquet")) else source
     return re.sub(r"[^A-Za-z0-9]+", "-", name.rsplit(".hdf5")[0].removeprefix("jacrec/")).strip("-")
 
 

@@ -86,6 +86,7 @@ def describe(
     action_low: Bound | None = None,
     action_high: Bound | None = None,
     repair: bool = False,
+    mapping: str | Path | None = None,
 ) -> DatasetDescription:
     """Read a data set and summarise it. Accepts whatever `load` accepts; never downloads.
 
@@ -93,7 +94,7 @@ def describe(
         FileNotFoundError, ValueError: as `load`.
     """
     bounds = {"action_low": action_low, "action_high": action_high}
-    data = load(source, env_id=env_id, download=False, repair=repair, **bounds)
+    data = load(source, env_id=env_id, download=False, repair=repair, mapping=mapping, **bounds)
     returns, lengths, terminated = episode_table(data)
     if not len(returns):
         raise ValueError(f"{data.info.name}: expected rows with a known successor, got none; every episode has a single row")

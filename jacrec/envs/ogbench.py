@@ -1,6 +1,7 @@
 """OGBench's environments: their names, and how the package registers them."""
 
 import warnings
+from contextlib import suppress
 from importlib import import_module
 from typing import Any, NamedTuple
 
@@ -40,6 +41,10 @@ def ogbench(module: str = "ogbench") -> Any:
     Raises:
         ValueError: it is not installed.
     """
+    with suppress(
+        ImportError
+    ):  # its LLVM crashes if it is loaded after Mesa's, which OGBench's simulator brings (MUJOCO_GL=egl)
+        import_module("triton")
     try:
         found = import_module(module)
     except ImportError as error:

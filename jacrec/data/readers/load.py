@@ -8,9 +8,11 @@ from jacrec.data.d4rl_files import D4RL_FILES, datasets_root, find_d4rl
 from jacrec.data.download import fetch_minari, offline_instructions
 from jacrec.data.fetch import DownloadError
 from jacrec.data.readers.d4rl import FLAT_SUFFIXES, read_d4rl
+from jacrec.data.readers.mapped import read_mapped
 from jacrec.data.readers.minari import dataset_path, local_ids, read_minari
 from jacrec.data.readers.minari_files import METADATA, is_complete
 from jacrec.data.readers.ogbench import read_ogbench
+from jacrec.data.readers.parquet import SUFFIX as PARQUET
 from jacrec.data.transitions import Bound, Transitions
 from jacrec.envs.ogbench import is_single_task
 
@@ -23,6 +25,7 @@ def load(
     action_high: Bound | None = None,
     download: bool = True,
     repair: bool = False,
+    mapping: str | Path | None = None,
 ) -> Transitions:
     """Transitions of a D4RL data set, a Minari data set, one of OGBench's single tasks, or a D4RL-layout .hdf5, .h5 or .npz file.
 
@@ -37,11 +40,20 @@ def load(
     default these are the bounds of a Minari data set's action space; files in D4RL's layout state none, so their actions have
     to lie in [-1, 1] already, which stands for the evaluation environment's own bounds.
 
+    `mapping` is a YAML file, or the name neorl2 or lerobot, that says what the arrays of a file with other names are, or the columns
+    of .parquet files (see `jacrec.data.readers.mapped`).
+
     Raises:
         FileNotFoundError: nothing of that name is stored or could be downloaded; the message lists the local data sets.
         ValueError: neither an id nor a file name, or contents that do not form transitions (see the readers).
     """
     bounds = {"action_low": action_low, "action_high": action_high}
+    if mapping is not None:
+        return read_mapped(source, mapping, env_id=env_id, repair=repair, **bounds)
+    if str(source).endswith(PARQUET):
+        raise ValueError(
+            f"{source}: expected a mapping of its columns, got none; write one: --mapping FILE (mapping in Python)"
+        )
     if isinstance(source, Path) or source.endswith(FLAT_SUFFIXES):
         return read_d4rl(source, env_id=env_id, repair=repair, **bounds)
     if is_single_task(source):
