@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
@@ -21,11 +22,13 @@ from rich.table import Column, Table
 from tyro.conf import Positional
 
 from jacrec.data.behaviour.make import ANTMAZE_KINDS, KINDS, default_id, make_dataset
-from jacrec.data.catalog import Spread, describe, list_datasets
+from jacrec.data.catalog import Spread, list_datasets, summarise
 from jacrec.data.d4rl_files import D4RL_FILES, local_d4rl
 from jacrec.data.download import get
 from jacrec.data.fetch import DownloadError
+from jacrec.data.readers.load import load
 from jacrec.data.readers.minari import dataset_path
+from jacrec.evaluation.data_plots import dataset_plot
 from jacrec.evaluation.markdown import terminal
 
 Kind = Literal[
@@ -176,6 +179,7 @@ def show(
     action_high: tuple[float, ...] | None = None,
     repair: bool = False,
     mapping: str | None = None,
+    plot: Path | None = None,
 ) -> int:
     """Describe a data set.
 
@@ -186,8 +190,11 @@ def show(
         action_high: upper bounds, likewise
         repair: skip empty episodes, drop incomplete last steps, clip actions slightly out of bounds; say what was done
         mapping: YAML file, or neorl2 or lerobot: which arrays of a .npz or HDF5 file, or columns of .parquet files, are what
+        plot: draw returns, lengths and ends of the episodes, rewards and actions into this file (.png, .pdf, .svg)
     """
-    x = describe(source, env_id=env_id, action_low=action_low, action_high=action_high, repair=repair, mapping=mapping)
+    bounds = {"action_low": action_low, "action_high": action_high}
+    data = load(source, env_id=env_id, download=False, repair=repair, mapping=mapping, **bounds)
+    x = summarise(data)
     table = Table(show_header=False, title=x.info.name)
     rows = {
         "environment": x.info.env_id or "not recorded",
@@ -205,6 +212,9 @@ def show(
     for name, value in rows.items():
         table.add_row(name, value)
     terminal().print(table)
+    if plot is not None:
+        dataset_plot(data, plot)
+        print(f"plot: {plot}")
     return 0
 
 

@@ -94,7 +94,15 @@ def describe(
         FileNotFoundError, ValueError: as `load`.
     """
     bounds = {"action_low": action_low, "action_high": action_high}
-    data = load(source, env_id=env_id, download=False, repair=repair, mapping=mapping, **bounds)
+    return summarise(load(source, env_id=env_id, download=False, repair=repair, mapping=mapping, **bounds))
+
+
+def summarise(data: Transitions) -> DatasetDescription:
+    """The summary of loaded data.
+
+    Raises:
+        ValueError: no row has a known successor.
+    """
     returns, lengths, terminated = episode_table(data)
     if not len(returns):
         raise ValueError(f"{data.info.name}: expected rows with a known successor, got none; every episode has a single row")
