@@ -99,13 +99,14 @@ def make(
 
 
 def fetch(names: Positional[tuple[str, ...]], *, overwrite: bool = False) -> int:
-    """Download data sets: D4RL's by name, Minari's by id. Files that exist are verified; interrupted downloads are resumed.
+    """Download data sets: D4RL's and OGBench's by name, Minari's by id. Files that exist are verified; interrupted downloads are resumed.
 
     D4RL's files come by plain http without published checksums: the SHA-256 of the first download is recorded beside the file,
     and later downloads have to match it.
 
     Args:
-        names: D4RL names, e.g. hopper-medium-replay-v2 or antmaze-umaze-v2, or Minari ids, e.g. D4RL/antmaze/umaze-v1
+        names: D4RL names, e.g. hopper-medium-replay-v2 or antmaze-umaze-v2, Minari ids, e.g. D4RL/antmaze/umaze-v1, or
+            single tasks of OGBench, e.g. cube-single-play-singletask-v0
         overwrite: download again what exists
     """
     if not names:
