@@ -2,17 +2,16 @@
 
     python paper_checks/base_value.py RUN --seed 7 --episodes 10
 
-The critic that ignores its action is a third-party one, so this is slow. Prints gains over the base policy on the same seeds.
+Plays every setting with `terminal="policy"` and `terminal="base"` on the same environment seeds and the same imagined noise. Prints
+a table of gains over the base policy, and of what the base's action adds, ± standard errors over the episodes.
 """
 
 import argparse
 import contextlib
-import copy
 from dataclasses import replace
 
 import numpy as np
 import torch
-from torch import Tensor, nn
 
 from jacrec import MPC, MPCConfig
 from jacrec.evaluation.config import PlayConfig
@@ -20,20 +19,25 @@ from jacrec.evaluation.contestant import open_env
 from jacrec.evaluation.episodes import PolicyController, play
 from jacrec.training import load_run
 
-SETTINGS = [(3, 3e-3), (3, 1e-2), (3, 3e-2), (5, 1e-2), (1, 1e-2)]
-"""horizon and step size in units of mean |Q|"""
+ONE = MPCConfig(horizon=3, particles=4, lr=1e-2, units="value")
+SETTINGS = [
+    replace(ONE, horizon=1),
+    replace(ONE, horizon=1, lr=3e-2),
+    replace(ONE, lr=3e-3),
+    ONE,
+    replace(ONE, lr=3e-2),
+    replace(ONE, horizon=5),
+    replace(ONE, anchor=0.03),
+    replace(ONE, anchor=0.03, lr=3e-2),
+    replace(ONE, particles=1),
+    replace(ONE, updates=3),
+    replace(ONE, particles=16),
+]
 
 
-class BaseValue(nn.Module):
-    """Q(s, π₀(s)), whatever the action."""
-
-    def __init__(self, critic: nn.Module, base: nn.Module):
-        super().__init__()
-        self.critic, self.base = critic, base
-
-    def forward(self, state: Tensor, action: Tensor) -> Tensor:
-        """(..., d), (..., m) -> (...)."""
-        return self.critic(state, self.base(state))
+def shown(values: np.ndarray) -> str:
+    """Mean ± standard error."""
+    return f"{values.mean():+.1f} ± {values.std(ddof=1) / len(values) ** 0.5:.1f}"
 
 
 def main() -> None:
@@ -45,24 +49,24 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     run, config = load_run(options.run), PlayConfig(episodes=options.episodes, seed=options.seed)
-    assert isinstance(run.world.critic, nn.Module)
-    base = copy.deepcopy(run.policy).requires_grad_(False)
-    worlds = {"policy": run.world, "base": replace(run.world, critic=BaseValue(run.world.critic, base))}
     with contextlib.closing(open_env(run, config, threads=1)) as env:
 
-        def returns(controller: MPC | PolicyController) -> np.ndarray:
+        def scores(controller: MPC | PolicyController) -> np.ndarray:
             played = play(env, controller, config.seeds).returns
-            scores = run.info.score(played)
-            return np.array(played if scores is None else scores)
+            found = run.info.score(played)
+            return np.array(played if found is None else found)
 
-        reference = returns(PolicyController(run.policy))
-        print(f"base policy: {reference.mean():.1f}")
-        for horizon, lr in SETTINGS:
-            for name, world in worlds.items():
-                own = MPCConfig(horizon=horizon, particles=4, lr=lr, units="value")
-                gain = returns(MPC(run.policy, world, own, batch=env.n)) - reference
-                error = gain.std(ddof=1) / len(gain) ** 0.5
-                print(f"H = {horizon}, lr = {lr:g}, last action of the {name}: {gain.mean():+.2f} ± {error:.2f}", flush=True)
+        reference = scores(PolicyController(run.policy))
+        print(f"base policy: {reference.mean():.1f}\n\n| H | M | E | α | β | π_ψ's action | π_ψ₀'s action | difference |")
+        print("|---" * 8 + "|", flush=True)
+        for own in SETTINGS:
+            gains = [
+                scores(MPC(run.policy, run.world, replace(own, terminal=terminal), batch=env.n)) - reference
+                for terminal in ("policy", "base")
+            ]
+            told = (own.horizon, own.particles, own.updates, f"{own.lr:g}", f"{own.anchor:g}")
+            found = *map(shown, gains), shown(gains[1] - gains[0])
+            print(f"| {' | '.join(map(str, (*told, *found)))} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,13 @@
 """A problem that the CPU kernels serve, in any size, and decisions beside each other."""
 
 import copy
+from dataclasses import replace
 
 import torch
 
-from jacrec import Actor, Adjoint, BatchedPolicy, DiffusionDynamics, RewardModel, TwinCritic, World, mpc_update
+from jacrec import Actor, Adjoint, Anchor, BatchedPolicy, DiffusionDynamics, RewardModel, TwinCritic, World, mpc_update
 from jacrec.kernels.cpu.gradient import job
+from tests.strategies import shake
 
 FUSED = Adjoint(kernel="fused")
 
@@ -28,6 +30,14 @@ def problem_of(d=11, m=3, N=1, M=5, H=2, K=3, hidden=(33, 33), batched=False, dt
     ).to(dtype)
     policy = BatchedPolicy(actor.to(dtype), N) if batched else actor.to(dtype)
     return policy, world, torch.randn(N, d, dtype=dtype), torch.randn(N, M, H, K + 1, d, dtype=dtype)
+
+
+def anchored(problem, weight=0.5, terminal=False):
+    """The problem with an anchor of other parameters."""
+    policy, world, *inputs = problem
+    base = copy.deepcopy(policy.template if isinstance(policy, BatchedPolicy) else policy)
+    shake(base)
+    return policy, replace(world, anchor=Anchor(base, weight, terminal)), *inputs
 
 
 def decide(problem, method, policy=None, **options):

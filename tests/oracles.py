@@ -1,10 +1,11 @@
 """The oracle, written once: the imagined return of one noise sequence in the plainest torch, differentiated by autograd."""
 
 import copy
+from dataclasses import replace
 
 import torch
 
-from jacrec import Anchor, Autograd, BatchedPolicy, World, policy_gradient
+from jacrec import Autograd, BatchedPolicy, World, policy_gradient
 
 
 def one_return(policy, world, state, noise):
@@ -14,8 +15,15 @@ def one_return(policy, world, state, noise):
         a = policy(s)
         total = total + world.discount**j * (world.reward(s, a) - penalty(world, s, a))
         s = world.dynamics(s, a, noise[j])
-    a = policy(s)
-    return total + world.discount ** noise.shape[0] * (world.critic(s, a) - penalty(world, s, a))
+    return total + world.discount ** noise.shape[0] * last_term(policy, world, s)
+
+
+def last_term(policy, world, state):
+    """Q of the policy's action, or of the anchor's, less the penalty; state (d,)."""
+    if world.anchor is not None and world.anchor.terminal:
+        return world.critic(state, world.anchor.policy(state[None])[0])
+    a = policy(state)
+    return world.critic(state, a) - penalty(world, state, a)
 
 
 def penalty(world, state, action):
@@ -83,7 +91,7 @@ def well_posed(policy, world, state, noise):
     if not any(g.any() for g in exact.values()):
         return True
     parts = [copy.deepcopy(x) for x in (policy, world.dynamics, world.reward, world.critic)]
-    anchor = None if world.anchor is None else Anchor(copy.deepcopy(world.anchor.policy).float(), world.anchor.weight)
+    anchor = world.anchor and replace(world.anchor, policy=copy.deepcopy(world.anchor.policy).float())
     for part in parts:
         if isinstance(part, torch.nn.Module):
             part.float()

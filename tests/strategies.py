@@ -182,6 +182,8 @@ class Case:
     discount: float
     seed: int
     anchor: dict | str | None = None  # architecture of π₀, or "foreign"
+    terminal: bool = False  # whether the last term takes π₀'s action
+    penalty: float = 0.7
 
     def build(self, dtype=torch.float64):
         """policy, world, state, noise."""
@@ -203,7 +205,7 @@ class Case:
             anchor = None
             if self.anchor is not None:
                 base = ForeignPolicy(d, m) if isinstance(self.anchor, str) else Actor(d, m, **self.anchor)
-                anchor = Anchor(base.eval(), 0.7)
+                anchor = Anchor(base.eval(), self.penalty, self.terminal)
             modules = [x for x in (policy, dynamics, reward, critic, anchor and anchor.policy) if isinstance(x, nn.Module)]
             for module in modules:
                 module.to(dtype)
@@ -232,7 +234,7 @@ def shake(module, scale=0.3):
 
 @st.composite
 def cases(draw, max_H=4, max_M=5, foreign=True, anchored=True):
-    """Random problems over every structure that the engine claims to serve; a third of them anchored."""
+    """Random problems over every structure that the engine claims to serve; a third of them anchored, half of those at the end."""
     N = draw(st.integers(1, 3))
     kinds = ["diffusion", "flow", "meanflow", "deterministic", "ensemble"] + (["foreign"] if foreign else [])
     kind = draw(st.sampled_from(kinds))
@@ -254,12 +256,14 @@ def cases(draw, max_H=4, max_M=5, foreign=True, anchored=True):
             return None
         return part() or "foreign"
 
+    H, base = draw(st.integers(0, max_H)), anchor()
+    terminal = H > 0 and base is not None and draw(st.booleans())
     return Case(
         d=draw(st.integers(1, 7)),
         m=draw(st.integers(1, 4)),
         N=N,
         M=draw(st.integers(1, max_M)),
-        H=draw(st.integers(0, max_H)),
+        H=H,
         batched=draw(st.booleans()),
         single=N == 1 and draw(st.booleans()),
         policy=part(),
@@ -268,5 +272,7 @@ def cases(draw, max_H=4, max_M=5, foreign=True, anchored=True):
         critic=part(),
         discount=draw(st.sampled_from([0.0, 0.9, 0.99, 1.0])),
         seed=draw(st.integers(0, 2**31 - 1)),
-        anchor=anchor(),
+        anchor=base,
+        terminal=terminal,
+        penalty=draw(st.sampled_from([0.0, 0.7])) if terminal else 0.7,
     )

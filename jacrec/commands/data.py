@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
@@ -21,11 +22,13 @@ from rich.table import Column, Table
 from tyro.conf import Positional
 
 from jacrec.data.behaviour.make import ANTMAZE_KINDS, KINDS, default_id, make_dataset
-from jacrec.data.catalog import Spread, describe, list_datasets
+from jacrec.data.catalog import Spread, list_datasets, summarise
 from jacrec.data.d4rl_files import D4RL_FILES, local_d4rl
 from jacrec.data.download import get
 from jacrec.data.fetch import DownloadError
+from jacrec.data.readers.load import load
 from jacrec.data.readers.minari import dataset_path
+from jacrec.evaluation.data_plots import dataset_plot
 from jacrec.evaluation.markdown import terminal
 
 Kind = Literal[
@@ -96,13 +99,14 @@ def make(
 
 
 def fetch(names: Positional[tuple[str, ...]], *, overwrite: bool = False) -> int:
-    """Download data sets: D4RL's by name, Minari's by id. Files that exist are verified; interrupted downloads are resumed.
+    """Download data sets: D4RL's and OGBench's by name, Minari's by id. Files that exist are verified; interrupted downloads are resumed.
 
     D4RL's files come by plain http without published checksums: the SHA-256 of the first download is recorded beside the file,
     and later downloads have to match it.
 
     Args:
-        names: D4RL names, e.g. hopper-medium-replay-v2 or antmaze-umaze-v2, or Minari ids, e.g. D4RL/antmaze/umaze-v1
+        names: D4RL names, e.g. hopper-medium-replay-v2 or antmaze-umaze-v2, Minari ids, e.g. D4RL/antmaze/umaze-v1, or
+            single tasks of OGBench, e.g. cube-single-play-singletask-v0
         overwrite: download again what exists
     """
     if not names:
@@ -175,17 +179,23 @@ def show(
     action_low: tuple[float, ...] | None = None,
     action_high: tuple[float, ...] | None = None,
     repair: bool = False,
+    mapping: str | None = None,
+    plot: Path | None = None,
 ) -> int:
     """Describe a data set.
 
     Args:
-        source: name of a D4RL data set, Minari id, or path of an HDF5 file in D4RL's layout
+        source: name of a D4RL data set or of a single task of OGBench, Minari id, or path of an HDF5 file in D4RL's layout
         env_id: gymnasium id of the environment; None: the one recorded in the data
         action_low: lower bounds of the actions, one number per component or one for all; None: those recorded, else -1
         action_high: upper bounds, likewise
         repair: skip empty episodes, drop incomplete last steps, clip actions slightly out of bounds; say what was done
+        mapping: YAML file, or neorl2 or lerobot: which arrays of a .npz or HDF5 file, or columns of .parquet files, are what
+        plot: draw returns, lengths and ends of the episodes, rewards and actions into this file (.png, .pdf, .svg)
     """
-    x = describe(source, env_id=env_id, action_low=action_low, action_high=action_high, repair=repair)
+    bounds = {"action_low": action_low, "action_high": action_high}
+    data = load(source, env_id=env_id, download=False, repair=repair, mapping=mapping, **bounds)
+    x = summarise(data)
     table = Table(show_header=False, title=x.info.name)
     rows = {
         "environment": x.info.env_id or "not recorded",
@@ -203,6 +213,9 @@ def show(
     for name, value in rows.items():
         table.add_row(name, value)
     terminal().print(table)
+    if plot is not None:
+        dataset_plot(data, plot)
+        print(f"plot: {plot}")
     return 0
 
 

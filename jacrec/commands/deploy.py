@@ -13,11 +13,13 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from rich.table import Table
 from tyro.conf import Positional
 
+from jacrec.commands.tracking import Kinds, deployment_points
 from jacrec.evaluation.markdown import terminal
 from jacrec.evaluation.tuning import tuned_controller
 from jacrec.online.config import DeployConfig
 from jacrec.online.deploy import FILE, deploy, deployment_folder
 from jacrec.training.run import load_run
+from jacrec.training.trackers import Tracking
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,7 @@ class Deploy:
     """the deployment's folder; None: RUN-deploy"""
     tuned: bool = False
     """play with the settings that `jacrec tune` chose for this run"""
+    log: Kinds = ()
     config: Annotated[DeployConfig, tyro.conf.arg(name="")] = field(default_factory=DeployConfig)
 
 
@@ -46,7 +49,8 @@ def run(args: list[str]) -> int:
     if chosen.tuned:
         config = replace(config, mpc=tuned_controller(load_run(chosen.run), config.mpc, DeployConfig().mpc))
     columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-    with Progress(*columns, TextColumn("{task.fields[note]}")) as shown:
+    shown, folder = Progress(*columns, TextColumn("{task.fields[note]}")), deployment_folder(chosen.run, chosen.out)
+    with Tracking(chosen.log, folder, "deploy") as tracking, shown:
         task = shown.add_task("deployment", total=1.0, note="")
         record = deploy(
             chosen.run,
@@ -54,13 +58,14 @@ def run(args: list[str]) -> int:
             out=chosen.out,
             say=partial(shown.console.print, markup=False, emoji=False, soft_wrap=True),
             progress=lambda x, note: shown.update(task, completed=x, note=note),
+            on_record=lambda record: tracking.send(deployment_points(record)),
         )
     console = terminal()
     console.print(episodes_table(record))
     console.print(refreshes_table(record) if record["refreshes"] else "no refresh took place")
     for sentence in record["notices"]:
         console.print(sentence, soft_wrap=True)
-    print(f"deployment: {deployment_folder(chosen.run, chosen.out) / FILE}")
+    print(f"deployment: {folder / FILE}")
     return 0
 
 

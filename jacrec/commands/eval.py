@@ -8,6 +8,7 @@ import tyro
 from tyro.conf import Positional
 
 from jacrec.commands.options import refuse_unused
+from jacrec.commands.tracking import Kinds, evaluation_points
 from jacrec.evaluation.config import EvalConfig
 from jacrec.evaluation.evaluate import FILE, acts_as_base, evaluate, played_config
 from jacrec.evaluation.markdown import terminal
@@ -16,6 +17,7 @@ from jacrec.evaluation.results import table
 from jacrec.evaluation.video import record_video
 from jacrec.planners import PLANNERS
 from jacrec.training.run import load_run
+from jacrec.training.trackers import Tracking
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,7 @@ class Eval:
     """discard an earlier evaluation in that folder"""
     video: bool = True
     """record base policy and MPC side by side, if this machine can render"""
+    log: Kinds = ()
     config: Annotated[EvalConfig, tyro.conf.arg(name="")] = field(default_factory=EvalConfig)
 
 
@@ -49,7 +52,14 @@ def run(args: list[str]) -> int:
         used -= {"horizon"}
     refuse_unused(args, "planner", used, f"the planners that play ({', '.join(planners) or 'none'})")
     trained, folder = load_run(chosen.run), chosen.out or (chosen.run / "tuned" if chosen.config.tuned else chosen.run)
-    record = evaluate(trained, chosen.config, out=folder, again=chosen.again)
+    with Tracking(chosen.log, folder, "eval", again=chosen.again) as tracking:
+        record = evaluate(
+            trained,
+            chosen.config,
+            out=folder,
+            again=chosen.again,
+            on_record=lambda record: tracking.send(evaluation_points(record)),
+        )
     terminal().print(table(record))
     if record["rehearsal"] is not None:
         print(choice_sentence(record["rehearsal"]) + (" MPC acts as the base policy." if acts_as_base(record) else ""))

@@ -47,7 +47,7 @@ def run(args: list[str]) -> int:
 
 def summary(run: Run, log: LiveLog) -> str:
     """The episode's return, late actions and decision times, as text."""
-    score = run.info.score([log.total])
+    score = run.info.score([log.total], [log.ended == "task"])
     scored = "" if score is None else f", score {float(score[0]):.1f}"
     lines = [
         f"return {log.total:.1f}{scored} in {log.steps} steps, {log.wall_seconds:.2f} s of wall-clock time "

@@ -7,6 +7,7 @@ from typing import Annotated
 import tyro
 from tyro.conf import Positional
 
+from jacrec.evaluation.page import write_page
 from jacrec.evaluation.run_report import write_run_report
 from jacrec.studies.analysis.paper_figures import paper_figure
 from jacrec.studies.analysis.paper_tables import table
@@ -29,6 +30,8 @@ class Report:
     """study only: draw this figure of the paper (2 or 3), and nothing else"""
     contestant: str | None = None
     """study only: the contestant to lead with; None: mpc, default, or the first with a world model"""
+    html: bool = False
+    """also write report.html: one page with everything in it, pictures and video included, whose tables can be sorted"""
     level: float = 0.95
     """confidence level of the intervals"""
     video: bool = False
@@ -47,10 +50,11 @@ def run(args: list[str]) -> int:
             raise ValueError(
                 f"{chosen.folder}: expected a study's folder (with study.yaml) for --{(asked or ['video'])[0]}, got another folder"
             )
-        print(f"report: {write_run_report(chosen.folder, chosen.evaluation, level=chosen.level)}")
-        return 0
+        return _written(write_run_report(chosen.folder, chosen.evaluation, level=chosen.level), chosen.html)
     if chosen.evaluation is not None:
         raise ValueError(f"{chosen.folder}: expected no --evaluation for a study: its evaluations are in its own folder")
+    if chosen.html and not (chosen.table is None and chosen.figure is None):
+        raise ValueError("--html: expected a whole report, got --table or --figure, which write none; leave one of them out")
     study = read_study(chosen.folder)
     if chosen.table is not None:
         print(table(study, chosen.table).markdown())
@@ -59,5 +63,13 @@ def run(args: list[str]) -> int:
         print(f"figure: {' '.join(map(str, made))}" if made else f"no figure: no run of {study.path} has logged errors yet")
     if chosen.table is None and chosen.figure is None:
         videos = record_study_videos(study, study.path / FOLDER) if chosen.video else None
-        print(f"report: {write_study_report(study, contestant=chosen.contestant, level=chosen.level, videos=videos)}")
+        report = write_study_report(study, contestant=chosen.contestant, level=chosen.level, videos=videos)
+        return _written(report, chosen.html, root=study.path)
+    return 0
+
+
+def _written(report: Path, html: bool, root: Path | None = None) -> int:
+    print(f"report: {report}")
+    if html:
+        print(f"page: {write_page(report, root)}")
     return 0

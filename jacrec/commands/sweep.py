@@ -1,5 +1,6 @@
 """`jacrec sweep SPEC`: train and evaluate a study."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Literal
@@ -8,6 +9,7 @@ import tyro
 from rich.console import Console
 from tyro.conf import Positional
 
+from jacrec.commands.tracking import Kinds, send_job
 from jacrec.evaluation.markdown import terminal
 from jacrec.studies.executors import Executor
 from jacrec.studies.jobs import TrainJob
@@ -18,6 +20,7 @@ from jacrec.studies.sources import needs_root
 from jacrec.studies.spec import FILE, expect_same_study, find_spec, read_spec, write_study
 from jacrec.studies.sweep import KINDS, Plan, expect_data, plan, sweep
 from jacrec.studies.workers import LocalExecutor
+from jacrec.training.trackers import expect_usable
 from jacrec.util.files import user_path
 from jacrec.util.processors import processors
 
@@ -59,6 +62,7 @@ class Sweep:
     folder and the data under the same paths"""
     gpus: float = 0.0
     """share of a GPU that Ray reserves for each job"""
+    log: Kinds = ()
     dry_run: bool = False
     """list the missing jobs and estimate their duration, without running them"""
     status: bool = False
@@ -86,6 +90,8 @@ def run(args: list[str]) -> int:
     console = terminal()
     threads = max(job.threads for job in todo.jobs)
     workers = chosen.workers or max(1, processors() // threads)
+    for kind in chosen.log:
+        expect_usable(kind)
     if chosen.status or chosen.dry_run:
         return _tell(todo, folder, workers, console, dry_run=chosen.dry_run)
     expect_same_study(study, folder)
@@ -99,7 +105,10 @@ def run(args: list[str]) -> int:
         # workers of a killed sweep may have finished jobs while this one waited for them
         todo = plan(study, folder, only=chosen.only, kinds=chosen.kinds)
         write_study(study, folder)
-        return _sweep(todo, _executor(chosen, workers, threads, lock), chosen.retries, console)
+        for job in todo.jobs if chosen.log else ():
+            if job.id in todo.done:
+                send_job(chosen.log, folder, job)
+        return _sweep(todo, _executor(chosen, workers, threads, lock), chosen.retries, console, chosen.log)
 
 
 def _executor(chosen: Sweep, workers: int, threads: int, lock: Path) -> Executor:
@@ -110,7 +119,7 @@ def _executor(chosen: Sweep, workers: int, threads: int, lock: Path) -> Executor
     return RayExecutor(chosen.ray_address, workers=chosen.workers, threads=threads, gpus=chosen.gpus)
 
 
-def _sweep(todo: Plan, executor: Executor, retries: int, console: Console) -> int:
+def _sweep(todo: Plan, executor: Executor, retries: int, console: Console, log: Sequence[str]) -> int:
     with make_watcher(todo, executor.slots, console) as watcher:
         later = len(todo.missing) - len(todo.todo)
         watcher.say(
@@ -118,7 +127,7 @@ def _sweep(todo: Plan, executor: Executor, retries: int, console: Console) -> in
             + (f", {later} are left for later" if later else "")
         )
         try:
-            outcome = sweep(todo, executor, watcher, retries=retries)
+            outcome = sweep(todo, executor, watcher, retries=retries, on_finished=lambda job: send_job(log, todo.folder, job))
         finally:
             executor.close()
     if not outcome.complete:

@@ -9,12 +9,13 @@ import tyro
 from tyro.conf import Positional
 
 from jacrec.commands.options import refuse_unused
+from jacrec.commands.tracking import Kinds, TrainingTracking
 from jacrec.evaluation.config import PlayConfig
 from jacrec.evaluation.curve import CURVE_SEED, PolicyEvaluation
 from jacrec.training.config import TrainConfig, from_dict, published_name, to_dict
 from jacrec.training.folder import read_yaml
 from jacrec.training.run import STAGES, train, untrained_stages
-from jacrec.training.seeds import train_seeds
+from jacrec.training.seeds import seed_folder, train_seeds
 from jacrec.util.content import expect_content
 
 Stage = Literal["rebrac", "dynamics", "reward"]
@@ -35,7 +36,8 @@ class Train:
     """
 
     source: Annotated[Positional[str], tyro.conf.arg(metavar="DATA")]
-    """name of a D4RL data set (see `jacrec data get`), Minari id, or path of an HDF5 file in D4RL's layout"""
+    """name of a D4RL data set (see `jacrec data get`) or of a single task of OGBench, Minari id, or path of an HDF5 file in D4RL's
+    layout, or of another file with --mapping"""
     out: Path | None = None
     """the run's folder; None: runs/DATA-sSEED"""
     settings: Path | None = None
@@ -57,6 +59,7 @@ class Train:
     """of these evaluations: time limit, required if the environment has none; None: the environment's own"""
     action_bounds: Literal["env", "data"] | None = None
     """of these evaluations: what the policy's [-1, 1] stands for; None: the environment's, and an error if the data state others"""
+    log: Kinds = ()
     extend: bool = False
     """train an existing run for longer: more --rebrac.updates, --dynamics.updates or --reward.updates than it was started with.
     It goes on from the last checkpoint"""
@@ -84,7 +87,17 @@ def run(args: list[str]) -> int:
         return _run_seeds(chosen, config)
     out = chosen.out or Path("runs") / f"{slug(chosen.source)}-s{config.seed}"
     stages, curve = chosen.stages, _curve(chosen)
-    train(config, out, stages=stages, parallel_stages=chosen.parallel_stages, extend=chosen.extend, evaluate=curve)
+    with TrainingTracking(chosen.log, {None: out}) as tracking:
+        train(
+            config,
+            out,
+            stages=stages,
+            parallel_stages=chosen.parallel_stages,
+            extend=chosen.extend,
+            evaluate=curve,
+            on_log=tracking.on_log,
+        )
+        tracking.finish()
     print(f"trained: {out}\n{_next(out)}")
     return 0
 
@@ -112,14 +125,19 @@ def _run_seeds(chosen: Train, config: TrainConfig) -> int:
     if chosen.parallel_stages > 1:
         raise ValueError("--parallel_stages: expected 1 with --seeds, which uses all processors itself; leave it out")
     out = chosen.out or f"runs/{slug(chosen.source)}-s{{seed}}"
-    folders = train_seeds(config, chosen.seeds, out, stages=chosen.stages, extend=chosen.extend, evaluate=_curve(chosen))
+    stages, curve = chosen.stages, _curve(chosen)
+    with TrainingTracking(chosen.log, {seed: seed_folder(out, seed) for seed in chosen.seeds}) as tracking:
+        folders = train_seeds(
+            config, chosen.seeds, out, stages=stages, extend=chosen.extend, evaluate=curve, on_log=tracking.on_log
+        )
+        tracking.finish()
     print("\n".join(f"trained: {out}" for out in folders) + f"\n{_next(Path(folders[0]))}")
     return 0
 
 
 def slug(source: str) -> str:
     """A data set's name as the name of a folder."""
-    name = PurePath(source).name if source.endswith((".hdf5", ".h5", ".npz")) else source
+    name = PurePath(source).name if source.endswith((".hdf5", ".h5", ".npz", ".parquet")) else source
     return re.sub(r"[^A-Za-z0-9]+", "-", name.rsplit(".hdf5")[0].removeprefix("jacrec/")).strip("-")
 
 

@@ -32,6 +32,9 @@ class MPCConfig:
     anchor: float = 0.0
     """β of the penalty β Σ_j γ^j ‖π_ψ(s̃_j) − π_ψ₀(s̃_j)‖² on leaving the pretrained policy in imagination (`jacrec.Anchor`);
     0: none"""
+    terminal: str = "policy"
+    """whose action the last term of the imagined return takes, Q(s̃_H, ·): "policy", π_ψ's, as in the paper; "base", that of the
+    pretrained π_ψ₀, so that the ascent cannot seek actions that the critic overrates there (`jacrec.Anchor`); needs horizon >= 1"""
     units: str = "absolute"
     """what lr, anchor and max_grad_norm refer to: "absolute", Ĵ itself; "value", Ĵ / mean|Q|, so that one setting serves critics
     of any scale; needs `World.value_scale`, which training records"""
@@ -60,12 +63,23 @@ class MPCConfig:
         check_settings(self.horizon, self.particles, self.updates, self.lr, self.max_grad_norm)
         if not isinstance(self.anchor, int | float) or not 0 <= self.anchor < math.inf:
             raise ValueError(f"anchor: expected a finite β >= 0, got {self.anchor!r}")
+        expect_one_of("terminal", self.terminal, ("policy", "base"))
+        if self.terminal == "base" and self.horizon == 0:
+            raise ValueError(
+                'terminal: expected "policy" with horizon=0, whose only term Q(s, π_ψ₀(s)) would not depend on ψ, got "base"; '
+                "imagine a step (horizon=1), or leave terminal out"
+            )
         expect_one_of("units", self.units, ("absolute", "value"))
         expect_one_of("carry", self.carry, ("episode", "persist", "step"))
         expect_one_of("method", self.method, METHODS)
         for name in ("trust_radius", "max_action_change", "deadline_ms"):
             if getattr(self, name) is not None:
                 expect_positive(name, getattr(self, name))
+
+    @property
+    def anchored(self) -> bool:
+        """Whether the pretrained policy takes part in the imagination: its penalty, or its action in the last term."""
+        return self.anchor > 0 or self.terminal == "base"
 
     def in_absolute_units(self, value_scale: float | None) -> "MPCConfig":
         """The same settings with units="absolute".

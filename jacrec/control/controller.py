@@ -21,7 +21,7 @@ from jacrec.engine.admission import admit, check_parameters
 from jacrec.engine.methods import METHODS
 from jacrec.engine.parameters import over_rows, trainable
 from jacrec.engine.rollout import noise_like, sampled_problem
-from jacrec.engine.shapes import check_observation, check_state, plain_torch, row_mask
+from jacrec.engine.shapes import check_depends, check_observation, check_state, plain_torch, row_mask
 from jacrec.models.dynamics import MultiStepDynamics
 from jacrec.models.world import Anchor, BatchedPolicy, World, architecture_of, expect_world, policy_action
 from jacrec.models.wrappers import check_policy_kind, copied, unwrapped
@@ -70,6 +70,7 @@ class MPC:
         self.update = self.config.make_update() if update is None else check_update(update)
         if self.update is not None:
             self.update.check(self.config, world)
+        check_depends(world, self.config.horizon)
         multistep = isinstance(world.dynamics, MultiStepDynamics)
         if not multistep and self.config.method in ("multistep", "fused-multistep"):
             raise ValueError(
@@ -109,14 +110,17 @@ class MPC:
         return next((d for d in told if isinstance(d, int) and d > 0), None)
 
     def _anchored(self, world: World) -> World:
-        """The world with the penalty on leaving the pretrained policy, if there is one."""
-        weight = self.absolute_config.anchor
-        if not weight:
+        """The world with the pretrained policy as its anchor, if the settings have it take part."""
+        c = self.absolute_config
+        if not c.anchored:
             return world
         if world.anchor is not None:
-            raise ValueError("anchor: expected 0 for a world that has an anchor already, got another; use one of them")
+            raise ValueError(
+                'anchor, terminal: expected 0 and "policy" for a world that has an anchor already, got '
+                f"{self.config.anchor!r} and {c.terminal!r}; use one of them"
+            )
         base = self.base if not isinstance(self.base, BatchedPolicy) else copied(self.base.template)
-        return replace(world, anchor=Anchor(base.requires_grad_(False).eval(), weight))
+        return replace(world, anchor=Anchor(base.requires_grad_(False).eval(), c.anchor, c.terminal == "base"))
 
     def _share_parameters(self) -> None:
         """ψ₀ by name, which `base` shares, and the world anchored to it."""
@@ -272,7 +276,7 @@ class MPC:
     @torch.no_grad()
     def _refill_anchor(self) -> None:
         """Let the anchor be the pretrained policy as it is now; the N copies of a batch are equal."""
-        if self.absolute_config.anchor and self.world.anchor is not None:
+        if self.config.anchored and self.world.anchor is not None:
             for name, p in self.world.anchor.policy.named_parameters():
                 p.copy_(self.pretrained[name] if self.batch is None else self.pretrained[name][0])
 
@@ -280,7 +284,7 @@ class MPC:
         own = {k: v for k, v in self.__dict__.items() if k not in ("policy", "base", "deadline", "pretrained")}
         # by value: torch sends tensors to processes as shared memory, in which both controllers would update the same ψ
         own["networks"] = pickle.dumps((copied(self.policy), copied(self.base)))
-        if self.absolute_config.anchor:
+        if self.config.anchored:
             own["world"] = replace(self.world, anchor=None)
         own["generator"] = self.generator.get_state().numpy().tobytes()
         return own | {"pace": self.deadline.pace, "warned": self.policy in warned}

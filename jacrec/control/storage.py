@@ -3,7 +3,7 @@
 import json
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, TypedDict, cast
+from typing import Any, NotRequired, TypedDict, cast
 
 import torch
 from torch import Tensor
@@ -35,6 +35,8 @@ class Header(TypedDict):
     discount: float
     value_scale: float | None
     anchor_weight: float | None
+    anchor_terminal: NotRequired[bool]
+    """absent: False"""
     settings: dict[str, Any]
     batch: int | None
     device: str
@@ -58,7 +60,7 @@ def save(mpc: MPC, path: str | Path) -> Path:
             f"{rule}; save one without the rule, and make the controller anew with MPC(loaded.base, loaded.world, loaded.config, update=…)"
         )
     policy = architecture_of(mpc.policy)
-    world = replace(mpc.world, anchor=None) if mpc.absolute_config.anchor else mpc.world  # its own is made from the settings
+    world = replace(mpc.world, anchor=None) if mpc.config.anchored else mpc.world  # its own is made from the settings
     parts: dict[str, Any] = {"policy": policy, "dynamics": world.dynamics, "reward": world.reward, "critic": world.critic}
     if world.anchor is not None:
         parts["anchor"] = world.anchor.policy
@@ -80,6 +82,7 @@ def save(mpc: MPC, path: str | Path) -> Path:
         "discount": world.discount,
         "value_scale": world.value_scale,
         "anchor_weight": None if world.anchor is None else world.anchor.weight,
+        "anchor_terminal": world.anchor is not None and world.anchor.terminal,
         "settings": asdict(mpc.config),
         "batch": mpc.batch,
         "device": mpc.device.type,
@@ -126,7 +129,8 @@ def load(path: str | Path, *, device: str | torch.device = "cpu") -> MPC:
         p.requires_grad_(name not in header["frozen"])
     weight = header["anchor_weight"]
     try:
-        anchor = None if weight is None else Anchor(parts["anchor"].requires_grad_(False), weight)
+        terminal = header.get("anchor_terminal", False)
+        anchor = None if weight is None else Anchor(parts["anchor"].requires_grad_(False), weight, terminal)
         dynamics = cast(Dynamics, parts["dynamics"])
         world = World(dynamics, parts["reward"], parts["critic"], header["discount"], header["value_scale"], anchor)
         mpc = MPC(parts["policy"], world, MPCConfig(**header["settings"]), batch=header["batch"])

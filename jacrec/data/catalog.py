@@ -86,6 +86,7 @@ def describe(
     action_low: Bound | None = None,
     action_high: Bound | None = None,
     repair: bool = False,
+    mapping: str | Path | None = None,
 ) -> DatasetDescription:
     """Read a data set and summarise it. Accepts whatever `load` accepts; never downloads.
 
@@ -93,11 +94,19 @@ def describe(
         FileNotFoundError, ValueError: as `load`.
     """
     bounds = {"action_low": action_low, "action_high": action_high}
-    data = load(source, env_id=env_id, download=False, repair=repair, **bounds)
+    return summarise(load(source, env_id=env_id, download=False, repair=repair, mapping=mapping, **bounds))
+
+
+def summarise(data: Transitions) -> DatasetDescription:
+    """The summary of loaded data.
+
+    Raises:
+        ValueError: no row has a known successor.
+    """
     returns, lengths, terminated = episode_table(data)
     if not len(returns):
         raise ValueError(f"{data.info.name}: expected rows with a known successor, got none; every episode has a single row")
-    scores = data.info.score(evaluated_returns(data))
+    scores = data.info.score(evaluated_returns(data), terminated)
     made_by = read_metadata(data.info.name).get("jacrec", {}) if data.info.physics else {}
     return DatasetDescription(
         info=data.info,

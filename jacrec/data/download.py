@@ -10,6 +10,8 @@ from jacrec.data.d4rl_files import D4RL_FILES, D4RLFile, d4rl_file, datasets_roo
 from jacrec.data.fetch import DownloadError, Progress, check_sum, digest_of, fetch, ignore_read_only, recorded_sum, sum_file
 from jacrec.data.readers.minari import dataset_path
 from jacrec.data.readers.minari_files import is_complete
+from jacrec.data.readers.ogbench import MAGIC, URL, ogbench_file
+from jacrec.envs.ogbench import is_single_task
 
 HDF5_MAGIC = b"\x89HDF\r\n\x1a\n"
 SUMS = "jacrec.sha256"
@@ -38,16 +40,19 @@ def get(name: str, *, progress: Progress | None = None, overwrite: bool = False)
     later downloads of the same name have to match it, even if the file itself was deleted or is to be overwritten.
 
     Raises:
-        ValueError: neither one of D4RL's 24 data sets (``hopper-medium-replay-v2``) nor a Minari id with a namespace.
+        ValueError: neither one of D4RL's 24 data sets (``hopper-medium-replay-v2``), nor a Minari id with a namespace, nor a
+            single task of OGBench (``cube-single-play-singletask-v0``).
         DownloadError: no network, no such data set, a checksum mismatch, or a truncated file.
     """
+    if is_single_task(name):
+        return _get_ogbench(name, progress, overwrite)
     entry = D4RL_FILES.get(name) or (None if "/" in name else d4rl_file(name))
     if entry is not None:
         return _get_d4rl(entry, progress, overwrite)
     if "/" not in name:
         raise ValueError(
-            f"name: expected one of {', '.join(D4RL_FILES)}, or a Minari id such as 'mujoco/hopper/medium-v0' or "
-            f"'D4RL/antmaze/umaze-v1', got {name!r}"
+            f"name: expected one of {', '.join(D4RL_FILES)}, a Minari id such as 'mujoco/hopper/medium-v0' or "
+            f"'D4RL/antmaze/umaze-v1', or a single task of OGBench such as 'cube-single-play-singletask-v0', got {name!r}"
         )
     return _get_minari(name, overwrite)
 
@@ -72,6 +77,19 @@ def _get_d4rl(entry: D4RLFile, progress: Progress | None, overwrite: bool) -> Do
             known = f"\n{first} was recorded for the first copy; to accept another file, delete {sum_file(path)}"
         raise DownloadError(f"{entry.name}: {error}{known}\n{offline_instructions(entry.name)}") from error
     return DownloadResult(path, path.stat().st_size, digest, True, entry.sha256 is not None or entry.url.startswith("https:"))
+
+
+def _get_ogbench(name: str, progress: Progress | None, overwrite: bool) -> DownloadResult:
+    path = ogbench_file(name)
+    if path.is_file() and not overwrite:
+        return DownloadResult(path, path.stat().st_size, check_sum(path), False)
+    try:
+        digest = fetch(f"{URL}/{path.name}", path, sha256=recorded_sum(path), magic=MAGIC, progress=progress)
+    except DownloadError as error:
+        raise DownloadError(
+            f"{name}: {error}\nwithout a network: copy {path.name} from a machine that has it to {path}"
+        ) from error
+    return DownloadResult(path, path.stat().st_size, digest, True)
 
 
 def offline_instructions(name: str) -> str:

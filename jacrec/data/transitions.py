@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from jacrec.envs.actions import ActionBox
+from jacrec.envs.ogbench import is_single_task
 from jacrec.util.errors import expect_seed
 
 STD_FLOOR = 1e-6
@@ -46,11 +47,27 @@ class DatasetInfo:
         """The bounds that the data state for their actions, or None."""
         return ActionBox.stated(self.action_low, self.action_high)
 
-    def score(self, returns):
+    @property
+    def scored(self) -> bool:
+        """Whether there are scores."""
+        return is_single_task(self.env_id) or (self.ref_min is not None and self.ref_max is not None)
+
+    def score(self, returns, terminated=None):
         """D4RL's normalised score in percent: 100 (return − ref_min) / (ref_max − ref_min); None without references.
 
-        A score of 100 is the reference expert. Minari's and D4RL's `get_normalized_score` return this divided by 100.
+        A score of 100 is the reference expert. Minari's and D4RL's `get_normalized_score` return this divided by 100. In OGBench's
+        single tasks the score is the success: 100 for an episode that the task terminates, which it does at the goal, else 0.
+
+        Args:
+            returns: of the episodes.
+            terminated: whether the task ended them; required for OGBench's single tasks.
         """
+        if is_single_task(self.env_id):
+            if terminated is None:
+                raise ValueError(
+                    f"terminated: expected one flag per episode, whose score in {self.env_id} is its success, got None"
+                )
+            return 100.0 * np.asarray(terminated, np.float64)
         if self.ref_min is None or self.ref_max is None:
             return None
         return 100.0 * (np.asarray(returns) - self.ref_min) / (self.ref_max - self.ref_min)

@@ -10,9 +10,9 @@ from jacrec.engine.admission import admit
 from jacrec.engine.dispatch import kept_plan
 from jacrec.engine.jacobians.generic import checked_step, checked_value
 from jacrec.engine.problem import Problem
-from jacrec.engine.shapes import check_state, plain_torch, problem
+from jacrec.engine.shapes import check_depends, check_state, plain_torch, problem
 from jacrec.models.dynamics.multistep import MultiStepDynamics
-from jacrec.models.world import World, apply_policy
+from jacrec.models.world import Anchor, World, apply_policy
 from jacrec.models.wrappers import unwrapped
 
 
@@ -51,12 +51,18 @@ def rollout(policy: Callable[[Tensor], Tensor], world: World, state: Tensor, noi
 
 def term(world: World, last: bool, state: Tensor, action: Tensor) -> Tensor:
     """A step's term of (3), undiscounted, (B,): the reward, or the critic at the last step; less the anchor's penalty."""
-    name = "critic" if last else "reward"
+    anchor, name = world.anchor, "critic" if last else "reward"
+    if last and anchor is not None and anchor.terminal:
+        return checked_value(name, world.critic, state, _base_action(anchor, state))
     value = checked_value(name, getattr(world, name), state, action)
-    if world.anchor is None:
+    if anchor is None or not anchor.weight:
         return value
-    gap = action - apply_policy(world.anchor.policy, None, state.unsqueeze(0)).squeeze(0)
-    return value - world.anchor.weight * gap.square().sum(-1)
+    return value - anchor.weight * (action - _base_action(anchor, state)).square().sum(-1)
+
+
+def _base_action(anchor: Anchor, state: Tensor) -> Tensor:
+    """π₀ at states (B, d) -> (B, m)."""
+    return apply_policy(anchor.policy, None, state.unsqueeze(0)).squeeze(0)
 
 
 def _all_at_once(policy: Callable[[Tensor], Tensor], world: World, states: Tensor) -> Rollout:
@@ -100,6 +106,7 @@ def sampled_problem(
     """`jacrec.engine.shapes.problem` under fresh standard normal noise; the state is checked before any is drawn."""
     policy = unwrapped(policy)
     state, single, plan = check_state(policy, world, state)
+    check_depends(world, horizon)
     if plan is None:
         admit(policy, world, state, horizon)
         plan = kept_plan(policy, world, state, examined=True)

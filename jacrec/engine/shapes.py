@@ -39,6 +39,7 @@ def problem(policy: nn.Module, world: World, state: Tensor, noise: Tensor) -> Pr
     policy = unwrapped(policy)
     state, single, plan = check_state(policy, world, state)
     noise = check_noise(world, state, noise, single)
+    check_depends(world, noise.shape[2])
     if plan is None:
         admit(policy, world, state, noise.shape[2])
         plan = kept_plan(policy, world, state, examined=True)
@@ -89,6 +90,15 @@ def check_state(policy: nn.Module, world: World, state: Tensor) -> tuple[Tensor,
     check_finite("state", state)
     state = mark_nonfinite(state, state)
     return state.clone() if state.is_inference() else state, single, plan
+
+
+def check_depends(world: World, horizon: int) -> None:
+    """ValueError if the policy's action at s_t is not in the return: H = 0 with the anchor's action in the only term."""
+    if horizon == 0 and world.anchor is not None and world.anchor.terminal:
+        raise ValueError(
+            "horizon: expected H >= 1 with Anchor.terminal, since the only term of H = 0 is then Q(s, π₀(s)), which does not "
+            "depend on the policy that is updated, got 0; imagine a step, or leave terminal out"
+        )
 
 
 def check_parts(policy: nn.Module, world: World, state: Tensor) -> None:

@@ -18,6 +18,7 @@ import gymnasium
 import mujoco
 import numpy as np
 
+from jacrec.envs.ogbench import is_single_task, ogbench
 from jacrec.util.caller import warn_caller
 from jacrec.util.errors import expect_one_of
 
@@ -82,7 +83,8 @@ def make_env(env_id: str, *, physics: str = "d4rl", **kwargs) -> gymnasium.Env:
     D4RL's data belong to the ``-v4`` environments: ``-v5`` changed Walker2d's friction and the healthy rewards. gymnasium's
     deprecation warning for them is therefore suppressed. Goal environments (PointMaze and AntMaze of Gymnasium-Robotics) are
     wrapped so that the state contains the goal (`goal_in_state`). D4RL's AntMaze is ``jacrec/antmaze-umaze-v2`` and similar;
-    `jacrec.envs.antmaze` lists the differences to Gymnasium-Robotics' AntMaze.
+    `jacrec.envs.antmaze` lists the differences to Gymnasium-Robotics' AntMaze. OGBench's single tasks, such as
+    ``cube-single-singletask-v0``, were recorded with MuJoCo before 3.5 as well.
 
     Args:
         physics: "d4rl" (contacts as before MuJoCo 3.5) or "native" (as in the installed MuJoCo).
@@ -96,10 +98,14 @@ def make_env(env_id: str, *, physics: str = "d4rl", **kwargs) -> gymnasium.Env:
         import jacrec.envs.antmaze  # noqa: F401  registers its ids
     elif env_id.startswith(("PointMaze", "AntMaze")):
         _register_mazes(env_id)
+    elif is_single_task(env_id):
+        ogbench()
     with warnings.catch_warnings(), _quiet_compiler():
         warnings.filterwarnings("ignore", message=".*is out of date", category=DeprecationWarning)
         try:
             env = gymnasium.make(env_id, **kwargs)
+            if is_single_task(env_id):
+                env.reset(seed=0)  # OGBench builds the models of some only now
         except gymnasium.error.UnregisteredEnv as error:
             raise ValueError(
                 "env_id: expected a registered id such as 'Hopper-v4', 'HalfCheetah-v4', 'PointMaze_UMaze-v3' or, for D4RL's "

@@ -97,7 +97,7 @@ class EvalConfig(PlayConfig):
     """contestants: base (π as trained; always plays), h0 (ascent on the critic at s_t alone), mpc (Algorithm 1), and the
     action planners mppi, cem, best-of-return, best-of-q and action-gradient in the same world model"""
     mpc: MPCConfig = field(default_factory=MPCConfig)
-    """the controller's settings; h0 uses them with horizon 0"""
+    """the controller's settings; h0 uses them with horizon 0, and so with its own action in the last term"""
     experimental: ExperimentalConfig = field(default_factory=ExperimentalConfig)
     """an experimental update rule of mpc and h0; h0 has no gate, since at horizon 0 all particles are identical"""
     dynamics: Sampler = field(default_factory=Sampler)
@@ -158,7 +158,7 @@ class EvalConfig(PlayConfig):
             return own if self.planner_budget is None else within_budget(own, self.planner_budget)
         own = {"lr": self.h0_lr, "updates": self.h0_updates, "carry": self.h0_carry}
         settings: dict[str, Any] = {f.name: getattr(self.mpc, f.name) for f in fields(MPCConfig)}
-        settings |= {"horizon": 0, "particles": 1} | {k: v for k, v in own.items() if v is not None}
+        settings |= {"horizon": 0, "particles": 1, "terminal": "policy"} | {k: v for k, v in own.items() if v is not None}
         # at H = 0 all particles are identical, so there is no noise to compare the gradient with
         experimental = experimental_of(with_experimental(self.mpc, self.experimental))
         ungated = replace(experimental, min_signal=None, max_particles=None)

@@ -206,5 +206,5 @@ def _digest(module: nn.Module) -> str:
 
 
 def _as_dict(log: EpisodeLog, run: Played) -> dict[str, Any]:
-    scores = run.info.score(log.returns)
+    scores = run.info.score(log.returns, log.terminated)
     return asdict(log) | {"scores": None if scores is None else [float(s) for s in scores]}

@@ -52,8 +52,8 @@ class PolicyEvaluation:
         """Entries for the line of metrics: mean and standard error of the returns and, with references, of the scores."""
         threads = torch.get_num_threads()
         with contextlib.closing(open_env(Unfinished(policy, info, folder), self.play, threads=threads)) as env:
-            returns = play(env, PolicyController(policy), self.play.seeds).returns
-        scores = info.score(returns)
+            log = play(env, PolicyController(policy), self.play.seeds)
+        returns, scores = log.returns, info.score(log.returns, log.terminated)
         return {**_summary("eval_return", returns), **({} if scores is None else _summary("eval_score", scores))}
 
 

@@ -45,6 +45,7 @@ def evaluate(
     out: str | Path | None = None,
     again: bool = False,
     quiet: bool = False,
+    on_record: Callable[[dict[str, Any]], None] | None = None,
 ) -> dict[str, Any]:
     """Play all contestants and record the results in `out`/evaluation.json; the record.
 
@@ -57,6 +58,7 @@ def evaluate(
         out: folder of the record (default: the run's folder).
         again: discard an existing evaluation in `out`.
         quiet: show no progress.
+        on_record: called with the record after each contestant.
 
     Raises:
         ValueError: `out` holds an evaluation or rehearsal of other networks or settings; the environment is unknown; its
@@ -91,6 +93,8 @@ def evaluate(
                 record["growth"] = growth or record["growth"]
                 write_json(folder / FILE, record)
             progress.update(task, completed=1.0)
+            if on_record is not None:
+                on_record(record)
     return record
 
 

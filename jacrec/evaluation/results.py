@@ -112,7 +112,8 @@ def settings_in_words(record: dict[str, Any], name: str) -> str:
     carry = CARRY.get(own["carry"], own["carry"])
     unit = " mean|Q| units" if own.get("units") == "value" else ""
     anchor = f", anchor {own['anchor']:g}" if own.get("anchor") else ""
-    return f"H {own['horizon']}{particles}, E {own['updates']}, lr {own['lr']:g}{unit}{anchor}, {carry}"
+    terminal = ", the base's action in the last term" if own.get("terminal") == "base" else ""
+    return f"H {own['horizon']}{particles}, E {own['updates']}, lr {own['lr']:g}{unit}{anchor}{terminal}, {carry}"
 
 
 def settings_apart(record: dict[str, Any]) -> list[str]:

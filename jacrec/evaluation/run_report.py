@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from jacrec.envs.ogbench import is_single_task
 from jacrec.evaluation import rehearsal_tables, run_plots
 from jacrec.evaluation.evaluate import acts_as_base, read_evaluation
 from jacrec.evaluation.markdown import Sheet, bullet_list, key_values, write_sections
@@ -128,7 +129,9 @@ def _scores(results: list[Result], record: dict[str, Any], level: float) -> str:
         f"± is the standard deviation over episodes, [ ] a {level:.0%} interval of the mean difference. Decisions per second "
         f"are the median over the controller's calls, compiled before and measured alone, with {rows_in_step} episodes in lock-step."
     )
-    if what == "score":
+    if is_single_task(record["environment"]["id"]):
+        note = f"Scores are percent of the episodes that succeeded; returns are undiscounted sums. {note}"
+    elif what == "score":
         note = f"Scores are percent: 0 is the reference's random policy, 100 its expert; returns are undiscounted sums. {note}"
     return f"## Scores\n\n{_table(head, rows)}\n\n{note}\n\n![scores](plots/scores.png)"
 

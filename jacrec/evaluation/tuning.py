@@ -231,7 +231,7 @@ def _player(
             controller = None if name == BASE else candidates[name]
             player = PolicyController(run.policy) if controller is None else make_controller(run, controller, env.n)
             log = episodes(env, player, seeds)
-            scores = run.info.score(log.returns)
+            scores = run.info.score(log.returns, log.terminated)
             own[str(i)] = log.returns if scores is None else scores.tolist()
             write_json(path, record)
             if progress is not None:
@@ -312,7 +312,7 @@ def _new_record(run: Run, families: Families, config: TuneConfig, play: PlayConf
         },
         "networks": digests(run),
         "environment": environment_record(env),
-        "unit": "return" if run.info.score([0.0]) is None else "score",
+        "unit": "score" if run.info.scored else "return",
         "versions": versions(),
         "machine": machine(),
         "played": {},

@@ -71,7 +71,7 @@ class Decoupled(PlainStep):
                 f'method: expected "auto" with objective="decoupled-{self.local}", whose gradient is computed in one way, got '
                 f'{config.method!r}; the methods compute that of objective="return"'
             )
-        if config.anchor or (world is not None and world.anchor is not None):
+        if config.anchored or (world is not None and world.anchor is not None):
             raise ValueError("anchor: expected none with a decoupled objective, which has no anchored form, got one")
         expect_one_transition(world, "Decoupled")
 

@@ -25,27 +25,34 @@ class Dynamics(Protocol):
 
 @dataclass(frozen=True)
 class Anchor:
-    """A penalty on leaving a reference policy π₀ in imagination: β‖π_ψ(s̃_j) − π₀(s̃_j)‖² at every step j = 0…H.
+    """A reference policy π₀ in imagination: a penalty on leaving it, its action in the last term of the return, or both.
 
-    It is subtracted from the reward of steps j < H and from the terminal value, and discounted with them:
+    The penalty is subtracted from the reward of steps j < H and from the terminal value, and discounted with them:
 
         Ĵ_β = Ĵ − β Σ_{j≤H} γ^j ‖π_ψ(s̃_j) − π₀(s̃_j)‖²
 
-    Theorem 4.1 holds as it stands, with r and Q so changed. It is ReBRAC's behaviour penalty with π₀ in the role of the data.
+    It is ReBRAC's behaviour penalty with π₀ in the role of the data. With `terminal` the return ends in γ^H Q(s̃_H, π₀(s̃_H)), and
+    the penalty with step H − 1: π_ψ acts at the steps j < H alone. Theorem 4.1 holds as it stands, with r and Q so changed.
     """
 
     policy: nn.Module
     """π₀: state -> action, a module of its own: a copy of the policy that is updated; its parameters are constants"""
-    weight: float
-    """β > 0, in units of return"""
+    weight: float = 0.0
+    """β > 0, in units of return; also 0, no penalty, with `terminal`"""
+    terminal: bool = False
+    """whether the last term takes π₀'s action, so that the ascent cannot seek actions that the critic overrates there; needs H >= 1"""
 
     def __post_init__(self):
         object.__setattr__(self, "policy", unwrapped(self.policy))
         if not isinstance(self.policy, nn.Module) or isinstance(self.policy, BatchedPolicy):
             raise ValueError(f"Anchor.policy: expected a single policy, an nn.Module, got {type(self.policy).__name__}")
         object.__setattr__(self, "weight", plain_number(self.weight))
-        if not isinstance(self.weight, int | float) or not 0.0 < self.weight < math.inf:
-            raise ValueError(f"Anchor.weight: expected a finite β > 0, got {self.weight!r}; leave the anchor out for none")
+        if not isinstance(self.terminal, bool):
+            raise ValueError(f"Anchor.terminal: expected True or False, got {self.terminal!r}")
+        number = isinstance(self.weight, int | float) and 0.0 <= self.weight < math.inf
+        if not number or not (self.weight or self.terminal):
+            what = "a finite β >= 0" if self.terminal else "a finite β > 0"
+            raise ValueError(f"Anchor.weight: expected {what}, got {self.weight!r}; leave the anchor out for none")
         check_deterministic(self.policy, "Anchor.policy")
 
 
@@ -69,7 +76,7 @@ class World:
     value_scale: float | None = None
     """mean |Q_φ(s, π(s))| over the data (`value_scale`), the unit of `MPCConfig(units="value")`; None: unknown"""
     anchor: Anchor | None = None
-    """penalty on leaving a reference policy; None: the plain return (3)"""
+    """penalty on leaving a reference policy, or its action in the last term; None: the plain return (3)"""
 
     def __post_init__(self):
         for name in ("dynamics", "reward", "critic"):

@@ -80,6 +80,7 @@ def deploy(
     out: str | Path | None = None,
     say: Callable[[str], None] = print,
     progress: Progress | None = None,
+    on_record: Callable[[dict[str, Any]], None] | None = None,
 ) -> dict[str, Any]:
     """Play `config.episodes` episodes while refreshing the models; the record, which is also written to `out`/deploy.json.
 
@@ -92,6 +93,7 @@ def deploy(
         out: folder of the deployment (default: the run's path with the suffix "-deploy").
         say: receives notices, one sentence each, possibly from another thread.
         progress: called with the fraction of episodes played and a short status.
+        on_record: called with the record, refreshes included, after each group of episodes, and at the end.
 
     Raises:
         ValueError: `out` holds a run or another deployment; the environment is unknown or does not fit the run; a model cannot
@@ -138,7 +140,12 @@ def deploy(
             replay.sync()  # before the record that counts them
             record["transitions"] = len(replay)
             _store(folder, record, mpc)
-    return record | {"refreshes": read_refreshes(folder)}
+            if on_record is not None:
+                on_record(record | {"refreshes": read_refreshes(folder)})
+    record |= {"refreshes": read_refreshes(folder)}
+    if on_record is not None:
+        on_record(record)
+    return record
 
 
 def deployment_folder(run: Path, out: str | Path | None) -> Path:
@@ -162,7 +169,7 @@ def _episodes(log: EpisodeLog, run: Run, controller: RefreshedController, versio
         "p99_ms": float(np.quantile(ms, 0.99)),
         "max_ms": float(ms.max()),
     }
-    scores = run.info.score(log.returns)
+    scores = run.info.score(log.returns, log.terminated)
     return [
         {
             "seed": seed,

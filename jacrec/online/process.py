@@ -140,7 +140,7 @@ def offline_data(
         if not loadable(config, info):
             raise ValueError(f"expected data that can be loaded, got {info.name!r}, given to train(..., data=...)")
         bounds = {"action_low": config.action_low, "action_high": config.action_high}
-        data = load(config.data, env_id=config.env_id, download=False, repair=config.repair, **bounds)
+        data = load(config.data, env_id=config.env_id, download=False, repair=config.repair, mapping=config.mapping, **bounds)
         if not scaled and not (data.info.action_box or ActionBox()).is_unit:
             raise ValueError(f"{config.data}: expected actions as the run was trained on, got {data.info.action_box} scaled")
         kept, held_out = data.split(config.held_out, derive_seed(config.seed, "held out"))

@@ -48,7 +48,7 @@ class Planner:
         check_policy_kind(policy)
         expect_world(world)
         if world.anchor is not None:
-            raise ValueError("world: expected one without anchor, which is a penalty on updates of the policy, got one")
+            raise ValueError("world: expected one without anchor, which is for updates of the policy, got one")
         if config is not None and not isinstance(config, PlannerConfig):
             raise ValueError(f"config: expected PlannerConfig(...) or None, got {type(config).__name__}; MPCConfig is of MPC")
         if isinstance(world.dynamics, MultiStepDynamics) and (config or PlannerConfig()).planner != "best-of-q":

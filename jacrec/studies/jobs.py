@@ -143,7 +143,7 @@ class TrainJob(Job):
             done[line["stage"]] = line["update"]
             report(sum(done.values()) / max(total, 1))
 
-        data = load_cached(source, config.env_id, config.action_low, config.action_high, config.repair)
+        data = load_cached(source, config.env_id, config.action_low, config.action_high, config.repair, config.mapping)
         policy = load_tilt_policy(self.folder / self.needs[0]) if self.needs else None
         train(config, self.path, stages=self.stages, data=data, policy=policy, quiet=True, on_log=on_log)
         return f"{total} updates"
@@ -338,10 +338,12 @@ def load_cached(
     action_low: Bound | None = None,
     action_high: Bound | None = None,
     repair: bool = False,
+    mapping: str | None = None,
 ) -> Transitions:
     """`load` with a cache of one data set, so that consecutive jobs of a worker on the same data load it once."""
-    key = source, env_id, action_low, action_high, repair
+    key = source, env_id, action_low, action_high, repair, mapping
     if key not in _loaded:
         _loaded.clear()
-        _loaded[key] = load(source, env_id=env_id, action_low=action_low, action_high=action_high, repair=repair)
+        bounds = {"action_low": action_low, "action_high": action_high}
+        _loaded[key] = load(source, env_id=env_id, repair=repair, mapping=mapping, **bounds)
     return _loaded[key]

@@ -5,14 +5,17 @@ from pathlib import Path
 from jacrec.data.d4rl_files import D4RL_FILES, datasets_root, find_d4rl
 from jacrec.data.readers.d4rl import FLAT_SUFFIXES
 from jacrec.data.readers.minari import dataset_path
+from jacrec.data.readers.parquet import SUFFIX as PARQUET
 from jacrec.studies.config import TaskSpec
 from jacrec.training.config import published_name
 from jacrec.util.files import user_path
 
+SUFFIXES = (*FLAT_SUFFIXES, PARQUET)
+
 
 def needs_root(spec: TaskSpec) -> bool:
     """Whether the task's data are given as a relative path."""
-    return spec.data is not None and spec.data.endswith(FLAT_SUFFIXES) and not user_path(spec.data).is_absolute()
+    return spec.data is not None and spec.data.endswith(SUFFIXES) and not user_path(spec.data).is_absolute()
 
 
 def data_source(task: str, spec: TaskSpec, data_root: str | Path | None = None) -> str:
@@ -25,7 +28,7 @@ def data_source(task: str, spec: TaskSpec, data_root: str | Path | None = None) 
         FileNotFoundError: there is no such file, or no such locally made data set.
         ValueError: the task has no data and is not one of D4RL's, or `data_root` contains the file twice.
     """
-    if spec.data is not None and spec.data.endswith(FLAT_SUFFIXES):
+    if spec.data is not None and spec.data.endswith(SUFFIXES):
         path = user_path(data_root or ".") / user_path(spec.data)
         if not path.is_file():
             raise FileNotFoundError(f"{task}: expected the data file {path}, got none; set --data-root")

@@ -2,7 +2,7 @@
 
 import graphlib
 import heapq
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -117,10 +117,18 @@ def expect_data(plan: Plan) -> None:
         )
 
 
-def sweep(plan: Plan, executor: Executor, watcher: Watcher, *, retries: int = 1) -> Outcome:
+def sweep(
+    plan: Plan,
+    executor: Executor,
+    watcher: Watcher,
+    *,
+    retries: int = 1,
+    on_finished: Callable[[Job], None] | None = None,
+) -> Outcome:
     """Run the missing jobs. Results are written atomically, so a sweep can be killed at any moment and resumed.
 
-    A failed job is retried up to `retries` times, after all other jobs; the jobs that depend on it wait.
+    A failed job is retried up to `retries` times, after all other jobs; the jobs that depend on it wait. `on_finished` is called
+    with each job that has a new result.
     """
     by_id = {job.id: job for job in plan.todo}
     order = {id: i for i, id in enumerate(by_id)}
@@ -161,6 +169,8 @@ def sweep(plan: Plan, executor: Executor, watcher: Watcher, *, retries: int = 1)
                 outcome.finished.append(job.id)
                 graph.done(job.id)
                 watcher.finished(job, message)
+                if on_finished is not None:
+                    on_finished(job)
                 continue
             outcome.failed[job.id] = record_failure(job, message)
             tries[job.id] = tries.get(job.id, 0) + 1

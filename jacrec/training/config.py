@@ -225,6 +225,8 @@ class TrainConfig:
     """name of a D4RL data set, Minari id, or path of a D4RL-layout file"""
     env_id: str | None = None
     """gymnasium id of the evaluation environment; None for the one named in the data"""
+    mapping: str | None = None
+    """YAML file, or neorl2 or lerobot: which arrays or columns of the data's file are what; None for D4RL's names"""
     repair: bool = False
     """skip empty episodes, drop incomplete or non-finite last steps and clip actions slightly out of bounds, with a warning,
     instead of refusing such data"""

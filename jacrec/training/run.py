@@ -219,7 +219,9 @@ def load_transitions(config: TrainConfig, data: Transitions | None = None) -> Tr
         from jacrec.data.readers.load import load
 
         low, high = config.action_low, config.action_high
-        data = load(config.data, env_id=config.env_id, action_low=low, action_high=high, repair=config.repair)
+        data = load(
+            config.data, env_id=config.env_id, action_low=low, action_high=high, repair=config.repair, mapping=config.mapping
+        )
     elif stated is not None and stated != data.info.action_box:
         raise ValueError(
             f"action_low, action_high: expected none beside data, whose actions are already in [-1, 1] for "

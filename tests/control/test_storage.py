@@ -63,11 +63,13 @@ def expect_same_decisions(mpc, again, batch):
         (None, {}, {}),
         (None, {"value_scale": 3.0}, {"units": "value", "anchor": 0.1, "max_grad_norm": 1.0}),
         (None, {"anchor": Anchor(Actor(D, M, (4,)), 0.3)}, {"trust_radius": 0.5, "max_action_change": 0.2}),
+        (None, {}, {"terminal": "base"}),
+        (None, {"anchor": Anchor(Actor(D, M, (4,)), terminal=True)}, {}),
         (EnsembleDynamics(D, M, (8,), members=3), {}, {"carry": "persist"}),
         (MultiStepDynamics(D, M, (8,), horizon=2), {}, {"method": "multistep"}),
         (None, {}, {"horizon": 0}),
     ],
-    ids=["plain", "value units", "anchor", "ensemble", "multistep", "critic alone"],
+    ids=["plain", "value units", "anchor", "terminal", "anchor's", "ensemble", "multistep", "critic alone"],
 )
 def test_it_decides_as_the_saved_one(batch, dynamics, options, settings, tmp_path):
     policy, world = parts(dynamics, **options)
@@ -83,6 +85,15 @@ def test_it_decides_as_the_saved_one(batch, dynamics, options, settings, tmp_pat
     assert (again.world.discount, again.world.value_scale) == (0.97, options.get("value_scale"))
     assert sorted(p.name for p in path.parent.iterdir()) == ["controller.safetensors"]
     expect_same_decisions(mpc, again, batch)
+
+
+def test_files_from_before_there_was_a_terminal_anchor_are_read(tmp_path):
+    mpc = MPC(*parts(anchor=Anchor(Actor(D, M, (4,)), 0.3)), MPCConfig(**PLAIN))
+    path = jacrec.save(mpc, tmp_path / "controller.safetensors")
+    changed_header(
+        path, lambda header: (header.pop("checksum"), header.pop("anchor_terminal"), header["settings"].pop("terminal"))
+    )
+    expect_same_decisions(mpc, jacrec.load(path), None)
 
 
 def test_precision_survives(tmp_path):

@@ -80,7 +80,7 @@ def is_right(policy, world, methods=(FUSED,), tolerance=1e-11):
     case=cases(max_H=3, max_M=4, foreign=False),
     build=stacks(),
     parts=st.tuples(PARTS, PARTS),
-    anchored=st.booleans(),
+    anchored=st.sampled_from([None, (0.5, False), (0.5, True), (0.0, True)]),
     tanh=st.booleans(),
 )
 def test_every_form_has_autograds_gradient(case, build, parts, anchored, tanh):
@@ -100,7 +100,9 @@ def test_every_form_has_autograds_gradient(case, build, parts, anchored, tanh):
     }[parts[1]]
     if parts[1] == "view":
         shake(critic, 0.1)
-    anchor = Anchor(build(case.d, case.m, tanh=True).requires_grad_(False), 0.5) if anchored else None
+    anchor = None
+    if anchored is not None and (case.H or not anchored[1]):
+        anchor = Anchor(build(case.d, case.m, tanh=True).requires_grad_(False), *anchored)
     args = policy, World(world.dynamics, reward, critic, case.discount, anchor=anchor), state, noise
     expected = policy_gradient(*args, method=Autograd())
     for method in (FUSED, Adjoint(), Forward(), Auto()):

@@ -250,6 +250,11 @@ def test_missing_files(tmp_path):
         evaluate(tmp_path, CONFIG, quiet=True)
 
 
+def test_h0_ends_with_its_own_action():
+    config = EvalConfig(mpc=MPCConfig(terminal="base"))
+    assert (config.controller("mpc").terminal, config.controller("h0").terminal) == ("base", "policy")
+
+
 def test_h0_has_no_gate():
     config = EvalConfig(experimental=ExperimentalConfig(min_signal=1.0, max_particles=32))
     h0 = config.controller("h0")

@@ -3,6 +3,7 @@
 import io
 import itertools
 import time
+from dataclasses import asdict
 
 import matplotlib.text
 import numpy as np
@@ -113,6 +114,10 @@ def test_every_row_says_with_which_settings_it_was_played(trained, folder, recor
         "h0": "H 0, E 1, lr 5e-05, ψ carried over the episode",
         "mpc": "H 1, M 2, E 2, lr 0.0001, ψ reset at every step",
     }
+    controller = asdict(MPCConfig(anchor=0.1, terminal="base", units="value"))
+    assert settings_in_words({"contestants": {"mpc": {"controller": controller}}}, "mpc") == (
+        "H 5, M 16, E 1, lr 5e-05 mean|Q| units, anchor 0.1, the base's action in the last term, ψ carried over the episode"
+    )
     apart = ["updates 1 against 2", "lr 5e-05 against 0.0001", "carry episode against step"]
     assert settings_apart(record) == apart
     text = write_run_report(trained, folder).read_text()

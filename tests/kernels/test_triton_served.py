@@ -9,9 +9,10 @@ from jacrec.engine.methods import policy_gradient
 from jacrec.engine.problem import Problem
 from jacrec.engine.shapes import problem
 from jacrec.kernels import chain as fused
-from jacrec.kernels import gradient, rollout
+from jacrec.kernels import gradient, kept, rollout
 from jacrec.kernels.served import DYNAMICS_SCALES, unsupported_reason
 from jacrec.models.activations import ACTIVATIONS
+from tests.cpu_cases import anchored
 from tests.kernels.test_triton import build, forward, plain, transposed
 from tests.oracles import relative_error
 from tests.triton_cases import DEVICE, imagine
@@ -81,6 +82,16 @@ def test_networks_that_are_not_what_they_say_are_refused(part, change):
         gradient.forward_gradient(p)
     assert part in rollout.rollout_unsupported_reason(p)
     assert part in gradient.unsupported_reason(p, "adjoint")
+
+
+def test_an_anchor_is_torchs_beside_the_chains():
+    for terminal in (False, True):
+        policy, world, state, noise = anchored(imagine(1, 2, 1, False, NETWORK, 0), terminal=terminal)
+        p = problem(policy, world, state, noise)
+        assert rollout.rollout_unsupported_reason(p) == "world: expected no anchor for a rollout in one launch, got one"
+        assert kept.facts(p) is None
+    got, expected = gradient.forward_gradient(p), policy_gradient(policy, world, state, noise, method=Autograd())
+    assert relative_error(got.gradient, expected.gradient) < 1e-12
 
 
 @pytest.mark.parametrize("name", ["dynamics.state_mean", "dynamics.out_std", "reward.state_std", "reward.reward_mean"])

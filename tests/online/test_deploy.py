@@ -245,6 +245,8 @@ def test_deploy_command(tmp_path, trained, capsys):
             "--online.no-enabled",
             "--replay.flush-every",
             "4",
+            "--log",
+            "csv",
         ]
     )
     out = capsys.readouterr().out
@@ -252,8 +254,11 @@ def test_deploy_command(tmp_path, trained, capsys):
     assert "decision" in out
     assert "no refresh took place" in out
     assert str(tmp_path / FILE) in out
-    settings = json.loads((tmp_path / FILE).read_text())["settings"]
+    record = json.loads((tmp_path / FILE).read_text())
+    settings = record["settings"]
     assert settings["replay"]["flush_every"] == 4
+    head, line = (tmp_path / "tracking/deploy/csv/episodes.csv").read_text().splitlines()
+    assert float(line.split(",")[head.split(",").index("return")]) == record["episodes"][0]["return"]
     assert len(ReplayReader(tmp_path).transitions()) == json.loads((tmp_path / FILE).read_text())["transitions"]
 
 

@@ -23,7 +23,7 @@ scripts and from users' reports and are assumed to hold for all six files, none 
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -47,8 +47,8 @@ Find = Callable[[str], Source | None]
 KEYS = ("observations", "actions", "rewards", "terminals", "timeouts")
 OGBENCH_KEYS = ("observations", "actions", "rewards", "terminals", "masks")
 RAW_OGBENCH = (
-    "if it is OGBench's own file, which has no rewards, choose a single task: arrays of "
-    "`ogbench.make_env_and_datasets('...-singletask-v0')` saved with numpy.savez are read as they are"
+    "if it is OGBench's own file, which has no rewards, choose a single task by its name, as cube-single-play-singletask-v0: "
+    "the file is then looked up in ~/.ogbench/data, and its rows get the task's rewards"
 )
 ATTRIBUTES = ("env_id", "source")
 REACH = 1.0
@@ -82,9 +82,7 @@ def read_d4rl(
     path = user_path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file; expected a D4RL-layout .hdf5 or .npz file")
-    if path.suffix not in FLAT_SUFFIXES:
-        raise ValueError(f"{path}: expected a file ending in {', '.join(FLAT_SUFFIXES)}, got {path.suffix!r}")
-    with (_open_hdf5 if path.suffix in HDF5_SUFFIXES else _open_npz)(path) as (find, attributes):
+    with open_flat(path) as (find, attributes):
         try:
             return _transitions(path, find, attributes, env_id, (action_low, action_high), Repairs() if repair else None)
         except ValueError as error:
@@ -211,6 +209,17 @@ def _info(path: Path, attributes: Mapping[str, str], env_id: str | None) -> Data
         ref_max=reference.ref_max if reference else None,
         source=f"{path.name}: {source}" if source else path.name,
     )
+
+
+def open_flat(path: Path) -> AbstractContextManager[tuple[Find, dict[str, str]]]:
+    """An HDF5 or .npz file: a function from a key to its source, or None; and the attributes.
+
+    Raises:
+        ValueError: another suffix.
+    """
+    if path.suffix not in FLAT_SUFFIXES:
+        raise ValueError(f"{path}: expected a file ending in {', '.join(FLAT_SUFFIXES)}, got {path.suffix!r}")
+    return (_open_hdf5 if path.suffix in HDF5_SUFFIXES else _open_npz)(path)
 
 
 @contextmanager

@@ -24,7 +24,15 @@ from minari.storage.datasets_root_dir import get_dataset_path
 from jacrec.data.behaviour.collect import Episode
 from jacrec.data.known_envs import recorded_env_id
 from jacrec.data.readers.arrays import from_episodes
-from jacrec.data.readers.minari_files import METADATA, env_id_of, is_complete, metadata_of, space_of, stored_episodes
+from jacrec.data.readers.minari_files import (
+    METADATA,
+    env_id_of,
+    expect_default_options,
+    is_complete,
+    metadata_of,
+    space_of,
+    stored_episodes,
+)
 from jacrec.data.readers.repair import Repairs
 from jacrec.data.references import reference_by_env, reference_by_name
 from jacrec.data.transitions import Bound, DatasetInfo, Transitions, with_bounds
@@ -104,6 +112,7 @@ def read_minari(
     recorded = env_id_of(metadata, file)
     if env_id is None and recorded is not None:
         env_id = recorded_env_id(recorded, f"{file}: env_spec")
+        expect_default_options(metadata, env_id, file)
     info = with_bounds(dataset_info(dataset_id, metadata, env_id), action_low, action_high)
     if info.action_box is None:
         remedy = "state the bounds of its actions: action_low, action_high (--action-low, --action-high)"

@@ -13,6 +13,7 @@ from minari.serialization import deserialize_space
 
 from jacrec.data.readers.checks import as_array, as_column
 from jacrec.data.readers.hdf5 import Numbers, numbers, open_hdf5
+from jacrec.util.caller import warn_caller
 
 AGAIN = "copy or download the data set again"
 METADATA = Path("data") / METADATA_FILE_NAME
@@ -80,6 +81,23 @@ def env_id_of(metadata: dict[str, Any], file: Path) -> str | None:
     if not isinstance(env_id, str):
         raise ValueError(f"{file}: env_spec: expected the id of an environment, got {env_id!r}; {AGAIN}")
     return env_id
+
+
+def expect_default_options(metadata: dict[str, Any], env_id: str, file: Path) -> None:
+    """Warn if one of gymnasium's MuJoCo environments was recorded with options: it is evaluated without them."""
+    spec = gymnasium.registry.get(env_id)
+    if spec is None or not str(spec.entry_point).startswith("gymnasium.envs.mujoco"):
+        return
+    options = json.loads(metadata["env_spec"]).get("kwargs")
+    other = (
+        {name: value for name, value in options.items() if spec.kwargs.get(name) != value} if isinstance(options, dict) else {}
+    )
+    if other:
+        named = ", ".join(f"{name}={value!r}" for name, value in other.items())
+        warn_caller(
+            f"{file}: env_spec: the data were recorded in {env_id} with {named}, which a policy is evaluated without; if this "
+            "matters, register an environment with these options and name it: --env-id (env_id in Python)"
+        )
 
 
 def space_of(metadata: dict[str, Any], key: str, file: Path) -> gymnasium.Space:

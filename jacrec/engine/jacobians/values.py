@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from jacrec.engine.jacobians import generic
 from jacrec.engine.jacobians.mlp import mlp_pull, mlp_record
@@ -15,12 +15,23 @@ from jacrec.models.world import Anchor, World
 
 def term_and_gradient(world: World, last: bool, state: Tensor, action: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """A step's term of (3), undiscounted, with its gradients: the reward, or the critic at the last step; less the anchor."""
+    if last and world.anchor is not None and world.anchor.terminal:
+        return terminal_gradient(world.critic, world.anchor.policy, state, action)
     name = "critic" if last else "reward"
     found = value_and_gradient(name, getattr(world, name), state, action)
-    if world.anchor is None:
+    if world.anchor is None or not world.anchor.weight:
         return found
     term, by_state, by_action = (x + y for x, y in zip(found, anchor_gradient(world.anchor, state, action), strict=True))
     return term, by_state, by_action
+
+
+def terminal_gradient(
+    critic: Callable[[Tensor, Tensor], Tensor], policy: nn.Module, state: Tensor, action: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Q(s, π₀(s)) (B,) and its gradients Q_s + Π₀ᵀ Q_a (B, d), and 0 (B, m) by the action, which is not in it."""
+    base = policy_pass(policy, state.unsqueeze(0), parameters=False)
+    value, by_state, by_action = value_and_gradient("critic", critic, state, base.action.squeeze(0))
+    return value, by_state + base.pull_state(by_action.unsqueeze(0)).squeeze(0), torch.zeros_like(action)
 
 
 def anchor_gradient(anchor: Anchor, state: Tensor, action: Tensor) -> tuple[Tensor, Tensor, Tensor]:

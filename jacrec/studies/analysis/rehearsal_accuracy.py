@@ -44,9 +44,10 @@ def predicted_gains(study: Study, contestant: str) -> list[PredictedGain]:
         real = {c: _gains_by_seed(study, task, c) for c in candidates_of(study, contestant)}
         for seed in study.seeds:
             record = study.rehearsals.get((task, seed, contestant))
-            if record is None:
+            point = None if record is None else _point(study, task, seed)
+            if record is None or point is None:
                 continue
-            rehearsal, point = Rehearsal.from_record(record), _point(study, task, seed)
+            rehearsal = Rehearsal.from_record(record)
             for name, gains in real.items():
                 if seed in gains and name in rehearsal.episodes:
                     mean, error = rehearsal.gain(name)
@@ -185,9 +186,11 @@ def _verdict(rehearsal: Rehearsal, name: str) -> str:
     return UNSURE if rehearsal.gain(name)[0] > 0 and not more_lost else DECLINED
 
 
-def _point(study: Study, task: str, seed: int) -> float:
-    """The value of one point of normalised score on the critic's reward scale."""
+def _point(study: Study, task: str, seed: int) -> float | None:
+    """The value of one point of normalised score on the critic's reward scale; None if scores are no function of the return."""
     record = study.plays[task, seed, BASE].record
+    if record["ref_min"] is None or record["ref_max"] is None:
+        return None
     scale = study.config.train_config(task, seed).rebrac.reward_scale
     return scale * (record["ref_max"] - record["ref_min"]) / 100
 

@@ -23,7 +23,7 @@ LETTERS = {
     "deadline_ms": "deadline",
 }
 IGNORED = ("method", "seed")  # settings that do not distinguish contestants
-WITHOUT_MODEL = ("horizon", "particles", "model")  # settings without meaning for a contestant without a world model
+WITHOUT_MODEL = ("horizon", "particles", "terminal", "model")  # settings without meaning for a contestant without a world model
 CANDIDATES = "candidates"  # the difference of contestants that rehearse
 
 

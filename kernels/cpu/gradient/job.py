@@ -32,6 +32,7 @@ class Sizes(NamedTuple):
     rows: int  # N·M: row n·M + m is particle m of state n
     batched: int  # whether every real state has its own policy
     tile: int  # rows that pass through all layers together
+    acts: int = 1  # steps at which π_ψ acts: H + 1, or H where the last term takes π₀'s action
 
 
 class Constants(NamedTuple):
@@ -129,7 +130,7 @@ class Task(NamedTuple):
     policies: Stack
     reward: Stack
     critics: Stack  # as the reward, none if its count is 0: then the call gives its terms
-    anchor: Stack  # π₀; none if its count is 0
+    anchor: Stack  # π₀, for its penalty or its action in the last term; none if its count is 0
     dynamics: Stack
     chain: Chain
     scales: Scales

@@ -51,8 +51,8 @@ class Plan:
 
     def job(self, p: Problem, team: int = 1) -> tuple[np.ndarray, SizedJob]:
         """A new job without the addresses of a call; and what it was copied from, to be held until it is done."""
-        weight = p.world.anchor.weight if p.world.anchor else 0.0
-        key = (p.N, p.M, p.H, p.world.discount, weight, torch.get_num_threads(), team)
+        anchor = p.world.anchor and (p.world.anchor.weight, p.world.anchor.terminal)
+        key = (p.N, p.M, p.H, p.world.discount, anchor, torch.get_num_threads(), team)
         sized = self.sized.get(key)
         if sized is None:
             if len(self.sized) >= SIZES_KEPT:

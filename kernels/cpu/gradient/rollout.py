@@ -32,6 +32,8 @@ from jacrec.kernels.cpu.gradient.values import (
     given_gradient,
     input_cotangent,
     reward_gradient,
+    terminal_action,
+    terminal_gradient,
 )
 
 
@@ -109,13 +111,16 @@ def _forward(like, task, tile, b, tapes, team):
         _act(like, task, tile, j, b, tapes, team)
         _value(like, task, tile, j, b, tapes, team)
         _step(like, task, tile, j, b, tapes, team)
-    _act(like, task, tile, H, b, tapes, team)
+    if sizes.acts > H:
+        _act(like, task, tile, H, b, tapes, team)
+    else:
+        terminal_action(like, task, tile, b, tapes, team)
     _value(like, task, tile, H, b, tapes, team)
 
 
 @glue
 def _value(like, task, tile, j, b, tapes, team):
-    """The term of step j with its gradients: r, at the last step Q; less the anchor. Not needed for the path."""
+    """The term of step j with its gradients: r, at the last step Q; less the penalty. Not needed for the path."""
     if task.call.path_s:
         return
     own = task.reward.count if j < task.sizes.H else task.critics.count
@@ -125,7 +130,9 @@ def _value(like, task, tile, j, b, tapes, team):
         reward_gradient(like, task, tile, j, b, tapes, team)
     else:
         critic_gradient(like, task, tile, b, tapes, team)
-    if task.anchor.count:
+    if j == task.sizes.acts:
+        terminal_gradient(like, task, tile, b, tapes, team)
+    elif task.anchor.count and at(like, task.constants.penalties)[0] != 0:
         anchor_gradient(like, task, tile, j, b, tapes, team)
 
 
@@ -143,7 +150,7 @@ def _write_path(like, task, tile, b):
 def _act(like, task, tile, j, b, tapes, team):
     """a_j = π_ψ(s_j), recorded."""
     sizes, R, size = task.sizes, tile.R, size_of(like)
-    d, m, calls = sizes.d, sizes.m, sizes.H + 1
+    d, m, calls = sizes.d, sizes.m, sizes.acts
     r = 0
     while r < R:
         n, rows = _segment(sizes, tile, r)
@@ -180,7 +187,7 @@ def _step(like, task, tile, j, b, tapes, team):
 def _backward(like, task, tile, b, tapes, team):
     """The cotangents of a tile back to its real states, and the parameter gradients, which are added up."""
     sizes, R, size = task.sizes, tile.R, size_of(like)
-    d, m, H = sizes.d, sizes.m, sizes.H
+    d, m, H, calls = sizes.d, sizes.m, sizes.H, sizes.acts
     pulled_s, pulled_a, w, lam = at(like, b.pulled_s), at(like, b.pulled_a), at(like, b.w), at(like, b.lam)
     for i in range(R * d):
         pulled_s[i] = type(like)(0)
@@ -190,7 +197,11 @@ def _backward(like, task, tile, b, tapes, team):
         direct_s, direct_a = at(like, b.values_s + j * R * d * size), at(like, b.values_a + j * R * m * size)
         for i in range(R * m):
             w[i] = direct_a[i] + pulled_a[i]
-        _pull_action(like, task, tile, j, b, tapes, team)
+        if j < calls:
+            _pull_action(like, task, tile, j, b, tapes, team)
+        else:
+            for i in range(R * d):
+                lam[i] = type(like)(0)
         if j:
             for i in range(R * d):
                 lam[i] += direct_s[i] + pulled_s[i]
@@ -199,9 +210,9 @@ def _backward(like, task, tile, b, tapes, team):
     while r < R:
         n, rows = _segment(sizes, tile, r)
         net = network_of(task.policies, n)
-        inputs, tape = b.inputs + r * (H + 1) * d * size, tapes.policy + r * (H + 1) * net.tape * size
-        bars, gradient = tapes.bars + r * (H + 1) * net.bars * size, tile.gradient + n * net.gradient * size
-        parameter_gradients(like, net, inputs, tape, bars, H + 1, rows, gradient, team)
+        inputs, tape = b.inputs + r * calls * d * size, tapes.policy + r * calls * net.tape * size
+        bars, gradient = tapes.bars + r * calls * net.bars * size, tile.gradient + n * net.gradient * size
+        parameter_gradients(like, net, inputs, tape, bars, calls, rows, gradient, team)
         r += rows
 
 
@@ -209,7 +220,7 @@ def _backward(like, task, tile, b, tapes, team):
 def _pull_action(like, task, tile, j, b, tapes, team):
     """w_j -> the policy's cotangents at step j, and for j > 0 their part of λ_j."""
     sizes, R, size = task.sizes, tile.R, size_of(like)
-    d, m, calls = sizes.d, sizes.m, sizes.H + 1
+    d, m, calls = sizes.d, sizes.m, sizes.acts
     r = 0
     while r < R:
         n, rows = _segment(sizes, tile, r)

@@ -150,8 +150,33 @@ def anchor_gradient(like, task, tile, j, b, tapes, team):
             base[i] = pull * (1 - base[i] * base[i])
         total[r] -= penalty * square
     if j:
-        z_bar = cotangents(like, net, tapes.anchor, 1, 0, R, b.base, b.base, tapes.work, 0, 0, team)
-        input_cotangent(like, net, z_bar, R, b.x_bar)
-        to_s, pulled = at(like, b.values_s + j * R * d * size), at(like, b.x_bar)
-        for i in range(R * d):
-            to_s[i] += pulled[i]
+        _add_base_pull(like, task, tile, j, b, tapes, team)
+
+
+@part
+def terminal_action(like, task, tile, b, tapes, team):
+    """a_H = π₀(s_H), recorded."""
+    size, net, R, d, m, H = size_of(like), network_of(task.anchor, 0), tile.R, task.sizes.d, task.sizes.m, task.sizes.H
+    first_layer(like, net, b.states + H * R * d * size, R, tapes.anchor, 1, 0, team)
+    record(like, net, tapes.anchor, 1, 0, R, layer_of(net, 0).bias, b.actions + H * R * m * size, team)
+
+
+@part
+def terminal_gradient(like, task, tile, b, tapes, team):
+    """Adds Π₀ᵀ Q_a, of a_H = π₀(s_H), to the weighted Q_s."""
+    size, R, m, H = size_of(like), tile.R, task.sizes.m, task.sizes.H
+    action, by_action, base = at(like, b.actions + H * R * m * size), at(like, b.values_a + H * R * m * size), at(like, b.base)
+    for i in range(R * m):
+        base[i] = by_action[i] * (1 - action[i] * action[i])
+    _add_base_pull(like, task, tile, H, b, tapes, team)
+
+
+@part
+def _add_base_pull(like, task, tile, j, b, tapes, team):
+    """Adds to the weighted gradients by state of step j what π₀ pulls back from `b.base`, cotangents before its tanh."""
+    size, net, R, d = size_of(like), network_of(task.anchor, 0), tile.R, task.sizes.d
+    z_bar = cotangents(like, net, tapes.anchor, 1, 0, R, b.base, b.base, tapes.work, 0, 0, team)
+    input_cotangent(like, net, z_bar, R, b.x_bar)
+    to_s, pulled = at(like, b.values_s + j * R * d * size), at(like, b.x_bar)
+    for i in range(R * d):
+        to_s[i] += pulled[i]

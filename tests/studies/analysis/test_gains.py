@@ -70,6 +70,7 @@ def test_control_is_the_most_similar_contestant_without_a_world_model(study):
     assert control_of(study, "h0") is None
     assert control_of(study, "base") is None
     assert differing(settings_of(study, "mpc"), settings_of(study, "h0")) == ["horizon"]
+    assert differing(settings_of(study, "mpc") | {"terminal": "base"}, settings_of(study, "h0")) == ["horizon"]
     with pytest.raises(ValueError, match=r"contestant: .*h0, mpc, h1, slow, plain, got 'base'"):
         main_contestant(study, "base")
 
