@@ -6,6 +6,7 @@ python docs/pictures.py
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 
@@ -22,7 +23,13 @@ TUNED = {"base policy": "base policy", "**H = 0, tuned**": "critic alone, tuned"
 FIXED = {"h0": "critic alone", "h3": "MPC", "mpc-ensemble": "MPC after a rehearsal"}
 PEERS = {"torch autograd": "torch autograd", "jax scan": "JAX jit", "auto": "jacrec"}
 GREY, LIGHT, BLUE = "#8c8c8c", "#9ecae1", "#08519c"
-STYLE = {"svg.fonttype": "none", "svg.hashsalt": "jacrec", "font.size": 9, "axes.spines.top": False, "axes.spines.right": False}
+STYLE: Any = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "jacrec",
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+}
 
 
 def tuned_scores() -> tuple[list[str], dict[str, list[float]]]:

@@ -15,8 +15,8 @@ ON_REQUEST = ("gpu", "table", "jax_rebrac", "deadline")
 def bench(names: Positional[tuple[str, ...]] = ()) -> int:
     """Run benchmark scripts one after another, from the root of a checkout.
 
-    `jacrec bench gpu` checks, tunes and times every kernel on a machine with a GPU; `jacrec bench table` prints the README's
-    table from benchmarks/results.
+    `jacrec bench gpu` checks, tunes and times every kernel on a machine with a GPU; `jacrec bench table` prints the table of
+    gradient times from benchmarks/results.
 
     Args:
         names: scripts to run, as benchmarks/NAME.py; none: all that measure this machine

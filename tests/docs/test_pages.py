@@ -8,6 +8,7 @@ import torch
 import yaml
 
 import jacrec.training
+from jacrec.data.readers.mapped import read_mapping
 from jacrec.evaluation import policies
 from jacrec.studies.spec import parse_study
 from tests import ROOT
@@ -89,8 +90,13 @@ def test_blocks_name_a_language_that_is_checked(page):
 
 
 @pytest.mark.parametrize("block", [b for page in PAGES for b in blocks(page, "yaml")], ids=lambda b: f"{b.page}:{b.line}")
-def test_yaml_blocks_are_studies(block):
-    assert parse_study(yaml.safe_load(block.code)).contestants
+def test_yaml_blocks_are_studies_or_mappings(block, tmp_path):
+    content = yaml.safe_load(block.code)
+    if "contestants" in content:
+        assert parse_study(content).contestants
+    else:
+        (tmp_path / "mapping.yaml").write_text(block.code, encoding="utf-8")
+        assert read_mapping(tmp_path / "mapping.yaml").observations
 
 
 @pytest.mark.parametrize("page", PAGES)

@@ -106,6 +106,18 @@ def test_what_the_how_to_pages_import_is_in_the_reference():
     assert [pair for pair in imported if id(getattr(importlib.import_module(pair[0]), pair[1])) not in found] == []
 
 
+def test_every_record_is_listed_with_its_command():
+    page = text("docs/results.md").split("## Exactness")[0]
+    studies = (ROOT / "paper_checks/results").rglob("*.md")
+    records = [path.relative_to(ROOT).as_posix() for path in studies]
+    records += [path.name for path in (ROOT / "benchmarks/results").glob("*.json")]
+    assert [name for name in records if name not in page] == [], (
+        "add it to the tables of docs/results.md, a study to mkdocs.yml too"
+    )
+    for script in re.findall(r"`python (\S+\.py)", page):
+        assert (ROOT / script).is_file(), script
+
+
 def test_the_table_of_verbs_is_complete():
     rows = dict(re.findall(r"^\| `(\w+)` \| ([^|]+) \|", text("docs/reference/index.md"), re.MULTILINE))
     assert list(rows) == list(VERBS)
@@ -113,7 +125,7 @@ def test_the_table_of_verbs_is_complete():
 
 
 def test_the_compatibility_page_has_the_bounds():
-    rows = re.findall(r"^\| ([\w ()]+) \| ([>=<.,\d]+) \| ([\d., ]+) \|$", text("docs/compatibility.md"), re.MULTILINE)
+    rows = re.findall(r"^\| ([\w ()-]+) \| ([>=<.,\d]+) \| ([\d., ]+) \|$", text("docs/compatibility.md"), re.MULTILINE)
     listed = {name.split(" ")[0]: (required, tested) for name, required, tested in rows}
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     required = {re.split(r"[\[><]", x)[0]: re.sub(r"^[\w-]+(\[\w+\])?|;.*", "", x).strip() for x in project["dependencies"]}
