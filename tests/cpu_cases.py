@@ -4,10 +4,11 @@ import copy
 
 import torch
 
-from jacrec import Actor, Adjoint, BatchedPolicy, DiffusionDynamics, RewardModel, TwinCritic, World, mpc_update
+from jacrec import Actor, Adjoint, BatchedPolicy, DiffusionDynamics, Forward, RewardModel, TwinCritic, World, mpc_update
 from jacrec.kernels.cpu.gradient import job
 
 FUSED = Adjoint(kernel="fused")
+FORWARD = Forward(kernel="fused")
 
 
 def team_of(row):

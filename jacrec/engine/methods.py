@@ -34,7 +34,8 @@ class Forward:
     """Theorem 4.1 forward in time: tangents are propagated along with the rollout.
 
     Its memory does not grow with the number K of denoising steps, and its sequential depth is that of the rollout alone.
-    Costs up to 1 + d + m rows per denoiser call, so for many particles on a CPU prefer `Adjoint`.
+    Costs up to 1 + d + m rows per denoiser call, so for many particles on a CPU prefer `Adjoint`. On a CPU the fused form is
+    one call of compiled code, as that of `Adjoint`, and computes a particle's tangents for its active units alone behind a ReLU.
     sensitivities="dense" keeps G and D with all P columns as printed: the reference, for small problems only.
     """
 
@@ -238,24 +239,30 @@ def fused_update(method: Method, problem: Problem, lr: float, max_grad_norm: flo
     own = _compiled(method, problem)
     if own is None:
         return None
-    options = {"precision": own.precision, "team": own.team} if isinstance(own, Adjoint) else {}
-    form = "adjoint" if isinstance(own, Adjoint) else "multistep"
-    return kernels(problem, form, checked=type(method) is Auto).compute_update(problem, lr, max_grad_norm, **options)
+    form, options = _form(own), {} if isinstance(own, MultiStep) else {"precision": own.precision}
+    if isinstance(own, Adjoint):
+        options["team"] = own.team
+    fused = kernels(problem, form, checked=type(method) is Auto)
+    return fused.compute_update(problem, lr, max_grad_norm, form=form, **options)
 
 
 def action_function(method: Method, problem: Problem) -> Callable[[nn.Module, Tensor], Tensor]:
     """How to evaluate a policy at states (N, d) -> (N, m): in compiled code if `method` computes updates there."""
     own = _compiled(method, problem)
-    return policy_action if own is None else kernels(problem, "adjoint" if isinstance(own, Adjoint) else "multistep").action
+    return policy_action if own is None else kernels(problem, _form(own)).action
 
 
-def _compiled(method: Method, problem: Problem) -> Adjoint | MultiStep | None:
+def _form(method: Forward | Adjoint | MultiStep) -> str:
+    return {Forward: "forward", Adjoint: "adjoint", MultiStep: "multistep"}[type(method)]
+
+
+def _compiled(method: Method, problem: Problem) -> Forward | Adjoint | MultiStep | None:
     """The method itself, or what `Auto` takes, if it computes an update in compiled code on the CPU."""
     if problem.state.device.type != "cpu":
         return None
     # the exact classes: a subclass may compute something else
     method = method.choose(problem) if type(method) is Auto else method
-    if type(method) is Adjoint or type(method) is MultiStep:
+    if type(method) is Forward or type(method) is Adjoint or type(method) is MultiStep:
         return method if method.kernel == "fused" else None
     return None
 

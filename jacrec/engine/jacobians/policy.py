@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Protocol, cast
 
 import torch
@@ -41,10 +42,9 @@ def policy_as_it_is(policy: nn.Module) -> Callable[[Tensor], PolicyPass]:
     """`policy_pass` of the policy as it is now, whatever becomes of it."""
     network = written_network(policy)
     if isinstance(network, str):
-        own = copied(policy)
-        return lambda state: policy_pass(own, state)
+        return partial(policy_pass, copied(policy))
     kept = replace(network, mlp=network.mlp.snapshot(), named=network.names())
-    return lambda state: ActorPass(kept, state, keep_inputs=True)
+    return partial(ActorPass, kept, keep_inputs=True)
 
 
 def policy_pass(policy: nn.Module, state: Tensor, *, parameters: bool = True) -> PolicyPass:

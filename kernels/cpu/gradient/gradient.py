@@ -1,4 +1,4 @@
-"""The fused adjoint form on the CPU: twin of `jacrec.engine.gradient.adjoint_gradient`, and the update that follows from it."""
+"""The fused forms on the CPU: twins of `jacrec.engine.gradient`'s, the update that follows from them, and what diagnostics need."""
 
 from collections.abc import Collection
 from dataclasses import dataclass, field
