@@ -31,6 +31,7 @@ from tests import ROOT
 from tests.strategies import ForeignDynamics
 
 d, m = 4, 2
+FORMS = sorted((ROOT / "benchmarks/results").glob("form_speed_cpu*.json"))
 RECORDED = sorted((ROOT / "benchmarks/results").glob("fallback_speed_cpu*.json"))
 
 
@@ -132,8 +133,21 @@ def test_the_choice_is_the_faster_one_where_it_was_measured(path):
         assert mean > 1.0 if autograd else mean < 1.01, (case, K, mean)
 
 
+@pytest.mark.parametrize("path", FORMS, ids=lambda path: path.stem)
+def test_the_form_is_the_faster_one_where_it_was_measured(path):
+    """Over all K and widths, for one particle and H = 1: as `choice.FORWARD_ROWS` has it, by the number of actions."""
+    rows = json.loads(path.read_text(encoding="utf-8"))["rows"]
+    for task, m in (("hopper", 3), ("halfcheetah", 6)):
+        found = [row["ms"] for row in rows if row["task"] == task and row["H"] == row["M"] == 1]
+        mean = math.exp(sum(math.log(ms["forward"] / ms["adjoint"]) for ms in found) / len(found))
+        assert mean < 1.0 if 1 + m <= choice.FORWARD_ROWS else mean > 1.0, (task, mean)
+    others = [row["ms"] for row in rows if row["H"] > 1 or row["M"] > 1]
+    assert math.prod(ms["forward"] / ms["adjoint"] for ms in others) > 1.0
+
+
 def test_there_are_recorded_timings():
     assert RECORDED
+    assert FORMS
 
 
 def test_what_is_no_method_is_told_all_methods():

@@ -103,13 +103,13 @@ def _forward(like, task, tile, b, tapes, team):
     begin_tile(like, task, tile, b)
     for j in range(H):
         act(like, task, tile, j, b, tapes, team)
-        add_term(like, task, tile, j, b, tapes, team)
+        add_term(like, task, tile, j, b, tapes, j > 0, team)
         _step(like, task, tile, j, b, tapes, team)
     if task.sizes.acts > H:
         act(like, task, tile, H, b, tapes, team)
     else:
         terminal_action(like, task, tile, b, tapes, team)
-    add_term(like, task, tile, H, b, tapes, team)
+    add_term(like, task, tile, H, b, tapes, H > 0, team)
 
 
 @part
@@ -125,8 +125,11 @@ def begin_tile(like, task, tile, b):
 
 
 @glue
-def add_term(like, task, tile, j, b, tapes, team):
-    """The term of step j with its gradients: r, at the last step Q; less the penalty. Not needed for the path."""
+def add_term(like, task, tile, j, b, tapes, by_state, team):
+    """The term of step j with its gradients: r, at the last step Q; less the penalty. Not needed for the path.
+
+    by_state: whether the gradient by the state is asked for; it may be given in any case.
+    """
     if task.call.path_s and not task.call.w:
         return
     own = task.reward.count if j < task.sizes.H else task.critics.count
@@ -139,7 +142,7 @@ def add_term(like, task, tile, j, b, tapes, team):
     if j == task.sizes.acts:
         terminal_gradient(like, task, tile, b, tapes, team)
     elif task.anchor.count and at(like, task.constants.penalties)[0] != 0:
-        anchor_gradient(like, task, tile, j, b, tapes, team)
+        anchor_gradient(like, task, tile, j, b, tapes, by_state, team)
 
 
 @part

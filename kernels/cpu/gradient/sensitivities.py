@@ -110,7 +110,7 @@ def _advance(like, task, tile, b, tapes, own, memory):
         if kind == JACOBIANS:
             _begin_returns(like, R, tile.begin, j, b, task, own)
         if kind != GROWTH:
-            add_term(like, task, tile, j, b, tapes, ALONE)
+            add_term(like, task, tile, j, b, tapes, j > 0 or kind == JACOBIANS, ALONE)
         if not path and (kind == JACOBIANS or (j < H and (j > 0 or kind == GROWTH))):
             _policy_jacobian(like, task, tile, j, b, tapes, own, memory)
         T, ds, da, to = units, own.unit_s, own.unit_a, own.columns

@@ -129,8 +129,11 @@ def given_gradient(like, task, tile, j, b):
 
 
 @part
-def anchor_gradient(like, task, tile, j, b, tapes, team):
-    """Subtracts β γ^j ‖a − π₀(s)‖² from the returns, and its gradients from the weighted ones of step j."""
+def anchor_gradient(like, task, tile, j, b, tapes, by_state, team):
+    """Subtracts β γ^j ‖a − π₀(s)‖² from the returns, and its gradients from the weighted ones of step j.
+
+    by_state: whether that by the state is asked for.
+    """
     size, net, R, d, m = size_of(like), network_of(task.anchor, 0), tile.R, task.sizes.d, task.sizes.m
     penalty = at(like, task.constants.penalties)[j]
     share = at(like, task.constants.weights)[0]  # a row's, of the mean: the weights are γ^j times it
@@ -149,7 +152,7 @@ def anchor_gradient(like, task, tile, j, b, tapes, team):
             # π₀ ends in tanh, whose slope is applied here
             base[i] = pull * (1 - base[i] * base[i])
         total[r] -= penalty * square
-    if j:
+    if by_state:
         _add_base_pull(like, task, tile, j, b, tapes, team)
 
 

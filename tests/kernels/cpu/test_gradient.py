@@ -66,18 +66,6 @@ def test_fused_agrees_with_one_particle_at_a_time(case):
     torch.testing.assert_close(got.value.reshape(-1), value.reshape(-1), rtol=1e-12, atol=1e-13)
 
 
-@property_cases(0.04)
-@given(case=served(max_H=6, max_M=3))
-def test_fused_forward_agrees_with_the_plain_one(case):
-    assume(case.dynamics[0] != "ensemble")
-    problem = case.build()
-    assume(well_posed(*problem))
-    threads.forget_workspace()
-    expected, got = (policy_gradient(*problem, method=method) for method in (Forward(), FORWARD))
-    assert relative_error(got.gradient, expected.gradient) < 1e-12
-    torch.testing.assert_close(got.value, expected.value, rtol=1e-12, atol=1e-13)
-
-
 @pytest.mark.parametrize("networks", [{}, {"activation": "gelu", "residual": True}, {"activation": "tanh", "layer_norm": True}])
 @pytest.mark.parametrize(("B", "T"), [(1, 0), (1, 3), (5, 14), (33, 6)])
 def test_the_chain_and_its_twin(networks, B, T):

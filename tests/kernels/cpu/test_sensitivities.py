@@ -1,4 +1,4 @@
-"""What the compiled forward form gives beside the gradient, against plain torch: Jacobians, growth, weights and norms of particles."""
+"""The compiled forward form against plain torch: gradient, Jacobians, growth; the weights and norms of particles."""
 
 from dataclasses import replace
 
@@ -39,6 +39,18 @@ def same(got, expected, tolerance=1e-11):
     for name, a, b in zip(expected._fields, got, expected, strict=True):
         assert (a.shape, a.dtype) == (b.shape, b.dtype), name
         torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance, msg=lambda text, name=name: f"{name}: {text}")
+
+
+@property_cases(0.04)
+@given(case=cases(foreign=False, max_H=6, max_M=3))
+def test_the_gradient_agrees_with_the_plain_one(case):
+    assume(case.dynamics[0] != "ensemble")
+    problem = case.build()
+    assume(well_posed(*problem))
+    threads.forget_workspace()
+    expected, got = (policy_gradient(*problem, method=method) for method in (Forward(), FORWARD))
+    assert relative_error(got.gradient, expected.gradient) < 1e-12
+    torch.testing.assert_close(got.value, expected.value, rtol=1e-12, atol=1e-13)
 
 
 @property_cases(0.03)
