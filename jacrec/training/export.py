@@ -5,6 +5,7 @@ result of gradient steps on the policy's parameters at the present state (`jacre
 """
 
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -100,12 +101,14 @@ def _write_torch(part: Part, path: Path) -> None:
 
 def _write_onnx(part: Part, path: Path) -> None:
     try:
-        import onnxscript  # noqa: F401  what torch.onnx writes with
+        import_module("onnxscript")  # what torch.onnx writes with
     except ImportError as error:
         raise ValueError(
             f"--format onnx: expected an installed package, got an error ({error}); pip install 'jacrec[onnx]'"
         ) from None
-    names = {"input_names": list(part.inputs), "output_names": ["output"]}
-    program = torch.onnx.export(_program(part), _example(part), verbose=False, dynamo=True, **names)
+    names = list(part.inputs)
+    program = torch.onnx.export(
+        _program(part), _example(part), input_names=names, output_names=["output"], verbose=False, dynamo=True
+    )
     assert program is not None
     program.save(path, external_data=False)
