@@ -13,6 +13,7 @@ VERBS = {
     "eval": "compare base policy, MPC and MPC without a world model on the same environment seeds",
     "deploy": "run MPC and refresh its models from the collected transitions; resumable",
     "live": "play one episode in real time, with a deadline for each decision",
+    "export": "write a run's networks as programs of torch.export or ONNX",
     "sweep": "train and evaluate a study: tasks × seeds × settings; resumable",
     "report": "write report.md with tables and plots for a run or a study",
     "demo": "data, training, evaluation and report on a small built-in task, in minutes",

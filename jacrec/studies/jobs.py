@@ -344,6 +344,7 @@ def load_cached(
     key = source, env_id, action_low, action_high, repair, mapping
     if key not in _loaded:
         _loaded.clear()
-        bounds = {"action_low": action_low, "action_high": action_high}
-        _loaded[key] = load(source, env_id=env_id, repair=repair, mapping=mapping, **bounds)
+        _loaded[key] = load(
+            source, env_id=env_id, action_low=action_low, action_high=action_high, repair=repair, mapping=mapping
+        )
     return _loaded[key]

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import sys
 
 import pytest
 
@@ -63,7 +64,7 @@ def test_a_deployment():
 
 
 def test_a_tracker_without_its_library_is_refused_before_anything_is_done(tmp_path, monkeypatch, capsys):
-    monkeypatch.setitem(__import__("sys").modules, "trackio", None)
+    monkeypatch.setitem(sys.modules, "trackio", None)
     monkeypatch.chdir(tmp_path)
     for verb in (["train", "nowhere.hdf5"], ["sweep", "smoke"]):
         assert cli.main([*verb, "--log", "trackio"]) == 2

@@ -117,7 +117,7 @@ def plays(folder: Path) -> dict[str, dict]:
 @pytest.fixture(scope="module")
 def uninterrupted(place):
     """The smoke study, swept without interruption."""
-    out, _ = run(place, "smoke", "--workers", "2")
+    out, _ = run(place, "smoke", "--workers", "2", "--log", "csv")
     assert "[24/24]" in out
     assert "next: jacrec report studies/smoke" in out
     return place / "studies" / "smoke"
@@ -148,6 +148,10 @@ def test_contents_of_records(uninterrupted):
     assert {k: v for k, v in base["networks"].items() if k != "dynamics"} == {
         k: v for k, v in record["networks"].items() if k != "dynamics"
     }
+    tracked = uninterrupted / "tracking/walker2d-random/seed-1/plays/mpc-deterministic/csv"
+    shown = [line.split(",")[1] for line in (tracked / "mpc-deterministic.csv").read_text().splitlines()]
+    assert shown == ["return", *map(str, record["returns"])]
+    assert len(list(uninterrupted.glob("tracking/*/*/*/csv/dynamics.csv"))) == 4
     assert {line["outcome"] for line in log(uninterrupted)} == {"finished"}
     assert len({line["worker"] for line in log(uninterrupted)}) == 2
 

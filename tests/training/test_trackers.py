@@ -60,14 +60,13 @@ def test_nothing_is_written_without_points_or_trackers(tmp_path):
 
 
 def test_tensorboard_shows_every_scalar(tmp_path):
-    pytest.importorskip("tensorboard", reason="needs tensorboard, pip install 'jacrec[tensorboard]'")
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
+    reason = "needs tensorboard, pip install 'jacrec[tensorboard]'"
+    events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator", reason=reason)
     for _ in range(2):  # a second process replaces what the first has written
         with Tracking(["tensorboard"], tmp_path, "train") as tracking:
             tracking.send(POINTS)
     assert len(list((tmp_path / "tracking/train").iterdir())) == 1
-    found = EventAccumulator(str(tmp_path / "tracking/train"))
+    found = events.EventAccumulator(str(tmp_path / "tracking/train"))
     found.Reload()
     assert sorted(found.Tags()["scalars"]) == ["dynamics/rmse", "rebrac/eval_return", "rebrac/loss", "rebrac/seconds"]
     assert [(x.step, x.value) for x in found.Scalars("rebrac/loss")] == [(10, 1.5), (20, 0.5), (30, 0.25)]

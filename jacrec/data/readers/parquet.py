@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ def open_parquet(path: Path) -> Iterator[tuple[Callable[[str], np.ndarray | None
         ValueError: pyarrow is not installed, or a file is damaged.
     """
     try:
-        from pyarrow import parquet
+        parquet: Any = import_module("pyarrow.parquet")
     except ImportError as error:
         raise ValueError(
             f"{path}: expected the package pyarrow to read it, got an error ({error}); pip install 'jacrec[parquet]'"

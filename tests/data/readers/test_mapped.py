@@ -1,5 +1,7 @@
 """Files with other names than D4RL's, read by a mapping: the same transitions as from the arrays themselves."""
 
+import sys
+
 import h5py
 import numpy as np
 import pytest
@@ -91,8 +93,9 @@ def test_neorl2(tmp_path, arrays):
 
 @pytest.mark.parametrize("pieces", [1, 2])
 def test_lerobot(tmp_path, arrays, pieces):
-    pytest.importorskip("pyarrow", reason="needs pyarrow, pip install 'jacrec[parquet]'")
-    from pyarrow import array, float32, list_, parquet, table
+    pa = pytest.importorskip("pyarrow", reason="needs pyarrow, pip install 'jacrec[parquet]'")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    array, float32, list_, table = pa.array, pa.float32, pa.list_, pa.table
 
     folder = tmp_path / "set"
     (folder / "data/chunk-000").mkdir(parents=True)
@@ -130,7 +133,8 @@ def test_parquet_without_its_package_or_a_mapping(tmp_path, monkeypatch, capsys)
     path.write_bytes(b"")
     assert cli.main(["data", "show", str(path)]) == 2
     assert "--mapping FILE" in capsys.readouterr().err
-    monkeypatch.setitem(__import__("sys").modules, "pyarrow", None)
+    for name in ("pyarrow", "pyarrow.parquet"):
+        monkeypatch.setitem(sys.modules, name, None)
     assert cli.main(["train", str(path), "--mapping", "lerobot"]) == 2
     assert "pip install 'jacrec[parquet]'" in capsys.readouterr().err
 
