@@ -23,6 +23,7 @@ ONE = MPCConfig(horizon=3, particles=4, lr=1e-2, units="value")
 SETTINGS = [
     replace(ONE, horizon=1),
     replace(ONE, horizon=1, lr=3e-2),
+    replace(ONE, horizon=1, lr=1e-1),
     replace(ONE, lr=3e-3),
     ONE,
     replace(ONE, lr=3e-2),
