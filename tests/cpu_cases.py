@@ -5,11 +5,12 @@ from dataclasses import replace
 
 import torch
 
-from jacrec import Actor, Adjoint, Anchor, BatchedPolicy, DiffusionDynamics, RewardModel, TwinCritic, World, mpc_update
+from jacrec import Actor, Adjoint, Anchor, BatchedPolicy, DiffusionDynamics, Forward, RewardModel, TwinCritic, World, mpc_update
 from jacrec.kernels.cpu.gradient import job
 from tests.strategies import shake
 
 FUSED = Adjoint(kernel="fused")
+FORWARD = Forward(kernel="fused")
 
 
 def team_of(row):

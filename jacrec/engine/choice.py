@@ -2,16 +2,16 @@
 
 | dynamics                    | first                           | otherwise                                      |
 |-----------------------------|---------------------------------|------------------------------------------------|
-| jacrec's one-step models    | fused adjoint                   | plain adjoint, autograd for a third-party      |
-|                             |                                 | policy and K <= 2                              |
+| jacrec's one-step models    | fused adjoint; on a CPU, fused  | plain adjoint, autograd for a third-party      |
+|                             | forward for `FORWARD_ROWS`      | policy and K <= 2                              |
 | `MultiStepDynamics`         | fused multi-step                | plain multi-step                               |
 | third-party                 | autograd                        |                                                |
 
 A policy of torch's own layers is served as an `Actor` is (`jacrec.models.layers`). A third-party reward or critic is torch's
 to evaluate, on a CPU along the path of a first call of compiled code, once for all steps.
 
-CPU. Of 10 800 sizes timed with the compiled kernels, the fused adjoint form was the fastest at all but those of one 32-wide
-layer with H = 1 and K <= 2. Where the kernels cannot serve, the plain adjoint form was compared with autograd
+CPU. With one particle and H = 1 the fused forward form reads the weights of a chain once, the adjoint form twice, and m tangents
+take no more time than the value alone: it was the faster one (benchmarks/form_speed.py). Elsewhere the fused adjoint form is. Where the kernels cannot serve, the plain adjoint form was compared with autograd
 (benchmarks/fallback_speed.py: d 17, m 6, K 1 to 10, H 1 to 5, M 1 to 64, two and three layers of 256, one thread); its time
 as a share of autograd's, geometric means:
 
@@ -45,6 +45,8 @@ from jacrec.models.wrappers import check_policy_kind, unwrapped
 
 ONE_STEP = (ChainDynamics, DeterministicDynamics, EnsembleDynamics)
 """jacrec's own dynamics that predict one transition"""
+FORWARD_ROWS = 1
+"""particles of all states, on a CPU, up to which the fused forward form is faster than the adjoint form with H = 1"""
 FEW = 2
 """network evaluations per transition up to which autograd is faster for a third-party policy"""
 ADVICE = {
@@ -69,7 +71,7 @@ def preferred(problem: Problem) -> str:
     form = _form(problem)
     reason = unsupported_reason(problem, form)
     if reason is None:
-        return f"fused-{form}"
+        return "fused-forward" if _forward_is_faster(problem) else f"fused-{form}"
     if not has_manual_derivatives(f) or (form == "multistep" and type(f) is not MultiStepDynamics):
         return "autograd"
     plain = form if form == "multistep" else _plain(problem)
@@ -107,6 +109,12 @@ def explain(policy: nn.Module, world: World) -> dict[str, str]:
     # jacrec's own are told what is altered in them
     foreign = {name for name, part in parts.items() if type(architecture_of(part)) not in WRITTEN}
     return {name: f"{reason}; {ADVICE[name]}" if name in foreign else reason for name, reason in found.items()}
+
+
+def _forward_is_faster(problem: Problem) -> bool:
+    """Whether the fused forward form can serve a problem that the adjoint form can, and is faster."""
+    few = problem.H == 1 and problem.N * problem.M <= FORWARD_ROWS and problem.state.device.type == "cpu"
+    return few and isinstance(problem.world.dynamics, ChainDynamics)
 
 
 def _form(problem: Problem) -> str:

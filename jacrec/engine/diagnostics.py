@@ -19,9 +19,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from jacrec.engine.dispatch import fused_chain
+from jacrec.engine.dispatch import compiled
 from jacrec.engine.gradient import adjoint_weights
-from jacrec.engine.jacobians import chain as plain_chain
 from jacrec.engine.jacobians.dynamics import dynamics_pass
 from jacrec.engine.jacobians.factored import factored_rows, squared_norm
 from jacrec.engine.jacobians.policy import policy_pass
@@ -63,8 +62,11 @@ class Visits:
 
 @torch.no_grad()
 def visit(p: Problem, *, fused: bool = True) -> Visits:
-    """Imagine, and compute the weights by the adjoint form; `fused`: with the compiled chain, if it can serve."""
-    visited, w = adjoint_weights(p, chain=(fused_chain(p) if fused else None) or plain_chain)
+    """Imagine, and compute the weights by the adjoint form; `fused`: in compiled code, if it can serve."""
+    kernels = compiled(p, "adjoint") if fused else None
+    if kernels is not None:
+        return Visits(*kernels.visits(p))
+    visited, w = adjoint_weights(p)
     assert isinstance(visited.value, Tensor)
     states, weights = (torch.stack([x.expand(-1, p.M, -1) for x in parts], 2) for parts in (visited.states, w))
     return Visits(visited.value, states, weights)
@@ -112,13 +114,34 @@ class GradientSignal:
 def gradient_signal(policy: nn.Module, world: World, state: Tensor, noise: Tensor) -> GradientSignal:
     """The gradient of `policy_gradient` with its signal-to-noise ratio; arguments and errors as there.
 
-    By the adjoint form. Policies other than an `Actor` are differentiated row by row, at N·M·(H+1)·P numbers.
+    By the adjoint form: in one call of compiled code for a single state, or a `BatchedPolicy`, of layers without LayerNorm.
+    Policies other than an `Actor` or known layers are differentiated row by row, at N·M·(H+1)·P numbers.
 
     Raises:
         ValueError: also for M = 1 with H > 0, where the variance cannot be estimated.
     """
     p = problem(policy, world, state, noise)
-    return signal_of(p, visit(p))
+    return _compiled_signal(p) or signal_of(p, visit(p))
+
+
+@torch.no_grad()
+def _compiled_signal(p: Problem) -> GradientSignal | None:
+    """`gradient_signal` where the kernels give every particle's squared gradient: of one state, or with a ψ for each."""
+    fused = compiled(p, "adjoint") if p.M > 1 and (p.N == 1 or p.batched) else None
+    found = None if fused is None else fused.particle_squares(p, trainable(p.policy))
+    if found is None:
+        return None
+    estimate, each = found
+    moving = {name: estimate.gradient[name] for name in trainable(p.policy)}
+    squares = squared_norm(moving if p.batched else {name: g.unsqueeze(0) for name, g in moving.items()})
+    noise = _noise_of_the_mean(each, squares)
+    return GradientSignal(estimate, p.M, *(x if p.batched else x.squeeze(0) for x in (squares, noise)))
+
+
+def _noise_of_the_mean(each: Tensor, squares: Tensor) -> Tensor:
+    """tr Σ / M (N,) from the particles' squared gradients (N, M) and those of their means (N,)."""
+    # where all particles agree, rounding alone would decide the sign
+    return ((each.mean(1) - squares) / (each.shape[1] - 1)).clamp(min=0)
 
 
 @torch.no_grad()
@@ -146,8 +169,7 @@ def signal_of(p: Problem, visits: Visits) -> GradientSignal:
         noise = torch.zeros_like(squares)
     else:
         each = rows.grouped(M).squared_norm().view(N, M)
-        # where all particles agree, rounding alone would decide the sign
-        noise = ((each.mean(1) - squares) / (M - 1)).clamp(min=0)
+        noise = _noise_of_the_mean(each, squares)
     value = visits.value.squeeze(0) if p.single else visits.value
     if not p.batched:
         mean = {name: g.mean(0) for name, g in mean.items()}
@@ -177,9 +199,13 @@ def state_growth(policy: nn.Module, world: World, state: Tensor, noise: Tensor, 
 
 def growth_of(p: Problem, unit: Tensor | None = None) -> Tensor:
     """`state_growth` (N, M, H+1) of a checked problem."""
-    passes = dynamics_pass(p.world.dynamics, chain=fused_chain(p) or plain_chain)
+    unit = torch.ones_like(p.state[0]) if unit is None else unit.to(p.state)
+    fused = compiled(p, "forward")
+    if fused is not None:
+        norms = spectral_norm(fused.growth(p, unit)[:, :, 1:] / unit)
+        return torch.cat([norms.new_ones(p.N, p.M, 1), norms], -1)
+    passes = dynamics_pass(p.world.dynamics)
     s = p.state.unsqueeze(1).expand(-1, p.M, -1).contiguous()
-    unit = torch.ones_like(p.state[0]) if unit is None else unit
     C = torch.diag(unit).expand(p.N, p.M, -1, -1).contiguous()  # its columns as rows
     norms = [torch.ones_like(s[..., 0])]
     for j in range(p.H):

@@ -101,6 +101,20 @@ def fused_chain(p: Problem) -> ModuleType | None:
     return kernels(p, "forward", checked=True).chain
 
 
+def compiled(p: Problem, form: str) -> ModuleType | None:
+    """The module of kernels on a CPU that serves diagnostics by a form; None where plain torch has to.
+
+    "forward": `rollout_jacobians` and `growth`; "adjoint": `visits` and `particle_squares`, for H > 0. Each serves what the
+    method of its name does with kernel="fused", but for the Jacobians of a rollout that ends in the base policy's action.
+    """
+    anchor = p.world.anchor
+    if form == "forward" and anchor is not None and anchor.terminal:
+        return None
+    if p.state.device.type != "cpu" or (form == "adjoint" and p.H == 0) or unsupported_reason(p, form):
+        return None
+    return kernels(p, form, checked=True)
+
+
 def check_kernel(name: str, kernel: str, precision: str | None) -> None:
     """ValueError unless `kernel` and `precision` exist and can be combined."""
     expect_one_of(f"{name}.kernel", kernel, KERNELS)

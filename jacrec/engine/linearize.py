@@ -4,19 +4,23 @@ One pass gives what automatic differentiation computes column by column: feedbac
 variance, the growth of errors over the horizon.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
+from jacrec.engine.dispatch import compiled
 from jacrec.engine.feedback import FeedbackGains, mean_planes
 from jacrec.engine.jacobians.dynamics import dynamics_pass, jacobians
-from jacrec.engine.jacobians.factored import factored_rows, interleaved, squared_norm
-from jacrec.engine.jacobians.policy import PolicyPass, policy_pass
+from jacrec.engine.jacobians.factored import factored_rows, squared_norm
+from jacrec.engine.jacobians.policy import PolicyPass, policy_as_it_is, policy_pass
 from jacrec.engine.jacobians.values import term_and_gradient
+from jacrec.engine.problem import Problem
 from jacrec.engine.shapes import plain_torch, problem
+from jacrec.engine.types import RolloutJacobians
 from jacrec.models.world import World
-from jacrec.models.wrappers import copied, wrapper_prefix
+from jacrec.models.wrappers import wrapper_prefix
 
 
 @dataclass(frozen=True)
@@ -34,7 +38,7 @@ class Linearization:
     Q_s: Tensor  # (N, M, d)
     Q_a: Tensor  # (N, M, m)
     w: Tensor  # (N, M, H+1, m): ∂L/∂ã_j with later actions free to react; ∇L = Σ_j w_j Π_ψ(j)
-    _passes: list[PolicyPass] = field(repr=False)
+    _policy_pass: Callable[[Tensor], PolicyPass] = field(repr=False)  # at states (N, R, d), ψ as it was
     _single: bool = False
     _prefix: str = ""  # of the parameters' names
 
@@ -57,10 +61,10 @@ class Linearization:
     @torch.no_grad()
     def particle_gradients(self) -> dict[str, Tensor]:
         """∇_ψ L of every particle, by parameter name: (N, M, *shape). Needs memory for M·P numbers per state."""
-        w = self.w.unsqueeze(0) if self._single else self.w
+        states, w = self._batched(self.states), self._batched(self.w)
         total: dict[str, Tensor] = {}
-        for j, passes in enumerate(self._passes):
-            for name, rows in passes.parameter_rows(w[:, :, j]).items():
+        for j in range(w.shape[2]):
+            for name, rows in self._policy_pass(states[:, :, j]).parameter_rows(w[:, :, j]).items():
                 total[name] = total[name].add_(rows) if j else rows.clone()
         return {f"{self._prefix}{k}": v.squeeze(0) if self._single else v for k, v in total.items()}
 
@@ -74,14 +78,17 @@ class Linearization:
         M = self.returns.shape[-1]
         if M < 2:
             raise ValueError(f"signal_to_noise: expected M >= 2 particles, got {M}")
-        w = self.w.unsqueeze(0) if self._single else self.w
-        steps = [factored_rows(pi, w[:, :, j].unsqueeze(2), None) for j, pi in enumerate(self._passes)]
-        rows = interleaved(steps)
+        states, w = (self._batched(x).flatten(1, 2) for x in (self.states, self.w))
+        rows = factored_rows(self._policy_pass(states), w.unsqueeze(2), None)
         each = rows.grouped(M).squared_norm().view(-1, M)
         squares = squared_norm(rows.total()) / M**2
         noise = ((each.mean(1) - squares) / (M - 1)).clamp(min=0)
         ratio = torch.where(squares == 0, squares, (squares - noise) / noise)
         return ratio.squeeze(0) if self._single else ratio
+
+    def _batched(self, x: Tensor) -> Tensor:
+        """x with the axis N."""
+        return x.unsqueeze(0) if self._single else x
 
     def feedback(self) -> FeedbackGains:
         """Feedback gains of the policy along the imagined trajectories (`jacrec.engine.feedback`)."""
@@ -93,15 +100,24 @@ class Linearization:
 def linearize(policy: nn.Module, world: World, state: Tensor, noise: Tensor) -> Linearization:
     """Linearise the imagined rollout; arguments and errors as in `policy_gradient`. (9), (12), (16), (19)"""
     p = problem(policy, world, state, noise)
-    prefix = wrapper_prefix(policy)
-    policy = copied(p.policy)  # the result must not change with the policy's next update
+    fused = compiled(p, "forward")
+    found = rollout_jacobians(p) if fused is None else fused.rollout_jacobians(p)
+    states, actions, returns, F_s, F_a, Pi_s, v_s, v_a, w = (x.squeeze(0) if p.single else x for x in found)
+    r_s, r_a, Q_s, Q_a = v_s[..., :-1, :], v_a[..., :-1, :], v_s[..., -1, :], v_a[..., -1, :]
+    # the result must not change with the policy's next update
+    own, prefix = policy_as_it_is(p.policy), wrapper_prefix(policy)
+    return Linearization(states, actions, returns, F_s, F_a, Pi_s, r_s, r_a, Q_s, Q_a, w, own, p.single, prefix)
+
+
+def rollout_jacobians(p: Problem) -> RolloutJacobians:
+    """All Jacobians of a problem's rollouts, in plain torch."""
+    policy, world = p.policy, p.world
     passes = dynamics_pass(world.dynamics)
     s = p.state.unsqueeze(1).expand(-1, p.M, -1).contiguous()
-    policies, states, actions, Pi_s, F_s, F_a, v_s, v_a = [], [], [], [], [], [], [], []
+    states, actions, Pi_s, F_s, F_a, v_s, v_a = [], [], [], [], [], [], []
     returns = s.new_zeros(p.N, p.M)
     for j in range(p.H + 1):
-        pi = policy_pass(policy, s)
-        policies.append(pi)
+        pi = policy_pass(policy, s, parameters=False)
         states.append(s)
         actions.append(pi.action)
         Pi_s.append(pi.Pi_s())
@@ -119,25 +135,11 @@ def linearize(policy: nn.Module, world: World, state: Tensor, noise: Tensor) -> 
     d, m = states[0].shape[-1], actions[0].shape[-1]
 
     def stack(parts: list[Tensor], *tail: int) -> Tensor:
-        x = torch.stack(parts, 2) if parts else s.new_zeros(p.N, p.M, 0, *tail)
-        return x.squeeze(0) if p.single else x
+        return torch.stack(parts, 2) if parts else s.new_zeros(p.N, p.M, 0, *tail)
 
-    last_s, last_a, returns = (x.squeeze(0) if p.single else x for x in (v_s[-1], v_a[-1], returns))
-    return Linearization(
-        stack(states),
-        stack(actions),
-        returns,
-        stack(F_s, d, d),
-        stack(F_a, d, m),
-        stack(Pi_s),
-        stack(v_s[:-1], d),
-        stack(v_a[:-1], m),
-        last_s,
-        last_a,
-        stack(w),
-        policies,
-        p.single,
-        prefix,
+    jacobians_s, jacobians_a = stack(F_s, d, d), stack(F_a, d, m)
+    return RolloutJacobians(
+        stack(states), stack(actions), returns, jacobians_s, jacobians_a, stack(Pi_s), stack(v_s), stack(v_a), stack(w)
     )
 
 

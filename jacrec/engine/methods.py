@@ -35,7 +35,8 @@ class Forward:
     """Theorem 4.1 forward in time: tangents are propagated along with the rollout.
 
     Its memory does not grow with the number K of denoising steps, and its sequential depth is that of the rollout alone.
-    Costs up to 1 + d + m rows per denoiser call, so for many particles on a CPU prefer `Adjoint`.
+    Costs up to 1 + d + m rows per denoiser call, so for many particles on a CPU prefer `Adjoint`. On a CPU the fused form is
+    one call of compiled code, as that of `Adjoint`, and computes a particle's tangents for its active units alone behind a ReLU.
     sensitivities="dense" keeps G and D with all P columns as printed: the reference, for small problems only.
     """
 
@@ -207,7 +208,7 @@ METHODS: dict[str, Method] = {
     "finite-difference": FiniteDifference(),
 }
 """all methods by name, with their default options"""
-UPDATE_FORMS: dict[type, str] = {Adjoint: "adjoint", MultiStep: "multistep"}
+UPDATE_FORMS: dict[type, str] = {Forward: "forward", Adjoint: "adjoint", MultiStep: "multistep"}
 """the kernels' forms of whole updates, by method; a subclass may compute something else"""
 
 
@@ -248,7 +249,7 @@ def update_kernels(method: Method, problem: Problem, *, checked: bool = False) -
         checked: `Auto` has just chosen it.
     """
     form = UPDATE_FORMS.get(type(method))
-    if form is None or not isinstance(method, Adjoint | MultiStep) or method.kernel == "plain":
+    if form is None or not isinstance(method, Forward | Adjoint | MultiStep) or method.kernel == "plain":
         return None
     return kernels(problem, form, checked=checked) if problem.state.device.type == "cpu" else None
 
@@ -260,8 +261,10 @@ def compiled_update(
     module = update_kernels(method, problem, checked=checked)
     if module is None:
         return None
-    options = {"precision": method.precision, "team": method.team} if isinstance(method, Adjoint) else {}
-    return module.compute_update(problem, lr, max_grad_norm, **options)
+    options = {} if isinstance(method, MultiStep) else {"precision": method.precision}
+    if isinstance(method, Adjoint):
+        options["team"] = method.team
+    return module.compute_update(problem, lr, max_grad_norm, form=UPDATE_FORMS[type(method)], **options)
 
 
 def action_function(method: Method, problem: Problem) -> Callable[[nn.Module, Tensor], Tensor]:

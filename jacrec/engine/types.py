@@ -26,6 +26,20 @@ class DynamicsJacobians:
     F_a: Tensor  # (..., d, m) = A_0
 
 
+class RolloutJacobians(NamedTuple):
+    """Every Jacobian along the N·M rollouts, not discounted."""
+
+    states: Tensor  # (N, M, H+1, d)
+    actions: Tensor  # (N, M, H+1, m)
+    returns: Tensor  # (N, M)
+    F_s: Tensor  # (N, M, H, d, d)
+    F_a: Tensor  # (N, M, H, d, m)
+    Pi_s: Tensor  # (N, M, H+1, m, d)
+    values_s: Tensor  # r_s, at the last step Q_s: (N, M, H+1, d)
+    values_a: Tensor  # r_a, at the last step Q_a: (N, M, H+1, m)
+    w: Tensor  # ∂L/∂ã_j, (N, M, H+1, m)
+
+
 @dataclass(frozen=True)
 class Sensitivities:
     """G_j and D_j in factored form: G_j = Σ_{i<j} C_{j,i} Π_ψ(i), D_j = Σ_{i≤j} E_{j,i} Π_ψ(i)."""

@@ -144,6 +144,18 @@ class MLP(nn.Module):
             )
         return cls.of_layers(found)
 
+    def snapshot(self) -> "MLP":
+        """The network with its parameters as they are now."""
+        own = blank(MLP)
+        own.__dict__.update({name: value for name, value in self.__dict__.items() if not name.startswith("_")})
+        for name in ("layers", "norms"):
+            own._modules[name] = held = blank(nn.ModuleList)
+            for i, part in enumerate(getattr(self, name)):
+                held._modules[str(i)] = _holding(type(part), {key: p.detach().clone() for key, p in part._parameters.items()})
+        for mine, theirs in zip(own.norms, self.norms, strict=True):
+            mine.__dict__["eps"] = theirs.eps
+        return own
+
     @torch.no_grad()
     def initialise(self, *, last: float | None = None, hidden_bias: float | None = None) -> None:
         """Weights and biases from U(±1/√fan_in); optionally the last layer from U(±last), hidden biases constant.

@@ -16,6 +16,7 @@ from jacrec import (
     DeterministicDynamics,
     DiffusionDynamics,
     EnsembleDynamics,
+    Forward,
     MeanFlowDynamics,
     MultiStep,
     MultiStepDynamics,
@@ -60,8 +61,10 @@ def test_a_policy_of_known_layers_is_served_as_an_actor(dynamics, batched):
 @pytest.mark.parametrize(
     "dynamics", [None, MeanFlowDynamics(d, m, (8,)), DeterministicDynamics(d, m, (8,)), EnsembleDynamics(d, m, (8,))]
 )
-def test_the_fused_adjoint_is_preferred(dynamics, H, M):
-    assert Auto().choose(sized(dynamics, M=M, H=H)) == Adjoint(kernel="fused")
+def test_the_fused_adjoint_is_preferred_but_for_one_particle_and_one_step(dynamics, H, M):
+    chain = dynamics is None or isinstance(dynamics, MeanFlowDynamics)
+    expected = Forward if chain and H == M == 1 else Adjoint
+    assert Auto().choose(sized(dynamics, M=M, H=H)) == expected(kernel="fused")
 
 
 def test_a_multi_step_model_has_its_own():

@@ -1,5 +1,7 @@
 """The linearised rollout against torch.func, and what is derived from it."""
 
+import pickle
+
 import pytest
 import torch
 from hypothesis import assume, given
@@ -86,3 +88,11 @@ def test_signal_to_noise_of_a_row_is_its_own():
     together = linearize(policy, world, state, noise).signal_to_noise()
     alone = [linearize(policy, world, s, e).signal_to_noise() for s, e in zip(state, noise, strict=True)]
     torch.testing.assert_close(together, torch.stack(alone))
+
+
+@pytest.mark.parametrize("make", [lambda: Actor(3, 2, (8,), layer_norm=True), lambda: ForeignPolicy(3, 2)])
+def test_it_can_be_sent_to_another_process(make):
+    _, world, state, noise = setup()
+    lin = linearize(make().double(), world, state, noise)
+    sent = pickle.loads(pickle.dumps(lin)).particle_gradients()
+    assert all(torch.equal(v, sent[k]) for k, v in lin.particle_gradients().items())

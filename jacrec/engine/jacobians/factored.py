@@ -8,7 +8,7 @@ with the +1 from the bias and the second sum from LayerNorm's gain and offset: a
 instead of one of P columns.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 
 import torch
@@ -100,20 +100,6 @@ def factored_rows(pi: PolicyPass, w: Tensor, counted: Collection[str] | None) ->
         vectors[names[f"norms.{i}.weight"]] = y_bar * pi.tape.hats[i].unsqueeze(-2)
         vectors[names[f"norms.{i}.bias"]] = y_bar
     return FactoredRows(outer, vectors, counted)
-
-
-def interleaved(parts: Sequence[FactoredRows]) -> FactoredRows:
-    """J sets of the same R states' later selves as one: row r of part j becomes row r·J + j, of n sets of R·J rows."""
-
-    def joined(tensors: list[Tensor]) -> Tensor:
-        return torch.stack(tensors, 2).flatten(1, 2)
-
-    first = parts[0]
-    outer = [
-        Outer(o.name, joined([p.outer[i].z_bar for p in parts]), joined([p.outer[i].x for p in parts]))
-        for i, o in enumerate(first.outer)
-    ]
-    return FactoredRows(outer, {k: joined([p.vectors[k] for p in parts]) for k in first.vectors}, first.counted)
 
 
 def squared_norm(gradients: dict[str, Tensor]) -> Tensor:

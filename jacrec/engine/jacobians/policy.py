@@ -1,6 +1,8 @@
 """The policy at a batch of states: π_ψ(s), Π_s, and products with Π_ψ, which stays factored per layer."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Protocol, cast
 
 import torch
@@ -11,6 +13,7 @@ from jacrec.engine.jacobians.mlp import MLPTape, mlp_parameter_pull, mlp_paramet
 from jacrec.models.layers import Layers, layers_of
 from jacrec.models.networks import MLP, Actor, affine, has_manual_derivatives, is_unmodified
 from jacrec.models.world import BatchedPolicy
+from jacrec.models.wrappers import copied
 
 
 class PolicyPass(Protocol):
@@ -35,6 +38,15 @@ class PolicyPass(Protocol):
         ...
 
 
+def policy_as_it_is(policy: nn.Module) -> Callable[[Tensor], PolicyPass]:
+    """`policy_pass` of the policy as it is now, whatever becomes of it."""
+    network = written_network(policy)
+    if isinstance(network, str):
+        return partial(policy_pass, copied(policy))
+    kept = replace(network, mlp=network.mlp.snapshot(), named=network.names())
+    return partial(ActorPass, kept, keep_inputs=True)
+
+
 def policy_pass(policy: nn.Module, state: Tensor, *, parameters: bool = True) -> PolicyPass:
     """Evaluate the policy at `state` (N, R, d): by hand where it has a `written_network`, else by torch.func.
 
@@ -55,9 +67,13 @@ class PolicyNetwork:
     """a stack of n networks for a `BatchedPolicy`"""
     layers: Layers | None = None
     """where the network is read from a module of torch's own layers"""
+    named: dict[str, str] | None = None
+    """its `names` where they are known"""
 
     def names(self) -> dict[str, str]:
         """The network's parameter -> the policy's, in the policy's order."""
+        if self.named is not None:
+            return self.named
         if self.layers is None:
             return {name: f"mlp.{name}" for name, _ in self.mlp.named_parameters()}
         own = {f"{path}.{x}": f"{ours}.{x}" for ours, path, table in self.layers.tables() for x in table}

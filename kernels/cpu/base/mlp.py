@@ -6,7 +6,7 @@ addresses of row-major arrays, hidden ones with padded width. A `team` shares th
 
 from jacrec.kernels.cpu.base.host import part
 from jacrec.kernels.cpu.base.layout import GELU, MISH, RELU, SILU, layer_of, slot
-from jacrec.kernels.cpu.base.norms import normalise, normalise_back, normalise_push
+from jacrec.kernels.cpu.base.norms import normalise, normalise_back
 from jacrec.kernels.cpu.base.products import axpy, axpy_add, dot
 from jacrec.kernels.cpu.base.scalar import gelu, mish, silu, tanh
 from jacrec.kernels.cpu.base.team import barrier, columns
@@ -199,47 +199,6 @@ def cotangents(like, net, tape, J, j, R, y_bar, y, work, bars, gradient, team):
         barrier(team)
         above, above_stride, above_weight, above_width = x, padded, layer.weight, width
     return x
-
-
-@part
-def push(like, net, particles, T, first_bias, x, gate, y):
-    """Value and T tangents of each particle: rows (particles·(1+T), ·), the value first, as in `jacrec.engine.jacobians.mlp`.
-
-    x holds the first layer's products without the bias and has room for 2·rows·widest numbers; `gate` has room for widest
-    numbers; y (rows, outputs) is written.
-    """
-    size, rows = size_of(like), particles * (1 + T)
-    other = x + rows * net.widest * size
-    below_padded = layer_of(net, 0).padded
-    for i in range(net.depth):
-        layer = layer_of(net, i)
-        width, padded = layer.width, layer.padded
-        z = other if i else x
-        if i:
-            dot(like, x, below_padded, rows, layer.weight, below_padded, width, below_padded, z, padded)
-        for p in range(particles):
-            value = z + p * (1 + T) * padded * size
-            bias = layer.bias if i else first_bias
-            activate(like, net.activation, 1, width, padded, bias, value, gate, 0, padded)
-            for t in range(1, 1 + T):
-                row = at(like, value + t * padded * size)
-                for c in range(width, padded):
-                    row[c] = type(like)(0)
-                times_gate(like, net.activation, 1, padded, value + t * padded * size, value, 0, padded)
-            copy_to(like, padded, gate, value)
-            if net.norm:
-                normalise_push(like, T, width, padded, net.eps, layer.gain, layer.shift, value, gate)
-        if skips(net, i):
-            add_to(like, rows * padded, x, z)
-        if i:
-            x, other = z, x
-        below_padded = padded
-    out = net.outputs
-    dot(like, x, below_padded, rows, net.last_weight, below_padded, out, below_padded, y, out)
-    offset, values = at(like, net.last_bias), at(like, y)
-    for p in range(particles):
-        for i in range(out):
-            values[p * (1 + T) * out + i] += offset[i]
 
 
 @part

@@ -96,3 +96,16 @@ def normalise_push(like, T, width, padded, eps, gain, shift, rows, hat):
         mean, along = _means(like, width, dx, n)
         for i in range(width):
             dx[i] = (dx[i] - mean - n[i] * along) * inverse * g[i]
+
+
+@part
+def normalise_pull(like, T, width, padded, gain, rows, hat, inv_std):
+    """LayerNorm's cotangents of one value, rows (T, padded) in place; its x̂ in hat, 1/σ at inv_std."""
+    g, n, inverse = at(like, gain), at(like, hat), at(like, inv_std)[0]
+    for t in range(T):
+        v = at(like, rows + t * padded * size_of(like))
+        for i in range(width):
+            v[i] *= g[i]
+        mean, along = _means(like, width, v, n)
+        for i in range(width):
+            v[i] = (v[i] - mean - n[i] * along) * inverse

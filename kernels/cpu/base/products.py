@@ -5,7 +5,8 @@ of R rows is as wide as the accumulators allow; the remaining columns use tiles 
 """
 
 from jacrec.kernels.cpu.base.host import ACCUMULATORS, VECTOR_BYTES, part
-from jacrec.kernels.cpu.base.tiles import axpy_tile, dot_tile, size_of
+from jacrec.kernels.cpu.base.rows import WORD
+from jacrec.kernels.cpu.base.tiles import LISTED, axpy_tile, dot_tile, listed_dot_tile, size_of
 
 
 def _dot_rows(R: int):
@@ -67,6 +68,46 @@ def dot(like, x, x_stride, R, w, w_stride, O, n, y, y_stride):
         _dot_2(like, 1, x + r * row, x_stride, w, w_stride, O, n, y + r * tall, y_stride)
     if R % 2:
         _dot_1(like, 1, x + (R - 1) * row, x_stride, w, w_stride, O, n, y + (R - 1) * tall, y_stride)
+
+
+TALL = 6 if ACCUMULATORS > 8 else 2
+"""rows of a tile with `LISTED` outputs: half as many accumulators again, since it loads few vectors"""
+_listed = [listed_dot_tile(R) for R in range(1, 7)]
+_listed_1, _listed_2, _listed_3, _listed_4, _listed_5, _listed_6 = _listed
+
+
+@part
+def _listed_tile(like, rows, x, x_stride, w, w_stride, index, n, y, y_stride):
+    if rows == 6:
+        _listed_6(like, x, x_stride, w, w_stride, index, n, y, y_stride)
+    elif rows == 5:
+        _listed_5(like, x, x_stride, w, w_stride, index, n, y, y_stride)
+    elif rows == 4:
+        _listed_4(like, x, x_stride, w, w_stride, index, n, y, y_stride)
+    elif rows == 3:
+        _listed_3(like, x, x_stride, w, w_stride, index, n, y, y_stride)
+    elif rows == 2:
+        _listed_2(like, x, x_stride, w, w_stride, index, n, y, y_stride)
+    else:
+        _listed_1(like, x, x_stride, w, w_stride, index, n, y, y_stride)
+
+
+@part
+def dot_listed(like, x, x_stride, R, w, w_stride, index, count, n, y, y_stride):
+    """y (R, count) = x (R, n) w[index] (count, n)ᵀ; index: address of int64, count a multiple of `LISTED`, n of the lanes.
+
+    Every row of w is read once, whatever R is.
+    """
+    size = size_of(like)
+    blocks = (R + TALL - 1) // TALL
+    rows, more = R // blocks, R % blocks
+    for o in range(0, count, LISTED):
+        r = 0
+        for b in range(blocks):
+            height = rows + (1 if b < more else 0)
+            to = y + (r * y_stride + o) * size
+            _listed_tile(like, height, x + r * x_stride * size, x_stride, w, w_stride, index + o * WORD, n, to, y_stride)
+            r += height
 
 
 def _axpy(add: bool):

@@ -22,6 +22,8 @@ from jacrec.kernels.cpu.base.host import VECTOR_BYTES
 
 ELEMENTS = {types.float32: (ir.FloatType(), 4, "f32"), types.float64: (ir.DoubleType(), 8, "f64")}
 INT = ir.IntType(64)
+LISTED = 4
+"""outputs of a tile whose rows of w are given by a list"""
 carray: Any = numba.carray  # pyright: ignore[reportPrivateImportUsage]
 intrinsic: Any = extending.intrinsic  # its callers do not pass the typing context
 
@@ -74,6 +76,12 @@ class Emitter:
                 for a, b in zip(sums[::2], sums[1::2], strict=True)
             ]
         return sums[0]
+
+    def fold_any(self, sums: list):
+        """The same for any number of vectors: groups of L, the last one filled up with zeros."""
+        zero = ir.Constant(self.vector, [0.0] * self.lanes)
+        sums = sums + [zero] * (-len(sums) % self.lanes)
+        return [self.fold(sums[first : first + self.lanes]) for first in range(0, len(sums), self.lanes)]
 
     def total(self, vector):
         """The sum of a vector's lanes, added in the order of `fold`: a tile's width changes no bit."""
@@ -156,6 +164,50 @@ def dot_tile(R: int, O: int):
             return context.get_dummy_value()
 
         return types.void(like, x, x_stride, w, w_stride, n, y, y_stride), emit
+
+    return tile
+
+
+@cache
+def listed_dot_tile(R: int):
+    """The intrinsic (like, x, x_stride, w, w_stride, index, n, y, y_stride) for R rows and `LISTED` outputs.
+
+    y[r, o] = Σ_{i<n} x[r, i] w[index[o], i], index: address of int64; n is a multiple of the lanes. Sums as in `dot_tile`.
+    """
+
+    @intrinsic
+    def tile(typing, like, x, x_stride, w, w_stride, index, n, y, y_stride):
+        if not _check(like, x, x_stride, w, w_stride, index, n, y, y_stride):
+            return None
+
+        def emit(context, builder, signature, args):
+            e = Emitter(builder, like)
+            _, x, x_stride, w, w_stride, index, n, y, y_stride = args
+            xs = [e.offset(x, builder.mul(x_stride, ir.Constant(INT, r))) for r in range(R)]
+            list_of = builder.inttoptr(index, ir.PointerType(INT))
+            numbers = [builder.load(builder.gep(list_of, [ir.Constant(INT, o)])) for o in range(LISTED)]
+            ws = [e.offset(w, builder.mul(w_stride, number)) for number in numbers]
+            zero = ir.Constant(e.vector, [0.0] * e.lanes)
+
+            def body(i, sums):
+                b = [e.load(e.offset(address, i)) for address in ws]
+                out = list(sums)
+                for r, address in enumerate(xs):
+                    a = e.load(e.offset(address, i))
+                    for o in range(LISTED):
+                        out[r * LISTED + o] = e.fma(a, b[o], out[r * LISTED + o])
+                return out
+
+            folded = e.fold_any(e.loop(n, e.lanes, [zero] * (R * LISTED), body))
+            run = min(LISTED, e.lanes)  # sums that lie side by side in y
+            for first in range(0, R * LISTED, run):
+                group, lane = folded[first // e.lanes], first % e.lanes
+                place = e.offset(y, builder.mul(y_stride, ir.Constant(INT, first // LISTED)))
+                part = group if run == e.lanes else e.shuffle(group, group, range(lane, lane + run))
+                e.store(part, e.offset(place, ir.Constant(INT, first % LISTED)))
+            return context.get_dummy_value()
+
+        return types.void(like, x, x_stride, w, w_stride, index, n, y, y_stride), emit
 
     return tile
 

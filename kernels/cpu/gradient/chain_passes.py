@@ -71,6 +71,7 @@ def push_chain(like, job):
             work.state + first * d * size,
             work.action + first * m * size,
             work.noise + first * noise_row * size,
+            noise_row,
             work.ds + first * T * d * size,
             work.da + first * T * m * size,
             last - first,

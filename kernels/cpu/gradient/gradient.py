@@ -1,26 +1,22 @@
-"""The fused adjoint form on the CPU: twin of `jacrec.engine.gradient.adjoint_gradient`, and the update that follows from it."""
+"""The fused forms on the CPU: twins of `jacrec.engine.gradient`'s, the update that follows from them, and what diagnostics need."""
 
+from collections.abc import Collection
 from dataclasses import dataclass, field
-from functools import partial
-from types import ModuleType, SimpleNamespace
-from typing import cast
 
 import numpy as np
 import torch
 from numba.core import config
 from torch import Tensor, nn
 
-from jacrec.engine import gradient as engine
 from jacrec.engine.jacobians.generic import value_and_gradient
 from jacrec.engine.problem import Problem
-from jacrec.engine.types import PolicyGradient, UpdateResult
+from jacrec.engine.types import PolicyGradient, RolloutJacobians, UpdateResult
 from jacrec.kernels.cpu.base.host import entry
 from jacrec.kernels.cpu.base.layout import DTYPES
 from jacrec.kernels.cpu.base.threads import run, workspace
 from jacrec.kernels.cpu.gradient import chain as chain
 from jacrec.kernels.cpu.gradient import unsupported
 from jacrec.kernels.cpu.gradient.action import action
-from jacrec.kernels.cpu.gradient.chain import chain_forward
 from jacrec.kernels.cpu.gradient.decision import apply_step, evaluate_policy, reduce_gradient
 from jacrec.kernels.cpu.gradient.job import AT, CALL, Call, Sizes
 from jacrec.kernels.cpu.gradient.moves import Moved, named_gradients
@@ -29,8 +25,9 @@ from jacrec.kernels.cpu.gradient.plans import Plan, plan_or_reason
 from jacrec.kernels.cpu.gradient.plans import examined_plan as examined_plan
 from jacrec.kernels.cpu.gradient.plans import kept_plan as kept_plan
 from jacrec.kernels.cpu.gradient.rollout import rollout_gradient
+from jacrec.kernels.cpu.gradient.sensitivities import FORWARD, GRADIENT, GROWTH, JACOBIANS, Forward, rollout_sensitivities
 from jacrec.kernels.cpu.gradient.sized import SizedJob
-from jacrec.models.dynamics import ChainDynamics, EnsembleDynamics, MultiStepDynamics
+from jacrec.models.dynamics import ChainDynamics, DeterministicDynamics, EnsembleDynamics, MultiStepDynamics
 
 _SLOT = {name: CALL.start + i for i, name in enumerate(Call._fields)}
 
@@ -44,8 +41,8 @@ def unsupported_reason(p: Problem, form: str) -> str | None:
         return f"the {form} form is not that of {type(f).__name__}"
     if isinstance(f, MultiStepDynamics) and f.passes(p.H) < p.H:
         return f"the kernels compute exact rollouts of multi-step models, got sweeps={f.sweeps} of {p.H}"
-    if form == "forward" and not isinstance(f, ChainDynamics):
-        return f"the fused forward form needs a chain (diffusion, flow or MeanFlow), got {type(f).__name__}"
+    if form == "forward" and not isinstance(f, ChainDynamics | DeterministicDynamics):
+        return f"the fused forward form needs a chain (diffusion, flow or MeanFlow) or one network, got {type(f).__name__}"
     found = _plan(p)
     return found if isinstance(found, str) else None
 
@@ -118,15 +115,24 @@ class FusedUpdate:
 
 @torch.no_grad()
 def compute_update(
-    p: Problem, lr: float = 0.0, max_grad_norm: float | None = None, *, precision: str | None = None, team: int = 1
+    p: Problem,
+    lr: float = 0.0,
+    max_grad_norm: float | None = None,
+    *,
+    form: str = "adjoint",
+    precision: str | None = None,
+    team: int = 1,
+    beside: dict[str, int] | None = None,
 ) -> FusedUpdate:
-    """Ĵ, its gradient, and the step along it with this step size; `unsupported_reason(p, "adjoint")` must be None. Options as in `adjoint_gradient`."""
+    """Ĵ, its gradient by a form, and the step along it with this step size; `unsupported_reason(p, form)` must be None.
+
+    precision, team: as in `adjoint_gradient`. beside: addresses of what else the adjoint form writes, fields of `Call`.
+    """
     check_precision(precision)
-    plan = _plan(p)
-    if isinstance(plan, str):
-        raise ValueError(f'kernel="fused": {plan}')
-    plan.refresh()
-    job, sized = plan.job(p, team)
+    plan = fresh_plan(p)
+    forward = form == "forward"
+    job, sized = plan.job(p, team, GRADIENT if forward else None)
+    passes = rollout_sensitivities if forward else rollout_gradient
     N, single, batched = p.N, p.single, p.batched
     state, moved = p.state.contiguous(), plan.policy.moved()
     noise, member = _noise(p)
@@ -152,18 +158,28 @@ def compute_update(
         piece_count=len(moved.pieces),
         parts=parts,
         squares=squares.ctypes.data,
+        **(beside or {}),
     )
-    terms = _given_terms(p, plan, job, sized)
+    terms = given_terms(p, plan, job, sized, passes)
     if terms:  # a reward or critic may use these kernels itself, and then the workspace is another one
         memory = workspace(sized.memory, plan.dtype).data_ptr()
         job[_SLOT["returns"]], job[_SLOT["memory"]] = memory, memory + sized.first
-    run(entry(rollout_gradient, DTYPES[plan.dtype]), job, sized.threads)
+    run(entry(passes, DTYPES[plan.dtype]), job, sized.threads)
     run(entry(reduce_gradient, DTYPES[plan.dtype]), job, parts)
     held = sized, state, noise, member, squares, terms
     return FusedUpdate(p, lr, max_grad_norm, plan, job, value, vectors, norm, moved, sized.memory, held)
 
 
-def _given_terms(p: Problem, plan: Plan, job: np.ndarray, sized: SizedJob) -> list[Tensor]:
+def fresh_plan(p: Problem) -> Plan:
+    """The problem's plan, with copies of the weights as they are now."""
+    plan = _plan(p)
+    if isinstance(plan, str):
+        raise ValueError(f'kernel="fused": {plan}')
+    plan.refresh()
+    return plan
+
+
+def given_terms(p: Problem, plan: Plan, job: np.ndarray, sized: SizedJob, passes) -> list[Tensor]:
     """Lets torch evaluate a reward or critic that is not jacrec's along the path, and the job read it: its tensors."""
     H, world = p.H, plan.world
     steps = {"reward": range(0 if world.reward else H), "critic": range(H, H if world.critics else H + 1)}
@@ -172,8 +188,8 @@ def _given_terms(p: Problem, plan: Plan, job: np.ndarray, sized: SizedJob) -> li
     rows, like = int(job[AT.sizes + Sizes._fields.index("rows")]), p.state
     states, actions = (like.new_empty(H + 1, rows, n) for n in (plan.policy.state_dim, plan.policy.action_dim))
     path = job.copy()
-    path[_SLOT["path_s"]], path[_SLOT["path_a"]] = states.data_ptr(), actions.data_ptr()
-    run(entry(rollout_gradient, DTYPES[plan.dtype]), path, sized.threads)
+    path[_SLOT["path_s"]], path[_SLOT["path_a"]], path[_SLOT["w"]] = states.data_ptr(), actions.data_ptr(), 0
+    run(entry(passes, DTYPES[plan.dtype]), path, sized.threads)
     terms = [like.new_empty(H + 1, rows), torch.empty_like(states), torch.empty_like(actions)]
     for name, which in steps.items():
         if which:
@@ -199,6 +215,76 @@ def _noise(p: Problem) -> tuple[Tensor, Tensor | None]:
     return noise.contiguous(), None
 
 
+@torch.no_grad()
+def visits(p: Problem) -> tuple[Tensor, Tensor, Tensor]:
+    """Ĵ (N,), the states (N, M, H+1, d), and the weights w_j of ∇L = Σ_j w_j Π_ψ(j), (N, M, H+1, m), by the adjoint form.
+
+    `unsupported_reason(p, "adjoint")` must be None, and H > 0.
+    """
+    like, rows = p.state, p.N * p.M
+    d, m = like.shape[-1], p.world.dynamics.action_dim  # pyright: ignore[reportAttributeAccessIssue]
+    states, actions, w = (like.new_empty(p.H + 1, rows, n) for n in (d, m, m))
+    beside = {"path_s": states.data_ptr(), "path_a": actions.data_ptr(), "w": w.data_ptr()}
+    done = compute_update(p, beside=beside)
+    states, w = (x.unflatten(1, (p.N, p.M)).movedim(0, 2).contiguous() for x in (states, w))
+    return done.value.reshape(p.N), states, w * (p.M if p.batched else rows)
+
+
+@torch.no_grad()
+def particle_squares(p: Problem, counted: Collection[str]) -> tuple[PolicyGradient, Tensor] | None:
+    """The gradient, and ‖∇L‖² of every particle's own over the counted parameters, (N, M); None where there is a LayerNorm.
+
+    `unsupported_reason(p, "adjoint")` must be None, and H > 0.
+    """
+    plan = _plan(p)
+    if isinstance(plan, str) or plan.policy.rows.network.norm:
+        return None
+    in_order = sorted(plan.policy.pieces, key=lambda piece: piece.start)  # each layer's weight and bias
+    flags = np.array([piece.name in counted for piece in in_order], dtype=np.int64)
+    found = p.state.new_empty(p.N, p.M)
+    done = compute_update(p, beside={"squares_of": found.data_ptr(), "counted": flags.ctypes.data})
+    return _gradient(p, done), found * (p.M if p.batched else p.N * p.M) ** 2
+
+
+@torch.no_grad()
+def rollout_jacobians(p: Problem) -> RolloutJacobians:
+    """`jacrec.engine.linearize.rollout_jacobians` in compiled code; `unsupported_reason(p, "forward")` must be None."""
+    N, M, H, like = p.N, p.M, p.H, p.state
+    d, m = like.shape[-1], p.world.dynamics.action_dim  # pyright: ignore[reportAttributeAccessIssue]
+    shapes = ((H + 1, d), (H + 1, m), (), (H, d, d), (H, d, m), (H + 1, m, d), (H + 1, d), (H + 1, m), (H + 1, m))
+    found = RolloutJacobians(*(like.new_empty(N, M, *shape) for shape in shapes))
+    addresses = {name: x.data_ptr() for name, x in found._asdict().items()}
+    _run_forward(p, JACOBIANS, Call(returns=addresses.pop("returns")), addresses)
+    return found
+
+
+@torch.no_grad()
+def growth(p: Problem, unit: Tensor) -> Tensor:
+    """ds̃_j/ds̃_0 times the unit (d,) of each component, its columns as rows: (N, M, H+1, d, d), from d tangents.
+
+    `unsupported_reason(p, "forward")` must be None.
+    """
+    d, unit = len(unit), unit.contiguous()
+    found = p.state.new_empty(p.N, p.M, p.H + 1, d, d)
+    _run_forward(p, GROWTH, Call(), {"unit": unit.data_ptr(), "growth": found.data_ptr()})
+    return found
+
+
+def _run_forward(p: Problem, kind: int, call: Call, addresses: dict[str, int]) -> None:
+    """`rollout_sensitivities` with the results' addresses, fields of `Forward`."""
+    plan = fresh_plan(p)
+    job, sized = plan.job(p, kind=kind)
+    for name, address in addresses.items():
+        job[FORWARD + Forward._fields.index(name)] = address
+    state, noise = p.state.contiguous(), p.noise.contiguous()
+    pointers = {"state": state.data_ptr(), "noise": noise.data_ptr(), "memory_length": sized.room}
+    job[CALL] = call._replace(**pointers, memory=workspace(sized.memory, plan.dtype).data_ptr() + sized.first)
+    terms = given_terms(p, plan, job, sized, rollout_sensitivities) if kind == JACOBIANS else []
+    job[_SLOT["memory"]] = workspace(sized.memory, plan.dtype).data_ptr() + sized.first  # a reward may have used it
+    run(entry(rollout_sensitivities, DTYPES[plan.dtype]), job, sized.threads)
+    del terms
+
+
 def multistep_gradient(p: Problem) -> PolicyGradient:
     """`jacrec.engine.multistep.multistep_gradient` in compiled code; `unsupported_reason(p, "multistep")` must be None."""
     return adjoint_gradient(p)
@@ -210,15 +296,19 @@ def adjoint_gradient(p: Problem, *, recompute: bool = False, precision: str | No
     `recompute` has no effect here: the memory of a tile is bounded anyway (`sized.TAPE_BYTES`). `precision` is that of the
     tensors; anything but None and "ieee" raises ValueError. `team`: as in `Adjoint`.
     """
-    done = compute_update(p, precision=precision, team=team)
+    return _gradient(p, compute_update(p, precision=precision, team=team))
+
+
+def _gradient(p: Problem, done: FusedUpdate) -> PolicyGradient:
     return PolicyGradient(done.value, named_gradients(done.plan.policy.pieces, done.gradient, p.N if p.batched else None))
 
 
 def forward_gradient(p: Problem, *, precision: str | None = None) -> PolicyGradient:
-    """`jacrec.engine.gradient.forward_gradient` with the fused chain, values and tangents together; the rest is plain torch."""
-    check_precision(precision)
-    own = SimpleNamespace(chain_forward=partial(chain_forward, checked=True))  # `unsupported_reason` has checked the dynamics
-    return engine.forward_gradient(p, chain=cast(ModuleType, own))
+    """`jacrec.engine.gradient.forward_gradient` in compiled code, values and tangents together; `unsupported_reason(p, "forward")` must be None.
+
+    Memory does not grow with K. `precision`: as in `adjoint_gradient`.
+    """
+    return _gradient(p, compute_update(p, form="forward", precision=precision))
 
 
 def check_precision(precision: str | None) -> None:

@@ -68,6 +68,9 @@ class Call(NamedTuple):
     terms: int = 0  # of reward or critic where the job has none: r or Q along the path, (H+1, N·M)
     terms_s: int = 0  # their gradients by state (H+1, N·M, d)
     terms_a: int = 0  # and by action (H+1, N·M, m)
+    w: int = 0  # w_j, γ^j- and M-weighted, (H+1, N·M, m), written beside the path; 0: it is not asked for
+    squares_of: int = 0  # ‖w Π_ψ‖² of each row's gradient, (N·M,), written; 0: it is not asked for
+    counted: int = 0  # which of each layer's weight and bias count in it, (depth+1, 2) int64
 
 
 class Piece(NamedTuple):

@@ -49,15 +49,18 @@ class Plan:
         if job[CHANGED]:
             self.world.update()
 
-    def job(self, p: Problem, team: int = 1) -> tuple[np.ndarray, SizedJob]:
-        """A new job without the addresses of a call; and what it was copied from, to be held until it is done."""
+    def job(self, p: Problem, team: int = 1, kind: int | None = None) -> tuple[np.ndarray, SizedJob]:
+        """A new job without the addresses of a call; and what it was copied from, to be held until it is done.
+
+        kind: as in `sized_job`.
+        """
         anchor = p.world.anchor and (p.world.anchor.weight, p.world.anchor.terminal)
-        key = (p.N, p.M, p.H, p.world.discount, anchor, torch.get_num_threads(), team)
+        key = (p.N, p.M, p.H, p.world.discount, anchor, torch.get_num_threads(), team, kind)
         sized = self.sized.get(key)
         if sized is None:
             if len(self.sized) >= SIZES_KEPT:
                 self.sized.clear()
-            sized = self.sized[key] = sized_job(self.policy, self.world, self.anchor, p, team)
+            sized = self.sized[key] = sized_job(self.policy, self.world, self.anchor, p, team, kind)
         return sized.row.copy(), sized
 
 

@@ -10,6 +10,7 @@ from jacrec.kernels.cpu.base.host import glue, part
 from jacrec.kernels.cpu.base.layout import layer_of, network_of
 from jacrec.kernels.cpu.base.mlp import copy_to, cotangents, parameter_gradients, record
 from jacrec.kernels.cpu.base.rows import WORD
+from jacrec.kernels.cpu.base.tangents import row_squares
 from jacrec.kernels.cpu.base.team import ALONE, Team, barrier, join_team
 from jacrec.kernels.cpu.base.tiles import at, fetch_add, size_of
 from jacrec.kernels.cpu.gradient.ensemble import pull_members, record_members
@@ -84,10 +85,9 @@ def rollout_gradient(like, job):
             begin, end = first + (last - first) * i // tiles, first + (last - first) * (i + 1) // tiles
             tile = Tile(begin, end - begin, gradient - n * length * size)
             _forward(like, task, tile, b, tapes, team)
-            if call.path_s:
-                if team.thread == 0:
-                    _write_path(like, task, tile, b)
-            else:
+            if call.path_s and team.thread == 0:
+                write_path(like, task, tile, b)
+            if call.w or not call.path_s:
                 _backward(like, task, tile, b, tapes, team)
                 if team.thread == 0:
                     copy_to(like, tile.R, b.returns, call.returns + begin * size)
@@ -99,29 +99,35 @@ def rollout_gradient(like, job):
 @glue
 def _forward(like, task, tile, b, tapes, team):
     """The rollout of a tile, with the gradients of rewards and critic."""
-    sizes, R, size = task.sizes, tile.R, size_of(like)
-    d, H = sizes.d, sizes.H
+    H = task.sizes.H
+    begin_tile(like, task, tile, b)
+    for j in range(H):
+        act(like, task, tile, j, b, tapes, team)
+        add_term(like, task, tile, j, b, tapes, team)
+        _step(like, task, tile, j, b, tapes, team)
+    if task.sizes.acts > H:
+        act(like, task, tile, H, b, tapes, team)
+    else:
+        terminal_action(like, task, tile, b, tapes, team)
+    add_term(like, task, tile, H, b, tapes, team)
+
+
+@part
+def begin_tile(like, task, tile, b):
+    """The real states of a tile, and its returns of 0."""
+    d, size = task.sizes.d, size_of(like)
     states, returns = at(like, b.states), at(like, b.returns)
-    for r in range(R):
-        source = at(like, task.call.state + (tile.begin + r) // sizes.M * d * size)
+    for r in range(tile.R):
+        source = at(like, task.call.state + (tile.begin + r) // task.sizes.M * d * size)
         for i in range(d):
             states[r * d + i] = source[i]
         returns[r] = type(like)(0)
-    for j in range(H):
-        _act(like, task, tile, j, b, tapes, team)
-        _value(like, task, tile, j, b, tapes, team)
-        _step(like, task, tile, j, b, tapes, team)
-    if sizes.acts > H:
-        _act(like, task, tile, H, b, tapes, team)
-    else:
-        terminal_action(like, task, tile, b, tapes, team)
-    _value(like, task, tile, H, b, tapes, team)
 
 
 @glue
-def _value(like, task, tile, j, b, tapes, team):
+def add_term(like, task, tile, j, b, tapes, team):
     """The term of step j with its gradients: r, at the last step Q; less the penalty. Not needed for the path."""
-    if task.call.path_s:
+    if task.call.path_s and not task.call.w:
         return
     own = task.reward.count if j < task.sizes.H else task.critics.count
     if own == 0:
@@ -137,7 +143,7 @@ def _value(like, task, tile, j, b, tapes, team):
 
 
 @part
-def _write_path(like, task, tile, b):
+def write_path(like, task, tile, b):
     """The tile's states and actions to the call's path."""
     call, d, m, R, rows, size = task.call, task.sizes.d, task.sizes.m, tile.R, task.sizes.rows, size_of(like)
     for j in range(task.sizes.H + 1):
@@ -147,13 +153,13 @@ def _write_path(like, task, tile, b):
 
 
 @glue
-def _act(like, task, tile, j, b, tapes, team):
+def act(like, task, tile, j, b, tapes, team):
     """a_j = π_ψ(s_j), recorded."""
     sizes, R, size = task.sizes, tile.R, size_of(like)
     d, m, calls = sizes.d, sizes.m, sizes.acts
     r = 0
     while r < R:
-        n, rows = _segment(sizes, tile, r)
+        n, rows = segment(sizes, tile, r)
         net = network_of(task.policies, n)
         tape = tapes.policy + r * calls * net.tape * size
         inputs = b.inputs + (r * calls + j * rows) * d * size
@@ -202,17 +208,24 @@ def _backward(like, task, tile, b, tapes, team):
         else:
             for i in range(R * d):
                 lam[i] = type(like)(0)
+            for i in range(R * m):
+                w[i] = type(like)(0)
+        if task.call.w:
+            copy_to(like, R * m, b.w, task.call.w + (j * sizes.rows + tile.begin) * m * size)
         if j:
             for i in range(R * d):
                 lam[i] += direct_s[i] + pulled_s[i]
             _pull_step(like, task, tile, j - 1, b, tapes, team)
     r = 0
     while r < R:
-        n, rows = _segment(sizes, tile, r)
+        n, rows = segment(sizes, tile, r)
         net = network_of(task.policies, n)
         inputs, tape = b.inputs + r * calls * d * size, tapes.policy + r * calls * net.tape * size
         bars, gradient = tapes.bars + r * calls * net.bars * size, tile.gradient + n * net.gradient * size
         parameter_gradients(like, net, inputs, tape, bars, calls, rows, gradient, team)
+        if task.call.squares_of:
+            to = task.call.squares_of + (tile.begin + r) * size
+            row_squares(like, net, inputs, tape, bars, calls, rows, task.call.counted, to)
         r += rows
 
 
@@ -223,7 +236,7 @@ def _pull_action(like, task, tile, j, b, tapes, team):
     d, m, calls = sizes.d, sizes.m, sizes.acts
     r = 0
     while r < R:
-        n, rows = _segment(sizes, tile, r)
+        n, rows = segment(sizes, tile, r)
         net = network_of(task.policies, n)
         tape, bars = tapes.policy + r * calls * net.tape * size, tapes.bars + r * calls * net.bars * size
         w, a = b.w + r * m * size, b.actions + (j * R + r) * m * size
@@ -249,7 +262,7 @@ def _pull_step(like, task, tile, j, b, tapes, team):
 
 
 @part
-def _segment(sizes, tile, r):
+def segment(sizes, tile, r):
     """The policy of the tile's row r, and how many rows from there on share it."""
     if not sizes.batched:
         return 0, tile.R - r

@@ -1,5 +1,6 @@
 """Jobs for certain sizes: how many threads share them, how large tiles and memory are."""
 
+from itertools import accumulate
 from typing import NamedTuple
 
 import numpy as np
@@ -10,6 +11,8 @@ from jacrec.kernels.cpu.base.layout import DTYPES, Stack
 from jacrec.kernels.cpu.base.threads import threads_for
 from jacrec.kernels.cpu.gradient.job import AT, COUNTERS, Constants, Networks, Sizes, job_length, memory_layout
 from jacrec.kernels.cpu.gradient.plan_parts import PolicyPlan, WorldPlan
+from jacrec.kernels.cpu.gradient.sensitivities import FORWARD, GRADIENT, JACOBIANS, PUSHED_ROWS, Forward
+from jacrec.kernels.cpu.gradient.transition import push_room
 
 TILE = 16
 """rows that pass through all layers together: enough to use every weight loaded often, few enough to stay in the caches"""
@@ -23,7 +26,7 @@ class SizedJob(NamedTuple):
     """A job without the addresses of a call."""
 
     row: np.ndarray
-    factors: np.ndarray  # γ^j, the rows' weights and β γ^j, (3, H+1), which the row points to
+    factors: np.ndarray  # γ^j, the rows' weights, β γ^j, 1 and β, (5, H+1), which the row points to
     threads: int
     shares: int  # of the rows, each with its own gradients
     first: int  # where the first thread's memory begins, in bytes; the returns lie before it
@@ -32,12 +35,21 @@ class SizedJob(NamedTuple):
     length: int  # of a policy's vector of gradients
 
 
-def sized_job(own: PolicyPlan, world: WorldPlan, anchor: PolicyPlan | None, p: Problem, team: int) -> SizedJob:
-    """The job of a problem. anchor: π₀'s plan; team: threads that should share a single particle's layers."""
+def sized_job(
+    own: PolicyPlan, world: WorldPlan, anchor: PolicyPlan | None, p: Problem, team: int, kind: int | None = None
+) -> SizedJob:
+    """The job of a problem. anchor: π₀'s plan; team: threads that should share a single particle's layers.
+
+    kind: what `sensitivities` computes forward in time; None: the adjoint form.
+    """
     numbers, size = DTYPES[own.dtype], own.dtype.itemsize
     d, m, N, H, K = own.state_dim, own.action_dim, p.N, p.H, world.chain.K
-    M = p.M if H else 1  # at the real state itself all particles agree
-    work = 2.0 * (H * (world.reward_macs + K * world.dynamics_macs) + (H + 1) * (own.macs + (anchor.macs if anchor else 0)))
+    # at the real state itself all particles agree
+    M = p.M if H or kind not in (None, GRADIENT) else 1
+    tangents = [] if kind is None else pushed_tangents(kind, d, m, H)
+    rows = sum(1 + T for T in tangents) if kind is not None else 2 * H
+    beside = H * world.reward_macs + (H + 1) * (own.macs + (anchor.macs if anchor else 0))
+    work = 2.0 * beside + float(rows * K * world.dynamics_macs)
     threads = threads_for(N * M, work)
     team = min(team, torch.get_num_threads()) if N * M == 1 and world.shares_layers else 1
     threads = max(threads, team)
@@ -49,24 +61,58 @@ def sized_job(own: PolicyPlan, world: WorldPlan, anchor: PolicyPlan | None, p: P
         world.dynamics.network,
         base.network if base else None,
     )
-    tape = max(1, H * K * nets.dynamics.tape * size)
+    tape = max(1, H * K * nets.dynamics.tape * size) if kind is None else 1
     tile = max(1, min(TILE, -(-N * M // threads), TAPE_BYTES // tape))
     terminal = p.world.anchor is not None and p.world.anchor.terminal
     sizes = Sizes(1 if team > 1 else threads, team, d, m, H, M, N * M, p.batched, tile, H if terminal else H + 1)
     first, critics = world.dynamics.layers[0].padded, world.critics.stack.count if world.critics else 0
-    scratch, tapes, elements = memory_layout(sizes, world.chain, nets, critics, first, size)
+    chain = world.chain if kind is None else world.chain._replace(K=0)  # nothing of it is kept
+    scratch, tapes, elements = memory_layout(sizes, chain, nets, critics, first, size)
+    forward = ()
+    if kind is not None:
+        forward, elements = forward_layout(kind, sizes, nets, first, tangents, elements, size)
     room = -(-elements // PAGE) * PAGE
     discounts = p.world.discount ** np.arange(H + 1)
     beta = p.world.anchor.weight if p.world.anchor else 0.0
-    factors = np.stack([discounts, discounts / (M if p.batched else N * M), beta * discounts]).astype(numbers)
+    rows_share = M if p.batched else N * M
+    factors = np.stack([discounts, discounts / rows_share, beta * discounts, *np.ones((2, H + 1))]).astype(numbers)
+    factors[4] *= beta
     first_factor, row_bytes = factors.ctypes.data, factors.strides[0]
-    constants = Constants(first_factor, first_factor + row_bytes, own.copies.ctypes.data, first_factor + 2 * row_bytes)
-    row = np.zeros(job_length(team), dtype=np.int64)
+    # bare derivatives: γ is 1
+    which = (3, 3, 4) if kind == JACOBIANS else (0, 1, 2)
+    to_discounts, to_weights, to_penalties = (first_factor + i * row_bytes for i in which)
+    constants = Constants(to_discounts, to_weights, own.copies.ctypes.data, to_penalties)
+    row = np.zeros(job_length(team) + len(forward), dtype=np.int64)
     stacks = [rows.stack if rows else Stack(0, 0, 0) for rows in (own.rows, world.reward, world.critics, base, world.dynamics)]
     fixed = (*sizes, *(x for stack in stacks for x in stack), *world.chain, *world.scales, *constants)
     row[COUNTERS : AT.call] = [int(x) for x in fixed]
     row[AT.scratch : AT.flags] = (*scratch, *tapes)
+    if kind is not None:
+        row[FORWARD:] = forward._replace(discounts=first_factor)  # pyright: ignore
     returns = -(-N * M // PAGE) * PAGE
     return SizedJob(
         row, factors, threads, sizes.shares, returns * size, returns + threads * room, room, own.rows.network.gradient
     )
+
+
+def pushed_tangents(kind: int, d: int, m: int, H: int) -> list[int]:
+    """The tangents of each row that go through the dynamics at every step."""
+    if kind == GRADIENT:
+        return [min((j + 1) * m, d + m) for j in range(H)]
+    return [d + m if kind == JACOBIANS else d] * H
+
+
+def forward_layout(
+    kind: int, sizes: Sizes, nets: Networks, first: int, tangents: list[int], begin: int, itemsize: int
+) -> tuple[Forward, int]:
+    """The buffers of the forward form, which begin at an element of a thread's memory, and where they end."""
+    d, m, H, R, widest = sizes.d, sizes.m, sizes.H, sizes.tile, nets.dynamics.widest
+    T = max(H * m, d + m)
+    units = d + m
+    counts = dict(ds=T * d, da=T * m, C=T * d, unit_s=units * d, unit_a=units * m, columns=units * d, Pi=m * d, bars=m * m)
+    counts |= {"weights": (H + 1) * m, "pull": 3 * m * nets.policy.widest}
+    room = max(push_room(d, m, first, widest, min(R, max(1, PUSHED_ROWS // (1 + T))), T) for T in {0, *tangents})
+    lengths = [*(count * R for count in counts.values()), room]
+    *starts, end = accumulate((-(-length // 16) * 16 for length in lengths), initial=begin)
+    offsets = dict(zip((*counts, "push"), (start * itemsize for start in starts), strict=True))
+    return Forward(kind=kind, **offsets), end

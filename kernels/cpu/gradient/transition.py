@@ -7,10 +7,11 @@ from typing import NamedTuple
 
 from jacrec.kernels.cpu.base.host import exact_part, ordered_part, part
 from jacrec.kernels.cpu.base.layout import layer_of
-from jacrec.kernels.cpu.base.mlp import add_to, copy_columns, copy_to, cotangents, first_slot, push, record
+from jacrec.kernels.cpu.base.mlp import add_to, copy_columns, copy_to, cotangents, first_slot, record
 from jacrec.kernels.cpu.base.products import axpy, axpy_add, dot
+from jacrec.kernels.cpu.base.tangents import list_room, push
 from jacrec.kernels.cpu.base.team import columns
-from jacrec.kernels.cpu.base.tiles import at, size_of
+from jacrec.kernels.cpu.base.tiles import LISTED, at, size_of
 
 
 class Chain(NamedTuple):
@@ -159,17 +160,18 @@ def pull_transition(like, chain, net, R, tape, J, j, lam, mu, y_bar, total, v, w
 
 
 @part
-def push_transition(like, chain, net, state, action, noise, ds, da, particles, T, memory, next_state, tangents):
+def push_transition(like, chain, net, state, action, noise, noise_stride, ds, da, particles, T, memory, next_state, tangents):
     """f_θ(s, a, ε) into next_state (particles, d), and F_s ds + F_a da into tangents (particles, T, d).
 
-    state (particles, d), action (particles, m), noise (particles, noises, d), ds (particles, T, d), da (particles, T, m);
-    `memory` has room for `push_room` numbers.
+    state (particles, d), action (particles, m), ds (particles, T, d), da (particles, T, m); a particle's noise (noises, d)
+    is at a multiple of noise_stride. `memory` has room for `push_room` numbers and is aligned for int64.
     """
     size = size_of(like)
     all_c_u, all_c_net, all_sigma = at(like, chain.c_u), at(like, chain.c_net), at(like, chain.sigma)
     d, m, K, S = chain.d, chain.m, chain.K, 1 + T
-    rows, width, noise_row = particles * S, layer_of(net, 0).padded, chain.noises * d
-    x = memory
+    rows, width = particles * S, layer_of(net, 0).padded
+    lists = memory
+    x = lists + (2 + T) * (net.widest + LISTED) * size  # `list_room`
     constant = x + rows * (d + m) * size
     u = constant + rows * width * size
     y = u + rows * d * size
@@ -187,7 +189,7 @@ def push_transition(like, chain, net, state, action, noise, ds, da, particles, T
             for i in range(m):
                 row[d + i] = along_a[i] if t else a[i]
         if chain.latent:
-            z, latent = at(like, noise + (p * noise_row + (chain.noises - 1) * d) * size), at(like, u + p * S * d * size)
+            z, latent = at(like, noise + (p * noise_stride + (chain.noises - 1) * d) * size), at(like, u + p * S * d * size)
             for i in range(d):
                 latent[i] = z[i]  # (23)
     axpy(like, x, d + m, 1, rows, chain.from_input, width, d + m, width, constant, width)
@@ -196,13 +198,13 @@ def push_transition(like, chain, net, state, action, noise, ds, da, particles, T
         copy_to(like, rows * width, constant, buffers)
         if chain.latent:
             axpy_add(like, u, d, 1, rows, chain.from_latent, width, d, width, buffers, width)
-        push(like, net, particles, T, chain.table + (k - 1) * chain.table_stride * size, buffers, gate, y)
+        push(like, net, particles, T, chain.table + (k - 1) * chain.table_stride * size, buffers, gate, y, lists)
         c_u, c_net, sigma = all_c_u[k - 1], all_c_net[k - 1], all_sigma[k - 1]
         for i in range(rows * d):
             latents[i] = c_u * latents[i] + c_net * out[i]  # (24) in the values, (29) and (31) in the tangents
         if sigma != 0:
             for p in range(particles):
-                z, latent = at(like, noise + (p * noise_row + (k - 1) * d) * size), at(like, u + p * S * d * size)
+                z, latent = at(like, noise + (p * noise_stride + (k - 1) * d) * size), at(like, u + p * S * d * size)
                 for i in range(d):
                     latent[i] += sigma * z[i]
     mean, std = at(like, chain.out_mean), at(like, chain.out_std)
@@ -220,4 +222,4 @@ def push_transition(like, chain, net, state, action, noise, ds, da, particles, T
 
 def push_room(d: int, m: int, first: int, widest: int, particles: int, T: int) -> int:
     """Numbers that `push_transition` needs, for a network with `first` and `widest` padded units."""
-    return particles * (1 + T) * (d + m + first + 2 * d + 2 * widest) + widest
+    return particles * (1 + T) * (d + m + first + 2 * d + 2 * widest) + widest + list_room(widest, T)

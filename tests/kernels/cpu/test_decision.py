@@ -18,7 +18,7 @@ from jacrec.kernels.cpu.gradient.gradient import FusedUpdate
 from jacrec.models.networks import LayerNorm
 from jacrec.models.world import apply_policy
 from tests.conftest import property_cases
-from tests.cpu_cases import FUSED, decide, problem_of, same_decision, team_of
+from tests.cpu_cases import FORWARD, FUSED, decide, problem_of, same_decision, team_of
 from tests.oracles import well_posed
 from tests.strategies import cases
 
@@ -41,9 +41,12 @@ def threads_asked(monkeypatch):
 
 
 @property_cases(0.08)
-@given(case=cases(foreign=False), updates=UPDATES, longest=LONGEST, frozen=FROZEN, count=st.integers(1, 3))
-def test_a_decision_is_that_of_plain_torch(case, updates, longest, frozen, count):
+@given(
+    case=cases(foreign=False), updates=UPDATES, longest=LONGEST, frozen=FROZEN, count=st.integers(1, 3), forward=st.booleans()
+)
+def test_a_decision_is_that_of_plain_torch(case, updates, longest, frozen, count, forward):
     problem = case.build()
+    method = FORWARD if forward and case.dynamics[0] != "ensemble" else FUSED
     assume(well_posed(*problem))
     for i, parameter in enumerate(problem[0].parameters()):
         parameter.requires_grad_(frozen == 0 or i % 3 != frozen - 1)
@@ -56,7 +59,7 @@ def test_a_decision_is_that_of_plain_torch(case, updates, longest, frozen, count
         # the second time through the plan that was kept of the first
         for _ in range(2):
             own.load_state_dict(problem[0].state_dict())
-            fused = decide(problem, FUSED, policy=own, **options)
+            fused = decide(problem, method, policy=own, **options)
             same_decision(fused[0], plain[0], fused[1], plain[1])
         assert not updates or kept_plan(own, *problem[1:3]) is not None
 
@@ -79,7 +82,7 @@ def test_threads_share_the_step(threads_asked, batched, updates):
     )
 
 
-@pytest.mark.parametrize("method", [FUSED, Auto()])
+@pytest.mark.parametrize("method", [FUSED, FORWARD, Auto()])
 def test_the_compiled_step_is_the_one_taken(method):
     """Else all of these tests would compare plain torch with itself."""
     problem = check(*problem_of())

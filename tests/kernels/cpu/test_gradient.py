@@ -19,7 +19,7 @@ from jacrec.kernels.cpu.base.tiles import integers
 from jacrec.kernels.cpu.gradient import chain as fused_chain
 from jacrec.kernels.cpu.gradient import gradient, plans, sized
 from tests.conftest import property_cases
-from tests.cpu_cases import FUSED, anchored, problem_of, team_of
+from tests.cpu_cases import FORWARD, FUSED, anchored, problem_of, team_of
 from tests.oracles import looped_gradient, relative_error, well_posed
 from tests.strategies import ForeignDynamics, cases, shake
 
@@ -66,14 +66,16 @@ def test_fused_agrees_with_one_particle_at_a_time(case):
     torch.testing.assert_close(got.value.reshape(-1), value.reshape(-1), rtol=1e-12, atol=1e-13)
 
 
-@property_cases(0.03)
-@given(case=served(max_M=3))
+@property_cases(0.04)
+@given(case=served(max_H=6, max_M=3))
 def test_fused_forward_agrees_with_the_plain_one(case):
-    assume(case.dynamics[0] not in ("deterministic", "ensemble"))
+    assume(case.dynamics[0] != "ensemble")
     problem = case.build()
     assume(well_posed(*problem))
-    expected, got = (policy_gradient(*problem, method=method) for method in (Forward(), Forward(kernel="fused")))
+    threads.forget_workspace()
+    expected, got = (policy_gradient(*problem, method=method) for method in (Forward(), FORWARD))
     assert relative_error(got.gradient, expected.gradient) < 1e-12
+    torch.testing.assert_close(got.value, expected.value, rtol=1e-12, atol=1e-13)
 
 
 @pytest.mark.parametrize("networks", [{}, {"activation": "gelu", "residual": True}, {"activation": "tanh", "layer_norm": True}])
@@ -101,8 +103,9 @@ def test_the_chain_and_its_twin(networks, B, T):
 def test_ragged_widths_and_particles(hidden, M):
     for networks in ({}, {"activation": "silu", "residual": True}, {"activation": "mish", "layer_norm": True}):
         problem = problem_of(hidden=hidden, M=M, **networks)
-        expected, got = (policy_gradient(*problem, method=method) for method in (Autograd(), FUSED))
+        expected, got, forward = (policy_gradient(*problem, method=method) for method in (Autograd(), FUSED, FORWARD))
         assert relative_error(got.gradient, expected.gradient) < 1e-12
+        assert relative_error(forward.gradient, expected.gradient) < 1e-12
 
 
 def test_deterministic_dynamics_and_no_horizon():
@@ -110,8 +113,9 @@ def test_deterministic_dynamics_and_no_horizon():
     world = World(DeterministicDynamics(11, 3, (20, 20)).double(), world.reward, world.critic, 0.9)
     for H in (0, 1, 4):
         noise = torch.zeros(1, 4, H, 0, 11, dtype=torch.float64)
-        expected, got = (policy_gradient(policy, world, state, noise, method=m) for m in (Autograd(), FUSED))
-        assert relative_error(got.gradient, expected.gradient) < 1e-12
+        expected, *found = (policy_gradient(policy, world, state, noise, method=m) for m in (Autograd(), FUSED, FORWARD))
+        for got in found:
+            assert relative_error(got.gradient, expected.gradient) < 1e-12
 
 
 @pytest.mark.parametrize("activation", ["relu", "mish", "gelu"])
@@ -129,8 +133,9 @@ def test_float32_error_is_at_most_twice_plain_torchs(activation):
 
 
 @pytest.mark.parametrize("batched", [False, True])
+@pytest.mark.parametrize("method", [FUSED, FORWARD], ids=["adjoint", "forward"])
 @pytest.mark.parametrize("openmp", [True, False], ids=["torch's threads", "python's threads"])
-def test_any_number_of_threads(monkeypatch, batched, openmp):
+def test_any_number_of_threads(monkeypatch, batched, method, openmp):
     if not openmp:
         monkeypatch.setattr(threads, "openmp_parallel", lambda: None)
     elif threads.openmp_parallel() is None:
@@ -143,8 +148,8 @@ def test_any_number_of_threads(monkeypatch, batched, openmp):
         for count in (1, 2, 3, 5):
             torch.set_num_threads(count)
             plans.forget()  # so that LEAST_WORK is asked again
-            got = policy_gradient(*problem, method=FUSED)
-            again = policy_gradient(*problem, method=FUSED)
+            got = policy_gradient(*problem, method=method)
+            again = policy_gradient(*problem, method=method)
             assert torch.get_num_threads() == count
             assert relative_error(got.gradient, expected.gradient) < 1e-12
             assert all(torch.equal(got.gradient[k], again.gradient[k]) for k in got.gradient)
