@@ -118,6 +118,17 @@ def test_every_record_is_listed_with_its_command():
         assert (ROOT / script).is_file(), script
 
 
+@pytest.mark.parametrize("page", [page for page in PAGES if page.startswith(("docs", "README", "CONTRIBUTING"))])
+def test_files_that_pages_name_exist(page):
+    """In full, or below a folder of sources, as `base/team.py` on the page on internals."""
+    sources = [path.as_posix() for folder in ("jacrec", "kernels", "tests") for path in (ROOT / folder).rglob("*.py")]
+    named = set(re.findall(r"`([\w./-]+\.(?:py|yaml|json|sh))`", text(page)))
+    own = {"config.yaml", "evaluation.json", "tuning.json", "tuned.yaml", "small.yaml"}  # what commands and readers write
+    records = {path.name for path in (ROOT / "benchmarks/results").iterdir()}
+    absent = [n for n in named - own - records if not (ROOT / n).exists() and not any(s.endswith(f"/{n}") for s in sources)]
+    assert absent == []
+
+
 def test_the_table_of_verbs_is_complete():
     rows = dict(re.findall(r"^\| `(\w+)` \| ([^|]+) \|", text("docs/reference/index.md"), re.MULTILINE))
     assert list(rows) == list(VERBS)
