@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 from harness import as_usual, environment, record, slug, use_threads
@@ -54,12 +55,12 @@ def in_torch(call: Callable[[], object]) -> Callable[[], object]:
     """The call with plain torch in place of compiled code."""
 
     def plain() -> object:
-        for module in (diagnostics, linearised):
+        for module in cast("tuple[Any, ...]", (diagnostics, linearised)):
             module.compiled = lambda p, form: None
         try:
             return call()
         finally:
-            for module in (diagnostics, linearised):
+            for module in cast("tuple[Any, ...]", (diagnostics, linearised)):
                 module.compiled = dispatch.compiled
 
     return plain
