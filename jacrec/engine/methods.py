@@ -239,11 +239,9 @@ def fused_update(method: Method, problem: Problem, lr: float, max_grad_norm: flo
     own = _compiled(method, problem)
     if own is None:
         return None
-    form, options = _form(own), {} if isinstance(own, MultiStep) else {"precision": own.precision}
-    if isinstance(own, Adjoint):
-        options["team"] = own.team
-    fused = kernels(problem, form, checked=type(method) is Auto)
-    return fused.compute_update(problem, lr, max_grad_norm, form=form, **options)
+    form, fused = _form(own), kernels(problem, _form(own), checked=type(method) is Auto)
+    precision, team = None if isinstance(own, MultiStep) else own.precision, own.team if isinstance(own, Adjoint) else 1
+    return fused.compute_update(problem, lr, max_grad_norm, form=form, precision=precision, team=team)
 
 
 def action_function(method: Method, problem: Problem) -> Callable[[nn.Module, Tensor], Tensor]:
