@@ -1,7 +1,7 @@
 """The fused forward form against the fused adjoint form, and the diagnostics with and without compiled code; one thread of a CPU.
 
 Least processor time of calls that take turns: other load on the machine counts little. The choice of `Auto` between the two forms
-(`jacrec.engine.choice.FORWARD_ROWS`) is taken from the first table. Writes benchmarks/results/form_speed_<device>_<machine>.json.
+(`jacrec.engine.choice`) is taken from the first table. Writes benchmarks/results/form_speed_<device>_<machine>.json.
 
     python benchmarks/form_speed.py
     python benchmarks/form_speed.py --tasks hopper --horizon 1 --particles 1 --steps 10 --json /tmp/forms.json
