@@ -5,6 +5,7 @@ import torch
 
 from jacrec import MPC
 from jacrec.control.config import MPCConfig
+from jacrec.evaluation.tuning import tuned_controller
 from jacrec.models.io import load_module
 from jacrec.training import pretrained
 from jacrec.training.pretrained import NETWORKS, pack, pretrained_runs, unpack
@@ -26,7 +27,7 @@ def test_a_shipped_run_is_unpacked_where_it_is_loaded(name, tmp_path, monkeypatc
     assert (tmp_path / "pretrained" / name / "config.yaml").is_file()
     assert not list((tmp_path / "pretrained").glob(".*"))
     assert all(p.dtype == torch.float32 for p in run.policy.parameters())
-    mpc = MPC(run.policy, run.world, MPCConfig(horizon=1, particles=2, units="value", lr=1e-3))
+    mpc = MPC(run.policy, run.world, tuned_controller(run, MPCConfig(), MPCConfig()))
     assert mpc.act(torch.zeros(run.policy.state_dim)).shape == (run.policy.action_dim,)
     assert bool(mpc.last.accepted.all())
     load_run(f"pretrained/{name}")  # again: the folder is there now
