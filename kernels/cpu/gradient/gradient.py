@@ -16,7 +16,8 @@ from jacrec.engine.problem import Problem
 from jacrec.engine.types import PolicyGradient, UpdateResult
 from jacrec.kernels.cpu.base.host import entry
 from jacrec.kernels.cpu.base.layout import DTYPES
-from jacrec.kernels.cpu.base.threads import run, workspace
+from jacrec.kernels.cpu.base.helpers import pool
+from jacrec.kernels.cpu.base.threads import workspace
 from jacrec.kernels.cpu.gradient import chain as chain
 from jacrec.kernels.cpu.gradient import unsupported
 from jacrec.kernels.cpu.gradient.action import action
@@ -29,10 +30,9 @@ from jacrec.kernels.cpu.gradient.plans import Plan, plan_or_reason
 from jacrec.kernels.cpu.gradient.plans import examined_plan as examined_plan
 from jacrec.kernels.cpu.gradient.plans import kept_plan as kept_plan
 from jacrec.kernels.cpu.gradient.rollout import rollout_gradient
+from jacrec.kernels.cpu.gradient.shares import SLOT, Reads, run_shares
 from jacrec.kernels.cpu.gradient.sized import SizedJob
 from jacrec.models.dynamics import ChainDynamics, EnsembleDynamics, MultiStepDynamics
-
-_SLOT = {name: CALL.start + i for i, name in enumerate(Call._fields)}
 
 
 def unsupported_reason(p: Problem, form: str) -> str | None:
@@ -97,8 +97,8 @@ class FusedUpdate:
             raise ValueError("policy: expected parameters with requires_grad=True to improve, got none; thaw some of them")
         self.applied = True
         rates, accepted = np.array([self.lr, self.max_grad_norm or 0.0]), torch.empty_like(self.norm, dtype=torch.int64)
-        self.job[_SLOT["rates"]], self.job[_SLOT["accepted"]] = rates.ctypes.data, accepted.data_ptr()
-        run(entry(apply_step, DTYPES[self.plan.dtype]), self.job, int(self.job[_SLOT["parts"]]))
+        self.job[SLOT["rates"]], self.job[SLOT["accepted"]] = rates.ctypes.data, accepted.data_ptr()
+        entry(apply_step, DTYPES[self.plan.dtype]).ctypes(self.job.ctypes.data)
         accepted = accepted.bool()
         if accepted.any():
             torch.autograd.graph.increment_version(self.moved.parameters)
@@ -110,8 +110,8 @@ class FusedUpdate:
         if policy is not p.policy or state is not p.state:
             return action(policy, state)
         result = state.new_empty(len(state), self.plan.policy.action_dim)
-        self.job[_SLOT["actions"]] = result.data_ptr()
-        self.job[_SLOT["memory"]] = workspace(self.memory, self.plan.dtype).data_ptr()
+        self.job[SLOT["actions"]] = result.data_ptr()
+        self.job[SLOT["memory"]] = workspace(self.memory, self.plan.dtype).data_ptr()
         entry(evaluate_policy, DTYPES[self.plan.dtype]).ctypes(self.job.ctypes.data)
         return result
 
@@ -125,8 +125,9 @@ def compute_update(
     plan = _plan(p)
     if isinstance(plan, str):
         raise ValueError(f'kernel="fused": {plan}')
-    plan.refresh()
     job, sized = plan.job(p, team)
+    pool().rouse(sized.threads - 1)
+    plan.refresh()
     N, single, batched = p.N, p.single, p.batched
     state, moved = p.state.contiguous(), plan.policy.moved()
     noise, member = _noise(p)
@@ -153,17 +154,19 @@ def compute_update(
         parts=parts,
         squares=squares.ctypes.data,
     )
-    terms = _given_terms(p, plan, job, sized)
+    reads = Reads((p, plan, state, noise, member), plan.tensors)
+    terms = _given_terms(p, plan, job, sized, vectors, reads)
     if terms:  # a reward or critic may use these kernels itself, and then the workspace is another one
         memory = workspace(sized.memory, plan.dtype).data_ptr()
-        job[_SLOT["returns"]], job[_SLOT["memory"]] = memory, memory + sized.first
-    run(entry(rollout_gradient, DTYPES[plan.dtype]), job, sized.threads)
-    run(entry(reduce_gradient, DTYPES[plan.dtype]), job, parts)
-    held = sized, state, noise, member, squares, terms
+        job[SLOT["returns"]], job[SLOT["memory"]] = memory, memory + sized.first
+    settle = partial(entry(reduce_gradient, DTYPES[plan.dtype]).ctypes, job.ctypes.data)
+    reads = reads._replace(things=(*reads.things, terms))
+    book = run_shares(entry(rollout_gradient, DTYPES[plan.dtype]), job, sized, vectors, reads, settle)
+    held = sized, state, noise, member, squares, terms, book
     return FusedUpdate(p, lr, max_grad_norm, plan, job, value, vectors, norm, moved, sized.memory, held)
 
 
-def _given_terms(p: Problem, plan: Plan, job: np.ndarray, sized: SizedJob) -> list[Tensor]:
+def _given_terms(p: Problem, plan: Plan, job: np.ndarray, sized: SizedJob, vectors: Tensor, reads: Reads) -> list[Tensor]:
     """Lets torch evaluate a reward or critic that is not jacrec's along the path, and the job read it: its tensors."""
     H, world = p.H, plan.world
     steps = {"reward": range(0 if world.reward else H), "critic": range(H, H if world.critics else H + 1)}
@@ -172,8 +175,8 @@ def _given_terms(p: Problem, plan: Plan, job: np.ndarray, sized: SizedJob) -> li
     rows, like = int(job[AT.sizes + Sizes._fields.index("rows")]), p.state
     states, actions = (like.new_empty(H + 1, rows, n) for n in (plan.policy.state_dim, plan.policy.action_dim))
     path = job.copy()
-    path[_SLOT["path_s"]], path[_SLOT["path_a"]] = states.data_ptr(), actions.data_ptr()
-    run(entry(rollout_gradient, DTYPES[plan.dtype]), path, sized.threads)
+    path[SLOT["path_s"]], path[SLOT["path_a"]] = states.data_ptr(), actions.data_ptr()
+    run_shares(entry(rollout_gradient, DTYPES[plan.dtype]), path, sized, vectors, reads, lambda: None)
     terms = [like.new_empty(H + 1, rows), torch.empty_like(states), torch.empty_like(actions)]
     for name, which in steps.items():
         if which:
@@ -182,7 +185,7 @@ def _given_terms(p: Problem, plan: Plan, job: np.ndarray, sized: SizedJob) -> li
             for term, value in zip(terms, found, strict=True):
                 term[at].copy_(value.view_as(term[at]))
     for name, term in zip(("terms", "terms_s", "terms_a"), terms, strict=True):
-        job[_SLOT[name]] = term.data_ptr()
+        job[SLOT[name]] = term.data_ptr()
     return terms
 
 

@@ -10,19 +10,12 @@ from jacrec.kernels.cpu.base.host import glue, part
 from jacrec.kernels.cpu.base.layout import layer_of, network_of
 from jacrec.kernels.cpu.base.mlp import copy_to, cotangents, parameter_gradients, record
 from jacrec.kernels.cpu.base.rows import WORD
+from jacrec.kernels.cpu.base.shares import end_share, helper_of, is_revoked, next_share, owner_of
 from jacrec.kernels.cpu.base.team import ALONE, Team, barrier, join_team
-from jacrec.kernels.cpu.base.tiles import at, fetch_add, size_of
+from jacrec.kernels.cpu.base.tiles import at, integers, size_of
+from jacrec.kernels.cpu.base.waiting import nanoseconds
 from jacrec.kernels.cpu.gradient.ensemble import pull_members, record_members
-from jacrec.kernels.cpu.gradient.job import (
-    ARRIVALS,
-    AT,
-    NEXT_SHARE,
-    NEXT_THREAD,
-    TEAM_SIZE,
-    read_scratch,
-    read_tapes,
-    task_of,
-)
+from jacrec.kernels.cpu.gradient.job import ARRIVALS, AT, TEAM_SIZE, Lent, read_lent, read_scratch, read_tapes, task_of
 from jacrec.kernels.cpu.gradient.multistep import pull_step, record_step
 from jacrec.kernels.cpu.gradient.transition import pull_transition, record_transition
 from jacrec.kernels.cpu.gradient.values import (
@@ -33,6 +26,8 @@ from jacrec.kernels.cpu.gradient.values import (
     input_cotangent,
     reward_gradient,
 )
+
+LENT = len(Lent._fields)
 
 
 class Tile(NamedTuple):
@@ -48,27 +43,28 @@ def rollout_gradient(like, job):
     """L of (3) for every row, and Σ w_i Π_ψ(i) of (22): takes shares of the job until none is left.
 
     A share is a run of rows. Its gradients are summed in rows of `Call.gradients` that no other share writes: policy n of
-    share t in row n + t (n = 0 for all where the policy is shared).
+    share t in row n + t (n = 0 for all where the policy is shared). A helper has a row of its own, with its own memory.
     """
     task = task_of(job)
-    sizes, call, size = task.sizes, task.call, size_of(like)
+    sizes, call, division, size = task.sizes, task.call, task.division, size_of(like)
     length, room = network_of(task.policies, 0).gradient, call.memory_length * size
-    thread = fetch_add(job + NEXT_THREAD * WORD)
     team = ALONE
     if sizes.team > 1:
-        members = join_team(thread, sizes.team, job + ARRIVALS * WORD, job + TEAM_SIZE * WORD)
+        # a team has one share, which its threads work on side by side
+        common = division.owners if division.helper else job
+        members = join_team(division.helper, sizes.team, common + ARRIVALS * WORD, common + TEAM_SIZE * WORD)
         if members == 0:
             return
-        team = Team(thread, members, job + AT.flags * WORD)
+        team = Team(division.helper, members, common + AT.flags * WORD)
+    longest = 0
     while True:
-        # a team has one share, which its threads work on side by side
-        t = fetch_add(job + NEXT_SHARE * WORD) if team.size == 1 else 0
-        if t >= sizes.shares:
+        t = next_share(division, sizes.shares, longest) if team.size == 1 else 0
+        if t < 0:
             break
+        begun = nanoseconds()
         first, last = sizes.rows * t // sizes.shares, sizes.rows * (t + 1) // sizes.shares
-        shared = call.memory + t * room
-        b = read_scratch(job + AT.scratch * WORD, shared + team.thread * room)
-        tapes = read_tapes(job + AT.tapes * WORD, shared)
+        b = read_scratch(job + AT.scratch * WORD, call.memory + team.thread * room)
+        tapes = read_tapes(job + AT.tapes * WORD, call.memory)
         n = first // sizes.M if sizes.batched else 0
         own = (last - 1) // sizes.M - n + 1 if sizes.batched else 1
         gradient = call.gradients + (n + t) * length * size
@@ -90,8 +86,34 @@ def rollout_gradient(like, job):
                 if team.thread == 0:
                     copy_to(like, tile.R, b.returns, call.returns + begin * size)
             barrier(team)
-        if team.size > 1:
+            if is_revoked(division, t):
+                break
+        if team.size > 1 or not end_share(division, t):
             break
+        longest = max(longest, nanoseconds() - begun)
+    if team.size == 1 and division.helper == 0:
+        _collect(like, task)
+
+
+@part
+def _collect(like, task):
+    """What helpers have done, for the caller: copies returns and path, and notes where gradients are."""
+    sizes, call, size = task.sizes, task.call, size_of(like)
+    results, d, m = integers(call.results), sizes.d, sizes.m
+    for t in range(sizes.shares):
+        helper = helper_of(owner_of(task.division, t))
+        results[t] = call.gradients
+        if helper:
+            lent = read_lent(call.lent + helper * LENT * WORD)
+            first, last = sizes.rows * t // sizes.shares, sizes.rows * (t + 1) // sizes.shares
+            results[t] = lent.gradients
+            if call.path_s:
+                for j in range(sizes.H + 1):
+                    at_row, count = (j * sizes.rows + first) * size, last - first
+                    copy_to(like, count * d, lent.path_s + at_row * d, call.path_s + at_row * d)
+                    copy_to(like, count * m, lent.path_a + at_row * m, call.path_a + at_row * m)
+            else:
+                copy_to(like, last - first, lent.returns + first * size, call.returns + first * size)
 
 
 @glue

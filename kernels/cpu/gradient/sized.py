@@ -28,8 +28,9 @@ class SizedJob(NamedTuple):
     shares: int  # of the rows, each with its own gradients
     first: int  # where the first thread's memory begins, in bytes; the returns lie before it
     memory: int  # elements of memory in all
-    room: int  # and for each thread
+    room: int  # and for one thread
     length: int  # of a policy's vector of gradients
+    path: tuple[int, int]  # elements of the path's states and actions
 
 
 def sized_job(own: PolicyPlan, world: WorldPlan, anchor: PolicyPlan | None, p: Problem, team: int) -> SizedJob:
@@ -66,6 +67,5 @@ def sized_job(own: PolicyPlan, world: WorldPlan, anchor: PolicyPlan | None, p: P
     row[COUNTERS : AT.call] = [int(x) for x in fixed]
     row[AT.scratch : AT.flags] = (*scratch, *tapes)
     returns = -(-N * M // PAGE) * PAGE
-    return SizedJob(
-        row, factors, threads, sizes.shares, returns * size, returns + threads * room, room, own.rows.network.gradient
-    )
+    memory, path = returns + team * room, ((H + 1) * N * M * d, (H + 1) * N * M * m)
+    return SizedJob(row, factors, threads, sizes.shares, returns * size, memory, room, own.rows.network.gradient, path)
