@@ -31,7 +31,7 @@ from torch import Tensor
 from jacrec.kernels.cpu.base.host import entry, part
 from jacrec.kernels.cpu.base.rows import WORD
 from jacrec.kernels.cpu.base.tiles import atomic_load, atomic_store, integers
-from jacrec.kernels.cpu.base.waiting import FUTEX, call_at, compare_and_swap, futex_wait, futex_wake, nanoseconds, rest
+from jacrec.kernels.cpu.base.waiting import FUTEX, call_at, compare_and_swap, futex_wait, futex_wake, nanoseconds, relax, rest
 
 IDLE, ASLEEP, POSTED, RUNNING, LEFT = range(5)
 """states of a helper"""
@@ -66,6 +66,7 @@ def serve(like, block):
                 return
             if nanoseconds() - begun > words[SPIN_LEFT]:
                 compare_and_swap(state, IDLE, ASLEEP)
+            relax()
         elif found == ASLEEP:
             if not FUTEX:
                 words[RETURNED] = ASLEEP
@@ -126,6 +127,7 @@ def _dismiss(state, bounded, own):
         return NOT_BEGUN
     begun = nanoseconds()
     while atomic_load(state) == RUNNING:
+        relax()
         waited = nanoseconds() - begun
         if waited > GRACE and bounded and compare_and_swap(state, RUNNING, LEFT):
             return GONE

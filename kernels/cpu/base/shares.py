@@ -18,7 +18,7 @@ from typing import NamedTuple
 from jacrec.kernels.cpu.base.host import part
 from jacrec.kernels.cpu.base.rows import WORD
 from jacrec.kernels.cpu.base.tiles import atomic_load, fetch_add, integers
-from jacrec.kernels.cpu.base.waiting import compare_and_swap, nanoseconds, rest
+from jacrec.kernels.cpu.base.waiting import compare_and_swap, nanoseconds, relax, rest
 
 FREE, MINE, REVOKED = range(3)
 THEIRS = 2
@@ -30,6 +30,7 @@ SPACING = 16
 class Division(NamedTuple):
     """Who takes part in a job, and what each share's owner is."""
 
+    helpers: int = 0  # how many helpers may take shares
     owners: int = 0  # address of the owner words, `SPACING` int64 apart
     revoked: int = 0  # address of the number of revoked shares
     helper: int = 0  # whose row this is: a helper's number from 1 on, or 0, the caller's
@@ -82,6 +83,7 @@ def next_share(division, shares, longest):
             if owner % 2 == 1 and _take(division, late, owner, REVOKED):
                 fetch_add(division.revoked)
                 return late
+        relax()
 
 
 @part

@@ -11,7 +11,7 @@ from numba.core import types
 from jacrec.kernels.cpu.base.host import VECTOR_BYTES, part
 from jacrec.kernels.cpu.base.rows import WORD
 from jacrec.kernels.cpu.base.tiles import atomic_load, atomic_store, fetch_add, size_of
-from jacrec.kernels.cpu.base.waiting import nanoseconds
+from jacrec.kernels.cpu.base.waiting import nanoseconds, relax
 
 FLAG = 16
 """int64 from one thread's flag to the next: two cache lines, since processors fetch lines in pairs"""
@@ -85,7 +85,7 @@ def join_team(thread, size, arrivals, agreed):
     if thread == 0:
         begun = nanoseconds()
         while atomic_load(arrivals) < size and nanoseconds() - begun < JOIN:
-            pass
+            relax()
         team_size = size if atomic_load(arrivals) >= size else 1
         atomic_store(agreed, team_size)
         return team_size

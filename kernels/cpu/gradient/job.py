@@ -32,6 +32,7 @@ class Sizes(NamedTuple):
     rows: int  # N·M: row n·M + m is particle m of state n
     batched: int  # whether every real state has its own policy
     tile: int  # rows that pass through all layers together
+    widest: int  # the same in a caller that computes all shares: it takes several shares' tiles together
 
 
 class Constants(NamedTuple):
@@ -212,11 +213,11 @@ class Networks(NamedTuple):
 def memory_layout(
     sizes: Sizes, chain: Chain, nets: Networks, critics: int, first: int, itemsize: int
 ) -> tuple[Scratch, Tapes, int]:
-    """The buffers of a tile of `sizes.tile` rows, and the elements of memory that they take.
+    """The buffers of a tile of `sizes.widest` rows, and the elements of memory that they take.
 
     critics: networks of the critic. first: padded width of the dynamics' first layer.
     """
-    d, m, H, R = sizes.d, sizes.m, sizes.H, sizes.tile
+    d, m, H, R = sizes.d, sizes.m, sizes.H, sizes.widest
     scratch = Scratch(
         states=(H + 1) * d,
         actions=(H + 1) * m,

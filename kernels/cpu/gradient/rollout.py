@@ -35,7 +35,6 @@ class Tile(NamedTuple):
 
     begin: int  # the first one's number among all rows
     R: int
-    gradient: int  # address of the gradient of policy 0
 
 
 @part
@@ -56,27 +55,30 @@ def rollout_gradient(like, job):
         if members == 0:
             return
         team = Team(division.helper, members, common + AT.flags * WORD)
+    # a caller without helpers takes all shares together: their rows use every weight loaded, and the bits are the same
+    alone = team.size == 1 and division.helpers == 0
     longest = 0
     while True:
-        t = next_share(division, sizes.shares, longest) if team.size == 1 else 0
+        t = next_share(division, sizes.shares, longest) if team.size == 1 and not alone else 0
         if t < 0:
             break
         begun = nanoseconds()
         first, last = sizes.rows * t // sizes.shares, sizes.rows * (t + 1) // sizes.shares
+        if alone:
+            last = sizes.rows
         b = read_scratch(job + AT.scratch * WORD, call.memory + team.thread * room)
         tapes = read_tapes(job + AT.tapes * WORD, call.memory)
-        n = first // sizes.M if sizes.batched else 0
-        own = (last - 1) // sizes.M - n + 1 if sizes.batched else 1
-        gradient = call.gradients + (n + t) * length * size
-        sums = at(like, gradient)
-        for i in range(own * length * team.thread // team.size, own * length * (team.thread + 1) // team.size):
-            sums[i] = type(like)(0)
+        gradients, sums = _place(sizes, first), at(like, call.gradients)
+        elements, start = (_place(sizes, last - 1) + 1 - gradients) * length, gradients * length
+        for i in range(elements * team.thread // team.size, elements * (team.thread + 1) // team.size):
+            sums[start + i] = type(like)(0)
         barrier(team)
-        # tiles of equal height: the last one would otherwise be a sliver
-        tiles = -(-(last - first) // sizes.tile)
-        for i in range(tiles):
-            begin, end = first + (last - first) * i // tiles, first + (last - first) * (i + 1) // tiles
-            tile = Tile(begin, end - begin, gradient - n * length * size)
+        begin = first
+        while begin < last:
+            end = _tile_end(sizes, begin)
+            while alone and end < last and _tile_end(sizes, end) - begin <= sizes.widest:
+                end = _tile_end(sizes, end)
+            tile = Tile(begin, end - begin)
             _forward(like, task, tile, b, tapes, team)
             if call.path_s:
                 if team.thread == 0:
@@ -86,13 +88,35 @@ def rollout_gradient(like, job):
                 if team.thread == 0:
                     copy_to(like, tile.R, b.returns, call.returns + begin * size)
             barrier(team)
+            begin = end
             if is_revoked(division, t):
                 break
-        if team.size > 1 or not end_share(division, t):
+        if alone or team.size > 1 or not end_share(division, t):
             break
         longest = max(longest, nanoseconds() - begun)
     if team.size == 1 and division.helper == 0:
         _collect(like, task)
+
+
+@part
+def _share_of(sizes, row):
+    """The share that a row belongs to."""
+    return ((row + 1) * sizes.shares + sizes.rows - 1) // sizes.rows - 1
+
+
+@part
+def _tile_end(sizes, row):
+    """The end of a row's tile. The tiles of a share are of equal height: the last one would otherwise be a sliver."""
+    t = _share_of(sizes, row)
+    first, rows = sizes.rows * t // sizes.shares, sizes.rows * (t + 1) // sizes.shares - sizes.rows * t // sizes.shares
+    tiles = -(-rows // sizes.tile)
+    return first + rows * (((row - first + 1) * tiles + rows - 1) // rows) // tiles
+
+
+@part
+def _place(sizes, row):
+    """The row of `Call.gradients` that holds a row's gradient."""
+    return _share_of(sizes, row) + (row // sizes.M if sizes.batched else 0)
 
 
 @part
@@ -222,7 +246,7 @@ def _backward(like, task, tile, b, tapes, team):
         n, rows = _segment(sizes, tile, r)
         net = network_of(task.policies, n)
         inputs, tape = b.inputs + r * (H + 1) * d * size, tapes.policy + r * (H + 1) * net.tape * size
-        bars, gradient = tapes.bars + r * (H + 1) * net.bars * size, tile.gradient + n * net.gradient * size
+        bars, gradient = tapes.bars + r * (H + 1) * net.bars * size, _gradient(like, task, tile, r)
         parameter_gradients(like, net, inputs, tape, bars, H + 1, rows, gradient, team)
         r += rows
 
@@ -238,7 +262,7 @@ def _pull_action(like, task, tile, j, b, tapes, team):
         net = network_of(task.policies, n)
         tape, bars = tapes.policy + r * calls * net.tape * size, tapes.bars + r * calls * net.bars * size
         w, a = b.w + r * m * size, b.actions + (j * R + r) * m * size
-        gradient = tile.gradient + n * net.gradient * size
+        gradient = _gradient(like, task, tile, r)
         z_bar = cotangents(like, net, tape, calls, j, rows, w, a, tapes.work, bars, gradient, team)
         if j:
             input_cotangent(like, net, z_bar, rows, b.lam + r * d * size)
@@ -261,8 +285,16 @@ def _pull_step(like, task, tile, j, b, tapes, team):
 
 @part
 def _segment(sizes, tile, r):
-    """The policy of the tile's row r, and how many rows from there on share it."""
+    """The policy of the tile's row r, and how many rows from there on share it and one share's tile."""
+    row, end = tile.begin + r, min(tile.begin + tile.R, _tile_end(sizes, tile.begin + r))
     if not sizes.batched:
-        return 0, tile.R - r
-    n = (tile.begin + r) // sizes.M
-    return n, min(tile.R - r, (n + 1) * sizes.M - tile.begin - r)
+        return 0, end - row
+    n = row // sizes.M
+    return n, min(end, (n + 1) * sizes.M) - row
+
+
+@part
+def _gradient(like, task, tile, r):
+    """The address of the gradient that the tile's row r adds to."""
+    place = _place(task.sizes, tile.begin + r)
+    return task.call.gradients + place * network_of(task.policies, 0).gradient * size_of(like)

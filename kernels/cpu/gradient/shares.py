@@ -50,7 +50,7 @@ def run_shares(task, job: np.ndarray, sized: SizedJob, vectors: Tensor, reads: R
     results = book[spaced + SPACING :]
     lent = results[shares:]
     first, size = book.ctypes.data, book.itemsize
-    division = Division(first, first + spaced * size, 0, PATIENCE, DELAY)
+    division = Division(len(helpers), first, first + spaced * size, 0, PATIENCE, DELAY)
     job[_DIVISION] = division
     job[SLOT["results"]], job[SLOT["lent"]] = results.ctypes.data, lent.ctypes.data
     held = [book, job, sized, reads.things]
@@ -60,7 +60,7 @@ def run_shares(task, job: np.ndarray, sized: SizedJob, vectors: Tensor, reads: R
         for number, helper in enumerate(helpers, 1):
             if team:  # its threads meet in the caller's row
                 row = helper.copy_of(job)
-                row[_DIVISION] = Division(job.ctypes.data, 0, number)
+                row[_DIVISION] = Division(len(helpers), job.ctypes.data, 0, number)
             else:
                 row, own = _row(helper, number, job, sized, vectors)
                 row[_DIVISION] = division._replace(helper=number)
@@ -84,10 +84,15 @@ def run_shares(task, job: np.ndarray, sized: SizedJob, vectors: Tensor, reads: R
 def _row(helper: Helper, number: int, job: np.ndarray, sized: SizedJob, vectors: Tensor) -> tuple[np.ndarray, Lent]:
     """A helper's copy of the job's row, which points to memory of its own; and what the caller will find there."""
     row, size = helper.copy_of(job), vectors.element_size()
-    path = sized.path if job[SLOT["path_s"]] else (0, 0)
-    starts = np.cumsum([0, sized.first // size, sized.room, vectors.numel(), *path])
-    returns, memory, gradients, path_s, path_a = (helper.space(int(starts[-1]), vectors.dtype) + starts[:-1] * size).tolist()
+    writes_path = bool(job[SLOT["path_s"]])
+    states, actions = sized.path if writes_path else (0, 0)
+    counts = sized.first // size + sized.room + vectors.numel() + states + actions
+    returns = helper.space(counts, vectors.dtype)
+    memory = returns + sized.first
+    gradients = memory + sized.room * size
+    path_s = gradients + vectors.numel() * size
+    path_a = path_s + states * size
     row[SLOT["returns"]], row[SLOT["memory"]], row[SLOT["gradients"]] = returns, memory, gradients
-    if job[SLOT["path_s"]]:
+    if writes_path:
         row[SLOT["path_s"]], row[SLOT["path_a"]] = path_s, path_a
     return row, Lent(gradients, returns, path_s, path_a)

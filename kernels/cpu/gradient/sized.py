@@ -51,8 +51,9 @@ def sized_job(own: PolicyPlan, world: WorldPlan, anchor: PolicyPlan | None, p: P
         base.network if base else None,
     )
     tape = max(1, H * K * nets.dynamics.tape * size)
-    tile = max(1, min(TILE, -(-N * M // threads), TAPE_BYTES // tape))
-    sizes = Sizes(1 if team > 1 else threads, team, d, m, H, M, N * M, p.batched, tile)
+    widest = max(1, min(TILE, N * M, TAPE_BYTES // tape))
+    tile = min(widest, -(-N * M // threads))
+    sizes = Sizes(1 if team > 1 else threads, team, d, m, H, M, N * M, p.batched, tile, widest)
     first, critics = world.dynamics.layers[0].padded, world.critics.stack.count if world.critics else 0
     scratch, tapes, elements = memory_layout(sizes, world.chain, nets, critics, first, size)
     room = -(-elements // PAGE) * PAGE
