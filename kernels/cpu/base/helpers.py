@@ -21,7 +21,6 @@ semaphore. A forked child has none of its parent's and starts its own. At exit t
 import atexit
 import os
 import threading
-from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -32,16 +31,17 @@ from jacrec.kernels.cpu.base.host import entry, part
 from jacrec.kernels.cpu.base.rows import WORD
 from jacrec.kernels.cpu.base.tiles import atomic_load, atomic_store, integers
 from jacrec.kernels.cpu.base.waiting import FUTEX, call_at, compare_and_swap, futex_wait, futex_wake, nanoseconds, relax, rest
+from jacrec.util.processors import processors
 
 IDLE, ASLEEP, POSTED, RUNNING, LEFT = range(5)
 """states of a helper"""
-STATE, TASK, JOB, SPIN_LEFT, STOP, RETURNED, ANSWER, ROUSED = 0, 16, 17, 18, 19, 20, 32, 33
+STATE, TASK, JOB, SPIN_LEFT, STOP, RETURNED, BY_FUTEX, ROUSED = 0, 16, 17, 18, 19, 20, 21, 32
 """words of its block; the state has a cache line of its own"""
 BLOCK = 48
 NOT_BEGUN, DONE, LATE, GONE = range(4)
-"""a caller's answers: the helper has not begun, has finished, was waited for, or was left"""
+"""answers: the helper has not begun, has finished, was waited for, or was left"""
 CALL_TASK, CALL_JOB, BOUNDED, COUNT, FIRST = range(5)
-"""words of a caller's row; the addresses of its helpers' blocks follow"""
+"""words of a caller's row; the addresses of its helpers' blocks follow, then the answers"""
 SPIN = 200_000
 """nanoseconds that an idle helper polls before it sleeps"""
 GRACE = 5_000
@@ -68,7 +68,7 @@ def serve(like, block):
                 compare_and_swap(state, IDLE, ASLEEP)
             relax()
         elif found == ASLEEP:
-            if not FUTEX:
+            if not words[BY_FUTEX]:
                 words[RETURNED] = ASLEEP
                 return
             futex_wait(state, ASLEEP)
@@ -86,7 +86,7 @@ def rouse(like, block):
     """Wake a helper for a job that will follow; `ROUSED` says whether it was asleep."""
     state = block + STATE * WORD
     roused = compare_and_swap(state, ASLEEP, IDLE)
-    if roused and FUTEX:
+    if roused and integers(block)[BY_FUTEX]:
         futex_wake(state, 1)
     integers(block)[ROUSED] = 1 if roused else 0
 
@@ -100,24 +100,24 @@ def stop(like, block):
 
 @part
 def work_together(like, row):
-    """Post the helpers' jobs, do the caller's own, and dismiss them; each block's `ANSWER` says what became of it."""
+    """Post the helpers' jobs, do the caller's own, and dismiss them; the row's last words say what became of each."""
     words = integers(row)
     for i in range(words[COUNT]):
         block = words[FIRST + i]
         state = block + STATE * WORD
         posted = compare_and_swap(state, IDLE, POSTED)
-        if not posted and FUTEX:
+        if not posted and integers(block)[BY_FUTEX]:
             posted = compare_and_swap(state, ASLEEP, POSTED)
             if posted:
                 futex_wake(state, 1)
-        integers(block)[ANSWER] = DONE if posted else NOT_BEGUN
+        words[FIRST + words[COUNT] + i] = DONE if posted else NOT_BEGUN
     begun = nanoseconds()
     call_at(words[CALL_TASK], words[CALL_JOB])
     own = nanoseconds() - begun
     for i in range(words[COUNT]):
         block = words[FIRST + i]
-        if integers(block)[ANSWER] == DONE:
-            integers(block)[ANSWER] = _dismiss(block + STATE * WORD, words[BOUNDED], own)
+        if words[FIRST + words[COUNT] + i] == DONE:
+            words[FIRST + words[COUNT] + i] = _dismiss(block + STATE * WORD, words[BOUNDED], own)
 
 
 @part
@@ -147,7 +147,7 @@ class Helper:
         self.lock, self.awake = threading.Lock(), threading.Semaphore(0)
         self.words = np.zeros(BLOCK + ALIGNED, dtype=np.int64)
         self.words = self.words[-self.words.ctypes.data // WORD % ALIGNED :][:BLOCK]
-        self.words[SPIN_LEFT] = SPIN
+        self.words[SPIN_LEFT], self.words[BY_FUTEX] = SPIN, FUTEX
         self.address = self.words.ctypes.data
         self.held: list[object] = []
         self.memory: Tensor | None = None
@@ -171,7 +171,7 @@ class Helper:
     def rouse(self, how=rouse) -> None:
         """Wake it."""
         _compiled(how).ctypes(self.address)
-        if not FUTEX and self.words[ROUSED]:
+        if self.words[ROUSED] and not self.words[BY_FUTEX]:
             self.awake.release()
 
     def copy_of(self, job: np.ndarray) -> np.ndarray:
@@ -206,8 +206,10 @@ class Patience:
 
     def allows(self) -> bool:
         """Count a job; whether it may ask helpers."""
-        self.left = max(0, self.left - 1)
-        return self.left == 0
+        if self.left:
+            self.left -= 1
+            return False
+        return True
 
     def record(self, failed: bool) -> None:
         """What came of a job that had helpers."""
@@ -220,17 +222,20 @@ class Patience:
 
 
 class Pool:
-    """The process's helpers: started when first needed, at most one for every core but the caller's."""
+    """The process's helpers: started when first needed, at most one for every processor but the caller's."""
 
     def __init__(self):
         self.helpers: list[Helper] = []
         self.lock, self.patience, self.closed = threading.Lock(), Patience(), False
+        self.most: int | None = None
 
     def take(self, count: int) -> list[Helper]:
         """Up to `count` free helpers, to be released by `work`; none where they have failed lately."""
         if count < 1 or self.closed or not self.patience.allows():
             return []
-        count = min(count, usable_cores() - 1)
+        if self.most is None:
+            self.most = processors() - 1
+        count = min(count, self.most)
         if len(self.helpers) < count:
             self._start(count)
         free = []
@@ -239,15 +244,16 @@ class Pool:
                 break
             if helper.lock.acquire(blocking=False):
                 free.append(helper)
-                if not FUTEX:
+                if not helper.words[BY_FUTEX]:
                     helper.rouse()
         return free
 
     def rouse(self, count: int) -> None:
         """A job for `count` helpers will follow in less than `SPIN`."""
-        if FUTEX and self.patience.left <= 1:
+        if not self.patience.left:
             for helper in self.helpers[:count]:
-                helper.rouse()
+                if helper.words[BY_FUTEX]:
+                    helper.rouse()
 
     def _start(self, count: int) -> None:
         for function in (serve, rouse, stop, work_together):
@@ -266,11 +272,6 @@ class Pool:
             helper.rouse(stop)
         for helper in self.helpers:
             helper.thread.join(EXIT_SECONDS)
-
-
-def usable_cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 _pool = Pool()
@@ -292,16 +293,27 @@ if hasattr(os, "register_at_fork"):
 atexit.register(lambda: _pool.close())
 
 
-def work(task, job: np.ndarray, posts: Iterable[tuple[Helper, int]], *, bounded: bool, held: object = None) -> list[int]:
-    """Call the compiled `task` on the caller's job and on those at the addresses posted; each helper's answer.
+def together(task, job: int, helpers: list[Helper], *, bounded: bool) -> np.ndarray:
+    """The row of `work_together` for a caller's job. Its last words are the helpers' answers."""
+    blocks = [helper.address for helper in helpers]
+    return np.array([task.address, job, bounded, len(helpers), *blocks, *[NOT_BEGUN] * len(helpers)], dtype=np.int64)
+
+
+def work(row: np.ndarray, helpers: list[Helper], jobs: list[int], held: object = None) -> list[int]:
+    """Do the caller's job of a row while the helpers do theirs, at the addresses given; each one's answer.
 
     Not `bounded`, the caller waits for helpers that have begun. Bounded, it leaves those that are still running: what they may
-    read is `held` until they have finished. The caller releases the helpers, but not those that are `GONE`.
+    read is `held` until they have finished.
     """
-    posts = list(posts)
-    row = np.array([task.address, job.ctypes.data, bounded, len(posts), *(h.address for h, _ in posts)], dtype=np.int64)
-    for helper, address in posts:
-        helper.words[TASK], helper.words[JOB], helper.words[ANSWER] = task.address, address, NOT_BEGUN
+    for helper, job in zip(helpers, jobs, strict=True):
+        helper.words[TASK], helper.words[JOB] = row[CALL_TASK], job
         helper.held = [held]
     _compiled(work_together).ctypes(row.ctypes.data)
-    return [int(helper.words[ANSWER]) for helper, _ in posts]
+    return row[FIRST + len(helpers) :].tolist()
+
+
+def release(row: np.ndarray, helpers: list[Helper]) -> None:
+    """The caller needs the helpers no more. One that is `GONE` releases itself; the row knows, whatever interrupted the caller."""
+    for helper, answer in zip(helpers, row[FIRST + len(helpers) :].tolist(), strict=True):
+        if answer != GONE:
+            helper.release()

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from jacrec.kernels.cpu.base.helpers import DONE, LATE, pool, work
+from jacrec.kernels.cpu.base.helpers import LATE, pool, release, together, work
 
 LEAST_WORK = 2e6
 """multiply–adds that justify another thread: about 40 µs of one core"""
@@ -33,22 +33,20 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_forget_pool)
 
 
-def run(task, job: np.ndarray, threads: int) -> bool:
+def run(task, job: np.ndarray, threads: int) -> None:
     """Call the compiled `task` on the job, in up to `threads` threads at once, which divide the work among themselves.
 
-    The caller waits for threads that have begun, and for no other. Whether all of them were there at once.
+    The caller waits for threads that have begun, and for no other.
     """
-    helpers = pool().take(threads - 1)
+    helpers, address = pool().take(threads - 1), job.ctypes.data
     if not helpers:
-        task.ctypes(job.ctypes.data)
-        return threads == 1
+        task.ctypes(address)
+        return
+    row = together(task, address, helpers, bounded=False)
     try:
-        answers = work(task, job, [(helper, job.ctypes.data) for helper in helpers], bounded=False)
-        pool().patience.record(LATE in answers)
+        pool().patience.record(LATE in work(row, helpers, [address] * len(helpers)))
     finally:
-        for helper in helpers:
-            helper.release()
-    return len(helpers) == threads - 1 and all(answer == DONE for answer in answers)
+        release(row, helpers)
 
 
 def _wait_for(futures: list[Future]) -> None:

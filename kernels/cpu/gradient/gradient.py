@@ -14,9 +14,9 @@ from jacrec.engine import gradient as engine
 from jacrec.engine.jacobians.generic import value_and_gradient
 from jacrec.engine.problem import Problem
 from jacrec.engine.types import PolicyGradient, UpdateResult
+from jacrec.kernels.cpu.base.helpers import pool
 from jacrec.kernels.cpu.base.host import entry
 from jacrec.kernels.cpu.base.layout import DTYPES
-from jacrec.kernels.cpu.base.helpers import pool
 from jacrec.kernels.cpu.base.threads import workspace
 from jacrec.kernels.cpu.gradient import chain as chain
 from jacrec.kernels.cpu.gradient import unsupported
@@ -30,7 +30,8 @@ from jacrec.kernels.cpu.gradient.plans import Plan, plan_or_reason
 from jacrec.kernels.cpu.gradient.plans import examined_plan as examined_plan
 from jacrec.kernels.cpu.gradient.plans import kept_plan as kept_plan
 from jacrec.kernels.cpu.gradient.rollout import rollout_gradient
-from jacrec.kernels.cpu.gradient.shares import SLOT, Reads, run_shares
+from jacrec.kernels.cpu.gradient.shares import SLOT as _SLOT
+from jacrec.kernels.cpu.gradient.shares import Reads, run_shares
 from jacrec.kernels.cpu.gradient.sized import SizedJob
 from jacrec.models.dynamics import ChainDynamics, EnsembleDynamics, MultiStepDynamics
 
@@ -97,7 +98,7 @@ class FusedUpdate:
             raise ValueError("policy: expected parameters with requires_grad=True to improve, got none; thaw some of them")
         self.applied = True
         rates, accepted = np.array([self.lr, self.max_grad_norm or 0.0]), torch.empty_like(self.norm, dtype=torch.int64)
-        self.job[SLOT["rates"]], self.job[SLOT["accepted"]] = rates.ctypes.data, accepted.data_ptr()
+        self.job[_SLOT["rates"]], self.job[_SLOT["accepted"]] = rates.ctypes.data, accepted.data_ptr()
         entry(apply_step, DTYPES[self.plan.dtype]).ctypes(self.job.ctypes.data)
         accepted = accepted.bool()
         if accepted.any():
@@ -110,8 +111,8 @@ class FusedUpdate:
         if policy is not p.policy or state is not p.state:
             return action(policy, state)
         result = state.new_empty(len(state), self.plan.policy.action_dim)
-        self.job[SLOT["actions"]] = result.data_ptr()
-        self.job[SLOT["memory"]] = workspace(self.memory, self.plan.dtype).data_ptr()
+        self.job[_SLOT["actions"]] = result.data_ptr()
+        self.job[_SLOT["memory"]] = workspace(self.memory, self.plan.dtype).data_ptr()
         entry(evaluate_policy, DTYPES[self.plan.dtype]).ctypes(self.job.ctypes.data)
         return result
 
@@ -158,7 +159,7 @@ def compute_update(
     terms = _given_terms(p, plan, job, sized, vectors, reads)
     if terms:  # a reward or critic may use these kernels itself, and then the workspace is another one
         memory = workspace(sized.memory, plan.dtype).data_ptr()
-        job[SLOT["returns"]], job[SLOT["memory"]] = memory, memory + sized.first
+        job[_SLOT["returns"]], job[_SLOT["memory"]] = memory, memory + sized.first
     settle = partial(entry(reduce_gradient, DTYPES[plan.dtype]).ctypes, job.ctypes.data)
     reads = reads._replace(things=(*reads.things, terms))
     book = run_shares(entry(rollout_gradient, DTYPES[plan.dtype]), job, sized, vectors, reads, settle)
@@ -175,7 +176,7 @@ def _given_terms(p: Problem, plan: Plan, job: np.ndarray, sized: SizedJob, vecto
     rows, like = int(job[AT.sizes + Sizes._fields.index("rows")]), p.state
     states, actions = (like.new_empty(H + 1, rows, n) for n in (plan.policy.state_dim, plan.policy.action_dim))
     path = job.copy()
-    path[SLOT["path_s"]], path[SLOT["path_a"]] = states.data_ptr(), actions.data_ptr()
+    path[_SLOT["path_s"]], path[_SLOT["path_a"]] = states.data_ptr(), actions.data_ptr()
     run_shares(entry(rollout_gradient, DTYPES[plan.dtype]), path, sized, vectors, reads, lambda: None)
     terms = [like.new_empty(H + 1, rows), torch.empty_like(states), torch.empty_like(actions)]
     for name, which in steps.items():
@@ -185,7 +186,7 @@ def _given_terms(p: Problem, plan: Plan, job: np.ndarray, sized: SizedJob, vecto
             for term, value in zip(terms, found, strict=True):
                 term[at].copy_(value.view_as(term[at]))
     for name, term in zip(("terms", "terms_s", "terms_a"), terms, strict=True):
-        job[SLOT[name]] = term.data_ptr()
+        job[_SLOT[name]] = term.data_ptr()
     return terms
 
 

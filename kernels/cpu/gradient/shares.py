@@ -4,10 +4,10 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
-import torch
 from torch import Tensor
 
-from jacrec.kernels.cpu.base.helpers import DONE, GONE, Helper, pool, work
+from jacrec.kernels.cpu.base.helpers import GONE, NOT_BEGUN, Helper, pool, release, together, work
+from jacrec.kernels.cpu.base.rows import WORD
 from jacrec.kernels.cpu.base.shares import SPACING, Division
 from jacrec.kernels.cpu.base.team import STALLED
 from jacrec.kernels.cpu.gradient.job import AT, CALL, Call, Lent, Sizes
@@ -19,8 +19,9 @@ DELAY = 0
 """nanoseconds that a helper loses after it has taken a share: for tests"""
 SLOT = {name: CALL.start + i for i, name in enumerate(Call._fields)}
 _TEAM = AT.sizes + Sizes._fields.index("team")
-_ROWS = AT.sizes + Sizes._fields.index("rows")
 _DIVISION = slice(AT.division, AT.division + len(Division._fields))
+_OWNERS, _HELPER = (AT.division + Division._fields.index(name) for name in ("owners", "helper"))
+LENT = len(Lent._fields)
 
 
 class Reads(NamedTuple):
@@ -37,52 +38,53 @@ def run_shares(task, job: np.ndarray, sized: SizedJob, vectors: Tensor, reads: R
 
     vectors: the caller's gradients. Returns what the job points to from now on.
     """
-    helpers = pool().take(sized.threads - 1)
-    team = int(job[_TEAM]) > 1
+    lenders = pool()
+    helpers = lenders.take(sized.threads - 1)
+    team = bool(job[_TEAM] > 1)
     if team and len(helpers) < sized.threads - 1:
         job[_TEAM], team = 1, False  # the bits are the same
         for helper in helpers:
             helper.release()
         helpers = []
     # owner words, the number revoked, where each share's gradients are, and what helpers have written
-    shares, spaced = sized.shares, sized.shares * SPACING
-    book = np.zeros(spaced + SPACING + shares + (len(helpers) + 1) * len(Lent._fields), dtype=np.int64)
-    results = book[spaced + SPACING :]
-    lent = results[shares:]
-    first, size = book.ctypes.data, book.itemsize
-    division = Division(len(helpers), first, first + spaced * size, 0, PATIENCE, DELAY)
-    job[_DIVISION] = division
-    job[SLOT["results"]], job[SLOT["lent"]] = results.ctypes.data, lent.ctypes.data
-    held = [book, job, sized, reads.things]
-    answers: list[int] = []
-    posts = []
-    try:
-        for number, helper in enumerate(helpers, 1):
-            if team:  # its threads meet in the caller's row
-                row = helper.copy_of(job)
-                row[_DIVISION] = Division(len(helpers), job.ctypes.data, 0, number)
-            else:
-                row, own = _row(helper, number, job, sized, vectors)
-                row[_DIVISION] = division._replace(helper=number)
-                lent[number * len(own) : (number + 1) * len(own)] = own
-            posts.append((helper, row.ctypes.data))
-        answers = work(task, job, posts, bounded=True, held=held)
-        if helpers:
-            stalled = team and job[AT.flags + STALLED]
-            pool().patience.record(bool(stalled or book[spaced] or GONE in answers or (team and answers != [DONE] * len(answers))))
+    shares = sized.shares
+    revoked, results, lent = shares * SPACING, (shares + 1) * SPACING, (shares + 1) * SPACING + shares
+    book = np.zeros(lent + (len(helpers) + 1) * LENT, dtype=np.int64)
+    first, address = book.ctypes.data, job.ctypes.data
+    job[_DIVISION] = len(helpers), first, first + revoked * WORD, 0, PATIENCE, DELAY
+    job[SLOT["results"]], job[SLOT["lent"]] = first + results * WORD, first + lent * WORD
+    held: list[object] = [book, job, sized, reads.things]
+    if not helpers:
+        task.ctypes(address)
         then()
-    finally:
+        return book
+    row = together(task, address, helpers, bounded=True)
+    try:
+        jobs = []
+        for number, helper in enumerate(helpers, 1):
+            if team:
+                own = helper.copy_of(job)
+                own[_OWNERS] = address  # its threads meet in the caller's row
+            else:
+                own, book[lent + number * LENT : lent + (number + 1) * LENT] = _row(helper, job, sized, vectors)
+            own[_HELPER] = number
+            jobs.append(own.ctypes.data)
+        answers = work(row, helpers, jobs, held)
+        failed = book[revoked] > 0 or GONE in answers
+        if team:
+            failed = failed or NOT_BEGUN in answers or job[AT.flags + STALLED] > 0
+        lenders.patience.record(bool(failed))
         if GONE in answers:
             # the owner may put other tensors in their place meanwhile
             held.append([x.untyped_storage() for x in reads.weights()])
-        for helper, answer in zip(helpers, answers or [DONE] * len(helpers), strict=True):
-            if answer != GONE:
-                helper.release()
+        then()
+    finally:
+        release(row, helpers)
     return book
 
 
-def _row(helper: Helper, number: int, job: np.ndarray, sized: SizedJob, vectors: Tensor) -> tuple[np.ndarray, Lent]:
-    """A helper's copy of the job's row, which points to memory of its own; and what the caller will find there."""
+def _row(helper: Helper, job: np.ndarray, sized: SizedJob, vectors: Tensor) -> tuple[np.ndarray, Lent]:
+    """A helper's copy of the job's row, which points to memory of its own; and where the caller finds what it has written."""
     row, size = helper.copy_of(job), vectors.element_size()
     writes_path = bool(job[SLOT["path_s"]])
     states, actions = sized.path if writes_path else (0, 0)

@@ -1,0 +1,225 @@
+"""Helper threads that lose their cores: the same bits, no waiting, and nothing freed that they may still read."""
+
+import ctypes
+import gc
+import os
+import random
+import subprocess
+import sys
+import threading
+import time
+import weakref
+
+import pytest
+import torch
+
+from jacrec.kernels.cpu.base import helpers, threads
+from jacrec.kernels.cpu.gradient import plans, shares
+from tests.cpu_cases import FUSED, decide, problem_of
+
+MS = 1_000_000
+
+
+@pytest.fixture(params=[True, False], ids=["futex", "semaphore"])
+def pool(request, monkeypatch):
+    """A pool of its own for up to three helpers, whatever the work and the machine."""
+    if request.param and not helpers.FUTEX:
+        pytest.skip("no futex here")
+    own = helpers.Pool()
+    monkeypatch.setattr(helpers, "FUTEX", request.param)
+    monkeypatch.setattr(helpers, "_pool", own)
+    monkeypatch.setattr(helpers, "processors", lambda: 4)
+    monkeypatch.setattr(helpers, "SPIN", 50 * MS)  # they are awake, however short a job is
+    monkeypatch.setattr(threads, "LEAST_WORK", 1.0)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    plans.forget()
+    yield own
+    own.close()
+    assert not any(helper.thread.is_alive() for helper in own.helpers)
+
+
+def bits(problem, **options):
+    """Everything that a decision leaves, ψ included."""
+    step, policy = decide(problem, FUSED, **{"lr": 1e-2, "updates": 2, **options})
+    return [step.action, step.objective, step.gradient_norm, *policy.parameters()]
+
+
+def equal(a, b):
+    return all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+def until(condition, seconds=20.0):
+    """Wait for a condition."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.001)
+
+
+def idle(pool):
+    return not any(helper.lock.locked() for helper in pool.helpers)
+
+
+def alone(monkeypatch, problem):
+    """The decision of a caller without helpers."""
+    with monkeypatch.context() as patch:
+        patch.setattr(helpers.Pool, "take", lambda self, count: [])
+        return bits(problem)
+
+
+PROBLEMS = [
+    {"M": 40},
+    {"M": 7, "layer_norm": True, "H": 3},
+    {"M": 2, "H": 0},
+    {"N": 3, "M": 7, "batched": True},
+    {"N": 2, "M": 20, "batched": True, "layer_norm": True},
+]
+
+
+def test_the_bits_do_not_depend_on_who_took_part(pool, monkeypatch):
+    """Helpers that are late, are revoked, or come back in the middle of another decision."""
+    rng, revoked = random.Random(0), 0
+    for sizes in PROBLEMS:
+        problem = problem_of(**sizes)
+        expected = alone(monkeypatch, problem)
+        for _ in range(8):
+            monkeypatch.setattr(shares, "DELAY", rng.choice([0, 0, 1, 3]) * MS)
+            monkeypatch.setattr(shares, "PATIENCE", rng.choice([0, 300, 10**6]))
+            pool.patience = helpers.Patience()
+            assert equal(bits(problem), expected), sizes
+            revoked += not idle(pool)
+        until(lambda: idle(pool))
+    assert revoked
+
+
+def test_a_helper_that_was_left_keeps_what_it_reads(pool, monkeypatch):
+    monkeypatch.setattr(shares, "DELAY", 20 * MS)
+    monkeypatch.setattr(shares, "PATIENCE", 0)
+    problem, kept = problem_of(M=40), []
+
+    def left():
+        pool.patience = helpers.Patience()
+        decide(problem, FUSED, lr=1e-2)
+        away = [(helper, helper.held) for helper in pool.helpers if helper.lock.locked()]
+        kept.extend(held for helper, held in away if helper.lock.locked())
+        return kept
+
+    until(left)
+    assert all(kept)
+    kept.clear()
+    until(lambda: idle(pool))
+    assert not any(helper.held for helper in pool.helpers)
+    world = weakref.ref(problem[1].dynamics)
+    del problem
+    plans.forget()
+    gc.collect()
+    assert world() is None
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_an_interrupted_caller_leaves_helpers_usable(pool, monkeypatch, when):
+    problem = problem_of(M=40)
+    expected = alone(monkeypatch, problem)
+    work = shares.work
+
+    def interrupted(*arguments):
+        if when == "after":
+            work(*arguments)
+        raise KeyboardInterrupt
+
+    for delay in (0, 5 * MS):
+        with monkeypatch.context() as patch:
+            patch.setattr(shares, "work", interrupted)
+            patch.setattr(shares, "DELAY", delay)
+            patch.setattr(shares, "PATIENCE", 0)
+            with pytest.raises(KeyboardInterrupt):
+                bits(problem)
+        until(lambda: idle(pool))
+        assert equal(bits(problem), expected)
+
+
+def test_four_threads_decide_at_once(pool, monkeypatch):
+    monkeypatch.setattr(shares, "DELAY", MS // 2)
+    problems = [problem_of(M=13, seed=seed) for seed in range(4)]
+    expected = [alone(monkeypatch, problem) for problem in problems]
+    right = [0] * 4
+
+    def work(i):
+        for _ in range(10):
+            right[i] += equal(bits(problems[i], updates=2), expected[i])
+
+    callers = [threading.Thread(target=work, args=(i,)) for i in range(4)]
+    for caller in callers:
+        caller.start()
+    for caller in callers:
+        caller.join()
+    assert right == [10] * 4
+    until(lambda: idle(pool))
+
+
+def test_after_two_failures_callers_work_alone_for_longer_and_longer():
+    patience, waits = helpers.Patience(), []
+    assert patience.allows()
+    patience.record(failed=True)
+    for _ in range(4):
+        assert patience.allows()
+        patience.record(failed=True)
+        waits.append(0)
+        while not patience.allows():
+            waits[-1] += 1
+    assert waits == [8, 16, 32, 64]
+    patience.record(failed=False)
+    patience.record(failed=True)
+    assert patience.allows()
+
+
+def test_a_team_whose_other_thread_is_missing_works_alone(pool, monkeypatch):
+    from jacrec import Adjoint, policy_gradient
+
+    problem, team = problem_of(M=1), Adjoint(kernel="fused", team=2)
+    expected = policy_gradient(*problem, method=FUSED).gradient
+
+    def missing(row, others, jobs, held):
+        ctypes.CFUNCTYPE(None, ctypes.c_int64)(int(row[helpers.CALL_TASK]))(int(row[helpers.CALL_JOB]))
+        return [helpers.NOT_BEGUN] * len(others)
+
+    monkeypatch.setattr(shares, "work", missing)
+    for _ in range(4):  # asked twice, then no more
+        got = policy_gradient(*problem, method=team).gradient
+        assert all(torch.equal(got[name], expected[name]) for name in got)
+    assert pool.patience.left
+
+
+def test_a_process_whose_helper_is_away_forks_and_ends():
+    script = (
+        "import os, torch\n"
+        "from jacrec.kernels.cpu.base import helpers, threads\n"
+        "from jacrec.kernels.cpu.gradient import shares\n"
+        "from tests.cpu_cases import FUSED, decide, problem_of\n"
+        "torch.set_num_threads(1)\n"
+        "torch.get_num_threads = lambda: 2\n"
+        "helpers.processors, threads.LEAST_WORK = lambda: 2, 1.0\n"
+        "problem = problem_of(M=40)\n"
+        "bits = lambda: list(decide(problem, FUSED, lr=1e-2)[1].parameters())\n"
+        "before = bits()\n"
+        "shares.DELAY, shares.PATIENCE = 10**9, 0\n"
+        "for _ in range(1000):\n"
+        "    bits()\n"
+        "    if any(h.lock.locked() for h in helpers.pool().helpers):\n"
+        "        break\n"
+        "    helpers.pool().patience = helpers.Patience()\n"
+        "print('away', [h.lock.locked() for h in helpers.pool().helpers])\n"
+        "child = os.fork()\n"
+        "if child == 0:\n"
+        "    shares.DELAY, shares.PATIENCE = 0, 10**6\n"
+        "    after = [bits() for _ in range(3)][-1]\n"
+        "    same = all(torch.equal(a, b) for a, b in zip(after, before))\n"
+        "    os._exit(7 if same and len(helpers.pool().helpers) == 1 else 8)\n"
+        "print('child', os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))"
+    )
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", script], env=env, capture_output=True, text=True, timeout=120, check=True
+    )
+    assert "away [True]" in done.stdout
+    assert "child 7" in done.stdout
