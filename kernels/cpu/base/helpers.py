@@ -60,10 +60,11 @@ def serve(like, block):
     begun = nanoseconds()
     while True:
         found = atomic_load(state)
+        # also asleep: it may have been told while it fell asleep
+        if found <= ASLEEP and atomic_load(block + STOP * WORD):
+            words[RETURNED] = IDLE
+            return
         if found == IDLE:
-            if atomic_load(block + STOP * WORD):
-                words[RETURNED] = IDLE
-                return
             if nanoseconds() - begun > words[SPIN_LEFT]:
                 compare_and_swap(state, IDLE, ASLEEP)
             relax()

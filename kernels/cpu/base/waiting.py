@@ -46,7 +46,7 @@ def compare_and_swap(typing, address, expected, value):
 
     def emit(context, builder, signature, args):
         pointer = builder.inttoptr(args[0], ir.PointerType(INT))
-        return builder.extract_value(builder.cmpxchg(pointer, args[1], args[2], "acq_rel", "acquire"), 1)
+        return builder.extract_value(builder.cmpxchg(pointer, args[1], args[2], "seq_cst", "seq_cst"), 1)
 
     return types.boolean(address, types.int64, types.int64), emit
 

@@ -20,22 +20,12 @@ from tests.cpu_cases import FUSED, decide, problem_of
 MS = 1_000_000
 
 
-@pytest.fixture(params=[True, False], ids=["futex", "semaphore"])
-def pool(request, monkeypatch):
-    """A pool of its own for up to three helpers, whatever the work and the machine."""
-    if request.param and not helpers.FUTEX:
-        pytest.skip("no futex here")
-    own = helpers.Pool()
-    monkeypatch.setattr(helpers, "FUTEX", request.param)
-    monkeypatch.setattr(helpers, "_pool", own)
-    monkeypatch.setattr(helpers, "processors", lambda: 4)
+@pytest.fixture(autouse=True)
+def _helpers_for_any_work(monkeypatch):
     monkeypatch.setattr(helpers, "SPIN", 50 * MS)  # they are awake, however short a job is
     monkeypatch.setattr(threads, "LEAST_WORK", 1.0)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
     plans.forget()
-    yield own
-    own.close()
-    assert not any(helper.thread.is_alive() for helper in own.helpers)
 
 
 def bits(problem, **options):
@@ -76,25 +66,42 @@ PROBLEMS = [
 ]
 
 
+class Record(helpers.Patience):
+    """Endless patience, which records what came of every job."""
+
+    def __init__(self):
+        super().__init__()
+        self.failed = []
+
+    def record(self, failed):
+        self.failed.append(failed)
+
+
 def test_the_bits_do_not_depend_on_who_took_part(pool, monkeypatch):
     """Helpers that are late, are revoked, or come back in the middle of another decision."""
-    rng, revoked = random.Random(0), 0
+    rng, pool.patience = random.Random(0), Record()
     for sizes in PROBLEMS:
         problem = problem_of(**sizes)
         expected = alone(monkeypatch, problem)
         for _ in range(8):
             monkeypatch.setattr(shares, "DELAY", rng.choice([0, 0, 1, 3]) * MS)
             monkeypatch.setattr(shares, "PATIENCE", rng.choice([0, 300, 10**6]))
-            pool.patience = helpers.Patience()
             assert equal(bits(problem), expected), sizes
-            revoked += not idle(pool)
         until(lambda: idle(pool))
-    assert revoked
+    problem = problem_of(M=400)
+    expected, delays = alone(monkeypatch, problem), iter([0, 3 * MS] * 1000)
+
+    def both_seen():
+        monkeypatch.setattr(shares, "DELAY", next(delays))
+        assert equal(bits(problem), expected)
+        return len(set(pool.patience.failed)) == 2
+
+    monkeypatch.setattr(shares, "PATIENCE", 300)
+    until(both_seen)
 
 
-def test_a_helper_that_was_left_keeps_what_it_reads(pool, monkeypatch):
-    monkeypatch.setattr(shares, "DELAY", 20 * MS)
-    monkeypatch.setattr(shares, "PATIENCE", 0)
+def leave_one(pool):
+    """Decide until a helper is left; the world's dynamics, as far as they are alive."""
     problem, kept = problem_of(M=40), []
 
     def left():
@@ -106,14 +113,18 @@ def test_a_helper_that_was_left_keeps_what_it_reads(pool, monkeypatch):
 
     until(left)
     assert all(kept)
-    kept.clear()
+    return weakref.ref(problem[1].dynamics)
+
+
+def test_a_helper_that_was_left_keeps_what_it_reads(pool, monkeypatch):
+    monkeypatch.setattr(shares, "DELAY", 20 * MS)
+    monkeypatch.setattr(shares, "PATIENCE", 0)
+    dynamics = leave_one(pool)
     until(lambda: idle(pool))
     assert not any(helper.held for helper in pool.helpers)
-    world = weakref.ref(problem[1].dynamics)
-    del problem
     plans.forget()
     gc.collect()
-    assert world() is None
+    assert dynamics() is None
 
 
 @pytest.mark.parametrize("when", ["before", "after"])
