@@ -3,15 +3,16 @@
 A thread of another process may take the core of a helper at any moment, for whole time slices of milliseconds. Nothing here
 may therefore depend on a helper. Its state is one word, changed by compare-and-swap alone:
 
-    asleep → idle           roused: it polls for `SPIN` nanoseconds, so that it begins at once when the job comes
+    asleep → idle           roused: it polls for a moment (`SPIN`), so that it begins at once when the job comes
     asleep, idle → posted   a caller wants it
     posted → idle           the caller has finished before the helper began; it was never waited for
     posted → running → idle
     running → left          the caller has gone on without it; it comes back by itself
 
 A helper belongs to the caller that holds its lock; where no helper is free (several Python threads decide at once) the caller
-works alone. What a helper may still read is kept alive in `held` until it is idle again. After two failures in a row,
-callers work alone for a while, and for twice as long after every further one (`Patience`).
+works alone. What a helper may still read is kept alive in `held` until it is idle again. After two failures in a row (a
+helper was left, or the caller itself lost its core: then another thread would only take it away once more) callers work
+alone for a while, and for twice as long after every further one (`Patience`).
 
 Helpers are daemon threads of Python that run compiled code without the GIL. They sleep on a futex; where there is none, on a
 semaphore. A forked child has none of its parent's and starts its own. At exit they are stopped, and waited for at most
@@ -19,8 +20,10 @@ semaphore. A forked child has none of its parent's and starts its own. At exit t
 """
 
 import atexit
+import math
 import os
 import threading
+import time
 from typing import Any
 
 import numpy as np
@@ -42,10 +45,12 @@ NOT_BEGUN, DONE, LATE, GONE = range(4)
 """answers: the helper has not begun, has finished, was waited for, or was left"""
 CALL_TASK, CALL_JOB, BOUNDED, COUNT, FIRST = range(5)
 """words of a caller's row; the addresses of its helpers' blocks follow, then the answers"""
-SPIN = 200_000
-"""nanoseconds that an idle helper polls before it sleeps"""
+SPIN, SHORT_SPIN = 1_000_000, 50_000
+"""nanoseconds that an idle helper polls before it sleeps: where cores are idle, and after a failure, which says that they are not"""
 GRACE = 5_000
 """nanoseconds that a helper takes at most from its last share to the end of its job if it has its core"""
+LOST = 0.3 if time.get_clock_info("thread_time").resolution < 1e-5 else math.inf
+"""share of its own processor time for which a caller loses its core where other processes want it"""
 EXIT_SECONDS = 2.0
 KEPT_BYTES = 64 * 2**20
 """memory that a helper keeps between jobs"""
@@ -250,11 +255,17 @@ class Pool:
         return free
 
     def rouse(self, count: int) -> None:
-        """A job for `count` helpers will follow in less than `SPIN`."""
+        """A job for `count` helpers will follow at once."""
         if not self.patience.left:
             for helper in self.helpers[:count]:
                 if helper.words[BY_FUTEX]:
                     helper.rouse()
+
+    def record(self, failed: bool) -> None:
+        """Count a job that had helpers; `failed`: they or the caller lost their cores, or were waited for."""
+        self.patience.record(failed)
+        for helper in self.helpers:
+            helper.words[SPIN_LEFT] = SHORT_SPIN if failed else SPIN
 
     def _start(self, count: int) -> None:
         for function in (serve, rouse, stop, work_together):
@@ -300,8 +311,9 @@ def together(task, job: int, helpers: list[Helper], *, bounded: bool) -> np.ndar
     return np.array([task.address, job, bounded, len(helpers), *blocks, *[NOT_BEGUN] * len(helpers)], dtype=np.int64)
 
 
-def work(row: np.ndarray, helpers: list[Helper], jobs: list[int], held: object = None) -> list[int]:
-    """Do the caller's job of a row while the helpers do theirs, at the addresses given; each one's answer.
+def work(row: np.ndarray, helpers: list[Helper], jobs: list[int], held: object = None) -> tuple[list[int], bool]:
+    """Do the caller's job of a row while the helpers do theirs, at the addresses given; each one's answer, and whether the
+    caller lost its core meanwhile.
 
     Not `bounded`, the caller waits for helpers that have begun. Bounded, it leaves those that are still running: what they may
     read is `held` until they have finished.
@@ -309,8 +321,10 @@ def work(row: np.ndarray, helpers: list[Helper], jobs: list[int], held: object =
     for helper, job in zip(helpers, jobs, strict=True):
         helper.words[TASK], helper.words[JOB] = row[CALL_TASK], job
         helper.held = [held]
+    begun, own = time.perf_counter(), time.thread_time()
     _compiled(work_together).ctypes(row.ctypes.data)
-    return row[FIRST + len(helpers) :].tolist()
+    own = time.thread_time() - own
+    return row[FIRST + len(helpers) :].tolist(), time.perf_counter() - begun > (1 + LOST) * own
 
 
 def release(row: np.ndarray, helpers: list[Helper]) -> None:

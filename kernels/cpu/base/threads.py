@@ -44,7 +44,8 @@ def run(task, job: np.ndarray, threads: int) -> None:
         return
     row = together(task, address, helpers, bounded=False)
     try:
-        pool().patience.record(LATE in work(row, helpers, [address] * len(helpers)))
+        answers, lost = work(row, helpers, [address] * len(helpers))
+        pool().record(lost or LATE in answers)
     finally:
         release(row, helpers)
 

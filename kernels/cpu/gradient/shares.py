@@ -69,11 +69,11 @@ def run_shares(task, job: np.ndarray, sized: SizedJob, vectors: Tensor, reads: R
                 own, book[lent + number * LENT : lent + (number + 1) * LENT] = _row(helper, job, sized, vectors)
             own[_HELPER] = number
             jobs.append(own.ctypes.data)
-        answers = work(row, helpers, jobs, held)
-        failed = book[revoked] > 0 or GONE in answers
+        answers, lost = work(row, helpers, jobs, held)
+        failed = lost or book[revoked] > 0 or GONE in answers
         if team:
             failed = failed or NOT_BEGUN in answers or job[AT.flags + STALLED] > 0
-        lenders.patience.record(bool(failed))
+        lenders.record(bool(failed))
         if GONE in answers:
             # the owner may put other tensors in their place meanwhile
             held.append([x.untyped_storage() for x in reads.weights()])

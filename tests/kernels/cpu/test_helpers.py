@@ -22,7 +22,8 @@ MS = 1_000_000
 
 @pytest.fixture(autouse=True)
 def _helpers_for_any_work(monkeypatch):
-    monkeypatch.setattr(helpers, "SPIN", 50 * MS)  # they are awake, however short a job is
+    for name in ("SPIN", "SHORT_SPIN"):  # they are awake, however short a job is
+        monkeypatch.setattr(helpers, name, 50 * MS)
     monkeypatch.setattr(threads, "LEAST_WORK", 1.0)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
     plans.forget()
@@ -192,7 +193,7 @@ def test_a_team_whose_other_thread_is_missing_works_alone(pool, monkeypatch):
 
     def missing(row, others, jobs, held):
         ctypes.CFUNCTYPE(None, ctypes.c_int64)(int(row[helpers.CALL_TASK]))(int(row[helpers.CALL_JOB]))
-        return [helpers.NOT_BEGUN] * len(others)
+        return [helpers.NOT_BEGUN] * len(others), False
 
     monkeypatch.setattr(shares, "work", missing)
     for _ in range(4):  # asked twice, then no more
