@@ -130,7 +130,7 @@ def test_a_helper_that_was_left_keeps_what_it_reads(pool, monkeypatch):
 
 @pytest.mark.parametrize("when", ["before", "after"])
 def test_an_interrupted_caller_leaves_helpers_usable(pool, monkeypatch, when):
-    problem = problem_of(M=40)
+    problem, pool.patience = problem_of(M=40), Record()
     expected = alone(monkeypatch, problem)
     work = shares.work
 
@@ -152,6 +152,7 @@ def test_an_interrupted_caller_leaves_helpers_usable(pool, monkeypatch, when):
 
 def test_four_threads_decide_at_once(pool, monkeypatch):
     monkeypatch.setattr(shares, "DELAY", MS // 2)
+    pool.patience = Record()
     problems = [problem_of(M=13, seed=seed) for seed in range(4)]
     expected = [alone(monkeypatch, problem) for problem in problems]
     right = [0] * 4
