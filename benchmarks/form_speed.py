@@ -1,7 +1,7 @@
 """The fused forward form against the fused adjoint form, and the diagnostics with and without compiled code; one thread of a CPU.
 
 Least processor time of calls that take turns: other load on the machine counts little. The choice of `Auto` between the two forms
-(`jacrec.engine.choice.FORWARD_ROWS`) is taken from the first table. Writes benchmarks/results/form_speed_<device>_<machine>.json.
+(`jacrec.engine.choice`) is taken from the first table. Writes benchmarks/results/form_speed_<device>_<machine>.json.
 
     python benchmarks/form_speed.py
     python benchmarks/form_speed.py --tasks hopper --horizon 1 --particles 1 --steps 10 --json /tmp/forms.json
@@ -13,14 +13,16 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
+from unittest.mock import patch
 
 import torch
 from harness import as_usual, environment, record, slug, use_threads
 from problems import TASKS, Case, Size, make
 
 from jacrec import Adjoint, Forward, gradient_signal, linearize, state_growth
-from jacrec.engine import diagnostics, dispatch
+from jacrec.engine import diagnostics
 from jacrec.engine import linearize as linearised
+from jacrec.engine.problem import Problem
 from jacrec.engine.shapes import problem
 
 FORMS = {"forward": Forward(kernel="fused"), "adjoint": Adjoint(kernel="fused")}
@@ -53,14 +55,12 @@ def forms(size: Size, budget: float) -> dict:
 def in_torch(call: Callable[[], object]) -> Callable[[], object]:
     """The call with plain torch in place of compiled code."""
 
+    def nothing(p: Problem, form: str) -> None:
+        return None
+
     def plain() -> object:
-        for module in (diagnostics, linearised):
-            module.compiled = lambda p, form: None
-        try:
+        with patch.object(diagnostics, "compiled", nothing), patch.object(linearised, "compiled", nothing):
             return call()
-        finally:
-            for module in (diagnostics, linearised):
-                module.compiled = dispatch.compiled
 
     return plain
 

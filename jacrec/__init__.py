@@ -49,7 +49,7 @@ if TYPE_CHECKING:
     from jacrec.models.networks import Actor, Denoiser, RewardModel, TwinCritic
     from jacrec.models.world import Anchor, BatchedPolicy, World, value_scale
 
-__version__ = "0.2.0"
+__version__ = "0.3.0"
 
 __all__ = [
     "MPC",

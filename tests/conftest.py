@@ -39,7 +39,7 @@ settings.load_profile("jacrec")
 
 
 def pytest_addoption(parser):
-    parser.addoption("--cases", type=int, default=None, help="total number of property-test cases (default 2400)")
+    parser.addoption("--cases", type=int, default=None, help="total number of property-test cases (default 1800)")
 
 
 def pytest_configure(config):
@@ -50,7 +50,7 @@ def pytest_configure(config):
 
 def property_cases(share: float, at_least: int = 1):
     """Hypothesis settings for a test with this share of all property cases."""
-    total = int(os.environ.get("JACREC_TEST_CASES", "2400"))
+    total = int(os.environ.get("JACREC_TEST_CASES", "1800"))
     return settings(max_examples=max(at_least, round(share * total)))
 
 

@@ -2,17 +2,17 @@
 
 | dynamics                    | first                           | otherwise                                      |
 |-----------------------------|---------------------------------|------------------------------------------------|
-| jacrec's one-step models    | fused adjoint; on a CPU, fused  | plain adjoint, autograd for a third-party      |
-|                             | forward for few `FORWARD_ROWS`  | policy and K <= 2                              |
+| jacrec's one-step models    | fused adjoint                   | plain adjoint, autograd for a third-party      |
+|                             |                                 | policy and K <= 2                              |
 | `MultiStepDynamics`         | fused multi-step                | plain multi-step                               |
 | third-party                 | autograd                        |                                                |
 
 A policy of torch's own layers is served as an `Actor` is (`jacrec.models.layers`). A third-party reward or critic is torch's
 to evaluate, on a CPU along the path of a first call of compiled code, once for all steps.
 
-CPU. With one particle and H = 1 the fused forward form reads the weights of a chain once, the adjoint form twice. While its m
-tangents and the value are a tile of four rows, which take little longer than one, it is the faster one (benchmarks/form_speed.py):
-0.97 of the adjoint form's time for hopper, 1.05 for halfcheetah with m = 6. Elsewhere the fused adjoint form is. Where the kernels cannot serve, the plain adjoint form was compared with autograd
+CPU. With one particle and H = 1 the fused forward form reads the weights of a chain once, the adjoint form twice: it then takes
+0.97 to 1.05 of the adjoint form's time, and more at all other sizes (benchmarks/form_speed.py). That is not worth compiling both.
+Where the kernels cannot serve, the plain adjoint form was compared with autograd
 (benchmarks/fallback_speed.py: d 17, m 6, K 1 to 10, H 1 to 5, M 1 to 64, two and three layers of 256, one thread); its time
 as a share of autograd's, geometric means:
 
@@ -46,8 +46,6 @@ from jacrec.models.wrappers import check_policy_kind, unwrapped
 
 ONE_STEP = (ChainDynamics, DeterministicDynamics, EnsembleDynamics)
 """jacrec's own dynamics that predict one transition"""
-FORWARD_ROWS = 4
-"""rows of a single particle, its value and m tangents, up to which the fused forward form is faster with H = 1 on a CPU"""
 FEW = 2
 """network evaluations per transition up to which autograd is faster for a third-party policy"""
 ADVICE = {
@@ -72,7 +70,7 @@ def preferred(problem: Problem) -> str:
     form = _form(problem)
     reason = unsupported_reason(problem, form)
     if reason is None:
-        return "fused-forward" if _forward_is_faster(problem) else f"fused-{form}"
+        return f"fused-{form}"
     if not has_manual_derivatives(f) or (form == "multistep" and type(f) is not MultiStepDynamics):
         return "autograd"
     plain = form if form == "multistep" else _plain(problem)
@@ -110,12 +108,6 @@ def explain(policy: nn.Module, world: World) -> dict[str, str]:
     # jacrec's own are told what is altered in them
     foreign = {name for name, part in parts.items() if type(architecture_of(part)) not in WRITTEN}
     return {name: f"{reason}; {ADVICE[name]}" if name in foreign else reason for name, reason in found.items()}
-
-
-def _forward_is_faster(problem: Problem) -> bool:
-    """Whether the fused forward form can serve a problem that the adjoint form can, and is faster."""
-    f, single = problem.world.dynamics, problem.H == problem.N * problem.M == 1
-    return single and problem.state.device.type == "cpu" and isinstance(f, ChainDynamics) and 1 + f.action_dim <= FORWARD_ROWS
 
 
 def _form(problem: Problem) -> str:

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import ModuleType
-from typing import Protocol, cast
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -261,7 +261,7 @@ def compiled_update(
     module = update_kernels(method, problem, checked=checked)
     if module is None:
         return None
-    options = {} if isinstance(method, MultiStep) else {"precision": method.precision}
+    options: dict[str, Any] = {"precision": method.precision} if isinstance(method, Forward | Adjoint) else {}
     if isinstance(method, Adjoint):
         options["team"] = method.team
     return module.compute_update(problem, lr, max_grad_norm, form=UPDATE_FORMS[type(method)], **options)

@@ -56,6 +56,17 @@ def test_goals_of_decisions(load):
     assert "at most 3× one (hopper M 16 H 5): NOT reached, 3.50×" in lines[2]
 
 
+def test_form_speed(tmp_path, load, capsys):
+    path = tmp_path / "forms.json"
+    one = ("--tasks", "hopper", "--width", "16", "--steps", "2", "--horizon", "1", "--particles", "1", "--budget", "0.001")
+    load("form_speed").main([*one, "--json", str(path)])
+    result = json.loads(path.read_text())
+    assert [set(row["ms"]) for row in result["rows"]] == [{"forward", "adjoint"}]
+    names = ["linearize", "feedback", "state_growth", "gradient_signal"]
+    assert list(result["diagnostics"][-1]["ms"]) == [*names, *(f"{name}, plain torch" for name in names)]
+    assert capsys.readouterr().out.count(" x\n") == 14
+
+
 def with_options(**parts):
     """The readable chain with the options of the fused kernels."""
 

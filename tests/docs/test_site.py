@@ -123,7 +123,14 @@ def test_files_that_pages_name_exist(page):
     """In full, or below a folder of sources, as `base/team.py` on the page on internals."""
     sources = [path.as_posix() for folder in ("jacrec", "kernels", "tests") for path in (ROOT / folder).rglob("*.py")]
     named = set(re.findall(r"`([\w./-]+\.(?:py|yaml|json|sh))`", text(page)))
-    own = {"config.yaml", "evaluation.json", "tuning.json", "tuned.yaml", "small.yaml"}  # what commands and readers write
+    own = {
+        "config.yaml",
+        "evaluation.json",
+        "export.json",
+        "tuning.json",
+        "tuned.yaml",
+        "small.yaml",
+    }  # what commands and readers write
     records = {path.name for path in (ROOT / "benchmarks/results").iterdir()}
     absent = [n for n in named - own - records if not (ROOT / n).exists() and not any(s.endswith(f"/{n}") for s in sources)]
     assert absent == []
@@ -133,6 +140,11 @@ def test_the_table_of_verbs_is_complete():
     rows = dict(re.findall(r"^\| `(\w+)` \| ([^|]+) \|", text("docs/reference/index.md"), re.MULTILINE))
     assert list(rows) == list(VERBS)
     assert all(VERBS[verb].startswith(says.removesuffix("; resumable")) for verb, says in rows.items())
+
+
+def test_the_readme_names_every_verb():
+    rows = re.findall(r"^\| ((?:`\w+`(?:, )?)+) \|", text("README.md"), re.MULTILINE)
+    assert sorted(re.findall(r"`(\w+)`", " ".join(rows))) == sorted(VERBS)
 
 
 def test_the_compatibility_page_has_the_bounds():

@@ -16,7 +16,6 @@ from jacrec import (
     DeterministicDynamics,
     DiffusionDynamics,
     EnsembleDynamics,
-    Forward,
     MeanFlowDynamics,
     MultiStep,
     MultiStepDynamics,
@@ -62,10 +61,8 @@ def test_a_policy_of_known_layers_is_served_as_an_actor(dynamics, batched):
 @pytest.mark.parametrize(
     "dynamics", [None, MeanFlowDynamics(d, m, (8,)), DeterministicDynamics(d, m, (8,)), EnsembleDynamics(d, m, (8,))]
 )
-def test_the_fused_adjoint_is_preferred_but_for_one_particle_and_one_step(dynamics, H, M):
-    chain = dynamics is None or isinstance(dynamics, MeanFlowDynamics)
-    expected = Forward if chain and H == M == 1 else Adjoint
-    assert Auto().choose(sized(dynamics, M=M, H=H)) == expected(kernel="fused")
+def test_the_fused_adjoint_is_preferred(dynamics, H, M):
+    assert Auto().choose(sized(dynamics, M=M, H=H)) == Adjoint(kernel="fused")
 
 
 def test_a_multi_step_model_has_its_own():
@@ -134,15 +131,13 @@ def test_the_choice_is_the_faster_one_where_it_was_measured(path):
 
 
 @pytest.mark.parametrize("path", FORMS, ids=lambda path: path.stem)
-def test_the_form_is_the_faster_one_where_it_was_measured(path):
-    """Over all K and widths, for one particle and H = 1: as `choice.FORWARD_ROWS` has it, by the number of actions."""
+def test_the_adjoint_is_nearly_the_faster_form_everywhere(path):
+    """Over all K and widths: by a twentieth at most the slower one, with one particle and H = 1."""
     rows = json.loads(path.read_text(encoding="utf-8"))["rows"]
-    for task, m in (("hopper", 3), ("halfcheetah", 6)):
-        found = [row["ms"] for row in rows if row["task"] == task and row["H"] == row["M"] == 1]
+    for case in {(row["task"], row["H"], row["M"]) for row in rows}:
+        found = [row["ms"] for row in rows if (row["task"], row["H"], row["M"]) == case]
         mean = math.exp(sum(math.log(ms["forward"] / ms["adjoint"]) for ms in found) / len(found))
-        assert mean < 1.0 if 1 + m <= choice.FORWARD_ROWS else mean > 1.0, (task, mean)
-    others = [row["ms"] for row in rows if row["H"] > 1 or row["M"] > 1]
-    assert math.prod(ms["forward"] / ms["adjoint"] for ms in others) > 1.0
+        assert mean > (0.95 if case[1:] == (1, 1) else 1.0), (case, mean)
 
 
 def test_there_are_recorded_timings():

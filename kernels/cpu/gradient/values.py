@@ -166,11 +166,12 @@ def terminal_action(like, task, tile, b, tapes, team):
 
 @part
 def terminal_gradient(like, task, tile, b, tapes, team):
-    """Adds Π₀ᵀ Q_a, of a_H = π₀(s_H), to the weighted Q_s."""
+    """Adds Π₀ᵀ Q_a, of a_H = π₀(s_H), to the weighted Q_s; the gradient by the action of π_ψ becomes 0."""
     size, R, m, H = size_of(like), tile.R, task.sizes.m, task.sizes.H
     action, by_action, base = at(like, b.actions + H * R * m * size), at(like, b.values_a + H * R * m * size), at(like, b.base)
     for i in range(R * m):
         base[i] = by_action[i] * (1 - action[i] * action[i])
+        by_action[i] = type(like)(0)
     _add_base_pull(like, task, tile, H, b, tapes, team)
 
 
