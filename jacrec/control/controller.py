@@ -19,7 +19,7 @@ from jacrec.control.update import compute_update
 from jacrec.engine.action_clip import clip_action, near, warned
 from jacrec.engine.admission import admit, check_parameters
 from jacrec.engine.methods import METHODS
-from jacrec.engine.parameters import over_rows, trainable
+from jacrec.engine.parameters import copy_values, over_rows, trainable
 from jacrec.engine.rollout import noise_like, sampled_problem
 from jacrec.engine.shapes import check_depends, check_observation, check_state, plain_torch, row_mask
 from jacrec.models.dynamics import MultiStepDynamics
@@ -236,7 +236,7 @@ class MPC:
             rows = row_mask(rows, self.batch, self.device)
         for name, parameter in self.policy.named_parameters():
             before = self.pretrained[name]
-            parameter.copy_(before if rows is None else torch.where(over_rows(rows, parameter), before, parameter))
+            copy_values(parameter, before if rows is None else torch.where(over_rows(rows, parameter), before, parameter))
 
     def new_episode(self, rows=None) -> None:
         """Begin an episode, in all rows or in those given: ψ is restored, unless carry is "persist"."""

@@ -9,7 +9,7 @@ from time import perf_counter
 import torch
 from torch import Tensor, nn
 
-from jacrec.engine.parameters import over_rows
+from jacrec.engine.parameters import copy_values, over_rows
 from jacrec.models.world import BatchedPolicy
 
 RECENT = 64
@@ -177,7 +177,7 @@ class Best:
         everything = rows is None or bool(rows.all())
         for name, p in to.items():
             if everything or rows is None:
-                p.copy_(source[name])
+                copy_values(p, source[name])
             else:
                 torch.where(over_rows(rows, p), source[name], p, out=p)
 

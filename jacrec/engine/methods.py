@@ -73,8 +73,8 @@ class Adjoint:
     precision: str | None = None
     """as in `Forward`"""
     team: int = 1
-    """threads that share the layers of a single particle (fused, CPU, N = M = 1): 2 are faster on an idle machine, and many
-    times slower where other processes compete for the cores"""
+    """threads that share the layers of a single particle (fused, CPU, N = M = 1): 2 are faster on idle cores. They wait for one
+    another at every layer; where other processes want the cores, one thread works alone for a while after each such wait"""
 
     def __post_init__(self):
         check_kernel("Adjoint", self.kernel, self.precision)

@@ -3,6 +3,9 @@
 import torch
 from torch import Tensor, nn
 
+ALONE = 2**15
+"""elements that torch copies in the calling thread alone"""
+
 
 def trainable(policy: nn.Module) -> dict[str, nn.Parameter]:
     """The parameters that an update may move, by name: those with requires_grad.
@@ -19,6 +22,19 @@ def trainable(policy: nn.Module) -> dict[str, nn.Parameter]:
 def over_rows(x: Tensor, parameter: Tensor) -> Tensor:
     """One number per row, () or (N,), shaped to broadcast over a parameter (...) or (N, ...)."""
     return x.view(-1, *(1,) * (parameter.dim() - 1)) if x.dim() else x
+
+
+def copy_values(to: Tensor, source: Tensor) -> None:
+    """to ← source, of the same shape, in the calling thread alone.
+
+    On a CPU torch divides a copy of more than 32 768 elements among OpenMP's threads, whose barrier waits through whole time
+    slices where another process has taken a core.
+    """
+    if to.device.type != "cpu" or not (to.is_contiguous() and source.is_contiguous()):
+        to.copy_(source)
+        return
+    for a, b in zip(to.view(-1).split(ALONE), source.view(-1).split(ALONE), strict=True):
+        a.copy_(b)
 
 
 def parameter_norm(tensors: dict[str, Tensor], *, batched: bool) -> Tensor:

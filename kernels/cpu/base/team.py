@@ -11,13 +11,18 @@ from numba.core import types
 from jacrec.kernels.cpu.base.host import VECTOR_BYTES, part
 from jacrec.kernels.cpu.base.rows import WORD
 from jacrec.kernels.cpu.base.tiles import atomic_load, atomic_store, fetch_add, size_of
+from jacrec.kernels.cpu.base.waiting import nanoseconds, relax
 
 FLAG = 16
 """int64 from one thread's flag to the next: two cache lines, since processors fetch lines in pairs"""
-JOIN_SPINS = 200_000
-"""polls, each of a few cycles, after which the first thread stops waiting for the others and works alone"""
+JOIN = 50_000
+"""nanoseconds after which the first thread stops waiting for the others and works alone"""
 YIELD_SPINS = 4_000
 """polls after which a waiting thread yields its core"""
+STALL_SPINS = YIELD_SPINS + 400
+"""polls after which a thread of the team must have lost its core"""
+STALLED = 1
+"""from a thread's flag to the word that says so"""
 
 
 class Team(NamedTuple):
@@ -65,20 +70,22 @@ def barrier(team):
             spins += 1
             if spins > YIELD_SPINS:
                 yield_core()
+            if spins == STALL_SPINS:
+                atomic_store(mine + STALLED * WORD, 1)
 
 
 @part
 def join_team(thread, size, arrivals, agreed):
     """The size of the thread's team: `size` if all threads arrive in time, else 1 for thread 0 and 0 for the others.
 
-    arrivals, agreed: addresses of int64 that are initially 0. The runtime may start fewer threads than were requested, so
-    thread 0 waits for a bounded time only.
+    arrivals, agreed: addresses of int64 that are initially 0. A thread may lose its core or be missing, so thread 0 waits for
+    a bounded time only.
     """
     fetch_add(arrivals)
     if thread == 0:
-        spins = 0
-        while atomic_load(arrivals) < size and spins < JOIN_SPINS:
-            spins += 1
+        begun = nanoseconds()
+        while atomic_load(arrivals) < size and nanoseconds() - begun < JOIN:
+            relax()
         team_size = size if atomic_load(arrivals) >= size else 1
         atomic_store(agreed, team_size)
         return team_size

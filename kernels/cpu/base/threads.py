@@ -1,20 +1,19 @@
 """Threads and workspaces of the CPU kernels: as many threads as torch would use, without changing any setting.
 
-If torch uses an OpenMP library with GNU's interface, the kernels run on torch's own threads: they are awake when torch has
-just used them, and do not compete with it for the cores. Elsewhere a pool of Python threads is used.
+They are not torch's own: OpenMP's barriers wait through whole time slices for a thread whose core another process has taken.
+A decision has helpers that it can do without (`jacrec.kernels.cpu.base.helpers`, `jacrec.kernels.cpu.base.shares`).
 """
 
-import ctypes
 import os
 import threading
 from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from functools import cache
-from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from jacrec.kernels.cpu.base.helpers import LATE, pool, release, together, work
 
 LEAST_WORK = 2e6
 """multiply–adds that justify another thread: about 40 µs of one core"""
@@ -22,49 +21,33 @@ LEAST_WORK = 2e6
 _pool: ThreadPoolExecutor | None = None
 _lock = threading.Lock()
 _own = threading.local()
-_forked = False
 
 
 def _forget_pool() -> None:
-    global _pool, _lock, _forked
-    _pool, _lock, _forked = None, threading.Lock(), True
+    global _pool, _lock
+    _pool, _lock = None, threading.Lock()
 
 
-# a forked child has none of its parent's threads, which OpenMP does not notice: it uses its own pool
+# a forked child has none of its parent's threads
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_forget_pool)
 
 
-@cache
-def openmp_parallel():
-    """GOMP_parallel of the OpenMP library that torch has loaded, or None."""
-    maps = Path("/proc/self/maps")
-    if not maps.exists():
-        return None
-    home = Path(torch.__file__).parent
-    folders = (f"{home}{os.sep}", f"{home.parent / 'torch.libs'}{os.sep}", f"{home.parents[3]}{os.sep}lib{os.sep}lib")
-    paths = {line.split(maxsplit=5)[-1].strip() for line in maps.read_text().splitlines() if "/" in line}
-    for path in sorted(path for path in paths if path.startswith(folders)):
-        if any(name in Path(path).name for name in ("libgomp", "libiomp", "libomp")):
-            try:
-                function = ctypes.CDLL(path).GOMP_parallel
-            except (OSError, AttributeError):
-                continue
-            function.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint]
-            function.restype = None
-            return function
-    return None
-
-
 def run(task, job: np.ndarray, threads: int) -> None:
-    """Call the compiled `task` on the job, in `threads` threads at once, which divide the work among themselves."""
-    address = job.ctypes.data
-    if threads == 1:
+    """Call the compiled `task` on the job, in up to `threads` threads at once, which divide the work among themselves.
+
+    The caller waits for threads that have begun, and for no other.
+    """
+    helpers, address = pool().take(threads - 1), job.ctypes.data
+    if not helpers:
         task.ctypes(address)
-    elif not _forked and (parallel := openmp_parallel()) is not None:
-        parallel(task.address, address, threads, 0)
-    else:
-        run_together(task.ctypes, [job] * threads)
+        return
+    row = together(task, address, helpers, bounded=False)
+    try:
+        answers, lost = work(row, helpers, [address] * len(helpers))
+        pool().record(lost or LATE in answers)
+    finally:
+        release(row, helpers)
 
 
 def _wait_for(futures: list[Future]) -> None:

@@ -26,7 +26,7 @@ def action(policy: nn.Module, state: Tensor) -> Tensor:
     memory = workspace(TILE * plan.rows.network.tape, plan.dtype)
     job = np.zeros(job_length(1), dtype=np.int64)
     batched = plan.policies is not None
-    job[AT.sizes : AT.reward] = (*Sizes(1, 1, d, m, 0, 1, N, batched, TILE), *plan.rows.stack)
+    job[AT.sizes : AT.reward] = (*Sizes(1, 1, d, m, 0, 1, N, batched, TILE, TILE), *plan.rows.stack)
     job[AT.constants : AT.call] = Constants(0, 0, plan.copies.ctypes.data)
     job[CALL] = Call(state=state.data_ptr(), memory=memory.data_ptr(), actions=result.data_ptr())
     entry(evaluate_policy, DTYPES[plan.dtype]).ctypes(job.ctypes.data)

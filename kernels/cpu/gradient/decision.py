@@ -10,14 +10,14 @@ from jacrec.kernels.cpu.base.layout import layer_of, network_of
 from jacrec.kernels.cpu.base.mlp import add_to, copy_to, record
 from jacrec.kernels.cpu.base.rows import WORD
 from jacrec.kernels.cpu.base.team import ALONE
-from jacrec.kernels.cpu.base.tiles import at, fetch_add, integers, prefetch_to_write, size_of
+from jacrec.kernels.cpu.base.tiles import at, integers, prefetch_to_write, size_of
 from jacrec.kernels.cpu.gradient.copies import update_copies
-from jacrec.kernels.cpu.gradient.job import NEXT_REDUCTION, NEXT_STEP, Piece, read_piece, task_of
+from jacrec.kernels.cpu.gradient.job import Piece, read_piece, task_of
 from jacrec.kernels.cpu.gradient.values import first_layer
 
 PIECE = len(Piece._fields)
 PREFETCH = 2
-"""rows of ψ that are prefetched for writing: the threads of the gradient have all read them"""
+"""rows of ψ that are prefetched for writing: helpers have all read them"""
 
 
 @part
@@ -30,23 +30,19 @@ def reduce_gradient(like, job):
     task = task_of(job)
     call, shares, size = task.call, task.sizes.shares, size_of(like)
     parts, length = call.parts, network_of(task.policies, 0).gradient
-    while True:
-        s = fetch_add(job + NEXT_REDUCTION * WORD)
-        if s >= parts:
-            break
-        if s == 0:
-            _values(like, task)
-        if parts == 1:
-            if shares > 1:
-                _sum_shares(like, task)
-            norms = at(like, call.norms)
-            for n in range(task.policies.count):
-                norms[n] = type(like)(math.sqrt(_square(like, call, call.gradients + n * length * size)))
-            continue
+    _values(like, task)
+    if parts == 1:
+        if shares > 1:
+            _sum_shares(like, task)
+        norms = at(like, call.norms)
+        for n in range(task.policies.count):
+            norms[n] = type(like)(math.sqrt(_square(like, call, call.gradients + n * length * size)))
+        return
+    for s in range(parts):
         first, last = length * s // parts, length * (s + 1) // parts
         own = call.gradients + first * size
         for t in range(1, shares):
-            add_to(like, last - first, own + t * length * size, own)
+            add_to(like, last - first, integers(call.results)[t] + (t * length + first) * size, own)
         g, square = at(like, own), type(like)(0)
         for i in range(last - first):  # the padding of rows is zero
             square += g[i] * g[i]
@@ -76,7 +72,7 @@ def _sum_shares(like, task):
         n, end = (first // M, (last - 1) // M + 1) if batched else (0, 1)
         shared = not batched or first % M > 0
         for policy in range(n, end):
-            source, target = call.gradients + (policy + t) * row, call.gradients + policy * row
+            source, target = integers(call.results)[t] + (policy + t) * row, call.gradients + policy * row
             if shared and policy == n:
                 add_to(like, length, source, target)
             else:
@@ -104,10 +100,7 @@ def apply_step(like, job):
     parts, policies, N = call.parts, task.policies.count, sizes.rows // sizes.M
     length = network_of(task.policies, 0).gradient
     rates, values, norms = at(0.0, call.rates), at(like, call.values), at(like, call.norms)
-    while True:
-        s = fetch_add(job + NEXT_STEP * WORD)
-        if s >= parts:
-            break
+    for s in range(parts):
         for n in range(policies):
             norm = norms[n]
             if parts > 1:

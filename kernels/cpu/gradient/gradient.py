@@ -1,7 +1,8 @@
 """The fused forms on the CPU: twins of `jacrec.engine.gradient`'s, the update that follows from them, and what diagnostics need."""
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 import torch
@@ -11,9 +12,10 @@ from torch import Tensor, nn
 from jacrec.engine.jacobians.generic import value_and_gradient
 from jacrec.engine.problem import Problem
 from jacrec.engine.types import PolicyGradient, RolloutJacobians, UpdateResult
+from jacrec.kernels.cpu.base.helpers import pool
 from jacrec.kernels.cpu.base.host import entry
 from jacrec.kernels.cpu.base.layout import DTYPES
-from jacrec.kernels.cpu.base.threads import run, workspace
+from jacrec.kernels.cpu.base.threads import workspace
 from jacrec.kernels.cpu.gradient import chain as chain
 from jacrec.kernels.cpu.gradient import unsupported
 from jacrec.kernels.cpu.gradient.action import action
@@ -26,10 +28,10 @@ from jacrec.kernels.cpu.gradient.plans import examined_plan as examined_plan
 from jacrec.kernels.cpu.gradient.plans import kept_plan as kept_plan
 from jacrec.kernels.cpu.gradient.rollout import rollout_gradient
 from jacrec.kernels.cpu.gradient.sensitivities import FORWARD, GRADIENT, GROWTH, JACOBIANS, Forward, rollout_sensitivities
+from jacrec.kernels.cpu.gradient.shares import SLOT as _SLOT
+from jacrec.kernels.cpu.gradient.shares import Reads, run_shares
 from jacrec.kernels.cpu.gradient.sized import SizedJob
 from jacrec.models.dynamics import ChainDynamics, DeterministicDynamics, EnsembleDynamics, MultiStepDynamics
-
-_SLOT = {name: CALL.start + i for i, name in enumerate(Call._fields)}
 
 
 def unsupported_reason(p: Problem, form: str) -> str | None:
@@ -95,7 +97,7 @@ class FusedUpdate:
         self.applied = True
         rates, accepted = np.array([self.lr, self.max_grad_norm or 0.0]), torch.empty_like(self.norm, dtype=torch.int64)
         self.job[_SLOT["rates"]], self.job[_SLOT["accepted"]] = rates.ctypes.data, accepted.data_ptr()
-        run(entry(apply_step, DTYPES[self.plan.dtype]), self.job, int(self.job[_SLOT["parts"]]))
+        entry(apply_step, DTYPES[self.plan.dtype]).ctypes(self.job.ctypes.data)
         accepted = accepted.bool()
         if accepted.any():
             torch.autograd.graph.increment_version(self.moved.parameters)
@@ -129,16 +131,14 @@ def compute_update(
     precision, team: as in `adjoint_gradient`. beside: addresses of what else the adjoint form writes, fields of `Call`.
     """
     check_precision(precision)
-    plan = fresh_plan(p)
     forward = form == "forward"
-    job, sized = plan.job(p, team, GRADIENT if forward else None)
-    passes = rollout_sensitivities if forward else rollout_gradient
+    plan, job, sized = _begin(p, team, GRADIENT if forward else None)
     N, single, batched = p.N, p.single, p.batched
     state, moved = p.state.contiguous(), plan.policy.moved()
     noise, member = _noise(p)
     value = state.new_empty(() if single else N)
     norm = state.new_empty(N if batched and not single else ())
-    vectors = state.new_empty((N if batched else 1) + sized.shares - 1, sized.length)
+    vectors = state.new_empty(sized.gradients, sized.length)
     # the returns of all rows lie before the threads' memory
     memory = workspace(sized.memory, plan.dtype).data_ptr()
     # several threads can share the step only if all of ψ moves, and all states share it
@@ -160,26 +160,33 @@ def compute_update(
         squares=squares.ctypes.data,
         **(beside or {}),
     )
-    terms = given_terms(p, plan, job, sized, passes)
+    dtype = DTYPES[plan.dtype]
+    passes = entry(rollout_sensitivities if forward else rollout_gradient, dtype)
+    # what is written beside the gradient is the caller's: no helper may write it after the call
+    compute = partial(run_shares, passes, sized=sized, bounded=not beside)
+    reads = Reads((p, plan, state, noise, member), plan.tensors)
+    terms = given_terms(p, plan, job, partial(compute, reads=reads))
     if terms:  # a reward or critic may use these kernels itself, and then the workspace is another one
         memory = workspace(sized.memory, plan.dtype).data_ptr()
         job[_SLOT["returns"]], job[_SLOT["memory"]] = memory, memory + sized.first
-    run(entry(passes, DTYPES[plan.dtype]), job, sized.threads)
-    run(entry(reduce_gradient, DTYPES[plan.dtype]), job, parts)
-    held = sized, state, noise, member, squares, terms
+    settle = partial(entry(reduce_gradient, dtype).ctypes, job.ctypes.data)
+    book = compute(job, reads=reads._replace(things=(*reads.things, terms)), then=settle)
+    held = sized, state, noise, member, squares, terms, book
     return FusedUpdate(p, lr, max_grad_norm, plan, job, value, vectors, norm, moved, sized.memory, held)
 
 
-def fresh_plan(p: Problem) -> Plan:
-    """The problem's plan, with copies of the weights as they are now."""
+def _begin(p: Problem, team: int = 1, kind: int | None = None) -> tuple[Plan, np.ndarray, SizedJob]:
+    """The problem's plan, with copies of the weights as they are now, and a job of it; helpers wake up meanwhile."""
     plan = _plan(p)
     if isinstance(plan, str):
         raise ValueError(f'kernel="fused": {plan}')
+    job, sized = plan.job(p, team, kind)
+    pool().rouse(sized.threads - 1)
     plan.refresh()
-    return plan
+    return plan, job, sized
 
 
-def given_terms(p: Problem, plan: Plan, job: np.ndarray, sized: SizedJob, passes) -> list[Tensor]:
+def given_terms(p: Problem, plan: Plan, job: np.ndarray, compute: Callable[[np.ndarray], object]) -> list[Tensor]:
     """Lets torch evaluate a reward or critic that is not jacrec's along the path, and the job read it: its tensors."""
     H, world = p.H, plan.world
     steps = {"reward": range(0 if world.reward else H), "critic": range(H, H if world.critics else H + 1)}
@@ -189,7 +196,7 @@ def given_terms(p: Problem, plan: Plan, job: np.ndarray, sized: SizedJob, passes
     states, actions = (like.new_empty(H + 1, rows, n) for n in (plan.policy.state_dim, plan.policy.action_dim))
     path = job.copy()
     path[_SLOT["path_s"]], path[_SLOT["path_a"]], path[_SLOT["w"]] = states.data_ptr(), actions.data_ptr(), 0
-    run(entry(passes, DTYPES[plan.dtype]), path, sized.threads)
+    compute(path)
     terms = [like.new_empty(H + 1, rows), torch.empty_like(states), torch.empty_like(actions)]
     for name, which in steps.items():
         if which:
@@ -272,16 +279,18 @@ def growth(p: Problem, unit: Tensor) -> Tensor:
 
 def _run_forward(p: Problem, kind: int, call: Call, addresses: dict[str, int]) -> None:
     """`rollout_sensitivities` with the results' addresses, fields of `Forward`."""
-    plan = fresh_plan(p)
-    job, sized = plan.job(p, kind=kind)
+    plan, job, sized = _begin(p, kind=kind)
     for name, address in addresses.items():
         job[FORWARD + Forward._fields.index(name)] = address
     state, noise = p.state.contiguous(), p.noise.contiguous()
     pointers = {"state": state.data_ptr(), "noise": noise.data_ptr(), "memory_length": sized.room}
     job[CALL] = call._replace(**pointers, memory=workspace(sized.memory, plan.dtype).data_ptr() + sized.first)
-    terms = given_terms(p, plan, job, sized, rollout_sensitivities) if kind == JACOBIANS else []
+    # all threads write to the results themselves: no helper may go on after the call
+    passes, reads = entry(rollout_sensitivities, DTYPES[plan.dtype]), Reads((p, plan, state, noise), plan.tensors)
+    compute = partial(run_shares, passes, sized=sized, reads=reads, bounded=False)
+    terms = given_terms(p, plan, job, compute) if kind == JACOBIANS else []
     job[_SLOT["memory"]] = workspace(sized.memory, plan.dtype).data_ptr() + sized.first  # a reward may have used it
-    run(entry(rollout_sensitivities, DTYPES[plan.dtype]), job, sized.threads)
+    compute(job)
     del terms
 
 

@@ -1,6 +1,6 @@
-"""A gradient's job: one row of int64 that its threads share, and the NamedTuples that compiled code reads from it.
+"""A gradient's job: a row of int64 for each of its threads, and the NamedTuples that compiled code reads from it.
 
-The row begins with counters, which the threads increment; the sections of `Task`, `Scratch` and `Tapes` follow, then the
+The row begins with counters, which a team increments in its caller's row; the sections of `Task`, `Scratch` and `Tapes` follow, then the
 flags of a thread team. Addresses are bytes, everything else counts elements unless stated otherwise.
 """
 
@@ -10,20 +10,20 @@ from typing import NamedTuple
 from jacrec.kernels.cpu.base.host import part
 from jacrec.kernels.cpu.base.layout import Network, Stack
 from jacrec.kernels.cpu.base.rows import WORD, reader, relative_reader
+from jacrec.kernels.cpu.base.shares import Division
 from jacrec.kernels.cpu.base.team import FLAG
 from jacrec.kernels.cpu.gradient.transition import Chain
 from jacrec.kernels.cpu.gradient.values import Scales
 
-NEXT_SHARE, NEXT_THREAD, ARRIVALS, TEAM_SIZE, NEXT_REDUCTION, NEXT_STEP = range(6)
-"""counters: the next share of rows, the next thread's number, threads of a team that have arrived, its agreed size, and the
-next share of the reduction and of the step"""
+ARRIVALS, TEAM_SIZE = range(2)
+"""counters: threads of a team that have arrived, and its agreed size"""
 COUNTERS = 8
 
 
 class Sizes(NamedTuple):
     """Sizes of a job."""
 
-    shares: int  # shares of rows, each taken by one thread, or the only one by a team
+    shares: int  # shares of rows, each computed by one thread, or the only one by a team
     team: int  # threads of a team; 1: none
     d: int
     m: int
@@ -32,6 +32,7 @@ class Sizes(NamedTuple):
     rows: int  # N·M: row n·M + m is particle m of state n
     batched: int  # whether every real state has its own policy
     tile: int  # rows that pass through all layers together
+    widest: int  # the same in a caller that computes all shares: it takes several shares' tiles together
     acts: int = 1  # steps at which π_ψ acts: H + 1, or H where the last term takes π₀'s action
 
 
@@ -52,7 +53,7 @@ class Call(NamedTuple):
     member: int = 0  # ensembles: the network of every transition, (N, M, H) int64
     returns: int = 0  # (N·M,), written
     gradients: int = 0  # (policies + shares − 1, length), written
-    memory: int = 0  # workspace, `memory_length` elements for each share or thread of a team
+    memory: int = 0  # workspace, `memory_length` elements for each thread of a team
     memory_length: int = 0
     values: int = 0  # Ĵ (N,), written
     norms: int = 0  # ‖∇Ĵ‖ (policies,), written
@@ -71,6 +72,17 @@ class Call(NamedTuple):
     w: int = 0  # w_j, γ^j- and M-weighted, (H+1, N·M, m), written beside the path; 0: it is not asked for
     squares_of: int = 0  # ‖w Π_ψ‖² of each row's gradient, (N·M,), written; 0: it is not asked for
     counted: int = 0  # which of each layer's weight and bias count in it, (depth+1, 2) int64
+    results: int = 0  # the address of the gradients in which each share's are, (shares,) int64, written
+    lent: int = 0  # what helper h = 1, 2, … has written, row h of `Lent`
+
+
+class Lent(NamedTuple):
+    """Addresses of what a helper has written for its shares, in memory of its own: as in `Call`."""
+
+    gradients: int
+    returns: int
+    path_s: int
+    path_a: int
 
 
 class Piece(NamedTuple):
@@ -139,6 +151,7 @@ class Task(NamedTuple):
     scales: Scales
     constants: Constants
     call: Call
+    division: Division
 
 
 class Sections(NamedTuple):
@@ -154,17 +167,18 @@ class Sections(NamedTuple):
     scales: int
     constants: int
     call: int
+    division: int
     scratch: int
     tapes: int
     flags: int
 
 
-_KINDS = (Sizes, Stack, Stack, Stack, Stack, Stack, Chain, Scales, Constants, Call, Scratch, Tapes)
+_KINDS = (Sizes, Stack, Stack, Stack, Stack, Stack, Chain, Scales, Constants, Call, Division, Scratch, Tapes)
 AT = Sections(*accumulate((len(kind._fields) for kind in _KINDS), initial=COUNTERS))
 CALL = slice(AT.call, AT.call + len(Call._fields))
 _read_sizes, _read_stack, _read_chain, _read_scales = reader(Sizes), reader(Stack), reader(Chain), reader(Scales)
-_read_constants, _read_call = reader(Constants), reader(Call)
-read_piece, read_scratch, read_tapes = reader(Piece), relative_reader(Scratch), relative_reader(Tapes)
+_read_constants, _read_call, _read_division = reader(Constants), reader(Call), reader(Division)
+read_lent, read_piece, read_scratch, read_tapes = reader(Lent), reader(Piece), relative_reader(Scratch), relative_reader(Tapes)
 
 
 def job_length(team: int) -> int:
@@ -186,6 +200,7 @@ def task_of(job):
         _read_scales(job + AT.scales * WORD),
         _read_constants(job + AT.constants * WORD),
         _read_call(job + AT.call * WORD),
+        _read_division(job + AT.division * WORD),
     )
 
 
@@ -202,11 +217,11 @@ class Networks(NamedTuple):
 def memory_layout(
     sizes: Sizes, chain: Chain, nets: Networks, critics: int, first: int, itemsize: int
 ) -> tuple[Scratch, Tapes, int]:
-    """The buffers of a tile of `sizes.tile` rows, and the elements of memory that they take.
+    """The buffers of a tile of `sizes.widest` rows, and the elements of memory that they take.
 
     critics: networks of the critic. first: padded width of the dynamics' first layer.
     """
-    d, m, H, R = sizes.d, sizes.m, sizes.H, sizes.tile
+    d, m, H, R = sizes.d, sizes.m, sizes.H, sizes.widest
     scratch = Scratch(
         states=(H + 1) * d,
         actions=(H + 1) * m,

@@ -49,6 +49,11 @@ class Plan:
         if job[CHANGED]:
             self.world.update()
 
+    def tensors(self) -> list[Tensor]:
+        """All parameters and buffers."""
+        plans = [self.policy, self.world, *([self.anchor] if self.anchor else [])]
+        return [x for plan in plans for x in plan.watch.tensors]
+
     def job(self, p: Problem, team: int = 1, kind: int | None = None) -> tuple[np.ndarray, SizedJob]:
         """A new job without the addresses of a call; and what it was copied from, to be held until it is done.
 

@@ -4,27 +4,19 @@ A tile of rows goes through all H steps and back before the next one starts: wha
 nearest caches, and does not grow with the number of particles.
 """
 
-from typing import NamedTuple
-
 from jacrec.kernels.cpu.base.host import glue, part
 from jacrec.kernels.cpu.base.layout import layer_of, network_of
 from jacrec.kernels.cpu.base.mlp import copy_to, cotangents, parameter_gradients, record
 from jacrec.kernels.cpu.base.rows import WORD
+from jacrec.kernels.cpu.base.shares import end_share, is_revoked
 from jacrec.kernels.cpu.base.tangents import row_squares
 from jacrec.kernels.cpu.base.team import ALONE, Team, barrier, join_team
-from jacrec.kernels.cpu.base.tiles import at, fetch_add, size_of
+from jacrec.kernels.cpu.base.tiles import at, size_of
+from jacrec.kernels.cpu.base.waiting import nanoseconds
 from jacrec.kernels.cpu.gradient.ensemble import pull_members, record_members
-from jacrec.kernels.cpu.gradient.job import (
-    ARRIVALS,
-    AT,
-    NEXT_SHARE,
-    NEXT_THREAD,
-    TEAM_SIZE,
-    read_scratch,
-    read_tapes,
-    task_of,
-)
+from jacrec.kernels.cpu.gradient.job import ARRIVALS, AT, TEAM_SIZE, read_scratch, read_tapes, task_of
 from jacrec.kernels.cpu.gradient.multistep import pull_step, record_step
+from jacrec.kernels.cpu.gradient.tiling import clear_gradients, collect, gradient_of, next_tile, segment, take_share
 from jacrec.kernels.cpu.gradient.transition import pull_transition, record_transition
 from jacrec.kernels.cpu.gradient.values import (
     anchor_gradient,
@@ -38,52 +30,35 @@ from jacrec.kernels.cpu.gradient.values import (
 )
 
 
-class Tile(NamedTuple):
-    """Rows that pass through all layers together."""
-
-    begin: int  # the first one's number among all rows
-    R: int
-    gradient: int  # address of the gradient of policy 0
-
-
 @part
 def rollout_gradient(like, job):
     """L of (3) for every row, and Σ w_i Π_ψ(i) of (22): takes shares of the job until none is left.
 
     A share is a run of rows. Its gradients are summed in rows of `Call.gradients` that no other share writes: policy n of
-    share t in row n + t (n = 0 for all where the policy is shared).
+    share t in row n + t (n = 0 for all where the policy is shared). A helper has a row of its own, with its own memory.
     """
     task = task_of(job)
-    sizes, call, size = task.sizes, task.call, size_of(like)
-    length, room = network_of(task.policies, 0).gradient, call.memory_length * size
-    thread = fetch_add(job + NEXT_THREAD * WORD)
+    sizes, call, division, size = task.sizes, task.call, task.division, size_of(like)
     team = ALONE
     if sizes.team > 1:
-        members = join_team(thread, sizes.team, job + ARRIVALS * WORD, job + TEAM_SIZE * WORD)
+        # a team has one share, which its threads work on side by side
+        common = division.owners if division.helper else job
+        members = join_team(division.helper, sizes.team, common + ARRIVALS * WORD, common + TEAM_SIZE * WORD)
         if members == 0:
             return
-        team = Team(thread, members, job + AT.flags * WORD)
+        team = Team(division.helper, members, common + AT.flags * WORD)
+    b = read_scratch(job + AT.scratch * WORD, call.memory + team.thread * call.memory_length * size)
+    tapes = read_tapes(job + AT.tapes * WORD, call.memory)
+    longest = 0
     while True:
-        # a team has one share, which its threads work on side by side
-        t = fetch_add(job + NEXT_SHARE * WORD) if team.size == 1 else 0
-        if t >= sizes.shares:
+        share = take_share(task, team, longest)
+        if share.number < 0:
             break
-        first, last = sizes.rows * t // sizes.shares, sizes.rows * (t + 1) // sizes.shares
-        shared = call.memory + t * room
-        b = read_scratch(job + AT.scratch * WORD, shared + team.thread * room)
-        tapes = read_tapes(job + AT.tapes * WORD, shared)
-        n = first // sizes.M if sizes.batched else 0
-        own = (last - 1) // sizes.M - n + 1 if sizes.batched else 1
-        gradient = call.gradients + (n + t) * length * size
-        sums = at(like, gradient)
-        for i in range(own * length * team.thread // team.size, own * length * (team.thread + 1) // team.size):
-            sums[i] = type(like)(0)
+        clear_gradients(like, task, share, team)
         barrier(team)
-        # tiles of equal height: the last one would otherwise be a sliver
-        tiles = -(-(last - first) // sizes.tile)
-        for i in range(tiles):
-            begin, end = first + (last - first) * i // tiles, first + (last - first) * (i + 1) // tiles
-            tile = Tile(begin, end - begin, gradient - n * length * size)
+        begin = share.first
+        while begin < share.last:
+            tile = next_tile(sizes, share, begin)
             _forward(like, task, tile, b, tapes, team)
             if call.path_s and team.thread == 0:
                 write_path(like, task, tile, b)
@@ -92,8 +67,13 @@ def rollout_gradient(like, job):
                 if team.thread == 0:
                     copy_to(like, tile.R, b.returns, call.returns + begin * size)
             barrier(team)
-        if team.size > 1:
+            begin += tile.R
+            if is_revoked(division, share.number):
+                break
+        if share.only or not end_share(division, share.number):
             break
+        longest = max(longest, nanoseconds() - share.begun)
+    collect(like, task, team)
 
 
 @glue
@@ -224,7 +204,7 @@ def _backward(like, task, tile, b, tapes, team):
         n, rows = segment(sizes, tile, r)
         net = network_of(task.policies, n)
         inputs, tape = b.inputs + r * calls * d * size, tapes.policy + r * calls * net.tape * size
-        bars, gradient = tapes.bars + r * calls * net.bars * size, tile.gradient + n * net.gradient * size
+        bars, gradient = tapes.bars + r * calls * net.bars * size, gradient_of(like, task, tile, r)
         parameter_gradients(like, net, inputs, tape, bars, calls, rows, gradient, team)
         if task.call.squares_of:
             to = task.call.squares_of + (tile.begin + r) * size
@@ -243,7 +223,7 @@ def _pull_action(like, task, tile, j, b, tapes, team):
         net = network_of(task.policies, n)
         tape, bars = tapes.policy + r * calls * net.tape * size, tapes.bars + r * calls * net.bars * size
         w, a = b.w + r * m * size, b.actions + (j * R + r) * m * size
-        gradient = tile.gradient + n * net.gradient * size
+        gradient = gradient_of(like, task, tile, r)
         z_bar = cotangents(like, net, tape, calls, j, rows, w, a, tapes.work, bars, gradient, team)
         if j:
             input_cotangent(like, net, z_bar, rows, b.lam + r * d * size)
@@ -262,12 +242,3 @@ def _pull_step(like, task, tile, j, b, tapes, team):
         R, H, K, net, tape, work = tile.R, task.sizes.H, chain.K, network_of(task.dynamics, 0), tapes.dynamics, tapes.work
         v_s, v_a = b.pulled_s, b.pulled_a
         pull_transition(like, chain, net, R, tape, H * K, j * K, b.lam, b.mu, b.y, b.total, b.x, work, v_s, v_a, team)
-
-
-@part
-def segment(sizes, tile, r):
-    """The policy of the tile's row r, and how many rows from there on share it."""
-    if not sizes.batched:
-        return 0, tile.R - r
-    n = (tile.begin + r) // sizes.M
-    return n, min(tile.R - r, (n + 1) * sizes.M - tile.begin - r)

@@ -10,11 +10,14 @@ from jacrec.kernels.cpu.base.host import glue, part
 from jacrec.kernels.cpu.base.layout import network_of
 from jacrec.kernels.cpu.base.mlp import copy_to, cotangents, parameter_gradients
 from jacrec.kernels.cpu.base.rows import WORD, reader
+from jacrec.kernels.cpu.base.shares import end_share, is_revoked
 from jacrec.kernels.cpu.base.tangents import pull
 from jacrec.kernels.cpu.base.team import ALONE, FLAG
-from jacrec.kernels.cpu.base.tiles import at, fetch_add, size_of
-from jacrec.kernels.cpu.gradient.job import AT, NEXT_SHARE, read_scratch, read_tapes, task_of
-from jacrec.kernels.cpu.gradient.rollout import Tile, act, add_term, begin_tile, segment, write_path
+from jacrec.kernels.cpu.base.tiles import at, size_of
+from jacrec.kernels.cpu.base.waiting import nanoseconds
+from jacrec.kernels.cpu.gradient.job import AT, read_scratch, read_tapes, task_of
+from jacrec.kernels.cpu.gradient.rollout import act, add_term, begin_tile, write_path
+from jacrec.kernels.cpu.gradient.tiling import clear_gradients, collect, gradient_of, next_tile, segment, take_share
 from jacrec.kernels.cpu.gradient.transition import push_transition
 from jacrec.kernels.cpu.gradient.values import input_cotangent, terminal_action
 
@@ -59,28 +62,20 @@ _read_forward = reader(Forward)
 
 @part
 def rollout_sensitivities(like, job):
-    """Takes shares of the job until none is left. A share is a run of rows, with gradients as in `rollout_gradient`."""
+    """Takes shares of the job until none is left, as `rollout_gradient` does."""
     task, own = task_of(job), _read_forward(job + FORWARD * WORD)
-    sizes, call, size = task.sizes, task.call, size_of(like)
-    length = network_of(task.policies, 0).gradient
+    sizes, call, division, size, memory = task.sizes, task.call, task.division, size_of(like), task.call.memory
+    b, tapes = read_scratch(job + AT.scratch * WORD, memory), read_tapes(job + AT.tapes * WORD, memory)
+    longest = 0
     while True:
-        t = fetch_add(job + NEXT_SHARE * WORD)
-        if t >= sizes.shares:
+        share = take_share(task, ALONE, longest)
+        if share.number < 0:
             break
-        first, last = sizes.rows * t // sizes.shares, sizes.rows * (t + 1) // sizes.shares
-        memory = call.memory + t * call.memory_length * size
-        b, tapes = read_scratch(job + AT.scratch * WORD, memory), read_tapes(job + AT.tapes * WORD, memory)
-        n = first // sizes.M if sizes.batched else 0
-        gradient = call.gradients + (n + t) * length * size
         if own.kind == GRADIENT:
-            policies = (last - 1) // sizes.M - n + 1 if sizes.batched else 1
-            sums = at(like, gradient)
-            for i in range(policies * length):
-                sums[i] = type(like)(0)
-        tiles = -(-(last - first) // sizes.tile)
-        for i in range(tiles):
-            begin, end = first + (last - first) * i // tiles, first + (last - first) * (i + 1) // tiles
-            tile = Tile(begin, end - begin, gradient - n * length * size)
+            clear_gradients(like, task, share, ALONE)
+        begin = share.first
+        while begin < share.last:
+            tile = next_tile(sizes, share, begin)
             begin_tile(like, task, tile, b)
             _advance(like, task, tile, b, tapes, own, memory)
             if call.path_s:
@@ -91,6 +86,13 @@ def rollout_sensitivities(like, job):
             elif own.kind == JACOBIANS:
                 for r in range(tile.R):
                     _weights(like, sizes.H, sizes.d, sizes.m, own, begin + r, memory + own.ds)
+            begin += tile.R
+            if is_revoked(division, share.number):
+                break
+        if share.only or not end_share(division, share.number):
+            break
+        longest = max(longest, nanoseconds() - share.begun)
+    collect(like, task, ALONE)
 
 
 @glue
@@ -252,7 +254,7 @@ def _contract(like, task, tile, b, tapes, own, memory):
         n, rows = segment(sizes, tile, r)
         net = network_of(task.policies, n)
         tape, bars = tapes.policy + r * calls * net.tape * size, tapes.bars + r * calls * net.bars * size
-        gradient = tile.gradient + n * net.gradient * size
+        gradient = gradient_of(like, task, tile, r)
         w_bar = at(like, b.w)
         for j in range(H, -1, -1):
             if j == calls:  # π₀'s action, whose derivative is in Q_s already

@@ -26,13 +26,16 @@ class SizedJob(NamedTuple):
     """A job without the addresses of a call."""
 
     row: np.ndarray
+    dtype: torch.dtype
     factors: np.ndarray  # γ^j, the rows' weights, β γ^j, 1 and β, (5, H+1), which the row points to
     threads: int
     shares: int  # of the rows, each with its own gradients
     first: int  # where the first thread's memory begins, in bytes; the returns lie before it
     memory: int  # elements of memory in all
-    room: int  # and for each thread
+    room: int  # and for one thread
     length: int  # of a policy's vector of gradients
+    gradients: int  # and how many such vectors there are: the policies', then those of other shares
+    path: tuple[int, int]  # elements of the path's states and actions
 
 
 def sized_job(
@@ -62,9 +65,12 @@ def sized_job(
         base.network if base else None,
     )
     tape = max(1, H * K * nets.dynamics.tape * size) if kind is None else 1
-    tile = max(1, min(TILE, -(-N * M // threads), TAPE_BYTES // tape))
-    terminal = p.world.anchor is not None and p.world.anchor.terminal
-    sizes = Sizes(1 if team > 1 else threads, team, d, m, H, M, N * M, p.batched, tile, H if terminal else H + 1)
+    widest = max(1, min(TILE, N * M, TAPE_BYTES // tape))
+    tile = min(widest, -(-N * M // threads))
+    if kind is not None:
+        widest = tile  # which rows the dynamics take at once depends on the tile, and rounding on them
+    acts = H if p.world.anchor is not None and p.world.anchor.terminal else H + 1
+    sizes = Sizes(1 if team > 1 else threads, team, d, m, H, M, N * M, p.batched, tile, widest, acts)
     first, critics = world.dynamics.layers[0].padded, world.critics.stack.count if world.critics else 0
     chain = world.chain if kind is None else world.chain._replace(K=0)  # nothing of it is kept
     scratch, tapes, elements = memory_layout(sizes, chain, nets, critics, first, size)
@@ -90,9 +96,9 @@ def sized_job(
     if kind is not None:
         row[FORWARD:] = forward._replace(discounts=first_factor)  # pyright: ignore
     returns = -(-N * M // PAGE) * PAGE
-    return SizedJob(
-        row, factors, threads, sizes.shares, returns * size, returns + threads * room, room, own.rows.network.gradient
-    )
+    gradients, path = (N if p.batched else 1) + sizes.shares - 1, ((H + 1) * N * M * d, (H + 1) * N * M * m)
+    length, memory = own.rows.network.gradient, returns + team * room
+    return SizedJob(row, own.dtype, factors, threads, sizes.shares, returns * size, memory, room, length, gradients, path)
 
 
 def pushed_tangents(kind: int, d: int, m: int, H: int) -> list[int]:
@@ -106,7 +112,7 @@ def forward_layout(
     kind: int, sizes: Sizes, nets: Networks, first: int, tangents: list[int], begin: int, itemsize: int
 ) -> tuple[Forward, int]:
     """The buffers of the forward form, which begin at an element of a thread's memory, and where they end."""
-    d, m, H, R, widest = sizes.d, sizes.m, sizes.H, sizes.tile, nets.dynamics.widest
+    d, m, H, R, widest = sizes.d, sizes.m, sizes.H, sizes.widest, nets.dynamics.widest
     T = max(H * m, d + m)
     units = d + m
     counts = dict(ds=T * d, da=T * m, C=T * d, unit_s=units * d, unit_a=units * m, columns=units * d, Pi=m * d, bars=m * m)

@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 from jacrec import Adjoint, Auto, Autograd, DeterministicDynamics, DiffusionDynamics, Forward, World, policy_gradient
 from jacrec.engine.jacobians import chain as plain_chain
 from jacrec.engine.shapes import problem as check
-from jacrec.kernels.cpu.base import host, products, threads
+from jacrec.kernels.cpu.base import helpers, host, products, threads
 from jacrec.kernels.cpu.base.tiles import integers
 from jacrec.kernels.cpu.gradient import chain as fused_chain
-from jacrec.kernels.cpu.gradient import gradient, plans, sized
+from jacrec.kernels.cpu.gradient import plans, sized
 from tests.conftest import property_cases
 from tests.cpu_cases import FORWARD, FUSED, anchored, problem_of, team_of
 from tests.oracles import looped_gradient, relative_error, well_posed
@@ -122,12 +122,7 @@ def test_float32_error_is_at_most_twice_plain_torchs(activation):
 
 @pytest.mark.parametrize("batched", [False, True])
 @pytest.mark.parametrize("method", [FUSED, FORWARD], ids=["adjoint", "forward"])
-@pytest.mark.parametrize("openmp", [True, False], ids=["torch's threads", "python's threads"])
-def test_any_number_of_threads(monkeypatch, batched, method, openmp):
-    if not openmp:
-        monkeypatch.setattr(threads, "openmp_parallel", lambda: None)
-    elif threads.openmp_parallel() is None:
-        pytest.skip("torch's OpenMP library offers no GOMP_parallel here")
+def test_any_number_of_threads(monkeypatch, batched, method, pool):
     problem = problem_of(N=3, M=7, batched=batched)
     monkeypatch.setattr(threads, "LEAST_WORK", 1.0)
     before = torch.get_num_threads()
@@ -218,11 +213,8 @@ def test_a_chains_tape_is_as_long_as_it_says():
         {"hidden": (64, 48)},
     ],
 )
-@pytest.mark.parametrize("openmp", [True, False], ids=["torch's threads", "python's threads"])
-def test_a_team_on_one_particle(monkeypatch, networks, H, openmp):
+def test_a_team_on_one_particle(monkeypatch, networks, H, pool):
     """Two threads share one particle's layers."""
-    if not openmp:
-        monkeypatch.setattr(threads, "openmp_parallel", lambda: None)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
     for seed in range(3):
         problem = problem_of(M=1, H=H, seed=seed, **networks)
@@ -241,7 +233,7 @@ def test_missing_team_members_are_not_waited_for(monkeypatch):
         problem = problem_of(M=1, hidden=hidden, layer_norm=hidden[0] == 64)
         expected = policy_gradient(*problem, method=Autograd()).gradient
         with monkeypatch.context() as patch:
-            patch.setattr(gradient, "run", lambda task, job, count: task.ctypes(job.ctypes.data))
+            patch.setattr(helpers.Pool, "take", lambda self, count: [])
             alone = policy_gradient(*problem, method=TEAM).gradient
         together = policy_gradient(*problem, method=TEAM).gradient
         assert relative_error(alone, expected) < 1e-12
@@ -249,7 +241,7 @@ def test_missing_team_members_are_not_waited_for(monkeypatch):
 
 
 def test_a_forked_child_has_threads_of_its_own():
-    """OpenMP's are gone after a fork; a child that waited for them would wait for ever."""
+    """Its parent's are gone after a fork; a child that waited for them would wait for ever."""
     script = (
         "import os, torch\n"
         "from jacrec.kernels.cpu.base import threads\n"

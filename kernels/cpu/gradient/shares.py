@@ -1,0 +1,107 @@
+"""A gradient's job on several threads: each helper has a row and memory of its own, so that the caller can go on without it."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+from torch import Tensor
+
+from jacrec.kernels.cpu.base.helpers import GONE, LATE, NOT_BEGUN, Helper, pool, release, together, work
+from jacrec.kernels.cpu.base.rows import WORD
+from jacrec.kernels.cpu.base.shares import SPACING, Division
+from jacrec.kernels.cpu.base.team import STALLED
+from jacrec.kernels.cpu.gradient.job import AT, CALL, Call, Lent, Sizes
+from jacrec.kernels.cpu.gradient.sized import SizedJob
+from jacrec.kernels.cpu.gradient.tiling import LENT
+
+PATIENCE = 300
+"""thousandths of a share that a caller waits for those that helpers have begun"""
+DELAY = 0
+"""nanoseconds that a helper loses after it has taken a share: for tests"""
+SLOT = {name: CALL.start + i for i, name in enumerate(Call._fields)}
+_TEAM = AT.sizes + Sizes._fields.index("team")
+_DIVISION = slice(AT.division, AT.division + len(Division._fields))
+_OWNERS, _HELPER = (AT.division + Division._fields.index(name) for name in ("owners", "helper"))
+
+
+class Reads(NamedTuple):
+    """What a helper may still read when its caller has gone on."""
+
+    things: tuple
+    """tensors of the call, and what the job points to"""
+    weights: Callable[[], list[Tensor]]
+    """the parameters and buffers that it reads where torch keeps them"""
+
+
+def run_shares(
+    task, job: np.ndarray, sized: SizedJob, reads: Reads, then: Callable[[], object] | None = None, *, bounded: bool = True
+) -> np.ndarray:
+    """The compiled `rollout_gradient` or `rollout_sensitivities` of a job, then `then()`, which may use what helpers computed.
+
+    bounded: whether the caller goes on without helpers that lose their cores. Otherwise it waits for those that have begun,
+    which it must where they write to tensors that it returns: a helper that is left still writes after the call.
+    Returns what the job points to from now on.
+    """
+    lenders = pool()
+    helpers = lenders.take(sized.threads - 1)
+    team = bool(job[_TEAM] > 1)
+    if team and len(helpers) < sized.threads - 1:
+        job[_TEAM], team = 1, False  # the bits are the same
+        for helper in helpers:
+            helper.release()
+        helpers = []
+    # owner words, the number revoked, where each share's gradients are, and what helpers have written
+    shares = sized.shares
+    revoked, results, lent = shares * SPACING, (shares + 1) * SPACING, (shares + 1) * SPACING + shares
+    book = np.zeros(lent + (len(helpers) + 1) * LENT, dtype=np.int64)
+    first, address = book.ctypes.data, job.ctypes.data
+    job[_DIVISION] = len(helpers), first, first + revoked * WORD, 0, PATIENCE if bounded else -1, DELAY
+    job[SLOT["results"]], job[SLOT["lent"]] = first + results * WORD, first + lent * WORD
+    held: list[object] = [book, job, sized, reads.things]
+    if not helpers:
+        task.ctypes(address)
+        if then:
+            then()
+        return book
+    row = together(task, address, helpers, bounded=bounded)
+    try:
+        jobs = []
+        for number, helper in enumerate(helpers, 1):
+            own = helper.copy_of(job)
+            own[_HELPER] = number
+            if team:
+                own[_OWNERS] = address  # its threads meet in the caller's row
+            elif bounded:
+                book[lent + number * LENT : lent + (number + 1) * LENT] = _lend(helper, own, sized)
+            else:
+                own[SLOT["memory"]] = helper.space(sized.room, sized.dtype)
+            jobs.append(own.ctypes.data)
+        answers, lost = work(row, helpers, jobs, held)
+        failed = lost or book[revoked] > 0 or GONE in answers or LATE in answers
+        if team:
+            failed = failed or NOT_BEGUN in answers or job[AT.flags + STALLED] > 0
+        lenders.record(bool(failed))
+        if GONE in answers:
+            # the owner may put other tensors in their place meanwhile
+            held.append([x.untyped_storage() for x in reads.weights()])
+        if then:
+            then()
+    finally:
+        release(row, helpers)
+    return book
+
+
+def _lend(helper: Helper, row: np.ndarray, sized: SizedJob) -> Lent:
+    """Points a helper's row to memory of its own; where the caller finds what it has written."""
+    size, writes_path = sized.dtype.itemsize, bool(row[SLOT["path_s"]])
+    states, actions = sized.path if writes_path else (0, 0)
+    sums = sized.gradients * sized.length
+    returns = helper.space(sized.first // size + sized.room + sums + states + actions, sized.dtype)
+    memory = returns + sized.first
+    gradients = memory + sized.room * size
+    path_s = gradients + sums * size
+    path_a = path_s + states * size
+    row[SLOT["returns"]], row[SLOT["memory"]], row[SLOT["gradients"]] = returns, memory, gradients
+    if writes_path:
+        row[SLOT["path_s"]], row[SLOT["path_a"]] = path_s, path_a
+    return Lent(gradients, returns, path_s, path_a)
