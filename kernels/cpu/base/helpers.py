@@ -168,7 +168,8 @@ class Helper:
             if self.words[RETURNED] == ASLEEP:
                 self.awake.acquire()
             elif self.words[RETURNED] == LEFT:
-                self.held = []
+                # a caller that left it may still read what it has written, and holds that memory
+                self.held, self.memory = [], None
                 self.words[STATE] = IDLE
                 self.lock.release()
             else:
@@ -212,7 +213,7 @@ class Patience:
 
     def allows(self) -> bool:
         """Count a job; whether it may ask helpers."""
-        if self.left:
+        if self.left > 0:
             self.left -= 1
             return False
         return True
@@ -245,18 +246,22 @@ class Pool:
         if len(self.helpers) < count:
             self._start(count)
         free = []
-        for helper in self.helpers:
-            if len(free) == count:
-                break
-            if helper.lock.acquire(blocking=False):
-                free.append(helper)
-                if not helper.words[BY_FUTEX]:
-                    helper.rouse()
+        try:
+            for helper in self.helpers:
+                if len(free) == count:
+                    break
+                if helper.lock.acquire(blocking=False):
+                    free.append(helper)
+                    if not helper.words[BY_FUTEX]:
+                        helper.rouse()
+        except BaseException:
+            release(None, free)
+            raise
         return free
 
     def rouse(self, count: int) -> None:
         """A job for `count` helpers will follow at once."""
-        if not self.patience.left:
+        if self.patience.left <= 0:
             for helper in self.helpers[:count]:
                 if helper.words[BY_FUTEX]:
                     helper.rouse()
@@ -282,8 +287,9 @@ class Pool:
         self.closed = True
         for helper in self.helpers:
             helper.rouse(stop)
+        end = time.monotonic() + EXIT_SECONDS
         for helper in self.helpers:
-            helper.thread.join(EXIT_SECONDS)
+            helper.thread.join(max(0.0, end - time.monotonic()))
 
 
 _pool = Pool()
@@ -324,11 +330,19 @@ def work(row: np.ndarray, helpers: list[Helper], jobs: list[int], held: object =
     begun, own = time.perf_counter(), time.thread_time()
     _compiled(work_together).ctypes(row.ctypes.data)
     own = time.thread_time() - own
-    return row[FIRST + len(helpers) :].tolist(), time.perf_counter() - begun > (1 + LOST) * own
+    return answers_of(row, helpers), time.perf_counter() - begun > (1 + LOST) * own
 
 
-def release(row: np.ndarray, helpers: list[Helper]) -> None:
-    """The caller needs the helpers no more. One that is `GONE` releases itself; the row knows, whatever interrupted the caller."""
-    for helper, answer in zip(helpers, row[FIRST + len(helpers) :].tolist(), strict=True):
+def release(row: np.ndarray | None, helpers: list[Helper]) -> None:
+    """The caller needs the helpers no more. One that is `GONE` releases itself; the row knows, whatever interrupted the caller.
+
+    row: None if there was none yet.
+    """
+    for helper, answer in zip(helpers, answers_of(row, helpers), strict=True):
         if answer != GONE:
             helper.release()
+
+
+def answers_of(row: np.ndarray | None, helpers: list[Helper]) -> list[int]:
+    """The helpers' answers in a row of `together`."""
+    return [NOT_BEGUN] * len(helpers) if row is None else row[FIRST + len(helpers) :].tolist()

@@ -42,8 +42,9 @@ def run(task, job: np.ndarray, threads: int) -> None:
     if not helpers:
         task.ctypes(address)
         return
-    row = together(task, address, helpers, bounded=False)
+    row = None
     try:
+        row = together(task, address, helpers, bounded=False)
         answers, lost = work(row, helpers, [address] * len(helpers))
         pool().record(lost or LATE in answers)
     finally:

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 from torch import Tensor
 
-from jacrec.kernels.cpu.base.helpers import GONE, LATE, NOT_BEGUN, Helper, pool, release, together, work
+from jacrec.kernels.cpu.base.helpers import GONE, LATE, NOT_BEGUN, Helper, answers_of, pool, release, together, work
 from jacrec.kernels.cpu.base.rows import WORD
 from jacrec.kernels.cpu.base.shares import SPACING, Division
 from jacrec.kernels.cpu.base.team import STALLED
@@ -42,29 +42,29 @@ def run_shares(
     which it must where they write to tensors that it returns: a helper that is left still writes after the call.
     Returns what the job points to from now on.
     """
-    lenders = pool()
-    helpers = lenders.take(sized.threads - 1)
-    team = bool(job[_TEAM] > 1)
-    if team and len(helpers) < sized.threads - 1:
-        job[_TEAM], team = 1, False  # the bits are the same
-        for helper in helpers:
-            helper.release()
-        helpers = []
-    # owner words, the number revoked, where each share's gradients are, and what helpers have written
-    shares = sized.shares
-    revoked, results, lent = shares * SPACING, (shares + 1) * SPACING, (shares + 1) * SPACING + shares
-    book = np.zeros(lent + (len(helpers) + 1) * LENT, dtype=np.int64)
-    first, address = book.ctypes.data, job.ctypes.data
-    job[_DIVISION] = len(helpers), first, first + revoked * WORD, 0, PATIENCE if bounded else -1, DELAY
-    job[SLOT["results"]], job[SLOT["lent"]] = first + results * WORD, first + lent * WORD
-    held: list[object] = [book, job, sized, reads.things]
-    if not helpers:
-        task.ctypes(address)
-        if then:
-            then()
-        return book
-    row = together(task, address, helpers, bounded=bounded)
+    lenders, row = pool(), None
+    free = lenders.take(sized.threads - 1)
+    helpers: list[Helper] = []
+    held: list[object] = [job, sized, reads.things]
     try:
+        team = bool(job[_TEAM] > 1)
+        if team and len(free) < sized.threads - 1:
+            job[_TEAM], team = 1, False  # the bits are the same
+        else:
+            helpers = free
+        # owner words, the number revoked, where each share's gradients are, and what helpers have written
+        shares = sized.shares
+        revoked, results, lent = shares * SPACING, (shares + 1) * SPACING, (shares + 1) * SPACING + shares
+        book = np.zeros(lent + (len(helpers) + 1) * LENT, dtype=np.int64)
+        held.append(book)
+        first, address = book.ctypes.data, job.ctypes.data
+        job[_DIVISION] = len(helpers), first, first + revoked * WORD, 0, PATIENCE if bounded else -1, DELAY
+        job[SLOT["results"]], job[SLOT["lent"]] = first + results * WORD, first + lent * WORD
+        if not helpers:
+            task.ctypes(address)
+            if then:
+                then()
+            return book
         jobs = []
         for number, helper in enumerate(helpers, 1):
             own = helper.copy_of(job)
@@ -76,19 +76,24 @@ def run_shares(
             else:
                 own[SLOT["memory"]] = helper.space(sized.room, sized.dtype)
             jobs.append(own.ctypes.data)
+        # `then` reads what helpers have written, and one that was left may serve another caller by then
+        held.append([helper.memory for helper in helpers])
+        row = together(task, address, helpers, bounded=bounded)
         answers, lost = work(row, helpers, jobs, held)
         failed = lost or book[revoked] > 0 or GONE in answers or LATE in answers
         if team:
             failed = failed or NOT_BEGUN in answers or job[AT.flags + STALLED] > 0
         lenders.record(bool(failed))
-        if GONE in answers:
-            # the owner may put other tensors in their place meanwhile
-            held.append([x.untyped_storage() for x in reads.weights()])
         if then:
             then()
+        return book
     finally:
-        release(row, helpers)
-    return book
+        if GONE in answers_of(row, helpers):
+            # the owner may put other tensors in their place meanwhile
+            tensors = [*reads.weights(), *(x for x in reads.things if isinstance(x, Tensor))]
+            held.append([x.untyped_storage() for x in tensors])
+        # those that were taken and not used have no answer
+        release(row if helpers else None, free)
 
 
 def _lend(helper: Helper, row: np.ndarray, sized: SizedJob) -> Lent:

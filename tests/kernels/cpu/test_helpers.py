@@ -2,6 +2,7 @@
 
 import ctypes
 import gc
+import itertools
 import os
 import random
 import subprocess
@@ -184,26 +185,65 @@ def test_no_helper_writes_to_a_result_after_the_call(pool, monkeypatch, name):
             assert helpers.GONE not in answers
 
 
-@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize("when", ["prepared", "before", "after"])
 def test_an_interrupted_caller_leaves_helpers_usable(pool, monkeypatch, when):
     problem, pool.patience = problem_of(M=40), Record()
     expected = alone(monkeypatch, bits, problem)
     work = shares.work
 
-    def interrupted(*arguments):
+    def interrupted(*arguments, **options):
         if when == "after":
             work(*arguments)
         raise KeyboardInterrupt
 
     for delay in (0, 5 * MS):
         with monkeypatch.context() as patch:
-            patch.setattr(shares, "work", interrupted)
+            patch.setattr(shares, "together" if when == "prepared" else "work", interrupted)
             patch.setattr(shares, "DELAY", delay)
             patch.setattr(shares, "PATIENCE", 0)
             with pytest.raises(KeyboardInterrupt):
                 bits(problem)
         until(lambda: idle(pool))
         assert equal(bits(problem), expected)
+
+
+def test_what_a_left_helper_has_written_stays_until_its_caller_has_read_it(pool, monkeypatch):
+    """It has done one of ten shares and is late with a second; another caller has it before the first one adds up its shares."""
+    problem = problem_of(M=400)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 10)
+    monkeypatch.setattr(helpers, "processors", lambda: 2)
+    expected = alone(monkeypatch, bits, problem)
+    begun = time.perf_counter()
+    alone(monkeypatch, bits, problem)
+    share, run, lost = (time.perf_counter() - begun) / 20, gradient.run_shares, []
+    monkeypatch.setattr(shares, "PATIENCE", 0)
+
+    def delayed(task, job, sized, *arguments, then=None, **options):
+        def later():
+            helper = pool.helpers[0]
+            memory, away = helper.memory, helper.words[helpers.STATE] == helpers.LEFT
+            if away and memory is not None:
+                results = (ctypes.c_int64 * sized.shares).from_address(int(job[shares.SLOT["results"]]))
+                lost.append(any(0 <= x - memory.data_ptr() < memory.nbytes for x in results))
+                del memory
+                until(lambda: idle(pool))
+                helper.space(1, torch.float64)
+                helper.memory.fill_(torch.nan)  # as another caller's job would
+            then()
+
+        return run(task, job, sized, *arguments, then=later, **options)
+
+    monkeypatch.setattr(gradient, "run_shares", delayed)
+    delays = itertools.cycle((1, 2, 3))
+
+    def left():
+        pool.patience = helpers.Patience()
+        monkeypatch.setattr(shares, "DELAY", int(next(delays) * 1e9 * share))
+        assert equal(bits(problem), expected)
+        until(lambda: idle(pool))
+        return sum(lost) >= 3
+
+    until(left)
 
 
 def test_four_threads_decide_at_once(pool, monkeypatch):
