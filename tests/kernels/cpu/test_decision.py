@@ -90,7 +90,7 @@ def test_the_compiled_step_is_the_one_taken(method):
     assert not isinstance(compute_update(problem, PLAIN, 1e-3), FusedUpdate)
 
 
-def test_options_of_the_method_count_in_a_decision(threads_asked):
+def test_options_of_the_method_count_in_a_decision(threads_asked, pool):
     threads_asked(2)
     problem = problem_of(N=1, M=1)
     for team in (1, 2):
