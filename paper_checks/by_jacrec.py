@@ -1,11 +1,13 @@
 """jacrec's side of `theorem_4_1.py`: the objects of the theorem as computed by jacrec, in the theorem's shapes."""
 
 import copy
+from unittest.mock import patch
 
 import torch
 from torch import Tensor
 
 from jacrec import Actor, DiffusionDynamics, DynamicsJacobians, Sensitivities, World, linearize, policy_gradient
+from jacrec.engine import linearize as plain
 from jacrec.engine.gradient import Pi_psi
 from jacrec.engine.jacobians.chain import chain_forward
 from jacrec.engine.jacobians.dynamics import dynamics_pass, unit_directions
@@ -22,7 +24,9 @@ class ByJacrec:
         self.policy, self.world, self.dynamics = policy, world, world.dynamics
         self.state, self.noise, self.H = state, noise, noise.shape[1]
         self.passes = dynamics_pass(world.dynamics)
-        self.lin = linearize(policy, world, state, noise)
+        # the equations as they stand in the engine; the tests compare compiled code with that
+        with patch.object(plain, "compiled", lambda p, form: None):
+            self.lin = linearize(policy, world, state, noise)
         with torch.no_grad():
             at = [policy_pass(policy, s.unsqueeze(0)) for s in self.lin.states.unbind(1)]
             self.Pi_psi = torch.stack([Pi_psi(pi).squeeze(0) for pi in at], 1)  # (M, H+1, m, P)

@@ -105,7 +105,7 @@ def test_settings_of_planners_that_do_not_play_are_refused(folder, capsys):
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["tarin"], "expected one of data, train"),
+        (["tarin"], "expected one of data, models, train"),
         (["data", "make", "hoper", "random"], "hopper"),
         (["data", "show", "jacrec/none-v0"], "jacrec data make"),
         (["train", "jacrec/none-v0"], "jacrec data make"),

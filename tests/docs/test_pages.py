@@ -10,6 +10,7 @@ import yaml
 import jacrec.training
 from jacrec.data.readers.mapped import read_mapping
 from jacrec.evaluation import policies
+from jacrec.models import unmodified
 from jacrec.studies.spec import parse_study
 from tests import ROOT
 from tests.docs.pages import LANGUAGES, PAGES, blocks, text
@@ -36,8 +37,10 @@ def in_a_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "data"))
     torch.manual_seed(0)
+    written = set(unmodified.WRITTEN)
     yield tmp_path
     torch.set_default_dtype(torch.float32)
+    unmodified.WRITTEN &= written  # a page's own classes
 
 
 @pytest.mark.parametrize("page", [page for page in RUN if page != SB3])

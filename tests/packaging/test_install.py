@@ -123,7 +123,7 @@ def test_the_wheel_holds_every_module_once(wheel):
         prefix + path.relative_to(ROOT / folder).as_posix()
         for folder, prefix in (("jacrec", "jacrec/"), ("kernels", "jacrec/kernels/"))
         for path in (ROOT / folder).rglob("*")
-        if path.is_file() and path.suffix in (".py", ".yaml", ".npz", ".css", ".js", ".safetensors", ".typed")
+        if path.is_file() and path.suffix in (".py", ".yaml", ".npz", ".css", ".js", ".json", ".safetensors", ".typed")
     }
     assert found == sources - {"jacrec/kernels.py"}
 

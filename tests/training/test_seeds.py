@@ -228,7 +228,7 @@ def test_the_command_line(tmp_path, capsys, monkeypatch):
     assert (seeds, out, options) == (
         (10, 11),
         "runs/hopper-medium-v0-s{seed}",
-        {"stages": ("reward",), "extend": False, "evaluate": None},
+        {"stages": ("reward",), "extend": False, "evaluate": None, "on_log": None},
     )
     # --stages reward leaves the other stages untrained
     assert "trained: runs/hopper-medium-v0-s11\nnext: the same with --stages rebrac dynamics" in capsys.readouterr().out

@@ -42,7 +42,7 @@ def equal(a, b):
     return all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
 
 
-def until(condition, seconds=20.0):
+def until(condition, seconds=60.0):
     """Wait for a condition."""
     end = time.monotonic() + seconds
     while not condition():
