@@ -1,9 +1,9 @@
 # jacrec on a CPU, as an ordinary user, with a read-only root file system:
 #
 #   docker build -t jacrec .
-#   docker run --rm --read-only --tmpfs /tmp --user "$(id -u):$(id -g)" -v "$PWD:/work" jacrec demo --quick
+#   docker run --rm --read-only --tmpfs /tmp --user "$(id -u):$(id -g)" -v "$PWD:/data" jacrec demo --quick
 #
-# Runs, data and compiled kernels are kept in /work. Kernels are compiled at their first use, for the processor of the machine.
+# Runs, data and compiled kernels are kept in /data. Kernels are compiled at their first use, for the processor of the machine.
 FROM python:3.11-slim
 
 # Mesa, for videos without a display
@@ -19,14 +19,14 @@ COPY jacrec ./jacrec
 COPY kernels ./kernels
 RUN pip install --no-cache-dir -c constraints.txt ".[video]" && rm -rf /source
 
-ENV HOME=/work \
-    JACREC_DATA=/work/datasets \
-    MINARI_DATASETS_PATH=/work/minari \
-    NUMBA_CACHE_DIR=/work/.cache/numba \
+ENV HOME=/data \
+    JACREC_DATA=/data/datasets \
+    MINARI_DATASETS_PATH=/data/minari \
+    NUMBA_CACHE_DIR=/data/.cache/numba \
     MPLCONFIGDIR=/tmp/matplotlib \
     MUJOCO_GL=egl \
     PYTHONDONTWRITEBYTECODE=1
-WORKDIR /work
+WORKDIR /data
 USER 1000:1000
 ENTRYPOINT ["jacrec"]
 CMD ["--help"]

@@ -9,12 +9,13 @@ from rich.progress import Progress
 from tyro.conf import Positional
 
 from jacrec.control.controller import MPCConfig
+from jacrec.data.yaml_file import read_yaml
 from jacrec.evaluation.config import PlayConfig
 from jacrec.evaluation.markdown import terminal
 from jacrec.evaluation.rehearsal import CANDIDATES, FILE, RehearsalConfig, make_rehearsal
 from jacrec.evaluation.rehearsal_tables import choice_sentence, table
 from jacrec.studies.parse import build_mpc, expect_mapping
-from jacrec.training.folder import loadable, read_yaml
+from jacrec.training.folder import loadable
 from jacrec.training.run import load_run
 from jacrec.util.files import user_path
 

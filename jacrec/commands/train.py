@@ -10,10 +10,10 @@ from tyro.conf import Positional
 
 from jacrec.commands.options import refuse_unused
 from jacrec.commands.tracking import Kinds, TrainingTracking
+from jacrec.data.yaml_file import read_yaml
 from jacrec.evaluation.config import PlayConfig
 from jacrec.evaluation.curve import CURVE_SEED, PolicyEvaluation
 from jacrec.training.config import TrainConfig, from_dict, published_name, to_dict
-from jacrec.training.folder import read_yaml
 from jacrec.training.run import STAGES, train, untrained_stages
 from jacrec.training.seeds import seed_folder, train_seeds
 from jacrec.util.content import expect_content

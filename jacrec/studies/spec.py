@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from jacrec.control.controller import MPCConfig
+from jacrec.data.yaml_file import read_yaml
 from jacrec.evaluation.config import PlayConfig
 from jacrec.evaluation.rehearsal import RehearsalConfig
 from jacrec.evaluation.tuning import TuneConfig
@@ -21,7 +22,6 @@ from jacrec.studies.config import DEFAULT_MODEL, ContestantSpec, StudyConfig, Ta
 from jacrec.studies.contestants import contestant_to_yaml, controller_to_yaml, parse_contestants, parse_controller
 from jacrec.studies.parse import build, build_mpc, expect_known, expect_mapping
 from jacrec.training.config import DynamicsConfig, TrainConfig, to_dict
-from jacrec.training.folder import read_yaml
 from jacrec.training.run import STAGES
 from jacrec.util.errors import expect_seed
 from jacrec.util.files import user_path, write_text

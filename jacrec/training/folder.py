@@ -16,11 +16,12 @@ import yaml
 
 import jacrec
 from jacrec.data.transitions import ARRAYS, DatasetInfo, Transitions, with_bounds
+from jacrec.data.yaml_file import read_yaml
 from jacrec.models.io import load_module_and_notes
 from jacrec.training.config import PARTS, TrainConfig, from_dict, to_dict
 from jacrec.util import locks
 from jacrec.util.content import expect_content
-from jacrec.util.files import read_text, user_path, write_text
+from jacrec.util.files import user_path, write_text
 
 REMEDY = "copy the file again, correct it, or train into another folder"
 LOCK = "checkpoints/.lock"
@@ -42,48 +43,6 @@ class RunRecord(TypedDict):
 
     settings: dict[str, Any]
     data: RunData
-
-
-class RepeatedKey(ValueError):
-    """A mapping has a key twice; YAML's loaders would keep the last one alone."""
-
-
-def _expect_unique_keys(root: yaml.Node | None) -> None:
-    """Raise RepeatedKey for a key given twice in one mapping; what a merge (<<) brings does not count."""
-    waiting, seen = [root], set()
-    while waiting:
-        node = waiting.pop()
-        if node is None or id(node) in seen:
-            continue
-        seen.add(id(node))
-        if isinstance(node, yaml.SequenceNode):
-            waiting.extend(node.value)
-        elif isinstance(node, yaml.MappingNode):
-            lines: dict[tuple[str, str], int] = {}
-            for key, value in node.value:
-                waiting.extend((key, value))
-                if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
-                    line = key.start_mark.line + 1
-                    if (key.tag, key.value) in lines:
-                        raise RepeatedKey(f"{key.value!r} in lines {lines[key.tag, key.value]} and {line}")
-                    lines[key.tag, key.value] = line
-
-
-def read_yaml(path: Path, remedy: str) -> Any:
-    """The content of a YAML file.
-
-    Raises:
-        FileNotFoundError: there is none.
-        ValueError: it is damaged, or a mapping has a key twice. The error ends with the `remedy`.
-    """
-    text = read_text(path, remedy)
-    try:
-        _expect_unique_keys(yaml.compose(text, yaml.SafeLoader))
-        return yaml.safe_load(text)
-    except RepeatedKey as error:
-        raise ValueError(f"{path}: expected each key once, got {error}; {remedy}") from None
-    except Exception as error:  # besides YAMLError whatever scalars such as !!int x or 2000-99-99 raise
-        raise ValueError(f"{path}: expected YAML, cannot read it: {' '.join(str(error).split())}; {remedy}") from None
 
 
 def read_record(path: Path) -> dict[str, Any]:

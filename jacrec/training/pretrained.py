@@ -10,15 +10,13 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-import yaml
-
 from jacrec.models.io import load_module_and_notes, save_module
+from jacrec.training.folder import NETWORKS, read_record
 from jacrec.util.errors import expect_one_of
 from jacrec.util.files import user_path
 
 SHIPPED = Path(__file__).with_name("shipped")
 FOLDER = "pretrained"
-NETWORKS = ("actor", "critic", "dynamics", "reward")
 SETTINGS = "config.yaml"
 TUNING = ("tuned.yaml", "tuning.json")
 
@@ -43,7 +41,7 @@ def pretrained_runs() -> list[Pretrained]:
     """What ships with the package, by name."""
     found = []
     for folder in sorted(path.parent for path in SHIPPED.glob(f"*/{SETTINGS}")):
-        record = yaml.safe_load((folder / SETTINGS).read_text(encoding="utf-8"))
+        record = read_record(folder)
         data, size = record["data"], sum(path.stat().st_size for path in folder.iterdir())
         updates = record["settings"]["rebrac"]["updates"]
         found.append(Pretrained(folder.name, data["name"], data["env_id"], data["source"], updates, size))
@@ -88,7 +86,7 @@ def pack(run: str | Path, name: str) -> Path:
 def _copy(run: Path, out: Path, *, half: bool) -> None:
     """Copy a run's networks, settings and tuning, in float16 or float32."""
     out.mkdir(parents=True)
-    for part in NETWORKS:
+    for part in (part for parts in NETWORKS.values() for part in parts):
         module, notes = load_module_and_notes(run / f"{part}.safetensors")
         save_module(module.half() if half else module.float(), out / f"{part}.safetensors", notes=notes or None)
     for file in (SETTINGS, *TUNING):

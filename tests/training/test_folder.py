@@ -13,8 +13,9 @@ from safetensors.torch import load_file, save_file
 
 from jacrec import cli
 from jacrec.data import from_arrays
+from jacrec.data.yaml_file import read_yaml
 from jacrec.training import load_run, train
-from jacrec.training.folder import claimed, differences, read_record, read_yaml
+from jacrec.training.folder import claimed, differences, read_record
 from jacrec.training.loop import read_metrics
 from tests.training.test_run import SMALL, metrics, same_bits, weights
 from tests.training_data import linear_system

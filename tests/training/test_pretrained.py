@@ -8,7 +8,8 @@ from jacrec.control.config import MPCConfig
 from jacrec.evaluation.tuning import tuned_controller
 from jacrec.models.io import load_module
 from jacrec.training import pretrained
-from jacrec.training.pretrained import NETWORKS, pack, pretrained_runs, unpack
+from jacrec.training.folder import NETWORKS
+from jacrec.training.pretrained import pack, pretrained_runs, unpack
 from jacrec.training.run import load_run
 from tests.small_run import hardly_trained
 
@@ -57,7 +58,7 @@ def test_packing_rounds_to_half_precision_and_keeps_the_notes(tmp_path, monkeypa
     folder = hardly_trained(tmp_path)
     packed = pack(folder, "own")
     again = load_run(unpack("own", tmp_path / "again"))
-    for part in NETWORKS:
+    for part in (part for parts in NETWORKS.values() for part in parts):
         half, back, first = (load_module(path / f"{part}.safetensors") for path in (packed, again.path, folder))
         for h, b, f in zip(half.state_dict().values(), back.state_dict().values(), first.state_dict().values(), strict=True):
             if f.is_floating_point():

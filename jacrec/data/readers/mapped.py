@@ -24,7 +24,6 @@ from importlib.resources import files
 from pathlib import Path
 
 import numpy as np
-import yaml
 
 from jacrec.data.readers.arrays import from_flat
 from jacrec.data.readers.checks import as_column, as_flags, check_shapes
@@ -34,8 +33,9 @@ from jacrec.data.readers.parquet import SUFFIX, open_parquet
 from jacrec.data.readers.repair import Repairs
 from jacrec.data.references import reference_by_env
 from jacrec.data.transitions import Bound, DatasetInfo, Transitions, with_bounds
+from jacrec.data.yaml_file import read_yaml
 from jacrec.util.content import expect_content
-from jacrec.util.files import read_text, user_path
+from jacrec.util.files import user_path
 
 ENDS = ("episode", "ends", "timeouts", "starts", "lengths")
 """what may say where episodes end"""
@@ -78,10 +78,7 @@ def read_mapping(mapping: str | Path) -> Mapping:
     path = packaged.get(str(mapping), user_path(mapping))
     if not path.is_file():
         raise FileNotFoundError(f"--mapping: expected a YAML file or one of {', '.join(sorted(packaged))}, got {mapping}")
-    try:
-        content = yaml.safe_load(read_text(path, REMEDY))
-    except Exception as error:  # besides YAMLError whatever scalars such as !!int x raise
-        raise ValueError(f"{path}: expected YAML, cannot read it: {' '.join(str(error).split())}; {REMEDY}") from None
+    content = read_yaml(path, REMEDY)
     expect_content(content, Mapping, path, REMEDY)
     known = [f.name for f in fields(Mapping)]
     wrong = [name for name in content if name not in known] or [x for x in known[:3] if x not in content]

@@ -182,3 +182,9 @@ def test_packaged_mappings_are_valid():
         assert read_mapping(name).observations
     with pytest.raises(FileNotFoundError, match=r"expected a YAML file or one of lerobot, neorl2, got nothing\.yaml"):
         read_mapping("nothing.yaml")
+
+
+def test_a_name_given_twice_is_refused(tmp_path):
+    (tmp_path / "own.yaml").write_text("observations: x\nactions: a\nrewards: r\nactions: b\n", encoding="utf-8")
+    with pytest.raises(ValueError, match="expected each key once, got 'actions' in lines 2 and 4"):
+        read_mapping(tmp_path / "own.yaml")
