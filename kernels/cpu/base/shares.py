@@ -35,7 +35,7 @@ class Division(NamedTuple):
     revoked: int = 0  # address of the number of revoked shares
     helper: int = 0  # whose row this is: a helper's number from 1 on, or 0, the caller's
     patience: int = 0  # thousandths of a share; −1: no share is revoked, and who called waits for all that have begun
-    delay: int = 0  # nanoseconds that a helper loses after it has taken a share: for tests
+    delay: int = 0  # nanoseconds that a helper loses after it has taken a share, and its caller before its first: for tests
 
 
 @part
@@ -56,16 +56,23 @@ def _take(division, t, before, after):
 
 
 @part
+def _lose(delay):
+    begun = nanoseconds()
+    while nanoseconds() - begun < delay:
+        rest()
+
+
+@part
 def next_share(division, shares, longest):
     """The next share for this thread to compute, −1 if there is none; longest: nanoseconds of its longest so far."""
     if division.helper:
         for t in range(shares - 1, 0, -1):
             if _take(division, t, FREE, THEIRS + 2 * division.helper - 1):
-                begun = nanoseconds()
-                while nanoseconds() - begun < division.delay:
-                    rest()
+                _lose(division.delay)
                 return t
         return -1
+    if longest == 0:
+        _lose(division.delay)
     for t in range(shares):
         if _take(division, t, FREE, MINE):
             return t

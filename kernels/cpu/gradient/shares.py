@@ -16,12 +16,12 @@ from jacrec.kernels.cpu.gradient.tiling import LENT
 
 PATIENCE = 300
 """thousandths of a share that a caller waits for those that helpers have begun"""
-DELAY = 0
-"""nanoseconds that a helper loses after it has taken a share: for tests"""
+DELAY, HEAD_START = 0, 0
+"""nanoseconds that a helper loses after it has taken a share, and that it has before its caller takes its first: for tests"""
 SLOT = {name: CALL.start + i for i, name in enumerate(Call._fields)}
 _TEAM = AT.sizes + Sizes._fields.index("team")
 _DIVISION = slice(AT.division, AT.division + len(Division._fields))
-_OWNERS, _HELPER = (AT.division + Division._fields.index(name) for name in ("owners", "helper"))
+_OWNERS, _HELPER, _DELAY = (AT.division + Division._fields.index(name) for name in ("owners", "helper", "delay"))
 
 
 class Reads(NamedTuple):
@@ -58,7 +58,7 @@ def run_shares(
         book = np.zeros(lent + (len(helpers) + 1) * LENT, dtype=np.int64)
         held.append(book)
         first, address = book.ctypes.data, job.ctypes.data
-        job[_DIVISION] = len(helpers), first, first + revoked * WORD, 0, PATIENCE if bounded else -1, DELAY
+        job[_DIVISION] = len(helpers), first, first + revoked * WORD, 0, PATIENCE if bounded else -1, HEAD_START
         job[SLOT["results"]], job[SLOT["lent"]] = first + results * WORD, first + lent * WORD
         if not helpers:
             task.ctypes(address)
@@ -68,7 +68,7 @@ def run_shares(
         jobs = []
         for number, helper in enumerate(helpers, 1):
             own = helper.copy_of(job)
-            own[_HELPER] = number
+            own[_HELPER], own[_DELAY] = number, DELAY
             if team:
                 own[_OWNERS] = address  # its threads meet in the caller's row
             elif bounded:

@@ -1,7 +1,5 @@
 """A pool of helper threads of a test's own."""
 
-import time
-
 import pytest
 
 from jacrec.kernels.cpu.base import helpers
@@ -16,15 +14,6 @@ def pool(request, monkeypatch):
     monkeypatch.setattr(helpers, "FUTEX", request.param)
     monkeypatch.setattr(helpers, "_pool", own)
     monkeypatch.setattr(helpers, "processors", lambda: 4)
-    if not request.param:  # a semaphore wakes a thread of Python, which takes its time on a busy machine
-        take = own.take
-
-        def take_awake(count):
-            free = take(count)
-            time.sleep(0.003 if free else 0)
-            return free
-
-        monkeypatch.setattr(own, "take", take_awake)
     yield own
     own.close()
     assert not any(helper.thread.is_alive() for helper in own.helpers)
