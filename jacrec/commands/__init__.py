@@ -18,7 +18,7 @@ VERBS = {
     "report": "write report.md with tables and plots for a run or a study",
     "demo": "data, training, evaluation and report on a small built-in task, in minutes",
     "bench": "run the benchmarks of a checkout",
-    "compile": "compile a GPU's kernels for a run before its first decision",
+    "compile": "compile the kernels for a run before its first decision",
     "doctor": "check this installation and suggest fixes",
 }
 SHELLS = ("bash", "zsh", "fish")

@@ -1,6 +1,7 @@
 """`jacrec compile RUN`."""
 
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -9,6 +10,8 @@ import torch
 import tyro
 from tyro.conf import Positional
 
+from jacrec.control.controller import MPC
+from jacrec.engine.choice import explain
 from jacrec.engine.dispatch import unsupported_reason
 from jacrec.engine.rollout import noise_like
 from jacrec.engine.shapes import problem
@@ -17,21 +20,21 @@ from jacrec.training.run import load_run
 
 @dataclass(frozen=True)
 class Compile:
-    """Compile a GPU's kernels for a run before its first decision, several at once; Triton's cache keeps them.
+    """Compile the kernels for a run's decisions ahead of the first one: for images, and for robots that must start at once.
 
-    Kernels that cannot be compiled are named, with status 1; the others are kept all the same.
+    Of a GPU's, several at once; kernels that cannot be compiled are named, with status 1. The others are kept all the same.
     """
 
     run: Annotated[Positional[Path], tyro.conf.arg(metavar="RUN")]
     """the run's folder"""
-    device: str = "cuda"
-    """the GPU"""
+    device: str | None = None
+    """cpu, cuda or cuda:N; None: the GPU if torch finds one"""
     horizon: tuple[int, ...] = (5,)
-    """H"""
+    """GPU: H"""
     particles: tuple[int, ...] = (1, 64, 256, 4096)
-    """M; kernels are shared by all numbers that use the same tiles"""
+    """GPU: M; kernels are shared by all numbers that use the same tiles"""
     workers: int | None = None
-    """compilations at once; None: one to a core"""
+    """GPU: compilations at once; None: one to a core"""
 
 
 COMMAND = Compile
@@ -40,18 +43,35 @@ COMMAND = Compile
 def run(args: list[str]) -> int:
     """The verb."""
     chosen = tyro.cli(COMMAND, args=args, prog="jacrec compile")
-    if torch.device(chosen.device).type != "cuda":
-        raise ValueError(
-            f"--device: expected cuda or cuda:N, got {chosen.device}; a CPU's kernels are compiled at their first use"
-        )
-    if not torch.cuda.is_available():
+    device = torch.device(chosen.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    if device.type not in ("cpu", "cuda"):
+        raise ValueError(f"--device: expected cpu, cuda or cuda:N, got {device}")
+    if device.type == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"--device: expected a CUDA GPU, torch {torch.__version__} finds none")
+    return _compile_for_gpu(chosen, device) if device.type == "cuda" else _compile_for_cpu(chosen)
+
+
+def _compile_for_cpu(chosen: Compile) -> int:
+    from jacrec.kernels.cpu.base.helpers import compile_tasks
+
+    trained = load_run(chosen.run)
+    reason = explain(trained.policy, trained.world).get("kernels")
+    if reason is not None:
+        raise ValueError(f"nothing to compile: {reason}")
+    begun = time.perf_counter()
+    compile_tasks()
+    MPC(trained.policy, trained.world).warm_up(decisions=1)  # one code serves all sizes
+    print(f"compiled in {time.perf_counter() - begun:.0f} s")
+    return 0
+
+
+def _compile_for_gpu(chosen: Compile, device: torch.device) -> int:
     from jacrec.kernels.failures import KernelBuildError
     from jacrec.kernels.warmup import warm_up
 
     trained = load_run(chosen.run)
-    policy, world = trained.policy.to(chosen.device), trained.world.to(chosen.device)
-    state = torch.zeros(policy.state_dim, device=chosen.device)
+    policy, world = trained.policy.to(device), trained.world.to(device)
+    state = torch.zeros(policy.state_dim, device=device)
     sizes = [(M, H) for H in chosen.horizon for M in chosen.particles]
     problems = [problem(policy, world, state, noise_like(world, state, M, H)) for M, H in sizes]
     reason = unsupported_reason(problems[0], "adjoint")

@@ -5,18 +5,21 @@ from unittest import mock
 
 import torch
 
-from jacrec import Actor, DiffusionDynamics, RewardModel, TwinCritic, World, cli
+from jacrec import MPC, Actor, DiffusionDynamics, MPCConfig, RewardModel, TwinCritic, World, cli
 from jacrec.commands import compile as verb
 from jacrec.kernels import warmup
+from jacrec.kernels.cpu.base import host
+from jacrec.kernels.cpu.gradient import plans
 from jacrec.kernels.failures import KernelBuildError
+from jacrec.training.run import load_run
 from tests.benchmarks.mocked_gpu import mocked_gpu
 
 
 def test_other_devices_are_refused(capsys):
-    assert cli.main(["compile", "nowhere", "--device", "cpu"]) == 2
-    assert "expected cuda or cuda:N, got cpu" in capsys.readouterr().err
+    assert cli.main(["compile", "nowhere", "--device", "mps"]) == 2
+    assert "expected cpu, cuda or cuda:N, got mps" in capsys.readouterr().err
     with mock.patch.object(torch.cuda, "is_available", return_value=False):
-        assert cli.main(["compile", "nowhere"]) == 2
+        assert cli.main(["compile", "nowhere", "--device", "cuda"]) == 2
     assert "expected a CUDA GPU" in capsys.readouterr().err
 
 
@@ -30,6 +33,18 @@ def compile_on_a_mocked_gpu(**warm_up):
         mock.patch.object(warmup, "warm_up", **warm_up) as called,
     ):
         return verb.run(["run", "--horizon", "2", "3", "--particles", "1", "64", "--workers", "5"]), called.call_args
+
+
+def test_a_process_after_it_compiles_nothing_of_a_run_that_ships(capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["compile", "pretrained/halfcheetah-medium-expert", "--device", "cpu"]) == 0
+    assert "compiled in" in capsys.readouterr().out
+    for keep in (host.entry, plans.forget):
+        getattr(keep, "cache_clear", keep)()
+    monkeypatch.setattr(host._Compiled, "_compile_uncached", mock.Mock(side_effect=AssertionError("compiled")))
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    run = load_run("pretrained/halfcheetah-medium-expert")
+    MPC(run.policy, run.world, MPCConfig(horizon=5, particles=16, updates=2)).act(torch.zeros(17))
 
 
 def test_every_size_is_compiled(capsys):

@@ -146,6 +146,12 @@ def _compiled(function) -> Any:
     return entry(function, np.float32)
 
 
+def compile_tasks() -> None:
+    """Compile what helpers and their callers run, or load it."""
+    for function in (serve, rouse, stop, work_together):
+        _compiled(function)
+
+
 class Helper:
     """A thread, its block, and memory of its own. Its lock is held by its caller, until it is idle again."""
 
@@ -273,8 +279,7 @@ class Pool:
             helper.words[SPIN_LEFT] = SHORT_SPIN if failed else SPIN
 
     def _start(self, count: int) -> None:
-        for function in (serve, rouse, stop, work_together):
-            _compiled(function)  # here, not in the thread
+        compile_tasks()  # here, not in the thread
         with self.lock:
             try:
                 while len(self.helpers) < count and not self.closed:

@@ -1,5 +1,6 @@
 """The processor's vector registers, and how the CPU kernels are compiled and cached on disk."""
 
+import ctypes
 import hashlib
 import inspect
 import logging
@@ -9,10 +10,13 @@ from typing import Any
 
 import numba
 from llvmlite import binding
+from numba._dynfunc import make_function
 from numba.core import types
 from numba.core.ccallback import CFunc
 from numba.core.codegen import JITCodeLibrary
 from numba.core.compiler import Compiler
+from numba.core.compiler_machinery import register_pass
+from numba.core.typed_passes import NativeLowering
 
 from jacrec.kernels.cpu.base.cache import VERSIONS, SourceCache, warn_not_kept
 
@@ -30,37 +34,72 @@ KEY = (*VERSIONS, VECTOR_BYTES, ACCUMULATORS)
 """what compiled code depends on"""
 
 
-class _UnoptimisedLibrary(JITCodeLibrary):
-    """Code that is optimised only as a part of its callers."""
+class _PartLibrary(JITCodeLibrary):
+    """Code that is linked with its callees, optimised and made machine code only as a part of an entry."""
 
-    def _optimize_final_module(self):
-        pass
+    def _optimize_functions(self, ll_module):
+        ll_module.data_layout = self._codegen._data_layout
+
+    def finalize(self):
+        self._finalized = True
 
 
-class _GlueCompiler(Compiler):
+@ctypes.PYFUNCTYPE(ctypes.py_object, ctypes.py_object, ctypes.py_object, ctypes.py_object)
+def _refuse(closure, arguments, keywords):
+    raise TypeError("expected a call from compiled code: a part of the CPU kernels has no machine code of its own")
+
+
+_REFUSAL = ctypes.cast(_refuse, ctypes.c_void_p).value
+
+
+@register_pass(mutates_CFG=True, analysis_only=False)
+class _PartLowering(NativeLowering):
+    """Numba's, without an executable: callers look the code up by a symbol that refuses calls from Python."""
+
+    _name = "part_lowering"
+
+    def run_pass(self, state):
+        flags = state.flags
+        flags.no_compile = flags.no_cpython_wrapper = flags.no_cfunc_wrapper = True
+        super().run_pass(state)
+        library, lowered = state.library, state.cr
+        library.finalize()
+        found = lowered.fndesc
+        symbol = make_function(found.lookup_module(), found.qualname, "", _REFUSAL, lowered.env, (library,))
+        state.targetctx.insert_user_function(symbol, found, [library])
+        state.cr = lowered._replace(cfunc=symbol)
+        return True
+
+
+class _PartCompiler(Compiler):
+    """Numba's own makes and optimises machine code of every function, and of a wrapper for Python: three times the work."""
+
     def compile_extra(self, func):
-        self.state.library = _UnoptimisedLibrary(self.state.targetctx.codegen(), func.__qualname__)
+        self.state.library = _PartLibrary(self.state.targetctx.codegen(), func.__qualname__)
         return super().compile_extra(func)
+
+    def define_pipelines(self):
+        managers = super().define_pipelines()
+        for manager in managers:
+            manager.passes = [(_PartLowering if kind is NativeLowering else kind, text) for kind, text in manager.passes]
+            manager._finalized = False
+            manager.finalize()
+        return managers
 
 
 def part(function):
     """Decorator: compile a function into its callers."""
-    return numba.njit(**OPTIONS)(function)
-
-
-def glue(function):
-    """Decorator: the same for a function that mostly calls others; they are optimised again only in the entry."""
-    return numba.njit(pipeline_class=_GlueCompiler, **OPTIONS)(function)
+    return numba.njit(pipeline_class=_PartCompiler, **OPTIONS)(function)
 
 
 def ordered_part(function):
     """Decorator: the same for sums that must not be reordered; a product and a sum may still be fused."""
-    return numba.njit(**{**OPTIONS, "fastmath": {"contract"}})(function)  # pyright: ignore
+    return numba.njit(pipeline_class=_PartCompiler, **{**OPTIONS, "fastmath": {"contract"}})(function)  # pyright: ignore
 
 
 def exact_part(function):
     """Decorator: the same for arithmetic of which no rounding may change."""
-    return numba.njit(**{**OPTIONS, "fastmath": False})(function)  # pyright: ignore
+    return numba.njit(pipeline_class=_PartCompiler, **{**OPTIONS, "fastmath": False})(function)  # pyright: ignore
 
 
 class _SelfContained(JITCodeLibrary):
@@ -70,6 +109,20 @@ class _SelfContained(JITCodeLibrary):
     code in the process that compiled it, optimised separately, and the copy in here where it came from the cache. Sums
     would round differently in the process that compiles than in later ones.
     """
+
+    def finalize(self):
+        callees: dict[JITCodeLibrary, None] = {}
+
+        def add(library):
+            for callee in library._linking_libraries:
+                if callee not in callees:
+                    add(callee)
+                    callees[callee] = None
+
+        add(self)
+        # callers first: the linker leaves out what nobody calls yet
+        self._linking_libraries = list(reversed(callees))
+        super().finalize()
 
     def _optimize_final_module(self):
         super()._optimize_final_module()

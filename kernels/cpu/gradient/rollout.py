@@ -4,7 +4,7 @@ A tile of rows goes through all H steps and back before the next one starts: wha
 nearest caches, and does not grow with the number of particles.
 """
 
-from jacrec.kernels.cpu.base.host import glue, part
+from jacrec.kernels.cpu.base.host import part
 from jacrec.kernels.cpu.base.layout import layer_of, network_of
 from jacrec.kernels.cpu.base.mlp import copy_to, cotangents, parameter_gradients, record
 from jacrec.kernels.cpu.base.rows import WORD
@@ -76,7 +76,7 @@ def rollout_gradient(like, job):
     collect(like, task, team)
 
 
-@glue
+@part
 def _forward(like, task, tile, b, tapes, team):
     """The rollout of a tile, with the gradients of rewards and critic."""
     H = task.sizes.H
@@ -104,7 +104,7 @@ def begin_tile(like, task, tile, b):
         returns[r] = type(like)(0)
 
 
-@glue
+@part
 def add_term(like, task, tile, j, b, tapes, by_state, team):
     """The term of step j with its gradients: r, at the last step Q; less the penalty. Not needed for the path.
 
@@ -135,7 +135,7 @@ def write_path(like, task, tile, b):
         copy_to(like, R * m, b.actions + j * R * m * size, call.path_a + to * m * size)
 
 
-@glue
+@part
 def act(like, task, tile, j, b, tapes, team):
     """a_j = π_ψ(s_j), recorded."""
     sizes, R, size = task.sizes, tile.R, size_of(like)
@@ -154,7 +154,7 @@ def act(like, task, tile, j, b, tapes, team):
         r += rows
 
 
-@glue
+@part
 def _step(like, task, tile, j, b, tapes, team):
     """s_{j+1} from s_j and a_j, recorded."""
     chain, R, size = task.chain, tile.R, size_of(like)
@@ -172,7 +172,7 @@ def _step(like, task, tile, j, b, tapes, team):
         )
 
 
-@glue
+@part
 def _backward(like, task, tile, b, tapes, team):
     """The cotangents of a tile back to its real states, and the parameter gradients, which are added up."""
     sizes, R, size = task.sizes, tile.R, size_of(like)
@@ -212,7 +212,7 @@ def _backward(like, task, tile, b, tapes, team):
         r += rows
 
 
-@glue
+@part
 def _pull_action(like, task, tile, j, b, tapes, team):
     """w_j -> the policy's cotangents at step j, and for j > 0 their part of λ_j."""
     sizes, R, size = task.sizes, tile.R, size_of(like)
@@ -230,7 +230,7 @@ def _pull_action(like, task, tile, j, b, tapes, team):
         r += rows
 
 
-@glue
+@part
 def _pull_step(like, task, tile, j, b, tapes, team):
     """λ_{j+1} -> F_sᵀ λ and F_aᵀ λ of step j."""
     chain = task.chain

@@ -6,7 +6,7 @@ the values, so that each weight is read once; nothing of the chain is kept, and 
 
 from typing import NamedTuple
 
-from jacrec.kernels.cpu.base.host import glue, part
+from jacrec.kernels.cpu.base.host import part
 from jacrec.kernels.cpu.base.layout import network_of
 from jacrec.kernels.cpu.base.mlp import copy_to, cotangents, parameter_gradients
 from jacrec.kernels.cpu.base.rows import WORD, reader
@@ -95,7 +95,7 @@ def rollout_sensitivities(like, job):
     collect(like, task, ALONE)
 
 
-@glue
+@part
 def _advance(like, task, tile, b, tapes, own, memory):
     """The rollout of a tile with what its kind needs along the way; one call of each pass, which keeps compiled code small."""
     R, H, d, m, kind, path = tile.R, task.sizes.H, task.sizes.d, task.sizes.m, own.kind, task.call.path_s != 0
@@ -134,7 +134,7 @@ def _advance(like, task, tile, b, tapes, own, memory):
             _combine(like, R, (j + 1) * m, d, m, memory + own.columns, memory + own.ds, memory + own.da, memory + own.C)
 
 
-@glue
+@part
 def _push(like, task, tile, j, b, own, memory, T, ds, da, tangents):
     """s_{j+1}, and F_s ds + F_a da into tangents (R, T, d), for ds (R, T, d), da (R, T, m)."""
     chain, net, size = task.chain, network_of(task.dynamics, 0), size_of(like)
@@ -174,7 +174,7 @@ def _unit_directions(like, R, d, m, own, memory):
                 da[(r * T + t) * m + i] = type(like)(1 if d + i == t else 0)
 
 
-@glue
+@part
 def _policy_jacobian(like, task, tile, j, b, tapes, own, memory):
     """Π_s of step j, (R, m, d), after `act`."""
     sizes, R, size = task.sizes, tile.R, size_of(like)
@@ -241,7 +241,7 @@ def _combine(like, R, T, d, m, columns, ds, da, C):
                     to[i] += F[k * d + i] * along
 
 
-@glue
+@part
 def _contract(like, task, tile, b, tapes, own, memory):
     """The terms of the last step, and Σ_i w_i Π_ψ(i) of (22), added to the tile's gradient.
 
