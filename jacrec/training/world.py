@@ -14,6 +14,7 @@ from jacrec.models.networks import Actor, TwinCritic
 from jacrec.models.world import World, value_scale
 from jacrec.training.config import TrainConfig
 from jacrec.training.folder import ELSEWHERE, read_record, recorded_config
+from jacrec.training.loop import OnLog
 from jacrec.training.run import load_part, train
 from jacrec.training.stages.rebrac import SCALE_STATES
 from jacrec.util.caller import warn_caller
@@ -35,6 +36,7 @@ def train_world(
     config: TrainConfig | None = None,
     parallel_stages: int = 1,
     quiet: bool = False,
+    on_log: OnLog | None = None,
 ) -> World:
     """Train a world model and a reward model into the folder `out`, and return the world of these with the given critic.
 
@@ -50,6 +52,7 @@ def train_world(
             on the data's rewards; default: `TrainConfig()`, whose trainings are long.
         parallel_stages: 2 to train both models at the same time.
         quiet: no progress display.
+        on_log: called with every line of metrics as it is written, in the thread of its stage.
 
     Raises:
         ValueError: policy or critic do not fit the data, or `out` contains something else, such as a run of another policy.
@@ -64,7 +67,8 @@ def train_world(
     _keep(out, "actor", policy, {ELSEWHERE: 1.0})
     _keep(out, "critic", critic, {} if scale is None else {"value_scale": scale})
     stages = ("dynamics", "reward")
-    train(config, out, stages=stages, data=data, policy=policy, parallel_stages=parallel_stages, quiet=quiet)
+    parallel = {"parallel_stages": parallel_stages, "quiet": quiet, "on_log": on_log}
+    train(config, out, stages=stages, data=data, policy=policy, **parallel)
     return load_world(out, critic=critic, value_scale=scale)
 
 
