@@ -116,6 +116,8 @@ class Transitions:
     info: DatasetInfo
     blind_ends: "Transitions | None" = None
     """terminal rows whose successor is not in the file (their `next_state` repeats `state`), or None"""
+    validation: "Transitions | None" = None
+    """further episodes that came with the data to measure errors on (OGBench's NAME-val.npz); then none of the others are held out"""
 
     def __len__(self) -> int:
         return len(self.reward)
@@ -129,12 +131,14 @@ class Transitions:
         return self.action.shape[1]
 
     def rows(self, index: np.ndarray | slice) -> "Transitions":
-        """The transitions selected by an integer or boolean index or a slice, without `blind_ends`."""
+        """The transitions selected by an integer or boolean index or a slice, without `blind_ends` and `validation`."""
         arrays = {k: v[index] for k, v in vars(self).items() if isinstance(v, np.ndarray)}
-        return replace(self, **arrays, blind_ends=None)
+        return replace(self, **arrays, blind_ends=None, validation=None)
 
     def split(self, fraction: float, seed: int) -> tuple["Transitions", "Transitions"]:
         """(train, held_out): hold out `fraction` of the episodes (at least one), chosen at random by `seed`.
+
+        Data that brought episodes for it (`validation`) give those, and are kept whole.
 
         Raises:
             ValueError: `fraction` outside (0, 1), or a single episode.
@@ -142,6 +146,8 @@ class Transitions:
         expect_seed("seed", seed)
         if not 0.0 < fraction < 1.0:
             raise ValueError(f"fraction: expected a number in (0, 1), got {fraction}")
+        if self.validation is not None:
+            return replace(self, validation=None), self.validation
         ends = () if self.blind_ends is None else (self.blind_ends.episode,)
         episodes = np.unique(np.concatenate((self.episode, *ends)))
         if len(episodes) < 2:
