@@ -25,8 +25,9 @@ from jacrec.models.world import World
 from jacrec.training.config import TrainConfig
 from jacrec.training.determinism import determinism
 from jacrec.training.folder import NETWORKS, claimed, expect_own_policy, loadable, read_record, recorded_config, recorded_info
-from jacrec.training.loop import Metrics, OnLog, Scores, Stage, make_progress, run_stage
+from jacrec.training.loop import Metrics, OnLog, Scores, Stage, run_stage
 from jacrec.training.pretrained import unpacked
+from jacrec.training.progress import make_progress
 from jacrec.training.stages.dynamics import DynamicsStage
 from jacrec.training.stages.multistep import MultiStepStage
 from jacrec.training.stages.objectives import make_dynamics
