@@ -99,6 +99,10 @@ def _recognised(path: Path) -> tuple[Kind, Any]:
         if "_stable_baselines3_version" in archive.namelist():
             return "sb3", None
     content = load_weights(path)
+    if isinstance(content, dict) and "q_funcs" in content:
+        raise ValueError(
+            f"{path}: expected what d3rlpy's algo.save wrote, got weights alone, of save_model; write it with algo.save"
+        )
     return "corl" if isinstance(content, dict) else "cleanrl", content
 
 

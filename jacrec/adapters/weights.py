@@ -1,11 +1,23 @@
-"""Files of weights that torch.save wrote."""
+"""State dicts, and files of them that torch.save wrote."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from jacrec.util.files import user_path
+
+
+def expect_states(found: Mapping[str, Any], form: str) -> None:
+    """ValueError unless every entry is a state dict.
+
+    Args:
+        form: what they are, for the message.
+    """
+    for name, state in found.items():
+        if not isinstance(state, Mapping):
+            raise ValueError(f"{name}: expected {form}, got {type(state).__name__}; pass the module's state_dict()")
 
 
 def load_weights(path: str | Path) -> Any:

@@ -13,6 +13,7 @@ from jacrec.engine.dispatch import unsupported_reason
 from jacrec.engine.rollout import noise_like
 from jacrec.engine.shapes import problem
 from jacrec.training.run import load_run
+from jacrec.util.tensors import usable_device
 
 
 @dataclass(frozen=True)
@@ -40,12 +41,13 @@ COMMAND = Compile
 def run(args: list[str]) -> int:
     """The verb."""
     chosen = tyro.cli(COMMAND, args=args, prog="jacrec compile")
-    if torch.device(chosen.device).type != "cuda":
+    if chosen.device.split(":")[0] != "cuda":
         raise ValueError(
             f"--device: expected cuda or cuda:N, got {chosen.device}; a CPU's kernels are compiled at their first use"
         )
     if not torch.cuda.is_available():
         raise ValueError(f"--device: expected a CUDA GPU, torch {torch.__version__} finds none")
+    usable_device("--device", chosen.device)
     from jacrec.kernels.failures import KernelBuildError
     from jacrec.kernels.warmup import warm_up
 

@@ -73,6 +73,15 @@ class DatasetInfo:
         return 100.0 * (np.asarray(returns) - self.ref_min) / (self.ref_max - self.ref_min)
 
 
+def expect_transitions(data: object) -> None:
+    """Raise ValueError unless they are `Transitions`."""
+    if not isinstance(data, Transitions):
+        raise ValueError(
+            "data: expected Transitions, as of jacrec.data.load, jacrec.data.from_arrays or jacrec.adapters.transitions_from_sb3, got "
+            f"{type(data).__name__}"
+        )
+
+
 def with_bounds(info: DatasetInfo, low: Bound | None, high: Bound | None) -> DatasetInfo:
     """The metadata with the bounds that a caller states for the actions, if any.
 

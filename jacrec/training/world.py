@@ -8,10 +8,12 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from jacrec.data.transitions import Transitions
+from jacrec.data.transitions import Transitions, expect_transitions
+from jacrec.engine.admission import admit
 from jacrec.models.io import load_module, save_module
 from jacrec.models.networks import Actor, TwinCritic
 from jacrec.models.world import World, value_scale
+from jacrec.models.wrappers import check_policy_kind
 from jacrec.training.config import TrainConfig
 from jacrec.training.folder import ELSEWHERE, read_record, recorded_config
 from jacrec.training.loop import OnLog
@@ -59,10 +61,11 @@ def train_world(
         FloatingPointError: training diverged.
     """
     out = user_path(out)
+    expect_transitions(data)
     config = config or TrainConfig()
     settings = replace(config.rebrac, discount=discount, updates=0)  # none of ReBRAC's updates are made
     config = replace(config, data=config.data or data.info.name, rebrac=settings)
-    scale = _scale(policy, critic, data)
+    scale = _scale(policy, critic, discount, data)
     train(config, out, stages=(), data=data, quiet=True)  # the folder is this training's from here on
     _keep(out, "actor", policy, {ELSEWHERE: 1.0})
     _keep(out, "critic", critic, {} if scale is None else {"value_scale": scale})
@@ -99,9 +102,17 @@ def load_world(path: str | Path, *, critic: Critic | None = None, value_scale: f
     return World(loaded["dynamics"][0], loaded["reward"][0], critic, config.rebrac.discount, value_scale)  # pyright: ignore
 
 
+class _Still(nn.Module):
+    """In place of the models that are not trained yet."""
+
+    noise_shape = (0,)
+
+
 @torch.no_grad()
-def _scale(policy: nn.Module, critic: Critic, data: Transitions) -> float | None:
+def _scale(policy: nn.Module, critic: Critic, discount: float, data: Transitions) -> float | None:
     """mean |Q(s, π(s))| over states of the data, None where it is not a positive number; ValueError if the parts do not fit."""
+    check_policy_kind(policy)
+    world = World(_Still(), _Still(), critic, discount)
     like = next(policy.parameters(), torch.zeros(()))
     state = torch.from_numpy(data.state[:: -(-len(data) // SCALE_STATES)]).to(like)
     try:
@@ -126,8 +137,10 @@ def _scale(policy: nn.Module, critic: Critic, data: Transitions) -> float | None
         raise ValueError(
             f"critic: expected to take states (2, {data.state_dim}) and actions {tuple(action.shape)}: {error}"
         ) from error
-    if tuple(value.shape) != (len(action),):
+    if isinstance(value, Tensor) and tuple(value.shape) not in ((len(action),), (len(action), 1)):
         raise ValueError(f"critic: expected one value per row, shape ({len(action)},), got {tuple(value.shape)}")
+    if any(True for _ in policy.parameters()):
+        admit(policy, world, state[:2], horizon=0)  # another answer than a tensor, or a random one
     with suppress(ValueError):
         return value_scale(policy, critic, state) or None
     return None

@@ -58,6 +58,11 @@ def test_d3rlpy(tmp_path):
     algo.create_impl((3,), 2)
     algo.save(tmp_path / "model.d3")
     expect_same(from_file(tmp_path / "model.d3"), from_d3rlpy(algo))
+    with pytest.raises(ValueError, match=r"got str; read a file with jacrec\.adapters\.from_file\(path\)"):
+        from_d3rlpy(str(tmp_path / "model.d3"))
+    algo.save_model(tmp_path / "model.pt")
+    with pytest.raises(ValueError, match=r"model\.pt: expected what d3rlpy's algo\.save wrote, got weights alone"):
+        from_file(tmp_path / "model.pt")
     (tmp_path / "broken.d3").write_bytes(b"\x80\x04")
     with pytest.raises(ValueError, match="expected a model that d3rlpy can read, got"):
         from_file(tmp_path / "broken.d3")
