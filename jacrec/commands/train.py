@@ -155,6 +155,8 @@ def _train_world(chosen: Train, path: Path, config: TrainConfig, out: Path, **to
                 "got others; train the models in Python with jacrec.training.train_world, which takes any module"
             )
     print(f"{path}: d = {parts.state_dim}, m = {parts.action_dim}, γ = {parts.discount:g}, actions {parts.action_box}")
+    if path.suffix == ".zip" and not statistics:  # the file does not tell
+        print("observations as they are; if it was trained behind a VecNormalize, give that: --policy-statistics FILE")
     train_world(data, out, policy=parts.policy, critic=parts.critic, discount=parts.discount, config=config, **told)
 
 
