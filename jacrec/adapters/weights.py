@@ -1,5 +1,6 @@
 """State dicts, and files of them that torch.save wrote."""
 
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -31,11 +32,15 @@ def load_weights(path: str | Path) -> Any:
     if not path.is_file():
         raise FileNotFoundError(f"no weights at {path}")
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():  # of a pickle's protocol
+            warnings.simplefilter("ignore", UserWarning)
+            return torch.load(path, map_location="cpu", weights_only=True)
     except OSError:
         raise
     except Exception as error:  # whatever a malformed pickle causes
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        # torch advises to load other objects by executing what is pickled with them
+        other = "weights_only" in str(error) or "Weights only" in str(error)
+        reason = "other objects than tensors" if other else next(iter(str(error).splitlines()), type(error).__name__)
         raise ValueError(
             f"{path}: expected tensors that torch.save wrote, got something else ({reason}); save the modules' state_dict() alone"
         ) from None

@@ -122,4 +122,8 @@ def test_files_that_are_none(run, tmp_path):
     assert (code, "no policy at none.zip" in printed.err) == (2, True)
     (tmp_path / "text.zip").write_text("no weights")
     assert "expected tensors that torch.save wrote" in run("--policy", "text.zip")[1].err
+    torch.save(nn.Linear(1, 1), "module.pt")
+    told = run("--policy", "module.pt")[1].err
+    assert "module.pt: expected tensors that torch.save wrote, got something else (other objects than tensors)" in told
+    assert "weights_only" not in told
     assert "--policy-discount: expected the default without --policy" in run("--policy-discount", "0.9")[1].err
