@@ -7,7 +7,7 @@ from torch import Tensor
 
 from jacrec.adapters.layers import Layers, Scaling, as_actor, as_critic, double
 from jacrec.adapters.parts import Parts
-from jacrec.adapters.weights import load_weights
+from jacrec.adapters.weights import expect_states, load_weights
 from jacrec.envs.actions import ActionBox
 
 State = Mapping[str, Tensor]
@@ -30,12 +30,14 @@ def from_cleanrl(source: Sequence[State] | str | Path, *, discount: float = 0.99
         FileNotFoundError: no file there.
     """
     content = load_weights(source) if isinstance(source, str | Path) else source
-    if not isinstance(content, Sequence) or len(content) < 2 or not all(isinstance(x, Mapping) for x in content):
+    if not isinstance(content, Sequence) or len(content) < 2:
         raise ValueError(
             "source: expected the state dicts (actor, qf1, qf2) of CleanRL's SAC or TD3, or (actor, qf1) of its DDPG, got "
             f"{type(content).__name__}"
         )
     state, critics = content[0], content[1:]
+    names = ("actor", *(f"qf{i}" for i in range(1, len(content))))
+    expect_states(dict(zip(names, content, strict=True)), "a state dict of CleanRL's")
     output = "fc_mean" if "fc_mean.weight" in state else "fc_mu"
     others = {"fc_logstd.weight", "fc_logstd.bias"} if output == "fc_mean" else set()
     actor = _layers(state, "actor", output, {"action_scale", "action_bias"} | others, tanh=True)

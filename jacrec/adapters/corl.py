@@ -11,8 +11,9 @@ from torch import Tensor
 
 from jacrec.adapters.layers import Layers, Norm, Scaling, as_actor, as_critic, double
 from jacrec.adapters.parts import Parts
-from jacrec.adapters.weights import load_weights
+from jacrec.adapters.weights import expect_states, load_weights
 from jacrec.envs.actions import ActionBox
+from jacrec.util.errors import real
 
 FLAX_EPS = 1e-6
 """ε of flax's LayerNorm"""
@@ -45,6 +46,7 @@ def from_corl(
     content = load_weights(source) if isinstance(source, str | Path) else source
     keys = set(content) if isinstance(content, Mapping) else set()
     if {"actor", "critic_1", "critic_2"} <= keys:
+        expect_states({name: content[name] for name in ("actor", "critic_1", "critic_2")}, "a state dict of CORL's TD3+BC")
         actor = _sequential(content["actor"], "actor", tanh=True)
         heads = [_sequential(content[name], name, tanh=False) for name in ("critic_1", "critic_2")]
         if state_mean is None or state_std is None:
@@ -65,13 +67,24 @@ def from_corl(
             f"{sorted(map(str, keys)) or type(content).__name__}"
         )
     d, m = actor.weights[0].shape[1], len(actor.biases[-1])
-    mean, std = (np.broadcast_to(np.asarray(x, np.float64), (d,)).copy() for x in (_or(state_mean, 0.0), _or(state_std, 1.0)))
-    scaling = Scaling(torch.from_numpy(mean), torch.from_numpy(std))
+    scaling = Scaling(_row("state_mean", _or(state_mean, 0.0), d), _row("state_std", _or(state_std, 1.0), d))
+    max_action = real("max_action", max_action)
     policy = as_actor(actor, scaling)
     critic = as_critic(heads, scaling, m, action_scale=torch.full((m,), float(max_action)))
     if policy is None or critic is None:
         raise ValueError(f"source: expected an actor of d = {d} and critics of d + m = {d + m} inputs, got others")
     return Parts(policy, critic, discount, ActionBox((-max_action,), (max_action,)), d, m)
+
+
+def _row(name: str, values: Any, d: int) -> Tensor:
+    """One number per observation, given as such, as one for all, or with an axis of 1 in front; float64."""
+    try:
+        row = np.asarray(values, np.float64)
+        row = np.broadcast_to(row[0] if row.ndim == 2 and len(row) == 1 else row, (d,))
+    except (TypeError, ValueError):
+        shape = np.shape(values) if not isinstance(values, str) else values
+        raise ValueError(f"{name}: expected d = {d} numbers, as many as the actor takes, or one for all, got {shape}") from None
+    return torch.from_numpy(row.copy())
 
 
 def _or(value: Any, default: float) -> Any:

@@ -1,5 +1,6 @@
 """Policies and critics of d3rlpy. Nothing of it is imported here."""
 
+from pathlib import Path
 from typing import Any, NoReturn
 
 import numpy as np
@@ -7,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from jacrec.adapters.layers import Scaling, read_layers
-from jacrec.adapters.parts import Found, Parts
+from jacrec.adapters.parts import FROM_FILE, Found, Parts
 from jacrec.envs.actions import ActionBox
 
 ALGORITHMS = ("ReBRAC", "TD3PlusBC", "TD3", "DDPG", "SAC", "CQL", "IQL", "AWAC", "CalQL")
@@ -31,7 +32,8 @@ def from_d3rlpy(algo: Any) -> Parts:
             scaler whose effect on values is not a factor.
     """
     if not type(algo).__module__.startswith("d3rlpy.") or type(algo).__name__ not in ALGORITHMS:
-        raise ValueError(f"algo: expected one of d3rlpy's {', '.join(ALGORITHMS)}, got {type(algo).__name__}")
+        advice = FROM_FILE if isinstance(algo, str | Path) else ""
+        raise ValueError(f"algo: expected one of d3rlpy's {', '.join(ALGORITHMS)}, got {type(algo).__name__}{advice}")
     if algo.impl is None:
         raise ValueError("algo: expected a trained algorithm, got one without networks; call fit, build_with_env or load_model")
     if len(algo.observation_shape) != 1:

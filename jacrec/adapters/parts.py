@@ -9,6 +9,9 @@ from torch import Tensor, nn
 
 from jacrec.adapters.layers import Layers, Scaling, as_actor, as_critic
 from jacrec.envs.actions import ActionBox
+from jacrec.util.errors import real
+
+FROM_FILE = "; read a file with jacrec.adapters.from_file(path)"
 
 
 @dataclass(frozen=True)
@@ -31,6 +34,10 @@ class Parts:
     """d"""
     action_dim: int
     """m"""
+
+    def __post_init__(self):
+        if not 0.0 <= real("discount", self.discount) <= 1.0:
+            raise ValueError(f"discount: expected 0 <= γ <= 1, got {self.discount!r}")
 
 
 class Scaled(nn.Module):

@@ -1,5 +1,6 @@
 """Policies, critics and replay buffers of Stable-Baselines3 and SB3-Contrib. Nothing of either is imported here."""
 
+from pathlib import Path
 from typing import Any
 
 import gymnasium
@@ -8,7 +9,7 @@ import torch
 from torch import nn
 
 from jacrec.adapters.layers import Scaling, mean_of_outputs, read_layers
-from jacrec.adapters.parts import Found, Parts
+from jacrec.adapters.parts import FROM_FILE, Found, Parts
 from jacrec.data.readers.arrays import from_arrays
 from jacrec.data.transitions import Transitions
 from jacrec.envs.actions import ActionBox
@@ -109,12 +110,15 @@ def transitions_from_sb3(model: Any, *, env_id: str | None = None, name: str = "
 
 
 def _expect_known(model: Any) -> None:
-    kinds = type(model).__mro__
-    if not any(kind.__module__.startswith(FAMILIES) for kind in kinds):
-        raise ValueError(
-            f"model: expected SAC, TD3, DDPG or TQC of Stable-Baselines3, got {type(model).__name__}; for another, wrap its mean "
-            "action in an nn.Module and its critic in a function (docs/tutorials/own-models.md)"
-        )
+    known = any(kind.__module__.startswith(FAMILIES) for kind in type(model).__mro__)
+    if known and not isinstance(model, nn.Module):
+        return
+    advice = "; for another, wrap its mean action in an nn.Module and its critic in a function (docs/tutorials/own-models.md)"
+    if known:
+        advice = "; pass the model that it belongs to"
+    elif isinstance(model, str | Path):
+        advice = FROM_FILE
+    raise ValueError(f"model: expected SAC, TD3, DDPG or TQC of Stable-Baselines3, got {type(model).__name__}{advice}")
 
 
 def _flat_size(space: gymnasium.Space, what: str) -> int:
@@ -135,6 +139,10 @@ def _mean(actor: Any) -> list[nn.Module]:
 
 
 def _scaling(normalize: Any, d: int) -> Scaling:
+    if normalize is not None and not hasattr(normalize, "norm_obs"):
+        raise ValueError(
+            f"vec_normalize: expected a VecNormalize, got {type(normalize).__name__}; load one with VecNormalize.load(path, venv)"
+        )
     if normalize is None or not normalize.norm_obs:
         return Scaling.none(d)
     rms = normalize.obs_rms

@@ -16,6 +16,7 @@ from jacrec.engine.dispatch import unsupported_reason
 from jacrec.engine.rollout import noise_like
 from jacrec.engine.shapes import problem
 from jacrec.training.run import load_run
+from jacrec.util.tensors import usable_device
 
 
 @dataclass(frozen=True)
@@ -43,11 +44,10 @@ COMMAND = Compile
 def run(args: list[str]) -> int:
     """The verb."""
     chosen = tyro.cli(COMMAND, args=args, prog="jacrec compile")
-    device = torch.device(chosen.device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    if device.type not in ("cpu", "cuda"):
-        raise ValueError(f"--device: expected cpu, cuda or cuda:N, got {device}")
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"--device: expected a CUDA GPU, torch {torch.__version__} finds none")
+    name = chosen.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if name.split(":")[0] not in ("cpu", "cuda"):
+        raise ValueError(f"--device: expected cpu, cuda or cuda:N, got {name}")
+    device = usable_device("--device", name)
     return _compile_for_gpu(chosen, device) if device.type == "cuda" else _compile_for_cpu(chosen)
 
 

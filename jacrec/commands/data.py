@@ -202,6 +202,7 @@ def show(
         "source": x.info.source,
         "episodes": str(x.episodes),
         "transitions": str(x.steps),
+        "to measure errors on": "a share of these (held_out)" if x.validation is None else f"{x.validation} more (-val.npz)",
         "state, action": f"{x.state_dim}, {x.action_dim}",
         "action bounds": str(x.info.action_box or "not recorded; [-1, 1] stands for the environment's"),
         "return": _spread(x.returns),

@@ -15,7 +15,7 @@ from jacrec.models.networks import has_manual_derivatives
 from jacrec.models.world import Anchor, Dynamics, World, architecture_of
 from jacrec.util.content import expect_content
 from jacrec.util.files import user_path
-from jacrec.util.tensors import read_tensors, with_checksum, without_checksum, write_tensors
+from jacrec.util.tensors import read_tensors, usable_device, with_checksum, without_checksum, write_tensors
 
 REMEDY = "copy the file again, or write it again with jacrec.save"
 
@@ -101,9 +101,9 @@ def load(path: str | Path, *, device: str | torch.device = "cpu") -> MPC:
 
     Raises:
         FileNotFoundError: there is no file.
-        ValueError: it is damaged, as its checksum shows, or not a controller's.
+        ValueError: it is damaged, as its checksum shows, or not a controller's; or torch cannot use the device.
     """
-    path = user_path(path)
+    path, device = user_path(path), usable_device("device", device)
     if not path.is_file():
         raise FileNotFoundError(f"no controller at {path}; write one with jacrec.save(mpc, path)")
     tensors, metadata = read_tensors(path, REMEDY)

@@ -64,6 +64,8 @@ class DatasetDescription:
     """steps per episode"""
     termination_share: float
     """share of episodes with a terminal row, 0 to 1; except in AntMaze, a terminal row ends its episode"""
+    validation: int | None = None
+    """transitions that came with the data to measure errors on; None if a share of the above is held out for it"""
     made_by: dict[str, Any] = field(default_factory=dict)
     """jacrec's own record: kind, seed, version, physics, policies; empty for other data"""
 
@@ -118,6 +120,7 @@ def summarise(data: Transitions) -> DatasetDescription:
         scores=None if scores is None else Spread.of(scores),
         lengths=Spread.of(lengths),
         termination_share=float(terminated.mean()),
+        validation=None if data.validation is None else len(data.validation),
         made_by=made_by,
     )
 

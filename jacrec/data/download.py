@@ -10,7 +10,7 @@ from jacrec.data.d4rl_files import D4RL_FILES, D4RLFile, d4rl_file, datasets_roo
 from jacrec.data.fetch import DownloadError, Progress, check_sum, digest_of, fetch, ignore_read_only, recorded_sum, sum_file
 from jacrec.data.readers.minari import dataset_path
 from jacrec.data.readers.minari_files import is_complete
-from jacrec.data.readers.ogbench import MAGIC, URL, ogbench_file
+from jacrec.data.readers.ogbench import MAGIC, URL, ogbench_file, validation_file
 from jacrec.envs.ogbench import is_single_task
 
 HDF5_MAGIC = b"\x89HDF\r\n\x1a\n"
@@ -80,16 +80,21 @@ def _get_d4rl(entry: D4RLFile, progress: Progress | None, overwrite: bool) -> Do
 
 
 def _get_ogbench(name: str, progress: Progress | None, overwrite: bool) -> DownloadResult:
+    """The file of the data and that for validation; the result is the former's."""
     path = ogbench_file(name)
-    if path.is_file() and not overwrite:
-        return DownloadResult(path, path.stat().st_size, check_sum(path), False)
-    try:
-        digest = fetch(f"{URL}/{path.name}", path, sha256=recorded_sum(path), magic=MAGIC, progress=progress)
-    except DownloadError as error:
-        raise DownloadError(
-            f"{name}: {error}\nwithout a network: copy {path.name} from a machine that has it to {path}"
-        ) from error
-    return DownloadResult(path, path.stat().st_size, digest, True)
+    digests, fetched = [], False
+    for file in (path, validation_file(path)):
+        if file.is_file() and not overwrite:
+            digests.append(check_sum(file))
+            continue
+        try:
+            digests.append(fetch(f"{URL}/{file.name}", file, sha256=recorded_sum(file), magic=MAGIC, progress=progress))
+        except DownloadError as error:
+            raise DownloadError(
+                f"{name}: {error}\nwithout a network: copy {file.name} from a machine that has it to {file}"
+            ) from error
+        fetched = True
+    return DownloadResult(path, path.stat().st_size, digests[0], fetched)
 
 
 def offline_instructions(name: str) -> str:

@@ -73,6 +73,15 @@ class DatasetInfo:
         return 100.0 * (np.asarray(returns) - self.ref_min) / (self.ref_max - self.ref_min)
 
 
+def expect_transitions(data: object) -> None:
+    """Raise ValueError unless they are `Transitions`."""
+    if not isinstance(data, Transitions):
+        raise ValueError(
+            "data: expected Transitions, as of jacrec.data.load, jacrec.data.from_arrays or jacrec.adapters.transitions_from_sb3, got "
+            f"{type(data).__name__}"
+        )
+
+
 def with_bounds(info: DatasetInfo, low: Bound | None, high: Bound | None) -> DatasetInfo:
     """The metadata with the bounds that a caller states for the actions, if any.
 
@@ -116,6 +125,8 @@ class Transitions:
     info: DatasetInfo
     blind_ends: "Transitions | None" = None
     """terminal rows whose successor is not in the file (their `next_state` repeats `state`), or None"""
+    validation: "Transitions | None" = None
+    """further episodes that came with the data to measure errors on (OGBench's NAME-val.npz); then none of the others are held out"""
 
     def __len__(self) -> int:
         return len(self.reward)
@@ -129,12 +140,14 @@ class Transitions:
         return self.action.shape[1]
 
     def rows(self, index: np.ndarray | slice) -> "Transitions":
-        """The transitions selected by an integer or boolean index or a slice, without `blind_ends`."""
+        """The transitions selected by an integer or boolean index or a slice, without `blind_ends` and `validation`."""
         arrays = {k: v[index] for k, v in vars(self).items() if isinstance(v, np.ndarray)}
-        return replace(self, **arrays, blind_ends=None)
+        return replace(self, **arrays, blind_ends=None, validation=None)
 
     def split(self, fraction: float, seed: int) -> tuple["Transitions", "Transitions"]:
         """(train, held_out): hold out `fraction` of the episodes (at least one), chosen at random by `seed`.
+
+        Data that brought episodes for it (`validation`) give those, and are kept whole.
 
         Raises:
             ValueError: `fraction` outside (0, 1), or a single episode.
@@ -142,6 +155,8 @@ class Transitions:
         expect_seed("seed", seed)
         if not 0.0 < fraction < 1.0:
             raise ValueError(f"fraction: expected a number in (0, 1), got {fraction}")
+        if self.validation is not None:
+            return replace(self, validation=None), self.validation
         ends = () if self.blind_ends is None else (self.blind_ends.episode,)
         episodes = np.unique(np.concatenate((self.episode, *ends)))
         if len(episodes) < 2:

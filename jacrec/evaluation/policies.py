@@ -25,6 +25,7 @@ from jacrec.evaluation.contestant import (
 )
 from jacrec.evaluation.versions import machine, versions
 from jacrec.models.world import World
+from jacrec.models.wrappers import check_policy_kind
 from jacrec.training.run import torch_threads
 
 
@@ -58,6 +59,10 @@ def evaluate_policy(
         ValueError: settings that belong to runs, an environment of other dimensions, without a time limit or without finite bounds.
     """
     config = config or EvalConfig()
+    check_policy_kind(policy)
+    for name, part, kind in (("world", world, World), ("config", config, EvalConfig)):
+        if not isinstance(part, kind):
+            raise ValueError(f"{name}: expected {kind.__name__}, got {type(part).__name__}")
     for name in ("env_id", "rehearse", "tuned"):
         if getattr(config, name):
             raise ValueError(f"config.{name}: expected the default without a run, got {getattr(config, name)!r}")

@@ -12,36 +12,47 @@ from jacrec.evaluation.results import LABELS, compare, interval, unit
 
 
 def learning_curves(metrics: list[dict[str, Any]], path: Path) -> bool:
-    """Draw policy, world model and reward model over training, and the evaluations meanwhile; False if no metrics were logged."""
+    """Draw what was trained of policy, world model and reward model, and the evaluations meanwhile; False if nothing was logged."""
     stages = {name: [line for line in metrics if line["stage"] == name] for name in ("rebrac", "dynamics", "reward")}
-    if not any(stages.values()):
+    stages["played"] = [line for line in stages["rebrac"] if "eval_score" in line or "eval_return" in line]
+    draw = {"rebrac": _policy, "dynamics": _model, "reward": _reward, "played": _played}
+    logged = [name for name in draw if stages[name]]
+    if not logged:
         return False
-    played = next((key for key in ("eval_score", "eval_return") if any(key in line for line in stages["rebrac"])), None)
-    panels = 4 if played else 3
-    with figure(path, (4 * panels, 3.3), panels) as (policy, model, reward, *curve):
-        _curve(policy, stages["rebrac"], "q_policy", COLOURS["mpc"], "mean Q of the policy's actions")
-        _curve(policy, stages["rebrac"], "data_return", COLOURS["reference"], "mean discounted return in the data", dashed=True)
-        policy.set_title("Critic's value of the policy")
-        policy.set_ylabel("Q")
-        _curve(model, stages["dynamics"], "one_step_rmse", COLOURS["model"], "world model")
-        _curve(model, stages["dynamics"], "still_rmse", COLOURS["reference"], "s' = s", dashed=True)
-        model.set_title("One-step RMSE, held-out")
-        model.set_yscale("log")
-        _curve(reward, stages["reward"], "reward_rmse", COLOURS["h0"], "reward model")
-        _curve(reward, stages["reward"], "reward_std", COLOURS["reference"], "spread of the rewards", dashed=True)
-        reward.set_title("Reward RMSE, held-out")
-        reward.set_yscale("log")
-        for axes in curve:
-            _curve(axes, stages["rebrac"], str(played), COLOURS["base"], "mean, 95 % interval of the episodes")
-            axes.set_title("Policy in the environment")
-            axes.set_ylabel("normalised score" if played == "eval_score" else "return")
+    with figure(path, (4 * len(logged), 3.3), len(logged)) as panels:
+        for name, axes in zip(logged, panels, strict=True):
+            draw[name](axes, stages[name])
             axes.set_xlabel("updates")
             axes.legend()
-        for axes, lines in zip((policy, model, reward), stages.values(), strict=True):
-            axes.set_xlabel("updates")
-            if lines:
-                axes.legend()
     return True
+
+
+def _policy(axes: Axes, lines: list[dict[str, Any]]) -> None:
+    _curve(axes, lines, "q_policy", COLOURS["mpc"], "mean Q of the policy's actions")
+    _curve(axes, lines, "data_return", COLOURS["reference"], "mean discounted return in the data", dashed=True)
+    axes.set_title("Critic's value of the policy")
+    axes.set_ylabel("Q")
+
+
+def _model(axes: Axes, lines: list[dict[str, Any]]) -> None:
+    _curve(axes, lines, "one_step_rmse", COLOURS["model"], "world model")
+    _curve(axes, lines, "still_rmse", COLOURS["reference"], "s' = s", dashed=True)
+    axes.set_title("One-step RMSE, held-out")
+    axes.set_yscale("log")
+
+
+def _reward(axes: Axes, lines: list[dict[str, Any]]) -> None:
+    _curve(axes, lines, "reward_rmse", COLOURS["h0"], "reward model")
+    _curve(axes, lines, "reward_std", COLOURS["reference"], "spread of the rewards", dashed=True)
+    axes.set_title("Reward RMSE, held-out")
+    axes.set_yscale("log")
+
+
+def _played(axes: Axes, lines: list[dict[str, Any]]) -> None:
+    scored = any("eval_score" in line for line in lines)
+    _curve(axes, lines, "eval_score" if scored else "eval_return", COLOURS["base"], "mean, 95 % interval of the episodes")
+    axes.set_title("Policy in the environment")
+    axes.set_ylabel("normalised score" if scored else "return")
 
 
 def _curve(axes: Axes, lines: list[dict[str, Any]], key: str, colour: str, label: str, *, dashed: bool = False) -> None:

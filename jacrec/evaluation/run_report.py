@@ -56,9 +56,12 @@ def write_run_report(
 
 def _head(trained: dict[str, Any], record: dict[str, Any]) -> str:
     data, n = trained["data"], record["settings"]["episodes"]
+    on = f"{data['transitions']:,} transitions ({data['episodes']} episodes)"
+    own = trained["settings"]["rebrac"]["updates"] > 0
+    what = f"A policy trained offline on {on}" if own else f"A policy that was trained elsewhere, with models of {on}"
     return (
         f"# {data['name']}\n\n"
-        f"A policy trained offline on {data['transitions']:,} transitions ({data['episodes']} episodes), evaluated in "
+        f"{what}, evaluated in "
         f"`{record['environment']['id']}` over {n} episodes per contestant on the same environment seeds."
     )
 

@@ -20,7 +20,8 @@ from rich.progress import Progress
 from torch import Tensor
 
 from jacrec.training.cuda_graph import CapturedStep
-from jacrec.training.loop import LoopState, Metrics, Stage, load_checkpoint, metrics_line, progress_note, save_checkpoint
+from jacrec.training.loop import LoopState, Metrics, Stage, load_checkpoint, metrics_line, save_checkpoint
+from jacrec.training.progress import ProgressNote
 from jacrec.training.streams import BLOCK, BatchStream, BlockPrefetcher, stack_blocks
 
 CHUNK = 8
@@ -158,10 +159,9 @@ def run_batched(
     """
     states = [load_checkpoint(member, path) for member, path in zip(members, checkpoints, strict=True)]
     name, updates = members[0].name, members[0].updates
-    for own, state in zip(metrics, states, strict=True):
-        own.trim(name, state.update)
+    notes = [ProgressNote(own.trim(name, state.update)) for own, state in zip(metrics, states, strict=True)]
     task = progress.add_task(f"{name} x {len(members)}", total=updates, completed=min(s.update for s in states), note="")
-    outputs = [_Output(*output) for output in zip(states, checkpoints, metrics, strict=True)]
+    outputs = [_Output(*output) for output in zip(states, checkpoints, metrics, notes, strict=True)]
     while (rear := min(state.update for state in states)) < updates:
         selected = [i for i, state in enumerate(states) if state.update == rear]
         goal = min((state.update for state in states if state.update > rear), default=updates)
@@ -179,6 +179,7 @@ class _Output(NamedTuple):
     state: LoopState
     checkpoint: Path
     metrics: Metrics
+    note: ProgressNote
 
 
 def _train_until(
@@ -218,7 +219,7 @@ def _train_until(
                     error.add_note(f"(in {output.metrics.path.parent})")
                     raise
                 output.metrics.write(line)
-                show(completed=update, note=progress_note(line))
+                show(completed=update, note=output.note(line))
             for sums in group.sums.values():
                 sums.zero_()
         if save or stopped:

@@ -244,7 +244,8 @@ class TrainConfig:
     reward: RewardConfig = field(default_factory=RewardConfig)
     """reward model"""
     held_out: float = 0.1
-    """share of the episodes held out from the world and reward models for evaluation (ReBRAC uses all, as in the reference)"""
+    """share of the episodes held out from the world and reward models for evaluation (ReBRAC uses all, as in the reference); none
+    if the data bring such episodes, as OGBench's do in NAME-val.npz"""
     threads: int | None = None
     """torch threads per stage; None for torch's own number. Results are bit-identical only for equal numbers of threads"""
     device: str = "cpu"

@@ -91,8 +91,9 @@ def loadable(config: TrainConfig, info: DatasetInfo) -> bool:
 def digest(data: Transitions) -> str:
     """A checksum of everything that training reads."""
     value = 0
-    for name in ("state", "action", "reward", "next_state", "next_action", "terminal", "has_next_action", "episode"):
-        value = zlib.crc32(np.ascontiguousarray(getattr(data, name)).data, value)
+    for part in (data,) if data.validation is None else (data, data.validation):
+        for name in ("state", "action", "reward", "next_state", "next_action", "terminal", "has_next_action", "episode"):
+            value = zlib.crc32(np.ascontiguousarray(getattr(part, name)).data, value)
     return f"{value:08x}"
 
 

@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import Any, Protocol, TypedDict
 
 import torch
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress
 from torch import Tensor, nn
 
+from jacrec.training.progress import ProgressNote
 from jacrec.util.content import expect_content
 from jacrec.util.files import naming, read_json_lines, write_text
 from jacrec.util.tensors import read_tensors, with_checksum, without_checksum, write_tensors
@@ -79,18 +80,19 @@ class Metrics:
             if self.on_log is not None:
                 self.on_log(line)
 
-    def trim(self, stage: str, update: int) -> None:
-        """Drop the lines that a stage wrote after the checkpoint it resumes from, and a truncated last line.
+    def trim(self, stage: str, update: int) -> list[dict[str, Any]]:
+        """Drop the lines that a stage wrote after the checkpoint it resumes from, and a truncated last line; its lines that remain.
 
         Raises:
             ValueError: the file has lines that training did not write.
         """
         with self.lock:
             if not self.path.is_file():
-                return
+                return []
             lines = read_metrics(self.path)
             kept = [line for line in lines if line["stage"] != stage or line["update"] <= update]
             write_text(self.path, "".join(json.dumps(line) + "\n" for line in kept))
+        return [line for line in kept if line["stage"] == stage]
 
 
 class MetricsLine(TypedDict):
@@ -113,13 +115,6 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     return lines
 
 
-def make_progress(quiet: bool = False) -> Progress:
-    """The progress display: bar, count, elapsed and remaining time."""
-    name, note = TextColumn("{task.description:>9}"), TextColumn("{task.fields[note]}")
-    columns = (name, BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn(), note)
-    return Progress(*columns, disable=quiet, speed_estimate_period=30)
-
-
 def run_stage(
     stage: Stage,
     checkpoint: Path,
@@ -140,7 +135,7 @@ def run_stage(
         FloatingPointError: a metric is not finite. The last checkpoint is kept.
     """
     state = load_checkpoint(stage, checkpoint)
-    metrics.trim(stage.name, state.update)
+    note = ProgressNote(metrics.trim(stage.name, state.update))
     task = progress.add_task(stage.name, total=stage.updates, completed=state.update, note="")
     shown = start = time.perf_counter()
     before = state.seconds
@@ -162,7 +157,7 @@ def run_stage(
             start += time.perf_counter() - scored
             line = metrics_line(stage, state, scores)
             metrics.write(line)
-            progress.update(task, completed=state.update, note=progress_note(line))
+            progress.update(task, completed=state.update, note=note(line))
         if state.update % checkpoint_every == 0 or last:
             save_checkpoint(stage, state, checkpoint)
     progress.update(task, completed=state.update)
@@ -213,12 +208,6 @@ def metrics_line(stage: Stage, state: LoopState, scores: dict[str, float]) -> di
             "check the data for extreme values, or start a new run with a smaller learning rate"
         )
     return line
-
-
-def progress_note(line: dict[str, Any]) -> str:
-    """A line of metrics, shortened for the progress display."""
-    names = ("one_step_rmse", "reward_rmse", "eval_score", "loss", "critic_loss", "bc")
-    return "  ".join(f"{name} {line[name]:.4g}" for name in names if name in line)
 
 
 def save_checkpoint(stage: Stage, state: LoopState, path: Path) -> None:

@@ -17,7 +17,7 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
-from jacrec.data.transitions import DatasetInfo, Transitions
+from jacrec.data.transitions import DatasetInfo, Transitions, expect_transitions
 from jacrec.envs.actions import ActionBox
 from jacrec.models.io import DYNAMICS, REMEDY, load_module_and_notes, save_module
 from jacrec.models.networks import Actor, RewardModel, TwinCritic
@@ -25,8 +25,9 @@ from jacrec.models.world import World
 from jacrec.training.config import TrainConfig
 from jacrec.training.determinism import determinism
 from jacrec.training.folder import NETWORKS, claimed, expect_own_policy, loadable, read_record, recorded_config, recorded_info
-from jacrec.training.loop import Metrics, OnLog, Scores, Stage, make_progress, run_stage
+from jacrec.training.loop import Metrics, OnLog, Scores, Stage, run_stage
 from jacrec.training.pretrained import unpacked
+from jacrec.training.progress import make_progress
 from jacrec.training.stages.dynamics import DynamicsStage
 from jacrec.training.stages.multistep import MultiStepStage
 from jacrec.training.stages.objectives import make_dynamics
@@ -37,6 +38,7 @@ from jacrec.training.streams import derive_seed
 from jacrec.util.errors import expect_one_of
 from jacrec.util.files import user_path
 from jacrec.util.signals import OrderlyExit
+from jacrec.util.tensors import usable_device
 
 STAGES = ("rebrac", "dynamics", "reward")
 PARTS = {part: stage for stage, parts in NETWORKS.items() for part in parts}
@@ -210,7 +212,7 @@ def load_transitions(config: TrainConfig, data: Transitions | None = None) -> Tr
     Raises:
         ValueError: `data` state other action bounds than the configuration.
     """
-    stated = ActionBox.stated(config.action_low, config.action_high)
+    stated, given = ActionBox.stated(config.action_low, config.action_high), data is not None
     if data is None:
         if not config.data:
             raise ValueError(
@@ -222,7 +224,8 @@ def load_transitions(config: TrainConfig, data: Transitions | None = None) -> Tr
         data = load(
             config.data, env_id=config.env_id, action_low=low, action_high=high, repair=config.repair, mapping=config.mapping
         )
-    elif stated is not None and stated != data.info.action_box:
+    expect_transitions(data)
+    if given and stated is not None and stated != data.info.action_box:
         raise ValueError(
             f"action_low, action_high: expected none beside data, whose actions are already in [-1, 1] for "
             f"{data.info.action_box or 'unstated bounds'}, got {stated}; state them where the data are read"
@@ -236,12 +239,7 @@ def check_device(config: TrainConfig) -> torch.device:
     Raises:
         ValueError: torch cannot use it here.
     """
-    device = torch.device(config.device)
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(
-            f"device: expected one that torch can use here, got {config.device!r}; `jacrec doctor` gives the reason"
-        )
-    return device
+    return usable_device("device", config.device)
 
 
 def save_networks(stage: Stage, out: Path) -> None:

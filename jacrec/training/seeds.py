@@ -23,7 +23,8 @@ from jacrec.training.batched import BatchableStage, run_batched
 from jacrec.training.config import TrainConfig
 from jacrec.training.determinism import determinism
 from jacrec.training.folder import claimed, expect_own_policy
-from jacrec.training.loop import Metrics, OnLog, make_progress
+from jacrec.training.loop import Metrics, OnLog
+from jacrec.training.progress import ProgressNote, make_progress
 from jacrec.training.run import (
     STAGES,
     Evaluate,
@@ -197,12 +198,13 @@ def _train_in_processes(
             if stop.is_set():
                 return
             log, done = _with_seed(on_log, config.seed), dict.fromkeys(stages, 0)
+            notes = {name: ProgressNote() for name in stages}
             total = sum(getattr(config, name).updates for name in stages)
             task = progress.add_task(f"seed {config.seed}", total=total, note="")
 
             def on_line(line: dict[str, Any]) -> None:
                 done[line["stage"]] = line["update"]
-                progress.update(task, completed=sum(done.values()), note=line["stage"])
+                progress.update(task, completed=sum(done.values()), note=f"{line['stage']} {notes[line['stage']](line)}")
                 if log is not None:
                     log(line)
 

@@ -8,12 +8,15 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from jacrec.data.transitions import Transitions
+from jacrec.data.transitions import Transitions, expect_transitions
+from jacrec.engine.admission import admit
 from jacrec.models.io import load_module, save_module
 from jacrec.models.networks import Actor, TwinCritic
 from jacrec.models.world import World, value_scale
+from jacrec.models.wrappers import check_policy_kind
 from jacrec.training.config import TrainConfig
 from jacrec.training.folder import ELSEWHERE, read_record, recorded_config
+from jacrec.training.loop import OnLog
 from jacrec.training.run import load_part, train
 from jacrec.training.stages.rebrac import SCALE_STATES
 from jacrec.util.caller import warn_caller
@@ -35,6 +38,7 @@ def train_world(
     config: TrainConfig | None = None,
     parallel_stages: int = 1,
     quiet: bool = False,
+    on_log: OnLog | None = None,
 ) -> World:
     """Train a world model and a reward model into the folder `out`, and return the world of these with the given critic.
 
@@ -50,21 +54,24 @@ def train_world(
             on the data's rewards; default: `TrainConfig()`, whose trainings are long.
         parallel_stages: 2 to train both models at the same time.
         quiet: no progress display.
+        on_log: called with every line of metrics as it is written, in the thread of its stage.
 
     Raises:
         ValueError: policy or critic do not fit the data, or `out` contains something else, such as a run of another policy.
         FloatingPointError: training diverged.
     """
     out = user_path(out)
+    expect_transitions(data)
     config = config or TrainConfig()
     settings = replace(config.rebrac, discount=discount, updates=0)  # none of ReBRAC's updates are made
     config = replace(config, data=config.data or data.info.name, rebrac=settings)
-    scale = _scale(policy, critic, data)
+    scale = _scale(policy, critic, discount, data)
     train(config, out, stages=(), data=data, quiet=True)  # the folder is this training's from here on
     _keep(out, "actor", policy, {ELSEWHERE: 1.0})
     _keep(out, "critic", critic, {} if scale is None else {"value_scale": scale})
     stages = ("dynamics", "reward")
-    train(config, out, stages=stages, data=data, policy=policy, parallel_stages=parallel_stages, quiet=quiet)
+    parallel = {"parallel_stages": parallel_stages, "quiet": quiet, "on_log": on_log}
+    train(config, out, stages=stages, data=data, policy=policy, **parallel)
     return load_world(out, critic=critic, value_scale=scale)
 
 
@@ -95,9 +102,17 @@ def load_world(path: str | Path, *, critic: Critic | None = None, value_scale: f
     return World(loaded["dynamics"][0], loaded["reward"][0], critic, config.rebrac.discount, value_scale)  # pyright: ignore
 
 
+class _Still(nn.Module):
+    """In place of the models that are not trained yet."""
+
+    noise_shape = (0,)
+
+
 @torch.no_grad()
-def _scale(policy: nn.Module, critic: Critic, data: Transitions) -> float | None:
+def _scale(policy: nn.Module, critic: Critic, discount: float, data: Transitions) -> float | None:
     """mean |Q(s, π(s))| over states of the data, None where it is not a positive number; ValueError if the parts do not fit."""
+    check_policy_kind(policy)
+    world = World(_Still(), _Still(), critic, discount)
     like = next(policy.parameters(), torch.zeros(()))
     state = torch.from_numpy(data.state[:: -(-len(data) // SCALE_STATES)]).to(like)
     try:
@@ -122,8 +137,10 @@ def _scale(policy: nn.Module, critic: Critic, data: Transitions) -> float | None
         raise ValueError(
             f"critic: expected to take states (2, {data.state_dim}) and actions {tuple(action.shape)}: {error}"
         ) from error
-    if tuple(value.shape) != (len(action),):
+    if isinstance(value, Tensor) and tuple(value.shape) not in ((len(action),), (len(action), 1)):
         raise ValueError(f"critic: expected one value per row, shape ({len(action)},), got {tuple(value.shape)}")
+    if any(True for _ in policy.parameters()):
+        admit(policy, world, state[:2], horizon=0)  # another answer than a tensor, or a random one
     with suppress(ValueError):
         return value_scale(policy, critic, state) or None
     return None

@@ -55,6 +55,8 @@ def write_bytes(path: Path, content: bytes) -> None:
     Raises:
         OSError: it cannot be written. Nothing is left of the attempt.
     """
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, "expected the name of a file, got a folder", str(path))
     part = path.with_name(path.name + ".part")
     with naming(path, len(content)):
         path.parent.mkdir(parents=True, exist_ok=True)

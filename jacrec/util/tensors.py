@@ -16,6 +16,28 @@ from jacrec.util.files import write_bytes
 CHECKSUM = "checksum"
 
 
+def usable_device(name: str, value: str | torch.device) -> torch.device:
+    """The device that a caller names.
+
+    Raises:
+        ValueError: torch does not know it, or cannot use it here.
+    """
+    try:
+        device = torch.device(value)
+    except (RuntimeError, TypeError):
+        raise ValueError(f"{name}: expected a device of torch such as cpu, cuda or cuda:0, got {value!r}") from None
+    if device.type == "cuda":
+        usable = (device.index or 0) < (torch.cuda.device_count() if torch.cuda.is_available() else 0)
+    else:
+        try:
+            usable = torch.empty(0, device=device).device.type != "meta"
+        except (RuntimeError, AssertionError, ImportError, NotImplementedError):
+            usable = False
+    if not usable:
+        raise ValueError(f"{name}: expected one that torch can use here, got {str(value)!r}; `jacrec doctor` gives the reason")
+    return device
+
+
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
     """Write tensors and metadata atomically (`jacrec.util.files.write_bytes`)."""
     own = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}

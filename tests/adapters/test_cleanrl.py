@@ -62,6 +62,8 @@ def test_what_it_refuses():
     states = [x.state_dict() for x in (actor, *heads)]
     with pytest.raises(ValueError, match=r"expected the state dicts \(actor, qf1, qf2\).*got tuple"):
         from_cleanrl((states[0],))
+    with pytest.raises(ValueError, match=r"qf1: expected a state dict of CleanRL's, got Net; pass the module's state_dict\(\)"):
+        from_cleanrl((states[0], heads[0], states[2]))
     with pytest.raises(ValueError, match=r"actor: expected the entries .*got .*'extra'"):
         from_cleanrl((states[0] | {"extra": torch.zeros(1)}, *states[1:]))
     with pytest.raises(ValueError, match=r"qf2: expected the entries .*'fc3.weight'"):

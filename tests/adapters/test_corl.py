@@ -135,3 +135,29 @@ def test_what_it_refuses(td3_bc, tmp_path):
     torch.save({"actor": td3_bc["actor"]}, tmp_path / "module.pt")
     with pytest.raises(ValueError, match=r"save the modules' state_dict\(\) alone"):
         from_corl(tmp_path / "module.pt")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (dict(state_mean=np.zeros(D + 1)), rf"state_mean: expected d = {D} numbers.*got \({D + 1},\)"),
+        (dict(state_std="data"), f"state_std: expected d = {D} numbers.*got data"),
+        (dict(max_action=np.ones(M)), "max_action: expected a finite number"),
+        (dict(discount=2.0), "discount: expected 0 <= γ <= 1, got 2"),
+        (
+            dict(source=nn.Linear(1, 1)),
+            r"actor: expected a state dict of CORL's TD3\+BC, got Net; pass the module's state_dict",
+        ),
+    ],
+)
+def test_arguments_that_do_not_fit(td3_bc, changes, message):
+    given = dict(source=checkpoint(td3_bc), state_mean=MEAN, state_std=STD) | changes
+    if isinstance(given["source"], nn.Module):
+        given["source"] = td3_bc
+    with pytest.raises(ValueError, match=message):
+        from_corl(given.pop("source"), **given)
+
+
+def test_statistics_with_an_axis_in_front(td3_bc):
+    row, plain = (from_corl(checkpoint(td3_bc), state_mean=m, state_std=s) for m, s in ((MEAN[None], STD[None]), (MEAN, STD)))
+    assert all(torch.equal(a, b) for a, b in zip(row.policy.parameters(), plain.policy.parameters(), strict=True))

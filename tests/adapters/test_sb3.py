@@ -170,6 +170,13 @@ def test_tqc_is_the_smallest_mean_of_quantiles():
 
 
 def test_other_models_are_refused():
+    model = sb3.SAC("MlpPolicy", "Pendulum-v1", buffer_size=10)
+    with pytest.raises(ValueError, match=r"got str; read a file with jacrec\.adapters\.from_file\(path\)"):
+        from_sb3("sac.zip")
+    with pytest.raises(ValueError, match=r"got SACPolicy; pass the model that it belongs to"):
+        from_sb3(model.policy)
+    with pytest.raises(ValueError, match=r"vec_normalize: expected a VecNormalize, got DummyVecEnv; load one"):
+        from_sb3(model, model.get_env())
     with pytest.raises(ValueError, match="expected SAC, TD3, DDPG or TQC of Stable-Baselines3, got PPO"):
         from_sb3(sb3.PPO("MlpPolicy", "Pendulum-v1"))
     with pytest.raises(ValueError, match="expected SAC, TD3, DDPG or TQC of Stable-Baselines3, got Linear"):

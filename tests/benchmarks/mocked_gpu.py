@@ -76,6 +76,7 @@ def mocked_gpu() -> Iterator[SimpleNamespace]:
     event = mock.MagicMock(**{"return_value.elapsed_time.return_value": 0.5})
     cuda = dict(
         is_available=lambda: True,
+        device_count=lambda: 1,
         get_rng_state=lambda *_: torch.zeros(1, dtype=torch.uint8),
         set_rng_state=lambda *_: None,
         synchronize=count("waits"),

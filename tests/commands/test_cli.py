@@ -161,7 +161,7 @@ def test_published_settings_are_found_wherever_the_data_stands(monkeypatch, fold
 def test_a_setting_that_cannot_be_built_leaves_no_folder(folder, capsys, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert cli.main(["data", "make", "hopper", "random", "--steps", "300"]) == 0
-    for wrong in (["--dynamics.schedule", "foo"], ["--device", "cuda"]):
+    for wrong in (["--dynamics.schedule", "foo"], ["--device", "cuda"], ["--device", "auto"]):
         assert cli.main(["train", "jacrec/hopper-random-v0", "--out", "new", *wrong]) == 2
         assert not Path("new").exists()
     Path("file").write_text("")

@@ -166,3 +166,17 @@ def test_nothing_is_played_before_it_refuses(parts, changes, box, message):
             progress=lambda *x: played.append(x),
         )
     assert not played
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (dict(policy=lambda state: state), r"policy: expected a torch\.nn\.Module state -> action, got function"),
+        (dict(world=nn.Identity()), "world: expected World, got Identity"),
+        (dict(config=MPC), "config: expected EvalConfig, got MPCConfig"),
+    ],
+)
+def test_other_objects_are_refused(parts, given, message):
+    policy, world = parts
+    with pytest.raises(ValueError, match=message):
+        evaluate_policy(**(dict(policy=policy, world=world, env="Pendulum-v1", config=CONFIG) | given))

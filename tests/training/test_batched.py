@@ -10,7 +10,8 @@ import torch
 from jacrec.training.batched import CHUNK, BatchedStages, run_batched
 from jacrec.training.config import DynamicsConfig, ReBRACConfig, RewardConfig
 from jacrec.training.flat import FlatParameterRows
-from jacrec.training.loop import Metrics, load_checkpoint, make_progress, run_stage
+from jacrec.training.loop import Metrics, load_checkpoint, run_stage
+from jacrec.training.progress import make_progress
 from jacrec.training.stages.dynamics import DynamicsStage
 from jacrec.training.stages.rebrac import ReBRACStage
 from jacrec.training.stages.reward import RewardStage

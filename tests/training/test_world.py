@@ -117,6 +117,27 @@ def test_third_party_parts(data, tmp_path):
         load_run(tmp_path / "world")
 
 
+class Sampled(nn.Linear):
+    """A policy of a distribution, as other libraries' are."""
+
+    def forward(self, state):
+        return torch.distributions.Normal(super().forward(state), 0.1).rsample().tanh()
+
+
+def test_a_critic_of_columns_serves(data, own, tmp_path):
+    world = train_world(
+        data, tmp_path / "world", config=SMALL, quiet=True, **(own | {"critic": lambda s, a: own["critic"](s, a)[:, None]})
+    )
+    assert world.value_scale == pytest.approx(value_scale(own["policy"], own["critic"], torch.from_numpy(data.state)))
+
+
+@pytest.mark.parametrize("given", [{"observations": []}, "hopper-medium-v2"])
+def test_other_data_are_refused(given, own, tmp_path):
+    for call in (lambda: train_world(given, tmp_path / "x", **own), lambda: train(SMALL, tmp_path / "x", data=given)):
+        with pytest.raises(ValueError, match=f"data: expected Transitions, .* got {type(given).__name__}"):
+            call()
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -124,6 +145,11 @@ def test_third_party_parts(data, tmp_path):
         (dict(policy=Actor(D, M + 1, (8,))), r"policy: expected actions of m = 2 as in the data, got shape \(2, 3\)"),
         (dict(critic=TwinCritic(D, M + 1, (8,))), r"critic: expected to take states \(2, 3\) and actions \(2, 2\)"),
         (dict(critic=lambda s, a: s), r"critic: expected one value per row, shape \(2,\), got \(2, 3\)"),
+        (dict(critic=lambda s, a: (s, s)), r"critic: expected a torch\.Tensor of shape .*, got tuple.*torch\.minimum"),
+        (dict(critic=None), "critic: expected a callable, got NoneType"),
+        (dict(policy=None), r"policy: expected a torch\.nn\.Module state -> action, got NoneType"),
+        (dict(policy=Sampled(D, M)), "policy: expected the same answer to the same input"),
+        (dict(discount=1.5), "discount: expected 0.0 <= value <= 1.0, got 1.5"),
     ],
 )
 def test_parts_that_do_not_fit_leave_no_folder(data, own, changes, message, tmp_path):

@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from jacrec.util.tensors import read_tensors, with_checksum, without_checksum, write_tensors
+from jacrec.util.tensors import read_tensors, usable_device, with_checksum, without_checksum, write_tensors
 
 TENSORS = {
     "weight": torch.arange(12.0).reshape(3, 4),
@@ -25,6 +25,28 @@ def read(path):
 def write(path):
     write_tensors(path, TENSORS, with_checksum(TENSORS, {"update": "15"}))
     return path
+
+
+@pytest.mark.parametrize(
+    ("device", "message"),
+    [
+        ("gpu", "device: expected a device of torch such as cpu, cuda or cuda:0, got 'gpu'"),
+        ("auto", "got 'auto'"),
+        (None, "got None"),
+        ("meta", "device: expected one that torch can use here, got 'meta'"),
+        ("cuda:99", "device: expected one that torch can use here, got 'cuda:99'; `jacrec doctor`"),
+    ],
+)
+def test_devices_that_do_not_serve(device, message):
+    assert usable_device("device", "cpu") == usable_device("device", torch.device("cpu"))
+    with pytest.raises(ValueError, match=message):
+        usable_device("device", device)
+
+
+def test_a_folder_is_no_file(tmp_path):
+    with pytest.raises(IsADirectoryError, match="expected the name of a file, got a folder"):
+        write(tmp_path)
+    assert not list(tmp_path.parent.glob("*.part"))
 
 
 def test_tensors_and_metadata_are_read_as_written(tmp_path):

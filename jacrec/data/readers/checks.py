@@ -85,7 +85,10 @@ def check_shapes(
         wide = key in ("observations", "actions")
         if len(value.shape) != 1 + wide or value.shape[0] != n:
             expected = "(n, width)" if wide else "(n,)"
-            raise ValueError(f"{name}: {key}: expected shape {expected} with n = {n}, got {value.shape}")
+            advice = (
+                "; a single component is a column (n, 1), and discrete actions are not supported" if key == "actions" else ""
+            )
+            raise ValueError(f"{name}: {key}: expected shape {expected} with n = {n}, got {value.shape}{advice}")
     if n == 0:
         raise ValueError(f"{name}: expected transitions, got none")
     check_widths(name, observations.shape[1], actions.shape[1])

@@ -103,3 +103,10 @@ def test_data_without_successors_cannot_be_trained_on(tmp_path):
     assert not (tmp_path / "run").exists()
     with pytest.raises(ValueError, match=r"^arrays: expected rows with a known successor .*, got none"):
         data.statistics()
+
+
+def test_discrete_actions_are_told():
+    with pytest.raises(
+        ValueError, match=r"actions: expected shape \(n, width\) with n = 7, got \(7,\); .*discrete actions are not"
+    ):
+        from_arrays(**given(actions=np.arange(N) % 2))

@@ -9,10 +9,12 @@ from jacrec import cli
 from jacrec.data import from_arrays, load
 from jacrec.data.catalog import describe
 from jacrec.data.download import get
-from jacrec.data.readers.ogbench import MAGIC, ogbench_file
+from jacrec.data.readers.ogbench import MAGIC, ogbench_file, validation_file
 from jacrec.data.transitions import DatasetInfo
 from jacrec.envs.ogbench import is_single_task, ogbench, single_task
 from jacrec.envs.physics import make_env
+from jacrec.training.folder import digest
+from jacrec.training.loop import read_metrics
 from tests.commands.test_cli import TINY
 
 NAME = "pointmaze-medium-navigate-singletask-v0"
@@ -64,10 +66,10 @@ def test_without_the_package_the_extra_is_named(tmp_path, monkeypatch, capsys):
 
 def test_a_file_is_downloaded_by_name(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
-    seen = {}
+    seen = []
 
     def fetch(url, path, **options):
-        seen.update(url=url, **options)
+        seen.append((url, options["magic"]))
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(MAGIC + b"...")
         return "0" * 64
@@ -76,11 +78,14 @@ def test_a_file_is_downloaded_by_name(tmp_path, monkeypatch):
     got = get("cube-single-play-singletask-task2-v0")
     assert got.path == tmp_path / ".ogbench/data/cube-single-play-v0.npz"
     assert got.fetched
-    assert seen["url"] == "https://rail.eecs.berkeley.edu/datasets/ogbench/cube-single-play-v0.npz"
-    assert seen["magic"] == MAGIC
+    at = "https://rail.eecs.berkeley.edu/datasets/ogbench"
+    assert seen == [(f"{at}/cube-single-play-v0.npz", MAGIC), (f"{at}/cube-single-play-v0-val.npz", MAGIC)]
     seen.clear()
     assert not get("cube-single-play-singletask-task2-v0").fetched
-    assert seen == {}
+    assert seen == []
+    (tmp_path / ".ogbench/data/cube-single-play-v0-val.npz").unlink()  # as an earlier version left it
+    assert get("cube-single-play-singletask-task2-v0").fetched
+    assert [url for url, _ in seen] == [f"{at}/cube-single-play-v0-val.npz"]
 
 
 @pytest.fixture
@@ -116,6 +121,24 @@ def test_a_file_gets_the_tasks_rewards(home):
     assert (shown.scores.mean, shown.termination_share, shown.lengths.max) == (50.0, 0.5, 99.0)
 
 
+def test_the_file_for_validation_is_held_out(home, capsys):
+    alone = load(NAME)
+    assert alone.validation is None
+    path = ogbench_file(NAME)
+    validation_file(path).write_bytes(path.read_bytes())
+    data = load(NAME)
+    assert len(data.validation) == 148
+    assert np.array_equal(data.validation.reward, alone.reward)
+    kept, held_out = data.split(0.1, 0)
+    assert (len(kept), held_out is data.validation, kept.validation) == (148, True, None)
+    assert digest(data) != digest(alone) == digest(kept)
+    assert cli.main(["data", "show", NAME]) == 0
+    assert "148 more (-val.npz)" in capsys.readouterr().out
+    validation_file(path).write_bytes(b"")
+    with pytest.raises(ValueError, match=f"{validation_file(path)}: expected a .npz archive"):
+        load(NAME)
+
+
 def test_a_damaged_file_is_named(home):
     path = ogbench_file(NAME)
     path.write_bytes(path.read_bytes()[:200])
@@ -130,7 +153,9 @@ def test_a_set_goes_from_data_to_report(home, monkeypatch, capsys):
     monkeypatch.chdir(home)
     assert cli.main(["data", "show", NAME]) == 0
     assert "50.0 ± 50.0" in capsys.readouterr().out
-    assert cli.main(["train", NAME, "--out", "run", *TINY]) == 0
+    validation_file(ogbench_file(NAME)).write_bytes(ogbench_file(NAME).read_bytes())
+    assert cli.main(["train", NAME, "--out", "run", *TINY, "--reward.eval-transitions", "200"]) == 0
+    assert read_metrics(home / "run/metrics.jsonl")[-1]["held_out_transitions"] == 148
     play = ["--max-episode-steps", "20"]
     small = ["--mpc.horizon", "1", "--mpc.particles", "2"]
     assert cli.main(["eval", "run", "--episodes", "2", *play, *small, "--no-video"]) == 0
