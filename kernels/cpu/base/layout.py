@@ -45,6 +45,7 @@ class Network(NamedTuple):
     first_gradient: int  # offsets in that vector; this one is transposed as `first` is
     last_weight_gradient: int
     last_bias_gradient: int
+    turned: int  # address of the hidden layers' weights behind the first as `mlp.turn_weights` writes them; 0: there are none
 
 
 class Layer(NamedTuple):

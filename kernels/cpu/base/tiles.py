@@ -254,6 +254,28 @@ def axpy_tile(R: int, V: int, add: bool):
 
 
 @intrinsic
+def transpose_tile(typing, like, x, x_stride, y, y_stride):
+    """y[i, o] = x[o, i] for a square of as many rows as there are lanes."""
+    if not _check(like, x, x_stride, y, y_stride):
+        return None
+
+    def emit(context, builder, signature, args):
+        e = Emitter(builder, like)
+        _, x, x_stride, y, y_stride = args
+        lanes = e.lanes
+        rows = [e.load(e.offset(x, builder.mul(x_stride, ir.Constant(INT, o)))) for o in range(lanes)]
+        halves = [[half * lanes // 2 + i // 2 + i % 2 * lanes for i in range(lanes)] for half in range(2)]
+        for _ in range(lanes.bit_length() - 1):  # each round interleaves the rows of the first half with those of the second
+            pairs = zip(rows[: lanes // 2], rows[lanes // 2 :], strict=True)
+            rows = [e.shuffle(a, b, half) for a, b in pairs for half in halves]
+        for i, row in enumerate(rows):
+            e.store(row, e.offset(y, builder.mul(y_stride, ir.Constant(INT, i))))
+        return context.get_dummy_value()
+
+    return types.void(like, x, x_stride, y, y_stride), emit
+
+
+@intrinsic
 def at(typing, like, address):
     """The memory at an address as a pointer that can be indexed."""
     if not _check(like, address):

@@ -220,6 +220,7 @@ def template(shape: Shape, dtype: torch.dtype) -> np.ndarray:
         first_gradient=first_gradient,
         last_weight_gradient=last_weight_gradient,
         last_bias_gradient=last_bias_gradient,
+        turned=0,
     )
     return np.array([int(x) for x in (*network, *chained.from_iterable(layers))], dtype=np.int64)
 
