@@ -7,14 +7,14 @@ addresses of row-major arrays, hidden ones with padded width. A `team` shares th
 from collections.abc import Sequence
 from itertools import pairwise
 
-from jacrec.kernels.cpu.base.host import part
-from jacrec.kernels.cpu.base.layout import GELU, MISH, RELU, SILU, Network, Stack, layer_of, network_of, slot
+from jacrec.kernels.cpu.base.host import VECTOR_BYTES, part
+from jacrec.kernels.cpu.base.layout import GELU, MISH, RELU, SILU, Network, Stack, hidden, layer_of, network_of, slot
 from jacrec.kernels.cpu.base.norms import normalise, normalise_back
 from jacrec.kernels.cpu.base.products import axpy, axpy_add, dot, transpose
 from jacrec.kernels.cpu.base.rows import WORD
 from jacrec.kernels.cpu.base.scalar import gelu, mish, silu, tanh
 from jacrec.kernels.cpu.base.team import barrier, columns
-from jacrec.kernels.cpu.base.tiles import at, integers, size_of
+from jacrec.kernels.cpu.base.tiles import BIT_BYTES, at, integers, keep_bits, relu_bits, size_of
 
 LINE = 16
 """int64 to which the rows of networks are rounded in `turn_weights`"""
@@ -73,6 +73,33 @@ def times_gate(like, kind, R, padded, x, gate, begin, end):
 
 
 @part
+def activate_signs(like, R, width, padded, bias, z, signs, stride, begin, end):
+    """ReLU of z + bias in place, (R, padded) with zeros behind `width`, whole vectors; its slopes as bits, rows of `stride` elements."""
+    size = size_of(like)
+    lanes, b = VECTOR_BYTES // size, at(like, bias)
+    for r in range(R):
+        row, bits = z + r * padded * size, signs + r * stride * size
+        v = at(like, row)
+        for i in range(begin, min(width, end)):
+            v[i] += b[i]
+        for i in range(max(begin, width), end):
+            v[i] = 0
+        for i in range(begin, end, lanes):
+            relu_bits(like, row + i * size, bits + i // lanes * BIT_BYTES)
+
+
+@part
+def times_signs(like, R, padded, x, signs, stride, begin, end):
+    """x ← x ⊙ ReLU'(z), as `times_gate`, from the bits of `activate_signs`."""
+    size = size_of(like)
+    lanes = VECTOR_BYTES // size
+    for r in range(R):
+        row, bits = x + r * padded * size, signs + r * stride * size
+        for i in range(begin, end, lanes):
+            keep_bits(like, row + i * size, bits + i // lanes * BIT_BYTES)
+
+
+@part
 def add_to(like, count, x, y):
     """y ← y + x."""
     x, y = at(like, x), at(like, y)
@@ -113,8 +140,7 @@ def skips(net, layer):
 @part
 def first_slot(like, net, tape, J, j, R):
     """The address of the first layer's products (R, padded width of layer 0), which the caller computes."""
-    layer = layer_of(net, 0)
-    return slot(like, tape, layer.gate, layer.padded, J, j, R)
+    return hidden(like, net, tape, J, j, R, 0)
 
 
 @part
@@ -155,8 +181,7 @@ def record(like, net, tape, J, j, R, first_bias, y, team):
     for i in range(net.depth):
         layer = layer_of(net, i)
         width, padded = layer.width, layer.padded
-        z = slot(like, tape, layer.gate, padded, J, j, R)
-        h = slot(like, tape, layer.output, padded, J, j, R)
+        z = hidden(like, net, tape, J, j, R, i)
         begin, end = columns(like, team, padded)
         outputs = min(end, width) - min(begin, width)
         if i and turned:
@@ -167,7 +192,13 @@ def record(like, net, tape, J, j, R, first_bias, y, team):
             weight = layer.weight + begin * below_padded * size
             dot(like, below, below_padded, R, weight, below_padded, outputs, below_padded, z + begin * size, padded)
         bias = layer.bias if i else first_bias
-        activate(like, net.activation, R, width, padded, bias, z, h, begin, end)
+        h = z
+        if net.spare:
+            signs = slot(like, tape, layer.gate, layer.bits, J, j, R)
+            activate_signs(like, R, width, padded, bias, z, signs, layer.bits, begin, end)
+        else:
+            h = slot(like, tape, layer.output, padded, J, j, R)
+            activate(like, net.activation, R, width, padded, bias, z, h, begin, end)
         if net.norm:
             hat = slot(like, tape, layer.hat, padded, J, j, R)
             inv_std = slot(like, tape, layer.inv_std, 1, J, j, R)
@@ -234,8 +265,10 @@ def cotangents(like, net, tape, J, j, R, y_bar, y, work, bars, gradient, team):
             to_gain = gradient + layer.gain_gradient * size if bars else type(J)(0)
             to_shift = gradient + layer.shift_gradient * size if bars else type(J)(0)
             normalise_back(like, R, width, padded, layer.gain, x, hat, inv_std, to_gain, to_shift, begin, end, team)
-        gate = slot(like, tape, layer.gate, padded, J, j, R)
-        times_gate(like, net.activation, R, padded, x, gate, begin, end)
+        if net.spare:
+            times_signs(like, R, padded, x, slot(like, tape, layer.gate, layer.bits, J, j, R), layer.bits, begin, end)
+        else:
+            times_gate(like, net.activation, R, padded, x, slot(like, tape, layer.gate, padded, J, j, R), begin, end)
         barrier(team)
         above, above_stride, above_weight, above_width = x, padded, layer.weight, width
     return x

@@ -21,7 +21,9 @@ from numba.core.cgutils import get_or_insert_function
 from jacrec.kernels.cpu.base.host import VECTOR_BYTES
 
 ELEMENTS = {types.float32: (ir.FloatType(), 4, "f32"), types.float64: (ir.DoubleType(), 8, "f64")}
-INT = ir.IntType(64)
+INT, BITS = ir.IntType(64), ir.IntType(16)
+BIT_BYTES = 2
+"""bytes of a vector's bits, at most one for each of 16 lanes"""
 LISTED = 4
 """outputs of a tile whose rows of w are given by a list"""
 carray: Any = numba.carray  # pyright: ignore[reportPrivateImportUsage]
@@ -273,6 +275,44 @@ def transpose_tile(typing, like, x, x_stride, y, y_stride):
         return context.get_dummy_value()
 
     return types.void(like, x, x_stride, y, y_stride), emit
+
+
+@intrinsic
+def relu_bits(typing, like, x, bits):
+    """A vector x ← max(x, 0); where it is positive or NaN goes to `bits`, an int16."""
+    if not _check(like, x, bits):
+        return None
+
+    def emit(context, builder, signature, args):
+        e = Emitter(builder, like)
+        _, x, bits = args
+        value, zero = e.load(x), ir.Constant(e.vector, [0.0] * e.lanes)
+        positive = builder.fcmp_unordered(">", value, zero)
+        e.store(builder.select(positive, value, zero), x)
+        mask = builder.bitcast(positive, ir.IntType(e.lanes))
+        mask = mask if e.lanes == 16 else builder.zext(mask, BITS)
+        builder.store(mask, builder.inttoptr(bits, ir.PointerType(BITS)), align=2)
+        return context.get_dummy_value()
+
+    return types.void(like, x, bits), emit
+
+
+@intrinsic
+def keep_bits(typing, like, x, bits):
+    """A vector x, 0 in the lanes whose bit is 0 in the int16 at `bits`."""
+    if not _check(like, x, bits):
+        return None
+
+    def emit(context, builder, signature, args):
+        e = Emitter(builder, like)
+        _, x, bits = args
+        mask = builder.load(builder.inttoptr(bits, ir.PointerType(BITS)), align=2)
+        mask = mask if e.lanes == 16 else builder.trunc(mask, ir.IntType(e.lanes))
+        which = builder.bitcast(mask, ir.VectorType(ir.IntType(1), e.lanes))
+        e.store(builder.select(which, e.load(x), ir.Constant(e.vector, [0.0] * e.lanes)), x)
+        return context.get_dummy_value()
+
+    return types.void(like, x, bits), emit
 
 
 @intrinsic

@@ -289,7 +289,7 @@ def memory_layout(
         reward=0 if nets.reward is None else nets.reward.tape,
         critic=0 if nets.critic is None else critics * nets.critic.tape,
         anchor=0 if nets.anchor is None else nets.anchor.tape,
-        dynamics=H * chain.K * nets.dynamics.tape,
+        dynamics=H * chain.K * nets.dynamics.tape + nets.dynamics.spare,
         order=2 * H * ensemble,  # two elements of float32 for an int64
         xs=(d + m) * ensemble,
         spread=H * d * chain.scaled,

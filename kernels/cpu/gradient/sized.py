@@ -15,11 +15,11 @@ from jacrec.kernels.cpu.gradient.plan_parts import PolicyPlan, WorldPlan
 from jacrec.kernels.cpu.gradient.sensitivities import FORWARD, GRADIENT, JACOBIANS, PUSHED_ROWS, Forward
 from jacrec.kernels.cpu.gradient.transition import push_room
 
-TILE = 16
+TILE = 64
 """rows that pass through all layers together: enough to use every weight loaded often, few enough to stay in the caches"""
 TAPE_BYTES = 64 * 2**20
 """a tile has fewer rows where its tape would be larger"""
-LEAST_ROWS, LEAST_USES = 4, 64
+LEAST_ROWS, LEAST_USES = 4, 200
 """particles, and particles times calls of a network, from which on each thread transposes its weights for itself"""
 PAGE = 1024
 """elements to which a thread's memory is rounded: no two threads share a page"""
