@@ -15,8 +15,10 @@ from jacrec.kernels.cpu.gradient.plan_parts import PolicyPlan, WorldPlan
 from jacrec.kernels.cpu.gradient.sensitivities import FORWARD, GRADIENT, JACOBIANS, PUSHED_ROWS, Forward
 from jacrec.kernels.cpu.gradient.transition import push_room
 
-TILE = 64
+TILE, LEAST_TILE = 64, 16
 """rows that pass through all layers together: enough to use every weight loaded often, few enough to stay in the caches"""
+TILE_BYTES = 2 * 2**20
+"""of the world model's tape, beyond which a tile has no more than `LEAST_TILE` rows"""
 TAPE_BYTES = 64 * 2**20
 """a tile has fewer rows where its tape would be larger"""
 LEAST_ROWS, LEAST_USES = 4, 200
@@ -68,7 +70,8 @@ def sized_job(
         base.network if base else None,
     )
     tape = max(1, H * K * nets.dynamics.tape * size) if kind is None else 1
-    widest = max(1, min(TILE, N * M, TAPE_BYTES // tape))
+    most = LEAST_TILE if kind is not None else max(LEAST_TILE, TILE_BYTES // tape)
+    widest = max(1, min(TILE, most, N * M, TAPE_BYTES // tape))
     tile = min(widest, -(-N * M // threads))
     if kind is not None:
         widest = tile  # which rows the dynamics take at once depends on the tile, and rounding on them
