@@ -143,6 +143,7 @@ def repeated(call: Callable[[int], object]) -> int:
 
 
 def elapsed(call: Callable[[int], object], n: int) -> float:
+    """Seconds that call(n) takes."""
     started = time.perf_counter()
     call(n)
     return time.perf_counter() - started

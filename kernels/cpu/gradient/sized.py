@@ -118,7 +118,9 @@ def turned_layout(
     What is computed by them depends on M, not on threads or other states: they may not change the bits.
     """
     M, H, offsets = sizes.M, sizes.H, []
-    used = dict(policies=0 if sizes.batched else H + 1, reward=H, critics=1, anchor=H + 1)  # how often by a row
+    used: dict[str, float] = dict(
+        policies=0 if sizes.batched else H + 1, reward=H, critics=1, anchor=H + 1
+    )  # how often by a row
     used["dynamics"] = H * K / max(1, world.chain.members)
     stacks = dict(policies=own.rows, reward=world.reward, critics=world.critics, anchor=anchor and anchor.rows)
     for name, rows in (stacks | {"dynamics": world.dynamics}).items():
