@@ -393,18 +393,3 @@ def prefetch_to_write(typing, address):
         return context.get_dummy_value()
 
     return types.void(address), emit
-
-
-@intrinsic
-def two_to(typing, like, n):
-    """2ⁿ for a whole number n within the exponents of the type, itself of that type."""
-    if like not in ELEMENTS or n != like:
-        return None
-
-    def emit(context, builder, signature, args):
-        element, size, _ = ELEMENTS[like]
-        integer, bias, bits = (ir.IntType(32), 127, 23) if size == 4 else (INT, 1023, 52)
-        exponent = builder.add(builder.fptosi(args[1], integer), ir.Constant(integer, bias))
-        return builder.bitcast(builder.shl(exponent, ir.Constant(integer, bits)), element)
-
-    return like(like, n), emit
