@@ -21,13 +21,14 @@ torch's operation counter.
 
 The floor is the largest of three limits:
 
-* arithmetic: 2 multiply-adds divided by the rate of matrix products in the same precision (CPU: 256³, with all threads, or
-  the rate of one thread times the number of threads, whichever is higher, since a fused kernel's threads need not wait);
+* arithmetic: 2 multiply-adds divided by the rate of multiply-adds in the same precision (CPU: the peak of all threads
+  together, by the loops of benchmarks/rates.py; GPU: matrix products);
 * bytes: every layer call reads its weights once, at the rate at which all threads together read as many bytes as the
-  denoiser's weights (CPU: from their caches; GPU: from L2);
-* latency: sequentially dependent layers, 2·H·K·layers, plus those of policy and critic. CPU: one thread reads the weights of
-  all of them, since splitting a layer would require synchronisation. GPU: one matrix-vector product of the width per layer,
-  as a kernel in a captured graph.
+  denoiser's weights (CPU: from L1 or L2, wherever so many bytes lie; GPU: from L2);
+* latency: sequentially dependent layers, 2·H·K·layers, plus those of policy and critic, on a GPU one matrix-vector product of
+  the width per layer, as a kernel in a captured graph. A CPU has no such limit beside its bytes: its threads may share a layer.
+
+The rate of MKL's matrix products on a CPU is no limit but a peer: on some processors it is less than half the peak.
 """
 
 import time
@@ -37,6 +38,7 @@ from dataclasses import asdict, dataclass
 import torch
 from harness import synchronise
 from problems import Case
+from rates import speeds as cpu_speeds
 
 from jacrec.models.dynamics import ChainDynamics, MultiStepDynamics
 from jacrec.models.networks import MLP
@@ -63,13 +65,15 @@ class Rates:
     """Rates of the machine, measured in the run that uses them."""
 
     flops: float
-    """operations per second of matrix products: 256³ on a CPU, 8192³ on a GPU"""
+    """operations per second: fused multiply-adds of all threads together on a CPU, matrix products of 8192³ on a GPU"""
     bytes: float
     """bytes per second read by all threads together"""
     thread_bytes: float
     """bytes per second read by one thread; on a GPU equal to `bytes`"""
     dependent_call: float
     """seconds per (w, w) matrix-vector product in a chain of dependent kernels; 0 on a CPU"""
+    products: float = 0.0
+    """operations per second of the library's matrix products, a peer: 256³ by torch on a CPU, `flops` on a GPU"""
 
 
 @dataclass(frozen=True)
@@ -127,8 +131,23 @@ def floor(counted: Count, rates: Rates) -> Floor:
     return Floor(
         arithmetic=2e3 * counted.multiply_adds / rates.flops,
         bytes=1e3 * counted.weight_bytes / rates.bytes,
-        latency=1e3 * max(counted.dependent_calls * rates.dependent_call, counted.dependent_bytes / rates.thread_bytes),
+        latency=1e3 * max(counted.dependent_calls * rates.dependent_call, counted.dependent_bytes / rates.bytes),
     )
+
+
+def share(floor_ms: float, ms: float | None) -> float | None:
+    """The share of a physical limit; None without a time, and where it is shorter: the rates were then measured too low."""
+    return floor_ms / ms if ms and floor_ms <= ms else None
+
+
+def percent(part: float | None) -> str:
+    """A share as it is printed."""
+    return "–" if part is None else f"{part:.0%}"
+
+
+def is_limit(row: dict) -> bool:
+    """Whether a recorded row's floor is a limit. Before MKL's rate was recorded as a peer, it was the floor's rate."""
+    return "products" in row.get("rates", {})
 
 
 CLOCK, L2_BYTES, SHARED_BYTES = 1.755e9, 64, 128
@@ -180,7 +199,7 @@ def launch_estimates(case: Case) -> dict[str, list[float]] | None:
 
 @torch.no_grad()
 def measure_rates(width: int, dtype: torch.dtype, device: str) -> Rates:
-    """Measure the machine's rates with torch's number of threads; takes a third of a second."""
+    """Measure the machine's rates with torch's number of threads; takes half a second."""
     on_gpu = device == "cuda"
     n = 8192 if on_gpu else 256  # one 256³ product would not fill a GPU
     x, y = (torch.randn(n, n, dtype=dtype, device=device) for _ in range(2))
@@ -189,18 +208,20 @@ def measure_rates(width: int, dtype: torch.dtype, device: str) -> Rates:
     def multiply() -> float:
         return 2 * n**3 / best(lambda: torch.mm(x, y, out=product), device)
 
-    flops = multiply()
-    numbers = torch.randn(2**23 if on_gpu else 3 * width * width, dtype=dtype, device=device)
+    products = multiply()
+    if on_gpu:
+        numbers = torch.randn(2**23, dtype=dtype, device=device)
+        read = numbers.numel() * numbers.element_size() / best(numbers.sum, device)
+        return Rates(products, read, read, dependent_kernel(width, dtype), products)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        flops = flops if on_gpu else max(flops, threads * multiply())
-        read = numbers.numel() * numbers.element_size() / best(numbers.sum, device)
+        products = max(products, threads * multiply())  # threads that need not wait for one another
     finally:
         torch.set_num_threads(threads)
-    if on_gpu:
-        return Rates(flops, read, read, dependent_kernel(width, dtype))
-    return Rates(flops, threads * read, read, 0.0)
+    together = cpu_speeds(3 * width * width, dtype, threads)
+    one = together if threads == 1 else cpu_speeds(3 * width * width, dtype, 1)
+    return Rates(max(together.flops, one.flops), max(together.bytes, one.bytes), one.bytes, 0.0, products)
 
 
 def dependent_kernel(width: int, dtype: torch.dtype) -> float:

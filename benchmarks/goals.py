@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from floor import share
 from peers import CONTESTANTS
 
 
@@ -39,8 +40,7 @@ def of_the_floor(least: float, applies: Callable[[dict], bool]) -> Goal:
     """Goal: this share of the physical limit."""
 
     def ratio(row: dict, own: str) -> float | None:
-        ours = median(row, own)
-        return row["floor"]["ms"] / ours if ours else None
+        return share(row["floor"]["ms"], median(row, own))
 
     return Goal("the share of the floor", least, applies, ratio)
 

@@ -142,7 +142,12 @@ def row(case: Case, kernel: str, ms: dict, flops: int, read: int, rates: floor.R
         "flops": flops,
         "weight_bytes": read,
         "flops_per_second": flops / seconds,
-        "share_of_peak_flops": round(flops / seconds / rates.flops, 4),
+        "share_of_peak_flops": rounded(floor.share(flops / seconds, rates.flops)),
         "bytes_per_second": read / seconds,
-        "share_of_peak_bytes": round(read / seconds / rates.bytes, 4),
+        "share_of_peak_bytes": rounded(floor.share(read / seconds, rates.bytes)),
     }
+
+
+def rounded(share: float | None) -> float | None:
+    """For the results file."""
+    return None if share is None else round(share, 4)

@@ -68,7 +68,7 @@ def line(r: dict) -> str:
     fused, twin = (r["ms"][which]["median"] for which in ("fused", "plain"))
     text = (
         f"{r['task']:12s} M {r['M']:5d}  {what:34s}{fused:9.3f} ms {r['flops_per_second'] / 1e9:9.1f} GFLOP/s "
-        f"({r['share_of_peak_flops']:4.0%}) {r['bytes_per_second'] / 1e9:8.1f} GB/s ({r['share_of_peak_bytes']:4.0%}) "
+        f"({floor.percent(r['share_of_peak_flops']):>4s}) {r['bytes_per_second'] / 1e9:8.1f} GB/s ({floor.percent(r['share_of_peak_bytes']):>4s}) "
         f"{twin / fused:7.2f}× plain  error {r['error']:.0e} (plain {r['plain_error']:.0e})"
     )
     if r.get("tuned"):
@@ -95,7 +95,10 @@ def main(arguments: list[str] | None = None) -> dict:
     use_threads(options.threads)
     dtype, device = getattr(torch, options.dtype), options.device
     rates = floor.measure_rates(options.width, dtype, device)
-    print(f"peaks: {rates.flops / 1e9:.0f} GFLOP/s, {rates.bytes / 1e9:.0f} GB/s")
+    print(
+        f"peaks: {rates.flops / 1e9:.0f} GFLOP/s, {rates.bytes / 1e9:.0f} GB/s; "
+        f"torch's matrix products: {rates.products / 1e9:.0f} GFLOP/s"
+    )
     rows, told = [], set()
     for task in options.tasks:
         for M in options.particles:

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from floor import percent, share
 from goals import evaluate, median, sentence
 from peers import CONTESTANTS
 from problems import Case
@@ -30,6 +31,12 @@ def block(row: dict, *, first: bool) -> str:
         f"width {row['width']}  {row['dtype']}: floor {limit['ms']:.3f} ms (arithmetic {limit['arithmetic']:.3f}, "
         f"bytes {limit['bytes']:.3f}, latency {limit['latency']:.3f}); Auto takes {row['chosen']}"
     ]
+    rates = row["rates"]
+    if first:
+        lines.append(
+            f"  peak {rates['flops'] / 1e9:.0f} GFLOP/s, reads {rates['bytes'] / 1e9:.0f} GB/s; "
+            f"torch's matrix products {rates['products'] / 1e9:.0f} GFLOP/s ({percent(share(rates['products'], rates['flops']))})"
+        )
     others = peers(row)
     lines.append(f"  {'ms, median (p20-p80)':46s}{'MiB':>9s}{'error':>9s}{'floor':>7s}   times as fast as " + ", ".join(others))
     for name, ms in row["ms"].items():
@@ -38,7 +45,7 @@ def block(row: dict, *, first: bool) -> str:
         lines.append(
             f"  {name:25s}{ms['median']:9.3f} ({ms['p20']:.2f}-{ms['p80']:.2f})".ljust(48)
             + f"{'-' if peak is None else f'{peak / MIB:.2f}':>9s}{row['error'][name]:9.0e}"
-            f"{limit['ms'] / ms['median']:7.1%}   {ratios}"
+            f"{percent(share(limit['ms'], ms['median'])):>7s}   {ratios}"
         )
     if row["others"] > 0.05:
         lines.append(f"    CROWDED: other processes used {row['others']:.0%} of the machine, so times are not reliable")

@@ -9,6 +9,8 @@ import json
 import re
 from pathlib import Path
 
+from floor import is_limit, percent, share
+
 RESULTS = Path(__file__).parent / "results"
 MARKED = re.compile(r"(<!-- grad_speed -->\n).*?(<!-- /grad_speed -->)", re.DOTALL)
 COLUMNS = (
@@ -43,11 +45,16 @@ def heading(where: dict, rows: list[dict]) -> str:
 
 
 def table(rows: list[dict]) -> str:
-    """A Markdown table: per size the contestants' medians, Auto's ratio to the best peer, and its share of the floor."""
+    """A Markdown table: per size the contestants' medians, Auto's ratio to the best peer, and its share of the floor.
+
+    Records from before the floor was a limit have a ratio instead: the time of torch's own products and reads over Auto's.
+    """
+    limits = all(map(is_limit, rows))
     shown = [(name, title) for name, title in COLUMNS if any(name in row["ms"] for row in rows)]
     vary = [name for name in ("K", "width") if len({row[name] for row in rows}) > 1]
     several = len({row["model"] for row in rows}) > 1
-    titles = ["", *(title for _, title in shown), "Auto: best peer's time over its own", "share of the floor"]
+    last = ["torch's products alone", "share of the floor"] if limits else ["torch's products and reads alone over Auto"]
+    titles = ["", *(title for _, title in shown), "Auto: best peer's time over its own", *last]
     lines = [f"| {' | '.join(titles)} |", "|" + "---|" * len(titles)]
     for row in rows:
         which = [row["task"], row["model"]] if several else [row["task"]]
@@ -57,7 +64,11 @@ def table(rows: list[dict]) -> str:
         peers = [medians[name] for name in PEERS if name in medians]
         auto = medians.get("auto")
         cells.append(f"{min(peers) / auto:.2f}×" if peers and auto else "–")
-        cells.append(f"{row['floor']['ms'] / auto:.0%}" if auto else "–")
+        if limits:
+            cells.append(f"{2e3 * row['count']['multiply_adds'] / row['rates']['products']:.2f}")
+            cells.append(percent(share(row["floor"]["ms"], auto)))
+        else:
+            cells.append(f"{row['floor']['ms'] / auto:.2f}×" if auto else "–")
         lines.append(f"| {size} | {' | '.join(cells)} |")
     return "\n".join(lines)
 

@@ -68,7 +68,8 @@ def test_floor_is_the_largest_limit(load):
     floor = load("floor")
     counted = floor.Count(multiply_adds=10**9, repeated=0, weight_bytes=10**8, dependent_calls=100, dependent_bytes=10**7)
     limits = floor.floor(counted, floor.Rates(flops=1e12, bytes=1e11, thread_bytes=1e10, dependent_call=2e-6))
-    assert (limits.arithmetic, limits.bytes, limits.latency) == pytest.approx((2.0, 1.0, 1.0))
+    # the threads of a team share a layer: dependent layers are read at the rate of all of them
+    assert (limits.arithmetic, limits.bytes, limits.latency) == pytest.approx((2.0, 1.0, 0.2))
     assert limits.ms == limits.arithmetic
     slow_calls = floor.floor(counted, floor.Rates(1e12, 1e11, 1e10, dependent_call=5e-5))
     assert slow_calls.ms == slow_calls.latency == pytest.approx(5.0)
@@ -76,8 +77,28 @@ def test_floor_is_the_largest_limit(load):
 
 def test_rates_are_measured(load):
     rates = load("floor").measure_rates(32, torch.float32, "cpu")
-    assert 1e8 < rates.flops < 1e14
+    assert 1e8 < rates.products < rates.flops < 1e14
     assert 1e8 < rates.thread_bytes <= rates.bytes < 1e13
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_loops_that_set_the_peak_leave_nothing_out(load, dtype):
+    """A compiler that computed a part of the sums would raise the peak."""
+    rates = load("rates")
+    multiply_add, read = rates.loops(dtype)
+    lanes = rates.VECTOR_BYTES // dtype.itemsize
+    assert multiply_add(100, 1.0, 0.5) == lanes * sum(i + 50 for i in range(rates.CHAINS))
+    numbers = torch.arange(4.0 * rates.CHAINS * lanes, dtype=dtype)
+    assert read(3, numbers.data_ptr(), len(numbers)) == 3 * numbers.sum()
+
+
+def test_no_share_is_above_one(load):
+    floor, row = load("floor"), {"floor": {"ms": 2.0}, "ms": {"auto": {"median": 1.9}, "adjoint": {"median": 4.0}}}
+    assert (floor.share(2.0, 4.0), floor.share(2.0, 2.0)) == (0.5, 1.0)
+    assert floor.share(2.0, 1.9) is floor.share(2.0, None) is None
+    assert [floor.percent(x) for x in (0.456, 1.0, None)] == ["46%", "100%", "–"]
+    ratio = load("goals").of_the_floor(0.1, bool).ratio
+    assert (ratio(row, "auto"), ratio(row, "adjoint"), ratio(row, "forward")) == (None, 0.5, None)
 
 
 @pytest.mark.parametrize("name", ["forward", "adjoint", "adjoint recomputed"])

@@ -158,8 +158,8 @@ def test_goals_of_gradients(load):
     assert goals.evaluate([without], "cpu") == []
 
 
-def result_of(machine, auto):
-    """Contents of a results file."""
+def result_of(machine, auto, **more):
+    """Contents of a results file, its rows with `more`."""
     ms = {"torch autograd": 20.0, "jax scan": 6.0, "adjoint": 14.0, "auto": auto}
     return {
         "environment": dict(
@@ -183,6 +183,7 @@ def result_of(machine, auto):
                 dtype="float32",
                 floor={"ms": 1.0},
                 ms={name: {"median": M * x} for name, x in ms.items()},
+                **more,
             )
             for M in (1, 2)
         ],
@@ -191,13 +192,21 @@ def result_of(machine, auto):
 
 def test_tables_of_all_machines(tmp_path, load):
     table = load("table")
-    for name, machine, auto in (("cuda_h200", "H200", 2.0), ("cpu_epyc", "EPYC", 3.0)):
-        (tmp_path / f"grad_speed_{name}.json").write_text(json.dumps(result_of(machine, auto)))
+    # a floor by the rate of the library's products, and one by the peak
+    peak = {"rates": {"flops": 4e12, "products": 2e12}, "count": {"multiply_adds": 3 * 10**9}}
+    for name, machine, auto, more in (
+        ("cuda_h200", "H200", 2.0, {}),
+        ("cpu_epyc", "EPYC", 3.0, peak),
+        ("cpu_old", "Old", 0.8, {}),
+    ):
+        (tmp_path / f"grad_speed_{name}.json").write_text(json.dumps(result_of(machine, auto, **more)))
     (tmp_path / "grad_speed_cpu.json").write_text("older format, ignored")
     text = table.tables(tmp_path)
     assert text.index("EPYC, 2 threads, torch 2.13.0, numba 0.68.1, jax 0.10.2; commit abc") < text.index("H200")
-    assert "| hopper, H = 3, M = 1 | 20.00 | 6.00 | 14.00 | 3.00 | 2.00× | 33% |" in text
-    assert "| hopper, H = 3, M = 2 | 40.00 | 12.00 | 28.00 | 4.00 | 3.00× | 25% |" in text
+    assert "| hopper, H = 3, M = 1 | 20.00 | 6.00 | 14.00 | 3.00 | 2.00× | 3.00 | 33% |" in text
+    assert "| hopper, H = 3, M = 2 | 40.00 | 12.00 | 28.00 | 4.00 | 3.00× | 0.25× |" in text
+    assert "| hopper, H = 3, M = 1 | 20.00 | 6.00 | 14.00 | 0.80 | 7.50× | 1.25× |" in text
+    assert text.count("share of the floor") == 1
     assert "Forward" not in text
 
 

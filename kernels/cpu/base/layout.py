@@ -45,6 +45,8 @@ class Network(NamedTuple):
     first_gradient: int  # offsets in that vector; this one is transposed as `first` is
     last_weight_gradient: int
     last_bias_gradient: int
+    spare: int  # elements for each row behind a tape that holds only the signs of a ReLU's inputs, see `hidden`; else 0
+    turned: int  # address of the hidden layers' weights behind the first as `mlp.turn_weights` writes them; 0: there are none
 
 
 class Layer(NamedTuple):
@@ -52,6 +54,7 @@ class Layer(NamedTuple):
 
     width: int
     padded: int
+    bits: int  # elements of a row's signs on a tape that holds nothing else
     weight: int
     bias: int
     gain: int
@@ -95,3 +98,16 @@ def layer_of(net, i):
 def slot(like, base, offset, width, J, j, R):
     """The address of copy j of an array with R rows on a tape of J copies."""
     return base + (offset * J + j * width) * R * size_of(like)
+
+
+@part
+def hidden(like, net, tape, J, j, R, i):
+    """The address of hidden layer i's products, (R, padded width), in call j.
+
+    Where the tape holds signs, they lie behind it, in four buffers: the first layer alternates between two, since a thread of a
+    team may begin the next call while another still reads the last layer's.
+    """
+    layer = layer_of(net, i)
+    if net.spare == 0:
+        return slot(like, tape, layer.gate, layer.padded, J, j, R)
+    return tape + (net.tape * J + (i % 2 if i else 2 + j % 2) * net.widest) * R * size_of(like)

@@ -6,7 +6,7 @@ of R rows is as wide as the accumulators allow; the remaining columns use tiles 
 
 from jacrec.kernels.cpu.base.host import ACCUMULATORS, VECTOR_BYTES, part
 from jacrec.kernels.cpu.base.rows import WORD
-from jacrec.kernels.cpu.base.tiles import LISTED, axpy_tile, dot_tile, listed_dot_tile, size_of
+from jacrec.kernels.cpu.base.tiles import LISTED, at, axpy_tile, dot_tile, listed_dot_tile, size_of, transpose_tile
 
 
 def _dot_rows(R: int):
@@ -130,3 +130,19 @@ axpy = _axpy(add=False)
 """y (R, columns) = x (R, n) w (n, columns); columns a multiple of the lanes, x[r, k] at r·x_stride + k·x_step"""
 axpy_add = _axpy(add=True)
 """the same, added to what y holds"""
+
+
+@part
+def transpose(like, x, x_stride, O, n, y, y_stride):
+    """y (n, O) = x (O, n)ᵀ; n a multiple of the lanes."""
+    size = size_of(like)
+    lanes = VECTOR_BYTES // size
+    whole = O - O % lanes
+    for i in range(0, n, lanes):
+        for o in range(0, whole, lanes):
+            transpose_tile(like, x + (o * x_stride + i) * size, x_stride, y + (i * y_stride + o) * size, y_stride)
+    target = at(like, y)
+    for o in range(whole, O):
+        row = at(like, x + o * x_stride * size)
+        for i in range(n):
+            target[i * y_stride + o] = row[i]

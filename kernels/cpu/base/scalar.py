@@ -6,15 +6,31 @@ An exponential of the C library would be called for each number; this one is ari
 import math
 
 import numpy as np
+from llvmlite import ir
 
 from jacrec.kernels.cpu.base.host import exact_part, part
-from jacrec.kernels.cpu.base.tiles import size_of, two_to
+from jacrec.kernels.cpu.base.tiles import ELEMENTS, INT, intrinsic, size_of
 
 LOG2_E = 1.4426950408889634
 LN_2_HIGH, LN_2_LOW = 6.93145751953125e-1, 1.42860682030941723212e-6
 """ln 2 in two parts, the first with so few bits that its product with a whole number up to 1024 is exact in float32 too"""
 BOUND_32, BOUND_64 = 87.0, 708.0
 """above the bound e^x is e^bound, below the negative bound 0"""
+
+
+@intrinsic
+def two_to(typing, like, n):
+    """2ⁿ for a whole number n within the exponents of the type, itself of that type."""
+    if like not in ELEMENTS or n != like:
+        return None
+
+    def emit(context, builder, signature, args):
+        element, size, _ = ELEMENTS[like]
+        integer, bias, bits = (ir.IntType(32), 127, 23) if size == 4 else (INT, 1023, 52)
+        exponent = builder.add(builder.fptosi(args[1], integer), ir.Constant(integer, bias))
+        return builder.bitcast(builder.shl(exponent, ir.Constant(integer, bits)), element)
+
+    return like(like, n), emit
 
 
 @exact_part

@@ -21,7 +21,9 @@ from numba.core.cgutils import get_or_insert_function
 from jacrec.kernels.cpu.base.host import VECTOR_BYTES
 
 ELEMENTS = {types.float32: (ir.FloatType(), 4, "f32"), types.float64: (ir.DoubleType(), 8, "f64")}
-INT = ir.IntType(64)
+INT, BITS = ir.IntType(64), ir.IntType(16)
+BIT_BYTES = 2
+"""bytes of a vector's bits, at most one for each of 16 lanes"""
 LISTED = 4
 """outputs of a tile whose rows of w are given by a list"""
 carray: Any = numba.carray  # pyright: ignore[reportPrivateImportUsage]
@@ -254,6 +256,66 @@ def axpy_tile(R: int, V: int, add: bool):
 
 
 @intrinsic
+def transpose_tile(typing, like, x, x_stride, y, y_stride):
+    """y[i, o] = x[o, i] for a square of as many rows as there are lanes."""
+    if not _check(like, x, x_stride, y, y_stride):
+        return None
+
+    def emit(context, builder, signature, args):
+        e = Emitter(builder, like)
+        _, x, x_stride, y, y_stride = args
+        lanes = e.lanes
+        rows = [e.load(e.offset(x, builder.mul(x_stride, ir.Constant(INT, o)))) for o in range(lanes)]
+        halves = [[half * lanes // 2 + i // 2 + i % 2 * lanes for i in range(lanes)] for half in range(2)]
+        for _ in range(lanes.bit_length() - 1):  # each round interleaves the rows of the first half with those of the second
+            pairs = zip(rows[: lanes // 2], rows[lanes // 2 :], strict=True)
+            rows = [e.shuffle(a, b, half) for a, b in pairs for half in halves]
+        for i, row in enumerate(rows):
+            e.store(row, e.offset(y, builder.mul(y_stride, ir.Constant(INT, i))))
+        return context.get_dummy_value()
+
+    return types.void(like, x, x_stride, y, y_stride), emit
+
+
+@intrinsic
+def relu_bits(typing, like, x, bits):
+    """A vector x ← max(x, 0); where it is positive or NaN goes to `bits`, an int16."""
+    if not _check(like, x, bits):
+        return None
+
+    def emit(context, builder, signature, args):
+        e = Emitter(builder, like)
+        _, x, bits = args
+        value, zero = e.load(x), ir.Constant(e.vector, [0.0] * e.lanes)
+        positive = builder.fcmp_unordered(">", value, zero)
+        e.store(builder.select(positive, value, zero), x)
+        mask = builder.bitcast(positive, ir.IntType(e.lanes))
+        mask = mask if e.lanes == 16 else builder.zext(mask, BITS)
+        builder.store(mask, builder.inttoptr(bits, ir.PointerType(BITS)), align=2)
+        return context.get_dummy_value()
+
+    return types.void(like, x, bits), emit
+
+
+@intrinsic
+def keep_bits(typing, like, x, bits):
+    """A vector x, 0 in the lanes whose bit is 0 in the int16 at `bits`."""
+    if not _check(like, x, bits):
+        return None
+
+    def emit(context, builder, signature, args):
+        e = Emitter(builder, like)
+        _, x, bits = args
+        mask = builder.load(builder.inttoptr(bits, ir.PointerType(BITS)), align=2)
+        mask = mask if e.lanes == 16 else builder.trunc(mask, ir.IntType(e.lanes))
+        which = builder.bitcast(mask, ir.VectorType(ir.IntType(1), e.lanes))
+        e.store(builder.select(which, e.load(x), ir.Constant(e.vector, [0.0] * e.lanes)), x)
+        return context.get_dummy_value()
+
+    return types.void(like, x, bits), emit
+
+
+@intrinsic
 def at(typing, like, address):
     """The memory at an address as a pointer that can be indexed."""
     if not _check(like, address):
@@ -331,18 +393,3 @@ def prefetch_to_write(typing, address):
         return context.get_dummy_value()
 
     return types.void(address), emit
-
-
-@intrinsic
-def two_to(typing, like, n):
-    """2ⁿ for a whole number n within the exponents of the type, itself of that type."""
-    if like not in ELEMENTS or n != like:
-        return None
-
-    def emit(context, builder, signature, args):
-        element, size, _ = ELEMENTS[like]
-        integer, bias, bits = (ir.IntType(32), 127, 23) if size == 4 else (INT, 1023, 52)
-        exponent = builder.add(builder.fptosi(args[1], integer), ir.Constant(integer, bias))
-        return builder.bitcast(builder.shl(exponent, ir.Constant(integer, bits)), element)
-
-    return like(like, n), emit

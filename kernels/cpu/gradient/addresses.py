@@ -16,6 +16,7 @@ from jacrec.engine.jacobians.chain import level_parts
 from jacrec.kernels.cpu.base.host import VECTOR_BYTES
 from jacrec.kernels.cpu.base.layout import ACTIVATION_CODES, DTYPES, LAYER, NETWORK, Layer, Network, Stack
 from jacrec.kernels.cpu.base.rows import WORD
+from jacrec.kernels.cpu.base.tiles import BIT_BYTES
 from jacrec.kernels.cpu.gradient.transition import Chain
 from jacrec.models.dynamics import ChainDynamics, DeterministicDynamics, EnsembleDynamics, MultiStepDynamics
 from jacrec.models.mlp import ParallelMLP
@@ -107,19 +108,24 @@ class Addresses:
         self.sources[id(of)] = of
         return self.tensor(copy)
 
-    def network(self, mlp: MLP, *, whole: bool = True) -> "Rows":
-        """The networks of a stack; `whole`: whether the first layer's weight is read as a whole."""
+    def network(self, mlp: MLP, *, whole: bool = True, signs: bool = False) -> "Rows":
+        """The networks of a stack.
+
+        Args:
+            whole: whether the first layer's weight is read as a whole.
+            signs: whether a tape of ReLUs alone shall hold their slopes as bits, for networks whose parameters do not move.
+        """
         parts = list(mlp.networks) if isinstance(mlp, ParallelMLP) else [mlp]
-        rows = np.concatenate([self._rows(one, whole) for one in parts])
+        rows = np.concatenate([self._rows(one, whole, signs) for one in parts])
         rows[:, position("layers")] = self.array(rows) + (np.arange(len(rows)) * rows.shape[1] + NETWORK) * WORD
         return Rows(rows)
 
-    def _rows(self, mlp: MLP, whole: bool) -> np.ndarray:
+    def _rows(self, mlp: MLP, whole: bool, signs: bool) -> np.ndarray:
         """The rows of a stack's networks, but for the addresses of their layers' rows."""
         size = self.dtype.itemsize
-        shape = Shape(
-            mlp.in_dim, mlp.out_dim, tuple(mlp.hidden), mlp.activation, bool(mlp.norms), mlp.residual, mlp.tanh_output
-        )
+        norm, relu = bool(mlp.norms), mlp.activation == "relu"
+        signs = signs and relu and not norm and not mlp.residual
+        shape = Shape(mlp.in_dim, mlp.out_dim, tuple(mlp.hidden), mlp.activation, norm, mlp.residual, mlp.tanh_output, signs)
         row = template(shape, self.dtype).copy()
         layers: list[Affine] = list(mlp.layers)
         stack = layers[0].weight.shape[0] if layers[0].weight.dim() == 3 else 1
@@ -173,6 +179,7 @@ class Shape(NamedTuple):
     norm: bool
     residual: bool
     tanh_output: bool
+    signs: bool
 
 
 @cache
@@ -185,7 +192,8 @@ def template(shape: Shape, dtype: torch.dtype) -> np.ndarray:
     layers = []
     for i, (width, pad) in enumerate(zip(shape.hidden, pads, strict=True)):
         layer = dict.fromkeys(Layer._fields, 0) | {"width": width, "padded": pad, "gate": tape, "output": tape, "bar": bars}
-        tape, bars = tape + pad, bars + pad
+        layer["bits"] = -(-pad // lanes(dtype) * BIT_BYTES // dtype.itemsize)
+        tape, bars = tape + (layer["bits"] if shape.signs else pad), bars + pad
         if separate:
             layer["output"], tape = tape, tape + pad
         if shape.norm:
@@ -220,17 +228,19 @@ def template(shape: Shape, dtype: torch.dtype) -> np.ndarray:
         first_gradient=first_gradient,
         last_weight_gradient=last_weight_gradient,
         last_bias_gradient=last_bias_gradient,
+        spare=4 * max(pads) if shape.signs else 0,
+        turned=0,
     )
     return np.array([int(x) for x in (*network, *chained.from_iterable(layers))], dtype=np.int64)
 
 
-def describe_dynamics(own: Addresses, f: Served, table: Tensor | None = None) -> tuple[Chain, Rows]:
-    """The dynamics and their networks. `table`: `level_table(f)` if the caller has it."""
+def describe_dynamics(own: Addresses, f: Served, table: Tensor | None = None, *, signs: bool = False) -> tuple[Chain, Rows]:
+    """The dynamics and their networks. `table`: `level_table(f)` if the caller has it; signs: as in `Addresses.network`."""
     d, m = f.state_dim, f.action_dim
     net = dynamics_network(f)
     first = net.layers[0].weight
     # an ensemble's networks take state and action, and nothing else
-    rows = own.network(net, whole=isinstance(f, EnsembleDynamics))
+    rows = own.network(net, whole=isinstance(f, EnsembleDynamics), signs=signs)
     fields = dict.fromkeys(Chain._fields, 0)
     coefficients: tuple = ([0.0], [1.0], [0.0])
     if isinstance(f, ChainDynamics):

@@ -7,8 +7,9 @@ flags of a thread team. Addresses are bytes, everything else counts elements unl
 from itertools import accumulate
 from typing import NamedTuple
 
-from jacrec.kernels.cpu.base.host import part
+from jacrec.kernels.cpu.base.host import glue, part
 from jacrec.kernels.cpu.base.layout import Network, Stack
+from jacrec.kernels.cpu.base.mlp import turn_weights
 from jacrec.kernels.cpu.base.rows import WORD, reader, relative_reader
 from jacrec.kernels.cpu.base.shares import Division
 from jacrec.kernels.cpu.base.team import FLAG
@@ -138,6 +139,16 @@ class Tapes(NamedTuple):
     spread: int  # ∂x/∂y of outputs that scale the noise, (H, R, d)
 
 
+class Turned(NamedTuple):
+    """Where each stack's transposed weights lie, in bytes from the start of a thread's memory; 0: they are not transposed."""
+
+    policies: int
+    reward: int
+    critics: int
+    anchor: int
+    dynamics: int
+
+
 class Task(NamedTuple):
     """A job in compiled code."""
 
@@ -170,14 +181,16 @@ class Sections(NamedTuple):
     division: int
     scratch: int
     tapes: int
+    turned: int
     flags: int
 
 
-_KINDS = (Sizes, Stack, Stack, Stack, Stack, Stack, Chain, Scales, Constants, Call, Division, Scratch, Tapes)
+_KINDS = (Sizes, Stack, Stack, Stack, Stack, Stack, Chain, Scales, Constants, Call, Division, Scratch, Tapes, Turned)
 AT = Sections(*accumulate((len(kind._fields) for kind in _KINDS), initial=COUNTERS))
 CALL = slice(AT.call, AT.call + len(Call._fields))
 _read_sizes, _read_stack, _read_chain, _read_scales = reader(Sizes), reader(Stack), reader(Chain), reader(Scales)
 _read_constants, _read_call, _read_division = reader(Constants), reader(Call), reader(Division)
+_read_turned = reader(Turned)
 read_lent, read_piece, read_scratch, read_tapes = reader(Lent), reader(Piece), relative_reader(Scratch), relative_reader(Tapes)
 
 
@@ -202,6 +215,30 @@ def task_of(job):
         _read_call(job + AT.call * WORD),
         _read_division(job + AT.division * WORD),
     )
+
+
+@part
+def with_turned(like, task, job):
+    """The task with a thread's own transposed weights, where the job has room for them."""
+    turned = _read_turned(job + AT.turned * WORD)
+    return Task(
+        task.sizes,
+        _turn(like, task, task.policies, turned.policies),
+        _turn(like, task, task.reward, turned.reward),
+        _turn(like, task, task.critics, turned.critics),
+        _turn(like, task, task.anchor, turned.anchor),
+        _turn(like, task, task.dynamics, turned.dynamics),
+        task.chain,
+        task.scales,
+        task.constants,
+        task.call,
+        task.division,
+    )
+
+
+@glue
+def _turn(like, task, stack, offset):
+    return turn_weights(like, stack, task.call.memory + offset) if offset else stack
 
 
 class Networks(NamedTuple):
@@ -252,7 +289,7 @@ def memory_layout(
         reward=0 if nets.reward is None else nets.reward.tape,
         critic=0 if nets.critic is None else critics * nets.critic.tape,
         anchor=0 if nets.anchor is None else nets.anchor.tape,
-        dynamics=H * chain.K * nets.dynamics.tape,
+        dynamics=H * chain.K * nets.dynamics.tape + nets.dynamics.spare,
         order=2 * H * ensemble,  # two elements of float32 for an int64
         xs=(d + m) * ensemble,
         spread=H * d * chain.scaled,

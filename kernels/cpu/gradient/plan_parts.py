@@ -9,6 +9,7 @@ from jacrec.kernels.cpu.gradient.moves import Moved, gradient_pieces, moved
 from jacrec.kernels.cpu.gradient.values import Scales
 from jacrec.kernels.refusals import policy_network, policy_settings, world_settings
 from jacrec.kernels.watch import Watch
+from jacrec.models.dynamics import ChainDynamics
 from jacrec.models.mlp import ParallelMLP
 from jacrec.models.networks import MLP, RewardModel, TwinCritic
 from jacrec.models.world import BatchedPolicy, World
@@ -63,7 +64,7 @@ class WorldPlan:
         own = self.addresses = Addresses(self.dtype)
         self.reward = own.network(reward.mlp) if reward else None
         self.critics = own.network(critic.mlp) if critic else None
-        self.chain, self.dynamics = describe_dynamics(own, f)
+        self.chain, self.dynamics = describe_dynamics(own, f, signs=isinstance(f, ChainDynamics))
         self.shares_layers = not (self.chain.members or self.chain.from_actions)
         """whether the threads of a team may share a row's layers"""
         self.scales = Scales(*(own.tensor(getattr(reward, name)) if reward else 0 for name in Scales._fields))

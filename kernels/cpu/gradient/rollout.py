@@ -14,7 +14,7 @@ from jacrec.kernels.cpu.base.team import ALONE, Team, barrier, join_team
 from jacrec.kernels.cpu.base.tiles import at, size_of
 from jacrec.kernels.cpu.base.waiting import nanoseconds
 from jacrec.kernels.cpu.gradient.ensemble import pull_members, record_members
-from jacrec.kernels.cpu.gradient.job import ARRIVALS, AT, TEAM_SIZE, read_scratch, read_tapes, task_of
+from jacrec.kernels.cpu.gradient.job import ARRIVALS, AT, TEAM_SIZE, read_scratch, read_tapes, task_of, with_turned
 from jacrec.kernels.cpu.gradient.multistep import pull_step, record_step
 from jacrec.kernels.cpu.gradient.tiling import clear_gradients, collect, gradient_of, next_tile, segment, take_share
 from jacrec.kernels.cpu.gradient.transition import pull_transition, record_transition
@@ -54,6 +54,8 @@ def rollout_gradient(like, job):
         share = take_share(task, team, longest)
         if share.number < 0:
             break
+        if longest == 0:
+            task = with_turned(like, task, job)
         clear_gradients(like, task, share, team)
         barrier(team)
         begin = share.first

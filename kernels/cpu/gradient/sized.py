@@ -8,16 +8,21 @@ import torch
 
 from jacrec.engine.problem import Problem
 from jacrec.kernels.cpu.base.layout import DTYPES, Stack
+from jacrec.kernels.cpu.base.mlp import turned_room
 from jacrec.kernels.cpu.base.threads import threads_for
-from jacrec.kernels.cpu.gradient.job import AT, COUNTERS, Constants, Networks, Sizes, job_length, memory_layout
+from jacrec.kernels.cpu.gradient.job import AT, COUNTERS, Constants, Networks, Sizes, Turned, job_length, memory_layout
 from jacrec.kernels.cpu.gradient.plan_parts import PolicyPlan, WorldPlan
 from jacrec.kernels.cpu.gradient.sensitivities import FORWARD, GRADIENT, JACOBIANS, PUSHED_ROWS, Forward
 from jacrec.kernels.cpu.gradient.transition import push_room
 
-TILE = 16
+TILE, LEAST_TILE = 64, 16
 """rows that pass through all layers together: enough to use every weight loaded often, few enough to stay in the caches"""
+TILE_BYTES = 2 * 2**20
+"""of the world model's tape, beyond which a tile has no more than `LEAST_TILE` rows"""
 TAPE_BYTES = 64 * 2**20
 """a tile has fewer rows where its tape would be larger"""
+LEAST_ROWS, LEAST_USES = 4, 200
+"""particles, and particles times calls of a network, from which on each thread transposes its weights for itself"""
 PAGE = 1024
 """elements to which a thread's memory is rounded: no two threads share a page"""
 
@@ -65,7 +70,8 @@ def sized_job(
         base.network if base else None,
     )
     tape = max(1, H * K * nets.dynamics.tape * size) if kind is None else 1
-    widest = max(1, min(TILE, N * M, TAPE_BYTES // tape))
+    most = LEAST_TILE if kind is not None else max(LEAST_TILE, TILE_BYTES // tape)
+    widest = max(1, min(TILE, most, N * M, TAPE_BYTES // tape))
     tile = min(widest, -(-N * M // threads))
     if kind is not None:
         widest = tile  # which rows the dynamics take at once depends on the tile, and rounding on them
@@ -77,6 +83,9 @@ def sized_job(
     forward = ()
     if kind is not None:
         forward, elements = forward_layout(kind, sizes, nets, first, tangents, elements, size)
+    turned = Turned(*[0] * len(Turned._fields))
+    if kind is None:
+        turned, elements = turned_layout(own, world, anchor, sizes, K, elements, size)
     room = -(-elements // PAGE) * PAGE
     discounts = p.world.discount ** np.arange(H + 1)
     beta = p.world.anchor.weight if p.world.anchor else 0.0
@@ -92,13 +101,35 @@ def sized_job(
     stacks = [rows.stack if rows else Stack(0, 0, 0) for rows in (own.rows, world.reward, world.critics, base, world.dynamics)]
     fixed = (*sizes, *(x for stack in stacks for x in stack), *world.chain, *world.scales, *constants)
     row[COUNTERS : AT.call] = [int(x) for x in fixed]
-    row[AT.scratch : AT.flags] = (*scratch, *tapes)
+    row[AT.scratch : AT.flags] = (*scratch, *tapes, *turned)
     if kind is not None:
         row[FORWARD:] = forward._replace(discounts=first_factor)  # pyright: ignore
     returns = -(-N * M // PAGE) * PAGE
     gradients, path = (N if p.batched else 1) + sizes.shares - 1, ((H + 1) * N * M * d, (H + 1) * N * M * m)
     length, memory = own.rows.network.gradient, returns + team * room
     return SizedJob(row, own.dtype, factors, threads, sizes.shares, returns * size, memory, room, length, gradients, path)
+
+
+def turned_layout(
+    own: PolicyPlan, world: WorldPlan, anchor: PolicyPlan | None, sizes: Sizes, K: int, begin: int, itemsize: int
+) -> tuple[Turned, int]:
+    """Which weights each thread transposes, from an element of its memory on, and where they end.
+
+    What is computed by them depends on M, not on threads or other states: they may not change the bits.
+    """
+    M, H, offsets = sizes.M, sizes.H, []
+    used: dict[str, float] = dict(
+        policies=0 if sizes.batched else H + 1, reward=H, critics=1, anchor=H + 1
+    )  # how often by a row
+    used["dynamics"] = H * K / max(1, world.chain.members)
+    stacks = dict(policies=own.rows, reward=world.reward, critics=world.critics, anchor=anchor and anchor.rows)
+    for name, rows in (stacks | {"dynamics": world.dynamics}).items():
+        worth = rows is not None and M >= LEAST_ROWS and M * used[name] >= LEAST_USES
+        offsets.append(begin * itemsize if worth else 0)
+        if worth and rows is not None:
+            count = turned_room(rows.stack, [layer.padded for layer in rows.layers], itemsize)
+            begin += -(-count // 16) * 16
+    return Turned(*offsets), begin
 
 
 def pushed_tangents(kind: int, d: int, m: int, H: int) -> list[int]:

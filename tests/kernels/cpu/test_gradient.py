@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import threading
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -39,12 +40,13 @@ def served(**options):
 
 
 @property_cases(0.12)
-@given(case=served(max_M=6))
-def test_fused_agrees_with_the_plain_adjoint(case):
+@given(case=served(max_M=6), transposed=st.booleans())
+def test_fused_agrees_with_the_plain_adjoint(case, transposed):
     problem = case.build()
     assume(well_posed(*problem))
     threads.forget_workspace()
-    expected, got = (policy_gradient(*problem, method=method) for method in (Adjoint(), FUSED))
+    with patch.multiple(sized, LEAST_ROWS=1, LEAST_USES=1 if transposed else 10**9):
+        expected, got = (policy_gradient(*problem, method=method) for method in (Adjoint(), FUSED))
     assert relative_error(got.gradient, expected.gradient) < 1e-12
     torch.testing.assert_close(got.value, expected.value, rtol=1e-12, atol=1e-13)
     for name, parameter in problem[0].named_parameters():
@@ -321,22 +323,26 @@ def _multiply(like, job_address):
     products.dot(like, job[0], job[1], job[2], job[3], job[1], job[4], job[1], job[5], job[4] + 2)
     products.axpy(like, job[6], 1, job[2], job[2], job[7], job[1], job[4], job[1], job[8], job[1])
     products.axpy_add(like, job[6], 1, job[2], job[2], job[7], job[1], job[4], job[1], job[8], job[1])
+    products.transpose(like, job[3], job[1], job[4], job[1], job[9], job[4] + 2)
 
 
 @given(R=st.integers(1, 19), O=st.integers(1, 40), vectors=st.integers(1, 5), double=st.booleans())
 def test_products_of_any_size(R, O, vectors, double):
-    """dot and axpy against numpy, with a margin around the result that has to stay as it was."""
+    """dot, axpy and transpose against numpy, with a margin around the result that has to stay as it was."""
     dtype = np.float64 if double else np.float32
     n = vectors * host.VECTOR_BYTES // np.dtype(dtype).itemsize
     rng = np.random.default_rng(R + 100 * O)
     x, w, turned = (rng.standard_normal(shape).astype(dtype) for shape in ((R, n), (O, n), (O, R)))
-    y, z = np.full((R, O + 2), 7, dtype), np.full((R, n), np.nan, dtype)
-    job = np.array([x.ctypes.data, n, R, w.ctypes.data, O, y.ctypes.data, turned.ctypes.data, w.ctypes.data, z.ctypes.data])
+    y, z, w_t = np.full((R, O + 2), 7, dtype), np.full((R, n), np.nan, dtype), np.full((n, O + 2), 7, dtype)
+    addresses = [array.ctypes.data for array in (x, w, y, turned, z, w_t)]
+    job = np.array([addresses[0], n, R, addresses[1], O, addresses[2], addresses[3], addresses[1], *addresses[4:]])
     host.entry(_multiply, dtype).ctypes(job.ctypes.data)
     close = dict(rtol=0, atol=1e-12 if double else 2e-4)
     np.testing.assert_allclose(y[:, :O], x @ w.T, **close)
     assert (y[:, O:] == 7).all()
     np.testing.assert_allclose(z, 2 * (turned.T @ w), **close)
+    np.testing.assert_array_equal(w_t[:, :O], w.T)
+    assert (w_t[:, O:] == 7).all()
 
 
 @pytest.mark.slow
