@@ -55,7 +55,7 @@ def main() -> None:
         "",
         f"`python paper_checks/behaviour.py --steps {options.steps} --seed {options.seed}`: `jacrec data make ENV KIND --behaviour sac`,",
         "returns of whole episodes (mean ± standard deviation), mean length, and D4RL's normalised score of the mean. The behaviour comes",
-        "from short trainings (100 000 to 250 000 steps of SAC; D4RL's: up to 3 000 000), so that these sets are weaker than D4RL's.",
+        "from short trainings (100 000 to 600 000 steps of SAC; D4RL's: up to 3 000 000), so that most of these sets are weaker than D4RL's.",
         "",
         "| set | return here | length here | score here | return, D4RL | length, D4RL |",
         "|---|---|---|---|---|---|",

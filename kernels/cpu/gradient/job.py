@@ -7,7 +7,7 @@ flags of a thread team. Addresses are bytes, everything else counts elements unl
 from itertools import accumulate
 from typing import NamedTuple
 
-from jacrec.kernels.cpu.base.host import glue, part
+from jacrec.kernels.cpu.base.host import part
 from jacrec.kernels.cpu.base.layout import Network, Stack
 from jacrec.kernels.cpu.base.mlp import turn_weights
 from jacrec.kernels.cpu.base.rows import WORD, reader, relative_reader
@@ -236,7 +236,7 @@ def with_turned(like, task, job):
     )
 
 
-@glue
+@part
 def _turn(like, task, stack, offset):
     return turn_weights(like, stack, task.call.memory + offset) if offset else stack
 
