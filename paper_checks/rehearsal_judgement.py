@@ -1,4 +1,4 @@
-"""Can a world model judge? Imagined returns and gains of a run against the real ones.
+"""Imagined returns and gains of runs against the real ones: can their world models judge a controller?
 
     python paper_checks/rehearsal_judgement.py RUN … --out FOLDER     # measure runs: FOLDER/RUN.json
     python paper_checks/rehearsal_choices.py FOLDER                   # what follows from them
@@ -104,12 +104,13 @@ def measure(path: str, imagined: int, real: int, steps: int) -> dict[str, Any]:
     first = torch.as_tensor(starts, dtype=torch.float32)
     with torch.no_grad():
         value = run.world.critic(first, run.policy(first)).mean().item()
-    point = (run.info.ref_max - run.info.ref_min) / 100  # pyright: ignore[reportOptionalOperand]
+    assert run.info.ref_min is not None
+    assert run.info.ref_max is not None
     return {
         "run": Path(path).name,
         "data": run.info.name,
         "seed": run.config.seed,
-        "point": point,
+        "point": (run.info.ref_max - run.info.ref_min) / 100,
         "value": value,
         "replay": replayed(run),
         "rehearsal": found.record(),
