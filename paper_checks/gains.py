@@ -14,6 +14,7 @@ from record import RESULTS, command, readable_json, without_paths, write
 from tyro.conf import Positional
 
 from jacrec.evaluation.markdown import Sheet, bullet_list, key_values
+from jacrec.evaluation.rehearsal_tables import margin
 from jacrec.evaluation.results import interval
 from jacrec.evaluation.versions import versions
 from jacrec.studies.analysis import study_plots, study_tables
@@ -218,7 +219,7 @@ def _rehearsals(study: Study, folder: Path, level: float) -> str:
     return (
         "## Do rehearsals predict real gains?\n\nBefore it plays, a contestant that rehearses lets its candidates and the base "
         f"policy play {own.episodes} imagined episodes of at most {own.steps} steps in the world model, from reset states and "
-        f"with the same noise. It plays as the candidate with the largest gain minus {own.confidence:g} standard errors, if that "
+        f"with the same noise. It plays as the candidate with the largest gain minus {margin(own, own.episodes)}, if that "
         f"exceeds {own.least_gain:.0%} of the base policy's imagined return, otherwise as the base policy.\n\n"
         + "\n\n".join(parts)
     )

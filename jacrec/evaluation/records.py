@@ -78,6 +78,7 @@ class RehearsalSettings(TypedDict):
     episodes: int
     steps: int
     confidence: float
+    consistency: NotRequired[float]
     least_gain: float
     data_range: float
 

@@ -4,6 +4,9 @@ The objective Ĵ of a decision looks H steps ahead and then trusts Q_φ, which m
 later. In imagined episodes of hundreds of steps, the controller visits the states its own decisions lead to, and the fall
 happens. No step is taken in the real environment: settings are selected, or MPC is rejected, from offline data alone. All
 candidates share the same starts and noise, so they are compared in pairs.
+
+What a world model gets wrong, such as falls that never happen, shows as a gain in some imagined episodes and none in others. More
+episodes do not mend it, so that a gain is weighed against its spread between the episodes, not only against its standard error.
 """
 
 import contextlib
@@ -54,7 +57,10 @@ class RehearsalConfig:
     seed: int = 7
     """seed of the starts (environment seed 1000 · seed + i) and of the model noise; should differ from the evaluation's"""
     confidence: float = 2.0
-    """standard errors subtracted from a candidate's mean imagined gain"""
+    """standard errors to subtract from a candidate's mean imagined gain, for the chance of the draw"""
+    consistency: float = 3.0
+    """standard deviations between the imagined episodes to subtract from it, for the error of the world model, which more episodes
+    do not reduce; the larger of the two is subtracted. 0: standard errors alone"""
     least_gain: float = 0.02
     """minimum of that lower bound, as a share of the base policy's |imagined return|, for a candidate to act"""
     data_range: float = 10.0
@@ -66,9 +72,13 @@ class RehearsalConfig:
         expect_count("rehearsal.episodes", self.episodes, 2)
         expect_count("rehearsal.steps", self.steps, 1)
         expect_positive("rehearsal.data_range", self.data_range)
-        for name in ("confidence", "least_gain"):
+        for name in ("confidence", "consistency", "least_gain"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"rehearsal.{name}: expected a number >= 0, got {getattr(self, name)!r}")
+
+    def margin(self, episodes: int) -> float:
+        """Standard deviations between this many imagined episodes that are subtracted from a candidate's mean gain."""
+        return max(self.consistency, self.confidence / math.sqrt(episodes))
 
 
 @dataclass(frozen=True)
@@ -102,12 +112,13 @@ class Rehearsal:
         return float(difference.mean()), float(difference.std(ddof=1) / math.sqrt(len(difference)))
 
     def confident_gain(self, name: str, model: str | None = None) -> float:
-        """Mean gain minus `confidence` standard errors; −inf if more episodes were lost than under the base policy."""
+        """Mean gain minus the settings' margin; −inf if more episodes were lost than under the base policy."""
         episodes = self.episodes if model is None else self.others[model]
         if episodes[name].lost > episodes[BASE].lost:
             return -math.inf
         mean, error = self.gain(name, model)
-        return mean - self.config.confidence * error
+        n = len(episodes[BASE].returns)
+        return mean - self.config.margin(n) * math.sqrt(n) * error
 
     def worst_share(self, name: str) -> float:
         """Confident gain relative to the base policy's |imagined return|, minimised over the world models."""
@@ -135,7 +146,8 @@ class Rehearsal:
             return {name: ImaginedEpisodes(**own) for name, own in content.items()}
 
         others = {model: read(content) for model, content in record.get("others", {}).items()}
-        return cls(RehearsalConfig(**record["settings"]), read(record["episodes"]), record["termination"], others)
+        settings = {"consistency": 0.0, **record["settings"]}  # earlier versions had none
+        return cls(RehearsalConfig(**settings), read(record["episodes"]), record["termination"], others)
 
     def record(self) -> dict[str, Any]:
         """Everything, ready for JSON."""

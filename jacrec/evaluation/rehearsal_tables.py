@@ -1,29 +1,53 @@
 """The tables and the summary of a rehearsal."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from rich.table import Table
 
 from jacrec.evaluation.markdown import Sheet, terminal_table
-from jacrec.evaluation.rehearsal import BASE, Rehearsal
+from jacrec.evaluation.rehearsal import BASE, Rehearsal, RehearsalConfig
 
 HEAD = ("candidate", "imagined return", "imagined steps", "gain over base ± se", "lost", "")
 
 
 def choice_sentence(record: Mapping[str, Any]) -> str:
-    """The choice and the rule behind it, in one sentence."""
-    settings = record["settings"]
+    """The choice and the rule behind it; for the base policy, why nothing else was chosen."""
+    rehearsal, settings = Rehearsal.from_record(record), record["settings"]
     several = bool(record.get("others"))
     where, models = ("each of them", "world models") if several else ("it", "world model")
     rule = (
-        f"required: imagined gain minus {settings['confidence']:g} standard errors above {settings['least_gain']:.0%} of the "
-        f"base policy's return in {where}, and no more episodes lost"
+        f"required: imagined gain minus {margin(rehearsal.config, settings['episodes'])} above {settings['least_gain']:.0%} of "
+        f"the base policy's return in {where}, and no more episodes lost"
     )
     if record["choice"] == BASE:
-        return f"The rehearsal in the {models} chose the base policy: no candidate gains enough ({rule})."
+        return f"The rehearsal in the {models} chose the base policy: {_reason(rehearsal)} ({rule})."
     return f"The rehearsal in the {models} chose {record['choice']} ({rule})."
+
+
+def margin(config: RehearsalConfig, episodes: int) -> str:
+    """What is subtracted from a mean imagined gain, in words."""
+    if config.margin(episodes) == config.consistency:
+        return f"{config.consistency:g} standard deviations between the episodes"
+    return f"{config.confidence:g} standard errors"
+
+
+def _reason(rehearsal: Rehearsal) -> str:
+    """Why no candidate acts."""
+    candidates = [name for name in rehearsal.episodes if name != BASE]
+    best = max(candidates, key=lambda name: rehearsal.gain(name)[0], default=BASE)
+    mean, error = rehearsal.gain(best)
+    episodes = rehearsal.episodes[BASE]
+    if best == BASE or mean <= rehearsal.config.least_gain * abs(np.mean(episodes.returns)):
+        return "no candidate gains enough"
+    if rehearsal.episodes[best].lost > episodes.lost:
+        return f"the world model cannot judge {best}, which leaves the range of the data more often"
+    if replace(rehearsal, others={}).passes(best):
+        return f"the world models disagree about {best}"
+    spread = error * len(episodes.returns) ** 0.5
+    return f"{best} gains {mean:+.4g}, but with a standard deviation of {spread:.2g} between the episodes: the world model cannot tell"
 
 
 def rows(record: Mapping[str, Any]) -> list[list[str]]:

@@ -14,6 +14,7 @@ from jacrec import Actor, DiffusionDynamics, MPCConfig, RewardModel, TwinCritic,
 from jacrec.envs.physics import make_env
 from jacrec.envs.termination import termination
 from jacrec.evaluation.rehearsal import BASE, ImaginedEpisodes, Rehearsal, RehearsalConfig, rehearse
+from jacrec.evaluation.rehearsal_tables import choice_sentence
 from tests.conftest import property_cases
 from tests.strategies import shake
 
@@ -130,17 +131,21 @@ def test_non_finite_rewards_count_as_lost():
     json.dumps(rehearsal.record(), allow_nan=False)
 
 
-@given(st.lists(st.tuples(st.floats(-9, 9), st.floats(-9, 9), st.floats(-9, 9)), min_size=2, max_size=5), st.floats(0, 3))
+@given(
+    st.lists(st.tuples(st.floats(-9, 9), st.floats(-9, 9), st.floats(-9, 9)), min_size=2, max_size=5),
+    st.floats(0, 3),
+    st.floats(0, 3),
+)
 @property_cases(0.02, 20)
-def test_choice_is_the_largest_confident_gain(rows, confidence):
+def test_choice_is_the_largest_confident_gain(rows, confidence, consistency):
     base, a, b = (list(map(float, x)) for x in zip(*rows, strict=True))
     n = len(base)
-    config = RehearsalConfig(confidence=confidence)
+    config = RehearsalConfig(confidence=confidence, consistency=consistency)
     rehearsal = Rehearsal(config, {k: ImaginedEpisodes(v, [1] * n, 0) for k, v in ((BASE, base), ("a", a), ("b", b))}, False)
     sure = {}
     for name, values in (("a", a), ("b", b)):
         d = np.array(values) - np.array(base)
-        sure[name] = d.mean() - confidence * d.std(ddof=1) / np.sqrt(n)
+        sure[name] = d.mean() - max(confidence / np.sqrt(n), consistency) * d.std(ddof=1)
         assert rehearsal.confident_gain(name) == pytest.approx(sure[name])
     enough = 0.02 * abs(np.mean(base))
     assert rehearsal.choice in ("a", "b", BASE)
@@ -151,6 +156,48 @@ def test_choice_is_the_largest_confident_gain(rows, confidence):
     record = rehearsal.record()
     assert record["choice"] == rehearsal.choice
     assert record["gains"]["a"]["mean"] == pytest.approx(rehearsal.gain("a")[0])
+
+
+FALLING = [700.0, 350.0, 720.0, 500.0, 420.0, 680.0, 600.0, 300.0]
+"""imagined returns of a base policy that falls in some episodes of the world model"""
+
+
+def test_gains_in_some_imagined_episodes_only_are_declined():
+    """The world model imagines falls, which the candidate avoids. More such episodes prove nothing."""
+    for many in (1, 8):
+        base = many * FALLING
+        episodes = {BASE: base, "curing": [905.0] * len(base), "steady": [x + 10 for x in base]}
+        imagined = {name: ImaginedEpisodes(own, [400] * len(own), 0) for name, own in episodes.items()}
+        config = RehearsalConfig(episodes=len(base))
+        rehearsal = Rehearsal(config, imagined, True)
+        mean, error = rehearsal.gain("curing")
+        assert mean - 2 * error > 0.02 * np.mean(base)
+        assert rehearsal.choice == BASE
+        told = choice_sentence(rehearsal.record())
+        assert "curing gains" in told
+        assert "the world model cannot tell" in told
+        assert "3 standard deviations" in told
+        assert replace(rehearsal, config=replace(config, least_gain=0.01)).choice == "steady"
+        before = rehearsal.record()
+        del before["settings"]["consistency"]  # a record of an earlier version keeps its rule
+        assert Rehearsal.from_record(before).choice == "curing"
+        assert "2 standard errors" in choice_sentence(before | {"choice": "curing"})
+
+
+def test_a_declining_rehearsal_says_why():
+    def told(base, better, lost=0, **others):
+        def read(rows):
+            return {name: ImaginedEpisodes(list(own), [9, 9], lost if name == "a" else 0) for name, own in rows.items()}
+
+        there = {model: read({BASE: base, "a": own}) for model, own in others.items()}
+        rehearsal = Rehearsal(RehearsalConfig(episodes=2), read({BASE: base, "a": better}), True, there)
+        assert rehearsal.choice == BASE
+        return choice_sentence(rehearsal.record())
+
+    base = (100.0, 110.0)
+    assert "no candidate gains enough" in told(base, (101.0, 111.0))
+    assert "cannot judge a, which leaves the range of the data" in told(base, (150.0, 160.0), lost=1)
+    assert "the world models disagree about a" in told(base, (150.0, 160.0), other=(90.0, 100.0))
 
 
 @pytest.mark.parametrize(
@@ -175,6 +222,7 @@ def test_invalid_candidates_and_starts_are_rejected(candidates, starts, message)
         ({"steps": 0}, r"rehearsal\.steps: .*>= 1, got 0"),
         ({"data_range": 0.0}, r"rehearsal\.data_range: .*got 0\.0"),
         ({"confidence": -1.0}, r"rehearsal\.confidence: .*>= 0, got -1\.0"),
+        ({"consistency": -1.0}, r"rehearsal\.consistency: .*>= 0, got -1\.0"),
         ({"least_gain": float("nan")}, r"rehearsal\.least_gain: .*>= 0, got nan"),
     ],
 )

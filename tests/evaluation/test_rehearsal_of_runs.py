@@ -52,7 +52,7 @@ def test_default_candidates_are_those_of_the_study():
     named = study.contestants["mpc"].rehearse
     assert {name: study.contestants[name].controller for name in named} == dict(CANDIDATES)
     assert tuple(CANDIDATES) == named
-    assert study.rehearsal == RehearsalConfig()
+    assert study.rehearsal == RehearsalConfig(consistency=0)  # recorded before there was one
 
 
 def test_rehearsals_are_not_overwritten(trained, tmp_path):
