@@ -156,7 +156,7 @@ def regressions(
 
 def regression_disagreement(data: Transitions, device: str) -> float:
     """The largest difference of any weight of the world and reward models to plain torch's after 20 updates in float64."""
-    sizes = {"batch_size": 70, "hidden": (48, 48)}
+    sizes = {"batch_size": 70, "hidden": (48, 48), "lr_schedule": "constant"}  # as plain torch's here
     calls, pairs = regressions(data, DynamicsConfig(**sizes), RewardConfig(**sizes), 20, device, torch.float64)
     for call in calls.values():
         call()
