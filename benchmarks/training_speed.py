@@ -1,8 +1,9 @@
 """Training steps per second: fused and hand-written ReBRAC compared with autograd in torch and a jitted scan in JAX.
 
 First, 20 updates of each contestant in float64 from the same start and on the same batches; nothing is timed unless the
-weights agree. Then milliseconds per update, updates per second, and the fraction of the time that the hidden layers' matrix
-products alone would take at the measured rate. World model and reward model are compared with plain torch. JAX runs in separate
+weights agree; so for world and reward model. Then milliseconds per update, updates per second, and the fraction of the time that the hidden layers' matrix
+products alone would take at the measured rate. World model and reward model are
+compared with plain torch, at the same sizes and as `jacrec train` trains them by default. JAX runs in separate
 processes with as many processors as the others have threads (`jax_rebrac.py`); its rows are omitted without JAX and on a GPU.
 On a GPU, jacrec's steps are CUDA graphs, and "by hand" is the same without graphs.
 Writes benchmarks/results/training_speed_MACHINE.json if no option is given.
@@ -109,35 +110,77 @@ def plain_regression(module: nn.Module, averaged: nn.Module, config: DynamicsCon
     return step
 
 
+Pairs = list[tuple[nn.Module, nn.Module]]
+"""jacrec's network and plain torch's, trained on the same batches"""
+
+
 def regressions(
-    data: Transitions, batch: int, hidden: tuple[int, ...], updates: int, device: str
-) -> dict[str, Callable[[], None]]:
-    """World model and reward model, jacrec's and plain torch's, on the same batches."""
+    data: Transitions,
+    world: DynamicsConfig,
+    reward: RewardConfig,
+    updates: int,
+    device: str,
+    dtype: torch.dtype = torch.float32,
+) -> tuple[dict[str, Callable[[], None]], Pairs]:
+    """World model and reward model: jacrec's, on a CPU also without compiled code, and plain torch's, on the same batches."""
     d, m = data.state_dim, data.action_dim
-    dynamics = DynamicsStage(data, data, DynamicsConfig(batch_size=batch, hidden=hidden), 0, device)
-    reward = RewardStage(data, data, RewardConfig(batch_size=batch, hidden=hidden), 0, device=device)
-    model, model_averaged = (make_dynamics(d, m, dynamics.config).to(device) for _ in range(2))
+    worlds = [DynamicsStage(data, data, world, 0, device, dtype, fused=fused) for fused in (None, False)]
+    rewards = [RewardStage(data, data, reward, 0, 1.0, device, dtype, fused=fused) for fused in (None, False)]
+    model, model_averaged = (make_dynamics(d, m, world).to(device, dtype) for _ in range(2))
     assert isinstance(model, DiffusionDynamics)
-    model.load_state_dict(dynamics.model.state_dict())
-    s, a, s2 = (torch.from_numpy(x).to(device) for x in (data.state, data.action, data.next_state))
-    net, net_averaged = (RewardStage(data, data, reward.config, 0, device=device).model for _ in range(2))
+    s, a, s2 = (torch.from_numpy(x).to(device, dtype) for x in (data.state, data.action, data.next_state))
+    net, net_averaged = (RewardStage(data, data, reward, 0, 1.0, device, dtype).model for _ in range(2))
+    model.load_state_dict(worlds[0].model.state_dict())
     for parameter in net.parameters():
         parameter.requires_grad_(True)
 
-    def dynamics_loss(update: int) -> torch.Tensor:
-        index, k, noise = dynamics.stream.at(update)
+    def world_loss(update: int) -> torch.Tensor:
+        index, k, noise = worlds[0].stream.at(update)
         return model.loss(s[index], a[index], s2[index], k + 1, noise).mean()
 
     def reward_loss(update: int) -> torch.Tensor:
-        rows = reward.examples.rows.index_select(0, reward.stream.at(update)[0])
+        rows = rewards[0].examples.rows.index_select(0, rewards[0].stream.at(update)[0])
         return nn.functional.mse_loss(net.mlp(rows[:, :-1]), rows[:, -1:])
 
-    return {
-        "diffusion model": stepper(dynamics.step, updates),
-        "diffusion model, autograd": stepper(plain_regression(model, model_averaged, dynamics.config, dynamics_loss), updates),
-        "reward model": stepper(reward.step, updates),
-        "reward model, autograd": stepper(plain_regression(net, net_averaged, reward.config, reward_loss), updates),
+    steps = {
+        "diffusion model": worlds[0].step,
+        "diffusion model, by hand": worlds[1].step,
+        "diffusion model, autograd": plain_regression(model, model_averaged, world, world_loss),
+        "reward model": rewards[0].step,
+        "reward model, by hand": rewards[1].step,
+        "reward model, autograd": plain_regression(net, net_averaged, reward, reward_loss),
     }
+    pairs = [(worlds[0].model, model), (rewards[0].model, net)]
+    return {name: stepper(step, updates) for name, step in steps.items() if device == "cpu" or "hand" not in name}, pairs
+
+
+def regression_disagreement(data: Transitions, device: str) -> float:
+    """The largest difference of any weight of the world and reward models to plain torch's after 20 updates in float64."""
+    sizes = {"batch_size": 70, "hidden": (48, 48), "lr_schedule": "constant"}  # as plain torch's here
+    calls, pairs = regressions(data, DynamicsConfig(**sizes), RewardConfig(**sizes), 20, device, torch.float64)
+    for call in calls.values():
+        call()
+    return max(
+        (actual.detach() - plain.detach()).abs().max().item()
+        for pair in pairs
+        for actual, plain in zip(*(module.parameters() for module in pair), strict=True)
+    )
+
+
+def measure_recipe(data: Transitions, options: argparse.Namespace, threads: int) -> list[dict]:
+    """World model and reward model as `jacrec train` trains them by default."""
+    torch.set_num_threads(threads)
+    rows = []
+    for kept, updates in (("diffusion", 8), ("reward", 1)):
+        calls, _ = regressions(data, DynamicsConfig(), RewardConfig(), updates, options.device)
+        calls = {f"{name}, default recipe": call for name, call in calls.items() if name.startswith(kept)}
+        times = timed(calls, options.repetitions, options.device, turns=options.turns, settle=1)
+        baseline = next(t["median"] for name, t in times.items() if "autograd" in name)
+        for name, t in times.items():
+            ms, ratio = {k: round(v / updates, 3) for k, v in t.items()}, round(baseline / t["median"], 2)
+            rows.append({"threads": threads, "name": name, "ms": ms, "ratio_to_autograd": ratio})
+            print(f"{threads} threads  {name:42} {ms}  ratio to autograd {ratio}")
+    return rows
 
 
 def _jax_command(task: str, width: int) -> list[str]:
@@ -232,7 +275,8 @@ def measure(data: Transitions, options: argparse.Namespace, batch: int, threads:
         if with_jax:
             calls[JAX] = stack.enter_context(jax_process(options.task, options.width, batch, threads, updates))
         calls["matrix products alone"] = products
-        calls |= regressions(data, batch, hidden, updates, device)
+        sizes = {"batch_size": batch, "hidden": hidden}
+        calls |= regressions(data, DynamicsConfig(**sizes), RewardConfig(**sizes), updates, device)[0]
         times = timed(calls, options.repetitions, device, turns=options.turns, settle=1)
     rows = []
     for name, t in times.items():
@@ -249,8 +293,8 @@ def measure(data: Transitions, options: argparse.Namespace, batch: int, threads:
             row["ratio_to_autograd"] = round(times[PLAIN]["median"] / median, 2)
             if with_jax:
                 row["ratio_to_jax"] = round(times[JAX]["median"] / median, 2)
-        elif f"{name}, autograd" in times:
-            row["ratio_to_autograd"] = round(times[f"{name}, autograd"]["median"] / median, 2)
+        elif (autograd := f"{name.removesuffix(', by hand')}, autograd") in times:
+            row["ratio_to_autograd"] = round(times[autograd]["median"] / median, 2)
         rows.append(row)
         ratios = "  ".join(f"{k.replace('_', ' ')} {v}" for k, v in row.items() if k.startswith(("share", "ratio")))
         print(f"{threads} threads  batch {batch:5}  {name:26} {row['updates_per_second']:8.1f} /s  {row['ms']}  {ratios}")
@@ -273,6 +317,7 @@ def main() -> None:
     gpu = options.device == "cuda"
     differences = {
         "autograd": disagreement(data, options.width, options.device),
+        "autograd, regressions": regression_disagreement(data, options.device),
         "jax": None if gpu else jax_disagreement(options.task, options.width),
     }
     for name, difference in differences.items():
@@ -291,6 +336,8 @@ def main() -> None:
             continue
         for batch in options.batches:
             result["rows"] += measure(data, options, batch, threads, differences["jax"] is not None)
+        if not gpu:
+            result["rows"] += measure_recipe(data, options, threads)
     for row in result["rows"]:
         if row["name"] == FUSED and "ratio_to_jax" in row:
             reached = "reached" if row["ratio_to_jax"] >= GOAL else "not reached"

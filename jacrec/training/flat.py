@@ -125,6 +125,10 @@ class Adam:
         else:
             group["lr"].fill_(lr)
 
+    def lr_now(self) -> float:
+        """The learning rate of the next step."""
+        return float(self.optimiser.param_groups[0]["lr"])
+
     @torch.no_grad()
     def step(self) -> None:
         """Update the parameters from `flat.gradient`, which is clipped in place."""

@@ -50,6 +50,17 @@ def fused_unsupported_reason(parameters: Tensor) -> str | None:
     return None
 
 
+def regression_unsupported_reason(mlp: MLP, parameters: Tensor, least_squares: bool = True) -> str | None:
+    """Why compiled code cannot make the steps of a regression by `mlp`, whose parameters are these; None if it can."""
+    if mlp.stack is not None:
+        return "the model is a stack of networks, and the fused step requires a single one"
+    if mlp.tanh_output:
+        return "the output goes through tanh, and the fused step requires a linear one"
+    if not least_squares:
+        return "the loss is not a mean squared error, which the fused step requires"
+    return fused_unsupported_reason(parameters)
+
+
 class MLPPass:
     """Passes of an `MLP`, or of one head of a stack. Parameters are read, and gradients written, in place.
 

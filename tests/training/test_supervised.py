@@ -155,15 +155,16 @@ def test_the_reward_model_learns_scaled_rewards():
 
 @pytest.mark.parametrize("kind", ["diffusion", "deterministic", "flow", "meanflow", "ensemble", "reward"])
 def test_capturable_stages_perform_the_same_steps(kind):
-    """What a CUDA graph would contain, run directly, is bit-identical to the ordinary step."""
+    """What a CUDA graph would contain, run directly, is bit-identical to torch's ordinary step."""
     data = linear_system()
     stages = []
     for capturable in (True, False):
+        form = {"fused": False, "capturable": capturable}
         if kind == "reward":
-            stages.append(RewardStage(data, data, RewardConfig(hidden=(16,), updates=9), 0, capturable=capturable))
+            stages.append(RewardStage(data, data, RewardConfig(hidden=(16,), updates=9), 0, **form))
         else:
             config = DynamicsConfig(kind=kind, hidden=(16,), updates=9, ema=0.9)
-            stages.append(DynamicsStage(data, data, config, 0, capturable=capturable))
+            stages.append(DynamicsStage(data, data, config, 0, **form))
     actual, plain = stages
     for t in range(9):
         assert torch.equal(actual.step(t)["loss"], plain.step(t)["loss"])

@@ -79,6 +79,7 @@ class DynamicsStage(SupervisedStage):
     * effective_share: (Σ w)² / (n Σ w²) of the training transitions, their effective share under the weights.
 
     Args:
+        fused: take a step as one call of compiled code; default: if possible, see `jacrec.training.stages.supervised.Regression`.
         capturable: whether a step can be part of a CUDA graph; default: on a GPU, where a graph is then used.
         start: a world model of this configuration whose weights and scales to continue from.
         policy: the trained policy; required if config.tilt is not 0.
@@ -98,6 +99,7 @@ class DynamicsStage(SupervisedStage):
         device="cpu",
         dtype=torch.float32,
         *,
+        fused: bool | None = None,
         capturable: bool | None = None,
         start: nn.Module | None = None,
         policy: nn.Module | None = None,
@@ -114,7 +116,7 @@ class DynamicsStage(SupervisedStage):
         def set_scales(model: OneStep) -> None:
             model.set_scales(*scales(data, config.target))
 
-        self.model = self._build(make, set_scales, config, seed, device, dtype, capturable, start)
+        self.model = self._build(make, set_scales, config, seed, device, dtype, capturable, start, fused)
         state, action, next_state = (as_tensor(a, device, dtype) for a in (data.state, data.action, data.next_state))
         # rows [standardised s, a, target x]
         rows = torch.cat([self.model.standardise(state), action, self.model.encode(state, next_state)], -1)

@@ -33,6 +33,8 @@ class GaussianBatch(Batch):
 class GaussianExamples(Examples):
     """Like `Examples`, called with indices (n, B), one row of them per network."""
 
+    least_squares = False
+
     def __call__(self, index: Tensor, *random: Tensor) -> GaussianBatch:
         """The batch of these rows."""
         return GaussianBatch(*self.columns(index))

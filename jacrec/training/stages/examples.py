@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -33,6 +34,8 @@ class Examples:
     rows: Tensor
     split: int
     """number of columns of x"""
+    least_squares: ClassVar[bool] = True
+    """whether the loss is that of `Batch`"""
 
     def columns(self, index: Tensor) -> tuple[Tensor, Tensor]:
         """x (..., B, split) and goal (..., B, ·) of these rows."""

@@ -90,6 +90,7 @@ class MeanFlowBatch(Batch):
 class MeanFlowExamples(FlowExamples):
     """MeanFlow: as flow matching, with the tangents of the first `moving` rows; times are [t, t − r]."""
 
+    least_squares = False
     moving: int
     """J, the number of rows with r < t, which come first in the batch"""
     power: float

@@ -86,6 +86,11 @@ class StepExamples(Examples):
     action_dim: int
     stochastic: bool
 
+    @property
+    def least_squares(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Unless the uncertainty is learned."""
+        return not self.stochastic
+
     def __call__(self, index: Tensor, *random: Tensor) -> Batch:
         """The batch of these rows. `random` is uniform numbers (..., B) in [0, 1), which select j."""
         H, m = self.horizon, self.action_dim
@@ -107,7 +112,7 @@ class MultiStepStage(SupervisedStage):
 
     `evaluate` reports the errors of `DynamicsStage` for the first step, and rmse_step_1 … rmse_step_H: √ of the mean squared
     error of s_j, in the data's units and per dimension, over at most `eval_transitions` held-out segments of full length.
-    `capturable` and `start` are as in `DynamicsStage`.
+    `fused`, `capturable` and `start` are as in `DynamicsStage`.
 
     Raises:
         ValueError: no segment of the data has length config.horizon.
@@ -124,6 +129,7 @@ class MultiStepStage(SupervisedStage):
         device="cpu",
         dtype=torch.float32,
         *,
+        fused: bool | None = None,
         capturable: bool | None = None,
         start: nn.Module | None = None,
     ):
@@ -139,7 +145,7 @@ class MultiStepStage(SupervisedStage):
         def set_scales(model: MultiStepDynamics) -> None:
             model.set_scales(*scales)
 
-        self.model = self._build(make, set_scales, config, seed, device, dtype, capturable, start)
+        self.model = self._build(make, set_scales, config, seed, device, dtype, capturable, start, fused)
         state = as_tensor(data.state, device, dtype)
         goal = as_tensor(following, device, dtype)
         x = (goal - state.unsqueeze(1) - self.model.out_mean) / self.model.out_std

@@ -20,6 +20,7 @@ class RewardStage(SupervisedStage):
     transitions reward_rmse_se, and as a baseline the rewards' standard deviation reward_std.
 
     Args:
+        fused: take a step as one call of compiled code; default: if possible, see `jacrec.training.stages.supervised.Regression`.
         capturable: whether a step can be part of a CUDA graph; default: on a GPU, where a graph is then used.
         start: a reward model of this configuration whose weights and scales to continue from.
     """
@@ -36,6 +37,7 @@ class RewardStage(SupervisedStage):
         device="cpu",
         dtype=torch.float32,
         *,
+        fused: bool | None = None,
         capturable: bool | None = None,
         start: nn.Module | None = None,
     ):
@@ -51,7 +53,7 @@ class RewardStage(SupervisedStage):
             model.reward_mean.fill_(float(reward.mean()))
             model.reward_std.fill_(float(safe_std(reward)))
 
-        self.model = self._build(make, set_scales, config, seed, device, dtype, capturable, start)
+        self.model = self._build(make, set_scales, config, seed, device, dtype, capturable, start, fused)
         state, action, reward = (as_tensor(a, device, dtype) for a in (data.state, data.action, data.reward))
         reward = reward.mul(reward_scale).unsqueeze(-1)
         goal = (reward - self.model.reward_mean) / self.model.reward_std

@@ -3,8 +3,8 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import partial
-from typing import NamedTuple, TypeVar
+from functools import cached_property, partial
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -13,9 +13,12 @@ from jacrec.models.networks import MLP
 from jacrec.training.config import DynamicsConfig, RewardConfig
 from jacrec.training.cuda_graph import CapturedStep
 from jacrec.training.flat import Adam, FlatParameterRows, FlatParameters
-from jacrec.training.passes import MLPPass
-from jacrec.training.stages.examples import Batch, Examples
+from jacrec.training.passes import MLPPass, regression_unsupported_reason
+from jacrec.training.stages.examples import Batch, Examples, NoisedExamples
 from jacrec.training.streams import BatchStream, Draw, derive_seed
+
+if TYPE_CHECKING:
+    from jacrec.kernels.cpu.regression.fused import FusedRegression
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -79,6 +82,11 @@ class Regression:
         prefix: of the network's parameter names within the module.
         config: updates, lr, lr_schedule, max_grad_norm, ema.
         capturable: whether `step` can be part of a CUDA graph.
+        fused: make a step as one call of compiled code (`jacrec.kernels.cpu.regression.fused`). Default: if possible, i.e. for
+            least squares by a single network on a CPU with Numba, unless steps must be capturable.
+
+    Raises:
+        ValueError: `fused=True` where it is not supported; the message gives the reason.
     """
 
     def __init__(
@@ -89,6 +97,8 @@ class Regression:
         prefix: str,
         config: DynamicsConfig | RewardConfig,
         capturable: bool = False,
+        *,
+        fused: bool | None = None,
     ):
         self.module, self.config, self.mlp, self.prefix = module, config, mlp, prefix
         self.averaged = averaged if config.ema else module
@@ -98,6 +108,34 @@ class Regression:
         # a tensor if a CUDA graph must see it change, otherwise a number
         self.averaging: float | Tensor = self.flat.value.new_ones(()) if capturable else 1.0
         self.trainer = MLPTrainer(mlp, prefix, self.flat, self.flat_averaged if config.ema else None, self.adam)
+        self.capturable, self.wants_fused, self.examples = capturable, fused, None
+        self.is_fused = self._can_be_fused()
+
+    def learn_from(self, examples: Examples) -> None:
+        """Set the examples of `step_on`."""
+        self.examples, self.is_fused = examples, self._can_be_fused(examples.least_squares)
+
+    def _can_be_fused(self, least_squares: bool = True) -> bool:
+        reason = regression_unsupported_reason(self.mlp, self.flat.value, least_squares)
+        if self.capturable:
+            reason = "steps must be capturable"
+        if self.wants_fused and reason:
+            raise ValueError(f"fused: expected a supported configuration, got True although {reason}; omit it")
+        return self.wants_fused is not False and reason is None
+
+    @cached_property
+    def fused(self) -> "FusedRegression":
+        """The compiled step, made when the first one is taken."""
+        from jacrec.kernels.cpu.regression.fused import FusedRegression, Trained
+
+        flat, steps, e = self.flat, self.adam.state()["step"], self.examples
+        trained = Trained(self.mlp, flat.value, self.flat_averaged.value, flat.gradient, *self.adam.moments(), steps)
+        fused = FusedRegression(trained, self.config.max_grad_norm)
+        if type(e) is Examples:
+            fused.gather_rows(e.rows, e.split)
+        elif type(e) is NoisedExamples:
+            fused.gather_noised(e.rows, e.split, e.signal, e.corruption, e.embedding, of_noise=e.of_noise)
+        return fused
 
     def update(self, x: Tensor, goal: Tensor, update: int) -> Tensor:
         """Perform update number `update` on mean (net(x) − goal)², x (B, in), goal (B, out); return the loss before it."""
@@ -121,7 +159,16 @@ class Regression:
 
     def step(self, batch: Batch) -> Tensor:
         """Perform an update with the current schedule; return the loss before it."""
+        if self.is_fused:
+            return self.fused.step(batch.x, batch.goal, self.adam.lr_now(), float(self.averaging))
         return self.trainer.step(batch, self.averaging)
+
+    def step_on(self, *drawn: Tensor) -> Tensor:
+        """The same on the examples that these random tensors select."""
+        if self.is_fused and type(self.examples) in (Examples, NoisedExamples):
+            return self.fused.step_on(self.adam.lr_now(), float(self.averaging), *drawn)
+        assert self.examples is not None
+        return self.step(self.examples(*drawn))
 
     def state(self) -> dict[str, Tensor]:
         """The live tensors to be stored in a checkpoint."""
@@ -129,15 +176,15 @@ class Regression:
         return {**self.adam.state(), **average}
 
 
-def make_update(regression: Regression, examples: Examples, capturable: bool) -> Callable[..., dict[str, Tensor]]:
-    """A function that performs an update on the examples of an index; a `CapturedStep` if `capturable`.
+def make_update(regression: Regression, capturable: bool) -> Callable[..., dict[str, Tensor]]:
+    """A function that performs an update on the regression's examples of an index; a `CapturedStep` if `capturable`.
 
     It holds no reference to the stage, so that a stage's table is freed with the stage, without garbage collection.
     """
 
     @torch.no_grad()
-    def update(index: Tensor, *random: Tensor) -> dict[str, Tensor]:
-        return {"loss": regression.step(examples(index, *random))}
+    def update(*drawn: Tensor) -> dict[str, Tensor]:
+        return {"loss": regression.step_on(*drawn)}
 
     return CapturedStep(update, lambda: regression.state().values()) if capturable else update
 
@@ -150,6 +197,8 @@ class BatchedRegression:
 
     def __init__(self, regressions: Sequence[Regression], examples: Sequence[Examples]):
         first = self.first = regressions[0]
+        for regression in regressions:
+            regression.is_fused = False  # its vectors move
         rows = FlatParameterRows([r.flat for r in regressions])
         averaged = FlatParameterRows([r.flat_averaged for r in regressions]) if first.config.ema else None
         adam = Adam.from_rows([r.adam for r in regressions], rows, tensor_lr=True)
@@ -199,6 +248,7 @@ class SupervisedStage:
         dtype: torch.dtype,
         capturable: bool | None,
         start: nn.Module | None,
+        fused: bool | None,
     ) -> Module:
         """Create the network and its regression; return the network.
 
@@ -207,6 +257,7 @@ class SupervisedStage:
             set_scales: sets the network's scales from the data, unless it continues from `start`.
             capturable: whether `step` can be part of a CUDA graph; default: on a GPU, where a graph is then used.
             start: a network of this configuration whose weights and scales to continue from.
+            fused: see `Regression`.
         """
 
         def network() -> Module:
@@ -223,14 +274,15 @@ class SupervisedStage:
         model = network()
         self.updates = config.updates
         self.capturable = torch.device(device).type == "cuda" if capturable is None else capturable
-        self.regression = Regression(model, network(), *network_of(model), config, self.capturable)
+        self.regression = Regression(model, network(), *network_of(model), config, self.capturable, fused=fused)
         return model
 
     def _learn_from(self, examples: Examples, draw: Draw, seed: int, device) -> None:
         """Set the examples and the stream of random tensors that select them."""
         self.examples = examples
+        self.regression.learn_from(examples)
         self.stream = BatchStream(seed, self.name, draw, device)
-        self.run_update = make_update(self.regression, examples, self.capturable)
+        self.run_update = make_update(self.regression, self.capturable)
 
     def step(self, update: int) -> dict[str, Tensor]:
         """Perform update number `update`, counted from 0."""

@@ -32,7 +32,11 @@ def activate(like, kind, R, width, padded, bias, z, h, begin, end):
     row = padded * size_of(like)
     for r in range(R):
         g, v = at(like, z + r * row), at(like, h + r * row)
-        if kind == RELU:
+        if kind == RELU and z == h:  # one store: two to the same array would not be vectorised
+            for i in range(begin, full):
+                x = g[i] + b[i]
+                g[i] = type(like)(0) if x < 0 else x
+        elif kind == RELU:
             for i in range(begin, full):
                 x = g[i] + b[i]
                 g[i] = type(like)(0) if x < 0 else x

@@ -29,8 +29,7 @@ def _dot_rows(R: int):
     return rows
 
 
-def _axpy_rows(R: int, add: bool):
-    vectors = ACCUMULATORS // R
+def _axpy_rows(R: int, add: bool, vectors: int):
     half = max(1, vectors // 2)
     wide, middle, narrow = axpy_tile(R, vectors, add), axpy_tile(R, half, add), axpy_tile(R, 1, add)
 
@@ -111,7 +110,7 @@ def dot_listed(like, x, x_stride, R, w, w_stride, index, count, n, y, y_stride):
 
 
 def _axpy(add: bool):
-    four, two, one = _axpy_rows(4, add), _axpy_rows(2, add), _axpy_rows(1, add)
+    four, two, one = (_axpy_rows(R, add, ACCUMULATORS // R) for R in (4, 2, 1))
 
     @part
     def product(like, x, x_stride, x_step, R, w, w_stride, n, columns, y, y_stride):
@@ -146,3 +145,23 @@ def transpose(like, x, x_stride, O, n, y, y_stride):
         row = at(like, x + o * x_stride * size)
         for i in range(n):
             target[i * y_stride + o] = row[i]
+
+
+def _axpy_many(add: bool):
+    six, rest = _axpy_rows(6, add, ACCUMULATORS // 4), axpy_add if add else axpy
+
+    @part
+    def product(like, x, x_stride, x_step, R, w, w_stride, n, columns, y, y_stride):
+        size, whole = size_of(like), R - R % 6
+        six(like, R // 6, x, x_stride, x_step, w, w_stride, n, columns, y, y_stride)
+        if whole < R:
+            x, y = x + whole * x_stride * size, y + whole * y_stride * size
+            rest(like, x, x_stride, x_step, R - whole, w, w_stride, n, columns, y, y_stride)
+
+    return product
+
+
+axpy_many = _axpy_many(add=False)
+"""as `axpy`, for many rows: blocks of six, whose sums take three quarters of the vector registers"""
+axpy_many_add = _axpy_many(add=True)
+"""the same, added to what y holds"""

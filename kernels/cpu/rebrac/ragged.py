@@ -11,7 +11,7 @@ from numba.core import types
 from numba.core.cgutils import get_or_insert_function
 
 from jacrec.kernels.cpu.base.host import VECTOR_BYTES, part
-from jacrec.kernels.cpu.base.products import axpy, dot
+from jacrec.kernels.cpu.base.products import axpy_many, axpy_many_add, dot
 from jacrec.kernels.cpu.base.tiles import ELEMENTS, INT, Emitter, at, intrinsic, size_of
 
 
@@ -43,10 +43,10 @@ class Masked(Emitter):
 
 
 @cache
-def axpy_rest(R: int):
+def axpy_rest(R: int, add: bool):
     """The intrinsic (like, x, x_stride, x_step, w, w_stride, n, columns, y, y_stride) for R rows and less than a vector.
 
-    y[r, i] = Σ_{k<n} x[r, k] w[k, i] for i < columns; x[r, k] lies at r·x_stride + k·x_step.
+    y[r, i] = Σ_{k<n} x[r, k] w[k, i] for i < columns, added to what y holds if `add`; x[r, k] lies at r·x_stride + k·x_step.
     """
 
     @intrinsic
@@ -60,15 +60,17 @@ def axpy_rest(R: int):
             mask = e.below(columns)
             rows = [ir.Constant(INT, r) for r in range(R)]
             xs = [e.offset(x, builder.mul(x_stride, r)) for r in rows]
+            ys = [e.offset(y, builder.mul(y_stride, r)) for r in rows]
 
             def body(k, sums):
                 b = e.load_some(e.offset(w, builder.mul(w_stride, k)), mask)
                 a = [e.spread(e.load(e.offset(address, builder.mul(x_step, k)), e.element)) for address in xs]
                 return [e.fma(a[r], b, sums[r]) for r in range(R)]
 
-            sums = e.loop(n, 1, [ir.Constant(e.vector, [0.0] * e.lanes)] * R, body)
-            for r, value in zip(rows, sums, strict=True):
-                e.store_some(value, e.offset(y, builder.mul(y_stride, r)), mask)
+            zero = ir.Constant(e.vector, [0.0] * e.lanes)
+            begin = [e.load_some(place, mask) if add else zero for place in ys]
+            for value, place in zip(e.loop(n, 1, begin, body), ys, strict=True):
+                e.store_some(value, place, mask)
             return context.get_dummy_value()
 
         return types.void(like, *[types.int64] * 9), emit
@@ -104,9 +106,6 @@ def transpose_tile(typing, like, x, x_stride, y, y_stride):
     return types.void(like, *[types.int64] * 4), emit
 
 
-_rest_4, _rest_1 = axpy_rest(4), axpy_rest(1)
-
-
 @part
 def transpose(like, x, x_stride, R, C, y, y_stride):
     """y (C, R) = xᵀ for x (R, C)."""
@@ -122,20 +121,30 @@ def transpose(like, x, x_stride, R, C, y, y_stride):
             target[j * y_stride + i] = source[i * x_stride + j]
 
 
-@part
-def any_axpy(like, x, x_stride, x_step, R, w, w_stride, n, columns, y, y_stride):
-    """y (R, columns) = x (R, n) w (n, columns); x[r, k] at r·x_stride + k·x_step."""
-    size = size_of(like)
-    whole = columns - columns % (VECTOR_BYTES // size)
-    if whole:
-        axpy(like, x, x_stride, x_step, R, w, w_stride, n, whole, y, y_stride)
-    rest, w, y = columns - whole, w + whole * size, y + whole * size
-    if rest == 0:
-        return
-    for r in range(0, R - R % 4, 4):
-        _rest_4(like, x + r * x_stride * size, x_stride, x_step, w, w_stride, n, rest, y + r * y_stride * size, y_stride)
-    for r in range(R - R % 4, R):
-        _rest_1(like, x + r * x_stride * size, x_stride, x_step, w, w_stride, n, rest, y + r * y_stride * size, y_stride)
+def _any_axpy(add: bool):
+    whole_vectors, rest_4, rest_1 = axpy_many_add if add else axpy_many, axpy_rest(4, add), axpy_rest(1, add)
+
+    @part
+    def product(like, x, x_stride, x_step, R, w, w_stride, n, columns, y, y_stride):
+        size = size_of(like)
+        whole = columns - columns % (VECTOR_BYTES // size)
+        if whole:
+            whole_vectors(like, x, x_stride, x_step, R, w, w_stride, n, whole, y, y_stride)
+        rest, w, y = columns - whole, w + whole * size, y + whole * size
+        if rest == 0:
+            return
+        for r in range(0, R - R % 4, 4):
+            rest_4(like, x + r * x_stride * size, x_stride, x_step, w, w_stride, n, rest, y + r * y_stride * size, y_stride)
+        for r in range(R - R % 4, R):
+            rest_1(like, x + r * x_stride * size, x_stride, x_step, w, w_stride, n, rest, y + r * y_stride * size, y_stride)
+
+    return product
+
+
+any_axpy = _any_axpy(add=False)
+"""y (R, columns) = x (R, n) w (n, columns); x[r, k] at r·x_stride + k·x_step"""
+any_axpy_add = _any_axpy(add=True)
+"""the same, added to what y holds"""
 
 
 @part
