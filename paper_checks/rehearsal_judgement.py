@@ -10,7 +10,6 @@ policy's imagined and real returns, (c) the imagined and real paired gains of ca
 import argparse
 import contextlib
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ import torch
 from jacrec import MPC, MPCConfig
 from jacrec.envs.batch import BatchedEnv
 from jacrec.envs.termination import termination
+from jacrec.evaluation import rehearsal
 from jacrec.evaluation.config import PlayConfig
 from jacrec.evaluation.contestant import open_env
 from jacrec.evaluation.episodes import Controller, PolicyController, play
@@ -28,13 +28,7 @@ from jacrec.training import Run, load_run
 from jacrec.training.run import load_transitions
 from jacrec.training.streams import derive_seed
 
-ONE = MPCConfig(horizon=3, particles=4, lr=1e-2, units="value")
-CANDIDATES = {
-    "h0": replace(ONE, horizon=0, particles=1),
-    "h3": ONE,
-    "h3-large": replace(ONE, lr=3e-2),
-    "h5": replace(ONE, horizon=5),
-}
+CANDIDATES = {"h0": MPCConfig(horizon=0, particles=1, units="value", lr=1e-2), **rehearsal.CANDIDATES}
 LENGTHS = (10, 30, 100, 300, 1000)
 
 

@@ -31,7 +31,7 @@ class Rehearse:
     run: Annotated[Positional[Path], tyro.conf.arg(metavar="RUN")]
     """the run's folder"""
     candidates: tuple[str, ...] = tuple(CANDIDATES)
-    """built-in candidates (h3, h3-restart, h1-restart, h8), or YAML files of others: {name: {controller settings}}"""
+    """built-in candidates (h3, h3-large, h5: steps in units of the critic's values), or YAML files of others: {name: {controller settings}}"""
     others: tuple[Path, ...] = ()
     """further runs on the same data (other seeds): a candidate must gain in the world models of all of them"""
     out: Path | None = None

@@ -38,12 +38,11 @@ from jacrec.util.files import user_path, write_json
 BASE = "base"
 FILE = "rehearsal.json"
 CANDIDATES: Mapping[str, MPCConfig] = {
-    "h3": MPCConfig(horizon=3, particles=4, lr=2e-4, max_action_change=0.3),
-    "h3-restart": MPCConfig(horizon=3, particles=4, updates=3, lr=5e-4, carry="step", max_action_change=0.3),
-    "h1-restart": MPCConfig(horizon=1, particles=4, updates=3, lr=1e-3, carry="step", max_action_change=0.3),
-    "h8": MPCConfig(horizon=8, particles=2, lr=1e-4, max_action_change=0.3),
+    "h3": MPCConfig(horizon=3, particles=4, units="value", lr=1e-2),
+    "h3-large": MPCConfig(horizon=3, particles=4, units="value", lr=3e-2),
+    "h5": MPCConfig(horizon=5, particles=4, units="value", lr=1e-2),
 }
-"""the default candidates: those of paper_checks/studies/gains.yaml, selected on training seed 0 of six D4RL-like sets"""
+"""the default candidates: those of paper_checks/results/rehearsals.md"""
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,6 @@ from jacrec.evaluation.config import EvalConfig, PlayConfig
 from jacrec.evaluation.evaluate import acts_as_base, evaluate, read_evaluation
 from jacrec.evaluation.rehearsal import (
     BASE,
-    CANDIDATES,
     FILE,
     RehearsalConfig,
     chosen_controller,
@@ -47,12 +46,10 @@ def as_json(record):
     return json.loads(json.dumps(record))
 
 
-def test_default_candidates_are_those_of_the_study():
+def test_the_recorded_study_keeps_its_rule():
     study = read_spec(SCRIPTS / "studies" / "gains.yaml")
-    named = study.contestants["mpc"].rehearse
-    assert {name: study.contestants[name].controller for name in named} == dict(CANDIDATES)
-    assert tuple(CANDIDATES) == named
-    assert study.rehearsal == RehearsalConfig(consistency=0)  # recorded before there was one
+    assert study.contestants["mpc"].rehearse == ("h3", "h3-restart", "h1-restart", "h8")
+    assert study.rehearsal == RehearsalConfig(consistency=0)  # there was none
 
 
 def test_rehearsals_are_not_overwritten(trained, tmp_path):
@@ -184,7 +181,7 @@ def test_rehearse_and_eval_commands(trained, tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("names", "content", "message"),
     [
-        (("h4",), None, "expected some of h3, h3-restart, h1-restart, h8 or a YAML file"),
+        (("h4",), None, "expected some of h3, h3-large, h5 or a YAML file"),
         (("none.yaml",), None, "got 'none.yaml'"),
         (("h3", "h3"), None, "each name once, got h3 twice"),
         (("mine.yaml",), "x: {horizn: 3}", r"mine.yaml: x: unknown setting 'horizn'; did you mean 'horizon'"),
