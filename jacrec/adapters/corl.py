@@ -93,10 +93,10 @@ def _or(value: Any, default: float) -> Any:
 
 def _sequential(state: Mapping[str, Any], name: str, *, tanh: bool) -> Layers:
     """The layers of a state dict net.0, net.2, … of Linear with ReLU between."""
-    found = {key: value for key, value in state.items() if re.fullmatch(r"net\.\d+\.(weight|bias)", key)}
+    found = {key: value for key, value in state.items() if re.fullmatch(r"net\.\d+\.(weight|bias)", str(key))}
     numbers = sorted({int(key.split(".")[1]) for key in found})
     if set(found) != set(state) or len(found) != 2 * len(numbers) or numbers != list(range(0, 2 * len(numbers), 2)):
-        raise ValueError(f"{name}: expected entries net.0.weight, net.0.bias, net.2.weight, …, got {sorted(state)}")
+        raise ValueError(f"{name}: expected entries net.0.weight, net.0.bias, net.2.weight, …, got {sorted(map(str, state))}")
     weights, biases = ([double(found[f"net.{i}.{part}"]) for i in numbers] for part in ("weight", "bias"))
     return Layers(tuple(weights), tuple(biases), tanh=tanh)
 

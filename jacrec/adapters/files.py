@@ -95,7 +95,7 @@ def _recognised(path: Path) -> tuple[Kind, Any]:
         return "jacrec", None
     if path.suffix == ".d3":
         return "d3rlpy", None
-    with suppress(zipfile.BadZipFile), zipfile.ZipFile(path) as archive:
+    with suppress(Exception), zipfile.ZipFile(path) as archive:  # a file that is damaged or unreadable is so below as well
         if "_stable_baselines3_version" in archive.namelist():
             return "sb3", None
     content = load_weights(path)
@@ -115,13 +115,11 @@ def _controller(path: Path, box: ActionBox) -> Parts:
 
 
 def _load_sb3(path: Path) -> Any:
-    with zipfile.ZipFile(path) as archive:
-        try:
+    try:
+        with zipfile.ZipFile(path) as archive:
             module = str(json.loads(archive.read("data"))["policy_class"]["__module__"])
-        except (KeyError, TypeError, ValueError, zipfile.BadZipFile) as error:
-            raise ValueError(
-                f"{path}: expected a model of Stable-Baselines3, cannot read it ({error}); save it again"
-            ) from error
+    except Exception as error:  # whatever a damaged archive causes
+        raise ValueError(f"{path}: expected a model of Stable-Baselines3, cannot read it ({error}); save it again") from error
     for family, (package, name) in SB3.items():
         if module.startswith(family):
             return _read(package, path, lambda library, name=name: getattr(library, name).load(path, device="cpu"))

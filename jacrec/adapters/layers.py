@@ -51,12 +51,15 @@ class Layers:
     tanh: bool = False
 
     def __post_init__(self):
-        widths = [weight.shape[0] for weight in self.weights]
-        fans = [weight.shape[1] for weight in self.weights[1:]]
-        if [len(bias) for bias in self.biases] != widths or fans != widths[:-1]:
-            shapes = [tuple(weight.shape) for weight in self.weights]
+        shapes, biases = [tuple(weight.shape) for weight in self.weights], [tuple(bias.shape) for bias in self.biases]
+        norms = [shape for norm in self.norms for shape in (tuple(norm.weight.shape), tuple(norm.bias.shape))]
+        widths = [shape[:1] for shape in shapes]
+        good = len(shapes) > 1 and all(len(shape) == 2 and 0 not in shape for shape in shapes)
+        good = good and biases == widths and [shape[1:] for shape in shapes[1:]] == widths[:-1]
+        if not good or norms not in ([], [width for width in widths[:-1] for _ in range(2)]):
             raise ValueError(
-                f"layers: expected weights (out, in), each taking what the one before gives, with biases, got {shapes}"
+                "layers: expected weights (out, in), two or more, each taking what the one before gives, with biases, and any "
+                f"LayerNorms as wide, got {shapes} with biases {biases} and LayerNorms {norms}"
             )
 
     @property
@@ -128,8 +131,24 @@ def _flat(module: nn.Module) -> Iterable[nn.Module]:
 
 
 def double(x: Any) -> Tensor:
-    """A tensor or array of a library as float64 on the CPU."""
-    return torch.as_tensor(x if isinstance(x, Tensor) else np.asarray(x)).detach().to("cpu", torch.float64)
+    """A tensor or array of a library as float64 on the CPU.
+
+    Raises:
+        ValueError: it does not hold real numbers, or one of them is not finite.
+    """
+    try:
+        given = torch.as_tensor(x if isinstance(x, Tensor) else np.asarray(x)).detach()
+        if given.is_complex() or given.layout != torch.strided:
+            raise TypeError(f"{given.dtype}, {given.layout}")
+        found = given.to("cpu", torch.float64)
+    except (RuntimeError, TypeError, ValueError) as error:
+        told = " ".join(str(error).split())
+        raise ValueError(
+            f"weights: expected arrays of real numbers, got {type(x).__name__} ({told}); save them again"
+        ) from error
+    if not found.isfinite().all():
+        raise ValueError(f"weights: expected finite numbers, got others in {tuple(found.shape)}; the training had diverged")
+    return found
 
 
 def as_actor(layers: Layers | None, scaling: Scaling) -> Actor | None:
@@ -159,6 +178,9 @@ def as_critic(
         reward_scale: factor on the rewards that the networks learned from; the critic's values are those of the rewards without it.
     """
     d = len(scaling.mean)
+    for name, row in (("action_scale", action_scale), ("action_bias", action_bias)):
+        if row is not None and row.shape != (m,):
+            raise ValueError(f"{name}: expected one number per action, shape ({m},), got {tuple(row.shape)}")
     found: list[Layers] = []
     for head in heads:
         if head is None or head.tanh or head.weights[0].shape[1] != d + m or len(head.biases[-1]) != 1:

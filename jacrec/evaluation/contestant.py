@@ -153,7 +153,8 @@ def expect_value_scale(run: Run, controllers: Iterable[MPCConfig | PlannerConfig
         if isinstance(own, MPCConfig) and own.units == "value" and run.world.value_scale is None:
             raise ValueError(
                 f'{run.path}: units: expected "absolute" for a run without value_scale, got "value"; its critic has diverged, or '
-                'is of an earlier version. Set units to "absolute" (--mpc.units) with an lr for it, or train a new run'
+                'is of an earlier version. Set units to "absolute" with an lr for it (--mpc.units; of candidates: in a YAML file), or '
+                "train a new run"
             )
 
 

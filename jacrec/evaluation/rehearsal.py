@@ -37,6 +37,8 @@ from jacrec.util.files import user_path, write_json
 
 BASE = "base"
 FILE = "rehearsal.json"
+EARLIER = {"consistency": 0.0}
+"""settings that records of earlier versions lack"""
 CANDIDATES: Mapping[str, MPCConfig] = {
     "h3": MPCConfig(horizon=3, particles=4, units="value", lr=1e-2),
     "h3-large": MPCConfig(horizon=3, particles=4, units="value", lr=3e-2),
@@ -145,8 +147,7 @@ class Rehearsal:
             return {name: ImaginedEpisodes(**own) for name, own in content.items()}
 
         others = {model: read(content) for model, content in record.get("others", {}).items()}
-        settings = {"consistency": 0.0, **record["settings"]}  # earlier versions had none
-        return cls(RehearsalConfig(**settings), read(record["episodes"]), record["termination"], others)
+        return cls(RehearsalConfig(**(EARLIER | record["settings"])), read(record["episodes"]), record["termination"], others)
 
     def record(self) -> dict[str, Any]:
         """Everything, ready for JSON."""
@@ -271,6 +272,7 @@ def make_rehearsal(
     path = user_path(folder) / FILE
     if path.is_file() and not again:
         old = read_rehearsal_record(path)
+        old["settings"] = EARLIER | old["settings"]
         old["controllers"] = {who: asdict(read_mpc_config(own, f"{path}: {who}")) for who, own in old["controllers"].items()}
         expected = _identity(run, play) | {
             "controllers": {name: asdict(own) for name, own in candidates.items()},

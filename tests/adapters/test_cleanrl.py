@@ -70,3 +70,5 @@ def test_what_it_refuses():
         from_cleanrl((states[0], states[1], {}))
     with pytest.raises(ValueError, match=rf"critics of d \+ m = {D + M} inputs"):
         from_cleanrl((states[0], Net(3, {"fc3": 1}).state_dict()))
+    with pytest.raises(ValueError, match=rf"action_scale: expected one number per action, shape \({M},\), got \(3,\)"):
+        from_cleanrl((states[0] | {"action_scale": torch.ones(3)}, *states[1:]))

@@ -1,5 +1,8 @@
 """Files that the libraries themselves write, read without naming the library."""
 
+import math
+import zipfile
+
 import numpy as np
 import pytest
 import torch
@@ -66,3 +69,56 @@ def test_d3rlpy(tmp_path):
     (tmp_path / "broken.d3").write_bytes(b"\x80\x04")
     with pytest.raises(ValueError, match="expected a model that d3rlpy can read, got"):
         from_file(tmp_path / "broken.d3")
+
+
+@pytest.mark.parametrize("name", ["checkpoint.pt", "model.zip"])
+def test_archives_that_are_damaged(name, tmp_path):
+    path = tmp_path / name
+    torch.save({"actor": torch.zeros(300)}, path)
+    if name == "model.zip":
+        with zipfile.ZipFile(path, "a") as archive:
+            archive.writestr("_stable_baselines3_version", "2.9")
+            archive.writestr("data", "[]")
+    whole = path.read_bytes()
+    end = whole.rindex(b"PK\x05\x06")
+    for damaged in (
+        whole[:end] + whole[end:].replace(whole[end + 12 : end + 20], b"\xff" * 8),
+        whole[: len(whole) // 2],
+        whole,
+    ):
+        path.write_bytes(damaged)
+        with pytest.raises(ValueError, match="expected"):
+            from_file(path)
+
+
+@pytest.mark.parametrize(
+    ("weight", "match"),
+    [
+        (torch.full((2, 5), math.nan), "expected finite numbers"),
+        (torch.zeros(2, 5, dtype=torch.complex64), "expected arrays of real numbers, got Tensor .torch.complex64"),
+        (torch.zeros(2, 5).to_sparse(), "expected arrays of real numbers"),
+        (torch.zeros(2, 5, device="meta"), "expected arrays of real numbers"),
+        ("weights", "expected arrays of real numbers, got str"),
+        (None, "expected arrays of real numbers, got NoneType"),
+        (torch.zeros(10), r"layers: expected weights \(out, in\)"),
+        (torch.zeros(2, 0), r"layers: expected weights \(out, in\)"),
+    ],
+)
+def test_entries_that_are_no_weights(weight, match, tmp_path):
+    sizes = {"actor": (3, 2), "critic_1": (5, 1), "critic_2": (5, 1)}
+    states = {
+        name: {"net.0.weight": torch.ones(5, d), "net.0.bias": torch.ones(5), "net.2.weight": torch.ones(n, 5)}
+        | {"net.2.bias": torch.ones(n)}
+        for name, (d, n) in sizes.items()
+    }
+    options = {"state_mean": 0.0, "state_std": 1.0}
+    torch.save(states, tmp_path / "good.pt")
+    assert from_file(tmp_path / "good.pt", **options).state_dim == 3
+    states["actor"]["net.2.weight"] = weight
+    torch.save(states, tmp_path / "wrong.pt")
+    with pytest.raises(ValueError, match=match):
+        from_file(tmp_path / "wrong.pt", **options)
+    for actor in ({}, {5: torch.ones(3)}):
+        torch.save(states | {"actor": actor}, tmp_path / "wrong.pt")
+        with pytest.raises(ValueError, match="expected"):
+            from_file(tmp_path / "wrong.pt", **options)

@@ -44,6 +44,6 @@ def test_units_of_a_value_scale_that_there_is_not_are_told_before_anything_is_pl
         "rehearse": lambda out: make_rehearsal(run, out, {"one": units}),
         "tune": lambda out: tune(run, out),
     }
-    with pytest.raises(ValueError, match=r'units: expected "absolute" .*got "value"; .*--mpc.units'):
+    with pytest.raises(ValueError, match=r'units: expected "absolute" .*got "value"; .*--mpc.units; of candidates: in a YAML'):
         calls[verb](tmp_path / "out")
     assert not (tmp_path / "out").exists()

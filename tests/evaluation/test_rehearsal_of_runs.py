@@ -63,6 +63,12 @@ def test_rehearsals_are_not_overwritten(trained, tmp_path):
     before = (tmp_path / "rehearsal.json").stat().st_mtime_ns
     assert make_rehearsal(run, tmp_path, MINE, SHORT, PLAY) == first
     assert (tmp_path / "rehearsal.json").stat().st_mtime_ns == before
+    earlier = json.loads((tmp_path / "rehearsal.json").read_text())
+    del earlier["settings"]["consistency"]
+    (tmp_path / "earlier").mkdir()
+    (tmp_path / "earlier/rehearsal.json").write_text(json.dumps(earlier))
+    kept = make_rehearsal(run, tmp_path / "earlier", MINE, replace(SHORT, consistency=0.0), PLAY)
+    assert kept["episodes"] == first["episodes"]
     timed = {"wall_seconds"}
     again = make_rehearsal(run, tmp_path, MINE, SHORT, PLAY, again=True)
     assert {k: v for k, v in again.items() if k not in timed} == {k: v for k, v in first.items() if k not in timed}

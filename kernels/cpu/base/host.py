@@ -44,12 +44,8 @@ class _PartLibrary(JITCodeLibrary):
         self._finalized = True
 
 
-@ctypes.PYFUNCTYPE(ctypes.py_object, ctypes.py_object, ctypes.py_object, ctypes.py_object)
-def _refuse(closure, arguments, keywords):
-    raise TypeError("expected a call from compiled code: a part of the CPU kernels has no machine code of its own")
-
-
-_REFUSAL = ctypes.cast(_refuse, ctypes.c_void_p).value
+# called as f(closure, arguments, keywords), where the closure cannot be called: a TypeError, which no ctypes callback could raise
+_REFUSAL = ctypes.cast(ctypes.pythonapi.PyObject_Call, ctypes.c_void_p).value
 
 
 @register_pass(mutates_CFG=True, analysis_only=False)

@@ -21,13 +21,15 @@ LEAST_32, LEAST_64 = 1e-36, 1e-306
 @part
 def _clipping(job):
     """The factor that clips the gradient's norm."""
-    total = 0.0
+    bound, total = at(0.0, job.rule)[MAX_NORM], 0.0
+    if bound == math.inf:
+        return 1.0  # whatever the squares, which may overflow
     for l in range(job.depth + 1):
         layer = layer_of(job, l)
         squares = at(0.0, layer.squares)
         for j in range(layer.outputs):
             total += squares[j]
-    scale = at(0.0, job.rule)[MAX_NORM] / (math.sqrt(total) + 1e-6)
+    scale = bound / (math.sqrt(total) + 1e-6)
     return 1.0 if scale > 1.0 else scale  # not a number stays one
 
 

@@ -9,6 +9,7 @@ import pytest
 from llvmlite.binding import Linkage
 
 from jacrec.kernels.cpu.base.host import entry
+from jacrec.kernels.cpu.base.scalar import exp
 from tests.kernels.cpu.test_gradient import _multiply
 
 
@@ -20,6 +21,12 @@ def test_compiled_code_lends_and_borrows_no_part(dtype):
     inner = {f.name for f in functions if f.linkage == Linkage.internal}
     assert any("products" in name for name in inner)
     assert all(task.__name__ in f.name for f in functions if f.name not in inner)
+
+
+def test_a_part_refuses_calls_from_python():
+    for arguments, keywords in (((1.0,), {}), ((), {"x": 1.0}), ((1.0,), {})):
+        with pytest.raises(TypeError, match="not callable"):
+            exp(*arguments, **keywords)
 
 
 @pytest.mark.slow

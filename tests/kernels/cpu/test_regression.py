@@ -146,6 +146,14 @@ def test_nan_reaches_the_loss_and_subnormal_moments_become_zero():
     assert regression.update(x, goal, 1).isnan()
 
 
+def test_squares_that_overflow_matter_to_clipping_alone():
+    (net,) = networks(1, 3, (8,), 2, torch.float32)
+    regression = Regression(net, net, net, "", RewardConfig(lr=1e-3, max_grad_norm=None), fused=True)
+    regression.update(torch.full((5, 3), 1e10), torch.ones(5, 2), 0)
+    assert regression.flat.gradient.norm().isinf()
+    assert regression.flat.value.isfinite().all()
+
+
 @pytest.mark.parametrize("kind", ["ensemble", "meanflow", "reward"])
 def test_what_is_not_supported_is_refused_or_trained_in_torch(kind):
     options = {"capturable": True} if kind == "reward" else {}
