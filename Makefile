@@ -41,9 +41,9 @@ build/types:
 demo: install
 	$(BIN)/jacrec demo $(if $(QUICK),--quick)
 
-# one torch thread per worker: more would oversubscribe the cores
+# one torch thread per worker: more would oversubscribe the cores. worksteal leaves a module's tests, and its fixtures, to one worker
 test: install
-	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) $(TEST)
+	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(TEST)
 
 lint: $(VENV)/.linters build/types
 	$(BIN)/ruff check .

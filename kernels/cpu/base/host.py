@@ -138,7 +138,7 @@ class _Compiled(CFunc):
     def _compile_uncached(self):
         path = self._cache.cache_path  # pyright: ignore[reportAttributeAccessIssue]
         kept = f"; to be kept in {path}" if path else ""
-        _log.warning("compiling %s for this machine, which takes up to a minute%s", self.__name__, kept)
+        _log.warning("compiling %s for this machine, which takes seconds%s", self.__name__, kept)
         return super()._compile_uncached()  # pyright: ignore[reportAttributeAccessIssue]
 
 
