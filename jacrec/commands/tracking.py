@@ -76,13 +76,12 @@ def played_points(name: str, played: Mapping[str, Any]) -> Iterator[Point]:
 
 def deployment_points(record: Mapping[str, Any]) -> Iterator[Point]:
     """Every episode and every refreshed model of a deployment; in a race, each player's episodes on their own, too."""
-    names = ("return", "score", "length", "version")
     for i, episode in enumerate(record["episodes"]):
-        yield Point("episodes", i, {name: episode[name] for name in names} | episode["decisions"])
+        names = ("return", "score", "length", "version", "lost", "allowance")
+        values = {name: episode[name] for name in names if name in episode}
+        yield Point("episodes", i, values | episode["decisions"])
         if "player" in episode:
-            yield Point(f"race/{episode['player']}", i, {name: episode[name] for name in names})
-    if "race" in record:
-        yield Point("race", len(record["episodes"]) - 1, {name: record["race"][name] for name in ("lost", "allowance", "mean")})
+            yield Point(f"race/{episode['player']}", i, values)
     for line in record["refreshes"]:
         for v in line["verdicts"]:
             values = {"before": v["before"], "after": v["after"], "accepted": v["accepted"], "version": line["version"]}

@@ -62,6 +62,8 @@ DeployedEpisode = TypedDict(  # "return" cannot be a field of a class
         "picked_up": list[list[int]],
         "decisions": DecisionTimes,
         "player": NotRequired[str],
+        "lost": NotRequired[float],
+        "allowance": NotRequired[float],
     },
 )
 """what is read of the record of an episode"""
@@ -155,10 +157,10 @@ def deploy(
             record["late_steps"] += recorded.late - started[1]
             record["notices"] += refresher.take_notices()
             if race is not None:
-                record["episodes"][-1]["player"] = name
                 for sentence in race.played(log.returns[0]):
                     say(sentence)
                 record["race"] = race.record()
+                record["episodes"][-1] |= {"player": name, "lost": race.lost, "allowance": race.granted}
             replay.sync()  # before the record that counts them
             record["transitions"] = len(replay)
             _store(folder, record, thinking)
@@ -199,8 +201,6 @@ def expect_race(config: DeployConfig, candidates: Mapping[str, MPCConfig] | None
     if config.rows != 1:
         raise ValueError(f"rows: expected 1 in a race, whose episodes are played one by one, got {config.rows}")
     DeployedRace(list(candidates), config.race_allowance)  # checks them
-    for name, own in candidates.items():
-        config.play.allow(own, f"candidates.{name}")
 
 
 def _resumed_race(config: DeployConfig, record: dict[str, Any], path: Path) -> DeployedRace:

@@ -6,14 +6,14 @@ show its gain in at least ten further rounds; otherwise the base policy plays on
 without bias whether or not an environment can repeat a start; if it can, with less noise.
 
 Episodes cost, so there is an allowance, in units of the base policy's mean |return|. An episode of a candidate that returns less than the
-base policy's mean adds the difference to what is lost, one that returns more takes it off again, down to zero. A candidate begins
-an episode only if another loss as large as the mean |return|, or as the largest loss of one episode so far, would stay within the
+base policy's mean adds the difference to what is lost, one that returns more takes it off again, down to zero. The race
+goes on only if another loss as large as the mean |return|, or as the largest loss of one episode so far, would stay within the
 allowance; otherwise the base policy plays from then on. The winner is held to the same rule for as long as it plays.
 
 So in any stretch of a deployment the candidates' episodes return at least as much as that many episodes of the base policy's mean
-return, less the allowance, as long as no episode returns less than zero; one that does can exceed the allowance by what it
-lost beyond the mean and beyond any before it, and ends the race. The base policy's mean is that of its episodes in the race: an
-estimate, which is not renewed when the race is over.
+return, as it was known when the last of them began, less the allowance, as long as no episode returns less than zero; one that
+does can exceed the allowance, by what it lost beyond the mean and beyond any before it, and is the last. The mean is that of
+the base policy's episodes in the race: an estimate, which is not renewed when the race is over.
 """
 
 import math
@@ -99,9 +99,14 @@ class DeployedRace:
         return sum(self.base) / max(len(self.base), 1)
 
     @property
+    def granted(self) -> float:
+        """The allowance in returns."""
+        return self.allowance * abs(self.mean)
+
+    @property
     def affordable(self) -> bool:
         """Whether the allowance covers another episode of a candidate."""
-        return self.lost + max(abs(self.mean), self.worst) <= self.allowance * abs(self.mean)
+        return self.lost + max(abs(self.mean), self.worst) <= self.granted
 
     def played(self, value: float) -> list[str]:
         """Take the return of the episode that `player` has played; a sentence for everything that it decides.
@@ -117,8 +122,8 @@ class DeployedRace:
             self._count(value)
         if undecided and len(self.players) > OPENING:
             self._advance(value)
-        if self.player != BASE and not self.affordable:
-            self._end(f"{self.lost:.1f} of the allowance of {self.allowance * abs(self.mean):.1f} lost")
+        if (self.winner is None or self.player != BASE) and not self.affordable:
+            self._end(f"{self.lost:.1f} of the allowance of {self.granted:.1f} lost")
         if self.player == BASE or self.winner is not None:
             self.start = len(self.players)
         said = [f"race: {own['name']} is dropped after episode {own['episode']}: {own['why']}" for own in self.dropped[known:]]
@@ -136,7 +141,7 @@ class DeployedRace:
             "gain": None if self.race.gain is None else self.race.gain.as_dict(),
             "mean": self.mean,
             "lost": self.lost,
-            "allowance": self.allowance * abs(self.mean),
+            "allowance": self.granted,
             "dropped": self.dropped,
         }
 

@@ -1,0 +1,376 @@
+"""Races in deployments: what they may cost, over synthetic returns, and those of a trained run, interrupted anywhere."""
+
+import json
+from collections import Counter
+from contextlib import closing
+from dataclasses import asdict, replace
+
+import numpy as np
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from jacrec import cli
+from jacrec.control.controller import MPCConfig
+from jacrec.evaluation.contestant import open_env
+from jacrec.evaluation.episodes import PolicyController, play
+from jacrec.evaluation.tuning import BASE
+from jacrec.online import deploy as deployment
+from jacrec.online.deploy import FILE, deploy
+from jacrec.online.race import OPENING, DeployedRace
+from jacrec.online.replay_buffer import ReplayReader
+from jacrec.training.run import load_run
+from tests.conftest import property_cases
+from tests.online.test_deploy import OFF
+from tests.online.test_interrupted import interrupt_at
+
+KINDS = {
+    "steady": lambda rng, mean: rng.normal(mean, 0.05),
+    "scattered": lambda rng, mean: max(0.0, rng.normal(mean, 0.4)),
+    "falls": lambda rng, mean: mean / 0.7 if rng.random() < 0.7 else 0.1,
+    "exponential": lambda rng, mean: rng.exponential(mean),
+}
+FIELDS = {
+    "all fail": {"a": 0.0, "b": 0.0, "c": 0.0},
+    "all lose": {"a": 0.6, "b": 0.6, "c": 0.6},
+    "one fails": {"a": 1.1, "b": 0.9, "c": 0.0},
+    "a single one": {"a": 0.5},
+}
+
+
+def simulate(kind, means, allowance, episodes, seed):
+    """A race whose returns have the given means, 1 for the base policy, and who played."""
+    rng, race = np.random.default_rng(seed), DeployedRace(list(means), allowance)
+    for _ in range(episodes):
+        race.played(KINDS[kind](rng, ({BASE: 1.0} | means)[race.player]))
+    return race
+
+
+def true_mean(kind, mean):
+    """The expectation of a kind of returns."""
+    rng = np.random.default_rng(1)
+    return float(np.mean([KINDS[kind](rng, mean) for _ in range(20_000)]))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("field", FIELDS)
+def test_worse_candidates_lose_at_most_the_allowance_on_average(kind, field):
+    means = FIELDS[field]
+    base = true_mean(kind, 1.0)
+    worse = {name: base - true_mean(kind, mean) for name, mean in means.items()}
+    for allowance in (1.0, 3.0, 6.0):
+        losses = []
+        for seed in range(100):
+            played = Counter(simulate(kind, means, allowance, 60, seed).players)
+            losses.append(sum(count * worse[name] for name, count in played.items() if name != BASE))
+        error = np.std(losses) / len(losses) ** 0.5
+        assert np.mean(losses) <= allowance * base + 3 * error + 0.01, allowance
+
+
+def stretches(race):
+    """For each episode of a candidate: the largest loss of a stretch that ends with it, its own, and the mean by which they count."""
+    base, tried, found = [], [], []
+    for i, (player, value) in enumerate(zip(race.players, race.returns, strict=True)):
+        if player == BASE:
+            base += [value] if race.decided is None or i < race.decided else []
+            continue
+        tried.append(value)
+        mean = sum(base) / len(base)
+        found.append((max(sum(mean - x for x in tried[k:]) for k in range(len(tried))), mean - value, mean))
+    return found
+
+
+class Recording(DeployedRace):
+    """Keeps all returns."""
+
+    def __init__(self, *args):
+        super().__init__(*args)
+        self.returns = []
+
+    def played(self, value):
+        self.returns.append(value)
+        return super().played(value)
+
+
+@property_cases(0.2)
+@given(
+    values=st.lists(st.floats(0, 10), min_size=1, max_size=60),
+    count=st.integers(1, 6),
+    allowance=st.floats(1, 8),
+)
+def test_no_stretch_of_episodes_loses_more_than_the_allowance(values, count, allowance):
+    race = Recording([f"c{i}" for i in range(count)], allowance)
+    for value in values:
+        race.played(value)
+    for loss, _, mean in stretches(race):
+        assert loss <= allowance * mean + 1e-9
+
+
+@property_cases(0.2)
+@given(values=st.lists(st.floats(-10, 10), min_size=1, max_size=60), allowance=st.floats(1, 8))
+def test_only_the_last_episode_of_a_candidate_exceeds_the_allowance(values, allowance):
+    race = Recording(["a", "b", "c"], allowance)
+    for value in values:
+        race.played(value)
+    found = stretches(race)
+    for loss, _, mean in found[:-1]:
+        assert loss <= allowance * abs(mean) + 1e-9
+    for loss, own, mean in found[-1:]:
+        assert loss <= allowance * abs(mean) + max(0.0, own - abs(mean)) + 1e-9
+
+
+@pytest.mark.parametrize("kind", ["steady", "scattered"])
+def test_a_clearly_better_candidate_wins_and_plays_on(kind):
+    gain = {"steady": 1.3, "scattered": 2.5}[kind]
+    races = [simulate(kind, {"a": 0.9, "b": gain, "c": 0.5}, 6.0, 60, seed) for seed in range(50)]
+    won = [race for race in races if race.winner == "b"]
+    assert len(won) >= 45
+    for race in won:
+        assert race.decided is not None
+        assert set(race.players[race.decided :]) == {"b"}
+        assert {own["name"] for own in race.dropped} == {"a", "c"}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_luck_wins_as_rarely_as_the_level_says(kind):
+    won = sum(simulate(kind, {"a": 1.0, "b": 1.0, "c": 1.0}, 20.0, 40, seed).winner != BASE for seed in range(300))
+    assert won <= 0.025 * 300 + 3 * (0.025 * 0.975 * 300) ** 0.5
+
+
+def test_a_winner_that_deteriorates_is_dropped():
+    rng, race, said = np.random.default_rng(0), DeployedRace(["a", "b"], 3.0), []
+    while race.winner is None:
+        race.played(rng.normal({BASE: 100, "a": 150, "b": 120}[race.player], 1.0))
+    assert race.player == race.winner == "a"
+    for _ in range(50):
+        race.played(150.0)  # gains are no credit
+    for _ in range(4):
+        said += race.played(40.0 if race.player == "a" else 100.0)
+    assert race.players[-4:] == ["a"] * 4  # 60 lost in each of four: a fifth could lose another 100
+    assert race.player == BASE
+    assert race.winner == "a"
+    assert race.dropped[-1]["name"] == "a"
+    assert "allowance" in race.dropped[-1]["why"]
+    assert said[-1] == "race: the base policy plays on"
+    assert race.played(100.0) == []
+    assert race.player == BASE
+
+
+def test_a_policy_that_returns_nothing_has_nothing_to_lose():
+    race = DeployedRace(["a"], 1.0)
+    for _ in range(60):
+        race.played(0.0 if race.player == BASE else 1.0 + 0.01 * len(race.players))
+    assert race.winner == race.player == "a"
+
+
+@property_cases(0.02)
+@given(kind=st.sampled_from(sorted(KINDS)), seed=st.integers(0, 999), count=st.integers(1, 5), allowance=st.floats(1, 6))
+def test_a_race_goes_on_from_its_episodes_as_if_it_had_not_stopped(kind, seed, count, allowance):
+    rng, names = np.random.default_rng(seed), [f"c{i}" for i in range(count)]
+    whole, returns = DeployedRace(names, allowance), []
+    for done in range(40):
+        again = DeployedRace(names, allowance)
+        for value in returns:
+            again.played(value)
+        assert (again.player, again.start, again.players) == (whole.player, whole.start, whole.players), done
+        assert again.record() == whole.record()
+        returns.append(KINDS[kind](rng, {BASE: 1.0}.get(whole.player, 1.1)))
+        whole.played(returns[-1])
+
+
+def test_candidates_begin_where_the_base_policy_began_its_round():
+    race, starts = DeployedRace(["a", "b"], 3.0), []
+    for i in range(OPENING + 5):
+        starts.append((race.player, race.start))
+        race.played(1.0 + 0.01 * i)
+    assert starts == [(BASE, 0), (BASE, 1), (BASE, 2), ("a", 2), ("b", 2), (BASE, 5), (starts[-1][0], 5)]
+    assert starts[-1][0] != BASE
+
+
+@pytest.mark.parametrize("allowance", [0.9, float("inf"), float("nan")])
+def test_allowances_below_an_episode_are_refused(allowance):
+    with pytest.raises(ValueError, match=r"^race_allowance: expected .* got "):
+        DeployedRace(["a"], allowance)
+
+
+def test_returns_that_are_not_finite_are_refused():
+    with pytest.raises(ValueError, match=r"^race: expected .* got nan"):
+        DeployedRace(["a"], 3.0).played(float("nan"))
+
+
+CANDIDATES = {
+    "near": MPCConfig(horizon=1, particles=2, lr=1e-3, carry="persist"),
+    "far": MPCConfig(horizon=0, particles=1, lr=1e-1),
+}
+RACE = replace(OFF, episodes=14, mpc=MPCConfig(), race_allowance=6.0)
+
+
+def essence(record):
+    """What must not depend on interruptions."""
+    episodes = [(e["player"], e["seed"], e["return"], e["lost"]) for e in record["episodes"]]
+    return episodes, record["race"], record["transitions"]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory, trained):
+    """A race without interruptions."""
+    folder = tmp_path_factory.mktemp("whole")
+    return deploy(trained, RACE, candidates=CANDIDATES, out=folder, say=lambda _: None), folder
+
+
+def test_a_deployment_races_and_records_it(whole, trained):
+    record, folder = whole
+    episodes = record["episodes"]
+    assert [e["player"] for e in episodes[:5]] == [BASE, BASE, BASE, "near", "far"]
+    assert [e["seed"] for e in episodes[:5]] == [42_000, 42_001, 42_002, 42_002, 42_002]
+    race = DeployedRace(list(CANDIDATES), RACE.race_allowance)
+    for e in episodes:
+        assert e["player"] == race.player
+        race.played(e["return"])
+        assert (e["lost"], e["allowance"]) == (race.lost, race.granted)
+    assert record["race"] == race.record()
+    run = load_run(trained)
+    with closing(open_env(run, RACE.play)) as env:
+        alone = [play(env, PolicyController(run.policy), [seed]).returns[0] for seed in RACE.play.seeds[:3]]
+    assert [e["return"] for e in episodes[:3]] == alone
+    assert json.loads((folder / FILE).read_text())["race"] == record["race"]
+
+
+def test_a_race_is_resumed_after_every_episode(whole, tmp_path, trained):
+    record, _ = whole
+    for episodes in range(1, RACE.episodes + 1):
+        part = deploy(trained, replace(RACE, episodes=episodes), candidates=CANDIDATES, out=tmp_path, say=lambda _: None)
+    assert essence(part) == essence(record)
+
+
+@pytest.mark.parametrize("episode", [0, 3, 4, 6, 9])
+def test_a_race_is_resumed_within_an_episode(whole, tmp_path, trained, monkeypatch, episode):
+    record, folder = whole
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, sum(e["length"] for e in record["episodes"][:episode]) + 3)
+        with pytest.raises(KeyboardInterrupt):
+            deploy(trained, RACE, candidates=CANDIDATES, out=tmp_path, say=lambda _: None)
+    again = deploy(trained, RACE, candidates=dict(reversed(CANDIDATES.items())), out=tmp_path, say=lambda _: None)
+    assert essence(again) == essence(record)
+    assert (tmp_path / "replay.bin").read_bytes() == (folder / "replay.bin").read_bytes()
+    assert len(ReplayReader(tmp_path).transitions()) == record["transitions"]
+
+
+def test_a_record_of_another_course_is_refused(tmp_path, trained):
+    config = replace(RACE, episodes=5)
+    record = deploy(trained, config, candidates=CANDIDATES, out=tmp_path, say=lambda _: None)
+    for i, player in ((3, "far"), (1, "near"), (4, None)):
+        changed = json.loads(json.dumps(record))
+        changed["episodes"][i] |= {"player": player}
+        if player is None:
+            del changed["episodes"][i]["player"]
+        (tmp_path / FILE).write_text(json.dumps(changed))
+        with pytest.raises(ValueError, match=rf"deploy\.json: expected .* at episodes\[{i}\]\.player, .*got {player!r}; copy"):
+            deploy(trained, RACE, candidates=CANDIDATES, out=tmp_path)
+    changed = record | {"settings": record["settings"] | {"candidates": [1]}}
+    (tmp_path / FILE).write_text(json.dumps(changed))
+    with pytest.raises(ValueError, match=r"deploy\.json: expected .*; copy the file again"):
+        deploy(trained, RACE, candidates=CANDIDATES, out=tmp_path)
+
+
+def test_a_race_is_not_continued_as_another(tmp_path, trained):
+    deploy(trained, replace(RACE, episodes=2), candidates=CANDIDATES, out=tmp_path / "race", say=lambda _: None)
+    other = CANDIDATES | {"far": MPCConfig(horizon=0, particles=1, lr=1e-2)}
+    for config, candidates, what in (
+        (RACE, other, r"settings\.candidates\.far\.lr: 0\.1 there, 0\.01 here"),
+        (RACE, None, r"settings\.candidates"),
+        (replace(RACE, race_allowance=5.0), CANDIDATES, r"settings\.race_allowance: 6\.0 there, 5\.0 here"),
+    ):
+        config = config if candidates else replace(OFF, mpc=MPCConfig())
+        with pytest.raises(ValueError, match=what):
+            deploy(trained, config, candidates=candidates, out=tmp_path / "race")
+    deploy(trained, replace(OFF, mpc=MPCConfig(), episodes=1), out=tmp_path / "alone")
+    with pytest.raises(ValueError, match=r"settings\.candidates"):
+        deploy(trained, RACE, candidates=CANDIDATES, out=tmp_path / "alone")
+
+
+def test_deployments_from_before_races_go_on(tmp_path, trained):
+    record = deploy(trained, replace(OFF, episodes=1), out=tmp_path)
+    for name in ("candidates", "race_allowance"):
+        del record["settings"][name]
+    (tmp_path / FILE).write_text(json.dumps(record))
+    assert len(deploy(trained, replace(OFF, episodes=2), out=tmp_path)["episodes"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("changes", "candidates", "what"),
+    [
+        ({"mpc": MPCConfig(lr=1e-4)}, CANDIDATES, r"^race: expected no settings of mpc"),
+        ({"rows": 2}, CANDIDATES, r"^rows: expected 1 .* got 2"),
+        ({}, {}, r"^candidates: expected at least one"),
+        ({}, {BASE: MPCConfig()}, r"^candidates: .*got 'base'"),
+        ({}, {"scaled": MPCConfig(units="value")}, r"value_scale"),
+        ({}, None, r"^race_allowance: expected it with a race alone, got 6\.0"),
+    ],
+)
+def test_settings_that_do_not_go_with_a_race_are_refused(tmp_path, trained, changes, candidates, what):
+    run = load_run(trained)
+    run = replace(run, world=replace(run.world, value_scale=None))
+    with pytest.raises(ValueError, match=what):
+        deploy(run, replace(RACE, **changes), candidates=candidates, out=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_models_are_shared_by_the_candidates(tmp_path, trained, monkeypatch):
+    """A refreshed model is that of every candidate."""
+    worlds = []
+
+    class Seen(deployment.MPC):
+        def __init__(self, policy, world, *args, **kwargs):
+            worlds.append(world)
+            super().__init__(policy, world, *args, **kwargs)
+
+    monkeypatch.setattr(deployment, "MPC", Seen)
+    deploy(trained, replace(RACE, episodes=1), candidates=CANDIDATES, out=tmp_path)
+    assert len(worlds) == 2
+    assert worlds[0].dynamics is worlds[1].dynamics
+    assert worlds[0].reward is worlds[1].reward
+
+
+def test_the_command_races(tmp_path, trained, capsys):
+    file = tmp_path / "candidates.yaml"
+    file.write_text(yaml.safe_dump({name: asdict(own) for name, own in CANDIDATES.items()}, sort_keys=False))
+    command = [
+        "deploy",
+        str(trained),
+        "--out",
+        str(tmp_path / "out"),
+        "--online.no-enabled",
+        "--race",
+        str(file),
+        "--log",
+        "csv",
+    ]
+    for episodes in ("5", "6"):
+        assert cli.main([*command, "--race-allowance", "6", "--episodes", episodes]) == 0
+    out = capsys.readouterr().out
+    record = json.loads((tmp_path / "out" / FILE).read_text())
+    assert [e["player"] for e in record["episodes"][:5]] == [BASE, BASE, BASE, "near", "far"]
+    (own,) = record["race"]["dropped"]
+    assert own["name"] in CANDIDATES
+    assert own["episode"] == 5
+    assert f"race: {own['name']} is dropped after episode 5: in the lower half" in out
+    assert "allowance of" in out
+    assert "dropped after episode 5" in out
+    lines = (tmp_path / "out/tracking/deploy/csv/race-base.csv").read_text().splitlines()
+    assert len(lines) == 1 + sum(e["player"] == BASE for e in record["episodes"])
+    head = lines[0].split(",")
+    assert float(lines[-1].split(",")[head.index("lost")]) == record["episodes"][-1]["lost"]
+
+
+def test_race_and_tuned_are_alternatives(trained, capsys):
+    assert cli.main(["deploy", str(trained), "--tuned", "--race"]) == 2
+    assert "tuned: expected no race beside it" in capsys.readouterr().err
+
+
+def test_the_default_candidates_race(tmp_path, trained):
+    assert cli.main(["deploy", str(trained), "--race", "--episodes", "4", "--out", str(tmp_path), "--online.no-enabled"]) == 0
+    record = json.loads((tmp_path / FILE).read_text())
+    assert [e["player"] for e in record["episodes"]] == [BASE, BASE, BASE, "h3"]
+    assert list(record["settings"]["candidates"]) == ["h3", "h3-large", "h5"]
