@@ -139,6 +139,10 @@ class Race:
         least = LEAST * sum(map(abs, self.base)) / len(self.base)
         return self.remaining[0] if self.gain.low > 0 and self.gain.mean > least else BASE
 
+    def drop(self, name: str) -> None:
+        """Leave out one of several remaining candidates from now on, whatever its gains; for who plays the turns."""
+        self.remaining = [other for other in self.remaining if other != name]
+
     def run(self, play: Callable[[str, int], list[float]]) -> "Race":
         """Play until the budget is spent, or the last candidate clearly loses.
 

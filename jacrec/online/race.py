@@ -6,9 +6,11 @@ show its gain in at least ten further rounds; otherwise the base policy plays on
 without bias whether or not an environment can repeat a start; if it can, with less noise.
 
 Episodes cost, so there is an allowance, in units of the base policy's mean |return|. An episode of a candidate that returns less than the
-base policy's mean adds the difference to what is lost, one that returns more takes it off again, down to zero. The race
-goes on only if another loss as large as the mean |return|, or as the largest loss of one episode so far, would stay within the
-allowance; otherwise the base policy plays from then on. The winner is held to the same rule for as long as it plays.
+base policy's mean adds the difference to what is lost, one that returns more takes it off again, down to zero. The race goes on
+only if another loss as large as the mean |return|, or as the largest loss of one episode so far, would stay within the allowance;
+otherwise the base policy plays from then on. The winner is held to the same rule for as long as it plays. Half of the allowance is for
+the selection, in equal parts: a candidate that has lost more than its part leaves at once, so that a few bad ones do not end the
+race for the others.
 
 So in any stretch of a deployment the candidates' episodes return at least as much as that many episodes of the base policy's mean
 return, as it was known when the last of them began, less the allowance, as long as no episode returns less than zero; one that
@@ -74,7 +76,7 @@ class DeployedRace:
             raise ValueError(
                 f"race_allowance: expected at least 1, since a single episode can lose the base policy's whole return, got {allowance}"
             )
-        self.allowance, self.players = allowance, list[str]()
+        self.allowance, self.share, self.players = allowance, allowance / (2 * max(len(names), 1)), list[str]()
         self.race = Race(list(names), TuneConfig(budget=LAST + 2 * len(names), round=1))
         self.turns = self.race.turns()
         self.player: str = next(self.turns)[0]
@@ -87,10 +89,12 @@ class DeployedRace:
         """number of the episode that decided it, from 1"""
         self.base: list[float] = []
         """returns of the base policy in the race"""
-        self.tried: list[float] = []
-        """returns of the candidates' episodes"""
+        self.tried: list[tuple[str, float]] = []
+        """names and returns of the candidates' episodes"""
         self.lost = self.worst = 0.0
         """what those have lost together, by the latest of them, and the most that one of them has lost"""
+        self.own = dict.fromkeys(names, 0.0)
+        """what each has lost; gains of others do not count"""
         self.dropped: list[Dropped] = []
 
     @property
@@ -121,6 +125,7 @@ class DeployedRace:
         if undecided or self.player != BASE:
             self._count(value)
         if undecided and len(self.players) > OPENING:
+            self._expect_share()
             self._advance(value)
         if (self.winner is None or self.player != BASE) and not self.affordable:
             self._end(f"{self.lost:.1f} of the allowance of {self.granted:.1f} lost")
@@ -146,15 +151,26 @@ class DeployedRace:
         }
 
     def _count(self, value: float) -> None:
-        counted = [value]
+        counted = [(self.player, value)]
         if self.player == BASE:  # another mean: all of them anew
             self.base.append(value)
-            self.lost, self.worst, counted = 0.0, 0.0, self.tried
+            self.lost, self.worst, self.own, counted = 0.0, 0.0, dict.fromkeys(self.own, 0.0), self.tried
         else:
-            self.tried.append(value)
-        for x in counted:
-            self.lost = max(0.0, self.lost + self.mean - x)
-            self.worst = max(self.worst, self.mean - x)
+            self.tried += counted
+        for name, x in counted:
+            loss = self.mean - x
+            self.lost, self.own[name] = max(0.0, self.lost + loss), max(0.0, self.own[name] + loss)
+            self.worst = max(self.worst, loss)
+
+    def _expect_share(self) -> None:
+        """Let the candidate that has just played leave if it has spent its part of the allowance, unless it is the only one."""
+        name = self.player
+        if name != BASE and len(self.race.remaining) > 1 and self.own[name] > self.share * abs(self.mean):
+            self.race.drop(name)
+            self._drop(
+                name,
+                f"it alone has lost {self.own[name]:.1f}, more than its part of the allowance, {self.share * abs(self.mean):.1f}",
+            )
 
     def _advance(self, value: float) -> None:
         remaining = self.race.remaining

@@ -157,6 +157,30 @@ def test_a_winner_that_deteriorates_is_dropped():
     assert race.player == BASE
 
 
+def test_candidates_that_fail_at_once_do_not_end_the_race_for_the_others():
+    rng, race = np.random.default_rng(0), DeployedRace(["good", "bad", "worse"], 4.0)
+    for _ in range(40):
+        race.played(rng.normal({BASE: 100.0, "good": 113.0, "bad": 4.0, "worse": -10.0}[race.player], 1.0))
+    assert race.winner == race.player == "good"
+    assert race.players.count("bad") == race.players.count("worse") == 1
+    assert [own["name"] for own in race.dropped] == ["bad", "worse"]
+    assert all("part of the allowance" in own["why"] for own in race.dropped)
+
+
+@pytest.mark.parametrize("order", [("bad", "good"), ("good", "bad")])
+def test_a_part_of_the_allowance_is_what_one_candidate_may_lose_in_the_selection(order):
+    race = DeployedRace(order, 4.0)  # a part: one mean return
+    while len(race.players) < OPENING + 3:
+        race.played({BASE: 100.0, "good": 101.0, "bad": 0.5}[race.player])
+    assert [own["name"] for own in race.dropped] == ["bad"]
+    assert "lower half" in race.dropped[0]["why"]
+    race = DeployedRace(order, 4.0)
+    while len(race.players) < OPENING + 3:
+        race.played({BASE: 100.0, "good": 101.0, "bad": -0.5}[race.player])
+    assert [own["name"] for own in race.dropped] == ["bad"]
+    assert "part of the allowance" in race.dropped[0]["why"]
+
+
 def test_a_policy_that_returns_nothing_has_nothing_to_lose():
     race = DeployedRace(["a"], 1.0)
     for _ in range(60):
