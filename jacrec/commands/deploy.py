@@ -124,7 +124,9 @@ def race_table(record: dict[str, Any]) -> Table:
         if race["winner"] in record["settings"]["candidates"]
         else {}
     )
-    table = Table(box=box.SIMPLE_HEAD, caption=f"lost {race['lost']:.1f} of an allowance of {race['allowance']:.1f}")
+    most = max(episode["lost"] for episode in played)
+    caption = f"lost {race['lost']:.1f}, at most {most:.1f}, of an allowance of {race['allowance']:.1f}"
+    table = Table(box=box.SIMPLE_HEAD, caption=caption)
     for title in ("player", "episodes", "mean return", "race"):
         table.add_column(title, justify="left" if title in ("player", "race") else "right")
     for name in (BASE, *record["settings"]["candidates"]):
