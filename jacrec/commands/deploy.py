@@ -13,9 +13,13 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from rich.table import Table
 from tyro.conf import Positional
 
+from jacrec.commands.rehearse import named_candidates
 from jacrec.commands.tracking import Kinds, deployment_points
 from jacrec.evaluation.markdown import terminal
-from jacrec.evaluation.tuning import tuned_controller
+from jacrec.evaluation.rehearsal import CANDIDATES
+from jacrec.evaluation.results import interval
+from jacrec.evaluation.statistics import Estimate
+from jacrec.evaluation.tuning import BASE, tuned_controller
 from jacrec.online.config import DeployConfig
 from jacrec.online.deploy import FILE, deploy, deployment_folder
 from jacrec.training.run import load_run
@@ -35,6 +39,10 @@ class Deploy:
     """the deployment's folder; None: RUN-deploy"""
     tuned: bool = False
     """play with the settings that `jacrec tune` chose for this run"""
+    race: tuple[str, ...] | None = None
+    """let candidates race against the base policy by the deployment's own episodes, one after the other; the clear winner plays on, or
+    the base policy. Without values h3, h3-large, h5 (those of `jacrec rehearse`); or some of them, or YAML files of others:
+    {name: {controller settings}}"""
     log: Kinds = ()
     config: Annotated[DeployConfig, tyro.conf.arg(name="")] = field(default_factory=DeployConfig)
 
@@ -45,7 +53,11 @@ COMMAND = Deploy
 def run(args: list[str]) -> int:
     """Run the verb."""
     chosen = tyro.cli(COMMAND, args=args, prog="jacrec deploy")
-    config = chosen.config
+    config, candidates = chosen.config, None
+    if chosen.race is not None:
+        if chosen.tuned:
+            raise ValueError("tuned: expected no race beside it, since either chooses the settings, got both; leave one out")
+        candidates = named_candidates(chosen.race or tuple(CANDIDATES))
     if chosen.tuned:
         config = replace(config, mpc=tuned_controller(load_run(chosen.run), config.mpc, DeployConfig().mpc))
     columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn(), TimeRemainingColumn())
@@ -55,6 +67,7 @@ def run(args: list[str]) -> int:
         record = deploy(
             chosen.run,
             config,
+            candidates=candidates,
             out=chosen.out,
             say=partial(shown.console.print, markup=False, emoji=False, soft_wrap=True),
             progress=lambda x, note: shown.update(task, completed=x, note=note),
@@ -62,6 +75,8 @@ def run(args: list[str]) -> int:
         )
     console = terminal()
     console.print(episodes_table(record))
+    if "race" in record:
+        console.print(race_table(record))
     console.print(refreshes_table(record) if record["refreshes"] else "no refresh took place")
     for sentence in record["notices"]:
         console.print(sentence, soft_wrap=True)
@@ -73,17 +88,51 @@ def episodes_table(record: dict[str, Any]) -> Table:
     """Scores per episode, with the versions of the models in use."""
     unit = "return" if record["episodes"][0]["score"] is None else "score"
     table = Table(box=box.SIMPLE_HEAD)
-    for title in ("episode", unit, "steps", "models", "decision: median (ms)", "99 %", "longest"):
-        table.add_column(title, justify="right")
+    raced = "race" in record
+    for title in (
+        "episode",
+        *(["player"] if raced else []),
+        unit,
+        "steps",
+        "models",
+        "decision: median (ms)",
+        "99 %",
+        "longest",
+    ):
+        table.add_column(title, justify="left" if title == "player" else "right")
     for i, episode in enumerate(record["episodes"], 1):
         seen = [episode["version"], *(version for _, version in episode["picked_up"])]
         span = "–".join(dict.fromkeys((str(seen[0]), str(seen[-1]))))
         d = episode["decisions"]
         times = [f"{d['median_ms']:.2f}", f"{d['p99_ms']:.2f}", f"{d['max_ms']:.1f}"]
-        table.add_row(str(i), f"{episode[unit]:.2f}", str(episode["length"]), span, *times)
+        table.add_row(
+            str(i), *([episode["player"]] if raced else []), f"{episode[unit]:.2f}", str(episode["length"]), span, *times
+        )
     values = [episode[unit] for episode in record["episodes"]]
     table.add_section()
-    table.add_row("mean", f"{np.mean(values):.2f}")
+    table.add_row("mean", *([""] if raced else []), f"{np.mean(values):.2f}")
+    return table
+
+
+def race_table(record: dict[str, Any]) -> Table:
+    """What became of the base policy and of every candidate, and what that has cost."""
+    race, played = record["race"], record["episodes"]
+    gain = "" if race["gain"] is None else f" (gain {interval(Estimate(**race['gain']), signed=True)})"
+    left = {own["name"]: f"dropped after episode {own['episode']}: {own['why']}" for own in race["dropped"]}
+    won = (
+        {race["winner"]: f"won after episode {race['decided']}{gain}"}
+        if race["winner"] in record["settings"]["candidates"]
+        else {}
+    )
+    most = max(episode["lost"] for episode in played)
+    caption = f"lost {race['lost']:.1f}, at most {most:.1f}, of an allowance of {race['allowance']:.1f}"
+    table = Table(box=box.SIMPLE_HEAD, caption=caption)
+    for title in ("player", "episodes", "mean return", "race"):
+        table.add_column(title, justify="left" if title in ("player", "race") else "right")
+    for name in (BASE, *record["settings"]["candidates"]):
+        own = [episode["return"] for episode in played if episode["player"] == name]
+        fate = "; ".join(story[name] for story in (won, left) if name in story)
+        table.add_row(name, str(len(own)), f"{np.mean(own):.1f}" if own else "–", fate)
     return table
 
 

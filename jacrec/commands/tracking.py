@@ -75,10 +75,13 @@ def played_points(name: str, played: Mapping[str, Any]) -> Iterator[Point]:
 
 
 def deployment_points(record: Mapping[str, Any]) -> Iterator[Point]:
-    """Every episode and every refreshed model of a deployment."""
+    """Every episode and every refreshed model of a deployment; in a race, each player's episodes on their own, too."""
     for i, episode in enumerate(record["episodes"]):
-        names = ("return", "score", "length", "version")
-        yield Point("episodes", i, {name: episode[name] for name in names} | episode["decisions"])
+        names = ("return", "score", "length", "version", "lost", "allowance")
+        values = {name: episode[name] for name in names if name in episode}
+        yield Point("episodes", i, values | episode["decisions"])
+        if "player" in episode:
+            yield Point(f"race/{episode['player']}", i, values)
     for line in record["refreshes"]:
         for v in line["verdicts"]:
             values = {"before": v["before"], "after": v["after"], "accepted": v["accepted"], "version": line["version"]}

@@ -12,7 +12,7 @@ H = 0 is a family of its own, raced by the same rule with the same budget, so th
 
 import contextlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -64,7 +64,7 @@ class TuneConfig:
     def __post_init__(self):
         check_fields(self)
         expect_seed("seed", self.seed)
-        expect_count("round", self.round, 2)
+        expect_count("round", self.round, 1)
         expect_count("budget", self.budget, self.round)
         if self.budget > SEEDS:
             raise ValueError(
@@ -107,10 +107,14 @@ def default_families() -> dict[str, dict[str, MPCConfig]]:
     return {"mpc": mpc, "h0": h0}
 
 
+Turns = Generator[tuple[str, int], list[float], None]
+"""asks for turns, (who plays, number of the round), and is sent the returns"""
+
+
 class Race:
     """One race: what has been played, and what that decides. Nothing in it is random."""
 
-    def __init__(self, names: list[str], config: TuneConfig, play: Callable[[str, int], list[float]]):
+    def __init__(self, names: list[str], config: TuneConfig):
         if not names:
             raise ValueError("candidates: expected at least one, got none")
         least = len(names) * config.round if len(names) > 1 else 0
@@ -119,13 +123,13 @@ class Race:
                 f"budget: expected at least {-(-3 * least // 2)} episodes for {len(names)} candidates and rounds of "
                 f"{config.round}, got {config.budget}; a third is kept for the best candidate"
             )
-        self.config, self.play = config, play
+        self.config = config
         self.remaining, self.spent, self.rounds = list(names), 0, 0
         self.base: list[float] = []  # what the base policy has scored
         self.ranking: list[dict[str, float]] = []
         """mean gains of the candidates, by round of selection"""
         self.gain: Estimate | None = None
-        """of the last candidate, on seeds that did not select it; None before `run`"""
+        """of the last candidate, on seeds that did not select it; None before its first round"""
 
     @property
     def choice(self) -> str:
@@ -135,22 +139,41 @@ class Race:
         least = LEAST * sum(map(abs, self.base)) / len(self.base)
         return self.remaining[0] if self.gain.low > 0 and self.gain.mean > least else BASE
 
-    def run(self) -> "Race":
-        """Play until the budget is spent, or the last candidate clearly loses."""
-        last = self._select()
+    def drop(self, name: str) -> None:
+        """Leave out one of several remaining candidates from now on, whatever its gains; for who plays the turns."""
+        self.remaining = [other for other in self.remaining if other != name]
+
+    def run(self, play: Callable[[str, int], list[float]]) -> "Race":
+        """Play until the budget is spent, or the last candidate clearly loses.
+
+        Args:
+            play: who plays, number of the round -> returns of that turn.
+        """
+        turns = self.turns()
+        returns: Any = None  # what starts a generator
+        while True:
+            try:
+                who, i = turns.send(returns)
+            except StopIteration:
+                return self
+            returns = play(who, i)
+
+    def turns(self) -> Turns:
+        """The turns one by one; in every round the base policy's comes first."""
+        last = yield from self._select()
         self.remaining, fresh = [last], []
         for _ in range((self.config.budget - self.spent) // self.config.round):
-            fresh += self._round([last])[last]
+            fresh += (yield from self._round([last]))[last]
             self.gain = t_mean(fresh, level=self.config.level)
             if self.gain.high < 0:
                 break
-        return self
 
-    def _select(self) -> str:
+    def _select(self) -> Generator[tuple[str, int], list[float], str]:
         """The candidate that is best after successive halving."""
         total: dict[str, list[float]] = {name: [] for name in self.remaining}
         while len(self.remaining) > 1 and self.spent + len(self.remaining) * self.config.round <= self.config.selection:
-            for name, gains in self._round(self.remaining).items():
+            gained = yield from self._round(self.remaining)
+            for name, gains in gained.items():
                 total[name] += gains
             means = {name: sum(total[name]) / len(total[name]) for name in self.remaining}
             self.ranking.append(means)
@@ -158,14 +181,18 @@ class Race:
             self.remaining = ordered[: -(-len(ordered) // 2)]
         return self.remaining[0]
 
-    def _round(self, names: list[str]) -> dict[str, list[float]]:
+    def _round(self, names: list[str]) -> Generator[tuple[str, int], list[float], dict[str, list[float]]]:
         """Paired gains of the next episodes."""
         i = self.rounds
         self.rounds += 1
         self.spent += len(names) * self.config.round
-        base = self.play(BASE, i)
+        base = yield BASE, i
         self.base += base
-        return {name: [a - b for a, b in zip(self.play(name, i), base, strict=True)] for name in names}
+        gains = {}
+        for name in names:
+            own = yield name, i
+            gains[name] = [a - b for a, b in zip(own, base, strict=True)]
+        return gains
 
 
 def tune(
@@ -195,7 +222,7 @@ def tune(
     play = replace(play or PlayConfig(), episodes=config.round, rows=None, seed=config.seed)
     expect_value_scale(run, [own for candidates in families.values() for own in candidates.values()])
     for family, candidates in families.items():
-        Race(list(candidates), config, lambda name, i: [])  # checks the budget, before anything is played
+        Race(list(candidates), config)  # checks the budget, before anything is played
         for name, own in candidates.items():
             if name == BASE:
                 raise ValueError(f"{family}.{name}: expected another name, got that of the base policy")
@@ -206,7 +233,7 @@ def tune(
         record = record if again else _resumed(path, record)
         for family, candidates in families.items():
             player = _player(run, family, candidates, play, env, record, path, progress)
-            race = Race(list(candidates), config, player).run()
+            race = Race(list(candidates), config).run(player)
             assert race.gain is not None
             chosen = AS_BASE if race.choice == BASE else candidates[race.choice]
             record["choice"][family] = {

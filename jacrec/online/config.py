@@ -142,6 +142,9 @@ class DeployConfig:
     """torch threads of the controller"""
     step_seconds: float | None = None
     """minimum wall-clock time per environment step, for real-time deployment; None: no minimum"""
+    race_allowance: float = 4.0
+    """what the candidates of a race may lose together against the base policy, in episodes of its mean |return|; at least 1. More
+    where returns scatter much (falls)"""
     mpc: MPCConfig = field(default_factory=MPCConfig)
     """settings of the controller"""
     experimental: ExperimentalConfig = field(default_factory=ExperimentalConfig)

@@ -5,8 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from jacrec.control.controller import MPC
 from jacrec.envs.batch import BatchedEnv
+from jacrec.evaluation.episodes import Controller
 from jacrec.online.refresh import Refresher
 from jacrec.online.replay_buffer import OnlineReplay
 
@@ -75,7 +75,7 @@ class RecordingEnv:
 class RefreshedController:
     """A controller that installs refreshed weights between two decisions, and measures decision times."""
 
-    def __init__(self, controller: MPC, refresher: Refresher):
+    def __init__(self, controller: Controller, refresher: Refresher):
         self.controller, self.refresher = controller, refresher
         self.seconds: list[float] = []
         """duration of every decision, including the installation of weights"""

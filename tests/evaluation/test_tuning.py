@@ -36,28 +36,28 @@ class Returns:
 
 def test_a_clear_gain_is_found():
     play = Returns({"a": 0.0, "b": 6.0, "c": -5.0, "d": 1.0}, 3.0, 10)
-    race = Race(list("abcd"), TuneConfig(budget=200), play).run()
+    race = Race(list("abcd"), TuneConfig(budget=200)).run(play)
     assert race.choice == "b"
     assert race.gain is not None
     assert race.gain.low > 0
 
 
 def test_a_loss_chooses_the_base_policy():
-    race = Race(list("ab"), TuneConfig(budget=200), Returns({"a": -4.0, "b": -8.0}, 2.0, 10)).run()
+    race = Race(list("ab"), TuneConfig(budget=200)).run(Returns({"a": -4.0, "b": -8.0}, 2.0, 10))
     assert race.choice == BASE
     assert race.remaining == ["a"]
 
 
 def test_no_effect_spends_the_budget_and_chooses_the_base_policy():
     config = TuneConfig(budget=100)
-    race = Race(list("ab"), config, Returns({"a": 0.0, "b": 0.0}, 0.0, 10)).run()
+    race = Race(list("ab"), config).run(Returns({"a": 0.0, "b": 0.0}, 0.0, 10))
     assert race.choice == BASE
     assert race.spent == config.budget
 
 
 def test_selection_and_decision_use_different_seeds():
     play = Returns({"a": 1.0, "b": 0.0, "c": 0.5}, 4.0, 5)
-    race = Race(list("abc"), TuneConfig(budget=100, round=5), play).run()
+    race = Race(list("abc"), TuneConfig(budget=100, round=5)).run(play)
     selecting = len(race.ranking)
     last = [i for name, i in play.calls if name == race.remaining[0]]
     assert race.gain is not None
@@ -76,7 +76,7 @@ def test_a_race_keeps_its_budget_and_plays_base_on_every_seed(gains, spread, siz
     names = [f"c{i}" for i in range(len(gains))]
     budget = 2 * len(names) * size + more
     play = Returns(dict(zip(names, gains, strict=True)), spread, size, seed)
-    race = Race(names, TuneConfig(budget=budget, round=size), play).run()
+    race = Race(names, TuneConfig(budget=budget, round=size)).run(play)
     candidates = [(name, i) for name, i in play.calls if name != BASE]
     assert len(candidates) == len(set(candidates))
     assert race.spent == size * len(candidates) <= budget
@@ -90,12 +90,12 @@ def test_the_default_budget_reaches_a_decision_about_the_default_candidates():
     for family, candidates in default_families().items():
         best = list(candidates)[3]
         play = Returns(dict.fromkeys(candidates, 0.0) | {best: 8.0}, 5.0, 10)
-        assert Race(list(candidates), TuneConfig(), play).run().choice == best, family
+        assert Race(list(candidates), TuneConfig()).run(play).choice == best, family
 
 
 def test_a_budget_below_one_round_of_all_is_refused():
     with pytest.raises(ValueError, match=r"^budget: expected at least 90 .* got 50"):
-        Race([f"c{i}" for i in range(6)], TuneConfig(budget=50), lambda name, i: [])
+        Race([f"c{i}" for i in range(6)], TuneConfig(budget=50))
 
 
 @pytest.mark.parametrize("shape", ["normal", "bimodal", "falls"])
@@ -114,9 +114,7 @@ def test_luck_alone_is_chosen_as_rarely_as_the_level_says(shape):
             return (np.array(base) + np.where(rng.random(self.size) < 0.1, -28.0, 2.0) + rng.normal(0, 0.1, self.size)).tolist()
 
     names, config = [f"c{i}" for i in range(8)], TuneConfig(budget=200)
-    chosen = sum(
-        Race(names, config, Luck(dict.fromkeys(names, 0.0), 5.0, 10, seed)).run().choice != BASE for seed in range(300)
-    )
+    chosen = sum(Race(names, config).run(Luck(dict.fromkeys(names, 0.0), 5.0, 10, seed)).choice != BASE for seed in range(300))
     assert chosen <= 0.025 * 300 + 3 * (0.025 * 0.975 * 300) ** 0.5
 
 
@@ -247,7 +245,7 @@ def test_budgets_of_all_families_are_checked_before_any_episode(run, tmp_path):
 
 
 def test_equal_gains_without_variance_are_no_evidence():
-    race = Race(["a"], TuneConfig(budget=40), Returns({"a": 1e-9}, 0.0, 10)).run()
+    race = Race(["a"], TuneConfig(budget=40)).run(Returns({"a": 1e-9}, 0.0, 10))
     assert race.choice == BASE
 
 
