@@ -6,6 +6,7 @@ module has become by assignment; compiled code would ignore it, or read past a t
 
 from collections.abc import Sequence
 from itertools import pairwise
+from operator import attrgetter
 from typing import Any, cast
 
 import torch
@@ -228,11 +229,12 @@ def architecture(net: MLP) -> tuple:
     """What a network's tensors do not say."""
     if type(net) is ParallelMLP:
         return *_attributes(net), net.stack, [architecture(one) for one in net.networks]
-    return *_attributes(net), [norm.eps for norm in cast(Any, net._modules["norms"])]
+    return *_attributes(net), [norm.eps for norm in cast(Any, net._modules["norms"])._modules.values()]
 
 
-def _attributes(net: MLP) -> tuple:
-    return net.act, net.activation, net.hidden, net.residual, net.tanh_output, net.in_dim, net.out_dim
+_attributes = attrgetter("act", "activation", "hidden", "residual", "tanh_output", "in_dim", "out_dim")
+_of_chain = attrgetter("target", "noises", "c_u", "c_net", "sigma", "times")
+_of_denoiser = attrgetter("state_dim", "action_dim", "embedding_dim", "times")
 
 
 def policy_settings(policy: nn.Module) -> list:
@@ -254,17 +256,18 @@ def world_settings(
 ) -> list:
     """The plain attributes of a world's parts that kernels depend on; reward or critic None: they are not jacrec's."""
     own: list = [f.state_dim, f.action_dim, critic and critic.critics]
+    # past `Module.__getattr__`, as in `tensors_reason`
+    parts, time = f._modules, f._buffers.get("time")
     if isinstance(f, ChainDynamics):
-        denoiser = f.denoiser
-        own += [f.target, tuple(f.c_u), tuple(f.c_net), tuple(f.sigma), tuple(f.times), f.noises]
-        own += [denoiser.state_dim, denoiser.action_dim, denoiser.embedding_dim, denoiser.times, f.time.tolist()]
-        net = denoiser.mlp
+        denoiser: Any = parts["denoiser"]
+        target, noises, *tables = _of_chain(f)
+        own += [target, noises, *map(tuple, tables), *_of_denoiser(denoiser), time is not None and time.tolist()]
+        parts = denoiser._modules
+    elif isinstance(f, MultiStepDynamics):
+        own += [f.horizon, f.stochastic, f.sweeps]
     else:
-        net = f.mlp
-        if isinstance(f, MultiStepDynamics):
-            own += [f.horizon, f.stochastic, f.sweeps]
-        else:
-            own.append(f.target)
-            if isinstance(f, EnsembleDynamics):
-                own.append(f.members)
-    return [*own, architecture(net), *(part and architecture(part.mlp) for part in (reward, critic))]
+        own.append(f.target)
+        if isinstance(f, EnsembleDynamics):
+            own.append(f.members)
+    nets = parts["mlp"], reward and reward._modules["mlp"], critic and critic._modules["mlp"]
+    return [*own, *[net and architecture(cast(MLP, net)) for net in nets]]

@@ -3,7 +3,7 @@
 import operator
 import weakref
 from collections.abc import Collection, Iterator
-from itertools import chain
+from itertools import chain, repeat
 
 from torch import Tensor, nn
 
@@ -12,6 +12,9 @@ from jacrec.models.world import BatchedPolicy
 
 LAYER, MODULE = ("_parameters",), ("_modules", "_parameters", "_buffers")
 """where a layer, which has no submodules, and any other module keep what is watched"""
+QUESTIONS = Tensor.data_ptr, operator.attrgetter("shape"), Tensor.stride, operator.attrgetter("dtype")
+"""what is asked of every tensor, by functions of torch's: `map` needs no step of the interpreter for each"""
+hooks_of = operator.itemgetter(*HOOKS)
 
 
 class Watch:
@@ -24,66 +27,60 @@ class Watch:
     def __init__(self, modules: list[nn.Module]):
         self.roots = [weakref.ref(module) for module in modules]
         parts = [part for module in modules for part in module_tree(module)]
-        self.types = list(map(type, parts))
-        self.root_indices = [i for i, part in enumerate(parts) if any(part is module for module in modules)]
-        self.parts: list[nn.Module | None] = [None if i in self.root_indices else part for i, part in enumerate(parts)]
+        layers = [x for x in parts if type(x) in (Affine, LayerNorm)]
+        others = [x for x in parts if type(x) not in (Affine, LayerNorm)]
+        self.parts = [x for x in parts if not any(x is module for module in modules)]
+        self.types = list(map(type, (*modules, *self.parts)))
         self.attributes = [x.__dict__ for x in parts]
-        self.counts = list(map(len, self.attributes))
-        leaf = [type(x) in (Affine, LayerNorm) for x in parts]
-        self.layers = [own for own, is_leaf in zip(self.attributes, leaf, strict=True) if is_leaf]
-        self.others = [
-            (own.keys(), methods_of(type(x)))
-            for x, own, is_leaf in zip(parts, self.attributes, leaf, strict=True)
-            if not is_leaf
-        ]
-        self.hooks = [own[name] for own in self.attributes for name in HOOKS]
-        self.places = [
-            (own, name)
-            for own, is_leaf in zip(self.attributes, leaf, strict=True)
-            for name in (*(LAYER if is_leaf else MODULE), *HOOKS)
-        ]
-        self.found = self._found()
-        self.empty = [held for held in self.found if not held]
-        self.holders: list[dict] = [held for x in parts for held in (x._modules, x._parameters, x._buffers) if held]
+        self.layers, self.others = ([x.__dict__ for x in kind] for kind in (layers, others))
+        self.counts, self.names = list(map(len, self.layers)), list(map(list, self.others))
+        self.own_methods = any(
+            not own.keys().isdisjoint(methods_of(type(x))) for x, own in zip(others, self.others, strict=True)
+        )
+        """whether a module that is no layer had one when it was looked at: then nothing is ever found unchanged"""
+        places = [(x.__dict__, name) for x in parts for name in (LAYER if type(x) in (Affine, LayerNorm) else MODULE)]
+        self.owners, self.keys = [own for own, _ in places], [name for _, name in places]
+        self.tables = self._tables()
+        self.hooks = self._hooks()
+        self.empty = [table for table in (*self.tables, *chain.from_iterable(self.hooks)) if not table]
+        self.filled = [table for x in parts for table in (x._modules, x._parameters, x._buffers) if table]
         self.held = self._held()
-        tensors = [x for x in self.held if isinstance(x, Tensor)]
-        self.questions = [[getattr(x, name) for x in tensors] for name in ("data_ptr", "size", "stride")]
-        self.tensors = tensors
-        self.answers = self._answers()
+        self.tensors = [x for x in self.held if isinstance(x, Tensor)]
+        known: dict = {}
+        self.answers = [[known.setdefault(x, x) for x in answers] for answers in self._answers()]
 
-    def _found(self) -> list[dict]:
-        return [own[name] for own, name in self.places]
+    def _tables(self) -> list[dict]:
+        return list(map(operator.getitem, self.owners, self.keys))
+
+    def _hooks(self) -> list[tuple[dict, ...]]:
+        return list(map(hooks_of, self.attributes))
 
     def _held(self) -> list[object]:
-        return list(chain.from_iterable(map(dict.values, self.holders)))
+        return list(chain.from_iterable(map(dict.values, self.filled)))
 
-    def _answers(self) -> list:
-        return [*[[ask() for ask in questions] for questions in self.questions], [x.dtype for x in self.tensors]]
-
-    def _types(self, modules: list[nn.Module]) -> list[type]:
-        types = list(map(type, self.parts))
-        for i, module in zip(self.root_indices, modules, strict=True):
-            types[i] = type(module)
-        return types
+    def _answers(self) -> list[list]:
+        return [list(map(ask, self.tensors)) for ask in QUESTIONS]
 
     def _changed(self) -> bool:
-        """Whether a module has a hook or another forward, or a module that is no layer another method."""
+        """Whether a module has a hook or another forward, or a module that is no layer other attributes or a method of its own."""
         return (
-            list(map(len, self.attributes)) != self.counts
-            or any("forward" in own for own in self.layers)
-            or any(not names.isdisjoint(methods) for names, methods in self.others)
+            self._hooks() != self.hooks
+            or list(map(len, self.layers)) != self.counts
+            or any(map(operator.contains, self.layers, repeat("forward")))
+            or list(map(list, self.others)) != self.names
+            or self.own_methods
             or global_hooks()
         )
 
     def unchanged(self, modules: list[nn.Module]) -> bool:
         """Whether these are the modules, with the same submodules and methods, and tensors at the same addresses."""
-        return self._roots_are(modules) and same(self.found, self._found()) and self.unchanged_within(modules)
+        return self._roots_are(modules) and same(self.tables, self._tables()) and self.unchanged_within(modules)
 
     def unchanged_within(self, modules: list[nn.Module]) -> bool:
         """`unchanged` for callers that have found all attributes of all modules to be the same objects."""
         return (
             self._roots_are(modules)
-            and self._types(modules) == self.types
+            and list(map(type, (*modules, *self.parts))) == self.types
             and not self._changed()
             and not any(self.empty)
             and same(self.held, self._held())
@@ -91,9 +88,7 @@ class Watch:
         )
 
     def _roots_are(self, modules: list[nn.Module]) -> bool:
-        return len(modules) == len(self.roots) and all(
-            root() is module for root, module in zip(self.roots, modules, strict=True)
-        )
+        return same([root() for root in self.roots], modules)
 
 
 def module_tree(module: nn.Module) -> Iterator[nn.Module]:

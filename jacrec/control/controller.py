@@ -142,7 +142,7 @@ class MPC:
         """
         return self._decide(observation, self.config.updates, self.config.deadline_ms)
 
-    @plain_torch()
+    @plain_torch
     def _decide(self, observation: np.ndarray | Tensor | list, updates: int, deadline_ms: float | None) -> np.ndarray | Tensor:
         """Algorithm 1: observe, update ψ as often as `updates` and the deadline allow, act."""
         c, deadline = self.absolute_config, self.deadline
@@ -168,8 +168,8 @@ class MPC:
         deadline.restore_best()
         action = self._clipped(evaluate(self.policy, problem.state), lambda: evaluate(self.base, problem.state))
         self.last = decision(problem, action, results)  # line 18: a = π_ψ(s)
-        answer = self.last.action.clone()  # the caller may write into it
-        answer = answer if isinstance(observation, Tensor) else answer.cpu().numpy()
+        # a copy: the caller may write into it
+        answer = self.last.action.clone() if isinstance(observation, Tensor) else self.last.action.cpu().numpy().copy()
         deadline.end()
         return answer
 
@@ -184,14 +184,14 @@ class MPC:
 
         return draw
 
-    @torch.no_grad()
     def _clipped(self, action: Tensor, base_action: Callable[[], Tensor]) -> Tensor:
         """The actions (N, m) in [-1, 1] and within `max_action_change` of the pretrained policy's."""
         bound = self.config.max_action_change
         action = clip_action(action, self.policy)
         if bound is None:
             return action
-        return near(action, clip_action(base_action(), self.policy), bound)
+        with torch.no_grad():
+            return near(action, clip_action(base_action(), self.policy), bound)
 
     def warm_up(self, observation: np.ndarray | Tensor | None = None, *, decisions: int = 16) -> float:
         """Make decisions without effect, so that the first real one keeps its deadline; returns the seconds it took.

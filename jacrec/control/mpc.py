@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from jacrec.control.config import check_settings
 from jacrec.control.update import compute_update
 from jacrec.engine.methods import Auto, Method, check_method
-from jacrec.engine.parameters import trainable
+from jacrec.engine.parameters import check_trainable
 from jacrec.engine.problem import Problem
 from jacrec.engine.rollout import sampled_problem
 from jacrec.engine.shapes import plain_torch, problem
@@ -39,7 +39,7 @@ class MPCStep:
         return ~self.accepted if self.trust is None else ~self.accepted & ~self.trust.gated
 
 
-@plain_torch()
+@plain_torch
 def mpc_update(
     policy: nn.Module,
     world: World,
@@ -85,7 +85,7 @@ def mpc_update(
         p = sampled_problem(policy, world, state, particles, horizon, generator)
     else:
         p = problem(policy, world, state, noise)
-    trainable(policy)  # raises if there is nothing to update
+    check_trainable(policy)
     results, evaluate = [], policy_action
     for _ in range(updates):  # line 3
         update = compute_update(p, method, lr, max_grad_norm)  # lines 4–15
@@ -96,19 +96,17 @@ def mpc_update(
 
 def decision(p: Problem, action: Tensor, results: list[UpdateResult]) -> MPCStep:
     """The `MPCStep` with an action (N, m), after these updates."""
-    row = (p.N,) if not p.single else ()
-    norm_row = (p.N,) if p.batched and not p.single else ()
-
-    def stacked(rows: list[Tensor], shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-        if len(rows) == 1:
-            return rows[0].unsqueeze(0)
-        return torch.stack(rows) if rows else torch.empty(0, *shape, dtype=dtype, device=p.state.device)
-
+    action = action.squeeze(0) if p.single else action
     gates = [result.gate for result in results if result.gate is not None]
+    gate = GateRecord(*map(torch.stack, zip(*gates, strict=True))) if gates else None
+    if len(results) == 1:
+        done = results[0]
+        return MPCStep(action, done.objective.unsqueeze(0), done.gradient_norm.unsqueeze(0), done.accepted.unsqueeze(0), gate)
+    if results:
+        objectives, norms, accepted, _ = zip(*results, strict=True)
+        return MPCStep(action, torch.stack(objectives), torch.stack(norms), torch.stack(accepted), gate)
+    row = (p.N,) if not p.single else ()
+    norm_row = row if p.batched else ()
     return MPCStep(
-        action.squeeze(0) if p.single else action,
-        stacked([result.objective for result in results], row, p.state.dtype),
-        stacked([result.gradient_norm for result in results], norm_row, p.state.dtype),
-        stacked([result.accepted for result in results], norm_row, torch.bool),
-        GateRecord(*map(torch.stack, zip(*gates, strict=True))) if gates else None,
+        action, p.state.new_empty(0, *row), p.state.new_empty(0, *norm_row), p.state.new_empty(0, *norm_row, dtype=torch.bool)
     )

@@ -6,6 +6,7 @@ from weakref import WeakSet
 import torch
 from torch import Tensor, nn
 
+from jacrec.engine.shapes import few_numbers, readable
 from jacrec.models.layers import Layers, layers_of
 from jacrec.models.networks import Actor, has_manual_derivatives
 from jacrec.models.world import architecture_of
@@ -22,7 +23,8 @@ def clip_action(action: Tensor, policy: nn.Module) -> Tensor:
     """
     if action.device.type != "cpu" and ends_with_tanh(policy):
         return action  # without a look at the numbers, which the host would wait for
-    if torch.linalg.vector_norm(action, math.inf).item() <= 1.0:
+    few = few_numbers(action) if readable(action) else None
+    if torch.linalg.vector_norm(action, math.inf).item() <= 1.0 if few is None else all(-1.0 <= x <= 1.0 for x in few):
         return action
     if policy not in warned and bool((action.abs() > 1.0).any()):
         warned.add(policy)
@@ -30,7 +32,7 @@ def clip_action(action: Tensor, policy: nn.Module) -> Tensor:
             f"policy: expected actions in [-1, 1], got {action[action.abs() > 1.0][0].item():g}; actions are clipped before "
             "they are executed, but not in imagination: end the policy with tanh"
         )
-    return action.clamp(-1.0, 1.0)
+    return action.detach().clamp(-1.0, 1.0)
 
 
 def near(action: Tensor, base: Tensor, bound: float | None) -> Tensor:

@@ -110,7 +110,7 @@ class GradientSignal:
         return GradientSignal(estimate, self.particles, self.square[index], self.noise[index])
 
 
-@plain_torch()
+@plain_torch
 def gradient_signal(policy: nn.Module, world: World, state: Tensor, noise: Tensor) -> GradientSignal:
     """The gradient of `policy_gradient` with its signal-to-noise ratio; arguments and errors as there.
 
@@ -178,7 +178,7 @@ def signal_of(p: Problem, visits: Visits) -> GradientSignal:
     return GradientSignal(PolicyGradient(value, {k: mean[k] for k, _ in p.policy.named_parameters()}), M, squares, noise)
 
 
-@plain_torch()
+@plain_torch
 @torch.no_grad()
 def state_growth(policy: nn.Module, world: World, state: Tensor, noise: Tensor, *, unit: Tensor | None = None) -> Tensor:
     """‖ds̃_j/ds̃_0‖₂ for j = 0…H: (M, H+1), or (N, M, H+1); arguments and errors as in `policy_gradient`.

@@ -95,7 +95,7 @@ class Linearization:
         return mean_planes(self.states, self.actions, self.Pi_s)
 
 
-@plain_torch()
+@plain_torch
 @torch.no_grad()
 def linearize(policy: nn.Module, world: World, state: Tensor, noise: Tensor) -> Linearization:
     """Linearise the imagined rollout; arguments and errors as in `policy_gradient`. (9), (12), (16), (19)"""

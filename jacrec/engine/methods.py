@@ -190,10 +190,11 @@ class Auto:
 
     def gradient(self, problem: Problem) -> PolicyGradient:
         chosen = preferred(problem)
-        if chosen == "fused-adjoint" and problem.state.device.type == "cuda":
-            # the form by size, and plain torch where a kernel fails
-            return kernels(problem, "adjoint", checked=True).auto_gradient(problem)
-        return METHODS[chosen].gradient(problem)
+        if chosen != "fused-adjoint":
+            return METHODS[chosen].gradient(problem)
+        fused = kernels(problem, "adjoint", checked=True)
+        # on a GPU the form by size, and plain torch where a kernel fails
+        return fused.auto_gradient(problem) if problem.state.is_cuda else fused.adjoint_gradient(problem)
 
 
 METHODS: dict[str, Method] = {
@@ -212,7 +213,7 @@ UPDATE_FORMS: dict[type, str] = {Forward: "forward", Adjoint: "adjoint", MultiSt
 """the kernels' forms of whole updates, by method; a subclass may compute something else"""
 
 
-@plain_torch()
+@plain_torch
 def policy_gradient(
     policy: nn.Module, world: World, state: Tensor, noise: Tensor, *, method: Method = Auto()
 ) -> PolicyGradient:
@@ -232,9 +233,12 @@ def policy_gradient(
         ValueError: wrong shape, dtype, device, or non-finite input; on a GPU, where that would be a wait, value and gradient
             of such a row are NaN instead.
     """
-    found = check_method(method).gradient(problem(policy, world, state, noise))
+    p = problem(policy, world, state, noise)
+    found = check_method(method).gradient(p)
+    if p.policy is policy:
+        return found
     prefix = wrapper_prefix(policy)
-    return PolicyGradient(found.value, {f"{prefix}{k}": g for k, g in found.gradient.items()}) if prefix else found
+    return PolicyGradient(found.value, {f"{prefix}{k}": g for k, g in found.gradient.items()})
 
 
 def resolved(method: Method, problem: Problem) -> Method:

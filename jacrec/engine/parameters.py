@@ -19,6 +19,12 @@ def trainable(policy: nn.Module) -> dict[str, nn.Parameter]:
     return found
 
 
+def check_trainable(policy: nn.Module) -> None:
+    """ValueError where `trainable` has nothing to find."""
+    if not any(p.requires_grad for p in policy.parameters()):  # ends with the first, mostly
+        trainable(policy)
+
+
 def over_rows(x: Tensor, parameter: Tensor) -> Tensor:
     """One number per row, () or (N,), shaped to broadcast over a parameter (...) or (N, ...)."""
     return x.view(-1, *(1,) * (parameter.dim() - 1)) if x.dim() else x

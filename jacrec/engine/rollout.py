@@ -76,7 +76,7 @@ def _all_at_once(policy: Callable[[Tensor], Tensor], world: World, states: Tenso
     return Rollout(states, actions, returns)
 
 
-@plain_torch()
+@plain_torch
 @torch.no_grad()
 def imagined_return(policy: torch.nn.Module, world: World, state: Tensor, noise: Tensor) -> Tensor:
     """Ĵ of section 4.2 without its gradient: () for state (d,), (N,) for state (N, d); arguments as in `policy_gradient`."""
@@ -92,7 +92,7 @@ def noise_like(world: World, state: Tensor, particles: int, horizon: int, genera
     if generator is not None and (not isinstance(generator, torch.Generator) or generator.device.type != state.device.type):
         got = f"one on {generator.device}" if isinstance(generator, torch.Generator) else type(generator).__name__
         raise ValueError(f"generator: expected a torch.Generator on {state.device} like the state, got {got}")
-    return torch.randn(shape, generator=generator, dtype=state.dtype, device=state.device)
+    return state.new_empty(shape).normal_(generator=generator)  # the bits of `torch.randn`, with less preparation
 
 
 def sampled_problem(

@@ -1,7 +1,10 @@
 """Checks of the engine's inputs, and their conversion to its batched layout."""
 
 import math
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
+from functools import wraps
+from typing import ParamSpec, TypeVar
 
 import numpy as np
 import torch
@@ -14,19 +17,29 @@ from jacrec.models.networks import has_manual_derivatives
 from jacrec.models.world import BatchedPolicy, World, architecture_of, check_deterministic, expect_world
 from jacrec.models.wrappers import check_policy_kind, unwrapped
 
+AUTOCAST = ("cpu", "cuda")
+"""kinds of devices on which autocast may be enabled"""
+FEW = 64
+"""numbers up to which Python is faster than torch"""
+Given = ParamSpec("Given")
+Answer = TypeVar("Answer")
 
-@contextmanager
-def plain_torch():
-    """Disable inference mode, in which nothing has a derivative, and autocast, which rounds."""
-    device_types = [kind for kind in ("cpu", "cuda") if torch.is_autocast_enabled(kind)]
-    if not device_types and not torch.is_inference_mode_enabled():
-        yield
-        return
-    with ExitStack() as stack:
-        stack.enter_context(torch.inference_mode(False))
-        for kind in device_types:
-            stack.enter_context(torch.autocast(kind, enabled=False))
-        yield
+
+def plain_torch(function: Callable[Given, Answer]) -> Callable[Given, Answer]:
+    """Decorator: disable inference mode, in which nothing has a derivative, and autocast, which rounds."""
+
+    @wraps(function)
+    def plain(*args: Given.args, **kwargs: Given.kwargs) -> Answer:
+        device_types = [kind for kind in AUTOCAST if torch.is_autocast_enabled(kind)]
+        if not device_types and not torch.is_inference_mode_enabled():
+            return function(*args, **kwargs)
+        with ExitStack() as stack:
+            stack.enter_context(torch.inference_mode(False))
+            for kind in device_types:
+                stack.enter_context(torch.autocast(kind, enabled=False))
+            return function(*args, **kwargs)
+
+    return plain
 
 
 def problem(policy: nn.Module, world: World, state: Tensor, noise: Tensor) -> Problem:
@@ -49,14 +62,13 @@ def problem(policy: nn.Module, world: World, state: Tensor, noise: Tensor) -> Pr
 def check_noise(world: World, state: Tensor, noise: Tensor, single: bool) -> Tensor:
     """The noise as (N, M, H, *noise_shape), for a checked state (N, d)."""
     check_tensor("noise", noise)
-    tail = tuple(world.dynamics.noise_shape)
-    N = state.shape[0]
-    expected = ("M", "H", *tail) if single else (N, "M", "H", *tail)
-    shown = f"({', '.join(map(str, expected))})"
-    fits = noise.dim() == len(expected) and tuple(noise.shape[noise.dim() - len(tail) :]) == tail
-    if not fits or (not single and noise.shape[0] != N) or noise.shape[-len(tail) - 2] < 1:
+    tail, shape, N = tuple(world.dynamics.noise_shape), tuple(noise.shape), state.shape[0]
+    lead = len(shape) - len(tail)
+    fits = lead == (2 if single else 3) and shape[lead:] == tail and shape[lead - 2] >= 1
+    if not fits or (not single and shape[0] != N):
+        expected = ("M", "H", *tail) if single else (N, "M", "H", *tail)
         raise ValueError(
-            f"noise: expected shape {shown} with M >= 1 particles, got {tuple(noise.shape)}; "
+            f"noise: expected shape ({', '.join(map(str, expected))}) with M >= 1 particles, got {shape}; "
             f"one transition's noise is {tail} (dynamics.noise_shape)"
         )
     if noise.dtype != state.dtype or noise.device != state.device:
@@ -73,15 +85,18 @@ def check_state(policy: nn.Module, world: World, state: Tensor) -> tuple[Tensor,
     Where the kernels keep a plan for policy and world, the two are unchanged since they were last checked, and are not
     checked again.
     """
-    check_policy_kind(policy)
-    expect_world(world)
-    check_tensor("state", state)
-    if state.dim() not in (1, 2) or not state.numel():
-        raise ValueError(f"state: expected shape (d,) or (N, d), got {tuple(state.shape)}")
-    if state.dtype not in (torch.float32, torch.float64):
-        raise ValueError(f"state: expected float32 or float64, got {state.dtype}: a step of 5e-5 would round to nothing in it")
     plan = kept_plan(policy, world, state)
     if plan is None:
+        check_policy_kind(policy)
+        expect_world(world)
+        check_tensor("state", state)
+    if state.dim() not in (1, 2) or not state.numel():
+        raise ValueError(f"state: expected shape (d,) or (N, d), got {tuple(state.shape)}")
+    if plan is None:
+        if state.dtype not in (torch.float32, torch.float64):
+            raise ValueError(
+                f"state: expected float32 or float64, got {state.dtype}: a step of 5e-5 would round to nothing in it"
+            )
         check_parts(policy, world, state)
     single = state.dim() == 1
     state = state.unsqueeze(0) if single else state
@@ -157,7 +172,7 @@ def check_tensor(name: str, value) -> None:
 
 def readable(x: Tensor) -> bool:
     """Whether reading a value costs no wait for all that a GPU has still to do."""
-    return x.device.type == "cpu"
+    return x.is_cpu
 
 
 def mark_nonfinite(state: Tensor, value: Tensor) -> Tensor:
@@ -174,12 +189,19 @@ def check_finite(name: str, value: Tensor, *, wait: bool = False) -> None:
     """ValueError naming the first-axis rows that hold NaN or infinity; a GPU's tensors are read with `wait` alone."""
     if not wait and not readable(value):
         return
-    if math.isfinite(value.detach().sum()):  # then all are; a sum may also overflow
+    few = few_numbers(value)
+    total = value.detach().sum().item() if few is None else sum(few)
+    if math.isfinite(total):  # then all are; a sum may also overflow
         return
     finite = torch.isfinite(value)
     if not finite.all():
         rows = (~finite.reshape(value.shape[0], -1).all(-1)).nonzero().flatten().tolist()
         raise ValueError(f"{name}: expected finite values, got NaN or infinity in rows {rows[:8]} of {value.shape[0]}")
+
+
+def few_numbers(x: Tensor) -> list[float] | None:
+    """The elements of a small matrix as Python's: torch prepares an operation for longer than Python takes; None for others."""
+    return [value for row in x.tolist() for value in row] if x.dim() == 2 and x.numel() <= FEW else None
 
 
 def as_observation(observation) -> Tensor:
@@ -205,7 +227,7 @@ def as_observation(observation) -> Tensor:
         raise ValueError("observation: expected numbers, got masked entries; fill them")
     small = numbers.dtype.itemsize <= 8 and numbers.dtype.kind in "bif"
     # torch refuses negative strides, foreign byte orders, read-only memory and some types
-    return torch.as_tensor(np.array(numbers, numbers.dtype.newbyteorder("=") if small else np.float64))
+    return torch.from_numpy(np.array(numbers, numbers.dtype.newbyteorder("=") if small else np.float64))
 
 
 def check_observation(observation, batch: int | None, dtype: torch.dtype, device: torch.device) -> Tensor:

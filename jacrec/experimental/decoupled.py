@@ -139,7 +139,7 @@ def imagined_states(p: Problem, passes: DynamicsPass) -> Tensor:
     return torch.cat(states, 1)
 
 
-@plain_torch()
+@plain_torch
 def decoupled_gradient(
     policy: nn.Module,
     world: World,

@@ -73,7 +73,7 @@ class Planner:
     def act(self, observation: np.ndarray | list) -> np.ndarray: ...
     @overload
     def act(self, observation: Tensor) -> Tensor: ...
-    @plain_torch()
+    @plain_torch
     @torch.no_grad()
     def act(self, observation):
         """The action for an observation (d,) -> (m,), or for N of them (N, d) -> (N, m); numpy or a list in, numpy out.

@@ -13,11 +13,12 @@ from torch import Tensor
 from jacrec.util.content import mismatch
 
 LARGEST_SEED = 2**63 - 1
+_ARRAYS = (np.generic, np.ndarray, Tensor)
 
 
 def plain_number(value: Any) -> Any:
     """The Python number of a numpy scalar, or of an array or tensor without axes; anything else as it is."""
-    return value.item() if isinstance(value, np.generic | np.ndarray | Tensor) and value.ndim == 0 else value
+    return value.item() if isinstance(value, _ARRAYS) and value.ndim == 0 else value
 
 
 def check_fields(config: Any, prefix: str = "") -> None:

@@ -2,11 +2,12 @@
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 
 _forked = False
+_ANY = nullcontext()
 
 
 def _notice() -> None:
@@ -18,10 +19,14 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_notice)
 
 
-@contextmanager
-def one_thread_after_fork() -> Iterator[None]:
+def one_thread_after_fork() -> AbstractContextManager[None]:
     """Let torch compute in the calling thread alone, in a forked child; elsewhere nothing changes."""
-    threads = torch.get_num_threads() if _forked else 1
+    return _one_thread() if _forked else _ANY
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
     if threads == 1:
         yield
         return

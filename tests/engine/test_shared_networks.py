@@ -28,7 +28,7 @@ def test_the_memory_of_the_compiled_calls_is_the_threads_own_after_a_critic_has_
     state, noise = inputs(world)
     update = compute_update(problem(policy, world, state, noise))
     assert kept
-    own, used = workspace(1, torch.float64), int(update.job[_SLOT["memory"]])
+    own, used = workspace(1, torch.float64), int(update.job.row[_SLOT["memory"]])
     assert own.data_ptr() <= used < own.data_ptr() + own.numel() * own.element_size()
     expected = policy_gradient(policy, world, state, noise, method=Autograd())
     torch.testing.assert_close(update.value, expected.value, rtol=1e-11, atol=1e-11)

@@ -1,5 +1,6 @@
 """Rows of int64 that Python writes and compiled code reads as NamedTuples: one definition of the fields for both."""
 
+import ctypes
 from collections.abc import Iterable
 from functools import cache
 from typing import Any
@@ -50,6 +51,11 @@ def relative_reader(kind: type[tuple]) -> Any:
 def _words(builder: ir.IRBuilder, address: ir.Value, count: int) -> list[ir.Value]:
     pointer = builder.inttoptr(address, ir.PointerType(INT))
     return [builder.load(builder.gep(pointer, [ir.Constant(INT, i)])) for i in range(count)]
+
+
+def address_of(row: np.ndarray) -> int:
+    """The address of a contiguous array, in a third of the time of `row.ctypes.data`."""
+    return ctypes.addressof(ctypes.c_char.from_buffer(row.data))
 
 
 def row_of(values: Iterable[int]) -> np.ndarray:

@@ -1,5 +1,6 @@
 """The fused forms on the CPU: twins of `jacrec.engine.gradient`'s, the update that follows from them, and what diagnostics need."""
 
+import struct
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from functools import partial
@@ -15,6 +16,7 @@ from jacrec.engine.types import PolicyGradient, RolloutJacobians, UpdateResult
 from jacrec.kernels.cpu.base.helpers import pool
 from jacrec.kernels.cpu.base.host import entry
 from jacrec.kernels.cpu.base.layout import DTYPES
+from jacrec.kernels.cpu.base.rows import WORD
 from jacrec.kernels.cpu.base.threads import workspace
 from jacrec.kernels.cpu.gradient import chain as chain
 from jacrec.kernels.cpu.gradient import unsupported
@@ -30,8 +32,11 @@ from jacrec.kernels.cpu.gradient.rollout import rollout_gradient
 from jacrec.kernels.cpu.gradient.sensitivities import FORWARD, GRADIENT, GROWTH, JACOBIANS, Forward, rollout_sensitivities
 from jacrec.kernels.cpu.gradient.shares import SLOT as _SLOT
 from jacrec.kernels.cpu.gradient.shares import Reads, run_shares
-from jacrec.kernels.cpu.gradient.sized import SizedJob
+from jacrec.kernels.cpu.gradient.sized import Job
 from jacrec.models.dynamics import ChainDynamics, DeterministicDynamics, EnsembleDynamics, MultiStepDynamics
+
+_WRITTEN = slice(_SLOT["state"], _SLOT["accepted"] + 1)
+_RATES = struct.Struct("2d")
 
 
 def unsupported_reason(p: Problem, form: str) -> str | None:
@@ -76,7 +81,7 @@ class FusedUpdate:
     lr: float
     max_grad_norm: float | None
     plan: Plan
-    job: np.ndarray
+    job: Job
     value: Tensor
     """Ĵ, () or (N,)"""
     gradient: Tensor
@@ -84,7 +89,6 @@ class FusedUpdate:
     norm: Tensor
     """‖∇Ĵ‖ over the parameters with requires_grad, () or (N,) for a `BatchedPolicy`; valid after `apply`"""
     moved: Moved
-    memory: int  # elements of memory that the job needs
     held: tuple = field(repr=False)  # what else the job points to
     applied: bool = False
 
@@ -95,13 +99,13 @@ class FusedUpdate:
         if not self.moved.parameters:
             raise ValueError("policy: expected parameters with requires_grad=True to improve, got none; unfreeze some of them")
         self.applied = True
-        rates, accepted = np.array([self.lr, self.max_grad_norm or 0.0]), torch.empty_like(self.norm, dtype=torch.int64)
-        self.job[_SLOT["rates"]], self.job[_SLOT["accepted"]] = rates.ctypes.data, accepted.data_ptr()
-        entry(apply_step, DTYPES[self.plan.dtype]).ctypes(self.job.ctypes.data)
-        accepted = accepted.bool()
-        if accepted.any():
+        row, own = self.job.row, self.job.sized.beside
+        _RATES.pack_into(row.data, own.rates * WORD, self.lr, self.max_grad_norm or 0.0)
+        entry(apply_step, DTYPES[self.plan.dtype]).ctypes(self.job.address)
+        accepted = row[own.accepted : own.squares] != 0
+        if True in accepted.tolist():
             torch.autograd.graph.increment_version(self.moved.parameters)
-        return UpdateResult(self.value, self.norm, accepted)
+        return UpdateResult(self.value, self.norm, torch.from_numpy(accepted.reshape(self.norm.shape)))
 
     def action(self, policy: nn.Module, state: Tensor) -> Tensor:
         """The action of a policy, this one or another, at states (N, d) -> (N, m)."""
@@ -109,13 +113,13 @@ class FusedUpdate:
         if policy is not p.policy or state is not p.state:
             return action(policy, state)
         result = state.new_empty(len(state), self.plan.policy.action_dim)
-        self.job[_SLOT["actions"]] = result.data_ptr()
-        self.job[_SLOT["memory"]] = workspace(self.memory, self.plan.dtype).data_ptr()
-        entry(evaluate_policy, DTYPES[self.plan.dtype]).ctypes(self.job.ctypes.data)
+        row = self.job.row
+        row[_SLOT["actions"]] = result.data_ptr()
+        row[_SLOT["memory"]] = workspace(self.job.sized.memory, self.plan.dtype).data_ptr()
+        entry(evaluate_policy, DTYPES[self.plan.dtype]).ctypes(self.job.address)
         return result
 
 
-@torch.no_grad()
 def compute_update(
     p: Problem,
     lr: float = 0.0,
@@ -132,70 +136,76 @@ def compute_update(
     """
     check_precision(precision)
     forward = form == "forward"
-    plan, job, sized = _begin(p, team, GRADIENT if forward else None)
-    N, single, batched = p.N, p.single, p.batched
-    state, moved = p.state.contiguous(), plan.policy.moved()
+    plan, job = _begin(p, team, GRADIENT if forward else None)
+    row, sized, own = job.row, job.sized, job.sized.beside
+    state, moved, batched = p.state.contiguous(), plan.policy.moved(), p.batched
     noise, member = _noise(p)
-    value = state.new_empty(() if single else N)
-    norm = state.new_empty(N if batched and not single else ())
+    shape = () if p.single else (p.N,)
+    value, norm = state.new_empty(shape), state.new_empty(shape if batched else ())
     vectors = state.new_empty(sized.gradients, sized.length)
     # the returns of all rows lie before the threads' memory
     memory = workspace(sized.memory, plan.dtype).data_ptr()
     # several threads can share the step only if all of ψ moves, and all states share it
     parts = 1 if batched or len(moved.pieces) < len(plan.policy.parameters) else sized.threads
-    squares = np.empty(parts)
-    job[CALL] = Call(
-        state=state.data_ptr(),
-        noise=noise.data_ptr(),
-        member=0 if member is None else member.data_ptr(),
-        returns=memory,
-        gradients=vectors.data_ptr(),
-        memory=memory + sized.first,
-        memory_length=sized.room,
-        values=value.data_ptr(),
-        norms=norm.data_ptr(),
-        pieces=moved.pieces.ctypes.data,
-        piece_count=len(moved.pieces),
-        parts=parts,
-        squares=squares.ctypes.data,
-        **(beside or {}),
+    row[_WRITTEN] = (  # in the order of `Call`
+        state.data_ptr(),
+        noise.data_ptr(),
+        0 if member is None else member.data_ptr(),
+        memory,
+        vectors.data_ptr(),
+        memory + sized.first,
+        sized.room,
+        value.data_ptr(),
+        norm.data_ptr(),
+        moved.address,
+        len(moved.pieces),
+        parts,
+        job.at(own.squares),
+        job.at(own.rates),
+        job.at(own.accepted),
     )
+    for name, address in (beside or {}).items():
+        row[_SLOT[name]] = address
     dtype = DTYPES[plan.dtype]
     passes = entry(rollout_sensitivities if forward else rollout_gradient, dtype)
     # what is written beside the gradient is the caller's: no helper may write it after the call
-    compute = partial(run_shares, passes, sized=sized, bounded=not beside)
-    reads = Reads((p, plan, state, noise, member), plan.tensors)
-    terms = given_terms(p, plan, job, partial(compute, reads=reads))
+    bounded, reads = not beside, Reads((p, plan, state, noise, member), plan.tensors)
+    terms = given_terms(p, plan, job, partial(run_shares, passes, reads=reads, bounded=bounded))
     if terms:  # a reward or critic may use these kernels itself, and then the workspace is another one
         memory = workspace(sized.memory, plan.dtype).data_ptr()
-        job[_SLOT["returns"]], job[_SLOT["memory"]] = memory, memory + sized.first
-    settle = partial(entry(reduce_gradient, dtype).ctypes, job.ctypes.data)
-    book = compute(job, reads=reads._replace(things=(*reads.things, terms)), then=settle)
-    held = sized, state, noise, member, squares, terms, book
-    return FusedUpdate(p, lr, max_grad_norm, plan, job, value, vectors, norm, moved, sized.memory, held)
+        row[_SLOT["returns"]], row[_SLOT["memory"]] = memory, memory + sized.first
+        reads = reads._replace(things=(*reads.things, terms))
+    settle = partial(entry(reduce_gradient, dtype).ctypes, job.address)
+    run_shares(passes, job, reads, then=settle, bounded=bounded)
+    return FusedUpdate(p, lr, max_grad_norm, plan, job, value, vectors, norm, moved, (state, noise, member, terms))
 
 
-def _begin(p: Problem, team: int = 1, kind: int | None = None) -> tuple[Plan, np.ndarray, SizedJob]:
+def _begin(p: Problem, team: int = 1, kind: int | None = None) -> tuple[Plan, Job]:
     """The problem's plan, with copies of the weights as they are now, and a job of it; helpers wake up meanwhile."""
     plan = _plan(p)
     if isinstance(plan, str):
         raise ValueError(f'kernel="fused": {plan}')
-    job, sized = plan.job(p, team, kind)
-    pool().rouse(sized.threads - 1)
-    plan.refresh()
-    return plan, job, sized
+    job = plan.job(p, team, kind)
+    pool().rouse(job.sized.threads - 1)
+    plan.refresh(job)
+    return plan, job
 
 
-def given_terms(p: Problem, plan: Plan, job: np.ndarray, compute: Callable[[np.ndarray], object]) -> list[Tensor]:
+def given_terms(p: Problem, plan: Plan, job: Job, compute: Callable[[Job], object]) -> list[Tensor]:
     """Lets torch evaluate a reward or critic that is not jacrec's along the path, and the job read it: its tensors."""
+    return [] if plan.world.reward and plan.world.critics else _given_terms(p, plan, job, compute)
+
+
+@torch.no_grad()
+def _given_terms(p: Problem, plan: Plan, job: Job, compute: Callable[[Job], object]) -> list[Tensor]:
     H, world = p.H, plan.world
     steps = {"reward": range(0 if world.reward else H), "critic": range(H, H if world.critics else H + 1)}
     if not any(map(len, steps.values())):
         return []
-    rows, like = int(job[AT.sizes + Sizes._fields.index("rows")]), p.state
+    rows, like = int(job.row[AT.sizes + Sizes._fields.index("rows")]), p.state
     states, actions = (like.new_empty(H + 1, rows, n) for n in (plan.policy.state_dim, plan.policy.action_dim))
     path = job.copy()
-    path[_SLOT["path_s"]], path[_SLOT["path_a"]], path[_SLOT["w"]] = states.data_ptr(), actions.data_ptr(), 0
+    path.row[_SLOT["path_s"]], path.row[_SLOT["path_a"]], path.row[_SLOT["w"]] = states.data_ptr(), actions.data_ptr(), 0
     compute(path)
     terms = [like.new_empty(H + 1, rows), torch.empty_like(states), torch.empty_like(actions)]
     for name, which in steps.items():
@@ -205,13 +215,13 @@ def given_terms(p: Problem, plan: Plan, job: np.ndarray, compute: Callable[[np.n
             for term, value in zip(terms, found, strict=True):
                 term[at].copy_(value.view_as(term[at]))
     for name, term in zip(("terms", "terms_s", "terms_a"), terms, strict=True):
-        job[_SLOT[name]] = term.data_ptr()
+        job.row[_SLOT[name]] = term.data_ptr()
     return terms
 
 
 def _noise(p: Problem) -> tuple[Tensor, Tensor | None]:
     """The noise as the kernels read it, (N, M, H, rows, d), and the networks that an ensemble's noise selects, (N, M, H)."""
-    f, noise = p.world.dynamics, p.noise
+    f, noise = p.world.dynamics, p.noise.detach() if p.noise.requires_grad else p.noise
     if isinstance(f, EnsembleDynamics):
         # nothing is read past the last network, whatever the noise is
         return noise.contiguous(), f.member(noise).clamp_(min=0).contiguous()
@@ -279,17 +289,18 @@ def growth(p: Problem, unit: Tensor) -> Tensor:
 
 def _run_forward(p: Problem, kind: int, call: Call, addresses: dict[str, int]) -> None:
     """`rollout_sensitivities` with the results' addresses, fields of `Forward`."""
-    plan, job, sized = _begin(p, kind=kind)
+    plan, job = _begin(p, kind=kind)
+    row, sized = job.row, job.sized
     for name, address in addresses.items():
-        job[FORWARD + Forward._fields.index(name)] = address
+        row[FORWARD + Forward._fields.index(name)] = address
     state, noise = p.state.contiguous(), p.noise.contiguous()
     pointers = {"state": state.data_ptr(), "noise": noise.data_ptr(), "memory_length": sized.room}
-    job[CALL] = call._replace(**pointers, memory=workspace(sized.memory, plan.dtype).data_ptr() + sized.first)
+    row[CALL] = call._replace(**pointers, memory=workspace(sized.memory, plan.dtype).data_ptr() + sized.first)
     # all threads write to the results themselves: no helper may go on after the call
     passes, reads = entry(rollout_sensitivities, DTYPES[plan.dtype]), Reads((p, plan, state, noise), plan.tensors)
-    compute = partial(run_shares, passes, sized=sized, reads=reads, bounded=False)
+    compute = partial(run_shares, passes, reads=reads, bounded=False)
     terms = given_terms(p, plan, job, compute) if kind == JACOBIANS else []
-    job[_SLOT["memory"]] = workspace(sized.memory, plan.dtype).data_ptr() + sized.first  # a reward may have used it
+    row[_SLOT["memory"]] = workspace(sized.memory, plan.dtype).data_ptr() + sized.first  # a reward may have used it
     compute(job)
     del terms
 

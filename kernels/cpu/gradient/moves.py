@@ -24,6 +24,7 @@ class Moved(NamedTuple):
     """The parameters of ψ that an update moves."""
 
     pieces: np.ndarray  # rows of `Piece`
+    address: int  # of these
     parameters: list[Tensor]
 
 
@@ -51,7 +52,8 @@ def gradient_pieces(network: PolicyNetwork, rows: Rows, dtype: torch.dtype) -> l
 def moved(parameters: list[Tensor], pieces: list[GradientPiece]) -> Moved:
     """What an update of these parameters moves."""
     rows = [_piece(parameter, piece) for parameter, piece in zip(parameters, pieces, strict=True)]
-    return Moved(np.array(rows, dtype=np.int64).reshape(-1, len(Piece._fields)), parameters)
+    table = np.array(rows, dtype=np.int64).reshape(-1, len(Piece._fields))
+    return Moved(table, table.ctypes.data, parameters)
 
 
 def _piece(parameter: Tensor, piece: GradientPiece) -> Piece:
@@ -67,8 +69,10 @@ def _piece(parameter: Tensor, piece: GradientPiece) -> Piece:
 
 def named_gradients(pieces: list[GradientPiece], vectors: Tensor, policies: int | None) -> dict[str, Tensor]:
     """The gradient by parameter name; `policies`: of a `BatchedPolicy`, whose vectors are the first rows (…, length)."""
-    length, result = vectors.shape[1], {}
-    for name, start, shape, strides in pieces:
-        lead, step = ((), ()) if policies is None else ((policies,), (length,))
-        result[name] = vectors.as_strided((*lead, *shape), (*step, *strides), start).contiguous()
-    return result
+    if policies is None:
+        return {name: vectors.as_strided(shape, strides, start).contiguous() for name, start, shape, strides in pieces}
+    length = vectors.shape[1]
+    return {
+        name: vectors.as_strided((policies, *shape), (length, *strides), start).contiguous()
+        for name, start, shape, strides in pieces
+    }

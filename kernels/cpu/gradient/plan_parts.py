@@ -14,6 +14,9 @@ from jacrec.models.mlp import ParallelMLP
 from jacrec.models.networks import MLP, RewardModel, TwinCritic
 from jacrec.models.world import BatchedPolicy, World
 
+Parts = tuple[Served, RewardModel | None, TwinCritic | None]
+"""a world's dynamics, reward and critic; None for a reward or critic that is not jacrec's"""
+
 
 class PolicyPlan:
     """A policy's network in compiled code. Refers to the policy weakly."""
@@ -57,10 +60,10 @@ class WorldPlan:
     A reward or critic that is not jacrec's has none: torch evaluates it, between two calls.
     """
 
-    def __init__(self, world: World, state: Tensor):
+    def __init__(self, parts: Parts, state: Tensor):
         self.dtype, self.state_dim = state.dtype, state.shape[-1]
-        f, reward, critic = parts(world)
-        self.watch, self.settings = Watch(own_parts(world)), world_settings(f, reward, critic)
+        f, reward, critic = parts
+        self.watch, self.settings = Watch([part for part in parts if part is not None]), world_settings(f, reward, critic)
         own = self.addresses = Addresses(self.dtype)
         self.reward = own.network(reward.mlp) if reward else None
         self.critics = own.network(critic.mlp) if critic else None
@@ -75,16 +78,16 @@ class WorldPlan:
         """what copies were made from, and its values then"""
         self.watched = [(x.view(1, -1), y.view(1, -1)) if x.is_contiguous() else (x, y) for x, y in self.seen]
 
-    def unchanged(self, world: World, state: Tensor) -> bool:
-        """Whether it is the plan of this world as it is now, for such a state."""
-        found = parts(world)
+    def unchanged(self, parts: Parts, state: Tensor) -> bool:
+        """Whether it is the plan of a world with these parts as they are now, for such a state."""
         return (
             self.dtype == state.dtype
             and self.state_dim == state.shape[-1]
-            and self.watch.unchanged([part for part in found if part is not None])
-            and world_settings(*found) == self.settings
+            and self.watch.unchanged([part for part in parts if part is not None])
+            and world_settings(*parts) == self.settings
         )
 
+    @torch.no_grad()
     def update(self) -> None:
         """Copy the weights again."""
         for source, copy in self.addresses.copies:
@@ -96,16 +99,11 @@ class WorldPlan:
             seen.copy_(source)
 
 
-def parts(world: World) -> tuple[Served, RewardModel | None, TwinCritic | None]:
+def parts(world: World) -> Parts:
     """Dynamics, reward and critic; None for a reward or critic that is not jacrec's."""
     reward, critic = world.reward, world.critic
     own_reward, own_critic = reward if type(reward) is RewardModel else None, critic if type(critic) is TwinCritic else None
     return world.dynamics, own_reward, own_critic  # pyright: ignore[reportReturnType]
-
-
-def own_parts(world: World) -> list[nn.Module]:
-    """Those that are jacrec's own."""
-    return [part for part in parts(world) if part is not None]
 
 
 def weights(net: MLP) -> int:

@@ -6,7 +6,6 @@ address is compared, so a replaced layer or a moved tensor makes a new plan; bef
 are updated and those of the world's weights are compared with their sources, so changes in place are seen, however made.
 """
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -15,12 +14,11 @@ from jacrec.kernels.cpu.base.host import entry
 from jacrec.kernels.cpu.base.layout import DTYPES
 from jacrec.kernels.cpu.gradient.addresses import Addresses
 from jacrec.kernels.cpu.gradient.copies import CHANGED, copy_job, update_copies
-from jacrec.kernels.cpu.gradient.plan_parts import PolicyPlan, WorldPlan, own_parts, parts
-from jacrec.kernels.cpu.gradient.sized import SizedJob, sized_job
+from jacrec.kernels.cpu.gradient.plan_parts import Parts, PolicyPlan, WorldPlan, parts
+from jacrec.kernels.cpu.gradient.sized import Job, SizedJob, sized_job
 from jacrec.kernels.cpu.gradient.unsupported import policy_reason, unsupported_reason
 from jacrec.kernels.store import LruStore
-from jacrec.models.networks import RewardModel, TwinCritic
-from jacrec.models.world import World
+from jacrec.models.world import Anchor, World
 
 PLANS_KEPT, WORLDS_KEPT, SIZES_KEPT = 1024, 16, 64
 """plans of policies, alone and in a world, that are kept while their policies live; plans of worlds; and jobs of a plan, by
@@ -38,15 +36,15 @@ class Plan:
         self.update_copies = entry(update_copies, DTYPES[self.dtype]).ctypes
         self.sized: dict[tuple, SizedJob] = {}
 
-    def refresh(self) -> None:
+    def refresh(self, job: Job) -> None:
         """Bring all copies up to date.
 
         Those of the policy and the anchor are copied every time in compiled code; the world's only if a comparison in compiled code finds that
         their sources have changed: memory that is not written stays in the caches of all cores.
         """
-        job = self.copies.copy()  # threads that share the plan each need their own answer
-        self.update_copies(job.ctypes.data)
-        if job[CHANGED]:
+        copies = job.sized.beside.copies
+        self.update_copies(job.at(copies))
+        if job.row[copies + CHANGED]:
             self.world.update()
 
     def tensors(self) -> list[Tensor]:
@@ -54,19 +52,20 @@ class Plan:
         plans = [self.policy, self.world, *([self.anchor] if self.anchor else [])]
         return [x for plan in plans for x in plan.watch.tensors]
 
-    def job(self, p: Problem, team: int = 1, kind: int | None = None) -> tuple[np.ndarray, SizedJob]:
-        """A new job without the addresses of a call; and what it was copied from, to be held until it is done.
+    def job(self, p: Problem, team: int = 1, kind: int | None = None) -> Job:
+        """A new job without the addresses of a call, to be held until it is done.
 
         kind: as in `sized_job`.
         """
-        anchor = p.world.anchor and (p.world.anchor.weight, p.world.anchor.terminal)
-        key = (p.N, p.M, p.H, p.world.discount, anchor, torch.get_num_threads(), team, kind)
+        world = p.world
+        anchor = world.anchor and (world.anchor.weight, world.anchor.terminal)
+        key = (*p.noise.shape[:3], world.discount, anchor, torch.get_num_threads(), team, kind)
         sized = self.sized.get(key)
         if sized is None:
             if len(self.sized) >= SIZES_KEPT:
                 self.sized.clear()
-            sized = self.sized[key] = sized_job(self.policy, self.world, self.anchor, p, team, kind)
-        return sized.row.copy(), sized
+            sized = self.sized[key] = sized_job(self.policy, self.world, self.anchor, self.copies, p, team, kind)
+        return Job.of(sized.row.copy(), sized)
 
 
 _plans: LruStore[Plan] = LruStore(PLANS_KEPT)
@@ -79,16 +78,20 @@ def kept_plan(policy: nn.Module, world: World, state: Tensor) -> Plan | None:
 
     None for a world with a part that is not jacrec's, about which nothing is known: it has to be examined before every use.
     """
-    own = type(world.reward) is RewardModel and type(world.critic) is TwinCritic
-    return examined_plan(policy, world, state) if own else None
+    own = parts(world)
+    return None if None in own else _unchanged(policy, own, world.anchor, state)
 
 
 def examined_plan(policy: nn.Module, world: World, state: Tensor) -> Plan | None:
     """The same where the caller has examined the parts that are not jacrec's."""
-    found, anchor = _plans.get(_key(policy, world)), world.anchor
-    fits = found is not None and found.policy.unchanged(policy, state) and found.world.unchanged(world, state)
-    if fits and found is not None and found.anchor is not None:
-        fits = anchor is not None and found.anchor.unchanged(anchor.policy, state)
+    return _unchanged(policy, parts(world), world.anchor, state)
+
+
+def _unchanged(policy: nn.Module, own: Parts, anchor: Anchor | None, state: Tensor) -> Plan | None:
+    found = _plans.get(_key(policy, own, anchor))
+    if found is None or not found.policy.unchanged(policy, state) or not found.world.unchanged(own, state):
+        return None
+    fits = found.anchor is None or (anchor is not None and found.anchor.unchanged(anchor.policy, state))
     return found if fits else None
 
 
@@ -100,9 +103,9 @@ def plan_or_reason(policy: nn.Module, world: World, state: Tensor) -> Plan | str
     reason = unsupported_reason(policy, world, state)
     if reason is not None:
         return reason
-    anchor = None if world.anchor is None else world.anchor.policy
-    made = Plan(_policy_plan(policy, state), _world_plan(world, state), anchor and _policy_plan(anchor, state))
-    _plans.put(_key(policy, world), made, tuple(x for x in (policy, *own_parts(world), anchor) if x is not None))
+    own, anchor = parts(world), None if world.anchor is None else world.anchor.policy
+    made = Plan(_policy_plan(policy, state), _world_plan(own, state), anchor and _policy_plan(anchor, state))
+    _plans.put(_key(policy, own, world.anchor), made, tuple(x for x in (policy, *own, anchor) if x is not None))
     return made
 
 
@@ -128,18 +131,15 @@ def _policy_plan(policy: nn.Module, state: Tensor) -> PolicyPlan:
     return found
 
 
-def _world_plan(world: World, state: Tensor) -> WorldPlan:
-    found = _worlds.get(_ids(world))
-    if found is None or not found.unchanged(world, state):
-        found = WorldPlan(world, state)
-        _worlds.put(_ids(world), found, own_parts(world))
+def _world_plan(own: Parts, state: Tensor) -> WorldPlan:
+    key = tuple(map(id, own))
+    found = _worlds.get(key)
+    if found is None or not found.unchanged(own, state):
+        found = WorldPlan(own, state)
+        _worlds.put(key, found, [part for part in own if part is not None])
     return found
 
 
-def _key(policy: nn.Module, world: World) -> tuple[int | None, ...]:
-    return id(policy), *_ids(world), 0 if world.anchor is None else id(world.anchor.policy)
-
-
-def _ids(world: World) -> tuple[int | None, ...]:
-    # of a reward or critic that is not jacrec's nothing is kept
-    return tuple([part and id(part) for part in parts(world)])
+def _key(policy: nn.Module, own: Parts, anchor: Anchor | None) -> tuple[int, ...]:
+    # of a reward or critic that is not jacrec's, None here, nothing is kept
+    return id(policy), *map(id, own), id(None if anchor is None else anchor.policy)

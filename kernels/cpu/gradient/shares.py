@@ -7,11 +7,10 @@ import numpy as np
 from torch import Tensor
 
 from jacrec.kernels.cpu.base.helpers import GONE, LATE, NOT_BEGUN, Helper, answers_of, pool, release, together, work
-from jacrec.kernels.cpu.base.rows import WORD
-from jacrec.kernels.cpu.base.shares import SPACING, Division
+from jacrec.kernels.cpu.base.shares import Division
 from jacrec.kernels.cpu.base.team import STALLED
 from jacrec.kernels.cpu.gradient.job import AT, CALL, Call, Lent, Sizes
-from jacrec.kernels.cpu.gradient.sized import SizedJob
+from jacrec.kernels.cpu.gradient.sized import Job, SizedJob
 from jacrec.kernels.cpu.gradient.tiling import LENT
 
 PATIENCE = 300
@@ -33,60 +32,62 @@ class Reads(NamedTuple):
     """the parameters and buffers that it reads where torch keeps them"""
 
 
-def run_shares(
-    task, job: np.ndarray, sized: SizedJob, reads: Reads, then: Callable[[], object] | None = None, *, bounded: bool = True
-) -> np.ndarray:
+def run_shares(task, job: Job, reads: Reads, then: Callable[[], object] | None = None, *, bounded: bool = True) -> None:
     """The compiled `rollout_gradient` or `rollout_sensitivities` of a job, then `then()`, which may use what helpers computed.
 
     bounded: whether the caller goes on without helpers that lose their cores. Otherwise it waits for those that have begun,
     which it must where they write to tensors that it returns: a helper that is left still writes after the call.
-    Returns what the job points to from now on.
     """
-    lenders, row = pool(), None
+    if job.sized.threads == 1:
+        _run_alone(task, job, then, bounded)
+    else:
+        _run_together(task, job, reads, then, bounded)
+
+
+def _run_alone(task, job: Job, then: Callable[[], object] | None, bounded: bool) -> None:
+    _divide(job, 0, bounded)
+    task.ctypes(job.address)
+    if then:
+        then()
+
+
+def _run_together(task, job: Job, reads: Reads, then: Callable[[], object] | None, bounded: bool) -> None:
+    lenders, row, sized, beside = pool(), None, job.sized, job.sized.beside
     free = lenders.take(sized.threads - 1)
     helpers: list[Helper] = []
-    held: list[object] = [job, sized, reads.things]
+    held: list[object] = [job, reads.things]
     try:
-        team = bool(job[_TEAM] > 1)
+        team = bool(job.row[_TEAM] > 1)
         if team and len(free) < sized.threads - 1:
-            job[_TEAM], team = 1, False  # the bits are the same
+            job.row[_TEAM], team = 1, False  # the bits are the same
         else:
             helpers = free
-        # owner words, the number revoked, where each share's gradients are, and what helpers have written
-        shares = sized.shares
-        revoked, results, lent = shares * SPACING, (shares + 1) * SPACING, (shares + 1) * SPACING + shares
-        book = np.zeros(lent + (len(helpers) + 1) * LENT, dtype=np.int64)
-        held.append(book)
-        first, address = book.ctypes.data, job.ctypes.data
-        job[_DIVISION] = len(helpers), first, first + revoked * WORD, 0, PATIENCE if bounded else -1, HEAD_START
-        job[SLOT["results"]], job[SLOT["lent"]] = first + results * WORD, first + lent * WORD
         if not helpers:
-            task.ctypes(address)
-            if then:
-                then()
-            return book
+            _run_alone(task, job, then, bounded)
+            return
+        _divide(job, len(helpers), bounded)
         jobs = []
         for number, helper in enumerate(helpers, 1):
-            own = helper.copy_of(job)
+            own = helper.copy_of(job.row[: beside.copies])
             own[_HELPER], own[_DELAY] = number, DELAY
             if team:
-                own[_OWNERS] = address  # its threads meet in the caller's row
+                own[_OWNERS] = job.address  # its threads meet in the caller's row
             elif bounded:
-                book[lent + number * LENT : lent + (number + 1) * LENT] = _lend(helper, own, sized)
+                lent = beside.lent + number * LENT
+                job.row[lent : lent + LENT] = _lend(helper, own, sized)
             else:
                 own[SLOT["memory"]] = helper.space(sized.room, sized.dtype)
             jobs.append(own.ctypes.data)
         # `then` reads what helpers have written, and one that was left may serve another caller by then
         held.append([helper.memory for helper in helpers])
-        row = together(task, address, helpers, bounded=bounded)
+        row = together(task, job.address, helpers, bounded=bounded)
         answers, lost = work(row, helpers, jobs, held)
-        failed = lost or book[revoked] > 0 or GONE in answers or LATE in answers
+        failed = lost or job.row[beside.revoked] > 0 or GONE in answers or LATE in answers
         if team:
-            failed = failed or NOT_BEGUN in answers or job[AT.flags + STALLED] > 0
+            failed = failed or NOT_BEGUN in answers or job.row[AT.flags + STALLED] > 0
         lenders.record(bool(failed))
         if then:
             then()
-        return book
     finally:
         if GONE in answers_of(row, helpers):
             # the owner may put other tensors in their place meanwhile
@@ -94,6 +95,14 @@ def run_shares(
             held.append([x.untyped_storage() for x in tensors])
         # those that were taken and not used have no answer
         release(row if helpers else None, free)
+
+
+def _divide(job: Job, helpers: int, bounded: bool) -> None:
+    """Divides a job among its caller and some helpers; all shares are free."""
+    row, own = job.row, job.sized.beside
+    row[own.owners : own.end] = 0
+    row[SLOT["results"]], row[SLOT["lent"]] = job.at(own.results), job.at(own.lent)
+    row[_DIVISION] = helpers, job.at(own.owners), job.at(own.revoked), 0, PATIENCE if bounded else -1, HEAD_START
 
 
 def _lend(helper: Helper, row: np.ndarray, sized: SizedJob) -> Lent:

@@ -9,10 +9,14 @@ import torch
 from jacrec.engine.problem import Problem
 from jacrec.kernels.cpu.base.layout import DTYPES, Stack
 from jacrec.kernels.cpu.base.mlp import turned_room
+from jacrec.kernels.cpu.base.rows import WORD, address_of
+from jacrec.kernels.cpu.base.shares import SPACING
 from jacrec.kernels.cpu.base.threads import threads_for
+from jacrec.kernels.cpu.gradient.copies import CopyJob
 from jacrec.kernels.cpu.gradient.job import AT, COUNTERS, Constants, Networks, Sizes, Turned, job_length, memory_layout
 from jacrec.kernels.cpu.gradient.plan_parts import PolicyPlan, WorldPlan
 from jacrec.kernels.cpu.gradient.sensitivities import FORWARD, GRADIENT, JACOBIANS, PUSHED_ROWS, Forward
+from jacrec.kernels.cpu.gradient.tiling import LENT
 from jacrec.kernels.cpu.gradient.transition import push_room
 
 TILE, LEAST_TILE = 64, 16
@@ -27,10 +31,25 @@ PAGE = 1024
 """elements to which a thread's memory is rounded: no two threads share a page"""
 
 
+class Beside(NamedTuple):
+    """Where in a job's row its own memory begins, behind what compiled code reads by name; words."""
+
+    copies: int  # the plan's `copies.CopyJob`
+    rates: int  # α and the largest gradient norm, float64
+    accepted: int  # whether each policy's step was taken
+    squares: int  # each part's ‖·‖², float64
+    owners: int  # who owns each share, `SPACING` apart
+    revoked: int
+    results: int  # where each share's gradients are
+    lent: int  # what each helper has written
+    end: int
+
+
 class SizedJob(NamedTuple):
     """A job without the addresses of a call."""
 
     row: np.ndarray
+    beside: Beside
     dtype: torch.dtype
     factors: np.ndarray  # γ^j, the rows' weights, β γ^j, 1 and β, (5, H+1), which the row points to
     threads: int
@@ -43,10 +62,38 @@ class SizedJob(NamedTuple):
     path: tuple[int, int]  # elements of the path's states and actions
 
 
+class Job(NamedTuple):
+    """A call's own row."""
+
+    row: np.ndarray
+    address: int
+    sized: SizedJob
+    """what it was copied from, which holds what it points to"""
+
+    @classmethod
+    def of(cls, row: np.ndarray, sized: SizedJob) -> "Job":
+        """The job in a row."""
+        return cls(row, address_of(row), sized)
+
+    def copy(self) -> "Job":
+        """The same in another row."""
+        return Job.of(self.row.copy(), self.sized)
+
+    def at(self, word: int) -> int:
+        """The address of a word."""
+        return self.address + word * WORD
+
+
 def sized_job(
-    own: PolicyPlan, world: WorldPlan, anchor: PolicyPlan | None, p: Problem, team: int, kind: int | None = None
+    own: PolicyPlan,
+    world: WorldPlan,
+    anchor: PolicyPlan | None,
+    copies: np.ndarray,
+    p: Problem,
+    team: int,
+    kind: int | None = None,
 ) -> SizedJob:
-    """The job of a problem. anchor: π₀'s plan; team: threads that should share a single particle's layers.
+    """The job of a problem. anchor: π₀'s plan; copies: the plan's; team: threads that should share a single particle's layers.
 
     kind: what `sensitivities` computes forward in time; None: the adjoint form.
     """
@@ -97,17 +144,28 @@ def sized_job(
     which = (3, 3, 4) if kind == JACOBIANS else (0, 1, 2)
     to_discounts, to_weights, to_penalties = (first_factor + i * row_bytes for i in which)
     constants = Constants(to_discounts, to_weights, own.copies.ctypes.data, to_penalties)
-    row = np.zeros(job_length(team) + len(forward), dtype=np.int64)
+    beside = beside_layout(job_length(team) + len(forward), sizes, threads)
+    row = np.zeros(beside.end, dtype=np.int64)
     stacks = [rows.stack if rows else Stack(0, 0, 0) for rows in (own.rows, world.reward, world.critics, base, world.dynamics)]
     fixed = (*sizes, *(x for stack in stacks for x in stack), *world.chain, *world.scales, *constants)
     row[COUNTERS : AT.call] = [int(x) for x in fixed]
     row[AT.scratch : AT.flags] = (*scratch, *tapes, *turned)
     if kind is not None:
-        row[FORWARD:] = forward._replace(discounts=first_factor)  # pyright: ignore
+        row[FORWARD : beside.copies] = forward._replace(discounts=first_factor)  # pyright: ignore
+    row[beside.copies : beside.rates] = copies
     returns = -(-N * M // PAGE) * PAGE
     gradients, path = (N if p.batched else 1) + sizes.shares - 1, ((H + 1) * N * M * d, (H + 1) * N * M * m)
     length, memory = own.rows.network.gradient, returns + team * room
-    return SizedJob(row, own.dtype, factors, threads, sizes.shares, returns * size, memory, room, length, gradients, path)
+    return SizedJob(
+        row, beside, own.dtype, factors, threads, sizes.shares, returns * size, memory, room, length, gradients, path
+    )
+
+
+def beside_layout(begin: int, sizes: Sizes, threads: int) -> Beside:
+    """What lies behind the first words of a job's row."""
+    shares, policies = sizes.shares, sizes.rows // sizes.M if sizes.batched else 1
+    counts = len(CopyJob._fields), 2, policies, threads + SPACING, shares * SPACING, SPACING, shares, threads * LENT
+    return Beside(*accumulate(counts, initial=begin))
 
 
 def turned_layout(

@@ -95,7 +95,7 @@ def test_options_of_the_method_count_in_a_decision(threads_asked, pool):
     problem = problem_of(N=1, M=1)
     for team in (1, 2):
         update = compute_update(check(*problem), Adjoint(kernel="fused", team=team), 1e-2)
-        assert team_of(update.job) == team
+        assert team_of(update.job.row) == team
     with pytest.raises(ValueError, match="a format of GPUs"):
         decide(problem, Adjoint(kernel="fused", precision="tf32"))
     together, alone = (decide(problem, Adjoint(kernel="fused", team=team), lr=1e-2) for team in (2, 1))

@@ -222,7 +222,7 @@ def test_a_team_on_one_particle(monkeypatch, networks, H, pool):
         problem = problem_of(M=1, H=H, seed=seed, **networks)
         if seed:
             problem = anchored(problem, terminal=seed == 2 and H > 0)
-        assert team_of(plans.plan_or_reason(*problem[:3]).job(check(*problem), 2)[0]) == 2
+        assert team_of(plans.plan_or_reason(*problem[:3]).job(check(*problem), 2).row) == 2
         got, again = (policy_gradient(*problem, method=TEAM).gradient for _ in range(2))
         assert relative_error(got, policy_gradient(*problem, method=Autograd()).gradient) < 1e-12
         assert all(torch.equal(got[k], again[k]) for k in got)

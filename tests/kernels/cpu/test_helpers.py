@@ -230,12 +230,12 @@ def test_what_a_left_helper_has_written_stays_until_its_caller_has_read_it(pool,
     share, run, lost = (time.perf_counter() - begun) / 20, gradient.run_shares, []
     monkeypatch.setattr(shares, "PATIENCE", 0)
 
-    def delayed(task, job, sized, *arguments, then=None, **options):
+    def delayed(task, job, *arguments, then=None, **options):
         def later():
             helper = pool.helpers[0]
             memory, away = helper.memory, helper.words[helpers.STATE] == helpers.LEFT
             if away and memory is not None:
-                results = (ctypes.c_int64 * sized.shares).from_address(int(job[shares.SLOT["results"]]))
+                results = (ctypes.c_int64 * job.sized.shares).from_address(int(job.row[shares.SLOT["results"]]))
                 lost.append(any(0 <= x - memory.data_ptr() < memory.nbytes for x in results))
                 del memory
                 until(lambda: idle(pool))
@@ -243,7 +243,7 @@ def test_what_a_left_helper_has_written_stays_until_its_caller_has_read_it(pool,
                 helper.memory.fill_(torch.nan)  # as another caller's job would
             then()
 
-        return run(task, job, sized, *arguments, then=later, **options)
+        return run(task, job, *arguments, then=later, **options)
 
     monkeypatch.setattr(gradient, "run_shares", delayed)
     delays = itertools.cycle((1, 2, 3))

@@ -2,6 +2,7 @@
 
 import copy
 import gc
+import itertools
 from dataclasses import replace
 
 import pytest
@@ -62,6 +63,22 @@ def other_steps(policy, world):
     world.dynamics.c_u = [1.1 * c for c in world.dynamics.c_u]
 
 
+def other_steps_in_place(policy, world):
+    world.dynamics.c_u[:] = [1.1 * c for c in world.dynamics.c_u]
+
+
+def other_times_in_place(policy, world):
+    world.dynamics.times = tuple(t + 1 for t in world.dynamics.times)
+    world.dynamics.time.add_(1)
+
+
+def other_table(policy, world):
+    """Another table of parameters, with equal biases."""
+    layer = world.reward.mlp.layers[-1]
+    layer._parameters = copy.deepcopy(layer._parameters)
+    layer._parameters["weight"].data.mul_(1.3)
+
+
 def other_target(policy, world):
     world.dynamics.target = "state"
 
@@ -106,6 +123,9 @@ CHANGES = [
     turn_data,
     rescale,
     other_steps,
+    other_steps_in_place,
+    other_times_in_place,
+    other_table,
     other_target,
     add_norms,
     delete_norms,
@@ -149,6 +169,87 @@ def test_a_plan_is_given_up_where_the_kernels_no_longer_serve(change, words):
         policy_gradient(*problem, method=FUSED)
     expected, got = (policy_gradient(*problem, method=method).gradient for method in (Autograd(), Auto()))
     assert relative_error(got, expected) < 1e-12
+
+
+def hook_of_another_table(module):
+    module._forward_hooks = type(module._forward_hooks)()
+    hook(module)
+
+
+def hook(module):
+    module.register_forward_hook(lambda module, inputs, output: 0.5 * output)
+
+
+@pytest.mark.parametrize("change", [hook_of_another_table, hook])
+@pytest.mark.parametrize("where", ["policy", "a layer of the policy", "reward", "a layer of the critic"])
+def test_a_hook_is_seen_wherever_it_is(change, where):
+    problem = problem_of(hidden=(32, 32))
+    policy, world = problem[:2]
+    before = policy_gradient(*problem, method=FUSED).gradient
+    modules = policy, policy.mlp.layers[1], world.reward, world.critic.mlp.layers[-1]
+    change(dict(zip(("policy", "a layer of the policy", "reward", "a layer of the critic"), modules, strict=True))[where])
+    assert plans.kept_plan(*problem[:3]) is None
+    expected, got = (policy_gradient(*problem, method=method).gradient for method in (Autograd(), Auto()))
+    assert relative_error(got, expected) < 1e-12
+    assert relative_error({k: before[k] for k in expected}, expected) > 1e-6
+
+
+def reinterpreted(x):
+    x.data = x.data.view(torch.int64)
+
+
+def narrower(x):
+    x.data = x.data[..., :-1]
+
+
+def same_numbers_elsewhere(x):
+    x.data = x.data.clone()
+
+
+def turned_in_place(x):
+    x.transpose_(-1, -2)
+
+
+@pytest.mark.parametrize(
+    ("where", "change"),
+    [
+        *itertools.product(["policy", "critic", "scales"], [reinterpreted, narrower, same_numbers_elsewhere]),
+        ("policy", turned_in_place),
+        ("critic", turned_in_place),
+    ],
+)
+def test_a_tensor_of_another_address_size_stride_or_dtype_gives_the_plan_up(change, where):
+    problem = problem_of(hidden=(32, 32))
+    policy, world = problem[:2]
+    tensor = {
+        "policy": policy.mlp.layers[1].weight,
+        "critic": world.critic.mlp.layers[1].weight,
+        "scales": world.dynamics.state_mean,
+    }[where].requires_grad_(False)
+    policy_gradient(*problem, method=FUSED)
+    assert plans.kept_plan(*problem[:3]) is not None
+    with torch.no_grad():
+        change(tensor)
+    assert plans.kept_plan(*problem[:3]) is None
+
+
+@pytest.mark.parametrize("N", [1, 20])
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize("which", ["state", "noise"])
+def test_inputs_that_are_not_finite_are_named_with_a_kept_plan(which, value, N):
+    policy, world, state, noise = problem_of(N=N, hidden=(16, 16))
+    policy_gradient(policy, world, state, noise, method=FUSED)
+    (state if which == "state" else noise).view(-1)[-1] = value
+    with pytest.raises(ValueError, match=f"^{which}: expected finite values"):
+        policy_gradient(policy, world, state, noise, method=FUSED)
+
+
+def test_a_state_of_too_many_axes_is_refused_with_a_kept_plan():
+    policy, world, state, noise = problem_of(hidden=(16, 16))
+    policy_gradient(policy, world, state, noise, method=FUSED)
+    for wrong in (state.reshape(1, 1, -1), state.new_empty(0, state.shape[-1])):
+        with pytest.raises(ValueError, match=r"^state: expected shape \(d,\) or \(N, d\)"):
+            policy_gradient(policy, world, wrong, noise, method=FUSED)
 
 
 def counts():

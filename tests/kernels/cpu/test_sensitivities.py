@@ -101,7 +101,7 @@ def test_the_forward_forms_memory_does_not_grow_with_K():
     sizes = []
     for K in (2, 50):
         problem = problem_of(K=K)
-        sizes.append(plans.plan_or_reason(*problem[:3]).job(check(*problem), kind=GRADIENT)[1].memory)
+        sizes.append(plans.plan_or_reason(*problem[:3]).job(check(*problem), kind=GRADIENT).sized.memory)
     assert sizes[0] == sizes[1]
 
 
