@@ -107,7 +107,7 @@ def read_evaluation(folder: str | Path) -> dict[str, Any]:
     """
     path = user_path(folder) / FILE
     if not path.is_file():
-        raise FileNotFoundError(f"no evaluation at {path}; make one with `jacrec eval {folder}`")
+        raise FileNotFoundError(f"{folder}: expected an evaluation, got no {FILE}; make one with `jacrec eval`")
     return read_evaluation_record(path)
 
 

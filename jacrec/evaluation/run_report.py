@@ -5,11 +5,12 @@ from typing import Any
 
 from jacrec.envs.ogbench import is_single_task
 from jacrec.evaluation import rehearsal_tables, run_plots
-from jacrec.evaluation.evaluate import acts_as_base, read_evaluation
+from jacrec.evaluation.evaluate import FILE, acts_as_base, read_evaluation
 from jacrec.evaluation.markdown import Sheet, bullet_list, key_values, write_sections
 from jacrec.evaluation.results import Result, compare, settings_apart, settings_in_words, unit, verdict
 from jacrec.training.folder import read_record, recorded_config
 from jacrec.training.loop import read_metrics
+from jacrec.training.pretrained import unpacked
 from jacrec.util.files import user_path
 
 
@@ -27,9 +28,12 @@ def write_run_report(
         FileNotFoundError: no run or no evaluation there.
         ValueError: the base policy has not played yet, or a file is damaged.
     """
-    run = user_path(run)
+    run = unpacked(user_path(run))
     folder = user_path(evaluation) if evaluation is not None else run
-    trained, record = read_record(run), read_evaluation(folder)
+    trained = read_record(run)
+    if not (folder / FILE).is_file():
+        raise FileNotFoundError(f"{folder}: expected an evaluation, got no {FILE}; {_remedy(run, folder)}")
+    record = read_evaluation(folder)
     recorded_config(run, trained)  # raises if the settings are damaged
     results = compare(record, level=level)
     metrics = read_metrics(run / "metrics.jsonl")
@@ -52,6 +56,14 @@ def write_run_report(
         _settings(trained, record),
     ]
     return write_sections(folder / "report.md", sections)
+
+
+def _remedy(run: Path, folder: Path) -> str:
+    """What to do where a folder has no evaluation: play one, or report one in the run's folders, such as that of `jacrec eval --tuned`."""
+    if folder != run:
+        return f"play one: `jacrec eval {run} --out {folder}`"
+    others = [f"`jacrec report {run} --evaluation {path.parent}`" for path in sorted(run.glob(f"*/{FILE}"))]
+    return f"report another one: {' or '.join(others)}" if others else f"play one: `jacrec eval {run}`"
 
 
 def _head(trained: dict[str, Any], record: dict[str, Any]) -> str:

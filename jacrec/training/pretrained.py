@@ -67,9 +67,17 @@ def unpack(name: str, out: str | Path) -> Path:
 
 
 def unpacked(path: Path) -> Path:
-    """The run's folder itself; `pretrained/NAME` is unpacked first if it does not exist and ships with the package."""
-    known = path.parts == (FOLDER, path.name) and (SHIPPED / path.name / SETTINGS).is_file()
-    return unpack(path.name, path) if known and not path.exists() else path
+    """The run's folder itself; `pretrained/NAME` is unpacked first if it does not exist and ships with the package.
+
+    Raises:
+        FileNotFoundError: it does not exist, and no run of that name ships.
+    """
+    if path.parts != (FOLDER, path.name) or path.exists():
+        return path
+    if not (SHIPPED / path.name / SETTINGS).is_file():
+        names = ", ".join(f"{FOLDER}/{run.name}" for run in pretrained_runs())
+        raise FileNotFoundError(f"{path}: expected a run's folder or one of {names}, got neither; see `jacrec models list`")
+    return unpack(path.name, path)
 
 
 def pack(run: str | Path, name: str) -> Path:

@@ -102,6 +102,20 @@ def test_commands_exist(block):
             pytest.fail(f"{block.page}: {program} {shlex.join(args)}: {stop}")
 
 
+@pytest.mark.parametrize("page", PAGES)
+def test_a_report_is_of_an_evaluation_that_the_page_has_made(page):
+    calls = [args for block in blocks(page, "bash") for program, *args in commands(block.code) if program == "jacrec"]
+    made = [parsed(args) for args in calls if args[0] == "eval"]
+    folders = {x.run: [y.out or (y.run / "tuned" if y.config.tuned else y.run) for y in made if y.run == x.run] for x in made}
+    for asked in (parsed(args) for args in calls if args[0] == "report"):
+        if asked.folder in folders:
+            assert (asked.evaluation or asked.folder) in folders[asked.folder], page
+
+
+def parsed(args):
+    return tyro.cli(import_module(f"jacrec.commands.{args[0]}").COMMAND, args=args[1:])
+
+
 def test_there_are_shell_blocks():
     assert len(BLOCKS) >= 15
 

@@ -1,6 +1,7 @@
 """Evaluation on small networks: fairness, reproducibility, resumption, and contents of the record."""
 
 import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -241,6 +242,17 @@ def test_environment_must_fit_the_policy(trained):
     nameless = replace(run, info=replace(run.info, env_id=None))
     with pytest.raises(ValueError, match="got none; set env_id"):
         evaluate(nameless, CONFIG, quiet=True)
+
+
+def test_a_report_without_an_evaluation_says_where_another_one_is(trained, tmp_path):
+    with pytest.raises(FileNotFoundError, match=rf"play one: `jacrec eval {trained} --out {tmp_path}`"):
+        write_run_report(trained, tmp_path)
+    run = shutil.copytree(trained, tmp_path / "run", ignore=shutil.ignore_patterns("evaluation.json"))
+    with pytest.raises(FileNotFoundError, match=rf"play one: `jacrec eval {run}`"):
+        write_run_report(run)
+    evaluate(run, replace(CONFIG, contestants=("base",)), out=run / "tuned", quiet=True)
+    with pytest.raises(FileNotFoundError, match=rf"`jacrec report {run} --evaluation {run / 'tuned'}`"):
+        write_run_report(run)
 
 
 def test_missing_files(tmp_path):

@@ -47,7 +47,9 @@ def test_unpacking_never_overwrites(tmp_path):
 
 def test_a_path_that_only_looks_like_one_is_not_unpacked(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    for path in ("pretrained/walker", f"other/{NAMES[0]}", f"{tmp_path}/pretrained/{NAMES[0]}"):
+    with pytest.raises(FileNotFoundError, match=f"pretrained/walker: expected a run's folder or one of pretrained/{NAMES[0]}"):
+        load_run("pretrained/walker")
+    for path in (f"other/{NAMES[0]}", f"{tmp_path}/pretrained/{NAMES[0]}"):
         with pytest.raises(FileNotFoundError, match="expected a run"):
             load_run(path)
     assert list(tmp_path.iterdir()) == []
