@@ -57,6 +57,7 @@ def from_file(
         ValueError: another file, a library that is not installed, an argument that has no use for this one, or a policy of another
             action box.
     """
+    ActionBox.expect(action_box)
     path = user_path(path)
     if not path.is_file():
         raise FileNotFoundError(

@@ -51,8 +51,10 @@ def save(mpc: MPC, path: str | Path) -> Path:
     one would, bit for bit on the same kind of device. What a deadline has learned of this machine's speed is not in it.
 
     Raises:
-        ValueError: policy, world or update rule are not jacrec's own and unmodified.
+        ValueError: no controller, or policy, world or update rule are not jacrec's own and unmodified.
     """
+    if not isinstance(mpc, MPC):
+        raise ValueError(f"save: expected a controller MPC(policy, world, config), got {type(mpc).__name__}")
     if mpc.update is not None or type(mpc.config) is not MPCConfig:
         rule = "update=None" if mpc.update is None else f"update={type(mpc.update).__name__}"
         raise ValueError(

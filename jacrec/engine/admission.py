@@ -1,4 +1,4 @@
-"""Every part of a problem is called before it is used: errors name the part, and a part that is random is refused.
+"""Every part of a problem is called before it is used: a part that is random, or whose rows are not independent, is refused.
 
 The gradient of a return belongs to a deterministic policy, and to dynamics, reward and critic that are functions of their
 arguments: all randomness is in the noise. A part that draws numbers of its own gives another gradient at every call, unnoticed.
@@ -34,6 +34,11 @@ RECIPES = {
     "critic": "wrap its mean in a function of (state, action)",
     "anchor": "wrap the mean of its distribution in a module, as for the policy",
 }
+SIGNATURES = {
+    "dynamics": "; where it needs no noise, let it ignore it, with noise_shape = (0,)",
+    "reward": "; for a network of one input: lambda s, a: net(torch.cat([s, a], -1))",
+    "critic": "; for a network of one input: lambda s, a: net(torch.cat([s, a], -1))",
+}
 CALLED = {"policy": "policy(state)", "anchor": "anchor(state)", "dynamics": "dynamics(state, action, noise)"}
 
 _log = logging.getLogger("jacrec")
@@ -43,21 +48,23 @@ _admitted: dict[tuple, weakref.ref] = {}
 
 @torch.no_grad()
 def admit(policy: nn.Module, world: World, state: Tensor, horizon: int) -> None:
-    """Call policy and world twice at states (..., d), unless they have been: at first use, and when a flag has changed.
+    """Call policy and world at states (..., d), unless they have been: at first use, and when a flag has changed.
 
     Afterwards torch's, numpy's and Python's random numbers and the modules' buffers are as they were. With horizon 0 the
     policy and the critic alone are used, and called.
 
     Raises:
-        ValueError: a part cannot be called, answers with something else, changes its arguments, or is random.
+        ValueError: a part cannot be called, answers with something else, changes its arguments, is random, or answers to a row by
+            what the others are.
     """
     parts = dict(_parts(policy, world, horizon))
     if all(_key(name, part, state) in _admitted for name, part in parts.items()):
         return
     generator = torch.Generator().manual_seed(0)
     state = state.detach().reshape(-1, state.shape[-1])[:ROWS]
-    # and beside them, where a factor of 0 would hide what it multiplies
-    state = torch.cat([state, state + 0.1 * torch.randn(state.shape, generator=generator).to(state)])
+    # and beside them, where a factor of 0 would hide what it multiplies; the farthest ones are neither the first nor the last row
+    near = torch.randn(2, *state.shape, generator=generator).to(state)
+    state = torch.cat([state, state + 0.2 * near[0], state + 0.1 * near[1]])
     with _random_numbers_restored(state.device), one_thread_after_fork():
         one = _first_of(policy) if isinstance(policy, BatchedPolicy) else policy
         if isinstance(policy, BatchedPolicy):
@@ -155,8 +162,23 @@ def _admit(name: str, part: Any, arguments: tuple[Tensor, ...], call: Callable |
                     f"{name}: expected the same answer to the same input, got another one, since it is random or keeps state "
                     f"between calls; {RECIPES[name]}, or call .eval() if the randomness is that of training"
                 )
+        _check_rows(name, call, arguments, first)
     _check_widths(name, part)
     return first
+
+
+def _check_rows(name: str, call: Callable, arguments: tuple[Tensor, ...], answer: Tensor) -> None:
+    """ValueError if a row's answer changes with the rows beside it: the derivatives are those of each row alone.
+
+    The number of rows stays, so that sums are rounded alike; the first and the last in turn are put in the place of all.
+    """
+    for row in (0, -1):
+        alike = tuple(x[row].expand_as(x) for x in arguments)
+        if not _same(answer[row], _call(name, call, alike)[row], exactly=False):
+            raise ValueError(
+                f"{name}: expected a row's answer to depend on that row alone, got another one beside other rows; normalise by stored "
+                "statistics instead of the batch's, and reduce over the last axis alone (dim=-1)"
+            )
 
 
 def _check_stacked(policy: BatchedPolicy, state: Tensor) -> None:
@@ -234,7 +256,7 @@ def _call(name: str, part: Any, arguments: tuple[Tensor, ...]) -> Tensor:
     shapes = ", ".join(str(tuple(x.shape)) for x in arguments)
     reason = _signature_reason(part, given)
     if reason is not None:
-        advice = "; where it needs no noise, let it ignore it, with noise_shape = (0,)" if name == "dynamics" else ""
+        advice = SIGNATURES.get(name, "") if "too many" in reason else ""
         raise ValueError(f"{name}: expected a callable {call}, got one with another signature: {reason}{advice}")
     try:
         answer = part(*given)
@@ -267,6 +289,11 @@ def _checked(name: str, answer: Any, arguments: tuple[Tensor, ...]) -> Tensor:
     state, advice = arguments[0], ""
     if isinstance(answer, tuple | list) and name == "critic":
         advice = "; take the minimum: lambda s, a: torch.minimum(*critic(s, a))"
+    elif isinstance(answer, Tensor) and name in ("reward", "critic"):
+        heads = name == "critic" and answer.dim() == 2
+        advice = (
+            "; of several heads take the smallest, with .amin(axis)" if heads else "; reduce over the last axis alone (dim=-1)"
+        )
     elif not isinstance(answer, Tensor):
         advice = "; return the next state alone" if name == "dynamics" else f"; {RECIPES[name]}"
     shown = f" for state {tuple(state.shape)}, action {tuple(arguments[-1].shape)}{advice}"
@@ -286,6 +313,8 @@ def _checked(name: str, answer: Any, arguments: tuple[Tensor, ...]) -> Tensor:
         raise ValueError(
             f"{name}: expected an answer in {state.dtype} like the state, got {answer.dtype}; convert it with .to(...)"
         )
+    if not answer.is_floating_point():
+        raise ValueError(f"{name}: expected a floating-point answer, got {answer.dtype}; convert it with .to(state.dtype)")
     return answer
 
 

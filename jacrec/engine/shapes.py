@@ -160,6 +160,11 @@ def check_part(name: str, part: object, state: Tensor, dynamics: object) -> None
             f"state: expected {first.dtype} on {first.device} like the {name}'s parameters, got {state.dtype} "
             f"on {state.device}; convert one of them with .to(...)"
         )
+    if first is not None and first.is_inference():
+        raise ValueError(
+            f"{name}: expected parameters that have derivatives, got some made in torch.inference_mode; make or load it outside, "
+            "or in torch.no_grad"
+        )
 
 
 def check_tensor(name: str, value) -> None:

@@ -58,6 +58,12 @@ class ActionBox:
         return cls(tuple(low.tolist()), tuple(high.tolist()))
 
     @classmethod
+    def expect(cls, box: object) -> None:
+        """ValueError for anything but an action box or None."""
+        if box is not None and not isinstance(box, cls):
+            raise ValueError(f"action_box: expected an ActionBox or None, got {box!r}; ActionBox.stated(low, high) makes one")
+
+    @classmethod
     def of(cls, space: gymnasium.Space, name: str, remedy: str) -> "ActionBox":
         """The bounds of a gymnasium space.
 

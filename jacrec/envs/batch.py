@@ -85,6 +85,12 @@ class _MadeEngine(_LoopedEngine):
                 raise ValueError(
                     f"env: expected a function that makes a gymnasium.Env, got one that makes {type(env).__name__}"
                 )
+            moving = [type(x).__name__ for x in _wrappers(env) if getattr(x, "update_running_mean", False) is True]
+            if moving:
+                raise ValueError(
+                    f"env: expected an environment that stays the same from episode to episode, got {moving[0]} with running "
+                    "statistics; set its update_running_mean to False, with the statistics of training"
+                )
         if len({id(env) for env in made}) < n:
             raise ValueError(f"env: expected a function that makes a new environment at every call, got the same one {n} times")
         super().__init__([GoalInState(env) if is_goal_space(env.observation_space) else env for env in made])

@@ -56,13 +56,15 @@ def evaluate_policy(
         "contestants", by name, `returns`, `lengths`, `terminated`, `scores` (None without D4RL's references) and so on.
 
     Raises:
-        ValueError: settings that belong to runs, an environment of other dimensions, without a time limit or without finite bounds.
+        ValueError: settings that belong to runs, an environment of other dimensions, without a time limit, without finite bounds, or
+            whose wrappers go on normalising by running statistics (`update_running_mean`).
     """
     config = config or EvalConfig()
     check_policy_kind(policy)
     for name, part, kind in (("world", world, World), ("config", config, EvalConfig)):
         if not isinstance(part, kind):
             raise ValueError(f"{name}: expected {kind.__name__}, got {type(part).__name__}")
+    ActionBox.expect(action_box)
     for name in ("env_id", "rehearse", "tuned"):
         if getattr(config, name):
             raise ValueError(f"config.{name}: expected the default without a run, got {getattr(config, name)!r}")

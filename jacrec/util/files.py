@@ -16,7 +16,13 @@ FULL = {errno.ENOSPC, errno.EFBIG, errno.EDQUOT}
 
 
 def user_path(path: str | Path) -> Path:
-    """A path that a caller gives, with `~` for the home folder as in a shell."""
+    """A path that a caller gives, with `~` for the home folder as in a shell.
+
+    Raises:
+        ValueError: it is no path.
+    """
+    if not isinstance(path, str | os.PathLike):
+        raise ValueError(f"path: expected text or a pathlib.Path, got {type(path).__name__}")
     with contextlib.suppress(RuntimeError):  # no such user: it is a name
         return Path(path).expanduser()
     return Path(path)

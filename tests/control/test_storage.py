@@ -209,3 +209,12 @@ def test_altered_networks_are_not_saved(tmp_path, alter):
     with pytest.raises(ValueError, match=r"expected .* as its constructor makes"):
         jacrec.save(mpc, tmp_path / "mpc.safetensors")
     assert not list(tmp_path.iterdir())
+
+
+def test_what_is_no_controller_or_no_path_is_one_sentence(tmp_path):
+    policy, world = parts()
+    with pytest.raises(ValueError, match=r"^save: expected a controller MPC\(policy, world, config\), got Actor"):
+        jacrec.save(policy, tmp_path / "policy.safetensors")
+    for call in (lambda: jacrec.save(MPC(policy, world), None), lambda: jacrec.load(None), lambda: jacrec.load(5)):
+        with pytest.raises(ValueError, match=r"^path: expected text or a pathlib\.Path, got (NoneType|int)"):
+            call()

@@ -108,7 +108,7 @@ def test_inconsistent_arrays_are_rejected(change, message):
 def test_float32_overflow_is_rejected():
     s, _, a, r, terminals, ends = random_arrays([4, 3])
     s[5, 1] = 1e39
-    with pytest.raises(ValueError, match=r"^arrays: observations: .*finite .*in row 5"):
+    with pytest.raises(ValueError, match=r"^arrays: observations: expected numbers that float32 can hold, got .*in row 5"):
         from_arrays(s, a, r, terminals, ends=ends)
 
 
@@ -158,3 +158,32 @@ def test_peak_memory_of_reading_episodes_is_little_more_than_the_result():
     rng = np.random.default_rng(0)
     episodes = ((rng.random((201, 17)), rng.random((200, 6)), rng.random(200), np.zeros(200, bool)) for _ in range(500))
     assert peak_memory_ratio(lambda: from_episodes(episodes, 100_000, DatasetInfo("mine"))) < 1.05
+
+
+@pytest.mark.parametrize("kind", [np.int64, np.uint8, bool])
+def test_discrete_actions_are_refused_unless_bounds_say_that_they_are_none(kind):
+    s, _, a, r, terminals, ends = random_arrays([4, 3])
+    chosen = (a > 0).astype(kind)
+    with pytest.raises(ValueError, match=rf"^arrays: actions: .*got {np.dtype(kind)}, as of discrete actions"):
+        from_arrays(s, chosen, r, terminals, ends=ends)
+    read = from_arrays(s, chosen, r, terminals, ends=ends, action_low=0, action_high=1)
+    assert set(read.action.ravel()) == {-1.0, 1.0}
+
+
+def ends_after(lengths, terminal):
+    """Arrays whose episodes all end in a terminal row, or all in a timeout."""
+    s, _, a, r, _, ends = random_arrays(lengths)
+    return s, a, r, ends & terminal, ends
+
+
+@pytest.mark.parametrize("last", [5, 2])
+def test_terminal_rows_at_what_looks_like_a_time_limit_are_warned_of(last):
+    s, a, r, terminals, ends = ends_after([5] * 10 + [last], True)
+    with pytest.warns(UserWarning, match="^arrays: terminals: expected False where a time limit .* each of 5 rows"):
+        from_arrays(s, a, r, terminals, ends=ends)
+
+
+@pytest.mark.parametrize(("lengths", "terminal"), [([5] * 10, False), ([5] * 9 + [4, 5], True), ([5] * 3, True)])
+def test_other_ends_are_not_warned_of(lengths, terminal):
+    s, a, r, terminals, ends = ends_after(lengths, terminal)
+    assert len(from_arrays(s, a, r, terminals, ends=ends)) == sum(lengths) - len(lengths)

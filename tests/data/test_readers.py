@@ -1,5 +1,8 @@
 """Readers against explicit loops on small random data with terminals and timeouts in all combinations."""
 
+import re
+from pathlib import Path
+
 import h5py
 import numpy as np
 import pytest
@@ -209,7 +212,7 @@ def test_invalid_shapes_and_files_are_rejected(tmp_path):
     with pytest.raises(ValueError, match=r"part\.npz: .*timeouts, got .*without timeouts"):
         load(tmp_path / "part.npz")
     (tmp_path / "data.csv").write_text("1,2")
-    with pytest.raises(ValueError, match=r"data\.csv: .*\.hdf5, \.h5, \.npz, got '\.csv'"):
+    with pytest.raises(ValueError, match=r"data\.csv: .*\.hdf5, \.h5, \.npz, or .*got '\.csv'; read others yourself"):
         load(tmp_path / "data.csv")
 
 
@@ -221,3 +224,32 @@ def write_flat(path, data: dict[str, np.ndarray]) -> None:
         for key, value in data.items():
             file.create_dataset(key, data=value)
         file.create_dataset("infos/qpos", data=np.zeros((len(data["rewards"]), 2)))
+
+
+@pytest.mark.parametrize("name", ["data.csv", "data.pkl", "data.npy", "folder"])
+@pytest.mark.parametrize("kind", [str, Path])
+def test_a_file_that_no_reader_reads_is_told_what_to_do_with(tmp_path, name, kind):
+    path = tmp_path / name
+    path.mkdir() if name == "folder" else path.write_text("1,2")
+    with pytest.raises((ValueError, FileNotFoundError)) as refused:
+        load(kind(path))
+    if (name, kind) != ("folder", Path):
+        assert re.search(r"expected a file ending in \.hdf5.*jacrec\.data\.from_arrays", str(refused.value))
+
+
+@pytest.mark.parametrize("source", [None, 5, {"observations": []}, np.zeros(3)])
+def test_what_is_no_name_of_data_is_one_sentence(source):
+    with pytest.raises(ValueError, match=f"^source: expected a name or a path, got {type(source).__name__}; for arrays"):
+        load(source)
+
+
+def test_a_mapping_that_is_no_file_is_one_sentence(tmp_path):
+    np.savez(tmp_path / "data.npz", obs=np.zeros((3, 2)))
+    with pytest.raises(ValueError, match=r"^mapping: expected a YAML file or .*, got dict; write it to a file"):
+        load(tmp_path / "data.npz", mapping={"observations": "obs"})
+
+
+def test_a_file_of_other_names_is_told_of_mappings(tmp_path):
+    np.savez(tmp_path / "data.npz", obs=np.zeros((3, 2)))
+    with pytest.raises(ValueError, match=r"got none without observations.*in a mapping \(--mapping FILE\)"):
+        load(tmp_path / "data.npz")

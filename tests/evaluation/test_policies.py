@@ -180,3 +180,18 @@ def test_other_objects_are_refused(parts, given, message):
     policy, world = parts
     with pytest.raises(ValueError, match=message):
         evaluate_policy(**(dict(policy=policy, world=world, env="Pendulum-v1", config=CONFIG) | given))
+
+
+def test_bounds_of_another_type_are_one_sentence(parts):
+    with pytest.raises(ValueError, match=r"^action_box: expected an ActionBox or None, got \(-2, 2\); ActionBox.stated"):
+        evaluate_policy(*parts, "Pendulum-v1", CONFIG, action_box=(-2, 2))
+
+
+@pytest.mark.parametrize("wrapper", [gymnasium.wrappers.NormalizeObservation, gymnasium.wrappers.NormalizeReward])
+def test_running_statistics_would_make_every_episode_another_environment(parts, wrapper):
+    env = wrapper(gymnasium.make("Pendulum-v1"))
+    for given in (env, lambda: wrapper(gymnasium.make("Pendulum-v1"))):
+        with pytest.raises(ValueError, match=rf"^env: expected .*, got {wrapper.__name__} with running statistics; set its"):
+            evaluate_policy(*parts, given, CONFIG)
+    env.update_running_mean = False
+    assert len(evaluate_policy(*parts, env, CONFIG)["contestants"]["mpc"]["returns"]) == 3

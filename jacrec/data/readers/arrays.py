@@ -23,6 +23,7 @@ from jacrec.data.readers.checks import (
     check_shapes,
     check_widths,
     stated_box,
+    warn_of_limit,
 )
 from jacrec.data.readers.ends import discontinuities, episode_ends
 from jacrec.data.readers.repair import ADVICE, Repairs, finite
@@ -116,6 +117,8 @@ def from_flat(
     box = stated_box(info, m)
     last = last.astype(bool)
     last[-1] = True
+    stops = np.flatnonzero(last)
+    warn_of_limit(info.name, np.diff(stops, prepend=-1), terminal[stops])
     if next_observations is None:
         check_lengths(info, last)
     known = np.ones(n, bool) if next_observations is not None else ~last

@@ -8,9 +8,12 @@ from jacrec.data.known_envs import episode_limit, known_dimensions
 from jacrec.data.readers.repair import MOST_EXCESS, Repairs
 from jacrec.data.transitions import DatasetInfo
 from jacrec.envs.actions import ActionBox
+from jacrec.util.caller import warn_caller
 
 ACTION_SLACK = 1e-4
 """tolerance beyond ±1 for rounded actions, which are then clipped"""
+FEW_EPISODES = 10
+"""fewer than these may well have ended alike"""
 REAL = "biuf"
 """kinds of numpy types that are real numbers"""
 
@@ -144,7 +147,8 @@ def as_finite(block: Any, first_row: int, name: str, key: str) -> np.ndarray:
     finite = np.isfinite(numbers)
     if not finite.all():
         row = int(np.argmin(finite.reshape(len(block), -1).all(1)))
-        raise ValueError(f"{name}: {key}: expected finite numbers, got {block[row]} in row {first_row + row}")
+        what = "numbers that float32 can hold" if np.isfinite(block[row]).all() else "finite numbers"
+        raise ValueError(f"{name}: {key}: expected {what}, got {block[row]} in row {first_row + row}")
     return numbers
 
 
@@ -168,9 +172,15 @@ def as_actions(
     """The rows as float32 in [-1, 1], which stands for the bounds `box` of the block's actions (default: [-1, 1]).
 
     Raises:
-        ValueError: a number is not finite, or outside the bounds by more than `ACTION_SLACK` of their half width, or
-            `MOST_EXCESS` if it is to be repaired.
+        ValueError: integers without bounds, a number that is not finite, or one outside the bounds by more than `ACTION_SLACK` of
+            their half width, or `MOST_EXCESS` if it is to be repaired.
     """
+    kind = np.asarray(block).dtype
+    if box is None and kind.kind != "f":  # a discrete task's 0 and 1 would pass
+        raise ValueError(
+            f"{name}: actions: expected floating-point numbers, got {kind}, as of discrete actions, which are not supported; if "
+            "they are continuous, convert them to float32, or state their bounds: action_low, action_high"
+        )
     numbers, given = as_finite(block, first_row, name, "actions"), box or ActionBox()
     if not given.is_unit:
         numbers = given.to_unit(np.asarray(block)).astype(np.float32)
@@ -187,6 +197,20 @@ def as_actions(
             repairs.clip(np.abs(numbers).max(1) - 1.0)
         numbers = np.clip(numbers, -1.0, 1.0)
     return numbers
+
+
+def warn_of_limit(name: str, lengths: np.ndarray, terminal: np.ndarray) -> None:
+    """Warn if every episode, of these lengths, ends in a terminal row after the same number of rows: a time limit's mark.
+
+    The last episode may be shorter, where recording ended.
+    """
+    whole = lengths[:-1]
+    alike = len(lengths) >= FEW_EPISODES and whole[0] > 1 and lengths[-1] <= whole[0] and (whole == whole[0]).all()
+    if alike and terminal[:-1].all():
+        warn_caller(
+            f"{name}: terminals: expected False where a time limit ends an episode, got True at the end of every one, each of "
+            f"{whole[0]} rows; if that is the limit, mark these rows in timeouts (ends) alone, or their values lack what follows"
+        )
 
 
 def stated_box(info: DatasetInfo, action_dim: int) -> ActionBox | None:

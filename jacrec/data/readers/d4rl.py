@@ -109,11 +109,12 @@ def _transitions(
     missing = [key for key in keys if key not in arrays]
     if missing:
         raise ValueError(
-            f"{path}: expected the keys {', '.join(keys)}, got {', '.join(sorted(arrays))} without {', '.join(missing)}; "
+            f"{path}: expected the keys {', '.join(keys)}, got {', '.join(sorted(arrays)) or 'none'} without {', '.join(missing)}; "
             + (
                 RAW_OGBENCH
                 if missing == ["rewards", "timeouts"]
-                else "if a file lacks timeouts, add them: they mark the ends of episodes"
+                else "if its arrays have other names, say which is which in a mapping (--mapping FILE); if it lacks timeouts, add "
+                "them: they mark the ends of episodes"
             )
         )
     _check_rows(path, arrays)
@@ -211,6 +212,15 @@ def _info(path: Path, attributes: Mapping[str, str], env_id: str | None) -> Data
     )
 
 
+def unknown_suffix(path: Path) -> str:
+    """What to do with a file or folder that no reader reads."""
+    got = "a folder" if path.is_dir() else f"{path.suffix!r}"
+    return (
+        f"{path}: expected a file ending in {', '.join(FLAT_SUFFIXES)}, or Parquet files with a mapping (--mapping), got {got}; read "
+        "others yourself, and pass the arrays to jacrec.data.from_arrays"
+    )
+
+
 def open_flat(path: Path) -> AbstractContextManager[tuple[Find, dict[str, str]]]:
     """An HDF5 or .npz file: a function from a key to its source, or None; and the attributes.
 
@@ -218,7 +228,7 @@ def open_flat(path: Path) -> AbstractContextManager[tuple[Find, dict[str, str]]]
         ValueError: another suffix.
     """
     if path.suffix not in FLAT_SUFFIXES:
-        raise ValueError(f"{path}: expected a file ending in {', '.join(FLAT_SUFFIXES)}, got {path.suffix!r}")
+        raise ValueError(unknown_suffix(path))
     return (_open_hdf5 if path.suffix in HDF5_SUFFIXES else _open_npz)(path)
 
 

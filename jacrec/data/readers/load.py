@@ -7,7 +7,7 @@ from pathlib import Path
 from jacrec.data.d4rl_files import D4RL_FILES, datasets_root, find_d4rl
 from jacrec.data.download import fetch_minari, offline_instructions
 from jacrec.data.fetch import DownloadError
-from jacrec.data.readers.d4rl import FLAT_SUFFIXES, read_d4rl
+from jacrec.data.readers.d4rl import FLAT_SUFFIXES, read_d4rl, unknown_suffix
 from jacrec.data.readers.mapped import read_mapped
 from jacrec.data.readers.minari import dataset_path, local_ids, read_minari
 from jacrec.data.readers.minari_files import METADATA, is_complete
@@ -15,6 +15,7 @@ from jacrec.data.readers.ogbench import read_ogbench
 from jacrec.data.readers.parquet import SUFFIX as PARQUET
 from jacrec.data.transitions import Bound, Transitions
 from jacrec.envs.ogbench import is_single_task
+from jacrec.util.files import user_path
 
 
 def load(
@@ -47,6 +48,10 @@ def load(
         FileNotFoundError: nothing of that name is stored or could be downloaded; the message lists the local data sets.
         ValueError: neither an id nor a file name, or contents that do not form transitions (see the readers).
     """
+    if not isinstance(source, str | Path):
+        raise ValueError(
+            f"source: expected a name or a path, got {type(source).__name__}; for arrays use jacrec.data.from_arrays"
+        )
     bounds = {"action_low": action_low, "action_high": action_high}
     if mapping is not None:
         return read_mapped(source, mapping, env_id=env_id, repair=repair, **bounds)
@@ -62,7 +67,12 @@ def load(
     file = find_d4rl(source)
     if file is not None:
         return read_d4rl(file, env_id=env_id, repair=repair, **bounds)
-    path = dataset_path(source)
+    try:
+        path = dataset_path(source)
+    except ValueError:
+        if user_path(source).exists():
+            raise ValueError(unknown_suffix(user_path(source))) from None
+        raise
     if not is_complete(path):
         if source in D4RL_FILES:
             raise FileNotFoundError(_no_file_message(source))

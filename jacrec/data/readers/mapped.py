@@ -72,9 +72,14 @@ def read_mapping(mapping: str | Path) -> Mapping:
 
     Raises:
         FileNotFoundError: there is none.
-        ValueError: it is damaged, or has unknown or missing entries.
+        ValueError: it is no name or path, is damaged, or has unknown or missing entries.
     """
     packaged = packaged_mappings()
+    if not isinstance(mapping, str | Path):
+        raise ValueError(
+            f"mapping: expected a YAML file or one of {', '.join(sorted(packaged))}, got {type(mapping).__name__}; write it to a file, "
+            "or give the arrays themselves to jacrec.data.from_arrays"
+        )
     path = packaged.get(str(mapping), user_path(mapping))
     if not path.is_file():
         raise FileNotFoundError(f"--mapping: expected a YAML file or one of {', '.join(sorted(packaged))}, got {mapping}")
