@@ -49,7 +49,7 @@ class MPC:
             neither policy nor dynamics have an attribute `state_dim`, the first decision finds that out.
     """
 
-    @plain_torch()
+    @plain_torch
     def __init__(
         self,
         policy: nn.Module,
