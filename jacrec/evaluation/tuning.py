@@ -317,9 +317,7 @@ def _finished_record(run: Run, path: Path, environment: Mapping[str, Any] | None
         )
     unfinished = [family for family in record["settings"]["families"] if family not in record["choice"]]
     if unfinished:
-        raise ValueError(
-            f"{path}: expected a finished race, got none of {', '.join(unfinished)}; resume it: {command}"
-        )
+        raise ValueError(f"{path}: expected a finished race, got none of {', '.join(unfinished)}; resume it: {command}")
     return record
 
 
