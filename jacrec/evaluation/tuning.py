@@ -305,20 +305,19 @@ def read_tuned(run: Run, folder: Path, play: PlayConfig, environment: Mapping[st
 
 def _finished_record(run: Run, path: Path, environment: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """The record of a run's races; environment: the one that it has to be of, None for any."""
+    command = f"jacrec tune {run.path}" + (f" --out {path.parent}" if path.parent != run.path else "")
     if not path.is_file():
-        raise FileNotFoundError(f"no tuning at {path}; make one with `jacrec tune {run.path}`")
+        raise FileNotFoundError(f"no tuning at {path}; make one with `{command}`")
     record = read_tuning_record(path)
     wrong = [] if record["networks"] == digests(run) else ["networks"]
     wrong += [] if environment is None else _other_environment(record["environment"], environment)
     if wrong:
         raise ValueError(
-            f"{path}: expected a tuning of this run, got one with different {', '.join(wrong)}; tune again: --again"
+            f"{path}: expected a tuning of this run, got one with different {', '.join(wrong)}; tune again: {command} --again"
         )
     unfinished = [family for family in record["settings"]["families"] if family not in record["choice"]]
     if unfinished:
-        raise ValueError(
-            f"{path}: expected a finished race, got none of {', '.join(unfinished)}; resume it: jacrec tune {run.path}"
-        )
+        raise ValueError(f"{path}: expected a finished race, got none of {', '.join(unfinished)}; resume it: {command}")
     return record
 
 

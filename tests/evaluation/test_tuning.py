@@ -214,7 +214,9 @@ def test_a_tuning_of_other_networks_is_refused(run, tmp_path):
 
 def test_a_tuning_for_another_environment_is_refused(run, tmp_path):
     tune(run, tmp_path, FAMILIES, SMALL)
-    with pytest.raises(ValueError, match=r"environment\.max_episode_steps"):
+    with pytest.raises(
+        ValueError, match=rf"environment\.max_episode_steps; tune again: jacrec tune {run.path} --out {tmp_path} --again"
+    ):
         evaluate(run, EvalConfig(tuned=True, max_episode_steps=50), out=tmp_path, quiet=True)
 
 
