@@ -151,18 +151,18 @@ def _admit(name: str, part: Any, arguments: tuple[Tensor, ...], call: Callable |
     Raises:
         ValueError: see `admit`.
     """
-    call = part if call is None else call
+    evaluate: Callable = part if call is None else call
     with _buffers_restored(part):
         before = _random_state()
-        first = _call(name, call, arguments)
+        first = _call(name, evaluate, arguments)
         drew = before != _random_state()
         for _ in range(CALLS if drew else 1):
-            if not _same(first, _call(name, call, arguments), exactly=drew):
+            if not _same(first, _call(name, evaluate, arguments), exactly=drew):
                 raise ValueError(
                     f"{name}: expected the same answer to the same input, got another one, since it is random or keeps state "
                     f"between calls; {RECIPES[name]}, or call .eval() if the randomness is that of training"
                 )
-        _check_rows(name, call, arguments, first)
+        _check_rows(name, evaluate, arguments, first)
     _check_widths(name, part)
     return first
 
@@ -173,7 +173,7 @@ def _check_rows(name: str, call: Callable, arguments: tuple[Tensor, ...], answer
     The number of rows stays, so that sums are rounded alike; the first and the last in turn are put in the place of all.
     """
     for row in (0, -1):
-        alike = tuple(x[row].expand_as(x) for x in arguments)
+        alike = tuple(x[row].expand_as(x).contiguous() for x in arguments)
         if not _same(answer[row], _call(name, call, alike)[row], exactly=False):
             raise ValueError(
                 f"{name}: expected a row's answer to depend on that row alone, got another one beside other rows; normalise by stored "
