@@ -125,6 +125,7 @@ def test_files_that_pages_name_exist(page):
     named = set(re.findall(r"`([\w./-]+\.(?:py|yaml|json|sh))`", text(page)))
     own = {
         "config.yaml",
+        "deploy.json",
         "evaluation.json",
         "export.json",
         "tuning.json",
