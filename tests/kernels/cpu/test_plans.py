@@ -370,7 +370,7 @@ def other_sizes(policy, world):
 
 
 def other_stack(policy, world):
-    world.reward.mlp = type(world.reward.mlp)(14, 1, (16, 16), stack=2).double()
+    world.reward.mlp = type(world.reward.mlp)(14, 1, (16, 16), stack=3).double()
 
 
 def other_activation(policy, world):
@@ -435,7 +435,7 @@ def test_another_eps_of_all_layer_norms_is_served():
     ("change", "words"),
     [
         (other_sizes, r"^policy: expected a weight of shape \(40, 16\).*got \(3, 16\)"),
-        (other_stack, r"reward.mlp.layers.0.weight: expected shape \(16, 14\), got \(2, 16, 14\)"),
+        (other_stack, r"reward.mlp.layers.0.weight: expected shape \(16, 14\), got \(3, 16, 14\)"),
     ],
 )
 def test_sizes_that_are_not_what_they_say(change, words):
