@@ -1,0 +1,93 @@
+"""What parts may answer: rows on their own, of a floating-point type, with derivatives."""
+
+import re
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from jacrec import (
+    MPC,
+    Adjoint,
+    Autograd,
+    MPCConfig,
+    TwinCritic,
+    World,
+    mpc_update,
+    policy_gradient,
+)
+from tests.engine.test_admission import Policy, d, m, with_noise
+from tests.strategies import ForeignDynamics, foreign_critic, foreign_reward
+
+
+@pytest.fixture
+def world():
+    torch.manual_seed(0)
+    return World(ForeignDynamics(d, m), foreign_reward, foreign_critic, 0.9)
+
+
+def beside(x):
+    """x minus the mean of all rows."""
+    return x - x.mean(0)
+
+
+@pytest.mark.parametrize(
+    ("part", "value"),
+    [
+        ("policy", Policy(lambda a: nn.functional.batch_norm(a, None, None, training=True).tanh())),
+        ("policy", Policy(lambda a: a / (1e-3 + a.abs().max()))),
+        ("dynamics", with_noise(lambda s, a, e: beside(s))),
+        ("dynamics", with_noise(lambda s, a, e: s + e.mean() + a.sum(-1, keepdim=True))),
+        ("reward", lambda s, a: -beside(s).square().sum(-1)),
+        ("reward", lambda s, a: -(s / (1e-3 + s.abs().max())).square().sum(-1)),
+        ("critic", lambda s, a: foreign_critic(s, a) - foreign_critic(s, a).mean()),
+    ],
+)
+@pytest.mark.parametrize("method", [Adjoint(), Autograd()])
+def test_parts_whose_rows_depend_on_one_another_are_refused(world, part, value, method):
+    policy = value if part == "policy" else Policy()
+    world = world if part == "policy" else replace(world, **{part: value})
+    with pytest.raises(ValueError, match=rf"^{part}: expected a row's answer to depend on that row alone"):
+        policy_gradient(policy, world, torch.zeros(d), torch.randn(3, 2, 2), method=method)
+
+
+@pytest.mark.parametrize("part", ["reward", "critic"])
+@pytest.mark.parametrize("kind", [torch.int64, torch.bool])
+def test_values_of_an_integer_type_are_one_sentence(world, part, kind):
+    world = replace(world, **{part: lambda s, a: (s[..., 0] > 0).to(kind)})
+    with pytest.raises(ValueError, match=rf"^{part}: expected a floating-point answer, got {kind}; convert it"):
+        mpc_update(Policy(), world, torch.zeros(d))
+
+
+@pytest.mark.parametrize(
+    ("critic", "advice"),
+    [
+        (nn.Linear(d + m, 1), "net(torch.cat([s, a], -1))"),
+        (lambda s, a: torch.stack([foreign_critic(s, a)] * 3), ".amin(axis)"),
+        (lambda s, a: foreign_critic(s, a).mean(), "dim=-1"),
+    ],
+)
+def test_what_to_do_with_a_critic_of_another_form_is_said(world, critic, advice):
+    with pytest.raises(ValueError, match=rf"^critic: expected .*; .*{re.escape(advice)}"):
+        mpc_update(Policy(), replace(world, critic=critic), torch.zeros(d))
+
+
+def test_a_controller_made_in_inference_mode_decides_as_another(world):
+    policy, state = Policy(), torch.ones(d)
+    with torch.inference_mode():
+        inside = MPC(policy, world, MPCConfig(2, particles=3)).act(state)
+        batched = MPC(policy, world, MPCConfig(2, particles=3), batch=1).act(state[None])
+    outside = MPC(policy, world, MPCConfig(2, particles=3)).act(state)
+    assert torch.equal(inside, outside)
+    assert torch.allclose(batched[0], outside)
+
+
+@pytest.mark.parametrize("part", ["policy", "critic"])
+def test_parts_made_in_inference_mode_are_refused(world, part):
+    with torch.inference_mode():
+        made = Policy() if part == "policy" else TwinCritic(d, m, (8,))
+    policy = made if part == "policy" else Policy()
+    world = replace(world, critic=made) if part == "critic" else world
+    with pytest.raises(ValueError, match=rf"^{part}: expected parameters that have derivatives, got .*inference_mode"):
+        policy_gradient(policy, world, torch.zeros(d), torch.randn(3, 2, 2))
