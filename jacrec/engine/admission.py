@@ -62,7 +62,7 @@ def admit(policy: nn.Module, world: World, state: Tensor, horizon: int) -> None:
         return
     generator = torch.Generator().manual_seed(0)
     state = state.detach().reshape(-1, state.shape[-1])[:ROWS]
-    # and beside them, where a factor of 0 would hide what it multiplies; the farthest ones are neither the first nor the last row
+    # and beside them, where a factor of 0 would hide what it multiplies
     near = torch.randn(2, *state.shape, generator=generator).to(state)
     state = torch.cat([state, state + 0.2 * near[0], state + 0.1 * near[1]])
     with _random_numbers_restored(state.device), one_thread_after_fork():
@@ -170,9 +170,10 @@ def _admit(name: str, part: Any, arguments: tuple[Tensor, ...], call: Callable |
 def _check_rows(name: str, call: Callable, arguments: tuple[Tensor, ...], answer: Tensor) -> None:
     """ValueError if a row's answer changes with the rows beside it: the derivatives are those of each row alone.
 
-    The number of rows stays, so that sums are rounded alike; the first and the last in turn are put in the place of all.
+    The number of rows stays, so that sums are rounded alike: one of the given rows, and one of those at each distance beside them, is
+    put in the place of all. Two would not do: a largest element may be the same in both.
     """
-    for row in (0, -1):
+    for row in (0, len(answer) // 2, -1):
         alike = tuple(x[row].expand_as(x).contiguous() for x in arguments)
         if not _same(answer[row], _call(name, call, alike)[row], exactly=False):
             raise ValueError(

@@ -216,7 +216,7 @@ def test_each_part_is_called_at_its_first_use_alone(world):
     policy_gradient(policy, world, torch.zeros(d), noise)
     first = len(calls)
     policy_gradient(policy, world, torch.zeros(d), noise)
-    assert (first, len(calls)) == (6, 8)  # four times, then at two steps of each imagination
+    assert (first, len(calls)) == (7, 9)  # five times, then at two steps of each imagination
 
 
 def test_without_imagination_only_policy_and_critic_are_called(world):
