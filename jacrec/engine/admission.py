@@ -34,10 +34,11 @@ RECIPES = {
     "critic": "wrap its mean in a function of (state, action)",
     "anchor": "wrap the mean of its distribution in a module, as for the policy",
 }
+JOINED = "; for a network of one input: lambda s, a: net(torch.cat([s, a], -1))"
 SIGNATURES = {
     "dynamics": "; where it needs no noise, let it ignore it, with noise_shape = (0,)",
-    "reward": "; for a network of one input: lambda s, a: net(torch.cat([s, a], -1))",
-    "critic": "; for a network of one input: lambda s, a: net(torch.cat([s, a], -1))",
+    "reward": JOINED,
+    "critic": JOINED,
 }
 CALLED = {"policy": "policy(state)", "anchor": "anchor(state)", "dynamics": "dynamics(state, action, noise)"}
 

@@ -98,8 +98,8 @@ def evaluate(
     return record
 
 
-def read_evaluation(folder: str | Path) -> dict[str, Any]:
-    """The record that `evaluate` wrote to a folder.
+def read_evaluation(folder: str | Path, remedy: str = "make one with `jacrec eval`") -> dict[str, Any]:
+    """The record that `evaluate` wrote to a folder; remedy: what to do where there is none.
 
     Raises:
         FileNotFoundError: no evaluation there.
@@ -107,7 +107,7 @@ def read_evaluation(folder: str | Path) -> dict[str, Any]:
     """
     path = user_path(folder) / FILE
     if not path.is_file():
-        raise FileNotFoundError(f"{folder}: expected an evaluation, got no {FILE}; make one with `jacrec eval`")
+        raise FileNotFoundError(f"{folder}: expected an evaluation, got no {FILE}; {remedy}")
     return read_evaluation_record(path)
 
 

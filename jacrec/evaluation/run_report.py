@@ -30,10 +30,7 @@ def write_run_report(
     """
     run = unpacked(user_path(run))
     folder = user_path(evaluation) if evaluation is not None else run
-    trained = read_record(run)
-    if not (folder / FILE).is_file():
-        raise FileNotFoundError(f"{folder}: expected an evaluation, got no {FILE}; {_remedy(run, folder)}")
-    record = read_evaluation(folder)
+    trained, record = read_record(run), read_evaluation(folder, _remedy(run, folder))
     recorded_config(run, trained)  # raises if the settings are damaged
     results = compare(record, level=level)
     metrics = read_metrics(run / "metrics.jsonl")

@@ -51,12 +51,6 @@ def with_noise(function):
     return function
 
 
-@pytest.fixture
-def world():
-    torch.manual_seed(0)
-    return World(ForeignDynamics(d, m), foreign_reward, foreign_critic, 0.9)
-
-
 ENTRIES = [
     lambda p, w, s: policy_gradient(p, w, s, torch.randn(3, 2, 2)),
     lambda p, w, s: linearize(p, w, s, torch.randn(3, 2, 2)),

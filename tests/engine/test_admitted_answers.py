@@ -13,19 +13,11 @@ from jacrec import (
     Autograd,
     MPCConfig,
     TwinCritic,
-    World,
     mpc_update,
     policy_gradient,
 )
 from tests.engine.test_admission import Policy, d, m, with_noise
-from tests.strategies import ForeignDynamics, foreign_critic, foreign_reward
-
-
-@pytest.fixture
-def world():
-    torch.manual_seed(0)
-    return World(ForeignDynamics(d, m), foreign_reward, foreign_critic, 0.9)
-
+from tests.strategies import foreign_critic
 
 torch.manual_seed(0)  # of the weights of the policies below
 

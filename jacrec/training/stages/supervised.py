@@ -165,7 +165,7 @@ class Regression:
 
     def step_on(self, *drawn: Tensor) -> Tensor:
         """The same on the examples that these random tensors select."""
-        if self.is_fused and type(self.examples) in (Examples, NoisedExamples):
+        if self.is_fused and self.fused.gathers:
             return self.fused.step_on(self.adam.lr_now(), float(self.averaging), *drawn)
         assert self.examples is not None
         return self.step(self.examples(*drawn))

@@ -122,6 +122,11 @@ class FusedRegression:
         self.jobs = np.stack([row_of(job) for job in jobs])
         self.address, self.own = self.jobs.ctypes.data, (self._space(B, mlp.in_dim), self._space(B, mlp.out_dim))
 
+    @property
+    def gathers(self) -> bool:
+        """Whether `step_on` has examples to gather its batches from."""
+        return bool(self.source[0] != GIVEN)
+
     def gather_rows(self, rows: Tensor, split: int) -> None:
         """Let `step_on` gather its batches from rows [x, goal] (n, ·), of which `split` columns are x."""
         self._gather(ROWS, rows, split)
