@@ -6,7 +6,7 @@ floor (benchmarks/floor.py: multiply-adds, bytes and sequential layers, at rates
 timed precision, and for jacrec's methods the time per phase (benchmarks/phases.py). The goals are evaluated at the end. Writes
 benchmarks/results/grad_speed_<device>_<machine>.json and a plot next to it; non-standard sizes require --json.
 
-    python benchmarks/grad_speed.py                         # under two minutes on two cores
+    python benchmarks/grad_speed.py                         # four minutes on two cores
     python benchmarks/grad_speed.py --full                  # more horizons and tasks
     python benchmarks/grad_speed.py --tasks walker2d --particles 16 --horizon 5 --steps 20 --json /tmp/walker.json
     python benchmarks/grad_speed.py --contestants "torch compile" "jax unrolled" auto --particles 16 --horizon 3
