@@ -81,7 +81,7 @@ def warn_not_kept(reason: str) -> None:
         return
     _warned.append(reason)
     warnings.warn(
-        f"the compiled CPU kernels cannot be kept on disk, so every process compiles them again, for 10 to 20 seconds: {reason}; "
+        f"the compiled CPU kernels cannot be kept on disk, so every process compiles them again, for up to half a minute: {reason}; "
         "set NUMBA_CACHE_DIR to a folder that can be written and has room",
         RuntimeWarning,
         stacklevel=2,
