@@ -67,3 +67,11 @@ def _poison_uninitialised_memory():
 def rng():
     """A seeded torch generator."""
     return torch.Generator().manual_seed(0)
+
+
+@pytest.fixture
+def threads():
+    """A function that sets torch's number of threads for one test."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)

@@ -13,14 +13,6 @@ from tests.plain_rebrac import FUSED, PlainReBRAC, largest_difference, needs_fus
 from tests.training_data import linear_system
 
 
-@pytest.fixture
-def threads():
-    """A function that sets torch's number of threads for one test."""
-    before = torch.get_num_threads()
-    yield torch.set_num_threads
-    torch.set_num_threads(before)
-
-
 @pytest.mark.parametrize("fused", FUSED)
 @pytest.mark.parametrize(
     "changes",

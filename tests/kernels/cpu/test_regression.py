@@ -22,14 +22,6 @@ if (REASON := fused_unsupported_reason(torch.zeros(1))) is not None:
 DATA = linear_system()
 
 
-@pytest.fixture
-def threads():
-    """A function that sets torch's number of threads for one test."""
-    before = torch.get_num_threads()
-    yield torch.set_num_threads
-    torch.set_num_threads(before)
-
-
 def networks(count: int, in_dim: int, hidden: tuple[int, ...], out_dim: int, dtype=torch.float64, **options) -> list[MLP]:
     """Equal networks, LayerNorms with gain and offset included."""
     torch.manual_seed(len(hidden) + in_dim)
