@@ -1,5 +1,6 @@
 """Policies and critics in files: the library is recognised by what the file holds."""
 
+import io
 import json
 import pickle
 import zipfile
@@ -13,7 +14,7 @@ from jacrec.adapters.corl import from_corl
 from jacrec.adapters.d3rlpy import from_d3rlpy
 from jacrec.adapters.parts import Parts
 from jacrec.adapters.sb3 import from_sb3
-from jacrec.adapters.weights import load_weights
+from jacrec.adapters.weights import expect_whole, load_weights, reason_of
 from jacrec.control.storage import load
 from jacrec.envs.actions import ActionBox
 from jacrec.util.files import user_path
@@ -77,7 +78,7 @@ def from_file(
         statistics = None if vec_normalize is None else _unpickled(user_path(vec_normalize), "VecNormalize")
         parts = from_sb3(_load_sb3(path), statistics)
     elif kind == "d3rlpy":
-        parts = from_d3rlpy(_read("d3rlpy", path, lambda library: library.load_learnable(str(path))))
+        parts = from_d3rlpy(_read("d3rlpy", path, lambda library: _load_d3rlpy(library, path)))
     elif kind == "corl":
         parts = from_corl(content, state_mean=state_mean, state_std=state_std, max_action=max_action, discount=gamma)
     else:
@@ -120,7 +121,9 @@ def _load_sb3(path: Path) -> Any:
         with zipfile.ZipFile(path) as archive:
             module = str(json.loads(archive.read("data"))["policy_class"]["__module__"])
     except Exception as error:  # whatever a damaged archive causes
-        raise ValueError(f"{path}: expected a model of Stable-Baselines3, cannot read it ({error}); save it again") from error
+        raise ValueError(
+            f"{path}: expected a model of Stable-Baselines3, cannot read it ({reason_of(error)}); save it again"
+        ) from error
     for family, (package, name) in SB3.items():
         if module.startswith(family):
             return _read(package, path, lambda library, name=name: getattr(library, name).load(path, device="cpu"))
@@ -128,6 +131,12 @@ def _load_sb3(path: Path) -> Any:
         f"{path}: expected a model of SAC, TD3, DDPG or TQC, got one with a policy of {module}; for a policy class of your own "
         "load the model in Python, and use from_sb3 and train_world"
     )
+
+
+def _load_d3rlpy(library: Any, path: Path) -> Any:
+    """The algorithm in a pickle around an archive of torch, of which d3rlpy compares no checksum."""
+    expect_whole(io.BytesIO(pickle.loads(path.read_bytes())["torch"]))
+    return library.load_learnable(str(path))
 
 
 def _read(package: str, path: Path, read: Any) -> Any:
@@ -142,7 +151,9 @@ def _read(package: str, path: Path, read: Any) -> Any:
     try:
         return read(library)
     except Exception as error:  # whatever a malformed pickle or another version's causes
-        raise ValueError(f"{path}: expected a model that {package} can read, got {type(error).__name__}: {error}") from error
+        raise ValueError(
+            f"{path}: expected a model that {package} can read, got {type(error).__name__}: {reason_of(error)}"
+        ) from error
 
 
 def _unpickled(path: Path, name: str) -> Any:
@@ -151,7 +162,7 @@ def _unpickled(path: Path, name: str) -> Any:
     try:
         found = pickle.loads(path.read_bytes())
     except Exception as error:  # whatever a malformed pickle causes
-        raise ValueError(f"{path}: expected a pickled {name}, got {type(error).__name__}: {error}") from error
+        raise ValueError(f"{path}: expected a pickled {name}, got {type(error).__name__}: {reason_of(error)}") from error
     if type(found).__name__ != name:
         raise ValueError(f"{path}: expected a {name}, which venv.save(path) writes, got {type(found).__name__}")
     return found

@@ -2,6 +2,7 @@
 
 import io
 import warnings
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -34,13 +35,37 @@ def load_weights(path: str | Path) -> Any:
         raise FileNotFoundError(f"no weights at {path}")
     content = io.BytesIO(path.read_bytes())  # an archive that is cut short looks like a disk that fails
     try:
+        expect_whole(content)
+        content.seek(0)
         with warnings.catch_warnings():  # of a pickle's protocol
             warnings.simplefilter("ignore", UserWarning)
             return torch.load(content, map_location="cpu", weights_only=True)
     except Exception as error:  # whatever a malformed pickle causes
-        # torch advises to load other objects by executing what is pickled with them
-        other = "weights_only" in str(error) or "Weights only" in str(error)
-        reason = "other objects than tensors" if other else next(iter(str(error).splitlines()), type(error).__name__)
         raise ValueError(
-            f"{path}: expected tensors that torch.save wrote, got something else ({reason}); save the modules' state_dict() alone"
+            f"{path}: expected tensors that torch.save wrote, got something else ({reason_of(error)}); save the modules' "
+            "state_dict() alone"
         ) from None
+
+
+def expect_whole(content: io.BytesIO) -> None:
+    """Compare the entries of a torch.save archive with their checksums, which torch.load does not.
+
+    Content that is no archive, as torch wrote before 1.6, has none; entries that were written without have 0.
+
+    Raises:
+        zipfile.BadZipFile: an entry or the archive is damaged.
+    """
+    if not content.getvalue().startswith(b"PK\x03\x04"):
+        return
+    with zipfile.ZipFile(content) as archive:
+        for entry in archive.infolist():
+            if entry.CRC:
+                archive.read(entry)
+
+
+def reason_of(error: Exception) -> str:
+    """What a library says of a file it cannot read: one line, without torch's advice to execute what is pickled in it."""
+    if "weights_only" in str(error) or "Weights only" in str(error):
+        return "other objects than tensors"
+    first, *others = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    return f"{first} {others[0]}" if first.endswith(":") and others else first

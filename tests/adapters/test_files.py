@@ -1,6 +1,8 @@
 """Files that the libraries themselves write, read without naming the library."""
 
+import io
 import math
+import pickle
 import zipfile
 
 import numpy as np
@@ -8,6 +10,7 @@ import pytest
 import torch
 
 from jacrec.adapters import from_d3rlpy, from_file, from_sb3
+from jacrec.adapters.weights import load_weights
 from jacrec.envs.actions import ActionBox
 
 
@@ -53,6 +56,22 @@ def test_other_algorithms_of_stable_baselines3(tmp_path):
         from_file(tmp_path / "ppo.zip")
 
 
+def test_what_stable_baselines3_says_is_one_line_without_torchs_advice(tmp_path):
+    sb3 = pytest.importorskip("stable_baselines3", reason="pip install 'jacrec[sb3]'")
+    sb3.DDPG("MlpPolicy", "Pendulum-v1", policy_kwargs={"net_arch": [8]}, buffer_size=10).save(tmp_path / "model")
+    weights = io.BytesIO()
+    torch.save({"policy": object()}, weights)
+    with zipfile.ZipFile(tmp_path / "model.zip") as source, zipfile.ZipFile(tmp_path / "wrong.zip", "w") as target:
+        for name in source.namelist():
+            target.writestr(name, weights.getvalue() if name == "policy.pth" else source.read(name))
+    with pytest.raises(
+        ValueError, match="expected a model that stable_baselines3 can read, got UnpicklingError: other objects"
+    ) as error:
+        from_file(tmp_path / "wrong.zip")
+    assert "weights_only" not in str(error.value)
+    assert "\n" not in str(error.value)
+
+
 def test_d3rlpy(tmp_path):
     d3rlpy = pytest.importorskip("d3rlpy", reason="pip install 'jacrec[d3rlpy]'")
     algo = d3rlpy.algos.ReBRACConfig(
@@ -66,6 +85,13 @@ def test_d3rlpy(tmp_path):
     algo.save_model(tmp_path / "model.pt")
     with pytest.raises(ValueError, match=r"model\.pt: expected what d3rlpy's algo\.save wrote, got weights alone"):
         from_file(tmp_path / "model.pt")
+    flipped = pickle.loads((tmp_path / "model.d3").read_bytes())
+    weights = bytearray(flipped["torch"])
+    at = weights.index(algo.impl.policy.state_dict()["_fc.weight"].numpy().tobytes())
+    weights[at + 2] ^= 1
+    (tmp_path / "flipped.d3").write_bytes(pickle.dumps(flipped | {"torch": bytes(weights)}))
+    with pytest.raises(ValueError, match=r"flipped\.d3: expected a model that d3rlpy can read, got BadZipFile: .*CRC"):
+        from_file(tmp_path / "flipped.d3")
     (tmp_path / "broken.d3").write_bytes(b"\x80\x04")
     with pytest.raises(ValueError, match="expected a model that d3rlpy can read, got"):
         from_file(tmp_path / "broken.d3")
@@ -89,6 +115,34 @@ def test_archives_that_are_damaged(name, tmp_path):
         path.write_bytes(damaged)
         with pytest.raises(ValueError, match="expected"):
             from_file(path)
+
+
+def test_a_flipped_bit_of_a_weight_is_not_another_policy(tmp_path):
+    path, options = tmp_path / "good.pt", {"state_mean": 0.0, "state_std": 1.0}
+
+    def layers(d, n):
+        return {"net.0.weight": torch.full((8, d), 7.0), "net.0.bias": torch.ones(8)} | {
+            "net.2.weight": torch.ones(n, 8),
+            "net.2.bias": torch.ones(n),
+        }
+
+    torch.save({"actor": layers(3, 2), "critic_1": layers(5, 1), "critic_2": layers(5, 1)}, path)
+    assert from_file(path, **options).state_dim == 3
+    content = bytearray(path.read_bytes())
+    content[content.index(torch.full((8,), 7.0).numpy().tobytes()) + 2] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"good\.pt: expected tensors that torch\.save wrote, got .*CRC"):
+        from_file(path, **options)
+
+
+def test_archives_without_checksums_are_read(tmp_path):
+    before = torch.serialization.get_crc32_options()
+    try:
+        torch.serialization.set_crc32_options(False)
+        torch.save({"actor": torch.ones(3)}, tmp_path / "weights.pt")
+    finally:
+        torch.serialization.set_crc32_options(before)
+    assert torch.equal(load_weights(tmp_path / "weights.pt")["actor"], torch.ones(3))
 
 
 @pytest.mark.parametrize(
