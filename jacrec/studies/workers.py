@@ -7,7 +7,6 @@ import contextlib
 import multiprocessing
 import os
 import signal
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -19,6 +18,7 @@ from jacrec.studies.executors import GRACE, THREAD_VARIABLES, Failed, Finished, 
 from jacrec.studies.jobs import Job
 from jacrec.studies.ledger import worker_lock
 from jacrec.util import locks
+from jacrec.util.signals import handle_signals
 
 REPORT_EVERY = 0.3
 """minimum seconds between two progress reports of a worker"""
@@ -159,35 +159,6 @@ class _Reporter:
             self.next = now + REPORT_EVERY
             with contextlib.suppress(OSError):  # the parent is closing and will interrupt this worker
                 self.pipe.send(Progress(self.id, share))
-
-
-def handle_signals() -> None:
-    """Let SIGTERM raise KeyboardInterrupt in this process, and ignore Ctrl-C, which reaches the whole process group."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles it
-    signal.signal(signal.SIGTERM, _interrupt)
-    sys.unraisablehook = _interrupt_again
-
-
-def _interrupt_again(unraisable: "sys.UnraisableHookArgs") -> None:
-    """C code that calls back into Python, such as the kernels' compiler, drops exceptions: raise the interrupt after it."""
-    if unraisable.exc_type is not KeyboardInterrupt:
-        sys.__unraisablehook__(unraisable)
-        return
-    signal.signal(signal.SIGTERM, _interrupt)
-    # not from here, where it would be dropped as well
-    threading.Timer(0.01, _signal_main_thread).start()
-
-
-def _signal_main_thread() -> None:
-    if hasattr(signal, "pthread_kill"):  # it also ends a wait of that thread
-        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
-    else:
-        signal.raise_signal(signal.SIGTERM)
-
-
-def _interrupt(number: int, frame: Any) -> None:
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    raise KeyboardInterrupt
 
 
 def _exit_with_parent() -> None:

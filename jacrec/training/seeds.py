@@ -42,7 +42,7 @@ from jacrec.training.stages.rebrac import ReBRACStage
 from jacrec.util.errors import expect_count, expect_one_of
 from jacrec.util.files import user_path
 from jacrec.util.processors import processors
-from jacrec.util.signals import OrderlyExit
+from jacrec.util.signals import OrderlyExit, handle_signals
 
 STARTED = "started"
 """first message of a process"""
@@ -279,14 +279,13 @@ def _process_main(
     pipe: Connection,
 ) -> None:
     """Entry point of a process. On SIGTERM it finishes the current update and writes its checkpoint."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent receives it too and sends SIGTERM
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    threading.Thread(target=_exit_with_parent, daemon=True).start()
-    pipe.send(STARTED)
-    torch.set_num_threads(threads)
     try:
+        handle_signals()
+        threading.Thread(target=_exit_with_parent, daemon=True).start()
+        pipe.send(STARTED)
+        torch.set_num_threads(threads)
         train(config, out, stages=stages, data=data, extend=extend, evaluate=evaluate, quiet=True, on_log=pipe.send)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, BrokenPipeError):  # or the parent has ended, and nobody listens
         pass
     except Exception as error:
         pipe.send(error)

@@ -1,9 +1,11 @@
-"""Ctrl-C while something is being closed."""
+"""Ctrl-C while something is being closed, and interrupts of processes that work for another."""
 
 import contextlib
 import signal
+import sys
 import threading
 from collections.abc import Iterator
+from typing import Any
 
 
 @contextlib.contextmanager
@@ -25,3 +27,32 @@ class OrderlyExit(contextlib.ExitStack):
     def __exit__(self, *details) -> bool:
         with uninterrupted():
             return bool(super().__exit__(*details))
+
+
+def handle_signals() -> None:
+    """Let SIGTERM raise KeyboardInterrupt in this process, and ignore Ctrl-C, which reaches the whole process group."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles it
+    signal.signal(signal.SIGTERM, _interrupt)
+    sys.unraisablehook = _interrupt_again
+
+
+def _interrupt_again(unraisable: "sys.UnraisableHookArgs") -> None:
+    """C code that calls back into Python, such as the kernels' compiler, drops exceptions: raise the interrupt after it."""
+    if unraisable.exc_type is not KeyboardInterrupt:
+        sys.__unraisablehook__(unraisable)
+        return
+    signal.signal(signal.SIGTERM, _interrupt)
+    # not from here, where it would be dropped as well
+    threading.Timer(0.01, _signal_main_thread).start()
+
+
+def _signal_main_thread() -> None:
+    if hasattr(signal, "pthread_kill"):  # it also ends a wait of that thread
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
+    else:
+        signal.raise_signal(signal.SIGTERM)
+
+
+def _interrupt(number: int, frame: Any) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    raise KeyboardInterrupt

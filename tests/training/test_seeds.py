@@ -19,6 +19,42 @@ from tests.training.test_run import SMALL, metrics, restore_sigint, same_bits, w
 from tests.training_data import linear_system
 
 SEEDS = (5, 7)
+A_SEEDS_PROCESS = """
+import ctypes
+import signal
+import time
+
+from jacrec.training import seeds
+
+seeds.train = lambda *args, **options: (callback(), time.sleep(30))
+
+
+class Pipe:
+    def send(self, message):
+        print(message, flush=True)
+        if not isinstance(message, str):
+            raise BrokenPipeError
+
+    def close(self):
+        print("closed", flush=True)
+
+
+@ctypes.CFUNCTYPE(None)
+def callback():
+    if {interrupt!r} == "compiling":
+        signal.raise_signal(signal.SIGTERM)
+
+
+def starting():
+    if {interrupt!r} == "starting":
+        signal.raise_signal(signal.SIGTERM)
+
+
+seeds._exit_with_parent = starting
+if {interrupt!r} == "gone":
+    seeds.train = lambda *args, **options: options["on_log"](1)
+seeds._process_main(None, None, [], None, 1, False, None, Pipe())
+"""
 
 
 @pytest.fixture(scope="module")
@@ -234,3 +270,12 @@ def test_the_command_line(tmp_path, capsys, monkeypatch):
     assert "trained: runs/hopper-medium-v0-s11\nnext: the same with --stages rebrac dynamics" in capsys.readouterr().out
     assert main(["train", "x", "--seeds", "1", "2", "--parallel_stages", "2"]) == 2
     assert "--parallel_stages: expected 1 with --seeds" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("interrupt", ["starting", "compiling", "gone"])
+def test_a_seeds_process_ends_quietly_whenever_it_is_interrupted(interrupt):
+    """While it starts, inside a callback of the compiler, which drops exceptions, and when nobody listens any more."""
+    command = [sys.executable, "-c", A_SEEDS_PROCESS.replace("{interrupt!r}", repr(interrupt))]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=25, check=True)
+    assert done.stdout.endswith("closed\n")
+    assert done.stderr == ""

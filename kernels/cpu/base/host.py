@@ -30,7 +30,11 @@ ACCUMULATORS = 16 if VECTOR_BYTES == 64 or platform.machine().lower() in ("aarch
 
 OPTIONS: dict[str, Any] = dict(error_model="numpy", fastmath={"contract", "reassoc", "nsz"}, boundscheck=False)
 _log = logging.getLogger("jacrec")
-KEY = (*VERSIONS, VECTOR_BYTES, ACCUMULATORS)
+SETTINGS = tuple(
+    str(getattr(numba.config, name)) for name in ("CPU_NAME", "CPU_FEATURES", "OPT", "LOOP_VECTORIZE", "SLP_VECTORIZE")
+)
+"""what NUMBA_CPU_NAME and its like ask of the compiler"""
+KEY = (*VERSIONS, VECTOR_BYTES, ACCUMULATORS, *SETTINGS)
 """what compiled code depends on"""
 
 

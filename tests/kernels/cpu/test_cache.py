@@ -101,6 +101,21 @@ def test_a_full_disk_warns_once_and_goes_on(folder):
     assert not run_it()
 
 
+def test_code_for_other_settings_of_the_compiler_is_kept_apart(tmp_path):
+    script = (
+        "import numpy as np\n"
+        "from jacrec.kernels.cpu.base import host\n"
+        "from tests.kernels.cpu.test_cache import _double\n"
+        "host.entry(_double, np.float64)\n"
+    )
+    kept = []
+    for settings in ({}, {"NUMBA_OPT": "1"}, {}):
+        env = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path), "PYTHONPATH": os.pathsep.join(sys.path), **settings}
+        subprocess.run([sys.executable, "-c", script], env=env, check=True, cwd=ROOT)
+        kept.append({path.name for path in files(tmp_path, ".nbi")})
+    assert [len(names) for names in kept] == [1, 2, 2]
+
+
 def test_no_folder_at_all_is_one_warning_and_no_promise(tmp_path):
     """A read-only installation of a user without a home."""
     script = (

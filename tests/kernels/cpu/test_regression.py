@@ -146,6 +146,16 @@ def test_squares_that_overflow_matter_to_clipping_alone():
     assert regression.flat.value.isfinite().all()
 
 
+def test_training_is_plain_torchs_where_numba_does_not_compile(monkeypatch):
+    """NUMBA_DISABLE_JIT, which debuggers and coverage tools ask for."""
+    monkeypatch.setattr("numba.config.DISABLE_JIT", 1)
+    stage = stage_of("reward")
+    assert not stage.regression.is_fused
+    assert stage.step(0)["loss"].isfinite()
+    with pytest.raises(ValueError, match=r"^fused: .*NUMBA_DISABLE_JIT"):
+        stage_of("reward", fused=True)
+
+
 @pytest.mark.parametrize("kind", ["ensemble", "meanflow", "reward"])
 def test_what_is_not_supported_is_refused_or_trained_in_torch(kind):
     options = {"capturable": True} if kind == "reward" else {}
