@@ -204,7 +204,7 @@ def expect_race(config: DeployConfig, candidates: Mapping[str, MPCConfig] | None
 
 
 def _resumed_race(config: DeployConfig, record: dict[str, Any], path: Path) -> DeployedRace:
-    """The race after the episodes of a record, which must be those that it asks for."""
+    """The race after the episodes of a record, which must be those that it asks for; what follows from them is recorded anew."""
     race = DeployedRace(list(record["settings"]["candidates"]), config.race_allowance)
     for i, episode in enumerate(record["episodes"]):
         if episode.get("player") != race.player:
@@ -213,6 +213,9 @@ def _resumed_race(config: DeployConfig, record: dict[str, Any], path: Path) -> D
                 f"{episode.get('player')!r}; {REMEDY}"
             )
         race.played(episode["return"])
+        episode |= {"lost": race.lost, "allowance": race.granted}
+    if record["episodes"]:
+        record["race"] = race.record()
     return race
 
 
@@ -270,7 +273,8 @@ def _prefix(name: str) -> str:
 
 def _owner(key: str) -> str:
     """The controller that a tensor in a file belongs to."""
-    return key.rpartition("/")[0] or ALONE
+    name, slash, _ = key.rpartition("/")
+    return name if slash else ALONE
 
 
 def _controller_file(folder: Path, record: dict[str, Any]) -> Path:

@@ -118,6 +118,26 @@ def test_a_record_of_another_course_is_refused(tmp_path, trained):
         deploy(trained, RACE, candidates=CANDIDATES, out=tmp_path)
 
 
+def test_what_follows_from_the_returns_is_recorded_anew(tmp_path, trained):
+    config = replace(RACE, episodes=5)
+    record = deploy(trained, config, candidates=CANDIDATES, out=tmp_path, say=lambda _: None)
+    changed = json.loads(json.dumps(record))
+    del changed["episodes"][3]["lost"], changed["episodes"][4]["allowance"], changed["race"]
+    (tmp_path / FILE).write_text(json.dumps(changed))
+    assert essence(deploy(trained, config, candidates=CANDIDATES, out=tmp_path, say=lambda _: None)) == essence(record)
+
+
+@pytest.mark.parametrize("name", ["", "a/b", "mpc"])
+def test_a_race_is_resumed_whatever_its_candidates_are_called(name, tmp_path, trained):
+    candidates = {name: CANDIDATES["near"], "far": CANDIDATES["far"]}
+    for episodes in (4, 6):
+        record = deploy(
+            trained, replace(RACE, episodes=episodes), candidates=candidates, out=tmp_path / "parts", say=lambda _: None
+        )
+    whole = deploy(trained, replace(RACE, episodes=6), candidates=candidates, out=tmp_path / "whole", say=lambda _: None)
+    assert essence(record) == essence(whole)
+
+
 def test_a_race_is_not_continued_as_another(tmp_path, trained):
     deploy(trained, replace(RACE, episodes=2), candidates=CANDIDATES, out=tmp_path / "race", say=lambda _: None)
     other = CANDIDATES | {"far": MPCConfig(horizon=0, particles=1, lr=1e-2)}
