@@ -9,6 +9,7 @@ from importlib import import_module
 from jacrec import __version__
 from jacrec.commands import SHELLS, VERBS
 from jacrec.util.files import user_path
+from jacrec.util.signals import keep_interrupts
 
 USAGE_ERROR, INTERRUPTED = 2, 130
 
@@ -31,6 +32,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     verb, rest = args[0], list(map(_at_home, args[1:]))
     if verb not in VERBS:
         return _fail(f"verb: expected one of {', '.join(VERBS)}, got {verb!r}; see `jacrec --help`")
+    if argv is None:
+        keep_interrupts(signal.SIGINT)
     try:
         return import_module(f"jacrec.commands.{verb}").run(rest)
     except KeyboardInterrupt:

@@ -33,24 +33,33 @@ def handle_signals() -> None:
     """Let SIGTERM raise KeyboardInterrupt in this process, and ignore Ctrl-C, which reaches the whole process group."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles it
     signal.signal(signal.SIGTERM, _interrupt)
-    sys.unraisablehook = _interrupt_again
+    keep_interrupts(signal.SIGTERM)
 
 
-def _interrupt_again(unraisable: "sys.UnraisableHookArgs") -> None:
-    """C code that calls back into Python, such as the kernels' compiler, drops exceptions: raise the interrupt after it."""
-    if unraisable.exc_type is not KeyboardInterrupt:
-        sys.__unraisablehook__(unraisable)
-        return
-    signal.signal(signal.SIGTERM, _interrupt)
-    # not from here, where it would be dropped as well
-    threading.Timer(0.01, _signal_main_thread).start()
+def keep_interrupts(number: signal.Signals) -> None:
+    """Raise a KeyboardInterrupt that a callback drops again, by this signal, when the callback has returned.
+
+    Exceptions end nowhere in callbacks of weak references, in finalizers, and where C code calls Python, as the kernels'
+    compiler does.
+    """
+
+    def again(unraisable: "sys.UnraisableHookArgs") -> None:
+        if unraisable.exc_type is not KeyboardInterrupt:
+            sys.__unraisablehook__(unraisable)
+            return
+        if number == signal.SIGTERM:
+            signal.signal(signal.SIGTERM, _interrupt)
+        # not from here, where it would be dropped as well
+        threading.Timer(0.01, _signal_main_thread, (number,)).start()
+
+    sys.unraisablehook = again
 
 
-def _signal_main_thread() -> None:
+def _signal_main_thread(number: signal.Signals) -> None:
     if hasattr(signal, "pthread_kill"):  # it also ends a wait of that thread
-        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
+        signal.pthread_kill(threading.main_thread().ident or 0, number)
     else:
-        signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(number)
 
 
 def _interrupt(number: int, frame: Any) -> None:

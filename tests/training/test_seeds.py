@@ -21,6 +21,7 @@ from tests.training_data import linear_system
 SEEDS = (5, 7)
 A_SEEDS_PROCESS = """
 import ctypes
+import os
 import signal
 import time
 
@@ -41,17 +42,17 @@ class Pipe:
 
 @ctypes.CFUNCTYPE(None)
 def callback():
-    if {interrupt!r} == "compiling":
+    if INTERRUPT == "compiling":
         signal.raise_signal(signal.SIGTERM)
 
 
 def starting():
-    if {interrupt!r} == "starting":
-        signal.raise_signal(signal.SIGTERM)
+    if INTERRUPT == "starting":
+        os.kill(os.getpid(), signal.SIGTERM)
 
 
 seeds._exit_with_parent = starting
-if {interrupt!r} == "gone":
+if INTERRUPT == "gone":
     seeds.train = lambda *args, **options: options["on_log"](1)
 seeds._process_main(None, None, [], None, 1, False, None, Pipe())
 """
@@ -275,7 +276,7 @@ def test_the_command_line(tmp_path, capsys, monkeypatch):
 @pytest.mark.parametrize("interrupt", ["starting", "compiling", "gone"])
 def test_a_seeds_process_ends_quietly_whenever_it_is_interrupted(interrupt):
     """While it starts, inside a callback of the compiler, which drops exceptions, and when nobody listens any more."""
-    command = [sys.executable, "-c", A_SEEDS_PROCESS.replace("{interrupt!r}", repr(interrupt))]
+    command = [sys.executable, "-c", A_SEEDS_PROCESS.replace("INTERRUPT", repr(interrupt))]
     done = subprocess.run(command, capture_output=True, text=True, timeout=25, check=True)
     assert done.stdout.endswith("closed\n")
     assert done.stderr == ""

@@ -65,6 +65,41 @@ except KeyboardInterrupt:
 """
 
 
+INTERRUPTED_VERB = """
+import signal
+import sys
+import time
+import types
+import weakref
+
+from jacrec import cli
+
+
+class Thing:
+    pass
+
+
+def run(args):
+    thing = Thing()
+    reference = weakref.ref(thing, lambda _: signal.raise_signal(signal.SIGINT))
+    del thing
+    time.sleep(30)
+
+
+signal.signal(signal.SIGINT, signal.default_int_handler)
+sys.modules["jacrec.commands.doctor"] = types.SimpleNamespace(run=run)
+sys.argv = ["jacrec", "doctor"]
+print(cli.main())
+"""
+
+
+def test_ctrl_c_inside_a_callback_interrupts_a_verb():
+    command = [sys.executable, "-c", INTERRUPTED_VERB]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=25, check=True)
+    assert done.stdout == "130\n"
+    assert done.stderr == "\ninterrupted; to resume: jacrec doctor\n"
+
+
 def test_an_interrupt_inside_a_callback_is_raised_after_it():
     command = [sys.executable, "-c", INTERRUPTED_IN_A_CALLBACK]
     done = subprocess.run(command, capture_output=True, text=True, timeout=25, check=True)
