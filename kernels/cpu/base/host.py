@@ -11,7 +11,7 @@ from typing import Any
 import numba
 from llvmlite import binding
 from numba._dynfunc import make_function
-from numba.core import types
+from numba.core import config, types
 from numba.core.ccallback import CFunc
 from numba.core.codegen import JITCodeLibrary
 from numba.core.compiler import Compiler
@@ -30,9 +30,7 @@ ACCUMULATORS = 16 if VECTOR_BYTES == 64 or platform.machine().lower() in ("aarch
 
 OPTIONS: dict[str, Any] = dict(error_model="numpy", fastmath={"contract", "reassoc", "nsz"}, boundscheck=False)
 _log = logging.getLogger("jacrec")
-SETTINGS = tuple(
-    str(getattr(numba.config, name)) for name in ("CPU_NAME", "CPU_FEATURES", "OPT", "LOOP_VECTORIZE", "SLP_VECTORIZE")
-)
+SETTINGS = tuple(str(getattr(config, name)) for name in ("CPU_NAME", "CPU_FEATURES", "OPT", "LOOP_VECTORIZE", "SLP_VECTORIZE"))
 """what NUMBA_CPU_NAME and its like ask of the compiler"""
 KEY = (*VERSIONS, VECTOR_BYTES, ACCUMULATORS, *SETTINGS)
 """what compiled code depends on"""
