@@ -1,12 +1,13 @@
-"""Commands killed at random moments and repeated: they must end with what they give undisturbed.
+"""Commands stopped at random moments and repeated: they must end with what they give undisturbed.
 
     python tests/chaos.py --kills 300 --json benchmarks/results/chaos.json
 
-train, eval, sweep, data make and deploy, each with tiny budgets. A trial starts a command in a new folder, kills it with
-SIGKILL after a random time up to four times in a row, lets it finish, and compares: networks, metrics, returns, transitions
-and data sets must be those of an undisturbed command, bit for bit, without a duplicate and without a half file. The result is
-written after every trial; a file with fewer kills is continued, and names the kills at each commit. Not part of the test
-suite: 300 kills take half an hour.
+train, eval, tune, rehearse, sweep, data make and deploy, with a race and without, each with tiny budgets. A trial starts a
+command in a new folder, stops it after a random time by SIGKILL, SIGTERM or SIGINT (Ctrl-C), up to four times in a row, lets it
+finish, and compares: networks, metrics, returns, choices, transitions and data sets must be those of an undisturbed command, bit
+for bit, without a duplicate and without a half file. None may print a traceback, or run for a minute after it was asked to stop.
+The result is written after every trial; a file with fewer kills is continued, and names the kills at each commit. Not part of
+the test suite: 300 kills take half an hour.
 
 Commands run in forked copies of this process, so that kills meet the work instead of the imports; a sweep's workers are
 new processes.
@@ -31,6 +32,9 @@ for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
     os.environ[name] = "1"  # before torch is imported: a thread pool does not survive a fork
 
 KILLS_PER_TRIAL = 4
+SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
+PATIENCE = 60.0
+"""seconds within which a command has to end when asked to"""
 SMALL = "--rebrac.hidden 16 16 --rebrac.batch-size 32 --dynamics.hidden 16 16 --dynamics.steps 2 --dynamics.batch-size 32"
 TRAINING = f"{SMALL} --dynamics.eval-transitions 50 --reward.hidden 16 16 --reward.batch-size 32 --reward.eval-transitions 50"
 UPDATES = "--rebrac.updates 200 --dynamics.updates 200 --reward.updates 200 --log-every 20 --checkpoint-every 15 --threads 1"
@@ -49,6 +53,16 @@ evaluation: {episodes: 3, seed: 7, probe_every: 5, probe_particles: 2}
 contestants:
   h0: {horizon: 0, lr: 1e-4}
   mpc: {horizon: 1, particles: 2, lr: 1e-4}
+"""
+
+
+CANDIDATES = """\
+a: {horizon: 1, particles: 2, lr: 1e-3}
+b: {horizon: 2, particles: 3, lr: 1e-2, carry: persist}
+"""
+CRITIC_ALONE = """\
+c: {horizon: 0, lr: 1e-3}
+d: {horizon: 0, lr: 1e-2}
 """
 
 
@@ -112,6 +126,24 @@ def deployed(folder: Path) -> object:
     return zlib.crc32((folder / "deploy" / "replay.bin").read_bytes()), record["transitions"], episodes
 
 
+def raced(folder: Path) -> object:
+    """The same of a deployment with a race, and the race."""
+    record = json.loads((folder / "deploy" / "deploy.json").read_text())
+    return deployed(folder), [(e["player"], e["lost"]) for e in record["episodes"]], record["race"]
+
+
+def tuned(folder: Path) -> object:
+    """Choices of a tuning, and the episodes that led there."""
+    record = json.loads((folder / "tuning.json").read_text())
+    return record["choice"], record["played"], (folder / "tuned.yaml").read_text()
+
+
+def rehearsed(folder: Path) -> object:
+    """Choice of a rehearsal, and its imagined returns."""
+    record = json.loads((folder / "rehearsal.json").read_text())
+    return record["choice"], record["gains"], {name: own["returns"] for name, own in record["episodes"].items()}
+
+
 COMMANDS = {
     "train": Command(lambda out, _: f"train jacrec/hopper-random-v0 --out {out}/run {TRAINING} {UPDATES}", trained),
     "eval": Command(
@@ -124,6 +156,22 @@ COMMANDS = {
             f"deploy {given}/run --out {out}/deploy --episodes 6 --step-seconds 0.004 --online.no-enabled {CONTROLLER}"
         ),
         deployed,
+    ),
+    "deploy --race": Command(
+        lambda out, given: (
+            f"deploy {given}/run --out {out}/deploy --episodes 12 --step-seconds 0.002 --online.no-enabled --race {given}/candidates.yaml"
+        ),
+        raced,
+    ),
+    "tune": Command(
+        lambda out, given: (
+            f"tune {given}/run --out {out} --candidates {given}/candidates.yaml {given}/critic_alone.yaml --budget 12 --round 2"
+        ),
+        tuned,
+    ),
+    "rehearse": Command(
+        lambda out, given: f"rehearse {given}/run --out {out} --candidates {given}/candidates.yaml --steps 60 --episodes 3",
+        rehearsed,
     ),
     "sweep": Command(lambda out, given: f"sweep {given}/chaos.yaml --out {out}/study --workers 2", swept),
 }
@@ -143,9 +191,11 @@ def start(arguments: str, folder: Path, data: Path) -> int:
             os.dup2(output.fileno(), 2)
         os.environ["MINARI_DATASETS_PATH"] = str(data)
         os.chdir(folder)
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background processes ignore it
+        sys.argv = ["jacrec", *arguments.split()]
         from jacrec import cli
 
-        code = cli.main(arguments.split())
+        code = cli.main()
     except BaseException:
         traceback.print_exc()
     finally:
@@ -153,15 +203,30 @@ def start(arguments: str, folder: Path, data: Path) -> int:
         os._exit(code)
 
 
-def kill_after(process: int, seconds: float) -> bool:
-    """Kill a process after a time; whether it was still running."""
+def stop_after(process: int, seconds: float, number: signal.Signals) -> bool:
+    """Send a signal to a process after a time, and wait for its end; whether it was still running.
+
+    Raises:
+        AssertionError: it runs on.
+    """
+    if ended_within(process, seconds):
+        return False
+    os.kill(process, number)
+    if not ended_within(process, PATIENCE):
+        os.killpg(process, signal.SIGKILL)
+        os.waitpid(process, 0)
+        raise AssertionError(f"still running {PATIENCE:g} s after {number.name}")
+    return True
+
+
+def ended_within(process: int, seconds: float) -> bool:
+    """Wait for the end of a process, for a time at most; whether it has ended."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         if os.waitpid(process, os.WNOHANG)[0]:
-            return False
+            return True
         time.sleep(0.002)
-    os.kill(process, signal.SIGKILL)
-    return os.waitpid(process, 0)[1] == signal.SIGKILL
+    return False
 
 
 def finish(arguments: str, folder: Path, data: Path) -> None:
@@ -172,7 +237,9 @@ def finish(arguments: str, folder: Path, data: Path) -> None:
 
 
 def check(folder: Path, command: Command, expected: object) -> None:
-    """Raise AssertionError if the result is not the expected one, or half a file is left."""
+    """Raise AssertionError if the result is not the expected one, half a file is left, or a traceback was printed."""
+    output = (folder / "output").read_text()
+    assert "Traceback" not in output, output[-2000:]
     halves = [str(p) for p in folder.rglob("*.part")]
     assert not halves, f"half files: {halves}"
     result = json.loads(json.dumps(command.result(folder)))
@@ -180,12 +247,13 @@ def check(folder: Path, command: Command, expected: object) -> None:
 
 
 def trial(command: Command, folder: Path, given: Path, seconds: float, rng: random.Random) -> int:
-    """Kill a command some times, and let it finish; the number of kills that met it running."""
+    """Stop a command some times, and let it finish; the number of signals that met it running."""
     folder.mkdir(parents=True)
     data = folder / "data" if command.result is made else given / "data"
     kills = 0
     for _ in range(rng.randint(1, KILLS_PER_TRIAL)):
-        kills += kill_after(start(command.arguments(folder, given), folder, data), rng.uniform(0.0, 1.1 * seconds))
+        process = start(command.arguments(folder, given), folder, data)
+        kills += stop_after(process, rng.uniform(0.0, 1.1 * seconds), rng.choice(SIGNALS))
     if not list(
         folder.glob("data/jacrec/*/data/metadata.json")
     ):  # or it has finished, and would refuse to replace its data set
@@ -205,7 +273,7 @@ def main() -> None:
     from benchmarks import harness
 
     # all that the commands import, before the first fork
-    for verb in ("data", "train", "eval", "deploy", "sweep"):
+    for verb in ("data", "train", "eval", "tune", "rehearse", "deploy", "sweep"):
         __import__(f"jacrec.commands.{verb}")
     where = harness.environment() | {"command": " ".join(["python", "tests/chaos.py", *sys.argv[1:]])}
     before = json.loads(options.json.read_text()) if options.json.is_file() else {}
@@ -216,7 +284,8 @@ def main() -> None:
     root = Path(tempfile.mkdtemp(prefix="chaos-"))
     given = root / "given"
     given.mkdir()
-    (given / "chaos.yaml").write_text(STUDY)
+    for name, text in (("chaos", STUDY), ("candidates", CANDIDATES), ("critic_alone", CRITIC_ALONE)):
+        (given / f"{name}.yaml").write_text(text)
     finish("data make hopper random --steps 1000", given, given / "data")
     finish(COMMANDS["train"].arguments(given, given), given, given / "data")
     expected, seconds = {}, {}
