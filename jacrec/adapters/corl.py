@@ -67,7 +67,13 @@ def from_corl(
             f"{sorted(map(str, keys)) or type(content).__name__}"
         )
     d, m = actor.weights[0].shape[1], len(actor.biases[-1])
-    scaling = Scaling(_row("state_mean", _or(state_mean, 0.0), d), _row("state_std", _or(state_std, 1.0), d))
+    mean, std = _row("state_mean", _or(state_mean, 0.0), d), _row("state_std", _or(state_std, 1.0), d)
+    if not (mean.isfinite().all() and std.isfinite().all() and (std > 0).all()):
+        raise ValueError(
+            f"state_mean, state_std: expected finite numbers, and stds > 0, got means from {float(mean.min()):g} to "
+            f"{float(mean.max()):g} and stds from {float(std.min()):g} to {float(std.max()):g}; give the data's mean and its std + 1e-3"
+        )
+    scaling = Scaling(mean, std)
     max_action = real("max_action", max_action)
     policy = as_actor(actor, scaling)
     critic = as_critic(heads, scaling, m, action_scale=torch.full((m,), float(max_action)))
@@ -105,7 +111,7 @@ def _flax(params: Any, name: str, *, tanh: bool) -> list[Layers]:
     """The networks of flax parameters with Dense and LayerNorm layers, ReLU between: one, or as many as the arrays are stacked."""
     dense: list[tuple[Tensor, Tensor]] = []
     norms: list[tuple[Tensor, Tensor]] = []
-    _collect(params, dense, norms)
+    _collect(params, name, dense, norms)
     if len(dense) < 2 or len(norms) not in (0, len(dense) - 1):
         raise ValueError(
             f"{name}: expected flax parameters of Dense layers, each but the last with a LayerNorm or none, got {len(dense)} and "
@@ -128,14 +134,27 @@ def _flax(params: Any, name: str, *, tanh: bool) -> list[Layers]:
     ]
 
 
-def _collect(tree: Any, dense: list[tuple[Tensor, Tensor]], norms: list[tuple[Tensor, Tensor]]) -> None:
-    """The parameters of Dense and LayerNorm layers below a mapping, in the order of their numbers."""
+def _collect(tree: Any, path: str, dense: list[tuple[Tensor, Tensor]], norms: list[tuple[Tensor, Tensor]]) -> None:
+    """The parameters of Dense and LayerNorm layers below a mapping, in the order of their numbers.
+
+    Raises:
+        ValueError: something else is there, which the networks would be without.
+    """
+    known = "Dense layers of kernel and bias, ReLU, then any LayerNorm, as of CORL's ReBRAC"
+    other = "wrap another network in a module yourself"
     if not isinstance(tree, Mapping):
-        return
+        raise ValueError(f"{path.partition('.')[0]}: expected flax parameters, {known}, got {path}; {other}")
+    last = path.rpartition(".")[2]
     if {"kernel", "bias"} == set(tree):
         dense.append((double(tree["kernel"]), double(tree["bias"])))
-    elif {"scale", "bias"} == set(tree):
+    elif {"scale", "bias"} == set(tree) and re.fullmatch(r"(LayerNorm|layers)_\d+", last):
         norms.append((double(tree["scale"]), double(tree["bias"])))
     else:
+        for key, layer in tree.items():  # the layers of a Sequential are counted with its activations
+            place = re.fullmatch(r"layers_(\d+)", str(key))
+            if place and isinstance(layer, Mapping) and "scale" in layer and f"layers_{int(place[1]) - 2}" not in tree:
+                raise ValueError(
+                    f"{path.partition('.')[0]}: expected {known}, got a LayerNorm before its ReLU, {path}.{key}; {other}"
+                )
         for key in sorted(tree, key=lambda key: [int(x) if x.isdigit() else x for x in re.split(r"(\d+)", str(key))]):
-            _collect(tree[key], dense, norms)
+            _collect(tree[key], f"{path}.{key}", dense, norms)

@@ -11,11 +11,11 @@ from jacrec.adapters.layers import Scaling, read_layers
 from jacrec.adapters.parts import FROM_FILE, Found, Parts
 from jacrec.envs.actions import ActionBox
 
-ALGORITHMS = ("ReBRAC", "TD3PlusBC", "TD3", "DDPG", "SAC", "CQL", "IQL", "AWAC", "CalQL")
+ALGORITHMS = ("ReBRAC", "TD3PlusBC", "TD3", "DDPG", "SAC", "CQL", "IQL", "AWAC", "CalQL", "PRDC")
 
 
 def from_d3rlpy(algo: Any) -> Parts:
-    """Policy and critic of a trained ReBRAC, TD3PlusBC, TD3, DDPG, SAC, CQL, CalQL, IQL or AWAC; actions as of `algo.predict`.
+    """Policy and critic of a trained ReBRAC, TD3PlusBC, TD3, DDPG, SAC, CQL, CalQL, IQL, AWAC or PRDC; actions as of `algo.predict`.
 
     The policy is an `Actor` and the critic a `TwinCritic`, on the fused kernels' path, with vector encoders of one activation of ReLU,
     Tanh or GELU, LayerNorm with ReLU, dropout, and mean Q functions. Others, with batch normalisation or an encoder of your own,

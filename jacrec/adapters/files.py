@@ -86,7 +86,7 @@ def from_file(
     if action_box is not None and not action_box.same_as(parts.action_box):
         raise ValueError(
             f"{path}: expected a policy whose actions in [-1, 1] stand for {action_box}, as in the data, got one for "
-            f"{parts.action_box}; state the bounds that it was trained with where the data are read (--action-low, --action-high)"
+            f"{parts.action_box}; state the bounds that it was trained with where the data are read: {parts.action_box.arguments()}"
         )
     return parts
 

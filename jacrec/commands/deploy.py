@@ -22,6 +22,7 @@ from jacrec.evaluation.statistics import Estimate
 from jacrec.evaluation.tuning import BASE, tuned_controller
 from jacrec.online.config import DeployConfig
 from jacrec.online.deploy import FILE, deploy, deployment_folder
+from jacrec.online.race import longest
 from jacrec.training.run import load_run
 from jacrec.training.trackers import Tracking
 
@@ -63,20 +64,21 @@ def run(args: list[str]) -> int:
     columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn(), TimeRemainingColumn())
     shown, folder = Progress(*columns, TextColumn("{task.fields[note]}")), deployment_folder(chosen.run, chosen.out)
     with Tracking(chosen.log, folder, "deploy") as tracking, shown:
-        task = shown.add_task("deployment", total=1.0, note="")
+        task = shown.add_task("deployment", total=1.0, note="", visible=False)  # shown once it plays, not above an error
         record = deploy(
             chosen.run,
             config,
             candidates=candidates,
             out=chosen.out,
             say=partial(shown.console.print, markup=False, emoji=False, soft_wrap=True),
-            progress=lambda x, note: shown.update(task, completed=x, note=note),
+            progress=lambda x, note: shown.update(task, completed=x, note=note, visible=True),
             on_record=lambda record: tracking.send(deployment_points(record)),
         )
     console = terminal()
     console.print(episodes_table(record))
     if "race" in record:
         console.print(race_table(record))
+        console.print(undecided_sentence(record), soft_wrap=True, end="")
     console.print(refreshes_table(record) if record["refreshes"] else "no refresh took place")
     for sentence in record["notices"]:
         console.print(sentence, soft_wrap=True)
@@ -134,6 +136,17 @@ def race_table(record: dict[str, Any]) -> Table:
         fate = "; ".join(story[name] for story in (won, left) if name in story)
         table.add_row(name, str(len(own)), f"{np.mean(own):.1f}" if own else "–", fate)
     return table
+
+
+def undecided_sentence(record: dict[str, Any]) -> str:
+    """How to go on with a race that is undecided, a line; "" for another."""
+    if record["race"]["winner"] is not None:
+        return ""
+    most = longest(len(record["settings"]["candidates"]))
+    return (
+        f"the race is undecided after {len(record['episodes'])} episodes; the same command goes on with a larger --episodes: {most} "
+        "decide it, or fewer\n"
+    )
 
 
 def refreshes_table(record: dict[str, Any]) -> Table:

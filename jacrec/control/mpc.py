@@ -75,16 +75,17 @@ def mpc_update(
         act. With one ψ for N states, a single such row rejects the update.
 
     Raises:
-        ValueError: wrong shape, dtype, device or setting, or a state or noise that is not finite.
+        ValueError: wrong shape, dtype, device or setting, a state or noise that is not finite, or a world that shares
+            parameters with the policy, which the update would change.
     """
     horizon, particles, updates = map(plain_number, (horizon, particles, updates))
     lr, max_grad_norm = plain_number(lr), plain_number(max_grad_norm)
     check_settings(horizon, particles, updates, lr, max_grad_norm)
     check_method(method)
     if noise is None:
-        p = sampled_problem(policy, world, state, particles, horizon, generator)
+        p = sampled_problem(policy, world, state, particles, horizon, generator, in_place=True)
     else:
-        p = problem(policy, world, state, noise)
+        p = problem(policy, world, state, noise, in_place=True)
     check_trainable(policy)
     results, evaluate = [], policy_action
     for _ in range(updates):  # line 3

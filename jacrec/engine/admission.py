@@ -48,18 +48,22 @@ _admitted: dict[tuple, weakref.ref] = {}
 
 
 @torch.no_grad()
-def admit(policy: nn.Module, world: World, state: Tensor, horizon: int) -> None:
+def admit(policy: nn.Module, world: World, state: Tensor, horizon: int, *, in_place: bool = False) -> None:
     """Call policy and world at states (..., d), unless they have been: at first use, and when a flag has changed.
 
     Afterwards torch's, numpy's and Python's random numbers and the modules' buffers are as they were. With horizon 0 the
     policy and the critic alone are used, and called.
 
+    Args:
+        in_place: the policy itself is to be updated, so that none of its parameters may be the world's.
+
     Raises:
-        ValueError: a part cannot be called, answers with something else, changes its arguments, is random, or answers to a row by
-            what the others are.
+        ValueError: a part cannot be called, answers with something else, changes its arguments, is random, answers to a row by
+            what the others are or how many, or, with `in_place`, has parameters that an update of the policy changes.
     """
     parts = dict(_parts(policy, world, horizon))
-    if all(_key(name, part, state) in _admitted for name, part in parts.items()):
+    use = id(policy) if in_place else None
+    if all((*_key(name, part, state), use) in _admitted for name, part in parts.items()):
         return
     generator = torch.Generator().manual_seed(0)
     state = state.detach().reshape(-1, state.shape[-1])[:ROWS]
@@ -82,8 +86,10 @@ def admit(policy: nn.Module, world: World, state: Tensor, horizon: int) -> None:
             answer = _admit(name, parts[name], arguments.get(name, (state, action)))
             if name == "anchor":
                 expect_shape(name, answer, tuple(action.shape), ", as the policy's actions")
+            if in_place:
+                _check_apart(name, parts[name], arguments.get(name, (state, action)), policy)
     for name, part in parts.items():
-        _remember(_key(name, part, state), part)
+        _remember((*_key(name, part, state), use), part)
 
 
 def _parts(policy: nn.Module, world: World, horizon: int) -> Iterator[tuple[str, Any]]:
@@ -171,8 +177,8 @@ def _admit(name: str, part: Any, arguments: tuple[Tensor, ...], call: Callable |
 def _check_rows(name: str, call: Callable, arguments: tuple[Tensor, ...], answer: Tensor) -> None:
     """ValueError if a row's answer changes with the rows beside it: the derivatives are those of each row alone.
 
-    The number of rows stays, so that sums are rounded alike: one of the given rows, and one of those at each distance beside them, is
-    put in the place of all. Two would not do: a largest element may be the same in both.
+    One of the given rows, and one of those at each distance beside them, is put in the place of all. Two would not do: a largest
+    element may be the same in both. Then the rows are given twice, since an answer may depend on nothing but their number.
     """
     for row in (0, len(answer) // 2, -1):
         alike = tuple(x[row].expand_as(x).contiguous() for x in arguments)
@@ -181,6 +187,12 @@ def _check_rows(name: str, call: Callable, arguments: tuple[Tensor, ...], answer
                 f"{name}: expected a row's answer to depend on that row alone, got another one beside other rows; normalise by stored "
                 "statistics instead of the batch's, and reduce over the last axis alone (dim=-1)"
             )
+    n = len(answer)
+    if not _same(answer, _call(name, call, tuple(torch.cat([x, x]) for x in arguments))[:n], exactly=False):
+        raise ValueError(
+            f"{name}: expected a row's answer to depend on that row alone, got another one in a batch of {2 * n} rows than in one of "
+            f"{n}; do not divide by the number of rows, nor treat a batch of one size in another way"
+        )
 
 
 def _check_stacked(policy: BatchedPolicy, state: Tensor) -> None:
@@ -215,6 +227,19 @@ def _check_attached(policy: nn.Module, tensors: dict[str, Tensor], state: Tensor
         raise ValueError(
             "policy: expected actions that depend on its parameters, got some cut off from them; leave torch.no_grad, detach and "
             "torch.compile out of its forward"
+        )
+
+
+def _check_apart(name: str, part: Any, arguments: tuple[Tensor, ...], policy: nn.Module) -> None:
+    """ValueError if the answer of a part of the world depends on the policy's own parameters: an update would change the part."""
+    own = [p for p in policy.parameters() if p.requires_grad]
+    with _buffers_restored(part), torch.enable_grad():
+        answer = _call(name, part, arguments)
+        slopes = torch.autograd.grad(answer.sum(), own, allow_unused=True) if own and answer.requires_grad else ()
+    if any(slope is not None for slope in slopes):
+        raise ValueError(
+            f"{name}: expected parameters of its own, got some of the policy's, which the update in place changes; give it a "
+            "copy.deepcopy of what they share, freeze that (requires_grad_(False)), or use jacrec.MPC, which updates a copy"
         )
 
 

@@ -102,12 +102,14 @@ def sampled_problem(
     particles: int,
     horizon: int,
     generator: torch.Generator | None = None,
+    *,
+    in_place: bool = False,
 ) -> Problem:
     """`jacrec.engine.shapes.problem` under fresh standard normal noise; the state is checked before any is drawn."""
     policy = unwrapped(policy)
     state, single, plan = check_state(policy, world, state)
     check_depends(world, horizon)
     if plan is None:
-        admit(policy, world, state, horizon)
+        admit(policy, world, state, horizon, in_place=in_place)
         plan = kept_plan(policy, world, state, examined=True)
     return Problem(policy, world, state, noise_like(world, state, particles, horizon, generator), single, plan)

@@ -42,8 +42,11 @@ def plain_torch(function: Callable[Given, Answer]) -> Callable[Given, Answer]:
     return plain
 
 
-def problem(policy: nn.Module, world: World, state: Tensor, noise: Tensor) -> Problem:
+def problem(policy: nn.Module, world: World, state: Tensor, noise: Tensor, *, in_place: bool = False) -> Problem:
     """Check and lay out: state (d,) or (N, d), noise (M, H, *noise_shape) or (N, M, H, *noise_shape).
+
+    Args:
+        in_place: the policy itself is to be updated (`admit`).
 
     Raises:
         ValueError: wrong type, shape, dtype, device, or a value that is not finite; says what was expected. On a GPU, a value
@@ -54,7 +57,7 @@ def problem(policy: nn.Module, world: World, state: Tensor, noise: Tensor) -> Pr
     noise = check_noise(world, state, noise, single)
     check_depends(world, noise.shape[2])
     if plan is None:
-        admit(policy, world, state, noise.shape[2])
+        admit(policy, world, state, noise.shape[2], in_place=in_place)
         plan = kept_plan(policy, world, state, examined=True)
     return Problem(policy, world, mark_nonfinite(state, noise), noise, single, plan)
 

@@ -1,5 +1,6 @@
 """What the networks' actions in [-1, 1] stand for: the bounds of an environment's or a data set's actions."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -38,7 +39,12 @@ class ActionBox:
     def __str__(self) -> str:
         pairs = list(zip(self.low, self.high, strict=True))
         same = len(set(pairs)) == 1
-        return " x ".join(f"[{low:g}, {high:g}]" for low, high in (pairs[:1] if same else pairs))
+        return " x ".join(f"[{_shortest(low)}, {_shortest(high)}]" for low, high in (pairs[:1] if same else pairs))
+
+    def arguments(self) -> str:
+        """As arguments of the command line."""
+        low, high = (" ".join(map(_shortest, bound)) for bound in (self.low, self.high))
+        return f"--action-low {low} --action-high {high}"
 
     @classmethod
     def stated(cls, low: float | Sequence[float] | np.ndarray | None, high) -> "ActionBox | None":
@@ -106,6 +112,12 @@ class ActionBox:
             return action
         low, high = self._bounds
         return np.clip((high + low) / 2.0 + np.asarray(action, np.float64) * ((high - low) / 2.0), low, high)
+
+
+def _shortest(bound: float) -> str:
+    """The fewest digits, six or more, that tell it up to float32's rounding, so that what is printed can be given as an argument."""
+    texts = (f"{bound:.{digits}g}" for digits in range(6, 10))
+    return next((text for text in texts if math.isclose(float(text), bound, rel_tol=1e-7)), f"{bound:g}")
 
 
 def played_box(space: gymnasium.Space, env_id: str, data: ActionBox | None = None, choice: str | None = None) -> ActionBox:

@@ -48,10 +48,10 @@ def _escaped(row: list[str]) -> list[str]:
 
 
 def terminal_table(head: Sequence[str], rows: Iterable[Sequence[str]], *, title: str | None = None, padding: int = 1) -> Table:
-    """A table for a terminal: the first column left-aligned, the others right-aligned."""
+    """A table for a terminal: the first column left-aligned, the others right-aligned and folded, not cut, in a narrow one."""
     table = Table(title=title, box=box.SIMPLE_HEAD, padding=(0, padding), title_justify="left")
     for i, column in enumerate(head):
-        table.add_column(column, justify="right" if i else "left", no_wrap=not i)
+        table.add_column(column, justify="right" if i else "left", no_wrap=not i, overflow="fold")
     for row in rows:
         table.add_row(*row)
     return table

@@ -31,6 +31,7 @@ from jacrec.evaluation.records import only_one, read_rehearsal_record
 from jacrec.evaluation.versions import machine, versions
 from jacrec.experimental.config import read_mpc_config
 from jacrec.models.world import World
+from jacrec.training.folder import differences
 from jacrec.training.run import Run, torch_threads
 from jacrec.util.errors import check_fields, expect_count, expect_positive, expect_seed
 from jacrec.util.files import user_path, write_json
@@ -277,14 +278,13 @@ def make_rehearsal(
         expected = _identity(run, play) | {
             "controllers": {name: asdict(own) for name, own in candidates.items()},
             "settings": asdict(config),
+            "other_networks": _model_digests(others),
         }
-        wrong = [key for key, value in expected.items() if old.get(key) != value]
-        if old.get("other_networks", {}) != _model_digests(others):
-            wrong.append("other models")
+        wrong = _mismatches({"other_networks": {}} | old, expected)
         if wrong:
             raise ValueError(
-                f"{path}: expected no rehearsal or one with the same {', '.join(expected)}, got one with different "
-                f"{', '.join(wrong)}. Write to another folder (--out), or replace it (--again)"
+                f"{path}: expected no rehearsal or one with these settings, got one that differs in {'; '.join(wrong)}. Write to "
+                "another folder (--out), or replace it (--again)"
             )
         return old
     with only_one(folder, "rehearsal"):
@@ -305,10 +305,10 @@ def read_rehearsal(run: Run, folder: Path, play: PlayConfig) -> dict[str, Any] |
     if not path.is_file():
         return None
     record = read_rehearsal_record(path)
-    wrong = [key for key, value in _identity(run, play).items() if record.get(key) != value]
+    wrong = _mismatches(record, _identity(run, play))
     if wrong:
         raise ValueError(
-            f"{path}: expected a rehearsal of this run, got one with different {', '.join(wrong)}; rehearse again: "
+            f"{path}: expected a rehearsal of this run, got one that differs in {'; '.join(wrong)}. Rehearse again: "
             f"jacrec rehearse {run.path} --again"
         )
     for who, own in record["controllers"].items():
@@ -324,6 +324,20 @@ def chosen_controller(record: Mapping[str, Any]) -> MPCConfig | None:
 def _identity(run: Run, play: PlayConfig) -> dict[str, Any]:
     """What a rehearsal record must match to belong to a run."""
     return {"networks": digests(run), "environment": play.env_id or run.info.env_id, "physics": play.physics}
+
+
+def _mismatches(old: Mapping[str, Any], expected: Mapping[str, Any]) -> list[str]:
+    """What of a record differs from what is expected, each as "part.key: value there, value here"; of candidates and further runs that
+    one side lacks, which those are."""
+    old, new, found = {key: old.get(key) for key in expected}, dict(expected), []
+    for key in ("controllers", "other_networks"):
+        if key not in new:
+            continue
+        there, here = old[key] or {}, new[key]
+        if there.keys() != here.keys():
+            found.append(f"{key}: {', '.join(there) or 'none'} there, {', '.join(here) or 'none'} here")
+        old[key], new[key] = ({name: own[name] for name in own if name in there.keys() & here.keys()} for own in (there, here))
+    return found + [f"{key}: {a} there, {b} here" for key, (a, b) in differences(old, new).items()]
 
 
 def _model_digests(runs: Mapping[str, Run] | None) -> dict[str, Any]:

@@ -145,7 +145,10 @@ def offline_data(
             raise ValueError(f"{config.data}: expected actions as the run was trained on, got {data.info.action_box} scaled")
         kept, held_out = data.split(config.held_out, derive_seed(config.seed, "held out"))
     except (OSError, ValueError) as error:
-        sentence = f"no offline data, so share = {c.share:g} is ignored and only the replay buffer is used ({error})"
+        sentence = (
+            f"no offline data, so share = {c.share:g} is ignored and only the replay buffer is used ({error}); "
+            "make them available, or choose --online.share 1 (RefreshConfig(share=1.0)) to mean that"
+        )
         print(sentence, flush=True)
         say(sentence)
         return None

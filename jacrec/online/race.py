@@ -31,6 +31,12 @@ LAST = 10
 """least number of rounds for the last candidate"""
 
 
+def longest(candidates: int) -> int:
+    """The most episodes after which a race of so many candidates is decided: all but the best leave after the first round."""
+    budget = LAST + 2 * candidates
+    return OPENING + 1 + 2 * budget - candidates
+
+
 class Dropped(TypedDict):
     """A candidate that left."""
 

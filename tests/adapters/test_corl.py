@@ -121,8 +121,9 @@ def test_what_it_refuses(td3_bc, tmp_path):
     short = source["actor"] | {"net.2.weight": torch.zeros(16, 15)}
     with pytest.raises(ValueError, match=r"expected weights \(out, in\).*got \[\(16, 5\), \(16, 15\), \(2, 16\)\]"):
         from_corl(source | {"actor": short}, state_mean=0, state_std=1)
-    with pytest.raises(ValueError, match="expected finite means and stds other than 0"):
-        from_corl(source, state_mean=MEAN, state_std=0)
+    for mean, std in ((MEAN, 0), (MEAN, -STD), (MEAN, STD * np.nan), (MEAN + np.inf, STD)):
+        with pytest.raises(ValueError, match=r"^state_mean, state_std: expected finite numbers, and stds > 0, got .*1e-3"):
+            from_corl(source, state_mean=mean, state_std=std)
     rng = np.random.default_rng(0)
     rebrac = {"actor": flax_network(rng, D, M, True), "critic": flax_network(rng, D + M, 1, True, lead=(2,))}
     with pytest.raises(ValueError, match=r"max_action: expected 1 for ReBRAC.* got 2"):
@@ -135,6 +136,49 @@ def test_what_it_refuses(td3_bc, tmp_path):
     torch.save({"actor": td3_bc["actor"]}, tmp_path / "module.pt")
     with pytest.raises(ValueError, match=r"save the modules' state_dict\(\) alone"):
         from_corl(tmp_path / "module.pt")
+
+
+OTHERS = {
+    "spread": (lambda rng, actor: actor | {"log_std": np.zeros(M)}, r"got actor\.log_std"),
+    "batch normalisation": (
+        lambda rng, actor: {**actor, **{f"BatchNorm_{i}": flax_norm(rng) for i in range(3)}},
+        r"got actor\.BatchNorm_0\.\w+",
+    ),
+    "statistics": (
+        lambda rng, actor: {"params": actor, "batch_stats": {"BatchNorm_0": {"mean": np.zeros(16), "var": np.ones(16)}}},
+        r"got actor\.batch_stats\.BatchNorm_0\.mean",
+    ),
+    "no bias": (
+        lambda rng, actor: actor | {"Dense_1": {"kernel": np.zeros((16, 16))}},
+        r"got actor\.Dense_1\.kernel",
+    ),
+    "LayerNorm first": (
+        lambda rng, actor: {"layers_0": actor["Dense_0"], "layers_1": flax_norm(rng), "layers_3": actor["Dense_3"]},
+        r"got a LayerNorm before its ReLU, actor\.layers_1",
+    ),
+    "a state dict of torch": (lambda rng, actor: Net(D, M).state_dict(), r"got actor\.net\.0\.\w+"),
+}
+
+
+@pytest.mark.parametrize(("change", "message"), OTHERS.values(), ids=OTHERS)
+def test_flax_parameters_of_another_network_are_refused(change, message):
+    rng = np.random.default_rng(0)
+    critic = flax_network(rng, D + M, 1, True, lead=(2,))
+    actor = change(rng, flax_network(rng, D, M, False))
+    with pytest.raises(ValueError, match=rf"^actor: expected .*Dense layers.*{message}; wrap"):
+        from_corl({"actor": actor, "critic": critic})
+
+
+def test_a_sequential_of_flax_is_read():
+    rng = np.random.default_rng(0)
+    named = flax_network(rng, D, M, True)
+    counted = {f"layers_{3 * i}": named[f"Dense_{i}"] for i in range(4)} | {
+        f"layers_{3 * i + 2}": named[f"LayerNorm_{i}"] for i in range(3)
+    }
+    critic = flax_network(rng, D + M, 1, True, lead=(2,))
+    state = torch.randn(20, D)
+    one, other = (from_corl({"actor": actor, "critic": critic}).policy(state) for actor in (named, {"Sequential_0": counted}))
+    assert torch.equal(one, other)
 
 
 @pytest.mark.parametrize(

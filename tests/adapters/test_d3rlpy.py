@@ -60,7 +60,7 @@ def expect_the_same(algo, parts, rows=40):
     torch.testing.assert_close(got, values.amin(0), rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["ReBRAC", "TD3PlusBC", "TD3", "DDPG", "SAC", "CQL", "IQL", "AWAC"])
+@pytest.mark.parametrize("name", ["ReBRAC", "TD3PlusBC", "TD3", "DDPG", "SAC", "CQL", "IQL", "AWAC", "CalQL", "PRDC"])
 def test_actions_and_values_are_the_librarys(data, name):
     values = {"value_encoder_factory": VectorEncoderFactory([16])} if name == "IQL" else {}
     algo = trained(data, name, **values)

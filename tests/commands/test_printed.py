@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from jacrec import cli
 from jacrec.commands import doctor
 from jacrec.commands.doctor import Check
 from jacrec.commands.live import summary
@@ -11,6 +12,7 @@ from jacrec.evaluation.live import LiveLog
 from jacrec.evaluation.markdown import terminal, terminal_table
 from jacrec.studies.ledger import Failure
 from jacrec.studies.show import failure_table
+from jacrec.training.pretrained import pretrained_runs
 from jacrec.training.run import Run
 
 
@@ -21,6 +23,18 @@ def test_brackets_and_colons_are_printed_as_they_are(capsys):
     console.print(terminal_table(["name"], [[text]], title=text))
     console.print(failure_table({"a": Failure(text, "", 1)}, {}))
     assert capsys.readouterr().out.count("'jacrec[video]' at 10:100:20 [/]") == 4
+
+
+@pytest.mark.parametrize("width", [60, 80, 120])
+def test_names_are_not_cut_in_a_narrow_terminal(monkeypatch, capsys, width):
+    monkeypatch.setenv("COLUMNS", str(width))
+    assert cli.main(["models", "list"]) == 0
+    out = capsys.readouterr().out
+    assert "…" not in out
+    letters = "".join(out.split())
+    assert all(run.name in letters for run in pretrained_runs())
+    if width == 120:
+        assert all(run.data in out and run.env_id in out for run in pretrained_runs())
 
 
 def test_the_doctor_prints_extras(monkeypatch, capsys):

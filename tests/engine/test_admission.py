@@ -210,7 +210,7 @@ def test_each_part_is_called_at_its_first_use_alone(world):
     policy_gradient(policy, world, torch.zeros(d), noise)
     first = len(calls)
     policy_gradient(policy, world, torch.zeros(d), noise)
-    assert (first, len(calls)) == (7, 9)  # five times, then at two steps of each imagination
+    assert (first, len(calls)) == (8, 10)  # six times, then at two steps of each imagination
 
 
 def test_without_imagination_only_policy_and_critic_are_called(world):

@@ -1,5 +1,6 @@
 """What parts may answer: rows on their own, of a floating-point type, with derivatives."""
 
+import copy
 import re
 from dataclasses import replace
 
@@ -38,6 +39,11 @@ def beside(x):
         ("reward", lambda s, a: -beside(s).square().sum(-1)),
         ("reward", lambda s, a: -(s / (1e-3 + s.abs().max())).square().sum(-1)),
         ("critic", lambda s, a: foreign_critic(s, a) - foreign_critic(s, a).mean()),
+        # by their number alone
+        ("policy", Policy(lambda a: a * 3 / len(a))),
+        ("dynamics", with_noise(lambda s, a, e: s + a.sum(-1, keepdim=True) / len(s))),
+        ("reward", lambda s, a: -s.square().sum(-1) / len(s)),
+        ("critic", lambda s, a: foreign_critic(s, a) / len(s) ** 0.5),
     ],
 )
 @pytest.mark.parametrize("method", [Adjoint(), Autograd()])
@@ -87,3 +93,46 @@ def test_parts_made_in_inference_mode_are_refused(world, part):
     world = replace(world, critic=made) if part == "critic" else world
     with pytest.raises(ValueError, match=rf"^{part}: expected parameters that have derivatives, got .*inference_mode"):
         policy_gradient(policy, world, torch.zeros(d), torch.randn(3, 2, 2))
+
+
+class Shared(nn.Module):
+    """A reward or critic on the first layers of a policy."""
+
+    def __init__(self, encoder):
+        super().__init__()
+        self.encoder, self.head = encoder, nn.Linear(8 + m, 1)
+
+    def forward(self, state, action):
+        return self.head(torch.cat([self.encoder(state), action], -1)).squeeze(-1)
+
+
+@pytest.mark.parametrize("part", ["reward", "critic", "dynamics"])
+@pytest.mark.parametrize("function", [False, True])
+def test_an_update_in_place_changes_no_part_of_the_world(world, part, function):
+    """The gradient takes what they share for a constant, a controller updates a copy of the policy, and no update moves what is frozen."""
+    policy, noise, state = Policy(), torch.randn(3, 2, 2), torch.randn(d)
+    shared = Shared(policy.net[:2])
+    apart = copy.deepcopy(shared)
+
+    def given(network):
+        if part == "dynamics":
+            return with_noise(lambda s, a, e: s + 0.1 * network(s, a)[:, None])
+        return (lambda s, a: network(s, a)) if function else network
+
+    joined, separate = (replace(world, **{part: given(network)}) for network in (shared, apart))
+    gradients = [policy_gradient(policy, w, state, noise).gradient for w in (joined, separate)]
+    assert all(torch.equal(gradients[0][name], g) for name, g in gradients[1].items())
+    settings = MPCConfig(2, particles=3, lr=0.1, updates=3)
+    controllers = [MPC(policy, w, settings) for w in (joined, separate)]
+    for _ in range(2):
+        assert torch.equal(*(mpc.act(state) for mpc in controllers))
+    before = copy.deepcopy(policy.state_dict())
+    for settings in ({"noise": noise}, {"horizon": 2}):
+        with pytest.raises(ValueError, match=rf"^{part}: expected parameters of its own, got some of the policy's.*deepcopy"):
+            mpc_update(policy, joined, state, **settings)
+    assert all(torch.equal(x, before[name]) for name, x in policy.state_dict().items())
+    policy.net[:2].requires_grad_(False)
+    actions = [mpc_update(copy.deepcopy(policy), separate, state, noise=noise, lr=0.1).action]
+    actions.append(mpc_update(policy, joined, state, noise=noise, lr=0.1).action)
+    assert torch.equal(*actions)
+    assert all(torch.equal(x, apart.state_dict()[name]) for name, x in shared.state_dict().items())

@@ -44,6 +44,18 @@ def test_what_is_no_bound_is_refused(low, high, message):
         ActionBox.stated(low, high)
 
 
+def test_printed_bounds_can_be_given_again():
+    """With bounds that are a float32's, as those of a data set's actions, six digits would name others."""
+    for low, high in ((-1.9999517, 1.9991463), (-2.0, 2.0), (-1e30, 0.1), (np.float32(-1 / 3), np.float32(1e-5))):
+        box = ActionBox((float(low), -1.0), (float(high), 1.0))
+        words = box.arguments().split()
+        again = ActionBox.stated([float(x) for x in words[1:3]], [float(x) for x in words[4:6]])
+        assert again is not None
+        assert again.same_as(box)
+        assert [words[0], words[3]] == ["--action-low", "--action-high"]
+        assert f"[{words[1]}, {words[4]}] x [-1, 1]" == str(box)
+
+
 def test_by_default_the_environments_bounds_count():
     assert played_box(TORQUE, "Pendulum-v1") == ActionBox((-2.0,), (2.0,))
     assert played_box(HUMANOID, "Humanoid-v5", ActionBox.stated(-0.4, 0.4)).high[0] == np.float32(0.4)

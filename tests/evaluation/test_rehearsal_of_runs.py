@@ -1,6 +1,7 @@
 """Rehearsals of trained runs: records, the command, evaluations and sweeps."""
 
 import json
+import re
 from dataclasses import asdict, replace
 
 import pytest
@@ -72,12 +73,18 @@ def test_rehearsals_are_not_overwritten(trained, tmp_path):
     timed = {"wall_seconds"}
     again = make_rehearsal(run, tmp_path, MINE, SHORT, PLAY, again=True)
     assert {k: v for k, v in again.items() if k not in timed} == {k: v for k, v in first.items() if k not in timed}
-    for candidates, config, wrong in ((MINE, replace(SHORT, seed=8), "settings"), ({"a": MINE["a"]}, SHORT, "controllers")):
-        with pytest.raises(ValueError, match=rf"got one with different {wrong}\. .*--again"):
-            make_rehearsal(run, tmp_path, candidates, config, PLAY)
+    other = MINE | {"b": replace(MINE["b"], lr=0.5)}
+    for candidates, config, others, wrong in (
+        (MINE, replace(SHORT, seed=8), None, f"settings.seed: {SHORT.seed} there, 8 here"),
+        ({"a": MINE["a"]}, SHORT, None, "controllers: a, b there, a here"),
+        (other, SHORT, None, f"controllers.b.lr: {MINE['b'].lr} there, 0.5 here"),
+        (MINE, SHORT, {"second": run}, "other_networks: none there, second here"),
+    ):
+        with pytest.raises(ValueError, match=rf"got one that differs in {re.escape(wrong)}\. .*--again"):
+            make_rehearsal(run, tmp_path, candidates, config, PLAY, others=others)
     with torch.no_grad():
         next(run.policy.parameters()).add_(1e-3)
-    with pytest.raises(ValueError, match=r"different networks; .*jacrec rehearse"):
+    with pytest.raises(ValueError, match=r"differs in networks\.\w+: .*jacrec rehearse"):
         read_rehearsal(run, tmp_path, PLAY)
 
 
@@ -168,7 +175,7 @@ def test_rehearse_and_eval_commands(trained, tmp_path, monkeypatch, capsys):
     assert "--again" in capsys.readouterr().err
     assert "--others" in out
     assert cli.main([*rehearse, "--steps", "3", "--others", str(trained)]) == cli.USAGE_ERROR
-    assert "other models" in capsys.readouterr().err
+    assert "other_networks: none there" in capsys.readouterr().err
     assert cli.main([*rehearse, "--steps", "3", "--others", str(trained), "--again"]) == 0
     assert "The rehearsal in the world models chose" in capsys.readouterr().out
     record = json.loads((tmp_path / "rehearsal.json").read_text())

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jacrec.evaluation.tuning import BASE
-from jacrec.online.race import OPENING, DeployedRace
+from jacrec.online.race import OPENING, DeployedRace, longest
 from tests.conftest import property_cases
 
 KINDS = {
@@ -205,6 +205,20 @@ def test_candidates_begin_where_the_base_policy_began_its_round():
         race.played(1.0 + 0.01 * i)
     assert starts == [(BASE, 0), (BASE, 1), (BASE, 2), ("a", 2), ("b", 2), (BASE, 5), (starts[-1][0], 5)]
     assert starts[-1][0] != BASE
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 5, 12])
+@pytest.mark.parametrize("spread", [0.0, 0.3, 1.5])
+def test_a_race_is_decided_in_time(n, spread):
+    rng, lengths = np.random.default_rng(n), []
+    for _ in range(40):
+        race = DeployedRace([str(i) for i in range(n)], 50.0)
+        while race.winner is None:
+            race.played(1.0 + spread * rng.standard_normal())
+        lengths.append(race.decided)
+    assert max(lengths) <= longest(n)
+    if not spread and n < 4:  # it takes that long, or one more round of two
+        assert max(lengths) >= longest(n) - 2
 
 
 @pytest.mark.parametrize("allowance", [0.9, float("inf"), float("nan")])

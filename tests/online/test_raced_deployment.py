@@ -17,7 +17,7 @@ from jacrec.evaluation.episodes import PolicyController, play
 from jacrec.evaluation.tuning import BASE
 from jacrec.online import deploy as deployment
 from jacrec.online.deploy import FILE, deploy
-from jacrec.online.race import DeployedRace
+from jacrec.online.race import DeployedRace, longest
 from jacrec.online.replay_buffer import ReplayReader
 from jacrec.training.run import load_run
 from tests.online.test_deploy import OFF, until
@@ -211,9 +211,16 @@ def test_the_command_races(tmp_path, trained, capsys):
         "--log",
         "csv",
     ]
+    shown = ""
     for episodes in ("5", "6"):
         assert cli.main([*command, "--race-allowance", "6", "--episodes", episodes]) == 0
-    out = capsys.readouterr().out
+        out = capsys.readouterr().out
+        assert (
+            f"undecided after {episodes} episodes; the same command goes on with a larger --episodes: {longest(2)} decide it"
+            in out
+        )
+        shown += out
+    out = shown
     record = json.loads((tmp_path / "out" / FILE).read_text())
     assert [e["player"] for e in record["episodes"][:5]] == [BASE, BASE, BASE, "near", "far"]
     (own,) = record["race"]["dropped"]
@@ -226,6 +233,13 @@ def test_the_command_races(tmp_path, trained, capsys):
     assert len(lines) == 1 + sum(e["player"] == BASE for e in record["episodes"])
     head = lines[0].split(",")
     assert float(lines[-1].split(",")[head.index("lost")]) == record["episodes"][-1]["lost"]
+
+
+def test_an_error_stands_without_a_progress_bar(tmp_path, trained, capsys):
+    assert cli.main(["deploy", str(trained), "--race", "--race-allowance", "0.5", "--out", str(tmp_path / "out")]) == 2
+    printed = capsys.readouterr()
+    assert printed.out.strip() == ""
+    assert "race_allowance: expected at least 1" in printed.err
 
 
 def test_race_and_tuned_are_alternatives(trained, capsys):

@@ -116,6 +116,7 @@ def test_missing_offline_data_are_reported_and_only_the_replay_buffer_is_used(tm
             assert refresher.take_notices() == said
     assert len(said) == 1
     assert "no offline data, so share = 0.5 is ignored" in said[0]
+    assert "--online.share 1" in said[0]
     assert said[0].removeprefix("refreshing: ") in (tmp_path / LOG).read_text()
     line = read_refreshes(tmp_path)[0]
     assert line["offline"] is False
