@@ -184,6 +184,7 @@ def start(arguments: str, folder: Path, data: Path) -> int:
     if process:
         return process
     code = 1
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # until the command begins
     try:
         os.setsid()
         with (folder / "output").open("a") as output:
@@ -191,10 +192,10 @@ def start(arguments: str, folder: Path, data: Path) -> int:
             os.dup2(output.fileno(), 2)
         os.environ["MINARI_DATASETS_PATH"] = str(data)
         os.chdir(folder)
-        signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background processes ignore it
         sys.argv = ["jacrec", *arguments.split()]
         from jacrec import cli
 
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         code = cli.main()
     except BaseException:
         traceback.print_exc()
