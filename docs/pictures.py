@@ -3,6 +3,7 @@
 python docs/pictures.py
 """
 
+import itertools
 import json
 import re
 from pathlib import Path
@@ -33,12 +34,18 @@ STYLE: Any = {
 
 
 def tuned_scores() -> tuple[list[str], dict[str, list[float]]]:
-    """The runs of the record on tuned thinking, and each contestant's scores."""
-    table = next(re.finditer(r"(?:^\|.*\n)+", THINKING.read_text(encoding="utf-8"), re.MULTILINE))[0]  # the first one
-    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()]
-    runs = rows[0][1:]
-    scores = {row[0]: [float(re.match(r"[\d.]+", cell)[0]) for cell in row[1:]] for row in rows if row[0] in TUNED}  # pyright: ignore
-    return runs, {label: scores[name] for name, label in TUNED.items()}
+    """The HalfCheetah runs of the record on tuned thinking, and each contestant's scores."""
+    runs: list[str] = []
+    scores: dict[str, list[float]] = {label: [] for label in TUNED.values()}
+    tables = re.finditer(r"(?:^\|.*\n)+", THINKING.read_text(encoding="utf-8"), re.MULTILINE)
+    for table in itertools.islice(tables, 2):  # those of HalfCheetah
+        head, *rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table[0].splitlines()]
+        columns = [i for i, name in enumerate(head) if "seed" in name]
+        runs += [head[i] for i in columns]
+        for row in rows:
+            if row[0] in TUNED:
+                scores[TUNED[row[0]]] += [float(re.match(r"[\d.]+", row[i])[0]) for i in columns]  # pyright: ignore
+    return runs, scores
 
 
 def fixed_gains() -> dict[str, tuple[float, float, float]]:
@@ -65,11 +72,12 @@ def bars(ax: Axes, groups: list[str], values: dict[str, list[float]], form: str)
 
 
 def draw_gain(path: Path) -> None:
-    """Scores with tuned settings on three runs; average gains of fixed settings on twelve sets."""
-    figure, (left, right) = plt.subplots(1, 2, figsize=(8.6, 3.1), width_ratios=(3, 2), layout="constrained")
+    """Scores with tuned settings; average gains of fixed settings on twelve sets."""
+    figure, (left, right) = plt.subplots(1, 2, figsize=(9.6, 3.2), width_ratios=(5, 2), layout="constrained")
     runs, scores = tuned_scores()
     bars(left, [run.replace(", ", "\n") for run in runs], scores, "{:.1f}")
     left.set(ylabel="normalised score", ylim=(0, 78))
+    left.tick_params(axis="x", labelsize=7)
     left.set_title("HalfCheetah, settings tuned on other seeds", fontsize=9)
     left.legend(frameon=False, fontsize=8, ncols=3, loc="upper center")
     gains = fixed_gains()
