@@ -9,7 +9,7 @@ from importlib import import_module
 from jacrec import __version__
 from jacrec.commands import SHELLS, VERBS
 from jacrec.util.files import user_path
-from jacrec.util.signals import keep_interrupts
+from jacrec.util.signals import is_interrupt, keep_interrupts
 
 USAGE_ERROR, INTERRUPTED = 2, 130
 
@@ -36,7 +36,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         keep_interrupts(signal.SIGINT)
     try:
         return import_module(f"jacrec.commands.{verb}").run(rest)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, RuntimeError) as error:
+        if not is_interrupt(error):
+            raise
         if argv is None:  # the process ends here, and another Ctrl-C would only print a traceback
             signal.signal(signal.SIGINT, signal.SIG_IGN)
         print(f"\ninterrupted; to resume: jacrec {shlex.join(args)}", file=sys.stderr)

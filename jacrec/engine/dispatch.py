@@ -9,6 +9,7 @@ from jacrec.engine.problem import Problem
 from jacrec.models.world import World
 from jacrec.util.errors import expect_one_of
 from jacrec.util.forks import one_thread_after_fork
+from jacrec.util.signals import is_interrupt
 
 KERNELS = ("plain", "fused")
 PRECISIONS = ("ieee", "tf32x3", "tf32")
@@ -26,6 +27,8 @@ def _load(device: str) -> ModuleType | str:
         try:
             found = import_module(MODULES[device])
         except (ImportError, RuntimeError) as error:
+            if is_interrupt(error):
+                raise KeyboardInterrupt from error
             found = f"{NEEDS[device]} cannot be imported ({error}); pip install {NEEDS[device]}"
         _loaded[device] = found
     return found

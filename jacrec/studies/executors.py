@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from jacrec.studies.jobs import Job, Report
+from jacrec.util.signals import is_interrupt
 
 GRACE = 20.0
 """seconds granted to interrupted jobs for writing a checkpoint"""
@@ -74,6 +75,8 @@ def perform(job: Job, worker: str, report: Report) -> Finished | Failed:
     try:
         note = job.perform(report)
     except Exception as error:
+        if is_interrupt(error):
+            raise KeyboardInterrupt from error
         text = f"{type(error).__name__}: {error}"
         return Failed(job.id, text, traceback.format_exc(), time.perf_counter() - began, worker)
     return Finished(job.id, note, time.perf_counter() - began, worker)

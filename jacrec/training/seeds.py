@@ -42,7 +42,7 @@ from jacrec.training.stages.rebrac import ReBRACStage
 from jacrec.util.errors import expect_count, expect_one_of
 from jacrec.util.files import user_path
 from jacrec.util.processors import processors
-from jacrec.util.signals import OrderlyExit, handle_signals
+from jacrec.util.signals import OrderlyExit, handle_signals, is_interrupt
 
 STARTED = "started"
 """first message of a process"""
@@ -288,7 +288,8 @@ def _process_main(
     except (KeyboardInterrupt, BrokenPipeError):  # or the parent has ended, and nobody listens
         pass
     except Exception as error:
-        pipe.send(error)
+        if not is_interrupt(error):
+            pipe.send(error)
     finally:
         pipe.close()
 

@@ -21,6 +21,16 @@ def uninterrupted() -> Iterator[None]:
         signal.signal(signal.SIGINT, signal.SIG_DFL if before is None else before)
 
 
+def is_interrupt(error: BaseException | None) -> bool:
+    """Whether an error is a KeyboardInterrupt, or was raised because of one.
+
+    Python 3.11 raises a RuntimeError from what `__set_name__` raises, so that an interrupt of an import may look like a broken library.
+    """
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__cause__
+    return error is not None
+
+
 class OrderlyExit(contextlib.ExitStack):
     """An ExitStack that closes everything before it gives way to a second Ctrl-C."""
 

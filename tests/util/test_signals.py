@@ -4,9 +4,13 @@ import signal
 import subprocess
 import sys
 import threading
+from types import SimpleNamespace
 
 import pytest
 
+from jacrec import cli
+from jacrec.engine import dispatch
+from jacrec.studies.executors import Failed, perform
 from jacrec.util.signals import OrderlyExit, uninterrupted
 
 
@@ -105,3 +109,37 @@ def test_an_interrupt_inside_a_callback_is_raised_after_it():
     done = subprocess.run(command, capture_output=True, text=True, timeout=25, check=True)
     assert done.stdout == "interrupted\n"
     assert done.stderr == ""
+
+
+def wrapped_interrupt(*args):
+    """What Python 3.11 makes of a Ctrl-C while a class is made."""
+    raise RuntimeError("Error calling __set_name__") from KeyboardInterrupt()
+
+
+def other_error(*args):
+    raise RuntimeError("broken") from ValueError()
+
+
+def test_an_interrupted_import_is_no_broken_library(monkeypatch):
+    monkeypatch.setattr(dispatch, "_loaded", {})
+    monkeypatch.setattr(dispatch, "import_module", wrapped_interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        dispatch._load("cpu")
+    assert dispatch._loaded == {}
+    monkeypatch.setattr(dispatch, "import_module", other_error)
+    assert dispatch._load("cpu") == "numba cannot be imported (broken); pip install numba"
+
+
+def test_a_job_whose_import_is_interrupted_has_not_failed():
+    with pytest.raises(KeyboardInterrupt):
+        perform(SimpleNamespace(id="job", perform=wrapped_interrupt), "worker", print)
+    assert isinstance(perform(SimpleNamespace(id="job", perform=other_error), "worker", print), Failed)
+
+
+def test_a_verb_whose_import_is_interrupted_can_be_resumed(monkeypatch, capsys):
+    monkeypatch.setattr(cli, "import_module", wrapped_interrupt)
+    assert cli.main(["doctor"]) == 130
+    assert "interrupted; to resume: jacrec doctor" in capsys.readouterr().err
+    monkeypatch.setattr(cli, "import_module", other_error)
+    with pytest.raises(RuntimeError, match="broken"):
+        cli.main(["doctor"])
