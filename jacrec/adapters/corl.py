@@ -140,11 +140,13 @@ def _collect(tree: Any, path: str, dense: list[tuple[Tensor, Tensor]], norms: li
     Raises:
         ValueError: something else is there, which the networks would be without.
     """
-    known = "Dense layers of kernel and bias, ReLU, then any LayerNorm, as of CORL's ReBRAC"
+    name, last = path.partition(".")[0], path.rpartition(".")[2]
+    expected = (
+        f"{name}: expected flax parameters, Dense layers of kernel and bias, ReLU, then any LayerNorm, as of CORL's ReBRAC"
+    )
     other = "wrap another network in a module yourself"
     if not isinstance(tree, Mapping):
-        raise ValueError(f"{path.partition('.')[0]}: expected flax parameters, {known}, got {path}; {other}")
-    last = path.rpartition(".")[2]
+        raise ValueError(f"{expected}, got {path}; {other}")
     if {"kernel", "bias"} == set(tree):
         dense.append((double(tree["kernel"]), double(tree["bias"])))
     elif {"scale", "bias"} == set(tree) and re.fullmatch(r"(LayerNorm|layers)_\d+", last):
@@ -153,8 +155,6 @@ def _collect(tree: Any, path: str, dense: list[tuple[Tensor, Tensor]], norms: li
         for key, layer in tree.items():  # the layers of a Sequential are counted with its activations
             place = re.fullmatch(r"layers_(\d+)", str(key))
             if place and isinstance(layer, Mapping) and "scale" in layer and f"layers_{int(place[1]) - 2}" not in tree:
-                raise ValueError(
-                    f"{path.partition('.')[0]}: expected {known}, got a LayerNorm before its ReLU, {path}.{key}; {other}"
-                )
+                raise ValueError(f"{expected}, got a LayerNorm before its ReLU, {path}.{key}; {other}")
         for key in sorted(tree, key=lambda key: [int(x) if x.isdigit() else x for x in re.split(r"(\d+)", str(key))]):
             _collect(tree[key], f"{path}.{key}", dense, norms)

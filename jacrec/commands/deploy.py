@@ -78,7 +78,8 @@ def run(args: list[str]) -> int:
     console.print(episodes_table(record))
     if "race" in record:
         console.print(race_table(record))
-        console.print(undecided_sentence(record), soft_wrap=True, end="")
+        if record["race"]["winner"] is None:
+            console.print(undecided_sentence(record), soft_wrap=True)
     console.print(refreshes_table(record) if record["refreshes"] else "no refresh took place")
     for sentence in record["notices"]:
         console.print(sentence, soft_wrap=True)
@@ -139,13 +140,11 @@ def race_table(record: dict[str, Any]) -> Table:
 
 
 def undecided_sentence(record: dict[str, Any]) -> str:
-    """How to go on with a race that is undecided, a line; "" for another."""
-    if record["race"]["winner"] is not None:
-        return ""
+    """How to go on with a race that is undecided."""
     most = longest(len(record["settings"]["candidates"]))
     return (
         f"the race is undecided after {len(record['episodes'])} episodes; the same command goes on with a larger --episodes: {most} "
-        "decide it, or fewer\n"
+        "decide it, or fewer"
     )
 
 

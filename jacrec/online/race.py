@@ -33,8 +33,12 @@ LAST = 10
 
 def longest(candidates: int) -> int:
     """The most episodes after which a race of so many candidates is decided: all but the best leave after the first round."""
-    budget = LAST + 2 * candidates
-    return OPENING + 1 + 2 * budget - candidates
+    return OPENING + 1 + 2 * _budget(candidates) - candidates
+
+
+def _budget(candidates: int) -> int:
+    """Episodes of the candidates."""
+    return LAST + 2 * candidates
 
 
 class Dropped(TypedDict):
@@ -83,7 +87,7 @@ class DeployedRace:
                 f"race_allowance: expected at least 1, since a single episode can lose the base policy's whole return, got {allowance}"
             )
         self.allowance, self.share, self.players = allowance, allowance / (2 * max(len(names), 1)), list[str]()
-        self.race = Race(list(names), TuneConfig(budget=LAST + 2 * len(names), round=1))
+        self.race = Race(list(names), TuneConfig(budget=_budget(len(names)), round=1))
         self.turns = self.race.turns()
         self.player: str = next(self.turns)[0]
         """who plays the next episode"""

@@ -44,12 +44,10 @@ def fused_unsupported_reason(parameters: Tensor) -> str | None:
     if parameters.dtype not in (torch.float32, torch.float64):
         return f"the networks are {parameters.dtype}, and the fused update requires float32 or float64"
     try:
-        numba = importlib.import_module("numba")
+        host = importlib.import_module("jacrec.kernels.cpu.base.host")
     except ImportError as error:
         return f"Numba is not installed ({error})"
-    if numba.config.DISABLE_JIT:
-        return "numba does not compile here (NUMBA_DISABLE_JIT)"
-    return None
+    return host.disabled_reason()
 
 
 def regression_unsupported_reason(mlp: MLP, parameters: Tensor, least_squares: bool = True) -> str | None:

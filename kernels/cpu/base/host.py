@@ -36,6 +36,11 @@ KEY = (*VERSIONS, VECTOR_BYTES, ACCUMULATORS, *SETTINGS)
 """what compiled code depends on"""
 
 
+def disabled_reason() -> str | None:
+    """Why nothing is compiled in this process; None if the kernels can be."""
+    return "numba does not compile here (NUMBA_DISABLE_JIT)" if config.DISABLE_JIT else None  # pyright: ignore
+
+
 class _PartLibrary(JITCodeLibrary):
     """Code that is linked with its callees, optimised and made machine code only as a part of an entry."""
 

@@ -7,14 +7,13 @@ from functools import partial
 
 import numpy as np
 import torch
-from numba.core import config
 from torch import Tensor, nn
 
 from jacrec.engine.jacobians.generic import value_and_gradient
 from jacrec.engine.problem import Problem
 from jacrec.engine.types import PolicyGradient, RolloutJacobians, UpdateResult
 from jacrec.kernels.cpu.base.helpers import pool
-from jacrec.kernels.cpu.base.host import entry
+from jacrec.kernels.cpu.base.host import disabled_reason, entry
 from jacrec.kernels.cpu.base.layout import DTYPES
 from jacrec.kernels.cpu.base.rows import WORD
 from jacrec.kernels.cpu.base.threads import workspace
@@ -68,9 +67,7 @@ def _plan(p: Problem) -> Plan | str:
     """The problem's plan, or why there is none."""
     if isinstance(p.plan, Plan):
         return p.plan
-    if config.DISABLE_JIT:  # pyright: ignore[reportAttributeAccessIssue]
-        return "numba does not compile here (NUMBA_DISABLE_JIT)"
-    return plan_or_reason(p.policy, p.world, p.state)
+    return disabled_reason() or plan_or_reason(p.policy, p.world, p.state)
 
 
 @dataclass
